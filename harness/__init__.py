@@ -1,0 +1,1 @@
+"""fermarsi: train for as long as it pays, keep the best model, resume exactly."""

@@ -1,0 +1,94 @@
+"""Durable files: each call to the system is plain (open, write, fsync, rename), so that a power cut between any two can be reasoned about."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import CheckpointError
+
+CHUNK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes of a file to be written, in order; they must not change before it is written."""
+
+    name: str
+    role: str
+    parts: Sequence[bytes | memoryview]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+@contextmanager
+def telling(what: str) -> Iterator[None]:
+    """An OSError inside becomes a CheckpointError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or what}: {what} failed: {error.strerror or error}. Mend the disk or its permissions.") from error
+
+
+def write_files(directory: Path, contents: Sequence[Content], hasher: Executor) -> list[dict[str, object]]:
+    """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Hashing runs beside writing. Raises OSError."""
+    hashes: list[Future[str]] = [hasher.submit(_sha256, content.parts) for content in contents]
+    try:
+        for content in contents:
+            _write_file(directory / content.name, content)
+    finally:
+        digests = [digest.result() for digest in hashes]  # also after a failure: the bytes may be reused from here on
+    return [
+        {"name": content.name, "role": content.role, "size_bytes": content.size_bytes, "sha256": digest}
+        for content, digest in zip(contents, digests, strict=True)
+    ]
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the directory's entries durable. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory and its missing parents, durably. Raises OSError."""
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
+
+
+def _write_file(path: Path, content: Content) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        if content.size_bytes and hasattr(os, "posix_fallocate"):  # a full disk is found before the first byte
+            os.posix_fallocate(descriptor, 0, content.size_bytes)
+        for chunk in _chunks(content.parts):
+            written = 0
+            while written < len(chunk):
+                written += os.write(descriptor, chunk[written:])
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(parts: Sequence[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(parts):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
+    for part in parts:
+        view = memoryview(part)
+        for begin in range(0, len(view), CHUNK_BYTES):
+            yield view[begin : begin + CHUNK_BYTES]

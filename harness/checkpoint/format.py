@@ -1,0 +1,106 @@
+"""The safetensors format, written so that equal tensors give equal bytes: sorted keys, fixed order, fixed metadata.
+
+A file is an 8-byte little-endian length, a JSON header padded with spaces, and the tensors' bytes without gaps, widest dtype first so that each is aligned
+(https://github.com/huggingface/safetensors#format). A reader knows from the manifest what the header must be, so no header is ever parsed or trusted.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.errors import CheckpointError
+
+_NAMES: dict[torch.dtype, str] = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+    torch.complex64: "C64",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a tensor is, without its values. `dtype` in safetensors' words, e.g. "BF16"."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return _DTYPES[self.dtype]
+
+    @property
+    def num_rows(self) -> int:
+        """Length of the first axis; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+    def rows(self, count: int) -> "Spec":
+        """The same with another number of rows."""
+        return Spec(self.dtype, (count, *self.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the tensors of a file lie: its first bytes, and for each key where its data begins, counted from the file's start."""
+
+    head: bytes
+    begins: Mapping[str, int]
+    size_bytes: int
+
+
+def known_dtype(name: str) -> bool:
+    """Whether `name` is one of safetensors' dtypes that torch has too."""
+    return name in _DTYPES
+
+
+def spec_of(tensor: object, where: str) -> Spec:
+    """The spec of a dense tensor. Raises CheckpointError for anything else."""
+    if not isinstance(tensor, Tensor):
+        raise CheckpointError(f"{where}: a {type(tensor).__name__} where a tensor is needed. Keep such state in the trainer's JSON.")
+    if tensor.layout != torch.strided or tensor.dtype not in _NAMES or tensor.is_meta:
+        raise CheckpointError(f"{where}: {tensor.dtype}, {tensor.layout} on {tensor.device}: safetensors cannot hold this tensor.")
+    return Spec(_NAMES[tensor.dtype], tuple(tensor.shape))
+
+
+def place(specs: Mapping[str, Spec]) -> Placement:
+    """The header of a file with these tensors and the place of each. A pure function of `specs`."""
+    if sys.byteorder != "little":
+        raise CheckpointError("checkpoints are little-endian and this machine is not.")
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begins: dict[str, int] = {}
+    end = 0
+    for key in sorted(specs, key=lambda key: (-specs[key].torch_dtype.itemsize, key)):
+        spec = specs[key]
+        begins[key] = end
+        end += spec.size_bytes
+        header[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begins[key], end]}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    head = len(text).to_bytes(8, "little") + text
+    return Placement(head, {key: len(head) + begin for key, begin in begins.items()}, len(head) + end)

@@ -1,0 +1,108 @@
+"""Which rank writes what: a pure function of the tensors' names, dtypes and shapes, the same on every rank.
+
+The model's tensors stay whole; large optimizer tensors may be cut between rows. Loads differ from their mean by at most the largest thing that cannot be cut.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from harness.checkpoint.format import Spec
+
+CUT_BYTES = 2**20  # tensors from this size on may be cut
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor, or the rows [first, last) of one, as it stands in a file under `key`."""
+
+    name: str
+    whole: Spec
+    rows: tuple[int, int] | None = None
+
+    @property
+    def spec(self) -> Spec:
+        return self.whole if self.rows is None else self.whole.rows(self.rows[1] - self.rows[0])
+
+    @property
+    def key(self) -> str:
+        return self.name if self.rows is None else f"{self.name}[{self.rows[0]}:{self.rows[1]}]"
+
+
+@dataclass
+class Share:
+    """What one rank writes, by role."""
+
+    pieces: dict[str, list[Piece]] = field(default_factory=lambda: {"model": [], "optimizer": []})
+    size_bytes: int = 0
+
+    def add(self, role: str, piece: Piece) -> None:
+        self.pieces[role].append(piece)
+        self.size_bytes += piece.spec.size_bytes
+
+
+def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each name that shows the same memory as an earlier one (tied weights), that earlier name."""
+    first: dict[tuple[object, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            continue
+        memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if memory in first:
+            aliases[name] = first[memory]
+        else:
+            first[memory] = name
+    return aliases
+
+
+def assign(model: Mapping[str, Spec], optimizer: Mapping[str, Spec], num_ranks: int) -> list[Share]:
+    """The share of each rank. Each tensor, and each row of a cut one, is in exactly one share."""
+    shares = [Share() for _ in range(num_ranks)]
+    whole = [(spec, "model", name) for name, spec in model.items()]
+    whole += [(spec, "optimizer", name) for name, spec in optimizer.items() if not _may_cut(spec)]
+    lightest = [(0, rank) for rank in range(num_ranks)]
+    # Graham's longest-processing-time rule: the largest first, each to the lightest rank.
+    for spec, role, name in sorted(whole, key=lambda item: (-item[0].size_bytes, *item[1:])):
+        load, rank = heapq.heappop(lightest)
+        shares[rank].add(role, Piece(name, spec))
+        heapq.heappush(lightest, (load + spec.size_bytes, rank))
+    _pour([(name, optimizer[name]) for name in sorted(optimizer) if _may_cut(optimizer[name])], shares)
+    return shares
+
+
+def _may_cut(spec: Spec) -> bool:
+    return spec.num_rows > 1 and spec.size_bytes >= CUT_BYTES
+
+
+def _pour(tensors: Sequence[tuple[str, Spec]], shares: Sequence[Share]) -> None:
+    """Fill the shares up to one level, rank by rank, cutting tensors between rows where a rank is full."""
+    left = sum(spec.size_bytes for _, spec in tensors)
+    rank = 0
+    level = _level([share.size_bytes for share in shares], left)
+    for name, spec in tensors:
+        row_bytes = spec.size_bytes // spec.num_rows
+        begin = 0
+        while begin < spec.num_rows:
+            room = max(0, round((level - shares[rank].size_bytes) / row_bytes))
+            count = spec.num_rows - begin if rank == len(shares) - 1 else min(room, spec.num_rows - begin)
+            if count:
+                rows = None if count == spec.num_rows else (begin, begin + count)
+                shares[rank].add("optimizer", Piece(name, spec, rows))
+                left -= count * row_bytes
+                begin += count
+            if begin < spec.num_rows:
+                rank += 1
+                level = _level([share.size_bytes for share in shares[rank:]], left)
+
+
+def _level(loads: Sequence[int], amount: int) -> float:
+    """How high `amount` stands when poured over columns of these heights."""
+    filled = 0
+    for count, load in enumerate(sorted(loads)):
+        if count and (amount + filled) / count <= load:
+            return (amount + filled) / count
+        filled += load
+    return (amount + filled) / len(loads)

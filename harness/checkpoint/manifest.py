@@ -1,0 +1,186 @@
+"""The manifest: what a checkpoint is and which bytes belong to it. A directory without a valid one is no checkpoint.
+
+Everything in it is checked before it is believed: a manifest may come from anywhere.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.checkpoint import exact_json
+from harness.checkpoint.format import Placement, Spec, known_dtype, place
+from harness.errors import CheckpointError
+
+FORMAT = "fermarsi-checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
+CONFIG = "config.yaml"
+MAX_SIZE = 2**60  # of any number of bytes or elements
+
+Role = Literal["model", "optimizer", "rng", "trainer", "config", "index", "beside"]
+Reason = Literal["schedule", "best", "interrupted", "final"]
+Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")]  # no directory, nothing hidden
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class FileEntry(_Strict):
+    """One file of a checkpoint."""
+
+    size_bytes: Count
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    role: Role
+
+
+class Part(_Strict):
+    """Where a tensor, or some of its rows [first, last), stands."""
+
+    file: FileName
+    key: str
+    rows: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+
+
+class TensorEntry(_Strict):
+    """One tensor and the parts that make it up, in the order of rows."""
+
+    dtype: str
+    shape: Annotated[list[Count], Field(max_length=64)]
+    parts: Annotated[list[Part], Field(min_length=1)]
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(self.dtype, tuple(self.shape))
+
+
+class Manifest(_Strict):
+    """What `manifest.json` holds. `metrics` and `facts` hold floats exactly; `written_at` is for information only."""
+
+    format: Literal["fermarsi-checkpoint"] = "fermarsi-checkpoint"
+    format_version: Literal[1] = 1
+    run_id: str
+    attempt: str
+    step: Count
+    epoch: Count
+    samples: Count
+    world_size: Annotated[int, Field(ge=1, le=2**20)]
+    reason: Reason
+    exact: bool
+    exact_reason: str
+    metrics: dict[str, float]
+    facts: dict[str, Any]
+    versions: dict[str, str]
+    written_at: str
+    files: dict[FileName, FileEntry]
+    model: dict[str, TensorEntry]
+    aliases: dict[str, str]
+    optimizer: dict[str, TensorEntry]
+    rng: list[dict[str, TensorEntry]]
+
+    def tensors(self) -> Iterable[tuple[str, Role, TensorEntry]]:
+        """Every tensor with its name and the role of the files it may stand in."""
+        yield from ((name, "model", entry) for name, entry in self.model.items())
+        yield from ((name, "optimizer", entry) for name, entry in self.optimizer.items())
+        for rank, entries in enumerate(self.rng):
+            yield from ((f"rank {rank}'s {name}", "rng", entry) for name, entry in entries.items())
+
+    def placements(self) -> dict[str, Placement]:
+        """For each tensor file, what its header must be and where its tensors lie."""
+        specs: dict[str, dict[str, Spec]] = {name: {} for name, entry in self.files.items() if entry.role in ("model", "optimizer", "rng")}
+        for _, _, entry in self.tensors():
+            for part in entry.parts:
+                specs[part.file][part.key] = entry.spec if part.rows is None else entry.spec.rows(part.rows[1] - part.rows[0])
+        return {file: place(held) for file, held in specs.items()}
+
+    def problems(self) -> list[str]:
+        """What contradicts itself: a tensor not covered exactly once, a file of the wrong size or role."""
+        found: list[str] = []
+        seen: set[tuple[str, str]] = set()
+        for name, role, entry in self.tensors():
+            if not known_dtype(entry.dtype) or not _covered(entry):
+                found.append(f"{name}: its parts do not make up a {entry.dtype} tensor of shape {entry.shape}")
+            for part in entry.parts:
+                if part.file not in self.files or self.files[part.file].role != role or (part.file, part.key) in seen:
+                    found.append(f"{name}: its part in {part.file} is missing, of another kind, or used twice")
+                seen.add((part.file, part.key))
+        found += [f"alias {alias} of {name}: no such tensor" for alias, name in self.aliases.items() if name not in self.model or alias in self.model]
+        if len(self.rng) != self.world_size:
+            found.append(f"random states of {len(self.rng)} ranks, not of {self.world_size}")
+        found += [f"no {name}" for name in (TRAINER_STATE, CONFIG) if name not in self.files]
+        found += [] if MANIFEST not in self.files else [f"{MANIFEST} lists itself"]
+        if not found:
+            sizes = {file: placement.size_bytes for file, placement in self.placements().items()}
+            found += [f"{file}: its size does not fit its tensors" for file, size in sizes.items() if self.files[file].size_bytes != size]
+        return found
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The document for a manifest, with its own hash. Raises CheckpointError if the manifest contradicts itself."""
+    problems = manifest.problems()
+    if problems:
+        raise CheckpointError(f"step {manifest.step}: ranks do not hold the same state: {'; '.join(problems[:5])}.")
+    body = manifest.model_dump()
+    body["metrics"] = exact_json.encode(body["metrics"], "metrics")
+    body["facts"] = exact_json.encode(body["facts"], "facts")
+    body["sha256"] = _own_hash(body)
+    return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """The inverse of `dump_manifest`. Raises CheckpointError for anything that `dump_manifest` would not have written."""
+    body = exact_json.parse(data, MANIFEST)
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise CheckpointError(f"{MANIFEST}: not a fermarsi checkpoint.")
+    version = body.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(f"{MANIFEST}: format {version}; this fermarsi reads up to {FORMAT_VERSION}. Use the newer fermarsi that wrote it.")
+    if body.pop("sha256", None) != _own_hash(body):
+        raise CheckpointError(f"{MANIFEST}: its own hash does not hold: it was damaged or edited.")
+    try:
+        body["metrics"] = exact_json.decode(body.get("metrics"))
+        body["facts"] = exact_json.decode(body.get("facts"))
+        manifest = Manifest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{MANIFEST}: nested too deeply.") from error
+    problems = manifest.problems()
+    if problems:
+        raise CheckpointError(f"{MANIFEST}: {'; '.join(problems[:5])}.")
+    return manifest
+
+
+def join_parts(pieces: Sequence[Mapping[str, Any]]) -> dict[str, TensorEntry]:
+    """Entries for the pieces {name, dtype, shape (of the whole), key, file, rows} that the ranks reported. Raises CheckpointError."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for piece in pieces:
+        by_name.setdefault(piece["name"], []).append(piece)
+    entries: dict[str, TensorEntry] = {}
+    for name, held in by_name.items():
+        held.sort(key=lambda piece: piece["rows"] or [0, 0])
+        dtype, shape = held[0]["dtype"], list(held[0]["shape"])
+        if any((piece["dtype"], list(piece["shape"])) != (dtype, shape) for piece in held):
+            raise CheckpointError(f"{name}: ranks hold it with different dtypes or shapes.")
+        entries[name] = TensorEntry(dtype=dtype, shape=shape, parts=[Part(file=one["file"], key=one["key"], rows=one["rows"]) for one in held])
+    return entries
+
+
+def _covered(entry: TensorEntry) -> bool:
+    if entry.parts[0].rows is None:
+        return len(entry.parts) == 1
+    if not entry.shape:
+        return False
+    bounds = [part.rows for part in entry.parts if part.rows is not None]
+    ends = [0, *(last for _, last in bounds)]
+    return len(bounds) == len(entry.parts) and [first for first, _ in bounds] == ends[:-1] and ends[-1] == entry.shape[0] and ends == sorted(set(ends))
+
+
+def _own_hash(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

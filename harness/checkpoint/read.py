@@ -1,0 +1,238 @@
+"""Choosing, verifying and loading checkpoints. Nothing here is a collective; the caller wraps it in `ranks.decide` or `ranks.together`.
+
+No header is parsed and no size believed before it was compared with the manifest, whose own hash is checked first; so nothing large is ever allocated for a lie.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from torch import Tensor
+
+from harness.checkpoint import exact_json
+from harness.checkpoint.format import Placement
+from harness.checkpoint.manifest import MANIFEST, TRAINER_STATE, FileEntry, Manifest, TensorEntry, parse_manifest
+from harness.errors import CheckpointError
+
+Verify = Literal["full", "size"]
+_STEP = re.compile(r"^step-(\d{8,18})$")
+_NUM_READERS = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The checkpoint to go on from, None to start afresh; and why newer ones were skipped."""
+
+    path: Path | None
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory. `rng` is None if it was written by another number of ranks."""
+
+    manifest: Manifest
+    trainer: Any
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    rng: dict[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint directory; `manifest` is None if it is invalid, `problems` say why."""
+
+    path: Path
+    step: int
+    manifest: Manifest | None
+    problems: list[str]
+
+    @property
+    def size_bytes(self) -> int:
+        return 0 if self.manifest is None else sum(entry.size_bytes for entry in self.manifest.files.values())
+
+
+def step_name(step: int) -> str:
+    """The name of a step's directory."""
+    return f"step-{step:08}"
+
+
+def list_checkpoints(directory: Path, verify: Verify = "size") -> list[Listed]:
+    """All checkpoint directories of a run, valid or not, by step."""
+    return [inspect(directory / name, step, verify) for step, name in _step_names(directory)]
+
+
+def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> Listed:
+    """One checkpoint directory, valid or not."""
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        return Listed(path, -1 if step is None else step, None, [str(error)])
+    problems = _problems(path, manifest, verify)
+    if step is not None and manifest.step != step:
+        problems.append(f"{path.name}: its manifest is of step {manifest.step}")
+    return Listed(path, manifest.step, None if problems else manifest, problems)
+
+
+def verify_checkpoint(path: Path) -> list[str]:
+    """What is wrong with a checkpoint, hashes included; empty if it is valid."""
+    return inspect(path, verify="full").problems
+
+
+def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full") -> Choice:
+    """The checkpoint that `resume` asks for: "auto", "must", "never", a step, a path (also relative to `directory`, e.g. "best").
+
+    Raises CheckpointError if it is not there, is not valid, or if there are checkpoints and none is valid.
+    """
+    if isinstance(resume, Path) or resume not in ("auto", "must", "never"):
+        return _choose_one(directory, resume, verify)
+    present = _step_names(directory)
+    if resume == "never" and present:
+        raise CheckpointError(f"{directory}: run.resume is never and there are checkpoints. Choose another run.dir or set run.overwrite: true.")
+    skipped: list[str] = []
+    for step, name in reversed(present):
+        listed = inspect(directory / name, step, verify)
+        if listed.manifest is not None:
+            return Choice(listed.path, skipped)
+        skipped.append(f"{listed.path}: skipped, not valid: {'; '.join(listed.problems[:3])}")
+    if skipped:
+        reasons = "\n".join(skipped)
+        raise CheckpointError(f"{directory}: there are checkpoints and none is valid:\n{reasons}\nMend them, or move {directory} away to start over.")
+    if resume == "must":
+        raise CheckpointError(f"{directory}: run.resume is must and there is no checkpoint. Set run.resume: auto to start afresh.")
+    return Choice(None, [])
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint directory, checked in itself. Raises CheckpointError."""
+    try:
+        data = _read_json(path / MANIFEST)
+    except OSError as error:
+        raise CheckpointError(f"{path}: no readable {MANIFEST}: {error.strerror}. It is no checkpoint, or a part of one.") from error
+    try:
+        return parse_manifest(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def load_trainer(path: Path) -> Any:
+    """Only what trainer_state.json holds. Raises CheckpointError."""
+    try:
+        return exact_json.loads(_read_json(path / TRAINER_STATE), str(path / TRAINER_STATE))
+    except OSError as error:
+        raise CheckpointError(f"{path / TRAINER_STATE}: {error.strerror}. Resume from another checkpoint.") from error
+
+
+def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Loaded:
+    """Everything in a checkpoint, the model on `device`, the rest on the CPU. Hashes are `choose`'s to verify. Raises CheckpointError."""
+    manifest = read_manifest(path)
+    problems = _problems(path, manifest, "size")
+    if problems:
+        raise CheckpointError(f"{path}: {'; '.join(problems[:5])}. Resume from another checkpoint.")
+    placements = manifest.placements()
+    model = {name: tensor.to(device) for name, tensor in _read_tensors(path, manifest.model, placements).items()}
+    model |= {alias: model[name] for alias, name in manifest.aliases.items()}
+    optimizer = _read_tensors(path, manifest.optimizer, placements)
+    rng = _read_tensors(path, manifest.rng[rank], placements) if num_ranks == manifest.world_size else None
+    return Loaded(manifest, load_trainer(path), model, optimizer, rng)
+
+
+def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Choice:
+    by_step = isinstance(resume, int) or (isinstance(resume, str) and resume.isdecimal())
+    wanted = Path(step_name(int(str(resume)))) if by_step else Path(resume) if not isinstance(resume, int) else Path()
+    path = directory / wanted if (directory / wanted).exists() or by_step else wanted
+    listed = inspect(path.resolve(), verify=verify)
+    if listed.manifest is None:
+        present = ", ".join(name for _, name in _step_names(directory)) or "none"
+        raise CheckpointError(f"run.resume: {path}: {'; '.join(listed.problems[:5])}. In {directory} there are: {present}.")
+    return Choice(listed.path, [])
+
+
+def _step_names(directory: Path) -> list[tuple[int, str]]:
+    names = os.listdir(directory) if directory.is_dir() else []
+    return sorted((int(match[1]), match[0]) for match in map(_STEP.match, names) if match)
+
+
+def _problems(path: Path, manifest: Manifest, verify: Verify) -> list[str]:
+    """What is wrong with the files of a checkpoint whose manifest is sound."""
+    placements = manifest.placements()
+    shards = [name for name in os.listdir(path) if name.endswith((".safetensors", ".index.json"))]
+    found = [f"{name}: not of this checkpoint" for name in sorted(shards) if name not in manifest.files]
+
+    def check(name: str) -> str | None:
+        head = placements[name].head if name in placements else b""
+        return _problem(path / name, manifest.files[name], head, verify)
+
+    largest_first = sorted(manifest.files, key=lambda name: -manifest.files[name].size_bytes)
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        found += [problem for problem in pool.map(check, largest_first) if problem is not None]
+    return found
+
+
+def _problem(path: Path, entry: FileEntry, head: bytes, verify: Verify) -> str | None:
+    try:
+        with _open_regular(path) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes != entry.size_bytes:
+                return f"{path.name}: {size_bytes} bytes instead of {entry.size_bytes}"
+            if os.pread(file.fileno(), len(head), 0) != head:
+                return f"{path.name}: its header is not the one that was written"
+            if verify == "full" and hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                return f"{path.name}: its SHA-256 is not the one that was written"
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    return None
+
+
+def _read_tensors(path: Path, entries: Mapping[str, TensorEntry], placements: Mapping[str, Placement]) -> dict[str, Tensor]:
+    """Each tensor in memory of its own, as fresh ones are, so that no kernel meets another alignment. Raises CheckpointError."""
+    tensors = {name: torch.empty(entry.shape, dtype=entry.spec.torch_dtype) for name, entry in entries.items()}
+    reads: dict[str, list[tuple[int, memoryview]]] = {}
+    for name, entry in entries.items():
+        for part in entry.parts:
+            target = tensors[name] if part.rows is None else tensors[name][part.rows[0] : part.rows[1]]
+            target_bytes = memoryview(target.reshape(-1).view(torch.uint8).numpy())
+            reads.setdefault(part.file, []).append((placements[part.file].begins[part.key], target_bytes))
+    try:
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            for _ in pool.map(lambda file: _read_into(path / file, reads[file]), reads):
+                pass
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}. Resume from another checkpoint.") from error
+    return tensors
+
+
+def _read_into(path: Path, reads: Sequence[tuple[int, memoryview]]) -> None:
+    with _open_regular(path) as file:
+        for begin, target in reads:
+            done = 0
+            while done < len(target):
+                count = os.preadv(file.fileno(), [target[done:]], begin + done)
+                if count == 0:
+                    raise OSError(errno.EIO, "ends early", str(path))
+                done += count
+
+
+def _read_json(path: Path) -> bytes:
+    with _open_regular(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > exact_json.MAX_BYTES:
+            raise OSError(errno.EFBIG, f"{size_bytes} bytes are too many", str(path))
+        return file.read()
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; anything else, such as a pipe, is refused without waiting for it. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb", buffering=0)

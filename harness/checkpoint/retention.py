@@ -1,0 +1,67 @@
+"""Which checkpoints are kept and which is best: pure functions of what stands in their manifests."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from harness.errors import ConfigError
+from harness.stop_settings import Every
+
+
+@dataclass(frozen=True)
+class BestRank:
+    """How checkpoints are ranked: by a metric of their manifests. An earlier one wins a tie; NaN is never best."""
+
+    metric: str
+    mode: Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What retention needs to know of a valid checkpoint."""
+
+    step: int
+    epoch: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Keep the newest `keep_last`, the best `keep_best`, and the first of each stretch of `keep_every` epochs or steps."""
+
+    keep_last: int = 2
+    keep_best: int = 1
+    keep_every: Every | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1 or self.keep_best < 0:
+            raise ConfigError("checkpoint: keep_last must be at least 1 and keep_best at least 0.")
+
+    def to_delete(self, checkpoints: Sequence[Kept], best: BestRank | None, committed: int) -> list[int]:
+        """The steps that may go, oldest first; never the newest, the best, or the one just `committed`."""
+        ordered = sorted(checkpoints, key=lambda one: one.step)
+        kept = {one.step for one in ordered[-self.keep_last :]} | {committed}
+        kept.update(ranking(ordered, best)[: max(1, self.keep_best)])
+        if self.keep_every is not None:
+            stretches: dict[int, int] = {}
+            for one in ordered:
+                stretches.setdefault(_stretch(one, self.keep_every), one.step)
+            kept.update(step for stretch, step in stretches.items() if stretch > 0)
+        return [one.step for one in ordered if one.step not in kept]
+
+
+def ranking(checkpoints: Sequence[Kept], best: BestRank | None) -> list[int]:
+    """Steps of the checkpoints that have the metric, best first."""
+    if best is None:
+        return []
+    sign = -1.0 if best.mode == "max" else 1.0
+    values = [(sign * one.metrics.get(best.metric, math.nan), one.step) for one in checkpoints]
+    return [step for value, step in sorted(pair for pair in values if not math.isnan(pair[0]))]
+
+
+def _stretch(checkpoint: Kept, every: Every) -> int:
+    if every.steps is not None:
+        return checkpoint.step // every.steps
+    assert every.epochs is not None
+    return checkpoint.epoch // every.epochs

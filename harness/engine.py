@@ -1,0 +1,143 @@
+"""What is trained, on its device: the network, its wrapped form, the optimizer, the schedule; built through Accelerate.
+
+`network` is the user's module and what is evaluated and saved; `model` is the same module as the training's forward passes see it (DDP).
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from harness import components
+from harness.config import Config
+from harness.errors import ConfigError
+from harness.loading import Batch
+from harness.randomness import preserved, seed_ambient, seed_for
+from harness.ranks import Ranks
+from harness.tasks import Task
+
+_FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a fused kernel on the CPU and on CUDA
+
+
+def start_accelerator(precision: str) -> Accelerator:
+    """The Accelerator of this process; joins the process group if the process was launched as one of several."""
+    return Accelerator(
+        mixed_precision=precision,
+        step_scheduler_with_optimizer=False,  # the schedule is stepped by the loop, once a step on every rank
+        rng_types=[],  # no synchronisation of generators: randomness is by purpose
+        # Buffers are rank 0's at the end of each step (see `update`), not at the next forward: a checkpoint in between would differ.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+
+
+class Engine:
+    """Forward, backward and update of one network."""
+
+    def __init__(self, config: Config, accelerator: Accelerator, ranks: Ranks, probe: Callable[[torch.device], Batch], task: Task) -> None:
+        """`probe(device)` gives a micro-batch for a first forward pass, which tells the task the shape of the outputs. Raises ConfigError."""
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self._ranks = ranks
+        self._task = task
+        self._clip_grad_norm = config.train.clip_grad_norm
+        seed_ambient(seed_for(config.run.seed, "network"))
+        self.network: nn.Module = components.build(config.network, "network").to(self.device)
+        self._probe(probe(self.device))
+        self.optimizer: Optimizer = _build_optimizer(config.optimizer, self.network)
+        self.schedule: Any = components.build(config.schedule, "schedule", optimizer=self.optimizer) if config.schedule else None
+        self.model: nn.Module = accelerator.prepare_model(self.network)
+        self._stepper = accelerator.prepare_optimizer(self.optimizer)
+        self._buffers = [buffer for buffer in self.network.buffers() if buffer.numel()]
+
+    def parameter_names(self) -> dict[Tensor, str]:
+        """Parameters by identity, each under its first name in the network."""
+        return {parameter: name for name, parameter in self.network.named_parameters()}
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Inside, backward passes exchange gradients between ranks only if this is the step's last slot."""
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def forward_backward(self, batch: Batch, num_items: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of (sum of losses over the micro-batch) / num_items, added up. Returns (outputs, loss sum), detached.
+
+        DDP averages gradients over ranks where the mean over all items needs their sum: hence the factor.
+        """
+        outputs = self._task.forward(self.model, batch)
+        loss_sum = self._task.loss_sum(outputs, batch)
+        self.accelerator.backward(loss_sum * (self._ranks.size / num_items))
+        return outputs.detach(), loss_sum.detach()
+
+    def update(self) -> tuple[Tensor, bool]:
+        """Clip, step the optimizer and the schedule, agree on buffers. Returns (gradient norm before clipping, whether the scaler skipped it)."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
+        if self._clip_grad_norm is not None:
+            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self._clip_grad_norm)
+        else:
+            self.accelerator.unscale_gradients(self._stepper)
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        self._stepper.step()
+        skipped = self.accelerator.scaler is not None and self._stepper.step_was_skipped
+        if self.schedule is not None and not skipped:
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._ranks.broadcast_in_place(self._buffers)
+        return norm.detach(), skipped
+
+    def learning_rate(self) -> float:
+        """Of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def warm_up(self, batch: Batch) -> None:
+        """One forward and backward that leaves no trace but DDP's gradient buckets, rebuilt as they will be for every step of this launch.
+
+        DDP orders its buckets by the first backward pass of a process; with three ranks and more another order adds the gradients up
+        otherwise. They are rebuilt in the forward that follows that backward, hence in the first real step: docs/decisions/0004.
+        Called by every rank.
+        """
+        if self._ranks.size == 1:
+            return
+        buffers = [buffer.clone() for buffer in self._buffers]
+        with preserved():
+            self.network.train()
+            self.forward_backward(batch, torch.ones((), device=self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(self._buffers, buffers, strict=True):
+                buffer.copy_(before)
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """The loss scaler's state, None without fp16."""
+        return None if self.accelerator.scaler is None else dict(self.accelerator.scaler.state_dict())
+
+    def restore_rest(self, schedule: Mapping[str, Any] | None, scaler: Mapping[str, Any] | None) -> None:
+        """Put back the state of the schedule and of the loss scaler."""
+        if self.schedule is not None and schedule is not None:
+            self.schedule.load_state_dict(dict(schedule))
+        if self.accelerator.scaler is not None and scaler is not None:
+            self.accelerator.scaler.load_state_dict(dict(scaler))
+
+    def _probe(self, batch: Batch) -> None:
+        self.network.eval()
+        try:
+            with preserved(), torch.no_grad():
+                outputs = self._task.forward(self.network, batch)
+        except Exception as error:
+            shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in batch.items() if isinstance(value, Tensor)}
+            raise ConfigError(f"network: cannot take a micro-batch {shapes}: {error}. Mend network or the treatments before it.") from error
+        self._task.fit_to(outputs)
+        self.network.train()
+
+
+def _build_optimizer(spec: Mapping[str, Any], network: nn.Module) -> Optimizer:
+    wanted = dict(spec)
+    name = str(wanted["_target_"]).replace(":", ".")
+    if name in _FUSED and not {"fused", "foreach", "capturable", "differentiable"} & wanted.keys():
+        wanted["fused"] = True
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer: Optimizer = components.build(wanted, "optimizer", params=parameters)
+    return optimizer

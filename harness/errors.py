@@ -1,0 +1,53 @@
+"""The errors a user can cause, one small tree; each message says where, what, and what to do.
+
+    HarnessError            exit code 2 unless said otherwise
+    +-- ConfigError         a mistake in a config, an argument or an override
+    +-- DataError           samples that are missing, unreadable or outside of what the task allows
+    +-- CheckpointError     a checkpoint that cannot be chosen, read, written or trusted
+    +-- RankError           exit code 1: the processes of a launch lost each other
+
+Anything else that is raised is a bug and ends with a traceback.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class HarnessError(Exception):
+    """Base of all errors with a message for people. `origin_rank`: the rank that failed and will print it."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, origin_rank: int | None = None) -> None:
+        super().__init__(message)
+        self.origin_rank = origin_rank
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": type(self).__name__, "message": str(self), "origin_rank": self.origin_rank}
+
+
+class ConfigError(HarnessError):
+    """A mistake in a config, an argument or an override."""
+
+
+class DataError(HarnessError):
+    """Samples that are missing, unreadable or outside of what the task allows."""
+
+
+class CheckpointError(HarnessError):
+    """A checkpoint that cannot be chosen, read, written or trusted."""
+
+
+class RankError(HarnessError):
+    """The processes of a launch lost each other, or one of them failed unexpectedly."""
+
+    exit_code = 1
+
+
+_BY_NAME: dict[str, type[HarnessError]] = {kind.__name__: kind for kind in (HarnessError, ConfigError, DataError, CheckpointError, RankError)}
+
+
+def error_from_json(value: Mapping[str, Any]) -> HarnessError:
+    """The error that another rank sent with `to_json`."""
+    kind = _BY_NAME.get(value["type"], RankError)
+    return kind(value["message"], origin_rank=value["origin_rank"])

@@ -1,0 +1,37 @@
+"""Signals become a flag that the loop reads once a step; nothing else happens inside a handler."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Interruption:
+    """While entered, SIGTERM, SIGINT and SIGUSR1 only set `signal_name`; a second SIGINT ends the process as Python would.
+
+    Must be entered in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_name == "SIGINT" and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_name = signal.Signals(number).name
+
+
+def ignore_signals() -> None:
+    """For DataLoader workers: the signals that ask a run to save must not kill them first."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,56 @@
+"""One launch of a run in this process, among the others it was launched with: errors become one message and an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config import Config, read_config
+from harness.engine import start_accelerator
+from harness.errors import HarnessError, RankError
+from harness.outcome import exit_code
+from harness.ranks import Ranks, is_lost_peer, leave
+from harness.run import train
+
+
+def launch(path: Path, overrides: Sequence[str]) -> int:
+    """Train by a config; the process's exit code. Called by every rank."""
+    ranks = Ranks()
+    try:
+        config = read_config_once(path, overrides)
+        accelerator = start_accelerator(config.train.precision)
+        ranks = Ranks.join()
+        code = exit_code(train(config, accelerator, ranks))
+    except Exception as error:  # noqa: BLE001 - a peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
+        return fail(error, ranks)
+    leave()
+    return code
+
+
+def read_config_once(path: Path, overrides: Sequence[str]) -> Config:
+    """The config; a mistake in it is every process's, before they know each other, and told by the first of each node."""
+    try:
+        return read_config(path, overrides)
+    except HarnessError as error:
+        error.origin_rank = int(os.environ.get("LOCAL_RANK", "0"))  # 0 is this process's rank until it has joined the others
+        raise
+
+
+def fail(error: Exception, ranks: Ranks) -> int:
+    """Print the error on the rank it comes from, and there alone; returns the exit code, the same on every rank."""
+    cause = ranks.published_failure()
+    if cause is not None and cause.origin_rank != ranks.rank and not isinstance(error, HarnessError) and is_lost_peer(error):
+        return cause.exit_code  # the rank that failed has printed it
+    if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
+        error = RankError(
+            f"rank {ranks.rank}: lost another process ({str(error).splitlines()[0]}). "
+            "It was killed or crashed; launch again to go on from the last checkpoint."
+        )
+    ranks.publish_failure(error)
+    if isinstance(error, HarnessError):
+        if error.origin_rank in (None, ranks.rank):
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    traceback.print_exception(error)
+    return 1

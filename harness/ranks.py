@@ -1,0 +1,277 @@
+"""The processes of a launch: the only module that calls collectives.
+
+Every collective looks like a call (`ranks.decide(...)`), never like an attribute. Control messages are JSON in byte tensors
+on a gloo group of their own, so that they never mix with the gradients' collectives and never pass through pickle.
+"""
+
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harness.errors import HarnessError, RankError, error_from_json
+
+T = TypeVar("T")
+
+FRAME_BYTES = 4096  # a message that fits is sent in one collective
+_LENGTH_BYTES = 8
+_FAILURE_KEY = "fermarsi/failure"
+
+
+class Ranks:
+    """This process's place among `size` processes, and what they agree on. All methods that say so must be called by every rank."""
+
+    def __init__(self, rank: int = 0, size: int = 1, group: "dist.ProcessGroup | None" = None, timeout_s: float = 1800.0) -> None:
+        self.rank = rank
+        self.size = size
+        self.timeout_s = timeout_s
+        self._group = group
+
+    @classmethod
+    def join(cls, timeout_s: float = 1800.0) -> "Ranks":
+        """The ranks of the default process group, or one rank alone if there is none. Called by every rank."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return cls(timeout_s=timeout_s)
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        assert not isinstance(group, int)  # a number stands for a process outside of the group: this one is in it
+        return cls(dist.get_rank(), dist.get_world_size(), group, timeout_s)
+
+    def channel(self, timeout_s: float | None = None) -> "Ranks":
+        """The same ranks on a group of their own, for another thread or for messages that are in flight for long. Called by every rank."""
+        return Ranks.join(self.timeout_s if timeout_s is None else timeout_s) if self.size > 1 else Ranks(timeout_s=self.timeout_s)
+
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    # -- decisions: JSON values in, the same JSON value (or the same error) out on every rank
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """Rank 0 runs `decision`; every rank gets its result (a JSON value) or raises its error. Called by every rank."""
+        if self.size == 1:
+            return decision()
+        failure: BaseException | None = None
+        reply: Any = None
+        if self.rank == 0:
+            reply, failure = self._attempt(decision)
+        reply = self._broadcast(reply)
+        if failure is not None:
+            raise failure
+        result: T = _unwrap([reply])[0]
+        return result
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Every rank runs `work` and keeps its own result; if any rank fails, every rank raises the lowest failing rank's error.
+
+        `work` must not contain collectives. Called by every rank.
+        """
+        if self.size == 1:
+            return work()
+        result: T | None = None
+        failure: BaseException | None = None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001 - sent to all ranks below, then raised
+            failure = error
+        replies = self._gather({"error": _describe(failure, self.rank)} if failure is not None else {"value": None})
+        first = next((reply for reply in replies if "error" in reply), None)
+        if failure is not None and first is not None and first["error"]["origin_rank"] == self.rank:
+            raise _owned(failure, self.rank)
+        _unwrap(replies)
+        return result  # type: ignore[return-value]  # no rank failed, so `work` returned
+
+    def gather(self, value: T) -> list[T]:
+        """Each rank's JSON value, in the order of ranks, on every rank. Called by every rank."""
+        return [value] if self.size == 1 else [reply["value"] for reply in self._gather({"value": value})]
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Called by every rank; the host waits."""
+        return any(self.gather(flag))
+
+    def wait_for_all(self) -> None:
+        """Return when every rank has come here. Called by every rank."""
+        self.gather(None)
+
+    # -- tensors
+
+    def gather_rows(self, rows: Tensor) -> list[Tensor]:
+        """Each rank's tensor (n_r, ...) on the CPU, in the order of ranks; n may differ between ranks. Called by every rank; the host waits."""
+        mine = rows.detach().cpu().contiguous()
+        if self.size == 1:
+            return [mine]
+        shapes = self.gather(list(mine.shape))
+        most = max(shape[0] for shape in shapes)
+        padded = mine.new_zeros((most, *mine.shape[1:]))
+        padded[: mine.shape[0]] = mine
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self._group)
+        return [part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)]
+
+    def sum_in_place(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, on the tensor's own device, by the default group; no host wait on a GPU. Called by every rank."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast_in_place(self, tensors: Sequence[Tensor]) -> None:
+        """Rank 0's values into every rank's tensors, one collective a dtype. Called by every rank."""
+        if self.size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for same in by_dtype.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in same])
+            dist.broadcast(flat, 0)
+            if self.rank != 0:
+                for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
+                    tensor.copy_(part.view_as(tensor))
+
+    def start_maximum(self, tensor: Tensor) -> "dist.Work | None":
+        """Begin an element-wise maximum over ranks in place on the control group; `wait()` on the result before reading. Called by every rank."""
+        return dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True) if self.size > 1 else None
+
+    # -- failures
+
+    def publish_failure(self, error: BaseException) -> None:
+        """Leave this rank's error where its peers find it when their collectives break. No collective."""
+        if self.size > 1:
+            try:
+                # The store of the default group has no public accessor (torch 2.15).
+                store = dist.distributed_c10d._get_default_store()
+                store.compare_set(_FAILURE_KEY, "", json.dumps(_describe(error, self.rank)))
+            except (RuntimeError, ValueError):
+                pass  # the store's host is gone: the peers will report a lost rank, which is what happened
+
+    def published_failure(self) -> HarnessError | None:
+        """The first error that any rank published, or None. No collective."""
+        if self.size == 1:
+            return None
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            return error_from_json(json.loads(store.get(_FAILURE_KEY))) if store.check([_FAILURE_KEY]) else None
+        except (RuntimeError, ValueError):
+            return None
+
+    # -- messages
+
+    def _attempt(self, decision: Callable[[], T]) -> tuple[dict[str, Any], BaseException | None]:
+        try:
+            reply = {"value": decision()}
+            json.dumps(reply)  # a value that is not JSON fails here, on rank 0, before its peers wait for it
+            return reply, None
+        except Exception as error:  # noqa: BLE001 - sent to all ranks, then raised on each
+            return {"error": _describe(error, self.rank)}, _owned(error, self.rank)
+
+    def _broadcast(self, reply: Any) -> Any:
+        frame, rest = _pack(reply) if self.rank == 0 else (torch.zeros(FRAME_BYTES, dtype=torch.uint8), b"")
+        dist.broadcast(frame, 0, group=self._group)
+        length = _length(frame)
+        extra = length - (FRAME_BYTES - _LENGTH_BYTES)
+        if extra <= 0:
+            return _unpack(frame, b"")
+        tail = torch.frombuffer(bytearray(rest), dtype=torch.uint8) if self.rank == 0 else torch.empty(extra, dtype=torch.uint8)
+        dist.broadcast(tail, 0, group=self._group)
+        return _unpack(frame, tail.numpy().tobytes())
+
+    def _gather(self, reply: Any) -> list[Any]:
+        frame, rest = _pack(reply)
+        frames = [torch.empty_like(frame) for _ in range(self.size)]
+        dist.all_gather(frames, frame, group=self._group)
+        extras = [max(0, _length(one) - (FRAME_BYTES - _LENGTH_BYTES)) for one in frames]
+        tails = [b""] * self.size
+        if max(extras) > 0:
+            mine = torch.zeros(max(extras), dtype=torch.uint8)
+            if rest:
+                mine[: len(rest)] = torch.frombuffer(bytearray(rest), dtype=torch.uint8)
+            parts = [torch.empty_like(mine) for _ in range(self.size)]
+            dist.all_gather(parts, mine, group=self._group)
+            tails = [part[:extra].numpy().tobytes() for part, extra in zip(parts, extras, strict=True)]
+        return [_unpack(one, tail) for one, tail in zip(frames, tails, strict=True)]
+
+
+class Pulse:
+    """An agreement that costs no wait: each step starts a maximum over ranks and reads the one that the step before started.
+
+    A level that one rank raises at step k is returned on every rank by the same later call (k + 1).
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks.channel()
+        self._level = torch.zeros(1, dtype=torch.int64)
+        self._work: dist.Work | None = None
+
+    def beat(self, level: int) -> int:
+        """Send this rank's level, return the highest that any rank sent one call earlier (at once if alone). Called by every rank."""
+        if self._ranks.size == 1:
+            return level
+        agreed = self.read()
+        self._level.fill_(level)
+        self._work = self._ranks.start_maximum(self._level)
+        return agreed
+
+    def read(self) -> int:
+        """Finish the exchange in flight and return its level, 0 if there is none. Called by every rank."""
+        if self._work is None:
+            return 0
+        self._work.wait()
+        self._work = None
+        return int(self._level)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exception is what a collective raises when another rank has gone."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl", "connection", "broken pipe"))
+    )
+
+
+def leave() -> None:
+    """Take the process group down at the end of a launch; never waits for the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _describe(error: BaseException, rank: int) -> dict[str, Any]:
+    if isinstance(error, HarnessError):
+        described = error.to_json()
+        described["origin_rank"] = rank if error.origin_rank is None else error.origin_rank
+        return described
+    text = "".join(traceback.format_exception(error)).strip()
+    return {"type": "RankError", "message": f"rank {rank} failed:\n{text}", "origin_rank": rank}
+
+
+def _owned(error: BaseException, rank: int) -> BaseException:
+    if isinstance(error, HarnessError) and error.origin_rank is None:
+        error.origin_rank = rank
+    return error
+
+
+def _unwrap(replies: Sequence[Any]) -> list[Any]:
+    for reply in replies:
+        if "error" in reply:
+            raise error_from_json(reply["error"])
+    return [reply["value"] for reply in replies]
+
+
+def _pack(reply: Any) -> tuple[Tensor, bytes]:
+    data = json.dumps(reply).encode()
+    room = FRAME_BYTES - _LENGTH_BYTES
+    head = len(data).to_bytes(_LENGTH_BYTES, "little") + data[:room]
+    return torch.frombuffer(bytearray(head.ljust(FRAME_BYTES, b"\0")), dtype=torch.uint8), data[room:]
+
+
+def _length(frame: Tensor) -> int:
+    return int.from_bytes(frame[:_LENGTH_BYTES].numpy().tobytes(), "little")
+
+
+def _unpack(frame: Tensor, tail: bytes) -> Any:
+    body = frame.numpy().tobytes()[_LENGTH_BYTES:]
+    return json.loads(body[: _length(frame)] + tail)
+
+
+__all__ = ["Pulse", "RankError", "Ranks", "is_lost_peer", "leave"]

@@ -1,0 +1,12 @@
+"""The main job: `accelerate launch harness/train.py CONFIG [key=value ...]`, by path, by `-m harness.train`, or as `fermarsi train`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run by path, Python puts harness/ itself on sys.path, where its modules would hide others: the checkout goes there instead.
+    sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from harness.cli import main
+
+    main(["train", *sys.argv[1:]])
