@@ -1,21 +1,21 @@
 """What rank 0 does around the writing: a temporary directory, the commit by rename, links, retention. Everything else only reads.
 
-Order is what makes it safe: files are durable before the manifest, the manifest before the rename, the rename before anything is deleted; and what is deleted
-is first renamed, durably, so that half of it never looks like a checkpoint. Each function says which state a power cut in its midst leaves.
+Order is what makes it safe: files are durable before the manifest, the manifest before the rename, the rename before anything is deleted; and what is
+deleted is first renamed, durably, so that half of it never looks like a checkpoint. Each function says which state a power cut in its midst leaves.
 """
 
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from harness.checkpoint.files import Content, make_directory, sync_directory, telling, write_files
-from harness.checkpoint.manifest import MANIFEST, FileEntry, Manifest, dump_manifest, join_parts
-from harness.checkpoint.read import list_checkpoints, step_name, verify_checkpoint
+from harness.checkpoint.manifest import MANIFEST, Manifest, dump_manifest
+from harness.checkpoint.read import OLD, inspect, list_checkpoints, step_name, step_names
 from harness.checkpoint.retention import BestRank, Kept, Retention, ranking
 from harness.errors import CheckpointError
 
@@ -23,47 +23,184 @@ TEMPORARY = ".tmp-"
 TRASH = ".trash-"
 _SPARE_BYTES = 16 * 2**20  # for directories, the manifest, and whatever else the file system needs
 
-
-def collect_leftovers(directory: Path) -> list[str]:
-    """Remove what dead attempts left; returns the names. Only for the holder of the run's lease. Raises OSError."""
-    found = [name for name in os.listdir(directory) if name.startswith((TEMPORARY, TRASH))] if directory.is_dir() else []
-    for name in found:
-        _remove(directory / name)
-    return found
+Fence = Callable[[], None]  # raises CheckpointError if another launch has taken the run over
 
 
-def begin(directory: Path, step: int, size_bytes: int, trusted: bool) -> str | None:
-    """Make the temporary directory of a save and return its name; None if the step is already there and valid.
+def collect_leftovers(directory: Path, fence: Fence) -> list[str]:
+    """Remove what dead attempts left and finish what they had begun; returns the names removed. Raises CheckpointError.
 
-    `trusted`: this process committed it, so that its hashes need not be computed again. Raises CheckpointError. Leaves: a temporary directory.
+    Only for the holder of the run's lease: the temporary directory of a launch that was fenced out goes too, so that it cannot be committed any more.
+    """
+    with telling(f"collecting leftovers in {directory}"):
+        return _collect(directory, fence)
+
+
+def begin(directory: Path, step: int, size_bytes: int, fence: Fence, *, written: bool) -> str | None:
+    """Make the temporary directory of a save and return its name; None if the step is already there.
+
+    `written`: this process has committed this very state, so that only its presence needs a look. Raises CheckpointError.
+    Leaves: a temporary directory.
     """
     target = directory / step_name(step)
     with telling(f"beginning {target.name}"):
         make_directory(directory)
-        collect_leftovers(directory)
-        if target.is_dir() and not (_size_problems(target) if trusted else verify_checkpoint(target)):
+        with suppress(OSError):  # tried again at the next save; if it was in the way, what follows fails
+            _collect(directory, fence)
+        if written and inspect(target).manifest is not None:
             return None
-        free_bytes = shutil.disk_usage(directory).free
-        if free_bytes < size_bytes + _SPARE_BYTES:
-            raise CheckpointError(
-                f"{directory}: {free_bytes / 1e6:.0f} MB free and {(size_bytes + _SPARE_BYTES) / 1e6:.0f} MB needed. Free some or keep fewer checkpoints."
-            )
+        free, needed = shutil.disk_usage(directory).free, size_bytes + _SPARE_BYTES
+        if free < needed:
+            raise CheckpointError(f"{directory}: {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB needed. Free some or keep fewer checkpoints.")
         name = f"{TEMPORARY}{target.name}-{secrets.token_hex(4)}"
         os.mkdir(directory / name)
         return name
 
 
-def commit(directory: Path, temporary: str, step: int, small: Sequence[Content], manifest: Callable[[list[dict[str, Any]]], Manifest],
-           fence: Callable[[], None], hasher: Executor) -> None:
-    """Complete the temporary directory and make it the checkpoint of its step. Raises CheckpointError. Leaves: the old state or the new one."""
+def commit(
+    directory: Path,
+    temporary: str,
+    step: int,
+    small: Sequence[Content],
+    manifest: Callable[[list[dict[str, Any]]], Manifest],
+    fence: Fence,
+    hasher: Executor,
+) -> None:
+    """Complete the temporary directory and make it the checkpoint of its step. Raises CheckpointError. Leaves: the old state or the new one.
+
+    A checkpoint of the same step gives up its name but stays readable as `<name>.old` until the new one bears it.
+    """
     source, target = directory / temporary, directory / step_name(step)
     with telling(f"committing {target.name}"):
         records = write_files(source, small, hasher)
         document = dump_manifest(manifest(records))
         write_files(source, [Content(MANIFEST, "manifest", [document])], hasher)
         sync_directory(source)
+        # A launch that is stopped between here and the rename, and wakes up when another one has taken over, finds its temporary directory collected.
         fence()
-        if os.path.lexists(target):  # begin() found it invalid: it is not lost, but it gives up its name
-            os.rename(target, directory / f"invalid-{target.name}-{temporary[-8:]}")
+        if os.path.lexists(target):
+            os.rename(target, directory / f"{target.name}{OLD}")
         os.rename(source, target)
         sync_directory(directory)
+
+
+def tidy(
+    directory: Path, committed: Kept, retention: Retention, best: BestRank | None, known: Mapping[str, Kept], fence: Fence
+) -> tuple[list[str], dict[str, Kept]]:
+    """After a commit: links, then retention. Returns (names deleted, what is now known of the valid checkpoints by name). Raises CheckpointError.
+
+    `known`: what this process wrote or looked at before, which is not looked at again. Leaves: more checkpoints than asked for, or trash.
+    """
+    name = step_name(committed.step)
+    with telling(f"tidying up after {name}"):
+        fence()
+        present = [one for _, one in step_names(directory)]
+        if f"{name}{OLD}" in present:
+            _retire_superseded(directory, f"{name}{OLD}", keep=name not in known)
+        kept = _survey(directory, {**known, name: committed})
+        _link(directory, "latest", name)
+        ranked = ranking(list(kept.values()), best)
+        if ranked:
+            _link(directory, "best", step_name(ranked[0]))
+        sync_directory(directory)
+        surplus = [step_name(step) for step in retention.to_delete(list(kept.values()), best, committed.step)]
+        _delete(directory, surplus)
+        return surplus, {one: what for one, what in kept.items() if one not in surplus}
+
+
+def prune(directory: Path, retention: Retention, best: BestRank | None) -> list[str]:
+    """Apply a retention to the checkpoints of a run that is not training (hold its lease); returns the names deleted. Raises CheckpointError.
+
+    Hashes are verified first: what is invalid neither counts as kept nor is deleted. The newest valid one and the best always stay; where `best` is
+    None, the best is what the link says.
+    """
+    with telling(f"pruning {directory}"):
+        valid = [one for one in list_checkpoints(directory, verify="full") if not one.path.name.endswith(OLD)]
+        kept = [_kept_of(one.manifest) for one in valid if one.manifest is not None]
+        if not kept:
+            return []
+        surplus = [step_name(step) for step in retention.to_delete(kept, best, max(one.step for one in kept))]
+        if best is None and (directory / "best").is_symlink():
+            surplus = [name for name in surplus if name != os.readlink(directory / "best")]
+        _delete(directory, surplus)
+        return surplus
+
+
+def set_aside_newer(directory: Path, step: int) -> list[str]:
+    """Rename the checkpoints after `step`, so that a run that goes on from there is not overtaken by its own past. Returns their names.
+
+    For the holder of the run's lease. Raises CheckpointError. Leaves: the newest of them set aside, or more.
+    """
+    with telling(f"setting checkpoints aside in {directory}"):
+        newer = [name for number, name in step_names(directory) if number > step]
+        for name in reversed(newer):
+            os.rename(directory / name, directory / _aside(name))
+        if newer:
+            sync_directory(directory)
+        return newer
+
+
+def _collect(directory: Path, fence: Fence) -> list[str]:
+    names = os.listdir(directory) if directory.is_dir() else []
+    leftovers = [name for name in names if name.startswith((TEMPORARY, TRASH))]
+    superseded = [name for name in names if name.endswith(OLD)]
+    if leftovers or superseded:
+        fence()
+    for name in superseded:
+        _retire_superseded(directory, name, keep=True)
+    _delete(directory, leftovers)
+    return leftovers
+
+
+def _retire_superseded(directory: Path, name: str, *, keep: bool) -> None:
+    """Finish a commit over a checkpoint of the same step. If the new one bears the name the old one goes, or is kept aside; else it gets it back."""
+    target = directory / name.removesuffix(OLD)
+    if not target.exists():
+        os.rename(directory / name, target)
+    elif keep:  # another launch wrote it: its owner may want to look at it
+        os.rename(directory / name, directory / _aside(target.name))
+    else:
+        _delete(directory, [name])
+
+
+def _aside(name: str) -> str:
+    return f"aside-{name}-{secrets.token_hex(4)}"
+
+
+def _survey(directory: Path, known: Mapping[str, Kept]) -> dict[str, Kept]:
+    kept: dict[str, Kept] = {}
+    for step, name in step_names(directory):
+        manifest = None if name in known else inspect(directory / name, step).manifest
+        if name in known:
+            kept[name] = known[name]
+        elif manifest is not None and not name.endswith(OLD):
+            kept[name] = _kept_of(manifest)
+    return kept
+
+
+def _kept_of(manifest: Manifest) -> Kept:
+    return Kept(manifest.step, manifest.epoch, dict(manifest.metrics))
+
+
+def _link(directory: Path, link: str, name: str) -> None:
+    """Point a relative link at a checkpoint, at once. Leaves: the link as it was or as it is to be."""
+    path = directory / link
+    if path.is_symlink() and os.readlink(path) == name:
+        return
+    temporary = directory / f"{TEMPORARY}{link}-{secrets.token_hex(4)}"
+    os.symlink(name, temporary)
+    os.replace(temporary, path)
+
+
+def _delete(directory: Path, names: Sequence[str]) -> None:
+    """Rename to the trash, make that durable, then remove. Leaves: each one whole under its name, or trash."""
+    trash = [name if name.startswith((TEMPORARY, TRASH)) else f"{TRASH}{name}-{secrets.token_hex(4)}" for name in names]
+    for name, gone in zip(names, trash, strict=True):
+        if gone != name:
+            os.rename(directory / name, directory / gone)
+    if trash != list(names):
+        sync_directory(directory)
+    for path in (directory / gone for gone in trash):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)

@@ -44,13 +44,13 @@ def decode(value: Any) -> Any:
         return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
-    mark = next(iter(value), "")
-    if not mark.startswith("~"):
+    mark = next((key for key in value if key.startswith("~")), None)  # not the first key: a document may have been sorted
+    if mark is None:
         return {key: decode(item) for key, item in value.items()}
     try:
         if mark == "~float":
             return _float(value)
-        (content,) = value.values()
+        (content,) = value.values()  # a ValueError if there is more
         if mark == "~tuple":
             return tuple(decode(content))
         return _MAPPINGS[mark]([(decode(key), decode(item)) for key, item in content])
@@ -60,7 +60,12 @@ def decode(value: Any) -> Any:
 
 def dumps(value: Any, where: str = "value") -> bytes:
     """`value` as a UTF-8 JSON document. Raises CheckpointError for what cannot be stored."""
-    return (json.dumps(encode(value, where), indent=1, allow_nan=False) + "\n").encode()
+    return to_bytes(encode(value, where))
+
+
+def to_bytes(encoded: Any) -> bytes:
+    """The document of what `encode` gave."""
+    return (json.dumps(encoded, allow_nan=False) + "\n").encode()
 
 
 def loads(data: bytes, where: str) -> Any:

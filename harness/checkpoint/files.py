@@ -1,5 +1,6 @@
 """Durable files: each call to the system is plain (open, write, fsync, rename), so that a power cut between any two can be reasoned about."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -69,15 +70,27 @@ def make_directory(directory: Path) -> None:
 def _write_file(path: Path, content: Content) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        if content.size_bytes and hasattr(os, "posix_fallocate"):  # a full disk is found before the first byte
-            os.posix_fallocate(descriptor, 0, content.size_bytes)
+        _reserve(descriptor, content.size_bytes)
+        end = 0
         for chunk in _chunks(content.parts):
             written = 0
             while written < len(chunk):
-                written += os.write(descriptor, chunk[written:])
+                written += os.pwrite(descriptor, chunk[written:], end + written)
+            end += written
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reserve(descriptor: int, size_bytes: int) -> None:
+    """Find out that the disk is full before the first byte is written, where system and file system can tell."""
+    if size_bytes == 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
 
 
 def _sha256(parts: Sequence[bytes | memoryview]) -> str:

@@ -1,7 +1,7 @@
 """The safetensors format, written so that equal tensors give equal bytes: sorted keys, fixed order, fixed metadata.
 
-A file is an 8-byte little-endian length, a JSON header padded with spaces, and the tensors' bytes without gaps, widest dtype first so that each is aligned
-(https://github.com/huggingface/safetensors#format). A reader knows from the manifest what the header must be, so no header is ever parsed or trusted.
+A file is an 8-byte little-endian length, a JSON header padded with spaces, and the tensors' bytes without gaps, widest dtype first so that each is
+aligned (https://github.com/huggingface/safetensors#format). A reader knows from the manifest what the header must be, so no header is ever parsed.
 """
 
 import json
@@ -88,11 +88,17 @@ def spec_of(tensor: object, where: str) -> Spec:
     return Spec(_NAMES[tensor.dtype], tuple(tensor.shape))
 
 
-def place(specs: Mapping[str, Spec]) -> Placement:
-    """The header of a file with these tensors and the place of each. A pure function of `specs`."""
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, as bytes; nothing is copied."""
+    assert tensor.is_contiguous()
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer; the stubs say so from Python 3.12 on
+
+
+def place(specs: Mapping[str, Spec], aliases: Mapping[str, str] | None = None) -> Placement:
+    """The header of a file with these tensors and the place of each; `aliases` go into its metadata. A pure function."""
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints are little-endian and this machine is not.")
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {**(aliases or {}), "format": "pt"}}
     begins: dict[str, int] = {}
     end = 0
     for key in sorted(specs, key=lambda key: (-specs[key].torch_dtype.itemsize, key)):

@@ -1,6 +1,7 @@
 """Which rank writes what: a pure function of the tensors' names, dtypes and shapes, the same on every rank.
 
-The model's tensors stay whole; large optimizer tensors may be cut between rows. Loads differ from their mean by at most the largest thing that cannot be cut.
+The model's tensors stay whole; large optimizer tensors may be cut between rows. No load exceeds the mean by more than the largest thing that is not
+cut.
 """
 
 import heapq

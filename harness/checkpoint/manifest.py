@@ -24,7 +24,8 @@ MAX_SIZE = 2**60  # of any number of bytes or elements
 Role = Literal["model", "optimizer", "rng", "trainer", "config", "index", "beside"]
 Reason = Literal["schedule", "best", "interrupted", "final"]
 Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")]  # no directory, nothing hidden
+FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$"  # no directory, nothing hidden
+FileName = Annotated[str, Field(pattern=FILE_NAME)]
 
 
 class _Strict(BaseModel):
@@ -128,8 +129,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
     body = manifest.model_dump()
     body["metrics"] = exact_json.encode(body["metrics"], "metrics")
     body["facts"] = exact_json.encode(body["facts"], "facts")
-    body["sha256"] = _own_hash(body)
-    return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    return _document({**body, "sha256": _own_hash(body)})
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -140,7 +140,8 @@ def parse_manifest(data: bytes) -> Manifest:
     version = body.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(f"{MANIFEST}: format {version}; this fermarsi reads up to {FORMAT_VERSION}. Use the newer fermarsi that wrote it.")
-    if body.pop("sha256", None) != _own_hash(body):
+    is_canonical = _document(body) == data
+    if body.pop("sha256", None) != _own_hash(body) or not is_canonical:
         raise CheckpointError(f"{MANIFEST}: its own hash does not hold: it was damaged or edited.")
     try:
         body["metrics"] = exact_json.decode(body.get("metrics"))
@@ -179,7 +180,12 @@ def _covered(entry: TensorEntry) -> bool:
         return False
     bounds = [part.rows for part in entry.parts if part.rows is not None]
     ends = [0, *(last for _, last in bounds)]
-    return len(bounds) == len(entry.parts) and [first for first, _ in bounds] == ends[:-1] and ends[-1] == entry.shape[0] and ends == sorted(set(ends))
+    in_order = [first for first, _ in bounds] == ends[:-1] and ends == sorted(set(ends))
+    return len(bounds) == len(entry.parts) and in_order and ends[-1] == entry.shape[0]
+
+
+def _document(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _own_hash(body: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Choosing, verifying and loading checkpoints. Nothing here is a collective; the caller wraps it in `ranks.decide` or `ranks.together`.
 
-No header is parsed and no size believed before it was compared with the manifest, whose own hash is checked first; so nothing large is ever allocated for a lie.
+No header is parsed and no size believed before it was compared with the manifest, whose own hash is checked first: no lie makes us allocate much.
 """
 
 import errno
@@ -11,19 +11,21 @@ import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from harness.checkpoint import exact_json
-from harness.checkpoint.format import Placement
+from harness.checkpoint.format import Placement, bytes_of
 from harness.checkpoint.manifest import MANIFEST, TRAINER_STATE, FileEntry, Manifest, TensorEntry, parse_manifest
 from harness.errors import CheckpointError
 
 Verify = Literal["full", "size"]
-_STEP = re.compile(r"^step-(\d{8,18})$")
+OLD = ".old"  # ends the name of a checkpoint that is being replaced by another of the same step; see commit.py
+_STEP = re.compile(r"step-([0-9]{8,18})(\.old)?")
 _NUM_READERS = 4
 
 
@@ -65,18 +67,35 @@ def step_name(step: int) -> str:
     return f"step-{step:08}"
 
 
+def step_names(directory: Path) -> list[tuple[int, str]]:
+    """(step, name) of all checkpoint directories of a run, valid or not, oldest first; of one step, the one that is being replaced first."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror}. Mend the disk or its permissions.") from error
+    found = [(int(match[1]), match[2] is None, match[0]) for match in map(_STEP.fullmatch, names) if match]
+    return [(step, name) for step, _, name in sorted(found) if name.removesuffix(OLD) == step_name(step)]
+
+
 def list_checkpoints(directory: Path, verify: Verify = "size") -> list[Listed]:
     """All checkpoint directories of a run, valid or not, by step."""
-    return [inspect(directory / name, step, verify) for step, name in _step_names(directory)]
+    return [inspect(directory / name, step, verify) for step, name in step_names(directory)]
 
 
 def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> Listed:
-    """One checkpoint directory, valid or not."""
+    """One checkpoint directory, valid or not. `step`: what it must be of; by default what its name says, if it says anything."""
+    named = _STEP.fullmatch(path.name)
+    if step is None and named is not None:
+        step = int(named[1])
     try:
         manifest = read_manifest(path)
+        problems = _problems(path, manifest, verify)
     except CheckpointError as error:
         return Listed(path, -1 if step is None else step, None, [str(error)])
-    problems = _problems(path, manifest, verify)
+    except OSError as error:
+        return Listed(path, -1 if step is None else step, None, [f"{path}: {error.strerror}"])
     if step is not None and manifest.step != step:
         problems.append(f"{path.name}: its manifest is of step {manifest.step}")
     return Listed(path, manifest.step, None if problems else manifest, problems)
@@ -94,7 +113,7 @@ def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full"
     """
     if isinstance(resume, Path) or resume not in ("auto", "must", "never"):
         return _choose_one(directory, resume, verify)
-    present = _step_names(directory)
+    present = step_names(directory)
     if resume == "never" and present:
         raise CheckpointError(f"{directory}: run.resume is never and there are checkpoints. Choose another run.dir or set run.overwrite: true.")
     skipped: list[str] = []
@@ -109,6 +128,20 @@ def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full"
     if resume == "must":
         raise CheckpointError(f"{directory}: run.resume is must and there is no checkpoint. Set run.resume: auto to start afresh.")
     return Choice(None, [])
+
+
+def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
+    """The checkpoint at `path`, or of the run there: its best if the link to it is good, else its newest valid one. Raises CheckpointError."""
+    if (path / MANIFEST).exists():
+        return _choose_one(path.parent, path.resolve(), verify).path or path
+    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    best = directory / "best"
+    if best.is_symlink() and inspect(best.resolve(), verify=verify).manifest is not None:
+        return best.resolve()
+    chosen = choose(directory, "auto", verify=verify).path
+    if chosen is None:
+        raise CheckpointError(f"{path}: neither a checkpoint nor a run that has one. Give the directory of one of them.")
+    return chosen
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -145,20 +178,20 @@ def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Load
     return Loaded(manifest, load_trainer(path), model, optimizer, rng)
 
 
+def read_model(path: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The network's tensors on the CPU, tied ones once. Raises CheckpointError."""
+    return _read_tensors(path, manifest.model, manifest.placements())
+
+
 def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Choice:
     by_step = isinstance(resume, int) or (isinstance(resume, str) and resume.isdecimal())
     wanted = Path(step_name(int(str(resume)))) if by_step else Path(resume) if not isinstance(resume, int) else Path()
     path = directory / wanted if (directory / wanted).exists() or by_step else wanted
     listed = inspect(path.resolve(), verify=verify)
     if listed.manifest is None:
-        present = ", ".join(name for _, name in _step_names(directory)) or "none"
+        present = ", ".join(name for _, name in step_names(directory)) or "none"
         raise CheckpointError(f"run.resume: {path}: {'; '.join(listed.problems[:5])}. In {directory} there are: {present}.")
     return Choice(listed.path, [])
-
-
-def _step_names(directory: Path) -> list[tuple[int, str]]:
-    names = os.listdir(directory) if directory.is_dir() else []
-    return sorted((int(match[1]), match[0]) for match in map(_STEP.match, names) if match)
 
 
 def _problems(path: Path, manifest: Manifest, verify: Verify) -> list[str]:
@@ -199,8 +232,7 @@ def _read_tensors(path: Path, entries: Mapping[str, TensorEntry], placements: Ma
     for name, entry in entries.items():
         for part in entry.parts:
             target = tensors[name] if part.rows is None else tensors[name][part.rows[0] : part.rows[1]]
-            target_bytes = memoryview(target.reshape(-1).view(torch.uint8).numpy())
-            reads.setdefault(part.file, []).append((placements[part.file].begins[part.key], target_bytes))
+            reads.setdefault(part.file, []).append((placements[part.file].begins[part.key], bytes_of(target)))
     try:
         with ThreadPoolExecutor(_NUM_READERS) as pool:
             for _ in pool.map(lambda file: _read_into(path / file, reads[file]), reads):
@@ -229,10 +261,10 @@ def _read_json(path: Path) -> bytes:
         return file.read()
 
 
-def _open_regular(path: Path) -> BinaryIO:
+def _open_regular(path: Path) -> FileIO:
     """Open a regular file for reading; anything else, such as a pipe, is refused without waiting for it. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(descriptor, "rb", buffering=0)
+    return FileIO(descriptor, "rb")

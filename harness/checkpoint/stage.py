@@ -1,6 +1,7 @@
 """Taking one consistent copy of a rank's share: the only part of a save that holds the training."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from harness.checkpoint import exact_json
 from harness.checkpoint.files import Content
-from harness.checkpoint.format import Placement, Spec, place, spec_of
+from harness.checkpoint.format import Placement, Spec, bytes_of, place, spec_of
 from harness.checkpoint.layout import Piece, Share, assign, find_aliases
-from harness.checkpoint.manifest import CONFIG, MANIFEST, TRAINER_STATE, Reason
+from harness.checkpoint.manifest import CONFIG, FILE_NAME, MANIFEST, TRAINER_STATE, Reason
 from harness.errors import CheckpointError
 
 _ALIGNMENT = 64
@@ -22,8 +23,8 @@ _ALIGNMENT = 64
 class Snapshot:
     """The state after a step. Every rank has the same, but for `rng`; rank 0's `trainer`, `metrics`, `facts` and `beside` are written.
 
-    `model` is the network's state_dict (tied weights under each of their names), `optimizer` has keys "<state>/<parameter name>", `rng` is this rank's.
-    `metrics` are those of an evaluation at this very step, or empty: checkpoints are ranked by them.
+    `model` is the network's state_dict (tied weights under each of their names), `optimizer` has keys "<state>/<parameter name>", `rng` is this
+    rank's. `metrics` are those of an evaluation at this very step, or empty: checkpoints are ranked by them.
     """
 
     step: int
@@ -44,13 +45,39 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Staged:
-    """What this rank will write: `contents` into files (rank 0 also `small` ones); `pieces` tell which tensors stand where."""
+    """What this rank will write: `contents` into files, rank 0 also `small_files()`; `pieces` tell which tensors stand where."""
 
     contents: list[Content]
-    small: list[Content]
     pieces: list[dict[str, Any]]
     aliases: dict[str, str]
     total_bytes: int  # of all ranks' tensor files, nearly
+    trainer: Any  # as exact_json encodes it
+    texts: Mapping[str, tuple[str, str]]  # by file: role, text
+
+    def small_files(self) -> list[Content]:
+        """Rank 0's files that hold no tensors."""
+        trainer = Content(TRAINER_STATE, "trainer", [exact_json.to_bytes(self.trainer)])
+        return [trainer, *(Content(name, role, [text.encode()]) for name, (role, text) in self.texts.items())]
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    role: str
+    pieces: list[Piece]
+    placement: Placement
+    begin: int  # of its tensors in the host memory
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Where everything goes: a function of names, dtypes and shapes, the same at every save of a run, and so made once."""
+
+    files: list[_File]
+    pieces: list[dict[str, Any]]
+    indexes: dict[str, tuple[str, str]]
+    tensor_bytes: int  # of all ranks
+    memory_bytes: int
 
 
 class Stage:
@@ -58,6 +85,8 @@ class Stage:
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self._planned_for: object = None
+        self._plan = _Plan([], [], {}, 0, 0)
 
     def take(self, snapshot: Snapshot, rank: int, num_ranks: int) -> Staged:
         """Copy this rank's share of the state. No collective; the host waits for the device. Raises CheckpointError."""
@@ -65,44 +94,35 @@ class Stage:
         optimizer = {name: spec_of(tensor, f"optimizer {name}") for name, tensor in snapshot.optimizer.items()}
         rng = {name: spec_of(tensor, f"rng {name}") for name, tensor in snapshot.rng.items()}
         aliases = find_aliases(snapshot.model)
-        shares = assign({name: spec for name, spec in model.items() if name not in aliases}, optimizer, num_ranks)
-        files = _files_of(shares, rank, rng)
-        sources: dict[str, Mapping[str, Tensor]] = {"model": snapshot.model, "optimizer": snapshot.optimizer, "rng": snapshot.rng}
-        contents = self._copy(files, sources)
-        small = _small_files(snapshot, shares) if rank == 0 else []
-        pieces = [
-            {"role": role, "name": piece.name, "dtype": piece.whole.dtype, "shape": piece.whole.shape, "key": piece.key, "file": name, "rows": piece.rows}
-            for name, role, held in files
-            for piece in held
-        ]
-        total = sum(share.size_bytes for share in shares) + sum(content.size_bytes for content in small)
-        return Staged(contents, small, pieces, aliases, total)
+        key = (model, optimizer, rng, aliases, rank, num_ranks)
+        if key != self._planned_for:
+            shares = assign({name: spec for name, spec in model.items() if name not in aliases}, optimizer, num_ranks)
+            self._plan, self._planned_for = _plan(shares, rank, rng), key
+        trainer = exact_json.encode(dict(snapshot.trainer), "trainer state") if rank == 0 else None
+        texts = {CONFIG: ("config", snapshot.config_yaml), **self._plan.indexes}
+        if not all(re.match(FILE_NAME, name) for name in snapshot.beside) or snapshot.beside.keys() & {*texts, TRAINER_STATE, MANIFEST}:
+            raise CheckpointError(f"beside: {sorted(snapshot.beside)}: a name that is the checkpoint's own, or no plain file name.")
+        texts |= {name: ("beside", text) for name, text in snapshot.beside.items()}
+        contents = self._copy({"model": snapshot.model, "optimizer": snapshot.optimizer, "rng": snapshot.rng})
+        return Staged(contents, self._plan.pieces, aliases, self._plan.tensor_bytes, trainer, texts)
 
-    def _copy(self, files: Sequence[tuple[str, str, Sequence[Piece]]], sources: Mapping[str, Mapping[str, Tensor]]) -> list[Content]:
-        placements = [place({piece.key: piece.spec for piece in held}) for _, _, held in files]
-        begins = [0]
-        for placement in placements:
-            size = placement.size_bytes - len(placement.head)
-            begins.append(begins[-1] + size + (-size % _ALIGNMENT))
-        on_gpu = any(tensor.is_cuda for _, role, held in files for tensor in (sources[role][piece.name] for piece in held))
-        self._reserve(begins[-1], on_gpu)
-        contents = []
+    def _copy(self, sources: Mapping[str, Mapping[str, Tensor]]) -> list[Content]:
+        plan = self._plan
+        on_gpu = any(sources[file.role][piece.name].is_cuda for file in plan.files for piece in file.pieces)
+        self._reserve(plan.memory_bytes, on_gpu)
         with torch.no_grad():
-            for (name, role, held), placement, begin in zip(files, placements, begins, strict=False):
-                for piece in held:
-                    self._copy_one(sources[role][piece.name], piece, begin + placement.begins[piece.key] - len(placement.head))
-                contents.append(Content(name, role, [placement.head, self._view(placement, begin)]))
+            for file in plan.files:
+                for piece in file.pieces:
+                    source = sources[file.role][piece.name].detach()
+                    part = source if piece.rows is None else source[piece.rows[0] : piece.rows[1]]
+                    begin = file.begin + file.placement.begins[piece.key] - len(file.placement.head)
+                    _copy_into(self._memory[begin : begin + piece.spec.size_bytes], part)
         if on_gpu:
             torch.cuda.current_stream().synchronize()
-        return contents
+        return [Content(file.name, file.role, [file.placement.head, self._view(file)]) for file in plan.files]
 
-    def _copy_one(self, source: Tensor, piece: Piece, begin: int) -> None:
-        part = source if piece.rows is None else source[piece.rows[0] : piece.rows[1]]
-        room = self._memory[begin : begin + piece.spec.size_bytes]
-        room.view(piece.spec.torch_dtype).view(piece.spec.shape).copy_(part, non_blocking=True)
-
-    def _view(self, placement: Placement, begin: int) -> memoryview:
-        return memoryview(self._memory[begin : begin + placement.size_bytes - len(placement.head)].numpy())
+    def _view(self, file: _File) -> memoryview:
+        return bytes_of(self._memory[file.begin : file.begin + file.placement.size_bytes - len(file.placement.head)])
 
     def _reserve(self, size_bytes: int, pinned: bool) -> None:
         if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
@@ -110,11 +130,32 @@ class Stage:
             self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
 
 
-def _files_of(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> list[tuple[str, str, list[Piece]]]:
-    """This rank's files: (name, role, pieces)."""
-    files = [(_shards(shares, role)[rank], role, held) for role, held in shares[rank].pieces.items() if held]
-    files.append((f"rng-{rank:05}-of-{len(shares):05}.safetensors", "rng", [Piece(name, spec) for name, spec in rng.items()]))
-    return files
+def _copy_into(room: Tensor, part: Tensor) -> None:
+    if part.device.type == "cpu" and part.is_contiguous() and not (part.is_conj() or part.is_neg()):
+        # One plain memcpy: torch would share each tensor among its threads, which takes many times longer where data workers use the cores [measured].
+        bytes_of(room)[:] = bytes_of(part)
+    else:
+        room.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+
+
+def _plan(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> _Plan:
+    """What this rank writes, and rank 0's indexes."""
+    held = [(_shards(shares, role)[rank], role, pieces) for role, pieces in shares[rank].pieces.items() if pieces]
+    held.append((f"rng-{rank:05}-of-{len(shares):05}.safetensors", "rng", [Piece(name, spec) for name, spec in rng.items()]))
+    files: list[_File] = []
+    end = 0
+    for name, role, pieces in held:
+        placement = place({piece.key: piece.spec for piece in pieces})
+        files.append(_File(name, role, pieces, placement, end))
+        size_bytes = placement.size_bytes - len(placement.head)
+        end += size_bytes + (-size_bytes % _ALIGNMENT)
+    described = [
+        {"role": file.role, "name": one.name, "dtype": one.whole.dtype, "shape": one.whole.shape, "key": one.key, "file": file.name, "rows": one.rows}
+        for file in files
+        for one in file.pieces
+    ]
+    indexes = {f"{role}.safetensors.index.json": ("index", _index(shares, role)) for role in ("model", "optimizer")} if rank == 0 else {}
+    return _Plan(files, described, indexes, sum(share.size_bytes for share in shares), end)
 
 
 def _shards(shares: Sequence[Share], role: str) -> dict[int, str]:
@@ -123,23 +164,8 @@ def _shards(shares: Sequence[Share], role: str) -> dict[int, str]:
     return {rank: f"{role}-{index:05}-of-{len(writers):05}.safetensors" for index, rank in enumerate(writers, start=1)}
 
 
-def _small_files(snapshot: Snapshot, shares: Sequence[Share]) -> list[Content]:
-    """Rank 0's files that hold no tensors; encoded now, because the state they come from goes on changing."""
-    small = [
-        Content(TRAINER_STATE, "trainer", [exact_json.dumps(dict(snapshot.trainer), "trainer state")]),
-        Content(CONFIG, "config", [snapshot.config_yaml.encode()]),
-        _index(shares, "model"),
-        _index(shares, "optimizer"),
-    ]
-    small += [Content(name, "beside", [text.encode()]) for name, text in snapshot.beside.items()]
-    if len({content.name for content in small} | {MANIFEST}) <= len(small):
-        raise CheckpointError(f"beside: {sorted(snapshot.beside)}: a name that is the checkpoint's own.")
-    return small
-
-
-def _index(shares: Sequence[Share], role: str) -> Content:
+def _index(shares: Sequence[Share], role: str) -> str:
     """The index by which other tools find a tensor's file: https://huggingface.co/docs/safetensors/metadata_parsing."""
     where = {piece.key: file for rank, file in _shards(shares, role).items() for piece in shares[rank].pieces[role]}
     total = sum(piece.spec.size_bytes for share in shares for piece in share.pieces[role])
-    document = {"metadata": {"total_size": total}, "weight_map": where}
-    return Content(f"{role}.safetensors.index.json", "index", [(json.dumps(document, indent=1, sort_keys=True) + "\n").encode()])
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=1, sort_keys=True) + "\n"

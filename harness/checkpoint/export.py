@@ -1,0 +1,37 @@
+"""The weights of a checkpoint as one safetensors file, for the world outside."""
+
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from harness.checkpoint.files import Content, sync_directory, telling, write_files
+from harness.checkpoint.format import bytes_of, place
+from harness.checkpoint.read import inspect, read_model
+from harness.errors import CheckpointError
+
+
+def export(checkpoint: Path, out: Path) -> int:
+    """Write the network's tensors into a new file `out`; returns its size in bytes. Hashes are verified first. Raises CheckpointError.
+
+    A tied weight is stored once; its other names stand in the file's metadata, as safetensors' own `save_model` has it.
+    """
+    listed = inspect(checkpoint, verify="full")
+    if listed.manifest is None:
+        raise CheckpointError(f"{checkpoint}: {'; '.join(listed.problems[:5])}. Export another checkpoint.")
+    if out.exists():
+        raise CheckpointError(f"{out}: it exists. Remove it, or give another name.")
+    manifest = listed.manifest
+    tensors = read_model(checkpoint, manifest)
+    placement = place({name: entry.spec for name, entry in manifest.model.items()}, manifest.aliases)
+    in_order = sorted(placement.begins, key=lambda name: (placement.begins[name], manifest.model[name].spec.size_bytes))
+    parts: list[bytes | memoryview] = [placement.head, *(bytes_of(tensors[name]) for name in in_order)]
+    temporary = Content(f".{out.name}.{secrets.token_hex(4)}", "model", parts)
+    with telling(f"exporting to {out}"), ThreadPoolExecutor(1) as hasher:
+        try:
+            write_files(out.parent, [temporary], hasher)
+            os.rename(out.parent / temporary.name, out)
+            sync_directory(out.parent)
+        finally:
+            (out.parent / temporary.name).unlink(missing_ok=True)
+    return temporary.size_bytes

@@ -1,0 +1,297 @@
+"""Saving while the training goes on: the loop waits for a copy, a thread of each rank does the rest.
+
+A save is always the same calls on a channel of its own, on every rank: together (was the copy made?), decide (rank 0 begins), together (each writes
+its files), gather (what was written), decide (rank 0 commits), decide (rank 0 tidies up). An error at any of them is every rank's error and ends this
+save only.
+"""
+
+import hashlib
+import platform
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from harness.checkpoint.commit import begin, collect_leftovers, commit, tidy
+from harness.checkpoint.files import telling, write_files
+from harness.checkpoint.manifest import FileEntry, Manifest, join_parts
+from harness.checkpoint.read import step_name
+from harness.checkpoint.retention import BestRank, Kept, Retention
+from harness.checkpoint.stage import Snapshot, Stage, Staged
+from harness.errors import CheckpointError, HarnessError
+from harness.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """How a save ended. `error`: why there is no new checkpoint; `warning`: there is one, but links or retention failed.
+
+    `stall_s`: how long the loop was held; `total_s`: until it was durable and old ones were gone. `skipped`: this very state was already there.
+    """
+
+    step: int
+    path: Path | None = None
+    error: str | None = None
+    warning: str | None = None
+    stall_s: float = 0.0
+    total_s: float = 0.0
+    size_bytes: int = 0
+    skipped: bool = False
+    deleted: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "path": None if self.path is None else str(self.path)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A save in flight: what the thread needs, none of which the training changes. `failure`: why this rank has no copy."""
+
+    header: Mapping[str, Any]  # of the manifest
+    staged: Staged | None
+    failure: Exception | None
+    best: BestRank | None
+    started: float
+    stall_s: float
+
+    @property
+    def step(self) -> int:
+        return int(self.header["step"])
+
+
+class CheckpointStore:
+    """The checkpoints of a run, written by all ranks. Construct, `save`, `wait` and `close` on every rank, in the same order."""
+
+    def __init__(
+        self,
+        directory: Path,
+        ranks: Ranks,
+        retention: Retention,
+        *,
+        run_id: str,
+        attempt: str,
+        fence: Callable[[], None],
+        max_failures: int,
+        timeout_s: float,
+    ) -> None:
+        """`fence` is called on rank 0 before anything is changed on the disk. Called by every rank. Raises CheckpointError."""
+        self._directory = directory
+        self._ranks = ranks
+        self._retention = retention
+        self._identity = {"run_id": run_id, "attempt": attempt, "world_size": ranks.size}
+        self._fence = fence
+        self._max_failures = max_failures
+        self._timeout_s = timeout_s
+        self._channel = ranks.channel(timeout_s)
+        self._channel_broken = False
+        self._stage = Stage()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="fermarsi-hash")
+        self._thread: threading.Thread | None = None
+        self._finished: deque[SaveReport] = deque()
+        self._failures: list[str] = []
+        self._committed: Path | None = None
+        self._known: dict[str, Kept] = {}  # rank 0: the valid checkpoints that need no second look
+        self._written: dict[int, dict[str, float]] = {}  # rank 0: the metrics of what this process committed, by step
+        ranks.decide(lambda: collect_leftovers(directory, fence))
+
+    def save(self, snapshot: Snapshot, best: BestRank | None) -> None:
+        """Begin a checkpoint. Called by every rank; the host waits for the copy, and for a save still in flight (`timeout_s` at most).
+
+        Errors of a save are reported, not raised; only the loss of a rank is.
+        """
+        started = time.monotonic()
+        busy = not self._is_idle(self._timeout_s)
+        states = self._ranks.gather([busy, self._channel_broken])
+        late = [rank for rank, state in enumerate(states) if state[0]]
+        if late:
+            self._fail(snapshot.step, f"rank {late[0]} still writes the checkpoint before, after {self._timeout_s:.0f} s. Look at its disk.", started)
+            return
+        if any(state[1] for state in states):  # a time-out leaves a channel unusable: all ranks open another
+            self._channel = self._ranks.channel(self._timeout_s)
+            self._channel_broken = False
+        staged: Staged | None = None
+        failure: Exception | None = None
+        try:
+            staged = self._stage.take(snapshot, self._ranks.rank, self._ranks.size)
+        except Exception as error:  # noqa: BLE001 - sent to all ranks by the thread, then reported
+            failure = error
+        job = _Job(self._header(snapshot), staged, failure, best, started, time.monotonic() - started)
+        self._thread = threading.Thread(target=self._run, args=(job,), name="fermarsi-save", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until no save is in flight on this rank. Called by every rank; no collective."""
+        self._is_idle(None)
+
+    def reports(self) -> list[SaveReport]:
+        """The saves that ended since the last call. No collective: times, and now and then the ends, differ between ranks; rank 0's are true."""
+        taken = []
+        while self._finished:
+            taken.append(self._finished.popleft())
+        return taken
+
+    def raise_if_failing(self) -> None:
+        """Raise CheckpointError if too many saves in a row have failed on this rank. No collective: rank 0 decides."""
+        if len(self._failures) >= self._max_failures:
+            raise CheckpointError(
+                f"{self._directory}: {len(self._failures)} saves in a row have failed (checkpoint.max_failures: {self._max_failures}), "
+                f"the last because: {self._failures[-1]}"
+            )
+
+    def committed(self) -> Path | None:
+        """The last checkpoint that this process committed, or found in place of one; None before the first."""
+        return self._committed
+
+    def close(self) -> None:
+        """Wait for the save in flight (`timeout_s` at most) and give the memory back. No collective."""
+        self._is_idle(self._timeout_s)
+        self._hasher.shutdown(wait=False)
+        self._stage = Stage()
+
+    # -- in the thread of a save
+
+    def _run(self, job: _Job) -> None:
+        try:
+            report = self._save(job, self._channel)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong is reported, and the training goes on
+            # Errors that all ranks share leave the channel in step. Anything else may be a collective that one of them gave up.
+            self._channel_broken = self._channel_broken or not isinstance(error, HarnessError)
+            shown = str(error) if isinstance(error, HarnessError) else f"rank {self._ranks.rank}: {type(error).__name__}: {error}"
+            self._fail(job.step, shown, job.started, job.stall_s)
+        else:
+            self._failures = []
+            self._committed = report.path
+            self._finished.append(report)
+
+    def _save(self, job: _Job, channel: Ranks) -> SaveReport:
+        staged = channel.together(lambda: _owned(job))
+        target = self._directory / step_name(job.step)
+        temporary = channel.decide(lambda: begin(self._directory, job.step, staged.total_bytes, self._fence, written=self._is_written(job)))
+        if temporary is None:
+            return SaveReport(job.step, target, stall_s=job.stall_s, total_s=time.monotonic() - job.started, skipped=True)
+        records = channel.together(lambda: self._write(staged, temporary))
+        gathered = channel.gather({"records": records, "pieces": staged.pieces})
+        size_bytes = channel.decide(lambda: self._commit(job, staged, temporary, gathered))
+        tidied = channel.decide(lambda: self._tidy(job))
+        total_s = time.monotonic() - job.started
+        return SaveReport(job.step, target, stall_s=job.stall_s, total_s=total_s, size_bytes=size_bytes, **tidied)
+
+    def _write(self, staged: Staged, temporary: str) -> list[dict[str, object]]:
+        with telling(f"writing into {temporary}"):
+            return write_files(self._directory / temporary, staged.contents, self._hasher)
+
+    def _commit(self, job: _Job, staged: Staged, temporary: str, gathered: Sequence[Mapping[str, Any]]) -> int:
+        """Rank 0 only; returns the size of the checkpoint in bytes, its manifest not counted."""
+        small_files = staged.small_files()
+        records = [record for one in gathered for record in one["records"]]
+        pieces = [one["pieces"] for one in gathered]
+
+        def manifest(small: list[dict[str, Any]]) -> Manifest:
+            return _manifest(job.header, [*small, *records], pieces, staged.aliases)
+
+        commit(self._directory, temporary, job.step, small_files, manifest, self._fence, self._hasher)
+        self._written[job.step] = job.header["metrics"]
+        return sum(int(record["size_bytes"]) for record in records) + sum(content.size_bytes for content in small_files)
+
+    def _tidy(self, job: _Job) -> dict[str, Any]:
+        """Rank 0 only. What fails here does not undo the commit."""
+        kept = Kept(job.step, job.header["epoch"], job.header["metrics"])
+        try:
+            deleted, self._known = tidy(self._directory, kept, self._retention, job.best, self._known, self._fence)
+        except HarnessError as error:
+            return {"deleted": [], "warning": str(error)}
+        return {"deleted": deleted, "warning": None}
+
+    def _is_written(self, job: _Job) -> bool:
+        """Whether this process committed this step's state already, with the metrics that checkpoints are ranked by. Rank 0 only."""
+        if job.step not in self._written:
+            return False
+        return not job.header["metrics"] or job.header["metrics"] == self._written[job.step]
+
+    # -- either thread
+
+    def _is_idle(self, limit_s: float | None) -> bool:
+        if self._thread is not None:
+            self._thread.join(limit_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _fail(self, step: int, error: str, started: float, stall_s: float | None = None) -> None:
+        self._failures = [*self._failures, error]
+        total_s = time.monotonic() - started
+        self._finished.append(SaveReport(step, error=error, stall_s=total_s if stall_s is None else stall_s, total_s=total_s))
+
+    def _header(self, snapshot: Snapshot) -> dict[str, Any]:
+        return {
+            **self._identity,
+            "step": snapshot.step,
+            "epoch": snapshot.epoch,
+            "samples": snapshot.samples,
+            "reason": snapshot.reason,
+            "exact": snapshot.exact,
+            "exact_reason": snapshot.exact_reason,
+            "metrics": dict(snapshot.metrics),
+            "facts": deepcopy(dict(snapshot.facts)),
+        }
+
+
+def _owned(job: _Job) -> Staged:
+    if job.staged is None:
+        assert job.failure is not None
+        raise job.failure
+    return job.staged
+
+
+def _manifest(
+    header: Mapping[str, Any], records: Sequence[Mapping[str, Any]], pieces: Sequence[Sequence[Mapping[str, Any]]], aliases: dict[str, str]
+) -> Manifest:
+    """The manifest of what all ranks wrote; `pieces`: by rank. Raises CheckpointError."""
+    everything = [piece for held in pieces for piece in held]
+    try:
+        return Manifest(
+            **header,
+            versions=_versions(),
+            written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            files={record["name"]: FileEntry(size_bytes=record["size_bytes"], sha256=record["sha256"], role=record["role"]) for record in records},
+            model=join_parts([piece for piece in everything if piece["role"] == "model"]),
+            aliases=aliases,
+            optimizer=join_parts([piece for piece in everything if piece["role"] == "optimizer"]),
+            rng=[join_parts([piece for piece in held if piece["role"] == "rng"]) for held in pieces],
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"step {header['step']}: the manifest cannot hold {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """What wrote a checkpoint: for people, and for bug reports."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "code": _revision()}
+    found["torch"] = torch.__version__
+    for name in ("fermarsi", "accelerate", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # harness from a bare checkout
+            found[name] = "not installed"
+    found["cuda"] = str(torch.version.cuda)
+    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return found
+
+
+def _revision() -> str:
+    """A digest of the harness's own sources, which tells changed ones apart where a version or a commit does not."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return f"sources {digest.hexdigest()[:16]}"

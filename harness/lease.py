@@ -1,0 +1,189 @@
+"""One launch at a time in a run directory, on any file system that creates files exclusively.
+
+`<run>/lease/` holds a file named by the holder's fencing number, the highest there. Taking the lease is creating the next number, which only one
+process can do; whoever finds a higher number than its own is fenced out, even if it slept through everything. No clock is compared with another: a
+holder that cannot be looked up in this machine's process table is alive if its file, which a thread rewrites, changes while one watches it. No lock
+is used: locks are what shared file systems differ in.
+"""
+
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from harness.errors import CheckpointError, ConfigError
+
+_NUMBER = re.compile(r"[0-9]{8,18}")
+
+
+class Lease:
+    """Held by rank 0 of a launch from `take` to `release`. `message`: what is to be told of the launch before, or None."""
+
+    def __init__(self, directory: Path, *, beat_s: float = 5.0, watch_s: float = 30.0) -> None:
+        """`beat_s`: how often the holder shows that it lives; `watch_s`: how long another looks out for that."""
+        self._directory = directory / "lease"
+        self._run = directory
+        self._beat_s = beat_s
+        self._watch_s = watch_s
+        self._number = 0
+        self._holder: dict[str, Any] = {}
+        self._released = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.message: str | None = None
+
+    def take(self) -> int:
+        """Hold the run directory; returns the number of launches so far, this one included. Raises ConfigError if another launch holds it.
+
+        May wait for `watch_s` if the launch before ran elsewhere and did not end in order. Creates the directory.
+        """
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            while not self._number:
+                last = self._last()
+                if last:
+                    self.message = self._look_at(last)
+                self._create(last + 1)
+        except OSError as error:
+            raise ConfigError(f"{self._run}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
+        self._thread = threading.Thread(target=self._beat, name="fermarsi-lease", daemon=True)
+        self._thread.start()
+        return self._number
+
+    def check(self) -> None:
+        """Raise CheckpointError unless this launch still holds the lease."""
+        try:
+            last = self._last()
+            token = self._read(self._number).get("token")
+        except OSError as error:
+            raise CheckpointError(f"{self._directory}: {error.strerror}: this launch cannot show that the run is its own.") from error
+        if last > self._number:
+            raise CheckpointError(f"{self._run}: launch {last} has taken the run over from this one, launch {self._number}. It changes nothing more.")
+        if token != self._holder.get("token"):
+            raise CheckpointError(f"{self._directory}: the lease of this launch is gone. Leave that directory alone while a run trains.")
+
+    def release(self) -> None:
+        """Give the directory back, if it was taken here; the next launch need not wait then."""
+        if self._thread is None:
+            return
+        self._released.set()
+        self._thread.join()
+        self._thread = None
+        with suppress(OSError, CheckpointError):  # fenced out, or the directory is gone: nothing to give back
+            self.check()
+            self._write({**self._holder, "released": True})
+
+    def _create(self, number: int) -> None:
+        """Become the holder, unless another process is quicker: then nothing happens."""
+        holder = {"number": number, "token": secrets.token_hex(8), "beat": 0, "beat_s": self._beat_s, "released": False, **_this_process()}
+        try:
+            descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_encode(holder))
+            file.flush()
+            os.fsync(file.fileno())
+        if self._last() != number:  # others came, went and cleared up since we looked
+            return
+        self._number, self._holder = number, holder
+        for path in self._directory.iterdir():
+            if path.name.startswith(".") or int(path.name) < number:
+                path.unlink(missing_ok=True)
+
+    def _look_at(self, number: int) -> str | None:
+        """Return once launch `number` is over, with a message if it did not end in order. Raises ConfigError if it lives."""
+        before = self._read(number)
+        if before.get("released"):
+            return None
+        who = f"{before.get('host', 'an unknown host')}, process {before.get('pid', 'unknown')}"
+        lives = _lives(before)
+        if lives is None:
+            lives = self._changes(number, before)
+        if lives:
+            raise ConfigError(f"{self._run}: launch {number} holds this run and is alive ({who}). Stop it first, or choose another run.dir.")
+        return f"{self._run}: took over from launch {number} ({who}), which did not end in order."
+
+    def _changes(self, number: int, before: Mapping[str, Any]) -> bool:
+        """Watch a lease for change."""
+        # The holder may beat slower than this process would.
+        deadline = time.monotonic() + max(self._watch_s, 3 * float(before.get("beat_s", 0.0)))
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, self._watch_s / 10))
+            now = self._read(number)
+            if now.get("released"):
+                return False
+            if self._last() != number:  # another was quicker and is looked at next
+                return False
+            if now != before:
+                return True
+        return False
+
+    def _beat(self) -> None:
+        while not self._released.wait(self._beat_s):
+            self._holder["beat"] += 1
+            with suppress(OSError):  # a full or failing disk: saves fail too, and say so
+                if self._read(self._number).get("token") != self._holder["token"]:
+                    return  # fenced out; `check` says so
+                self._write(self._holder)
+
+    def _write(self, holder: Mapping[str, Any]) -> None:
+        """Replace this launch's own file; harmless if it has been fenced out, for a lower number counts for nothing."""
+        temporary = self._directory / f".{self._number}-{holder['token']}"
+        temporary.write_bytes(_encode(holder))
+        os.replace(temporary, self._path(self._number))
+
+    def _read(self, number: int) -> dict[str, Any]:
+        """A lease, {} if it is gone or was never completed."""
+        try:
+            holder = json.loads(self._path(number).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return holder if isinstance(holder, dict) else {}
+
+    def _last(self) -> int:
+        return max((int(name) for name in os.listdir(self._directory) if _NUMBER.fullmatch(name)), default=0)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number:08}"
+
+
+def _encode(holder: Mapping[str, Any]) -> bytes:
+    return (json.dumps(holder, sort_keys=True) + "\n").encode()
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid), "machine": _machine()}
+
+
+def _lives(holder: Mapping[str, Any]) -> bool | None:
+    """Whether the process that wrote a lease is alive; None if this machine's process table cannot tell."""
+    machine = _machine()
+    if machine is None or holder.get("machine") != machine:
+        return None
+    return holder.get("started") is not None and _start_of(int(holder["pid"])) == holder["started"]
+
+
+def _machine() -> str | None:
+    """Names a process table: the boot of a machine and the namespace of its process ids. None where there is no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process started, in ticks since boot; None if it is gone or only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,226 @@
+"""Whatever happens to the newest checkpoint's files, it is noticed and the one before is used."""
+
+import hashlib
+import json
+import os
+import shutil
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.checkpoint import choose, inspect, list_checkpoints, load, verify_checkpoint
+from harness.checkpoint.manifest import MANIFEST, dump_manifest, parse_manifest
+from harness.errors import CheckpointError
+from tests.checkpoint.examples import assert_is_step, save_steps, torch
+
+FILES = [
+    "config.yaml",
+    "manifest.json",
+    "model-00001-of-00001.safetensors",
+    "model.safetensors.index.json",
+    "optimizer-00001-of-00001.safetensors",
+    "optimizer.safetensors.index.json",
+    "rng-00000-of-00001.safetensors",
+    "trainer_state.json",
+]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run") / "checkpoints"
+    save_steps(directory, 1, 2)
+    return directory
+
+
+@pytest.fixture
+def checkpoints(pristine: Path, tmp_path: Path) -> Iterator[Path]:
+    """Two checkpoints; afterwards whatever was done to the second is detected, with little memory, and the first one is used."""
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(pristine, directory, symlinks=True)
+    yield directory
+    tracemalloc.start()
+    choice = choose(directory, "auto")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert choice.path == directory / "step-00000001"
+    assert peak_bytes < 10e6
+    assert len(choice.skipped) == 1
+    assert "step-00000002" in choice.skipped[0]
+    assert_is_step(choice.path, 1)
+    with pytest.raises(CheckpointError, match=r"(?s)run\.resume: .*step-00000002.*In .* there are: step-00000001, step-00000002"):
+        choose(directory, 2)
+
+
+def test_these_are_the_files(pristine: Path) -> None:
+    assert sorted(os.listdir(pristine / "step-00000002")) == FILES
+    assert verify_checkpoint(pristine / "step-00000002") == []
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("where", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_a_flipped_bit(checkpoints: Path, name: str, where: float) -> None:
+    path = checkpoints / "step-00000002" / name
+    data = bytearray(path.read_bytes())
+    data[round(where * (len(data) - 1))] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "length", [lambda size: 0, lambda size: 7, lambda size: 8, lambda size: min(size - 1, 100), lambda size: size // 2, lambda size: size - 1]
+)
+def test_a_truncated_file(checkpoints: Path, name: str, length: Callable[[int], int]) -> None:
+    path = checkpoints / "step-00000002" / name
+    os.truncate(path, length(path.stat().st_size))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("become", [lambda path: None, lambda path: path.mkdir(), os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_that_is_gone_or_is_no_file(checkpoints: Path, name: str, become: Callable[[Path], None]) -> None:
+    path = checkpoints / "step-00000002" / name
+    path.unlink()
+    become(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_step(checkpoints: Path, name: str) -> None:
+    if name in ("config.yaml", "model.safetensors.index.json", "optimizer.safetensors.index.json"):  # the same at both steps
+        (checkpoints / "step-00000002" / name).write_bytes(b" " + (checkpoints / "step-00000001" / name).read_bytes())
+    else:
+        shutil.copyfile(checkpoints / "step-00000001" / name, checkpoints / "step-00000002" / name)
+
+
+def test_a_whole_checkpoint_of_another_step(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints / "step-00000002")
+    shutil.copytree(checkpoints / "step-00000001", checkpoints / "step-00000002")
+
+
+def test_two_files_swapped(checkpoints: Path) -> None:
+    one, other, parked = (checkpoints / "step-00000002" / name for name in (FILES[2], FILES[4], "parked"))
+    one.rename(parked)
+    other.rename(one)
+    parked.rename(other)
+
+
+def test_a_stale_extra_shard(checkpoints: Path) -> None:
+    path = checkpoints / "step-00000002"
+    shutil.copyfile(path / FILES[2], path / "model-00002-of-00002.safetensors")
+
+
+def test_a_header_that_claims_ten_gigabytes(checkpoints: Path) -> None:
+    with (checkpoints / "step-00000002" / FILES[2]).open("r+b") as file:
+        file.write((10 * 2**30).to_bytes(8, "little"))
+
+
+def test_an_empty_directory(checkpoints: Path) -> None:
+    shutil.rmtree(checkpoints / "step-00000002")
+    (checkpoints / "step-00000002").mkdir()
+
+
+def test_a_manifest_of_gigabytes_is_not_read(checkpoints: Path) -> None:
+    os.truncate(checkpoints / "step-00000002" / MANIFEST, 10 * 2**30)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object], sign: bool = True) -> None:
+    """Change a manifest as somebody would who knows how, with a hash that holds again."""
+    body = json.loads((path / MANIFEST).read_bytes())
+    change(body)
+    if sign:
+        body.pop("sha256", None)
+        body["sha256"] = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (path / MANIFEST).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
+
+
+def rename_file(body: dict[str, Any], name: str) -> None:
+    body["files"][name] = body["files"].pop(FILES[2])
+    for entry in body["model"].values():
+        entry["parts"][0]["file"] = name
+
+
+def grow(body: dict[str, Any]) -> None:
+    body["model"]["embed.weight"]["shape"] = [2**40, 2**10]
+    body["files"][FILES[2]]["size_bytes"] = 2**52
+
+
+LIES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "path traversal": lambda body: rename_file(body, "../../model.safetensors"),
+    "absolute path": lambda body: rename_file(body, "/etc/passwd"),
+    "hidden name": lambda body: rename_file(body, ".model.safetensors"),
+    "line break": lambda body: rename_file(body, "model.safetensors\n"),
+    "future format": lambda body: body.update(format_version=2),
+    "other format": lambda body: body.update(format="something"),
+    "unknown key": lambda body: body.update(hello=1),
+    "missing key": lambda body: body.pop("aliases"),
+    "negative step": lambda body: body.update(step=-1),
+    "a step that is true": lambda body: body.update(step=True),
+    "a huge tensor": grow,
+    "a tensor that is too large": lambda body: body["model"]["embed.weight"].update(shape=[7, 5]),
+    "unknown dtype": lambda body: body["model"]["embed.weight"].update(dtype="F128"),
+    "another dtype": lambda body: body["model"]["embed.weight"].update(dtype="I32"),
+    "no parts": lambda body: body["model"]["embed.weight"].update(parts=[]),
+    "overlapping rows": lambda body: body["model"]["embed.weight"].update(
+        parts=[{"file": FILES[2], "key": "embed.weight", "rows": [0, 4]}, {"file": FILES[2], "key": "more", "rows": [3, 6]}]
+    ),
+    "a missing tensor": lambda body: body["model"].pop("embed.weight"),
+    "a missing file": lambda body: body["files"].pop(FILES[4]),
+    "a file's other role": lambda body: body["files"][FILES[4]].update(role="rng"),
+    "no trainer state": lambda body: body["files"].pop("trainer_state.json"),
+    "lists itself": lambda body: body["files"].update({MANIFEST: body["files"]["config.yaml"]}),
+    "alias of nothing": lambda body: body["aliases"].update(x="y"),
+    "two ranks": lambda body: body.update(world_size=2),
+    "a part in a file that is not there": lambda body: body["model"]["embed.weight"]["parts"][0].update(file="nothing.safetensors"),
+    "a metric that is no number": lambda body: body.update(metrics={"loss": "low"}),
+    "a false float": lambda body: body.update(facts={"x": {"~float": "0x1p+0", "decimal": "3.0"}}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_manifest_that_lies_with_a_hash_that_holds(checkpoints: Path, lie: str) -> None:
+    rewrite(checkpoints / "step-00000002", LIES[lie])
+
+
+def test_an_edited_manifest(checkpoints: Path) -> None:
+    rewrite(checkpoints / "step-00000002", lambda body: body.update(samples=1), sign=False)
+
+
+def test_duplicate_keys_in_a_manifest(checkpoints: Path) -> None:
+    path = checkpoints / "step-00000002" / MANIFEST
+    path.write_bytes(path.read_bytes().replace(b'"samples"', b'"step": 7, "samples"', 1))
+
+
+def test_a_future_format_says_so(pristine: Path) -> None:
+    body = json.loads((pristine / "step-00000002" / MANIFEST).read_bytes()) | {"format_version": 7}
+    with pytest.raises(CheckpointError, match="format 7; this fermarsi reads up to 1"):
+        parse_manifest(json.dumps(body).encode())
+
+
+def test_a_manifest_survives_being_read_and_written(pristine: Path) -> None:
+    data = (pristine / "step-00000002" / MANIFEST).read_bytes()
+    assert dump_manifest(parse_manifest(data)) == data
+
+
+def test_sizes_alone_do_not_show_a_flipped_bit_and_a_load_does_not_hide_a_wrong_size(pristine: Path, tmp_path: Path) -> None:
+    path = tmp_path / "step-00000002"
+    shutil.copytree(pristine / "step-00000002", path)
+    data = bytearray((path / FILES[4]).read_bytes())
+    data[-1] ^= 1
+    (path / FILES[4]).write_bytes(data)
+    assert inspect(path, verify="size").problems == []
+    assert inspect(path, verify="full").problems == [f"{FILES[4]}: its SHA-256 is not the one that was written"]
+    os.truncate(path / FILES[4], len(data) - 1)
+    with pytest.raises(CheckpointError, match=r"bytes instead of .*\. Resume from another checkpoint\."):
+        load(path, rank=0, num_ranks=1, device=torch.device("cpu"))
+
+
+def test_if_there_are_checkpoints_and_none_is_valid_nothing_starts_over(pristine: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(pristine, directory, symlinks=True)
+    for path in directory.glob("step-*/" + FILES[0]):
+        path.unlink()
+    for resume in ("auto", "must"):
+        with pytest.raises(CheckpointError, match=r"there are checkpoints and none is valid:\n.*step-00000002: skipped, not valid: .*config\.yaml"):
+            choose(directory, resume)
+    assert [listed.manifest for listed in list_checkpoints(directory)] == [None, None]

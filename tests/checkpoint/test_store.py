@@ -1,0 +1,343 @@
+"""Saving on one rank: what is written, and what happens when it cannot be."""
+
+import errno
+import os
+import pickle
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.checkpoint import CheckpointStore, Retention, choose, inspect, verify_checkpoint
+from harness.checkpoint import write as write_module
+from harness.errors import CheckpointError
+from harness.ranks import Ranks
+from tests.checkpoint.examples import LOSS, assert_is_step, assert_same, loaded_from, names_in, save_steps, snapshot, store_in, tensors_of
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[CheckpointStore]:
+    store = store_in(tmp_path)
+    yield store
+    store.close()
+
+
+def save(store: CheckpointStore, step: int, **changes: Any) -> Any:
+    """Save, wait, and return the report."""
+    store.save(snapshot(step, **changes), LOSS)
+    store.wait()
+    (report,) = store.reports()
+    return report
+
+
+def test_a_save_leaves_a_checkpoint_and_a_report(store: CheckpointStore, tmp_path: Path) -> None:
+    report = save(store, 3)
+    assert report.path == store.committed() == tmp_path / "step-00000003"
+    assert (report.error, report.warning, report.skipped, report.deleted) == (None, None, False, [])
+    assert 0 < report.stall_s < report.total_s
+    assert report.size_bytes == sum(path.stat().st_size for path in report.path.iterdir() if path.name != "manifest.json")
+    assert_is_step(report.path, 3)
+    assert verify_checkpoint(report.path) == []
+    assert names_in(tmp_path) == ["latest", "step-00000003"]
+    assert report.to_json()["path"] == str(report.path)
+
+
+def test_equal_states_give_equal_files(tmp_path: Path) -> None:
+    save_steps(tmp_path / "a", 1)
+    save_steps(tmp_path / "b", 1)
+    for path in (tmp_path / "a" / "step-00000001").iterdir():
+        if path.name != "manifest.json":  # holds when it was written
+            assert path.read_bytes() == (tmp_path / "b" / "step-00000001" / path.name).read_bytes(), path.name
+
+
+def test_the_manifest_tells_what_was_saved(store: CheckpointStore) -> None:
+    report = save(store, 3, reason="final", exact=False, exact_reason="because", metrics={"val/loss": 0.1, "val/x": float("nan")})
+    manifest = inspect(report.path).manifest
+    assert manifest is not None
+    assert (manifest.run_id, manifest.attempt, manifest.step, manifest.epoch, manifest.samples, manifest.world_size) == ("run", "run-1", 3, 0, 96, 1)
+    assert (manifest.reason, manifest.exact, manifest.exact_reason) == ("final", False, "because")
+    assert manifest.metrics["val/loss"] == 0.1
+    assert manifest.versions["torch"] == torch.__version__
+    assert manifest.versions["code"].startswith("sources ")
+    assert {entry.role for entry in manifest.files.values()} == {"model", "optimizer", "rng", "trainer", "config", "index"}
+
+
+def test_files_get_the_umasks_mode(store: CheckpointStore) -> None:
+    before = os.umask(0o027)
+    try:
+        path = save(store, 1).path
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o640}
+
+
+def test_what_is_stored_is_what_was_there_when_save_returned(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+    original = write_module.write_files
+
+    def wait_and_write(*args: Any) -> Any:
+        assert held.wait(10)
+        return original(*args)
+
+    monkeypatch.setattr(write_module, "write_files", wait_and_write)
+    state = snapshot(1, metrics={"val/loss": 1.0}, facts={"list": [1]}, trainer={"step": 1, "lr": 0.1, "list": [1]})
+    store.save(state, LOSS)
+    for tensor in [*state.model.values(), *state.optimizer.values(), *state.rng.values()]:
+        tensor.fill_(0)
+    state.metrics["val/loss"] = 0.0  # type: ignore[index]
+    state.facts["list"].append(2)
+    state.trainer["list"].append(2)
+    held.set()
+    store.wait()
+    path = store.committed()
+    assert path is not None
+    assert_is_step(path, 1)
+    loaded = loaded_from(path)
+    assert (loaded.manifest.metrics, loaded.manifest.facts, loaded.trainer["list"]) == ({"val/loss": 1.0}, {"list": [1]}, [1])
+
+
+def test_a_second_save_waits_for_the_first(store: CheckpointStore, tmp_path: Path) -> None:
+    for step in range(1, 6):
+        store.save(snapshot(step), None)
+    store.wait()
+    assert [(report.step, report.error) for report in store.reports()] == [(step, None) for step in range(1, 6)]
+    for path in tmp_path.glob("step-*"):
+        assert verify_checkpoint(path) == []
+
+
+def test_memory_is_used_again(store: CheckpointStore) -> None:
+    save(store, 1)
+    memory = store._stage._memory.data_ptr()
+    save(store, 2)
+    assert store._stage._memory.data_ptr() == memory
+    large = torch.arange(1e5)
+    save(store, 3, model={"large": large})
+    assert_same(loaded_from(store.committed() or Path()).model, {"large": large})
+
+
+def test_a_state_without_tensors_and_one_with_odd_ones(store: CheckpointStore) -> None:
+    assert loaded_from(save(store, 1, model={}, optimizer={}).path).model == {}
+    odd = {"turned": torch.arange(6.0).reshape(2, 3).t(), "spread": torch.ones(1).expand(3), "conjugate": torch.tensor([1 + 2j]).conj()}
+    odd["grad"] = torch.ones(2, requires_grad=True)
+    assert_same(loaded_from(save(store, 2, model=odd).path).model, {name: tensor.detach().resolve_conj() for name, tensor in odd.items()})
+
+
+# -- the same step again
+
+
+def test_the_same_step_again_writes_nothing(store: CheckpointStore) -> None:
+    path = save(store, 1, metrics={"val/loss": 1.0}).path
+    before = (path / "manifest.json").stat()
+    for changes in ({"metrics": {"val/loss": 1.0}, "reason": "final"}, {"metrics": {}, "reason": "interrupted"}):
+        report = save(store, 1, **changes)
+        assert (report.skipped, report.path, report.error) == (True, path, None)
+    assert (path / "manifest.json").stat() == before
+
+
+def test_the_same_step_with_metrics_replaces_the_one_without(store: CheckpointStore, tmp_path: Path) -> None:
+    save(store, 1, metrics={"val/loss": 1.0})
+    save(store, 2)
+    report = save(store, 2, metrics={"val/loss": 0.5}, reason="best")
+    assert (report.skipped, report.error, report.warning) == (False, None, None)
+    assert loaded_from(report.path).manifest.metrics == {"val/loss": 0.5}
+    assert os.readlink(tmp_path / "best") == "step-00000002"
+    assert names_in(tmp_path) == ["best", "latest", "step-00000001", "step-00000002"]
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_written_again(store: CheckpointStore) -> None:
+    path = save(store, 1).path
+    (path / "config.yaml").unlink()
+    assert not save(store, 1).skipped
+    assert_is_step(path, 1)
+
+
+def test_another_launch_replaces_a_checkpoint_of_the_same_step_and_keeps_it_aside(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    store = store_in(tmp_path)
+    assert save(store, 2, trainer={"lr": 7.0}).error is None
+    store.close()
+    assert loaded_from(tmp_path / "step-00000002").trainer == {"lr": 7.0}
+    (aside,) = tmp_path.glob("aside-step-00000002-*")
+    assert verify_checkpoint(aside) == []
+    assert loaded_from(aside).trainer["lr"] == 0.2
+
+
+# -- failures
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, when: int, code: int = errno.EIO) -> None:
+    """The `when`-th call of os.<name> fails, and all after it."""
+    original: Callable[..., Any] = getattr(os, name)
+    calls = iter(range(1, 1_000_000))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) >= when:
+            raise OSError(code, os.strerror(code))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, call)
+
+
+@pytest.mark.parametrize("name", ["fsync", "pwrite", "posix_fallocate", "mkdir", "rename", "open"])
+@pytest.mark.parametrize("when", [1, 2, 4, 7])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
+def test_a_failing_disk_costs_that_save_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, when: int, code: int) -> None:
+    store = store_in(tmp_path)
+    assert save(store, 1).error is None
+    with monkeypatch.context() as patched:
+        fail_at(patched, name, when, code)
+        report = save(store, 2)
+    last = 2 if report.error is None else 1  # it may fail after the commit, or not be called so often
+    if report.error is not None:
+        assert os.strerror(code) in report.error
+        assert report.path is None
+    assert store.committed() == choose(tmp_path, "auto").path == tmp_path / f"step-0000000{last}"
+    assert_is_step(tmp_path / f"step-0000000{last}", last)
+    assert save(store, 3).error is None
+    store.close()
+    assert_is_step(tmp_path / "step-00000003", 3)
+    assert names_in(tmp_path, lambda name: name.startswith(".")) == []
+
+
+def test_a_file_system_without_preallocation_will_do(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at(monkeypatch, "posix_fallocate", 1, errno.EOPNOTSUPP)
+    assert save(store, 1).error is None
+
+
+def test_too_little_space_is_found_before_anything_is_written(store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert "0 MB free and 17 MB needed" in save(store, 1).error
+    assert names_in(tmp_path) == []
+
+
+def test_failures_in_a_row_end_the_run_and_a_success_forgives(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        fail_at(patched, "fsync", 1)
+        save(store, 1)
+        save(store, 2)
+        store.raise_if_failing()
+    save(store, 3)
+    with monkeypatch.context() as patched:
+        fail_at(patched, "fsync", 1)
+        for step in (4, 5, 6):
+            store.raise_if_failing()
+            save(store, step)
+    with pytest.raises(
+        CheckpointError, match=r"3 saves in a row have failed \(checkpoint\.max_failures: 3\), the last because: .*Input/output error"
+    ):
+        store.raise_if_failing()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"x": [1.0]}}, "model x: a list where a tensor is needed"),
+        ({"trainer": {"a": {"b": object()}}}, r"trainer state\.a\.b: a builtins.object cannot be stored"),
+        ({"beside": {"manifest.json": ""}}, "a name that is the checkpoint's own"),
+        ({"beside": {"../x": ""}}, "no plain file name"),
+        ({"beside": {"model-00001-of-00001.safetensors": "x"}}, "File exists"),
+        ({"metrics": {"loss": "low"}}, "the manifest cannot hold metrics.loss"),
+        ({"facts": {"x": torch.ones(1)}}, "facts.x: a torch.Tensor cannot be stored"),
+        ({"reason": "whim"}, "the manifest cannot hold reason"),
+    ],
+)
+def test_a_state_that_cannot_be_stored_is_reported(store: CheckpointStore, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    report = save(store, 1, **changes)
+    assert report.path is None
+    assert message.replace("\\", "") in report.error
+    assert choose(tmp_path, "auto").path is None
+    assert save(store, 2).error is None
+
+
+def test_what_fails_after_the_commit_is_a_warning(store: CheckpointStore, tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    report = save(store, 1)
+    assert (report.error, report.path) == (None, tmp_path / "step-00000001")
+    assert "latest" in report.warning
+    store.raise_if_failing()
+
+
+def test_a_disk_that_hangs_holds_the_loop_for_a_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_in(tmp_path, timeout_s=0.1, max_failures=2)
+    hanging, let_go = threading.Event(), threading.Event()
+    original = os.fsync
+
+    def hang(descriptor: int) -> None:
+        hanging.set()
+        let_go.wait(20)
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", hang)
+    store.save(snapshot(1), None)
+    assert hanging.wait(10)
+    began = time.monotonic()
+    store.save(snapshot(2), None)
+    store.save(snapshot(3), None)
+    assert time.monotonic() - began < 5
+    with pytest.raises(CheckpointError, match=r"rank 0 still writes the checkpoint before, after 0 s\. Look at its disk\."):
+        store.raise_if_failing()
+    let_go.set()
+    store.wait()
+    assert [(report.step, report.error is None) for report in store.reports()] == [(2, False), (3, False), (1, True)]
+    assert_is_step(tmp_path / "step-00000001", 1)
+    store.close()
+
+
+def test_a_launch_that_was_fenced_out_changes_nothing(tmp_path: Path) -> None:
+    fenced = threading.Event()
+
+    def fence() -> None:
+        if fenced.is_set():
+            raise CheckpointError("launch 2 has taken the run over")
+
+    store = store_in(tmp_path, fence=fence)
+    save(store, 1)
+    (tmp_path / ".tmp-of-launch-2").mkdir()
+    fenced.set()
+    report = save(store, 2)
+    assert "launch 2 has taken the run over" in report.error
+    assert names_in(tmp_path) == [".tmp-of-launch-2", "latest", "step-00000001"]
+
+
+def test_a_launch_that_slept_through_its_end_cannot_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It passed the fence, slept, and wakes up when another launch holds the run: its temporary directory has been collected."""
+    store = store_in(tmp_path, fence=lambda: None)
+    original = os.rename
+
+    def sleep(source: Path, target: Path) -> None:
+        if Path(target).name == "step-00000001":
+            monkeypatch.setattr(os, "rename", original)
+            store_in(tmp_path).close()
+        original(source, target)
+
+    monkeypatch.setattr(os, "rename", sleep)
+    assert "No such file" in save(store, 1).error
+    assert names_in(tmp_path) == []
+
+
+# -- no pickle
+
+
+def test_neither_saving_nor_loading_touches_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("pickle")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "dump"), (pickle, "dumps"), (torch, "load"), (torch, "save")):
+        monkeypatch.setattr(module, name, refuse)
+    monkeypatch.setattr(pickle, "Unpickler", refuse)
+    (report,) = save_steps(tmp_path, 1)
+    assert report.error is None
+    assert_is_step(choose(tmp_path, "auto").path or Path(), 1)
+
+
+def test_one_rank_alone_needs_no_process_group(tmp_path: Path) -> None:
+    assert Ranks().size == 1
+    assert [report.error for report in save_steps(tmp_path, 1, retention=Retention())] == [None]
+    assert_same(loaded_from(tmp_path / "step-00000001").model, tensors_of(1))
