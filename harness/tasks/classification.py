@@ -1,0 +1,102 @@
+"""One of several classes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from harness.errors import ConfigError
+from harness.metrics import Confusion
+from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, Input, check_labels, counted, full, shown
+
+
+class Classification(Basis):
+    """One of C classes for each target: outputs (B, C, ...) logits, targets (B, ...) integers in [0, C); each target is an item.
+
+    The loss is the cross entropy (torch.nn.functional.cross_entropy, label smoothing as there). With `class_weights` (C values) an item's
+    loss is multiplied by its class's weight, and the mean is still over the *number* of items, not over the sum of their weights as in torch's
+    `reduction="mean"`: weights whose mean over the data is 1 keep the gradient's scale. A target equal to `ignore_index` is no item.
+
+    Metrics: accuracy, balanced_accuracy (mean recall over the classes that occur among the targets) and f1 (macro, over the classes that occur
+    among the targets or the predictions), all from the table `confusion` (C, C). The user's `metrics` get (probabilities (B, C, ...), targets).
+    """
+
+    def __init__(
+        self,
+        input: Input,
+        target: str,
+        metrics: Mapping[str, Metric] | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(input, target, metrics, {"loss": ERROR, "accuracy": ACCURACY, "balanced_accuracy": ACCURACY, "f1": ACCURACY})
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
+        if class_weights is not None and not all(math.isfinite(weight) and weight >= 0 for weight in class_weights):
+            raise ConfigError(f"class_weights: {list(class_weights)}: each must be finite and at least 0.")
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+        self.num_classes: int | None = None
+        self._weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
+
+    def fit_to(self, outputs: Any) -> None:
+        if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
+            raise ConfigError(f"network: gives {shown(outputs)}; a classification needs logits (B, C, ...) of C >= 2 classes.")
+        self.num_classes = outputs.shape[1]
+        if self._weights is not None and len(self._weights) != self.num_classes:
+            raise ConfigError(f"task.class_weights: {len(self._weights)} weights for {self.num_classes} classes. Give one for each class.")
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        check_labels(batch[self.target], self.target, self.num_classes, self.ignore_index, "class", "outputs")
+
+    def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
+        if self._weights is not None and self._weights.device != outputs.device:
+            self._weights = self._weights.to(outputs.device)
+        logits = full(outputs)
+        weights = None if self._weights is None else self._weights.to(logits.dtype)
+        ignored = -100 if self.ignore_index is None else self.ignore_index
+        return nn.functional.cross_entropy(
+            logits, batch[self.target].long(), weights, reduction="sum", label_smoothing=self.label_smoothing, ignore_index=ignored
+        )
+
+    def num_items(self, batch: Batch) -> Tensor:
+        return counted(batch[self.target], self.ignore_index).sum()
+
+    def metrics(self) -> dict[str, Metric]:
+        if self.num_classes is None:
+            raise ConfigError("task: the number of classes is not known before the network's first forward pass (`fit_to`).")
+        return {"confusion": Confusion(self.num_classes), **self._extras()}
+
+    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+        targets = batch[self.target].long()
+        metrics["confusion"].update(outputs.argmax(1), targets, counted(targets, self.ignore_index))
+        if self._extra:
+            self._update_extras(metrics, full(outputs).softmax(1), targets)
+
+    def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        return {**confusion_values(computed["confusion"].tolist()), **super().values(computed)}
+
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """`predicted`: (B, ...) class numbers; `probability`: (B, C, ...)."""
+        return {"predicted": outputs.argmax(1), "probability": full(outputs).softmax(1)}
+
+
+def confusion_values(table: Sequence[Sequence[int]]) -> dict[str, float]:
+    """accuracy, balanced accuracy and macro F1 of a table [target][predicted]; NaN if it is empty. The definitions are scikit-learn's."""
+    classes = range(len(table))
+    targets = [sum(row) for row in table]
+    predicted = [sum(row[index] for row in table) for index in classes]
+    right = [table[index][index] for index in classes]
+    recalls = [right[index] / targets[index] for index in classes if targets[index]]
+    f1 = [2 * right[index] / (targets[index] + predicted[index]) for index in classes if targets[index] + predicted[index]]
+    total = sum(targets)
+    return {
+        "accuracy": sum(right) / total if total else math.nan,
+        "balanced_accuracy": math.fsum(recalls) / len(recalls) if recalls else math.nan,
+        "f1": math.fsum(f1) / len(f1) if f1 else math.nan,
+    }

@@ -1,0 +1,124 @@
+"""The next token."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from harness.errors import ConfigError, DataError
+from harness.stopping import MetricInfo
+from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, check_labels, counted, full, shown
+
+
+class LanguageModelling(Basis):
+    """The next token: outputs (B, T, V) logits, each token to be predicted is an item.
+
+    Without `target`, `input` holds tokens (B, T + 1): the network is given the first T and has to predict the last T. With it, both are (B, T)
+    and already shifted against each other. Tokens are integers in [0, V); one equal to `ignore_index` is no item, and token 0 as an input.
+
+    Metrics: perplexity (exp of the mean negative log likelihood, without label smoothing) and accuracy over tokens. The user's `metrics` get
+    (logits (B, T, V), targets (B, T)).
+    """
+
+    def __init__(
+        self,
+        input: str,
+        target: str | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+    ) -> None:
+        own = {"loss": ERROR, "perplexity": MetricInfo(mode="min", lower=1.0, upper=None), "accuracy": ACCURACY}
+        super().__init__(input, input if target is None else target, metrics, own)
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
+        self.key = input
+        self.shifts = target is None
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+        self.vocabulary: int | None = None
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        tokens = batch[self.key][:, :-1] if self.shifts else batch[self.key]
+        outputs = model(torch.where(tokens == self.ignore_index, 0, tokens))
+        return getattr(outputs, "logits", outputs)
+
+    def fit_to(self, outputs: Any) -> None:
+        if not isinstance(outputs, Tensor) or outputs.dim() != 3:
+            raise ConfigError(f"network: gives {shown(outputs)}; a language model gives logits (B, T, V).")
+        self.vocabulary = outputs.shape[2]
+
+    def check_input(self, batch: Batch) -> None:
+        super().check_input(batch)
+        tokens = batch[self.key]
+        if tokens.dim() != 2 or tokens.shape[1] < (2 if self.shifts else 1):
+            needed = "T + 1 >= 2" if self.shifts else "T >= 1"
+            raise DataError(f"{self.key}: a tensor {tuple(tokens.shape)} where tokens (B, {needed}) are needed. Cut the text into windows.")
+        check_labels(tokens, self.key, self.vocabulary, self.ignore_index, "token", "vocabulary")
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        if batch[self.target].shape != batch[self.key].shape:
+            raise DataError(f"{self.target}: {tuple(batch[self.target].shape)} targets for {tuple(batch[self.key].shape)} tokens. Give one for each.")
+        check_labels(batch[self.target], self.target, self.vocabulary, self.ignore_index, "token", "vocabulary")
+
+    def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
+        return self._cross_entropy(outputs, self._targets(batch), self.label_smoothing)
+
+    def num_items(self, batch: Batch) -> Tensor:
+        return counted(self._targets(batch), self.ignore_index).sum()
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"tokens": _Tokens(), **self._extras()}
+
+    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+        targets = self._targets(batch)
+        items = counted(targets, self.ignore_index)
+        right = (outputs.argmax(2) == targets) & items
+        metrics["tokens"].update(self._cross_entropy(outputs, targets, 0.0), right.sum(), items.sum())
+        self._update_extras(metrics, full(outputs), targets)
+
+    def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        nll, right, tokens = computed["tokens"].tolist()
+        mean = nll / tokens if tokens else math.nan
+        perplexity = math.exp(mean) if mean < 700 else mean if math.isnan(mean) else math.inf
+        return {"perplexity": perplexity, "accuracy": right / tokens if tokens else math.nan, **super().values(computed)}
+
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """`predicted`: (B, T) the likeliest next tokens; `probability`: (B, T) theirs."""
+        probability, predicted = full(outputs).softmax(2).max(2)
+        return {"predicted": predicted, "probability": probability}
+
+    def _targets(self, batch: Batch) -> Tensor:
+        tokens: Tensor = batch[self.target]
+        return (tokens[:, 1:] if self.shifts else tokens).long()
+
+    def _cross_entropy(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        logits = full(outputs).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=smoothing, ignore_index=self.ignore_index)
+
+
+class _Tokens(Metric):  # type: ignore[misc]  # torchmetrics is not typed
+    """Sums over tokens: the negative log likelihood (float), the tokens that were predicted right, and all tokens."""
+
+    full_state_update = False
+    nll: Tensor
+    right: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nll", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("right", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, right: Tensor, tokens: Tensor) -> None:
+        self.nll += nll
+        self.right += right
+        self.tokens += tokens
+
+    def compute(self) -> Tensor:
+        return torch.stack([self.nll, self.right.double(), self.tokens.double()])

@@ -1,0 +1,91 @@
+"""Numbers."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
+
+from harness.errors import ConfigError, DataError
+from harness.stopping import MetricInfo
+from harness.tasks.task import ERROR, Basis, Batch, Input, full, shown
+
+
+class Regression(Basis):
+    """Numbers: outputs and targets (B, ...) of the same shape, axes of length 1 aside; each number is an item.
+
+    `loss`: the mean squared error, the mean absolute error, or Huber's loss with `delta`. Metrics: mse, mae, and r2 (the coefficient of
+    determination, averaged over outputs). The user's `metrics` get (outputs, targets), both (B,) or (B, D).
+    """
+
+    def __init__(
+        self,
+        input: Input,
+        target: str,
+        metrics: Mapping[str, Metric] | None = None,
+        loss: Literal["mse", "mae", "huber"] = "mse",
+        delta: float = 1.0,
+    ) -> None:
+        super().__init__(input, target, metrics, {"loss": ERROR, "mse": ERROR, "mae": ERROR, "r2": MetricInfo(mode="max", lower=None, upper=1.0)})
+        if loss not in ("mse", "mae", "huber"):
+            raise ConfigError(f"loss: {loss!r} is none of mse, mae, huber. For another loss use harness.tasks.Supervised.")
+        if not delta > 0:
+            raise ConfigError(f"delta: {delta} is not above 0.")
+        self.loss = loss
+        self.delta = delta
+        self._shape: list[int] | None = None  # of one sample's output, without axes of length 1
+
+    def fit_to(self, outputs: Any) -> None:
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+            raise ConfigError(f"network: gives {shown(outputs)}; a regression needs a tensor (B, ...) of floating-point numbers.")
+        self._shape = _long_axes(outputs)
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        targets = batch[self.target]
+        if targets.dtype == torch.bool or targets.is_complex():
+            raise DataError(f"{self.target}: {targets.dtype} where a regression needs numbers. Convert it by a treatment, or use a Classification.")
+        if self._shape is not None and _long_axes(targets) != self._shape:
+            shape = ", ".join(map(str, ["B", *self._shape]))
+            raise DataError(f"{self.target}: targets {tuple(targets.shape)} do not fit the network's outputs ({shape}). Change its last layer.")
+        bad = ~targets.double().isfinite()
+        if bad.any():
+            raise DataError(f"{self.target}: {int(bad.sum())} of {bad.numel()} targets are NaN or infinite. Take those samples out.")
+
+    def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
+        predicted = full(outputs)
+        targets = batch[self.target].to(predicted.dtype)
+        predicted = predicted.reshape(targets.shape)
+        if self.loss == "huber":
+            return nn.functional.huber_loss(predicted, targets, reduction="sum", delta=self.delta)
+        return (nn.functional.mse_loss if self.loss == "mse" else nn.functional.l1_loss)(predicted, targets, reduction="sum")
+
+    def num_items(self, batch: Batch) -> Tensor:
+        targets = batch[self.target]
+        return torch.full((), targets.numel(), dtype=torch.int64, device=targets.device)
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score(), **self._extras()}
+
+    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+        targets = _by_output(batch[self.target])
+        predicted = outputs.reshape(targets.shape)
+        for name in ("mse", "mae", "r2"):
+            metrics[name].update(predicted.double(), targets.double())
+        self._update_extras(metrics, full(predicted), targets.to(full(predicted).dtype))
+
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """`predicted`: the outputs (B, ...)."""
+        return {"predicted": full(outputs)}
+
+
+def _long_axes(values: Tensor) -> list[int]:
+    return [length for length in values.shape[1:] if length != 1]
+
+
+def _by_output(values: Tensor) -> Tensor:
+    """(B, ...) -> (B,) or (B, D)."""
+    flat = values.reshape(len(values), -1)
+    return flat.squeeze(1) if flat.shape[1] == 1 else flat

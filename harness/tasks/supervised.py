@@ -1,0 +1,87 @@
+"""A user's own loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from harness.errors import ConfigError
+from harness.stopping import MetricInfo
+from harness.tasks.task import Basis, Batch, Input, full, present, shown
+
+
+class Supervised(Basis):
+    """A user's loss, `loss(outputs, target)` by component; each sample is an item. For a list of targets the loss gets a dict of them.
+
+    `reduction` says what the loss gives, and is read from the loss where it has an attribute of that name, as those of torch.nn have:
+
+        "none"      numbers (B, ...): a sample's loss is the mean of its own
+        "sum"       one number: the sum of the samples' losses
+        "mean"      one number: the mean of the samples' losses
+
+    The user's `metrics` get (outputs, target). Outputs may be a dict of tensors, as `harness.networks.Parallel` gives.
+    """
+
+    def __init__(
+        self,
+        input: Input,
+        target: str | Sequence[str],
+        loss: Callable[..., Tensor],
+        reduction: Literal["none", "sum", "mean"] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        names = [target] if isinstance(target, str) else list(target)
+        super().__init__(input, names[0], metrics, {"loss": MetricInfo(mode="min", lower=None, upper=None)})
+        stated = getattr(loss, "reduction", None)
+        if reduction is not None and stated is not None and reduction != stated:
+            raise ConfigError(f"reduction: {reduction!r}, but the loss has {stated!r}. Give it once, to the loss.")
+        self.reduction = reduction or stated
+        if self.reduction not in ("none", "sum", "mean"):
+            raise ConfigError(f"reduction: {self.reduction!r} is none of none, sum, mean. Say which of them the loss gives.")
+        if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
+            raise ConfigError("loss: has parameters, which would not be trained. Put them into the network.")
+        self.loss = loss
+        self.targets = names
+        self._several = not isinstance(target, str)
+
+    def fit_to(self, outputs: Any) -> None:
+        """Nothing to learn: any outputs that the loss can take."""
+
+    def check(self, batch: Batch) -> None:
+        super().check(batch)
+        for name in self.targets:
+            present(batch, name, "task.target")
+
+    def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
+        device_type = batch[self.target].device.type
+        if isinstance(self.loss, nn.Module):
+            self.loss.to(batch[self.target].device)  # its buffers, e.g. class weights
+        with torch.autocast(device_type, enabled=False):
+            loss = self.loss(full(outputs), self._target(batch))
+        size = len(batch[self.target])
+        if self.reduction == "none":
+            if loss.dim() == 0 or len(loss) != size:
+                raise ConfigError(f"task.loss: gave {shown(loss)} where reduction \"none\" means numbers ({size}, ...). Name its reduction rightly.")
+            return loss.flatten(1).mean(1).sum() if loss.dim() > 1 else loss.sum()
+        if loss.dim() != 0:
+            raise ConfigError(f"task.loss: gave {shown(loss)} where reduction {self.reduction!r} means one number. Name its reduction rightly.")
+        return loss if self.reduction == "sum" else loss * size
+
+    def num_items(self, batch: Batch) -> Tensor:
+        target = batch[self.target]
+        return torch.full((), len(target), dtype=torch.int64, device=target.device)
+
+    def metrics(self) -> dict[str, Metric]:
+        return self._extras()
+
+    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+        self._update_extras(metrics, full(outputs), self._target(batch))
+
+    def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """`predicted`: the outputs (B, ...), or one column for each head."""
+        return dict(full(outputs)) if isinstance(outputs, Mapping) else {"predicted": full(outputs)}
+
+    def _target(self, batch: Batch) -> Any:
+        return {name: batch[name] for name in self.targets} if self._several else batch[self.target]

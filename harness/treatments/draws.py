@@ -1,0 +1,33 @@
+"""Random numbers for samples: pure functions of a sample's seed, of who draws, and of how often."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.sampling import _mix as mix
+
+Seeds = NDArray[np.uint64]
+
+
+class Draws:
+    """The random numbers of one treatment, e.g. `Draws("RandomFlip", salt=0)`: another name or salt gives others for the same samples.
+
+    Two treatments of one class and salt draw the same, which keeps an image and its mask together; give one of them another salt to make them differ.
+    """
+
+    def __init__(self, name: str, salt: int) -> None:
+        self._name = f"{name}/{salt}"
+
+    def uniform(self, seeds: Seeds, *purpose: str) -> NDArray[np.float64]:
+        """seeds: (B,) -> (B,) in [0, 1), one number a purpose."""
+        return (self.seeds(seeds, *purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def integers(self, seeds: Seeds, end: int, *purpose: str) -> NDArray[np.int64]:
+        """seeds: (B,) -> (B,) in [0, end)."""
+        return (self.uniform(seeds, *purpose) * end).astype(np.int64)
+
+    def seeds(self, seeds: Seeds, *purpose: str) -> Seeds:
+        """seeds: (B,) -> (B,) seeds of generators of their own."""
+        digest = hashlib.blake2b("/".join((self._name, *purpose)).encode(), digest_size=8).digest()
+        return mix(mix(seeds ^ np.frombuffer(digest, dtype="<u8").astype(np.uint64)))
