@@ -23,11 +23,12 @@ class Due:
     log: bool
     evaluate: bool
     save: bool
+    trace: bool = False
 
     @property
     def read(self) -> bool:
         """Whether the host waits for the losses so far: before anything that relies on them."""
-        return self.log or self.evaluate or self.save
+        return self.log or self.evaluate or self.save or self.trace
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Agenda:
     evaluate_every: Every
     save_every: Every | None
     budget: Budget | None
+    trace: bool = False
 
     def due(self, step: int, call: Call) -> Due:
         """What follows step `step`. The budget's last step is evaluated and saved wherever it falls."""
@@ -46,7 +48,7 @@ class Agenda:
         ends = call in (Call.TIME_UP, Call.STOP_REQUESTED) or (last is not None and step >= last)
         evaluate = ends or self.falls(self.evaluate_every, step)
         save = ends or call == Call.INTERRUPTED or (evaluate if self.save_every is None else self.falls(self.save_every, step))
-        return Due(log=self.falls(self.log_every, step), evaluate=evaluate, save=save)
+        return Due(log=self.falls(self.log_every, step), evaluate=evaluate, save=save, trace=self.trace)
 
     def falls(self, every: Every, step: int) -> bool:
         """Whether a stretch of `every` ends with this step: an epoch ends on the first step that completes it."""

@@ -3,20 +3,25 @@
 `network` is the user's module and what is evaluated and saved; `model` is the same module as the training's forward passes see it (DDP).
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils import deterministic
 
 from harness import components
 from harness.config import Config
 from harness.errors import ConfigError
-from harness.loading import Batch
+from harness.loading import Batch, to_device
 from harness.randomness import preserved, seed_ambient, seed_for
 from harness.ranks import Ranks
 from harness.tasks import Task
@@ -24,35 +29,56 @@ from harness.tasks import Task
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a fused kernel on the CPU and on CUDA
 
 
-def start_accelerator(precision: str) -> Accelerator:
-    """The Accelerator of this process; joins the process group if the process was launched as one of several."""
+def start_accelerator(precision: str, exactness: str) -> Accelerator:
+    """The Accelerator of this process; joins the process group if the process was launched as one of several. Raises ConfigError."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("train.precision: fp16 needs a CUDA device and there is none. Use bf16 or no.")
+    if exactness != "none":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property that its stubs lack; for finding bugs: costs time and changes nothing that is exact
+        torch.backends.cudnn.benchmark = False
     return Accelerator(
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,  # the schedule is stepped by the loop, once a step on every rank
         rng_types=[],  # no synchronisation of generators: randomness is by purpose
-        # Buffers are rank 0's at the end of each step (see `update`), not at the next forward: a checkpoint in between would differ.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
 
 class Engine:
-    """Forward, backward and update of one network."""
+    """Forward, backward and update of one network. Built on each rank without a collective; `wrap` joins the ranks."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, ranks: Ranks, probe: Callable[[torch.device], Batch], task: Task) -> None:
-        """`probe(device)` gives a micro-batch for a first forward pass, which tells the task the shape of the outputs. Raises ConfigError."""
+    def __init__(self, config: Config, accelerator: Accelerator, num_ranks: int, task: Task, probe: Batch) -> None:
+        """`probe`: a micro-batch for a first forward pass, which tells the task the shape of the outputs. Raises ConfigError."""
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
-        self._ranks = ranks
+        self._num_ranks = num_ranks
         self._task = task
         self._clip_grad_norm = config.train.clip_grad_norm
         seed_ambient(seed_for(config.run.seed, "network"))
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
-        self._probe(probe(self.device))
+        self._probe(to_device(probe, self.device))
         self.optimizer: Optimizer = _build_optimizer(config.optimizer, self.network)
         self.schedule: Any = components.build(config.schedule, "schedule", optimizer=self.optimizer) if config.schedule else None
-        self.model: nn.Module = accelerator.prepare_model(self.network)
-        self._stepper = accelerator.prepare_optimizer(self.optimizer)
+        self.model: nn.Module = self.network
+        self._stepper: Any = None
+        self._ranks = Ranks()
+        self._buffers: list[Tensor] = []
+        self.not_deterministic: list[str] = []
+
+    def wrap(self, ranks: Ranks) -> None:
+        """Make the passes and steps those of all ranks. Called by every rank, once the weights are in."""
+        self._ranks = ranks
+        self.model = self.accelerator.prepare_model(self.network)
+        if isinstance(self.model, DistributedDataParallel):
+            # Buffers become rank 0's at the end of each step (see `update`), not at the next forward: a checkpoint in between would differ.
+            self.model.forward_sync_buffers = False
+        self._stepper = self.accelerator.prepare_optimizer(self.optimizer)
+        # Taken only now: wrapping may put other tensors in the buffers' places.
         self._buffers = [buffer for buffer in self.network.buffers() if buffer.numel()]
+        own = {id(parameter) for parameter in self.network.parameters()}
+        assert all(id(parameter) in own for group in self.optimizer.param_groups for parameter in group["params"])
 
     def parameter_names(self) -> dict[Tensor, str]:
         """Parameters by identity, each under its first name in the network."""
@@ -69,7 +95,7 @@ class Engine:
         """
         outputs = self._task.forward(self.model, batch)
         loss_sum = self._task.loss_sum(outputs, batch)
-        self.accelerator.backward(loss_sum * (self._ranks.size / num_items))
+        self.accelerator.backward(loss_sum * (self._num_ranks / num_items))
         return outputs.detach(), loss_sum.detach()
 
     def update(self) -> tuple[Tensor, bool]:
@@ -92,17 +118,20 @@ class Engine:
         """Of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def warm_up(self, batch: Batch) -> None:
-        """One forward and backward that leaves no trace but DDP's gradient buckets, rebuilt as they will be for every step of this launch.
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Feed an evaluation to a schedule that follows one, e.g. a plateau. All ranks have the same metrics, hence the same rate."""
+        if self.schedule is not None and hasattr(self.schedule, "observe"):
+            self.schedule.observe(metrics)
 
-        DDP orders its buckets by the first backward pass of a process; with three ranks and more another order adds the gradients up
-        otherwise. They are rebuilt in the forward that follows that backward, hence in the first real step: docs/decisions/0004.
+    def warm_up(self, batch: Batch) -> None:
+        """One forward and backward that leaves no trace but what a launch does once, and names the operations that are not deterministic.
+
+        DDP orders its gradient buckets by the first backward pass of a process; with three ranks and more another order adds the gradients
+        up otherwise. They are rebuilt in the forward that follows that backward, hence in the first real step: docs/decisions/0004-warm-up.md.
         Called by every rank.
         """
-        if self._ranks.size == 1:
-            return
         buffers = [buffer.clone() for buffer in self._buffers]
-        with preserved():
+        with preserved(), _noting_nondeterminism(self.not_deterministic):
             self.network.train()
             self.forward_backward(batch, torch.ones((), device=self.device))
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,6 +160,20 @@ class Engine:
             raise ConfigError(f"network: cannot take a micro-batch {shapes}: {error}. Mend network or the treatments before it.") from error
         self._task.fit_to(outputs)
         self.network.train()
+
+
+@contextmanager
+def _noting_nondeterminism(found: list[str]) -> Iterator[None]:
+    """Collect the names of operations that torch warns of as not deterministic; other warnings go on as they would."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        match = re.match(r"(\S+) does not have a deterministic implementation", str(warning.message))
+        if match is None:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif match[1] not in found:
+            found.append(match[1])
 
 
 def _build_optimizer(spec: Mapping[str, Any], network: nn.Module) -> Optimizer:

@@ -19,9 +19,12 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
     ranks = Ranks()
     try:
         config = read_config_once(path, overrides)
-        accelerator = start_accelerator(config.train.precision)
-        ranks = Ranks.join()
-        code = exit_code(train(config, accelerator, ranks))
+        accelerator = start_accelerator(config.train.precision, config.run.exactness)
+        ranks = Ranks.join(config.run.timeout_s)
+        code = exit_code(train(config, accelerator, ranks), under_agent="TORCHELASTIC_RUN_ID" in os.environ)
+    except KeyboardInterrupt:
+        print("interrupted twice: leaving at once; launch again to go on from the last checkpoint", file=sys.stderr)
+        return 130
     except Exception as error:  # noqa: BLE001 - a peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
         return fail(error, ranks)
     leave()

@@ -126,8 +126,7 @@ class Feed:
 
     def sample_batch(self, step: int) -> Batch:
         """The micro-batch of this rank's first slot at a step, out of turn: the feed's position does not move."""
-        batch: Batch = _opened(self._dataset[step * self._num_slots + self._slots[0]])
-        return {name: value.to(self._device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        return to_device(_opened(self._dataset[step * self._num_slots + self._slots[0]]), self._device)
 
     def _numbers(self, step: int) -> Iterator[int]:
         while True:
@@ -145,6 +144,11 @@ def evaluation_batches(
         return
     for block, batch in zip(mine, _loader(blocks, mine, device, num_workers), strict=True):
         yield block, _opened(batch)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _loader(dataset: Dataset[Any], numbers: Iterable[int], device: torch.device, num_workers: int) -> Any:

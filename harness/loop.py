@@ -5,7 +5,6 @@ Every event of a training happens in `fit`, in order: step, read the losses, log
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -19,12 +18,15 @@ from harness.saving import conclude, report_saves, save
 from harness.stopping import Evaluation, Verdict
 from harness.window import mean_loss
 
-STOP_POLL_S = 1.0
+REQUESTS_POLL_S = 1.0
 
 
 def fit(run: Run) -> Outcome:
     """Train until targets, a lack of improvement, divergence, the budget, a request or an interruption ends it. Called by every rank."""
+    if run.verdict is not None and run.verdict.stops:  # it was to end here, and was cut off before it could say so
+        return conclude(run, run.verdict, Call.NONE)
     run.engine.warm_up(run.feed.sample_batch(run.step))
+    run.ledger.begin_training()
     while True:
         train_step(run)
         call = Call(run.pulse.beat(wish(run)))
@@ -32,11 +34,10 @@ def fit(run: Run) -> Outcome:
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows
         if due.log:
             log_training(run)
-        diverged = verdict is not None and verdict.stops
-        if due.evaluate and not diverged:
+        if due.evaluate and not diverged(verdict):
             verdict = judge(run, evaluate_splits(run), call)
         ends = verdict is not None and verdict.stops
-        if (due.save or ends or (verdict is not None and verdict.new_best)) and not diverged:
+        if (due.save or ends or (verdict is not None and verdict.new_best)) and not diverged(verdict):
             save(run, verdict, call)
         if ends or call == Call.INTERRUPTED:
             return conclude(run, verdict, call)
@@ -66,13 +67,18 @@ def train_step(run: Run) -> None:
     run.step += 1
 
 
+def diverged(verdict: Verdict | None) -> bool:
+    """Whether the state is no longer worth keeping: the last good checkpoint stays the last."""
+    return verdict is not None and verdict.reason == "diverged"
+
+
 def wish(run: Run) -> Call:
-    """What this rank asks of all: to save because a signal came; rank 0 also looks for the STOP file and at the budget of hours."""
+    """What this rank asks of all: to save because a signal came; rank 0 also looks for files in the run directory and at the budget of hours."""
     if run.interruption.signal_name is not None:
         return Call.INTERRUPTED
     now = time.monotonic()
-    if run.ranks.rank == 0 and now - run.looked_for_stop >= STOP_POLL_S:
-        run.looked_for_stop = now
+    if run.ranks.rank == 0 and now - run.looked_for_requests >= REQUESTS_POLL_S:
+        run.looked_for_requests = now
         if (run.directory / "STOP").exists():
             return Call.STOP_REQUESTED
         budget = run.config.stop.budget
@@ -86,24 +92,19 @@ def read_losses(run: Run) -> Verdict:
     with run.ledger.account("compute"):
         window = run.losses.read(run.step)
     verdict = Verdict.from_json(run.ranks.decide(lambda: run.controller.watch(window).to_json()))
-    for warning in verdict.warnings:
-        run.tracker.warn(warning)
-    if verdict.stops:
-        run.tracker.verdict(verdict, {})
+    if run.trace is not None:
+        run.trace.write(run.step, window.losses, run.sampling, run.engine.network)
+    if verdict.stops or verdict.warnings:
+        run.tracker.verdict(verdict, run.position())
     return verdict
 
 
 def log_training(run: Run) -> None:
     """A training record of the steps since the last one."""
     steps = run.losses.take_pending()
-    run.tracker.train(
-        {
-            **run.position(),
-            "train/loss": mean_loss(steps),
-            "grad_norm": steps[-1].grad_norm,
-            "lr": run.engine.learning_rate(),
-        }
-    )
+    progress = {"train/loss": mean_loss(steps), "grad_norm": steps[-1].grad_norm, "lr": run.engine.learning_rate()}
+    run.tracker.train({**run.position(), **progress})
+    run.ledger.save()
     report_saves(run)
 
 
@@ -112,8 +113,7 @@ def evaluate_splits(run: Run) -> dict[str, float]:
     with run.ledger.account("evaluation"):
         computed = run.train_metrics.compute(run.ranks)
         loss = run.losses.take_interval()
-        values = {"train/loss": loss}
-        values |= {f"train/{name}": value for name, value in defined(run.task.values(computed), loss, "the interval").items()}
+        values = {"train/loss": loss, **{f"train/{name}": value for name, value in defined(run.task.values(computed), loss, "data.train").items()}}
         tables = {f"train/{name}": value for name, value in computed.items()}
         run.train_metrics.reset()
         for split, plan in run.plans.items():
@@ -127,7 +127,7 @@ def evaluate_splits(run: Run) -> dict[str, float]:
 def judge(run: Run, metrics: Mapping[str, float], call: Call) -> Verdict:
     """Rank 0's verdict on an evaluation, on every rank. With run.paranoid every rank judges too, and they compare. Called by every rank."""
     hours = run.ranks.decide(run.ledger.hours)
-    evaluation = Evaluation(step=run.step, epoch=run.epoch, samples=run.samples, hours=hours, metrics=metrics)
+    evaluation = Evaluation(run.step, run.epoch, run.samples, hours, metrics, lr=run.engine.learning_rate())
     requested = call == Call.STOP_REQUESTED
     if run.config.run.paranoid:
         verdicts = run.ranks.gather(run.controller.judge(evaluation, requested=requested).to_json())
@@ -137,5 +137,6 @@ def judge(run: Run, metrics: Mapping[str, float], call: Call) -> Verdict:
         verdict = Verdict.from_json(verdicts[0])
     else:
         verdict = Verdict.from_json(run.ranks.decide(lambda: run.controller.judge(evaluation, requested=requested).to_json()))
-    run.tracker.verdict(verdict, metrics)
+    run.tracker.verdict(verdict, run.position())
+    run.engine.observe(metrics)
     return verdict

@@ -16,15 +16,19 @@ from harness.loading import Feed
 from harness.metrics import IntervalMetrics
 from harness.ranks import Pulse, Ranks
 from harness.sampling import Sampling
-from harness.stopping import StopController
+from harness.stopping import StopController, Verdict
 from harness.tasks import Task
+from harness.trace import Trace
 from harness.tracking import Tracker
 from harness.window import LossWindow
 
 
 @dataclass
 class Run:
-    """The parts of a training, built by run.py; they know nothing of each other. `step`: the number of steps completed."""
+    """The parts of a training, built by run.py; they know nothing of each other.
+
+    `step`: the number of steps completed. `verdict`: what the stop settings say of the run as it was found, None if it has no evaluation yet.
+    """
 
     config: Config
     directory: Path
@@ -44,11 +48,13 @@ class Run:
     controller: StopController
     store: CheckpointStore
     tracker: Tracker
+    trace: Trace | None
     ledger: Ledger
     step: int
+    verdict: Verdict | None
     launches: int
     facts: Mapping[str, Any]
-    looked_for_stop: float = field(default=float("-inf"))
+    looked_for_requests: float = field(default=float("-inf"))
 
     @property
     def samples(self) -> int:
@@ -60,6 +66,14 @@ class Run:
         """Epochs completed, with the share of the present one."""
         return self.samples / self.sampling.num_samples
 
+    def exactness(self) -> tuple[bool, str]:
+        """Whether an interrupted run ends with the bits of one never interrupted, and why or why not."""
+        if self.config.run.exactness == "none":
+            return False, "run.exactness is none: fast kernels that may differ from run to run are allowed"
+        if self.engine.not_deterministic:
+            return False, f"no deterministic kernel for: {', '.join(self.engine.not_deterministic)}"
+        return True, "deterministic kernels; order and randomness are functions of seed, epoch and position"
+
     def position(self) -> dict[str, Any]:
         """Where the run is, for a record."""
-        return {"step": self.step, "epoch": self.epoch, "samples": self.samples, "elapsed_s": self.ledger.elapsed_s()}
+        return {"step": self.step, "epoch": self.epoch, "samples": self.samples, "elapsed_s": round(self.ledger.elapsed_s(), 3)}

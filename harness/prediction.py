@@ -1,6 +1,6 @@
 """What a trained network says: metrics and predictions from a checkpoint, without the training around it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness import components
-from harness.checkpoint import choose, load, restore_network
+from harness.checkpoint import find_checkpoint, load, restore_network
 from harness.config import Config, read_config
-from harness.errors import CheckpointError, ConfigError
+from harness.config_reading import parse_value
+from harness.errors import ConfigError, DataError
 from harness.evaluation import EvaluationPlan, Result, evaluate, evaluating
 from harness.loading import Split, evaluation_batches
 from harness.ranks import Ranks
@@ -31,25 +32,101 @@ class Trained:
     device: torch.device
 
 
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint directory itself, or of a run's checkpoints the best one, else the newest. Raises CheckpointError."""
-    if (path / "manifest.json").exists():
-        return path
-    best = path / "checkpoints" / "best"
-    if best.exists():
-        return best.resolve()
-    chosen = choose(path / "checkpoints", "auto", verify="full")
-    if chosen.path is None:
-        raise CheckpointError(f"{path}: neither a checkpoint nor a run with one. Give a run directory or one of its checkpoints/step-*.")
-    return chosen.path
-
-
 def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
-    """Build the network of a run or checkpoint and put its weights in. A checkpoint is data: what its config may name is limited (`allow` adds prefixes)."""
+    """Build the network of a run or checkpoint and put its weights in. Raises HarnessError.
+
+    A checkpoint is data: the components that its config may name are limited to known packages; `allow` adds prefixes.
+    """
     found = find_checkpoint(path)
-    config = read_config(found / "config.yaml")
-    for where in ("network", "task", "data"):
-        components.allowed(getattr(config, where), where, allow)
+    config = read_config(found / "config.yaml", allow=allow)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = components.build(config.network, "network").to(device)
-    return Trained(found, config, network, components.build(config.task, "task"), device)
+    network: nn.Module = components.build(config.network, "network")
+    restore_network(network, load(found, rank=0, num_ranks=0, device=torch.device("cpu")))
+    return Trained(found, config, network.to(device).eval(), components.build(config.task, "task"), device)
+
+
+def evaluate_split(trained: Trained, name: str) -> Result:
+    """Metrics of a split of the config that the network was trained by, e.g. "test". Raises ConfigError and DataError."""
+    split = open_split(trained, name)
+    fit_task(trained, split)
+    plan = EvaluationPlan(split, micro_size(trained), trained.config.data.num_workers)
+    return evaluate(trained.network, trained.task, plan, Ranks(), trained.device)
+
+
+def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = None) -> Split:
+    """A split of the trained config, with another source if one is given; treatments are those of the split."""
+    if name not in ("train", "val", "test"):
+        raise ConfigError(f"split: no such split: {name}. There are train, val and test.")
+    spec = getattr(trained.config.data, name)
+    if spec is None:
+        given = [one for one in ("train", "val", "test") if getattr(trained.config.data, one) is not None]
+        raise ConfigError(f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(given)}.")
+    where = f"data.{name}" if source is None else "--source"
+    treatments = [components.build(one, f"data.{name}.treatments[{index}]") for index, one in enumerate(spec.treatments)]
+    check = trained.task.check if source is None else trained.task.check_input
+    return Split(components.build(spec.source if source is None else source, f"{where}.source"), treatments, where, check)
+
+
+def micro_size(trained: Trained) -> int:
+    """Samples a forward pass, as in the training's evaluations."""
+    return trained.config.evaluation.micro_size or trained.config.batch.micro_size
+
+
+def fit_task(trained: Trained, split: Split) -> None:
+    """Let the task learn the shape of the outputs. Raises DataError if the network cannot take the split's samples."""
+    for _, batch in evaluation_batches(split, 1, 0, 1, trained.device, 0, np.zeros(1, dtype=np.int64)):
+        with torch.no_grad():
+            try:
+                trained.task.fit_to(trained.task.forward(trained.network, batch))
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise DataError(f"{split.where}: the network cannot take its samples: {type(error).__name__}: {error}") from error
+
+
+def read_source(text: str) -> Mapping[str, Any]:
+    """A source spec from the command line: YAML such as `{_target_: harness.sources.digits.Digits, split: test}`. Raises ConfigError."""
+    spec = parse_value(text, "--source")
+    if not isinstance(spec, dict) or "_target_" not in spec:
+        raise ConfigError("--source: give a component, e.g. '{_target_: harness.sources.digits.Digits, split: test}', or a --split of the config.")
+    problems = components.check(spec, "--source")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return spec
+
+
+def predict(trained: Trained, split: Split) -> pd.DataFrame:
+    """One row a sample, in the source's order: its index and the task's predictions. Raises DataError."""
+    fit_task(trained, split)
+    tables = list(_tables(trained, split))
+    return pd.concat(tables, ignore_index=True)
+
+
+def write_predictions(table: pd.DataFrame, path: Path) -> None:
+    """A Parquet or CSV file, by its ending. Raises ConfigError."""
+    try:
+        if path.suffix == ".parquet":
+            table.to_parquet(path, index=False)
+        elif path.suffix == ".csv":
+            table.to_csv(path, index=False)
+        else:
+            raise ConfigError(f"--out: {path}: give a name that ends in .parquet or .csv.")
+    except OSError as error:
+        raise ConfigError(f"--out: {path}: {error.strerror or error}. Give a file in a directory that exists and may be written to.") from error
+
+
+def _tables(trained: Trained, split: Split) -> Iterator[pd.DataFrame]:
+    size = micro_size(trained)
+    with evaluating(trained.network), torch.no_grad():
+        for block, batch in evaluation_batches(split, size, 0, 1, trained.device, trained.config.data.num_workers):
+            columns = trained.task.predictions(trained.task.forward(trained.network, batch), batch)
+            count = len(next(iter(columns.values())))
+            yield pd.DataFrame({"sample": np.arange(block * size, block * size + count), **dict(_flat(columns))})
+
+
+def _flat(columns: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
+    """Columns (B,) as they are, (B, C) as C columns, more axes as lists."""
+    for name, values in columns.items():
+        array = values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
+        if array.ndim == 2:
+            yield from ((f"{name}_{index}", array[:, index]) for index in range(array.shape[1]))
+        else:
+            yield name, array if array.ndim == 1 else list(array.tolist())

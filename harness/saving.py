@@ -1,10 +1,14 @@
 """What a run leaves: checkpoints, the reports of their saving, and at the end its outcome."""
 
+from dataclasses import asdict
 from typing import Any
 
 from harness.agenda import Call
-from harness.checkpoint import Snapshot, optimizer_tensors
-from harness.outcome import Outcome
+from harness.checkpoint import BestRank, Snapshot, files_beside, optimizer_tensors, step_name
+from harness.checkpoint.manifest import Reason
+from harness.config import resolved_yaml
+from harness.errors import CheckpointError
+from harness.outcome import Outcome, write_outcome
 from harness.parts import Run
 from harness.randomness import capture_ambient
 from harness.stopping import Verdict
@@ -15,33 +19,33 @@ def save(run: Run, verdict: Verdict | None, call: Call) -> None:
     with run.ledger.account("checkpoint_stall"):
         optimizer, optimizer_rest = optimizer_tensors(run.engine.optimizer, run.engine.parameter_names())
         interval = run.train_metrics.gathered(run.ranks)
-        trainer = trainer_state(run, optimizer_rest, interval) if run.ranks.rank == 0 else {}
-        best = run.controller.best()
+        exact, exact_reason = run.exactness()
+        ranked_by = run.controller.best_metric()
         snapshot = Snapshot(
             step=run.step,
             epoch=run.sampling.epochs_done(run.step),
             samples=run.samples,
             reason=reason_to_save(verdict, call),
-            exact=run.exactness[0],
-            exact_reason=run.exactness[1],
+            exact=exact,
+            exact_reason=exact_reason,
             model=run.engine.network.state_dict(),
             optimizer=optimizer,
             rng=capture_ambient(),
-            trainer=trainer,
-            metrics=dict(run.controller.latest_metrics()),
+            trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
+            metrics=dict(run.controller.latest_metrics(run.step)),
             facts=run.facts,
-            config_yaml=run.config_yaml,
-            beside={},
+            config_yaml=resolved_yaml(run.config),
+            beside=files_beside(run.engine.network),
         )
-        run.store.save(snapshot, best=best)
+        run.store.save(snapshot, BestRank(*ranked_by) if ranked_by is not None else None)
 
 
-def reason_to_save(verdict: Verdict | None, call: Call) -> Any:
+def reason_to_save(verdict: Verdict | None, call: Call) -> Reason:
     """Why a checkpoint is written, for its manifest."""
-    if call == Call.INTERRUPTED:
-        return "interrupted"
     if verdict is not None and verdict.stops:
         return "final"
+    if call == Call.INTERRUPTED:
+        return "interrupted"
     return "best" if verdict is not None and verdict.new_best else "schedule"
 
 
@@ -51,10 +55,7 @@ def trainer_state(run: Run, optimizer_rest: dict[str, Any], interval: dict[str, 
     return {
         "run_id": run.run_id,
         "step": run.step,
-        "epoch": run.epoch,
-        "samples": run.samples,
-        "num_ranks": run.ranks.size,
-        "sampling": {"num_samples": run.sampling.num_samples, "size": run.sampling.size, "seed": run.sampling.seed},
+        "num_samples": run.sampling.num_samples,
         "stop": run.controller.state(),
         "optimizer": optimizer_rest,
         "schedule": None if engine.schedule is None else engine.schedule.state_dict(),
@@ -68,21 +69,54 @@ def trainer_state(run: Run, optimizer_rest: dict[str, Any], interval: dict[str, 
 def report_saves(run: Run) -> None:
     """Tell of the saves that ended since the last call; too many failures in a row end the run on every rank. Called by every rank."""
     for report in run.store.reports():
-        run.tracker.save(report)
+        run.tracker.save(report, run.position())
     run.ranks.decide(run.store.raise_if_failing)
 
 
 def conclude(run: Run, verdict: Verdict | None, call: Call) -> Outcome:
-    """Wait for the last save and leave the outcome. Called by every rank."""
+    """Wait for the last save and leave the outcome. Called by every rank.
+
+    Raises CheckpointError if the run is over and its last state could not be saved: it is then not finished, and another launch goes on.
+    """
     with run.ledger.account("checkpoint_stall"):
         run.store.wait()
     report_saves(run)
-    outcome = Outcome.from_json(run.ranks.decide(lambda: outcome_of(run, verdict, call).to_json()))
-    run.tracker.finish(outcome)
+    outcome = Outcome.from_json(run.ranks.decide(lambda: outcome_of(run, verdict).to_json()))
+    run.tracker.finish(outcome, run.position())
     return outcome
 
 
-def outcome_of(run: Run, verdict: Verdict | None, call: Call) -> Outcome:
-    """Why and where the run ended. Rank 0 only."""
-    stops = verdict is not None and verdict.stops
-    ...
+def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
+    """Why and where the run ended, written to outcome.json. Rank 0 only."""
+    checkpoint = run.store.committed()
+    if verdict is not None and verdict.stops:
+        reason, detail = str(verdict.reason), verdict.detail
+        if reason != "diverged" and (checkpoint is None or checkpoint.name != step_name(run.step)):
+            raise CheckpointError(
+                f"{run.directory}: the training is over ({reason}: {detail}) and the checkpoint of its last step {run.step} could not be saved: "
+                "see the warnings above. Mend the disk and launch again: the run goes on from its last checkpoint."
+            )
+    else:
+        cause = f"{run.interruption.signal_name} came" if run.interruption.signal_name else "another process was interrupted"
+        kept = "saved" if checkpoint is not None and checkpoint.name == step_name(run.step) else f"NOT saved, the last checkpoint is {checkpoint}"
+        reason, detail = "interrupted", f"{cause} at step {run.step:,}: {kept}; to be continued."
+    best = run.controller.best()
+    path = None if best is None else run.directory / "checkpoints" / step_name(best.step)
+    exact, exact_reason = run.exactness()
+    outcome = Outcome(
+        reason=reason,
+        detail=detail,
+        step=run.step,
+        epoch=run.epoch,
+        samples=run.samples,
+        world_size=run.ranks.size,
+        launches=run.launches,
+        best=None if best is None or path is None else {**asdict(best), "checkpoint": str(path) if path.exists() else None},
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        exact=exact,
+        exact_reason=exact_reason,
+        time=run.ledger.summary(),
+    )
+    run.ledger.save()
+    write_outcome(run.directory, outcome)
+    return outcome

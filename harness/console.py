@@ -1,0 +1,91 @@
+"""What a person sees while a run goes: a live line on a terminal, plain lines elsewhere, on rank 0 only."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.status import Status
+
+PLAIN_EVERY_S = 10.0  # between two lines about training steps where nothing can be redrawn, e.g. in a log file
+
+
+class Console:
+    """Prints on the rank that `enabled` says, nothing elsewhere."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._rich = RichConsole(highlight=False, soft_wrap=True) if enabled else None
+        self._last_step: int | None = None
+        self._live: Status | None = None
+        self._begun: tuple[float, int, int] | None = None  # time, step, samples at the first record: the rate counts from there
+        self._plain_at = float("-inf")
+
+    def expect(self, last_step: int | None) -> None:
+        """The step at which the budget ends: time left is told up to there."""
+        self._last_step = last_step
+
+    def say(self, text: str) -> None:
+        """One line as it is."""
+        if self._rich is not None:
+            self._rich.print(text, markup=False)
+
+    def training(self, record: Mapping[str, Any]) -> None:
+        """The state at a log point, with rate and time left."""
+        if self._rich is None:
+            return
+        now = time.monotonic()
+        line = f"{_place(record)}  {_numbers(record, ('train/loss', 'lr', 'grad_norm'))}  {self._rate(record, now)}"
+        if self._rich.is_terminal:
+            if self._live is None:
+                self._live = self._rich.status(line)
+                self._live.start()
+            self._live.update(line)
+        elif now - self._plain_at >= PLAIN_EVERY_S:
+            self._plain_at = now
+            self.say(line)
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """The metrics of an evaluation."""
+        if self._rich is not None:
+            self.say(f"{_place(record)}  {_numbers(record, [name for name in record if '/' in name])}  {_seconds(record['elapsed_s'])}")
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _rate(self, record: Mapping[str, Any], now: float) -> str:
+        if self._begun is None:
+            self._begun = (now, record["step"], record["samples"])
+            return ""
+        began, step, samples = self._begun
+        passed = now - began
+        if passed <= 0:
+            return ""
+        rate = f"{(record['samples'] - samples) / passed:,.0f} samples/s"
+        if self._last_step is None or record["step"] == step:
+            return rate
+        left_s = (self._last_step - record["step"]) * passed / (record["step"] - step)
+        return f"{rate}, at most {_seconds(left_s)} left"
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    return f"step {record['step']:>6,}  epoch {record['epoch']:.2f}"
+
+
+def _numbers(record: Mapping[str, Any], names: Any) -> str:
+    return "  ".join(f"{name} {record[name]:.4g}" for name in names if isinstance(record.get(name), float))
+
+
+def _seconds(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

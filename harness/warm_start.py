@@ -1,0 +1,51 @@
+"""Starting from the weights of another training: `run.init_from`. Only weights come over; everything else begins anew."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from harness.checkpoint import find_checkpoint, load
+from harness.errors import CheckpointError
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights by name from a run, a checkpoint, or a safetensors file. Raises CheckpointError."""
+    if path.is_dir():
+        return load(find_checkpoint(path), rank=0, num_ranks=0, device=torch.device("cpu")).model
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"run.init_from: {path}: {error}. Give a run, a checkpoint or a safetensors file.") from error
+
+
+def warm_start(network: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
+    """Put in the weights whose names the network has; returns what matched and what did not.
+
+    Raises CheckpointError if none matches, or if one of the same name has another shape or dtype.
+    """
+    own = network.state_dict()
+    common = [name for name in own if name in weights]
+    if not common:
+        raise CheckpointError(f"{where}: none of its {len(weights)} tensors has a name of the network's ({', '.join(list(own)[:3])}, ...).")
+    differing = [name for name in common if (own[name].shape, own[name].dtype) != (weights[name].shape, weights[name].dtype)]
+    if differing:
+        shown = "; ".join(f"{name}: {_kind(weights[name])}, the network's is {_kind(own[name])}" for name in differing[:5])
+        raise CheckpointError(f"{where}: {len(differing)} tensors do not fit: {shown}. Make the network's parts equal, or rename those that differ.")
+    with torch.no_grad():
+        for name in common:
+            own[name].copy_(weights[name])
+    fresh = [name for name in own if name not in weights]
+    unused = [name for name in weights if name not in own]
+    return f"{where}: {len(common)} tensors put in; newly initialised: {_some(fresh)}; not used: {_some(unused)}"
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def _some(names: list[str]) -> str:
+    return "none" if not names else ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,1 @@
+"""Resumed runs against uninterrupted ones, bit for bit."""

@@ -1,0 +1,110 @@
+"""A run that was cut off ends as one that never was: losses, samples, parameters, moments, randomness, verdicts."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.checkpoint import list_checkpoints, load_trainer
+from tests.pool import Launched, train_on_ranks
+
+STORM = Path(__file__).with_name("storm.yaml")
+
+
+def launch(directory: Path, ranks: int, *overrides: str, die_at: str = "", config: Path = STORM) -> list[Launched]:
+    return train_on_ranks(ranks, config, [f"run.dir={directory}", *overrides], env={"DIE_AT": die_at})
+
+
+def finish(directory: Path, ranks: int, *overrides: str) -> None:
+    ends = launch(directory, ranks, *overrides)
+    assert [one.exit_code for one in ends] == [0] * ranks, ends[0].stderr
+
+
+def trace(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "trace.jsonl").read_text().splitlines()]
+
+
+def last_state(directory: Path) -> dict[str, Any]:
+    """Hashes of the last checkpoint's tensors, and what it holds beside them, without the clock's part."""
+    last = list_checkpoints(directory / "checkpoints")[-1]
+    assert last.manifest is not None, last.problems
+    hashes = {name: entry.sha256 for name, entry in last.manifest.files.items() if entry.role in ("model", "optimizer", "rng")}
+    trainer = load_trainer(last.path)
+    stop = trainer["stop"]
+    stop["evaluations"] = [[*row[:3], *row[4:]] for row in stop["evaluations"]]  # without the hours
+    return {"step": last.step, "files": hashes, **{name: trainer[name] for name in ("stop", "optimizer", "schedule", "losses", "train_metrics")}}
+
+
+def evaluations(directory: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in one.items() if name != "elapsed_s"} for one in records if one["kind"] in ("train", "eval")]
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    assert trace(run) == trace(reference)
+    assert last_state(run) == last_state(reference)
+    assert evaluations(run) == evaluations(reference)
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An uninterrupted run for a number of ranks, made once."""
+    made: dict[int, Path] = {}
+
+    def get(ranks: int) -> Path:
+        if ranks not in made:
+            made[ranks] = tmp_path_factory.mktemp("reference") / "run"
+            finish(made[ranks], ranks)
+            assert len(trace(made[ranks])) == 40
+        return made[ranks]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("ranks", "deaths"),
+    [(1, ["0:1"]), (1, ["0:17:before", "0:3", "0:9"]), (2, ["1:20", "0:12:before"]), (3, ["2:16"]), (4, ["3:30:before"])],
+)
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, references: Any, ranks: int, deaths: Sequence[str]) -> None:
+    for death in deaths:
+        assert -9 in [one.exit_code for one in launch(tmp_path / "run", ranks, die_at=death)]
+    finish(tmp_path / "run", ranks)
+    assert_same(tmp_path / "run", references(ranks))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(tmp_path: Path, references: Any, ranks: int) -> None:
+    ends = launch(tmp_path / "run", ranks, die_at=f"{ranks - 1}:9:term")
+    assert [one.exit_code for one in ends] == [75] * ranks
+    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    assert outcome["reason"] == "interrupted"
+    assert outcome["step"] in (9, 10)
+    assert outcome["checkpoint"].endswith(f"step-{outcome['step']:08}")
+    finish(tmp_path / "run", ranks)
+    assert_same(tmp_path / "run", references(ranks))
+
+
+def test_workers_change_nothing(tmp_path: Path, references: Any) -> None:
+    launch(tmp_path / "run", 2, "data.num_workers=2", die_at="0:18")
+    finish(tmp_path / "run", 2, "data.num_workers=1")
+    assert_same(tmp_path / "run", references(2))
+
+
+def test_a_larger_budget_goes_on_from_the_end(tmp_path: Path, references: Any) -> None:
+    finish(tmp_path / "run", 3, "stop.budget.steps=18", "schedule.T_max=40")
+    finish(tmp_path / "run", 3)
+    assert trace(tmp_path / "run") == trace(references(3))
+
+
+def test_saving_at_every_step_changes_nothing(tmp_path: Path, references: Any) -> None:
+    finish(tmp_path / "run", 2, "checkpoint.every.steps=1")
+    assert trace(tmp_path / "run") == trace(references(2))
+
+
+def test_the_number_of_ranks_may_change_and_the_samples_stay_the_same(tmp_path: Path, references: Any) -> None:
+    for ranks, death in [(2, "1:12"), (1, "0:9"), (4, "2:15")]:
+        launch(tmp_path / "run", ranks, die_at=death)
+    finish(tmp_path / "run", 2)
+    assert [one["samples"] for one in trace(tmp_path / "run")] == [one["samples"] for one in trace(references(2))]
