@@ -12,7 +12,7 @@ from harness.checkpoint.read import Verify
 from harness.config import read_config
 from harness.errors import CheckpointError, HarnessError
 from harness.lease import Lease
-from harness.run import known_metrics
+from harness.place import known_metrics
 from harness.stopping import StopController
 from harness.tasks import Task
 

@@ -90,7 +90,7 @@ def config(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def replay(
     history: Annotated[Path, typer.Argument(help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV")],
-    config: Annotated[Path, typer.Option("--config", help="The config whose stop settings are tried.")],
+    config: Annotated[Path | None, typer.Option("--config", help="The config whose stop settings are tried; by default the run's own.")] = None,
     overrides: Overrides = None,
     sweep: Annotated[list[str] | None, typer.Option(help="Try several values side by side: KEY=V1,V2.", metavar="KEY=V1,V2")] = None,
     as_json: Json = False,

@@ -38,30 +38,30 @@ class TargetJudge:
         bound = target.at_least if target.at_least is not None else target.at_most
         assert bound is not None
         self._bound = bound
+        relations = ("at least", "below") if self._at_least else ("at most", "above")
+        self._met_words, self._short_words = (f"is {relation} {show(bound, digits=15)}" for relation in relations)
         self._held = 0
         self._values: list[float | None] = []
+        self._met: list[bool] = []
 
     def take(self, metrics: Mapping[str, float]) -> bool:
         """Whether the target is reached: only a value of this very evaluation counts, NaN never."""
         self._values = [metrics.get(name) for name in self._metrics]
-        self._held = self._held + 1 if all(map(self._met, self._values)) else 0
+        self._met = [value is not None and (value >= self._bound if self._at_least else value <= self._bound) for value in self._values]
+        self._held = self._held + 1 if all(self._met) else 0
         return self._held >= self._hold
 
     def sentence(self) -> str:
         """Where the target stands at the last evaluation: all metrics if it holds there, else those that fall short."""
         holds = self._held > 0
-        words = [self._clause(name, value) for name, value in zip(self._metrics, self._values, strict=True) if self._met(value) == holds]
+        words = [self._clause(name, value, met) for name, value, met in zip(self._metrics, self._values, self._met, strict=True) if met == holds]
         held = f", {self._held} of {self._hold} evaluations in a row" if holds and self._hold > 1 else ""
         return " and ".join(words) + held
 
-    def _met(self, value: float | None) -> bool:
-        return value is not None and (value >= self._bound if self._at_least else value <= self._bound)
-
-    def _clause(self, name: str, value: float | None) -> str:
-        relation = ("at least" if self._at_least else "at most") if self._met(value) else ("below" if self._at_least else "above")
+    def _clause(self, name: str, value: float | None, met: bool) -> str:
         if value is None or math.isnan(value):
             return f"{name} is {'not measured' if value is None else 'undefined (NaN)'}"
-        return f"{name} {show(value, self._bound)} is {relation} {show(self._bound, value)}"
+        return f"{name} {show(value, self._bound)} {self._met_words if met else self._short_words}"
 
 
 def measure(value: float, reference: float, mode: Mode, absolute: float, share: float) -> tuple[float, float, bool, bool]:
@@ -86,6 +86,7 @@ class Criterion:
         self._absolute = settings.absolute
         self._share = settings.share
         self._from_best = settings.from_ == "best"
+        self._asked = _asked(self._absolute, self._share)
         self._patience = settings.patience.count
         self._unit = settings.patience.unit
         self._cooldown = settings.cooldown
@@ -185,14 +186,17 @@ class Criterion:
 
     def sentence(self, verdict: CriterionVerdict) -> str:
         """The verdict in words and numbers."""
-        tail = f"; {show(verdict.spent)} of {verdict.patience:,} {verdict.unit} without enough improvement" if verdict.stale else ""
+        tail = ""
+        if verdict.stale:
+            spent = f"{verdict.spent:,}" if isinstance(verdict.spent, int) else show(verdict.spent)
+            tail = f"; {spent} of {verdict.patience:,} {verdict.unit} without enough improvement"
         if verdict.value is None:
             return f"{verdict.metric} was not measured{tail}"
         if verdict.gain is None or verdict.needed is None or verdict.reference is None:
             words = "is undefined (NaN)" if math.isnan(verdict.value) else f"{show(verdict.value)} is the first value"
             return f"{verdict.metric} {words}{tail}"
         compared = self._comparison(verdict.gain, verdict.needed, verdict.reference)
-        return f"{verdict.metric} {compared} (step {verdict.reference_step:,}){self._asked()}{tail}"
+        return f"{verdict.metric} {compared} (step {verdict.reference_step:,}){self._asked}{tail}"
 
     def _comparison(self, gain: float, needed: float, reference: float) -> str:
         name = f"{self._name} {show(reference)}"
@@ -204,7 +208,8 @@ class Criterion:
             return f"{'gained' if gain > 0 else 'lost'} {amount} on {name}"
         return f"{'fell' if gain > 0 else 'rose'} by {amount} from {name}"
 
-    def _asked(self) -> str:
-        if self._share:
-            return f" where {show(self._share * 100)} % was asked"
-        return f" where {show(self._absolute)} was asked" if self._absolute else ""
+
+def _asked(absolute: float, share: float) -> str:
+    if share:
+        return f" where {show(share * 100)} % was asked"
+    return f" where {show(absolute)} was asked" if absolute else ""

@@ -3,23 +3,26 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from harness.config import Config, read_config
+from harness.config import read_config
 from harness.engine import start_accelerator
 from harness.errors import HarnessError, RankError
 from harness.outcome import exit_code
 from harness.ranks import Ranks, is_lost_peer, leave
 from harness.run import train
 
+T = TypeVar("T")
+
 
 def launch(path: Path, overrides: Sequence[str]) -> int:
     """Train by a config; the process's exit code. Called by every rank."""
     ranks = Ranks()
     try:
-        config = read_config_once(path, overrides)
-        accelerator = start_accelerator(config.train.precision, config.run.exactness)
+        config = before_joining(lambda: read_config(path, overrides))
+        accelerator = before_joining(lambda: start_accelerator(config.train.precision, config.run.exactness))
         ranks = Ranks.join(config.run.timeout_s)
         code = exit_code(train(config, accelerator, ranks), under_agent="TORCHELASTIC_RUN_ID" in os.environ)
     except KeyboardInterrupt:
@@ -31,10 +34,10 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
     return code
 
 
-def read_config_once(path: Path, overrides: Sequence[str]) -> Config:
-    """The config; a mistake in it is every process's, before they know each other, and told by the first of each node."""
+def before_joining(work: Callable[[], T]) -> T:
+    """What each process does before they know each other: a mistake is every process's, and told by the first of each node."""
     try:
-        return read_config(path, overrides)
+        return work()
     except HarnessError as error:
         error.origin_rank = int(os.environ.get("LOCAL_RANK", "0"))  # 0 is this process's rank until it has joined the others
         raise
@@ -47,12 +50,13 @@ def fail(error: Exception, ranks: Ranks) -> int:
         return cause.exit_code  # the rank that failed has printed it
     if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
         error = RankError(
-            f"rank {ranks.rank}: lost another process ({str(error).splitlines()[0]}). "
+            f"rank {ranks.rank}: lost another process ({str(error).splitlines()[0][:160]}). "
             "It was killed or crashed; launch again to go on from the last checkpoint."
         )
     ranks.publish_failure(error)
     if isinstance(error, HarnessError):
-        if error.origin_rank in (None, ranks.rank):
+        first = ranks.published_failure()  # ranks that fail alike and at once publish one error between them
+        if error.origin_rank == ranks.rank or (error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)):
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     traceback.print_exception(error)

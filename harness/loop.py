@@ -3,6 +3,7 @@
 Every event of a training happens in `fit`, in order: step, read the losses, log, evaluate, judge, save, stop. All ranks take the same branches.
 """
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -102,7 +103,8 @@ def read_losses(run: Run) -> Verdict:
 def log_training(run: Run) -> None:
     """A training record of the steps since the last one."""
     steps = run.losses.take_pending()
-    progress = {"train/loss": mean_loss(steps), "grad_norm": steps[-1].grad_norm, "lr": run.engine.learning_rate()}
+    norm = steps[-1].grad_norm if steps else math.nan
+    progress = {"train/loss": mean_loss(steps), "grad_norm": norm, "lr": run.engine.learning_rate()}
     run.tracker.train({**run.position(), **progress})
     run.ledger.save()
     report_saves(run)
@@ -120,7 +122,8 @@ def evaluate_splits(run: Run) -> dict[str, float]:
             result = evaluate(run.engine.network, run.task, plan, run.ranks, run.engine.device)
             values |= {f"{split}/{name}": value for name, value in result.values.items()}
             tables |= {f"{split}/{name}": value for name, value in result.computed.items()}
-    run.tracker.evaluation({**run.position(), **values}, {name: table.tolist() for name, table in tables.items() if table.dim() == 2})
+    record = {**run.position(), **values, "lr": run.engine.learning_rate()}
+    run.tracker.evaluation(record, {name: table.tolist() for name, table in tables.items() if table.dim() == 2})
     return values
 
 
@@ -130,7 +133,7 @@ def judge(run: Run, metrics: Mapping[str, float], call: Call) -> Verdict:
     evaluation = Evaluation(run.step, run.epoch, run.samples, hours, metrics, lr=run.engine.learning_rate())
     requested = call == Call.STOP_REQUESTED
     if run.config.run.paranoid:
-        verdicts = run.ranks.gather(run.controller.judge(evaluation, requested=requested).to_json())
+        verdicts = run.ranks.gather(run.ranks.together(lambda: run.controller.judge(evaluation, requested=requested).to_json()))
         differing = [rank for rank, verdict in enumerate(verdicts) if verdict != verdicts[0]]
         if differing:
             raise RankError(f"step {run.step}: ranks {differing} judged otherwise than rank 0: {verdicts[differing[0]]} against {verdicts[0]}.")

@@ -61,7 +61,8 @@ class IntervalMetrics:
         """Take in one micro-batch; no host wait, no collective."""
         device = next(value.device for value in batch.values() if isinstance(value, Tensor))
         for name, metric in self._live.items():
-            metric.to(device)
+            if metric.device != device:
+                metric.to(device)
             for state in self._states[name]:
                 state.begin(metric, device)
         task.update(self._live, outputs, batch)
@@ -83,7 +84,8 @@ class IntervalMetrics:
                 # The class's own method: the instance's would gather over ranks by itself, a second time.
                 value = type(metric).compute(metric)
             except (ValueError, RuntimeError, IndexError) as error:
-                raise DataError(f"metric {name}: cannot be computed: {error} Take it out of task.metrics or give a split that it fits.") from error
+                reason = str(error).rstrip(". ")
+                raise DataError(f"metric {name}: cannot be computed: {reason}. Take it out of task.metrics or give a split that it fits.") from error
             parts = {f"{name}_{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
             for key, part in parts.items():
                 if not isinstance(part, Tensor):

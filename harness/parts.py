@@ -16,9 +16,9 @@ from harness.loading import Feed
 from harness.metrics import IntervalMetrics
 from harness.ranks import Pulse, Ranks
 from harness.sampling import Sampling
+from harness.step_trace import Trace
 from harness.stopping import StopController, Verdict
 from harness.tasks import Task
-from harness.trace import Trace
 from harness.tracking import Tracker
 from harness.window import LossWindow
 

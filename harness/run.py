@@ -1,10 +1,6 @@
 """From a config to a run: the only composition root."""
 
-import os
-import secrets
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +8,8 @@ from accelerate import Accelerator
 
 from harness import components
 from harness.agenda import Agenda
-from harness.checkpoint import CheckpointStore, Loaded, Retention, choose, load, load_trainer, restore_network, restore_optimizer, set_aside_newer
-from harness.checkpoint.read import read_manifest
-from harness.config import Config, SplitConfig, identity_changes, read_config, resolved_yaml
+from harness.checkpoint import CheckpointStore, Loaded, Retention, load, restore_network, restore_optimizer
+from harness.config import Config, SplitConfig
 from harness.console import Console
 from harness.engine import Engine
 from harness.errors import CheckpointError, ConfigError
@@ -25,29 +20,19 @@ from harness.ledger import Ledger
 from harness.loading import Batch, Feed, Split
 from harness.loop import fit
 from harness.metrics import IntervalMetrics
-from harness.outcome import Outcome, read_outcome
+from harness.outcome import Outcome
 from harness.parts import Run
+from harness.place import Place, find_place, finished_outcome, known_metrics, take
 from harness.randomness import restore_ambient, seed_ambient, seed_for
 from harness.ranks import Pulse, Ranks
 from harness.sampling import Sampling
+from harness.step_trace import Trace
 from harness.stop_settings import TrainSample
-from harness.stopping import MetricInfo, StopController
+from harness.stopping import StopController
 from harness.tasks import Task
-from harness.trace import Trace
 from harness.tracking import Tracker
-from harness.warm_start import read_weights, warm_start
+from harness.warm_start import warm_start
 from harness.window import LossWindow
-
-SUPERSEDED = ("checkpoints", "config.yaml", "metrics.jsonl", "outcome.json", "ledger.json", "trace.jsonl")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a launch goes on: rank 0's choice. `checkpoint` is None at the beginning of a run."""
-
-    run_id: str
-    launches: int
-    checkpoint: Path | None
 
 
 def train(config: Config, accelerator: Accelerator, ranks: Ranks) -> Outcome:
@@ -79,75 +64,6 @@ def train(config: Config, accelerator: Accelerator, ranks: Ranks) -> Outcome:
             lease.release()
 
 
-def take(lease: Lease, console: Console) -> int:
-    """Hold the run directory against other launches; returns the number of launches so far. Rank 0 only. Raises HarnessError."""
-    launches = lease.take()
-    if lease.message:
-        console.say(lease.message)
-    return launches
-
-
-def finished_outcome(config: Config) -> dict[str, Any] | None:
-    """The outcome of a run that the present settings would end where it ended; None if it goes on or has not begun. Rank 0 only."""
-    outcome = read_outcome(config.run.dir)
-    if outcome is None or not outcome.finished or config.run.resume not in ("auto", "must"):
-        return None
-    if outcome.reason == "stop_requested":
-        return outcome.to_json() if (config.run.dir / "STOP").exists() else None
-    if outcome.reason == "diverged":
-        same = (config.run.dir / "config.yaml").read_text() == resolved_yaml(config)
-        return outcome.to_json() if same else None
-    chosen = choose(config.run.dir / "checkpoints", config.run.resume, verify="size")
-    if chosen.path is None:
-        return None
-    task: Task = components.build(config.task, "task")
-    verdict = StopController(config.stop, known_metrics(config, task)).restore(load_trainer(chosen.path)["stop"])
-    return outcome.to_json() if verdict is not None and verdict.stops else None
-
-
-def find_place(config: Config, console: Console) -> dict[str, Any]:
-    """Choose the checkpoint to go on from, and leave the resolved config in the run directory. Rank 0 only. Raises HarnessError."""
-    directory = config.run.dir
-    if config.run.resume == "never" and config.run.overwrite:
-        set_aside(directory, console)
-    choice = choose(directory / "checkpoints", config.run.resume, verify=config.checkpoint.verify)
-    for reason in choice.skipped:
-        console.say(f"warning: {reason}")
-    run_id = secrets.token_hex(4)
-    if choice.path is not None:
-        changes = identity_changes(read_config(choice.path / "config.yaml"), config)
-        if changes:
-            raise ConfigError(
-                f"{directory}: {choice.path.name} belongs to another training. What identifies a run has changed:\n  "
-                + "\n  ".join(changes)
-                + "\nTake the changes back, or choose another run.dir."
-            )
-        run_id = load_trainer(choice.path)["run_id"]
-        console.say(f"{directory}: going on from {choice.path.name}")
-        if choice.path.resolve().parent == (directory / "checkpoints").resolve():
-            for name in set_aside_newer(directory / "checkpoints", read_manifest(choice.path).step):
-                console.say(f"warning: {name} is newer and was set aside")
-    try:
-        (directory / "config.yaml").write_text(resolved_yaml(config))
-        (directory / "outcome.json").unlink(missing_ok=True)  # it was of an earlier launch
-    except OSError as error:
-        raise CheckpointError(f"{directory}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
-    return {"run_id": run_id, "checkpoint": None if choice.path is None else str(choice.path)}
-
-
-def set_aside(directory: Path, console: Console) -> None:
-    """Move what an earlier run left into a directory of its own inside the run directory; nothing is deleted. Rank 0 only."""
-    present = [name for name in SUPERSEDED if (directory / name).exists()]
-    if not (directory / "checkpoints").exists():
-        return
-    number = 1 + sum(1 for _ in directory.glob("superseded-*"))
-    target = directory / f"superseded-{number}"
-    target.mkdir()
-    for name in present:
-        os.rename(directory / name, target / name)
-    console.say(f"{directory}: the earlier run was moved to {target.name}/")
-
-
 def build(
     config: Config, accelerator: Accelerator, ranks: Ranks, place: Place, interruption: Interruption, ledger: Ledger, lease: Lease, tracker: Tracker
 ) -> Run:
@@ -164,7 +80,7 @@ def build(
         loaded = ranks.together(lambda: load_state(place, engine, sampling, ranks))
     origin = config.run.init_from
     if loaded is None and origin is not None:
-        tracker.console.say(ranks.together(lambda: warm_start(engine.network, read_weights(origin), f"run.init_from: {origin}")))
+        tracker.console.say(ranks.together(lambda: warm_start(engine.network, origin)))
     trainer = None if loaded is None else loaded.trainer
     step = 0 if loaded is None else loaded.manifest.step
     if ranks.is_first():
@@ -196,16 +112,7 @@ def build(
         train_metrics=train_metrics,
         plans=evaluation_plans(config, splits),
         controller=controller,
-        store=CheckpointStore(
-            config.run.dir / "checkpoints",
-            ranks,
-            Retention(config.checkpoint.keep_last, config.checkpoint.keep_best, config.checkpoint.keep_every),
-            run_id=place.run_id,
-            attempt=f"{place.run_id}-{place.launches}",
-            fence=lease.check,
-            max_failures=config.checkpoint.max_failures,
-            timeout_s=config.checkpoint.timeout_s,
-        ),
+        store=open_store(config, ranks, place, lease),
         tracker=tracker,
         trace=Trace(config.run.dir / "trace.jsonl", step) if config.log.trace and ranks.is_first() else None,
         ledger=ledger,
@@ -217,6 +124,21 @@ def build(
     restore_randomness(loaded, run)
     tracker.event("launch", run.position(), launch=place.launches, world_size=ranks.size, run_id=place.run_id)
     return run
+
+
+def open_store(config: Config, ranks: Ranks, place: Place, lease: Lease) -> CheckpointStore:
+    """The run's checkpoints, written by this launch. Called by every rank."""
+    settings = config.checkpoint
+    return CheckpointStore(
+        config.run.dir / "checkpoints",
+        ranks,
+        Retention(settings.keep_last, settings.keep_best, settings.keep_every),
+        run_id=place.run_id,
+        attempt=f"{place.run_id}-{place.launches}",
+        fence=lease.check,
+        max_failures=settings.max_failures,
+        timeout_s=settings.timeout_s,
+    )
 
 
 def build_splits(config: Config, task: Task, names: tuple[str, ...]) -> dict[str, Split]:
@@ -251,12 +173,6 @@ def evaluation_plans(config: Config, splits: dict[str, Split]) -> dict[str, Eval
     if "val" in splits:
         plans["val"] = EvaluationPlan(splits["val"], size, config.data.num_workers)
     return plans
-
-
-def known_metrics(config: Config, task: Task) -> dict[str, MetricInfo]:
-    """What the stop settings may name: the task's metrics on each split that is evaluated."""
-    names = ("train", "val") if config.data.val is not None else ("train",)
-    return {f"{split}/{name}": info for split in names for name, info in task.infos().items()}
 
 
 def load_state(place: Place, engine: Engine, sampling: Sampling, ranks: Ranks) -> Loaded | None:

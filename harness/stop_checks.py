@@ -67,7 +67,7 @@ def _unknown(where: str, name: str, meant: Sequence[str], metrics: Metrics) -> l
         return []
     both = tuple(meant) != (name,)
     names = [one.partition("/")[2] for one in metrics] if both else list(metrics)
-    near = [*get_close_matches(name, names, n=1), *(one for one in reversed(list(metrics)) if one.endswith(f"/{name}"))]
+    near = [*get_close_matches(name, names, n=1, cutoff=0.5), *(one for one in reversed(list(metrics)) if one.endswith(f"/{name}"))]
     meaning = f" ({name} without a split means {' and '.join(meant)})" if both else ""
     hint = f" Did you mean {near[0]}?" if near and near[0] != name else f" Write {near[1]}." if len(near) > 1 else ""
     return [f"{where}: there is no metric {missing[0]}{meaning}.{hint} There are {', '.join(metrics) or 'none'}."]

@@ -70,9 +70,9 @@ class Patience(_Settings):
     """For how long too little improvement is borne. In a config a bare number counts intervals."""
 
     intervals: int | None = Field(None, ge=1, description="So many intervals in a row; the same as the bare number.")
-    epochs: int | None = Field(None, ge=1, description="So many epochs, a whole number of intervals.")
-    steps: int | None = Field(None, ge=1, description="So many optimizer steps, a whole number of intervals.")
-    samples: int | None = Field(None, ge=1, description="So many samples.")
+    epochs: int | None = Field(None, ge=1, description="So many epochs since the last interval that was not stale.")
+    steps: int | None = Field(None, ge=1, description="So many optimizer steps since then.")
+    samples: int | None = Field(None, ge=1, description="So many samples since then.")
 
     @model_validator(mode="after")
     def _one(self) -> Self:

@@ -32,7 +32,7 @@ class StopController:
         self._best_metric = best_metric(settings, metrics)
         self._watch = LossWatch(settings.spike, settings.skipped_steps)
         self._evaluations: list[Evaluation] = []
-        self._verdicts: list[Verdict] = []
+        self._given: list[tuple[str, Reason | None, bool, bool, str]] = []  # what was said of each: action, reason, improved, new_best, detail
         self._forget()
 
     def judge(self, evaluation: Evaluation, *, requested: bool = False) -> Verdict:
@@ -42,7 +42,7 @@ class StopController:
         """
         verdict = self._fold(evaluation, requested)
         self._evaluations.append(evaluation)
-        self._verdicts.append(verdict)
+        self._given.append((verdict.action, verdict.reason, verdict.improved, verdict.new_best, verdict.detail))
         return verdict
 
     def watch(self, window: Window) -> Verdict:
@@ -70,8 +70,7 @@ class StopController:
         """
         names = list(dict.fromkeys(name for one in self._evaluations for name in one.metrics))
         rows = [[one.step, one.epoch, one.samples, one.hours, one.lr, [one.metrics.get(name) for name in names]] for one in self._evaluations]
-        verdicts = [[one.action, one.reason, one.improved, one.new_best, one.detail] for one in self._verdicts]
-        return {"metrics": names, "evaluations": rows, "verdicts": verdicts, "watch": self._watch.state()}
+        return {"metrics": names, "evaluations": rows, "verdicts": [list(one) for one in self._given], "watch": self._watch.state()}
 
     def restore(self, state: Mapping[str, Any]) -> Verdict | None:
         """Take a history back under the present settings; their verdict at its last evaluation, None without one.
@@ -85,7 +84,7 @@ class StopController:
             evaluation = Evaluation(step, epoch, samples, hours, metrics, lr)
             last = self._fold(evaluation, requested=False)
             self._evaluations.append(evaluation)
-        self._verdicts = [Verdict(action, reason, detail, improved, new_best) for action, reason, improved, new_best, detail in state["verdicts"]]
+        self._given = [(action, reason, improved, new_best, detail) for action, reason, improved, new_best, detail in state["verdicts"]]
         self._watch.restore(state["watch"])
         return last
 

@@ -112,10 +112,15 @@ def _number(name: str, value: Any) -> Any:
 
 def show(value: float, apart_from: float | None = None, digits: int = 4) -> str:
     """A number for people: `digits` digits, or as many as tell it from `apart_from`."""
-    text = f"{value:.{digits}g}"
+    text = _written(value, digits)
     if apart_from is None or value == apart_from:
         return text
-    while digits < 17 and text == f"{apart_from:.{digits}g}":
+    while digits < 17 and text == _written(apart_from, digits):
         digits += 1
-        text = f"{value:.{digits}g}"
+        text = _written(value, digits)
     return text
+
+
+def _written(value: float, digits: int) -> str:
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if "e+" in text and abs(value) < 1e12 else text

@@ -12,6 +12,11 @@ from harness.checkpoint import find_checkpoint, load
 from harness.errors import CheckpointError
 
 
+def warm_start(network: nn.Module, path: Path) -> str:
+    """Put in the weights of `path` whose names the network has; returns what matched and what did not. Raises CheckpointError."""
+    return put_in(network, read_weights(path), f"run.init_from: {path}")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights by name from a run, a checkpoint, or a safetensors file. Raises CheckpointError."""
     if path.is_dir():
@@ -22,7 +27,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"run.init_from: {path}: {error}. Give a run, a checkpoint or a safetensors file.") from error
 
 
-def warm_start(network: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
+def put_in(network: nn.Module, weights: Mapping[str, Tensor], where: str) -> str:
     """Put in the weights whose names the network has; returns what matched and what did not.
 
     Raises CheckpointError if none matches, or if one of the same name has another shape or dtype.

@@ -87,8 +87,9 @@ class LossWindow:
             steps.append(StepLoss(exact_sum(values), int(items[index]), norms[index]))
         skipped = self._skipped
         self._sums, self._items, self._norms, self._skipped = [], [], [], []
-        self.pending += steps
-        for one in steps:
+        taken = [one for one, skip in zip(steps, skipped, strict=True) if not skip]  # a step that the scaler skipped changed nothing
+        self.pending += taken
+        for one in taken:
             self._interval.add(one.loss_sum)
             self._interval_items += one.num_items
         return Window(

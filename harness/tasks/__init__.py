@@ -11,9 +11,10 @@ spread over slots and ranks. An ignored target is no item. Losses are computed i
 """
 
 from harness.tasks.classification import Classification
+from harness.tasks.joint import Joint
 from harness.tasks.language import LanguageModelling
 from harness.tasks.regression import Regression
 from harness.tasks.supervised import Supervised
 from harness.tasks.task import Task, detached
 
-__all__ = ["Classification", "LanguageModelling", "Regression", "Supervised", "Task", "detached"]
+__all__ = ["Classification", "Joint", "LanguageModelling", "Regression", "Supervised", "Task", "detached"]

@@ -71,7 +71,7 @@ class Regression(Basis):
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
         targets = _by_output(batch[self.target])
-        predicted = outputs.reshape(targets.shape)
+        predicted = outputs.reshape(targets.shape).contiguous()
         for name in ("mse", "mae", "r2"):
             metrics[name].update(predicted.double(), targets.double())
         self._update_extras(metrics, full(predicted), targets.to(full(predicted).dtype))

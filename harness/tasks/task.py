@@ -56,7 +56,7 @@ class Task(Protocol):
         """Columns (B, ...) for a table of predictions."""
 
 
-class Basis:
+class Basis(Task):
     """What our tasks share: the network's input, the target's presence, the user's own metrics."""
 
     def __init__(self, input: Input, target: str, metrics: Mapping[str, Metric] | None, own: Mapping[str, MetricInfo]) -> None:
@@ -68,7 +68,7 @@ class Basis:
             if not isinstance(metric, Metric):
                 raise ConfigError(f"metrics.{name}: a {type(metric).__name__} is no torchmetrics.Metric. Name one by its _target_.")
             if name in self._own or name in _TABLES or not re.fullmatch(r"[A-Za-z]\w*", name):
-                raise ConfigError(f"metrics.{name}: the name is taken or no word; {', '.join([*self._own, *_TABLES])} are the tasks' own. Use another name.")
+                raise ConfigError(f"metrics.{name}: taken, or no word. The tasks' own are {', '.join([*self._own, *_TABLES])}.")
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the network; of an output object as `transformers` gives it, its logits."""

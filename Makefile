@@ -1,0 +1,71 @@
+# make demo      train on real data with two processes, from nothing
+# make test      lint and the tests            make lint      ruff, mypy --strict, shellcheck
+# make torture   long proofs by force          make bench     benchmarks
+# make lock      renew requirements/*.txt      make clean     remove what was made here, runs/ excepted
+#
+# Needs python3 >= 3.11 and make. Everything is installed into .venv, by hash, from the package index that pip and uv are set up for.
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv pip
+COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header $(LOCK_FLAGS)
+SCRIPTS := .ci/run $(wildcard launch/*.sh)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup test lint unit torture bench lock clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: .venv/run.stamp
+	launch/cpu.sh 2 configs/digits.yaml
+	@echo
+	@echo 'Where everything is: runs/digits'
+	@echo '  outcome.json       why and where the training ended'
+	@echo '  metrics.jsonl      every logged step and every evaluation'
+	@echo '  checkpoints/best   the best model, as safetensors'
+	@echo 'What to type next:'
+	@echo '  launch/cpu.sh 2 configs/digits.yaml run.dir=runs/longer stop.targets.accuracy.at_least=0.98'
+	@echo '  $(BIN)/fermarsi evaluate runs/digits'
+	@echo '  $(BIN)/fermarsi checkpoints list runs/digits'
+	@echo '  $(BIN)/fermarsi --help'
+
+setup: .venv/dev.stamp
+
+test: lint unit
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck $(SCRIPTS)
+
+unit: .venv/dev.stamp
+	$(BIN)/python -m pytest -m 'not torture'
+
+torture: .venv/dev.stamp
+	$(BIN)/python -m pytest -m torture --timeout 1200
+
+bench: .venv/dev.stamp
+	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark" || exit 1; done
+
+lock: .venv/uv.stamp
+	$(COMPILE) requirements/uv.in -o requirements/uv.txt
+	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --constraint requirements/dev.txt -o requirements/run.txt
+	@! grep -nE '://|--(index|extra-index|find-links)' requirements/*.txt || { echo 'requirements/ names an address; see above'; exit 1; }
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/uv.stamp: requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'make: $(PYTHON) is missing or older than 3.11. Name another: make PYTHON=python3.12 ...'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'make: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv'; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/uv.txt
+	@touch $@
+
+.venv/%.stamp: requirements/%.txt pyproject.toml .venv/uv.stamp
+	$(UV) install --python $(BIN)/python --require-hashes --requirement requirements/$*.txt
+	$(UV) install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

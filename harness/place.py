@@ -1,0 +1,103 @@
+"""Where a launch goes on: what rank 0 finds in the run directory and decides for all. Nothing here is a collective."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import components
+from harness.checkpoint import choose, load_trainer, set_aside_newer
+from harness.checkpoint.read import read_manifest
+from harness.config import Config, identity_changes, read_config, resolved_yaml
+from harness.console import Console
+from harness.errors import CheckpointError, ConfigError
+from harness.lease import Lease
+from harness.outcome import read_outcome
+from harness.stopping import MetricInfo, StopController
+from harness.tasks import Task
+
+SUPERSEDED = ("checkpoints", "config.yaml", "metrics.jsonl", "outcome.json", "ledger.json", "trace.jsonl")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a launch goes on: rank 0's choice. `checkpoint` is None at the beginning of a run."""
+
+    run_id: str
+    launches: int
+    checkpoint: Path | None
+
+
+def take(lease: Lease, console: Console) -> int:
+    """Hold the run directory against other launches; returns the number of launches so far. Rank 0 only. Raises HarnessError."""
+    launches = lease.take()
+    if lease.message:
+        console.say(lease.message)
+    return launches
+
+
+def finished_outcome(config: Config) -> dict[str, Any] | None:
+    """The outcome of a run that the present settings would end where it ended; None if it goes on or has not begun. Rank 0 only."""
+    outcome = read_outcome(config.run.dir)
+    if outcome is None or not outcome.finished or config.run.resume not in ("auto", "must"):
+        return None
+    if outcome.reason == "stop_requested":
+        return outcome.to_json() if (config.run.dir / "STOP").exists() else None
+    if outcome.reason == "diverged":
+        return outcome.to_json() if read_config(config.run.dir / "config.yaml") == config else None  # with the same settings it would diverge again
+    chosen = choose(config.run.dir / "checkpoints", config.run.resume, verify="size")
+    if chosen.path is None:
+        return None
+    task: Task = components.build(config.task, "task")
+    verdict = StopController(config.stop, known_metrics(config, task)).restore(load_trainer(chosen.path)["stop"])
+    return outcome.to_json() if verdict is not None and verdict.stops else None
+
+
+def find_place(config: Config, console: Console) -> dict[str, Any]:
+    """Choose the checkpoint to go on from, and leave the resolved config in the run directory. Rank 0 only. Raises HarnessError."""
+    directory = config.run.dir
+    if config.run.resume == "never" and config.run.overwrite:
+        set_aside(directory, console)
+    choice = choose(directory / "checkpoints", config.run.resume, verify=config.checkpoint.verify)
+    for reason in choice.skipped:
+        console.say(f"warning: {reason}")
+    run_id = secrets.token_hex(4)
+    if choice.path is not None:
+        changes = identity_changes(read_config(choice.path / "config.yaml"), config)
+        if changes:
+            raise ConfigError(
+                f"{directory}: {choice.path.name} belongs to another training. What identifies a run has changed:\n  "
+                + "\n  ".join(changes)
+                + "\nTake the changes back, or choose another run.dir."
+            )
+        run_id = load_trainer(choice.path)["run_id"]
+        console.say(f"{directory}: going on from {choice.path.name}")
+        if choice.path.resolve().parent == (directory / "checkpoints").resolve():
+            for name in set_aside_newer(directory / "checkpoints", read_manifest(choice.path).step):
+                console.say(f"warning: {name} is newer and was set aside")
+    try:
+        (directory / "config.yaml").write_text(resolved_yaml(config))
+        (directory / "outcome.json").unlink(missing_ok=True)  # it was of an earlier launch
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
+    return {"run_id": run_id, "checkpoint": None if choice.path is None else str(choice.path)}
+
+
+def set_aside(directory: Path, console: Console) -> None:
+    """Move what an earlier run left into a directory of its own inside the run directory; nothing is deleted. Rank 0 only."""
+    present = [name for name in SUPERSEDED if (directory / name).exists()]
+    if not (directory / "checkpoints").exists():
+        return
+    number = 1 + sum(1 for _ in directory.glob("superseded-*"))
+    target = directory / f"superseded-{number}"
+    target.mkdir()
+    for name in present:
+        os.rename(directory / name, target / name)
+    console.say(f"{directory}: the earlier run was moved to {target.name}/")
+
+
+def known_metrics(config: Config, task: Task) -> dict[str, MetricInfo]:
+    """What the stop settings may name: the task's metrics on each split that is evaluated."""
+    names = ("train", "val") if config.data.val is not None else ("train",)
+    return {f"{split}/{name}": info for split in names for name, info in task.infos().items()}

@@ -1,0 +1,1 @@
+"""Real launches, and what users do wrong."""

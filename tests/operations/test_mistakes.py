@@ -1,0 +1,144 @@
+"""What a user can do wrong ends with exit code 2 and one message, on one rank, and nothing is written over."""
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from harness.lease import Lease
+from tests.pool import Launched, train_on_ranks
+
+STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"
+DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
+
+
+def launch(directory: Path, *overrides: str, ranks: int = 1, config: Path = STORM) -> list[Launched]:
+    return train_on_ranks(ranks, config, [f"run.dir={directory}", *overrides])
+
+
+def assert_refused(ends: Sequence[Launched], *words: str) -> None:
+    """Exit code 2 everywhere, the message exactly once over all ranks, no traceback."""
+    assert [one.exit_code for one in ends] == [2] * len(ends), ends
+    told = [one.stderr for one in ends if one.stderr.strip()]
+    assert len(told) == 1, told
+    assert "Traceback" not in told[0]
+    assert len(re.findall(r"^\w+Error: ", told[0], re.MULTILINE)) == 1
+    for word in words:
+        assert word in told[0]
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """What must not change: everything but the lease."""
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and "lease" not in path.parts]
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trian.clip_grad_norm=1"], ["train"]),
+        (["stop.budget.step=3"], ["stop.budget.step", "steps"]),
+        (["network._target_=tests.resume.parts.Strom"], ["network", "Storm"]),
+        (["network.hight=3"], ["network.hight", "width"]),
+        (["optimizer.lr=fast"], ["optimizer"]),
+        (["batch.micro_size=7"], ["batch", "24", "7"]),
+        (["run.exactness=elastic"], ["run.exactness", "elastic"]),
+        (["train.precision=fp16"], ["train.precision", "CUDA"]),
+        (["stop.improvement.metric=val/acuracy"], ["val/acuracy", "val/accuracy"]),
+        (["stop.improvement=null", "stop.budget=null"], ["stop", "budget"]),
+        (["data.train.source.count=0"], ["data.train.source", "empty"]),
+        (["run.resume=must"], ["run.resume"]),
+        (["run.init_from=/nowhere.safetensors"], ["/nowhere.safetensors"]),
+        (["task.target=lable"], ["lable", "label"]),
+        (["task.input=y"], ["y"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_a_mistake_in_the_config_or_the_data(tmp_path: Path, overrides: list[str], words: list[str]) -> None:
+    assert_refused(launch(tmp_path / "run", *overrides), *words)
+
+
+def test_on_two_ranks_the_message_comes_once(tmp_path: Path) -> None:
+    assert_refused(launch(tmp_path / "run", "network.hight=3", ranks=2), "network.hight")
+    assert_refused(launch(tmp_path / "run", "data.train.source.count=0", ranks=2), "empty")
+
+
+def test_a_missing_config(tmp_path: Path) -> None:
+    assert_refused(launch(tmp_path / "run", config=tmp_path / "none.yaml"), "none.yaml", "No such file")
+
+
+def test_a_missing_data_file(tmp_path: Path) -> None:
+    source = "data.train.source={_target_: harness.sources.idx.Idx, images: /nowhere/images, labels: /nowhere/labels}"
+    assert_refused(launch(tmp_path / "run", source, config=DIGITS), "data.train.source", "/nowhere/images")
+
+
+def test_labels_that_the_network_has_no_output_for(tmp_path: Path) -> None:
+    assert_refused(launch(tmp_path / "run", "network.dims=[64, 16, 5]", ranks=2, config=DIGITS), "data.train", "label", "0 … 4")
+
+
+def test_slots_that_the_ranks_cannot_share(tmp_path: Path) -> None:
+    assert_refused(launch(tmp_path / "run", "batch.size=8", ranks=3), "batch: 4 slots", "1, 2, 4 processes")
+
+
+def test_a_run_directory_that_belongs_to_another_training_stays_as_it_is(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
+    before = contents(tmp_path / "run")
+    changed = ["run.seed=12", "network.width=300", "batch.micro_size=4", "data.train.source.count=100", "optimizer._target_=torch.optim.SGD"]
+    named = ["run.seed: 11 -> 12", "network.width", "batch.micro_size", "data.train.source.count", "optimizer._target_"]
+    assert_refused(launch(tmp_path / "run", *changed), *named)
+    assert contents(tmp_path / "run") == before
+    assert_refused(launch(tmp_path / "run", "run.resume=never"), "run.resume is never", "run.overwrite")
+    assert contents(tmp_path / "run") == before
+
+
+def test_what_does_not_identify_a_run_may_change(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
+    more = ["stop.budget.steps=9", "log.every.steps=1", "optimizer.lr=2e-3", "stop.targets={accuracy: {at_least: 0.999}}"]
+    assert [one.exit_code for one in launch(tmp_path / "run", *more, ranks=2)] == [0, 0]
+
+
+def test_overwriting_moves_the_earlier_run_aside(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
+    before = contents(tmp_path / "run")
+    ends = launch(tmp_path / "run", "stop.budget.steps=7", "run.resume=never", "run.overwrite=true", "run.seed=12")
+    assert ends[0].exit_code == 0, ends[0].stderr
+    assert contents(tmp_path / "run" / "superseded-1") == before
+
+
+def test_a_second_launch_on_one_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lease = Lease(tmp_path / "run")
+    lease.take()
+    try:
+        assert_refused(launch(tmp_path / "run"), f"process {os.getpid()}", "choose another run.dir")
+    finally:
+        lease.release()
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_refused(launch(tmp_path / "file" / "run"), str(tmp_path / "file"), "run.dir")
+
+
+def test_checkpoints_of_which_none_is_valid_are_not_started_over(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
+    for manifest in (tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"):
+        manifest.write_text("{}")
+    before = contents(tmp_path / "run")
+    assert_refused(launch(tmp_path / "run"), "none is valid")
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", "stop.budget.steps=14")[0].exit_code == 0
+    shard = next((tmp_path / "run" / "checkpoints" / "step-00000014").glob("model-*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    (end,) = launch(tmp_path / "run", "stop.budget.steps=16")
+    assert end.exit_code == 0
+    assert "step-00000014: skipped, not valid" in end.stdout
+    assert "going on from step-00000012" in end.stdout  # the best one

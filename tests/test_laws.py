@@ -1,0 +1,333 @@
+"""The laws of the house (docs: CONTRIBUTING.md) that can be read off the source. Each failure names the file and the line."""
+
+import ast
+import functools
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points, packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+HARNESS = Path(__file__).parent.parent / "harness"
+LONGEST_FILE, LONGEST_FUNCTION = 300, 60
+LONGEST = {("harness.loop", "fit"): 45, ("harness.loop", "train_step"): 30}
+
+# From the bottom up: a module imports from its own layer and those below. What is not named is in the middle, with config, stopping and ranks.
+LAYERS = (
+    ("harness", "harness.errors"),
+    (),
+    ("harness.loop",),
+    ("harness.run",),
+    ("harness.launching", "harness.checkpoint_commands", "harness.cli"),
+    ("harness.train",),
+)
+PARTS = ("harness.sources", "harness.treatments", "harness.networks")
+COLLECTIVES = re.compile(r"(all_|reduce|broadcast|gather|scatter|barrier|send$|recv$|new_\w*group|\w+_process_group|wait_for_everyone|pad_across)")
+REASON = re.compile(r"(noqa: [\w, ]+|\]) +(- |# )\w")  # after "noqa: BLE001" or "type: ignore[...]"
+
+
+@dataclass(frozen=True)
+class Module:
+    """One file of harness/."""
+
+    name: str
+    path: Path
+    text: str
+    tree: ast.Module
+
+    def at(self, node: ast.AST) -> str:
+        return f"{self.path.relative_to(HARNESS.parent)}:{getattr(node, 'lineno', 1)}"
+
+    def imports(self) -> Iterator[tuple[ast.stmt, str, bool]]:
+        """(statement, module or module.name, whether it runs when this module is imported)."""
+        lazy = {id(inner) for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for inner in ast.walk(node)}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield node, alias.name, id(node) not in lazy
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{self.at(node)}: a relative import"
+                for alias in node.names:
+                    yield node, f"{node.module}.{alias.name}", id(node) not in lazy
+
+    def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+        return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@functools.cache
+def modules() -> dict[str, Module]:
+    found = {}
+    for path in sorted(HARNESS.rglob("*.py")):
+        name = ".".join(path.relative_to(HARNESS.parent).with_suffix("").parts).removesuffix(".__init__")
+        text = path.read_text()
+        found[name] = Module(name, path, text, ast.parse(text, str(path)))
+    return found
+
+
+def within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def module_of(dotted: str) -> str | None:
+    """The module of harness/ that `from a.b import c` or `import a.b` reads, None if it is another distribution's."""
+    if not within(dotted, ("harness",)):
+        return None
+    return dotted if dotted in modules() else dotted.rpartition(".")[0]
+
+
+def layer(name: str) -> int:
+    return next((level for level, names in enumerate(LAYERS) if name in names), LAYERS.index(()))
+
+
+@functools.cache
+def graph(*, lazy_too: bool) -> dict[str, dict[str, str]]:
+    """Which module imports which of the others, and where."""
+    edges: dict[str, dict[str, str]] = {name: {} for name in modules()}
+    for module in modules().values():
+        for node, dotted, at_import in module.imports():
+            target = module_of(dotted)
+            if target is not None and target != module.name and (at_import or lazy_too):
+                assert target in modules(), f"{module.at(node)}: {dotted} is no module of harness/"
+                edges[module.name].setdefault(target, module.at(node))
+    return edges
+
+
+def broken(problems: list[str]) -> str:
+    return "\n".join(["", *problems])
+
+
+# -- imports
+
+
+def test_imports_have_no_cycles() -> None:
+    edges = graph(lazy_too=False)
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"a cycle: {' -> '.join([*path[path.index(name) :], name])}"
+        if name not in done:
+            for target in edges[name]:
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in edges:
+        visit(name, ())
+
+
+def test_imports_run_one_way() -> None:
+    problems = [
+        f"{where}: {name} (layer {layer(name)}) imports {target} (layer {layer(target)})"
+        for name, targets in graph(lazy_too=True).items()
+        for target, where in targets.items()
+        if layer(target) > layer(name)
+    ]
+    assert not problems, broken(problems)
+
+
+def test_what_is_pure_needs_no_torch() -> None:
+    edges = graph(lazy_too=True)
+    for start in ("harness.errors", "harness.sampling", "harness.stopping", "harness.stop_settings", "harness.agenda"):
+        reached, frontier = {start}, [start]
+        while frontier:
+            new = set(edges[frontier.pop()]) - reached
+            reached |= new
+            frontier += new
+        problems = [
+            f"{module.at(node)}: {start} comes to import {dotted}"
+            for module in map(modules().__getitem__, sorted(reached))
+            for node, dotted, _ in module.imports()
+            if within(dotted, ("torch", "accelerate", "torchmetrics", "time", "datetime"))
+        ]
+        assert not problems, broken(problems)
+
+
+def test_sources_treatments_and_networks_import_neither_config_nor_loop() -> None:
+    problems = [
+        f"{where}: {name} imports {target}"
+        for name, targets in graph(lazy_too=True).items()
+        if within(name, PARTS)
+        for target, where in targets.items()
+        if within(target, ("harness.config", "harness.loop", "harness.run", "harness.engine", "harness.ranks", "harness.cli"))
+    ]
+    assert not problems, broken(problems)
+
+
+def test_wandb_is_imported_in_tracking_alone_and_only_when_used() -> None:
+    problems = [
+        f"{module.at(node)}: {dotted}"
+        for module in modules().values()
+        for node, dotted, at_import in module.imports()
+        if within(dotted, ("wandb",)) and (at_import or module.name != "harness.tracking")
+    ]
+    assert not problems, broken(problems)
+
+
+def test_collectives_are_called_in_ranks_alone() -> None:
+    problems = []
+    for module in modules().values():
+        if module.name == "harness.ranks":
+            continue
+        problems += [f"{module.at(node)}: {dotted}" for node, dotted, _ in module.imports() if within(dotted, ("torch.distributed",))]
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = ast.unparse(node.value)
+            if owner in ("dist", "torch.distributed") or (COLLECTIVES.match(node.attr) and re.search(r"accelerator|state|torch", owner)):
+                problems.append(f"{module.at(node)}: {owner}.{node.attr}")
+    assert not problems, broken(problems)
+
+
+def test_no_attribute_hides_a_collective() -> None:
+    calls = r"\branks\.(decide|together|gather\w*|any_rank|wait_for_all|sum_in_place|broadcast_in_place|channel)\("
+    problems = [
+        f"{module.at(function)}: {function.name}"
+        for module in modules().values()
+        for function in module.functions()
+        if any("property" in ast.unparse(decorator) for decorator in function.decorator_list) and re.search(calls, ast.unparse(function))
+    ]
+    assert not problems, broken(problems)
+
+
+def test_nothing_goes_through_pickle() -> None:
+    problems = []
+    for module in modules().values():
+        problems += [
+            f"{module.at(node)}: {dotted}"
+            for node, dotted, _ in module.imports()
+            if within(dotted, ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"))
+        ]
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save", "torch.serialization"):
+                problems.append(f"{module.at(node)}: {ast.unparse(node)}")
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+                problems.append(f"{module.at(node.value)}: allow_pickle")
+            if isinstance(node, ast.Attribute) and node.attr.endswith(("_object", "_object_list")):
+                problems.append(f"{module.at(node)}: {node.attr} pickles")
+    assert not problems, broken(problems)
+
+
+# -- names and packaging
+
+
+def test_no_module_bears_the_name_of_another_package() -> None:
+    # Run by path, Python puts harness/ itself on sys.path: a module named like a dependency's would be found in its place.
+    taken = set(sys.stdlib_module_names) | set(packages_distributions()) - {"harness"}
+    own = {path.stem for path in HARNESS.glob("*.py")} | {path.name for path in HARNESS.iterdir() if path.is_dir()}
+    clashes = own & taken
+    assert not clashes
+
+
+def test_no_name_says_nothing() -> None:
+    vague = re.compile(r"(^|_)(utils?|helpers?|managers?|handlers?|misc|common)($|_)", re.IGNORECASE)
+    problems = [name for name in modules() if vague.search(name.rpartition(".")[2])]
+    problems += [
+        f"{module.at(node)}: {node.name}"
+        for module in modules().values()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ClassDef) and re.search(r"(Util|Helper|Manager|Handler)s?$", node.name)
+    ]
+    assert not problems, broken(problems)
+
+
+def test_the_entry_script_defines_nothing() -> None:
+    script = modules()["harness.train"].tree
+    defined = [ast.unparse(node) for node in ast.walk(script) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
+    assert not defined
+    assert [type(node) for node in script.body] == [ast.Expr, ast.Import, ast.ImportFrom, ast.If]  # docstring, imports, if __name__ == "__main__"
+
+
+def test_the_distribution_is_described_as_pip_needs_it() -> None:
+    (command,) = entry_points(group="console_scripts", name="fermarsi")
+    assert command.value == "harness.cli:main"
+    needs = requires("fermarsi") or []
+    assert {match[1] for need in needs if (match := re.search(r"extra == ['\"](\w+)", need))} >= {"images", "audio", "video", "tables", "dev"}
+    assert any(need.startswith("wandb") and "extra" not in need for need in needs)
+
+
+# -- size
+
+
+def test_files_and_functions_fit_on_a_screen() -> None:
+    problems = []
+    for module in modules().values():
+        lines = len(module.text.splitlines())
+        if lines > LONGEST_FILE:
+            problems.append(f"{module.at(module.tree)}: {lines} lines, at most {LONGEST_FILE}")
+        for function in module.functions():
+            length = (function.end_lineno or 0) - function.lineno + 1
+            if length > (longest := LONGEST.get((module.name, function.name), LONGEST_FUNCTION)):
+                problems.append(f"{module.at(function)}: {function.name} has {length} lines, at most {longest}")
+    assert not problems, broken(problems)
+
+
+def test_the_loop_is_where_the_laws_look_for_it() -> None:
+    names = {function.name for function in modules()["harness.loop"].functions()}
+    assert {"fit", "train_step"} <= names
+
+
+# -- manner
+
+
+def test_the_hot_path_does_not_wait_for_the_device() -> None:
+    waits = {"item", "tolist", "cpu", "numpy", "synchronize"}
+    hot = {
+        "harness.loop": {"train_step"},
+        "harness.engine": {"forward_backward", "update", "accumulating"},
+        "harness.ranks": {"sum_in_place", "broadcast_in_place"},
+        "harness.window": {"add"},
+    }
+    problems = []
+    for name, functions in hot.items():
+        module = modules()[name]
+        for function in (function for function in module.functions() if function.name in functions):
+            for node in ast.walk(function):
+                if not isinstance(node, ast.Call):
+                    continue
+                called = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+                if called in waits or ast.unparse(node.func) in ("print", "float", "int", "bool"):
+                    problems.append(f"{module.at(node)}: {ast.unparse(node)}")
+    assert not problems, broken(problems)
+
+
+def test_every_broad_except_says_why() -> None:
+    problems = []
+    for module in modules().values():
+        lines = module.text.splitlines()
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            broad = node.type is None or re.search(r"\b(Base)?Exception\b", ast.unparse(node.type))
+            raised_from = any(isinstance(inner, ast.Raise) and inner.cause is not None for inner in ast.walk(node))
+            said = re.search(r"#\s*(noqa: BLE001 - )?\w+", lines[node.lineno - 1].replace("# noqa: BLE001\n", ""))
+            if broad and not raised_from and not said:
+                problems.append(f"{module.at(node)}: {lines[node.lineno - 1].strip()}")
+    assert not problems, broken(problems)
+
+
+@pytest.mark.parametrize("folder", ["harness", "tests", "launch"])
+def test_every_exception_from_a_lint_rule_gives_its_reason(folder: str) -> None:
+    problems = []
+    for path in sorted((HARNESS.parent / folder).rglob("*.py")):
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            if token.type != tokenize.COMMENT:
+                continue
+            if re.search(r"#\s*(TODO|FIXME|XXX|HACK)\b", token.string):
+                problems.append(f"{path}:{token.start[0]}: {token.string}")
+            if folder == "harness" and re.search(r"noqa|type: ignore", token.string) and not REASON.search(token.string):
+                problems.append(f"{path}:{token.start[0]}: no reason in {token.string}")
+    assert not problems, broken(problems)
+
+
+def test_everything_public_has_a_docstring() -> None:
+    problems = []
+    for module in modules().values():
+        documented = [node for node in module.tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")]
+        problems += [f"{module.at(node)}: {node.name}" for node in documented if not ast.get_docstring(node)]
+        if module.tree.body and not ast.get_docstring(module.tree):
+            problems.append(f"{module.at(module.tree)}: the module")
+    assert not problems, broken(problems)
