@@ -103,6 +103,16 @@ def replay(
 
 
 @app.command()
+def trace(run: RunPath, other: Annotated[Path | None, typer.Argument(help="Another run to compare with.", metavar="[OTHER]")] = None) -> None:
+    """Compare two runs trained with log.trace=true, step by step and bit by bit; exit code 2 where they differ."""
+    from harness.step_trace import compare
+
+    told, equal = compare(run, other)
+    print(told)
+    raise typer.Exit(0 if equal else 2)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine offers, what is missing, and how to mend it."""
     from harness.doctor import examine

@@ -4,6 +4,8 @@ Reading checks everything at once: the text (yaml_document.py), what files and o
 (schema.py), and that each component's target exists and takes its arguments (components.py), which imports the module of the target.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +23,7 @@ from harness.schema import Config, SplitConfig, WandbConfig
 from harness.stop_settings import StopSettings
 from harness.yaml_document import to_yaml
 
-__all__ = ["Config", "SplitConfig", "WandbConfig", "describe", "identity_changes", "read_config", "read_stop", "resolved_yaml"]
+__all__ = ["Config", "SplitConfig", "WandbConfig", "config_hashes", "describe", "identity_changes", "read_config", "read_stop", "resolved_yaml"]
 
 _SPLITS = ("train", "val", "test")
 _GIVEN = {"network": (), "task": (), "optimizer": ("params",), "schedule": ("optimizer",)}  # arguments that the harness passes itself
@@ -93,6 +95,17 @@ def identity_changes(before: Config, now: Config) -> list[str]:
         for keys in [*old, *(keys for keys in new if keys not in old)]
         if _differ(old.get(keys, _ABSENT), new.get(keys, _ABSENT))
     ]
+
+
+def config_hashes(config: Config) -> dict[str, str]:
+    """SHA-256 of what identifies the run, of what decides its course (optimizer, schedule, stop), and of the rest, for a checkpoint's manifest."""
+    dump = _plain(config.model_dump(by_alias=True))
+    course = {name: dump.pop(name) for name in ("optimizer", "schedule", "train", "stop") if name in dump}
+    identity = [[dotted(keys), value] for keys, value in _identity(config)]
+    for name in ("network", "task", "batch"):
+        dump.pop(name)
+    kinds = {"identity": identity, "course": course, "runtime": dump}
+    return {kind: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest() for kind, value in kinds.items()}
 
 
 def _name_run(reading: Reading) -> None:

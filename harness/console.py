@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.status import Status
 
+from harness.outcome import Outcome
+
 PLAIN_EVERY_S = 10.0  # between two lines about training steps where nothing can be redrawn, e.g. in a log file
 
 
@@ -49,6 +51,17 @@ class Console:
         """The metrics of an evaluation."""
         if self._rich is not None:
             self.say(f"{_place(record)}  {_numbers(record, [name for name in record if '/' in name])}  {_seconds(record['elapsed_s'])}")
+
+    def outcome(self, outcome: Outcome) -> None:
+        """The end: the best model, where it is, and where the time went."""
+        if not outcome.finished:
+            self.say(f"interrupted: {outcome.detail}")
+        best, time = outcome.best, outcome.time
+        if best is not None:
+            self.say(f"best: {best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint'] or 'its checkpoint is gone'}")
+        spent_s = sum(seconds for name, seconds in time.items() if name.endswith("_s") and name not in ("idle_s", "saved_s"))
+        saved = f"; about {_seconds(time['saved_s'])} of training saved before the budget's end" if time["saved_s"] and outcome.finished else ""
+        self.say(f"time: {_seconds(spent_s)}, of which {_seconds(time['compute_s'])} computing steps that count{saved}")
 
     def close(self) -> None:
         """Take the live line away."""

@@ -22,9 +22,9 @@ from harness import components
 from harness.config import Config
 from harness.errors import ConfigError
 from harness.loading import Batch, to_device
-from harness.randomness import preserved, seed_ambient, seed_for
+from harness.randomness import capture_random, generators_of, preserved, restore_random, seed_ambient, seed_for
 from harness.ranks import Ranks
-from harness.tasks import Task
+from harness.tasks import Task, detached
 
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a fused kernel on the CPU and on CUDA
 
@@ -65,6 +65,7 @@ class Engine:
         self._stepper: Any = None
         self._ranks = Ranks()
         self._buffers: list[Tensor] = []
+        self.generators = generators_of(self.network)
         self.not_deterministic: list[str] = []
 
     def wrap(self, ranks: Ranks) -> None:
@@ -88,7 +89,7 @@ class Engine:
         """Inside, backward passes exchange gradients between ranks only if this is the step's last slot."""
         return nullcontext() if last else self.accelerator.no_sync(self.model)
 
-    def forward_backward(self, batch: Batch, num_items: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_backward(self, batch: Batch, num_items: Tensor) -> tuple[Any, Tensor]:
         """Gradients of (sum of losses over the micro-batch) / num_items, added up. Returns (outputs, loss sum), detached.
 
         DDP averages gradients over ranks where the mean over all items needs their sum: hence the factor.
@@ -96,7 +97,7 @@ class Engine:
         outputs = self._task.forward(self.model, batch)
         loss_sum = self._task.loss_sum(outputs, batch)
         self.accelerator.backward(loss_sum * (self._num_ranks / num_items))
-        return outputs.detach(), loss_sum.detach()
+        return detached(outputs), loss_sum.detach()
 
     def update(self) -> tuple[Tensor, bool]:
         """Clip, step the optimizer and the schedule, agree on buffers. Returns (gradient norm before clipping, whether the scaler skipped it)."""
@@ -130,7 +131,7 @@ class Engine:
         up otherwise. They are rebuilt in the forward that follows that backward, hence in the first real step: docs/decisions/0004-warm-up.md.
         Called by every rank.
         """
-        buffers = [buffer.clone() for buffer in self._buffers]
+        buffers, random_state = [buffer.clone() for buffer in self._buffers], capture_random(self.generators)
         with preserved(), _noting_nondeterminism(self.not_deterministic):
             self.network.train()
             self.forward_backward(batch, torch.ones((), device=self.device))
@@ -138,6 +139,7 @@ class Engine:
         with torch.no_grad():
             for buffer, before in zip(self._buffers, buffers, strict=True):
                 buffer.copy_(before)
+        restore_random(random_state, self.generators)
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The loss scaler's state, None without fp16."""

@@ -4,6 +4,7 @@ A DataLoader here has no state worth saving: what it yields is a function of the
 their number cannot matter.
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from harness.errors import DataError, HarnessError, error_from_json
 from harness.interrupt import ignore_signals
 from harness.randomness import preserved, seed_ambient, seed_for
 from harness.sampling import Sampling
+
+FINGERPRINT_SAMPLES = 32
 
 Batch = dict[str, Any]
 Treatment = Callable[..., Batch]
@@ -66,6 +69,15 @@ class Split:
                 f"{self.where}: {type(error).__name__} while reading samples {shown}{', …' if len(indices) > 4 else ''}: {error}"
             ) from error
         return batch
+
+    def fingerprint(self) -> str:
+        """A digest of the number of samples and of some of them, spread over the split, as an evaluation gets them. Raises DataError."""
+        indices = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_SAMPLES).astype(np.int64))
+        digest = hashlib.sha256(str(len(self)).encode())
+        for name, value in sorted(self.fetch(indices, indices.astype(np.uint64), 0, training=False).items()):
+            digest.update(name.encode())
+            digest.update(value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
+        return digest.hexdigest()
 
     def _read(self, indices: list[int]) -> Any:
         together = getattr(self.source, "__getitems__", None)

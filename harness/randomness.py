@@ -5,14 +5,18 @@ randomness inside a network are the same on any number of ranks and after any in
 """
 
 import hashlib
+import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 from harness.errors import CheckpointError
+
+Generator = torch.Generator | np.random.Generator | random.Random
 
 
 def seed_for(seed: int, *purpose: str | int) -> int:
@@ -40,8 +44,19 @@ def preserved() -> Iterator[None]:
             np.random.set_state(legacy)
 
 
-def capture_ambient() -> dict[str, torch.Tensor]:
-    """The ambient generators of this process as tensors: Python, NumPy (legacy), torch on the CPU and on its own device. The host waits."""
+def generators_of(network: nn.Module) -> dict[str, Generator]:
+    """The generators that a network's modules keep as attributes, by dotted name: saved and restored with the ambient ones."""
+    return {
+        f"{name}.{attribute}".lstrip("."): value
+        for name, module in network.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, torch.Generator | np.random.Generator | random.Random)
+    }
+
+
+def capture_random(own: Mapping[str, Generator]) -> dict[str, torch.Tensor]:
+    """The state of all generators as tensors: Python's, NumPy's (legacy), torch's on the CPU and on this process's device, and `own`. The host waits.
+    """
     version, words, gauss = random.getstate()
     legacy = np.random.get_state(legacy=False)
     assert isinstance(legacy, dict)
@@ -56,12 +71,12 @@ def capture_ambient() -> dict[str, torch.Tensor]:
     }
     if torch.cuda.is_available():
         state["torch.cuda"] = torch.cuda.get_rng_state()
-    return state
+    return state | {f"own.{name}": _captured(generator) for name, generator in own.items()}
 
 
-def restore_ambient(state: Mapping[str, torch.Tensor]) -> None:
-    """The inverse of `capture_ambient`. Raises CheckpointError if a generator's state is missing or does not fit."""
-    wanted = set(capture_ambient())
+def restore_random(state: Mapping[str, torch.Tensor], own: Mapping[str, Generator]) -> None:
+    """The inverse of `capture_random`. Raises CheckpointError if a generator's state is missing or does not fit."""
+    wanted = set(capture_random(own))
     if set(state) != wanted:
         raise CheckpointError(
             f"random state: holds {sorted(state)} where this process has {sorted(wanted)}. Resume on the kind of device that wrote the checkpoint."
@@ -75,5 +90,27 @@ def restore_ambient(state: Mapping[str, torch.Tensor]) -> None:
         torch.set_rng_state(state["torch.cpu"])
         if "torch.cuda" in state:
             torch.cuda.set_rng_state(state["torch.cuda"])
-    except (ValueError, TypeError, RuntimeError) as error:
+        for name, generator in own.items():
+            _restore(generator, state[f"own.{name}"])
+    except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"random state: cannot be restored: {error}. Resume from another checkpoint.") from error
+
+
+def _captured(generator: Generator) -> torch.Tensor:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    kept = generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
+    text = json.dumps(kept, default=lambda array: {"dtype": str(array.dtype), "values": array.tolist()})
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def _restore(generator: Generator, state: torch.Tensor) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+        return
+    kept = json.loads(state.numpy().tobytes(), object_hook=lambda held: np.array(held["values"], held["dtype"]) if "dtype" in held else held)
+    if isinstance(generator, random.Random):
+        version, words, gauss = kept
+        generator.setstate((version, tuple(words), gauss))
+    else:
+        generator.bit_generator.state = kept

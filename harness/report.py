@@ -57,6 +57,7 @@ def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> str:
         "best": f"{best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint']}" if best else "none",
         "last checkpoint": outcome.checkpoint or "none",
         "processes": f"{outcome.world_size}, launch {outcome.launches}",
+        "time saved": f"about {outcome.time.get('saved_s', 0.0):,.1f} s of training before the budget's end",
         "exact": f"{'yes' if outcome.exact else 'no'}: {outcome.exact_reason}",
     }
     cells = "".join(f"<tr><th>{html.escape(name)}<td>{html.escape(str(value))}" for name, value in rows.items())
@@ -109,7 +110,7 @@ def _confusions(tables: Mapping[str, Any]) -> str:
 
 
 def _time(seconds: Mapping[str, float]) -> str:
-    booked = {name.removesuffix("_s"): value for name, value in seconds.items() if name.endswith("_s")}
+    booked = {name.removesuffix("_s"): value for name, value in seconds.items() if name.endswith("_s") and name != "saved_s"}
     figure, (axes,) = _figure(1, height=2.6)
     axes.barh(list(booked), list(booked.values()), color="tab:blue")
     axes.invert_yaxis()

@@ -1,5 +1,6 @@
 """From a config to a run: the only composition root."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from harness import components
 from harness.agenda import Agenda
 from harness.checkpoint import CheckpointStore, Loaded, Retention, load, restore_network, restore_optimizer
-from harness.config import Config, SplitConfig
+from harness.config import Config, SplitConfig, config_hashes
 from harness.console import Console
 from harness.engine import Engine
 from harness.errors import CheckpointError, ConfigError
@@ -23,7 +24,7 @@ from harness.metrics import IntervalMetrics
 from harness.outcome import Outcome
 from harness.parts import Run
 from harness.place import Place, find_place, finished_outcome, known_metrics, take
-from harness.randomness import restore_ambient, seed_ambient, seed_for
+from harness.randomness import restore_random, seed_ambient, seed_for
 from harness.ranks import Pulse, Ranks
 from harness.sampling import Sampling
 from harness.step_trace import Trace
@@ -71,16 +72,17 @@ def build(
     names = ("train", "val") if config.data.val is not None else ("train",)
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
     splits = ranks.together(lambda: build_splits(config, task, names))
+    fingerprints = ranks.decide(lambda: {name: split.fingerprint() for name, split in splits.items()})
     sampling = Sampling(len(splits["train"]), config.batch.size, config.batch.micro_size, config.run.seed)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     engine = ranks.together(lambda: Engine(config, accelerator, ranks.size, task, first_batch(splits["train"], sampling)))
     controller = ranks.together(lambda: StopController(config.stop, known_metrics(config, task)))
     agenda = Agenda(sampling, config.log.every, config.stop.every, config.checkpoint.every, config.stop.budget, config.log.trace)
     with ledger.account("resume"):
-        loaded = ranks.together(lambda: load_state(place, engine, sampling, ranks))
+        loaded = ranks.together(lambda: load_state(place, engine, fingerprints, config.run.exactness != "none", ranks))
     origin = config.run.init_from
     if loaded is None and origin is not None:
-        tracker.console.say(ranks.together(lambda: warm_start(engine.network, origin)))
+        tracker.console.say(ranks.together(lambda: warm_start(engine.network, origin, config.run.init_prefix)))
     trainer = None if loaded is None else loaded.trainer
     step = 0 if loaded is None else loaded.manifest.step
     if ranks.is_first():
@@ -119,7 +121,7 @@ def build(
         step=step,
         verdict=verdict,
         launches=place.launches,
-        facts={"num_samples": {name: len(split) for name, split in splits.items()}},
+        facts={"data": fingerprints, "num_samples": {name: len(split) for name, split in splits.items()}, "config": config_hashes(config)},
     )
     restore_randomness(loaded, run)
     tracker.event("launch", run.position(), launch=place.launches, world_size=ranks.size, run_id=place.run_id)
@@ -175,15 +177,17 @@ def evaluation_plans(config: Config, splits: dict[str, Split]) -> dict[str, Eval
     return plans
 
 
-def load_state(place: Place, engine: Engine, sampling: Sampling, ranks: Ranks) -> Loaded | None:
-    """Read the chosen checkpoint and put its weights and moments in. Raises CheckpointError."""
+def load_state(place: Place, engine: Engine, data: Mapping[str, str], exact: bool, ranks: Ranks) -> Loaded | None:
+    """Read the chosen checkpoint and put its weights and moments in. Raises CheckpointError, also if `data` (fingerprints by split) has changed."""
     if place.checkpoint is None:
         return None
     loaded = load(place.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu"))
-    if loaded.trainer["num_samples"] != sampling.num_samples:
+    had = loaded.manifest.facts["data"]
+    changed = [f"data.{name}" for name in sorted({*had, *data}) if had.get(name) != data.get(name)]
+    if changed and exact:
         raise CheckpointError(
-            f"{place.checkpoint}: data.train had {loaded.trainer['num_samples']} samples and has {sampling.num_samples}: "
-            "the run cannot go on exactly. Bring the data back, or choose another run.dir."
+            f"{place.checkpoint}: {', '.join(changed)} no longer gives the samples that the run began with, so it cannot go on exactly. "
+            "Bring the data back, choose another run.dir, or set run.exactness: none from the start of a run."
         )
     restore_network(engine.network, loaded)
     restore_optimizer(engine.optimizer, engine.parameter_names(), loaded.optimizer, loaded.trainer["optimizer"])
@@ -196,4 +200,4 @@ def restore_randomness(loaded: Loaded | None, run: Run) -> None:
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
     if loaded is not None and loaded.rng is not None:
         rng = loaded.rng
-        run.ranks.together(lambda: restore_ambient(rng))
+        run.ranks.together(lambda: restore_random(rng, run.engine.generators))

@@ -18,7 +18,7 @@ _Words = NDArray[np.uint64]
 _ROUNDS = 6
 
 
-def _mix(words: _Words) -> _Words:
+def mix(words: _Words) -> _Words:
     """The finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -54,7 +54,7 @@ class Permutation:
         keys = _keys(self.seed, f"order/{self.epoch}", _ROUNDS)
         for index, key in enumerate(keys):
             modulus = a if index % 2 == 0 else b
-            left, right = right, (left + _mix(right + key) % modulus) % modulus
+            left, right = right, (left + mix(right + key) % modulus) % modulus
         return left + a * right  # after an even number of rounds left is below a and right below b again
 
 
@@ -103,7 +103,7 @@ class Sampling:
     def sample_seeds(self, step: int, slot: int) -> _Words:
         """Seeds (micro_size,) uint64 for augmentation: a function of the seed and the global position (hence of epoch and sample) alone."""
         key = _keys(self.seed, "augmentation", 1)
-        return _mix(_mix(self.positions(step, slot).astype(np.uint64) + key) + key)
+        return mix(mix(self.positions(step, slot).astype(np.uint64) + key) + key)
 
     def epochs_done(self, step: int) -> int:
         """Whole epochs completed after `step` steps."""

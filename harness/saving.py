@@ -8,9 +8,10 @@ from harness.checkpoint import BestRank, Snapshot, files_beside, optimizer_tenso
 from harness.checkpoint.manifest import Reason
 from harness.config import resolved_yaml
 from harness.errors import CheckpointError
+from harness.ledger import TRAINING
 from harness.outcome import Outcome, write_outcome
 from harness.parts import Run
-from harness.randomness import capture_ambient
+from harness.randomness import capture_random
 from harness.stopping import Verdict
 
 
@@ -30,7 +31,7 @@ def save(run: Run, verdict: Verdict | None, call: Call) -> None:
             exact_reason=exact_reason,
             model=run.engine.network.state_dict(),
             optimizer=optimizer,
-            rng=capture_ambient(),
+            rng=capture_random(run.engine.generators),
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
             metrics=dict(run.controller.latest_metrics(run.step)),
             facts=run.facts,
@@ -55,7 +56,6 @@ def trainer_state(run: Run, optimizer_rest: dict[str, Any], interval: dict[str, 
     return {
         "run_id": run.run_id,
         "step": run.step,
-        "num_samples": run.sampling.num_samples,
         "stop": run.controller.state(),
         "optimizer": optimizer_rest,
         "schedule": None if engine.schedule is None else engine.schedule.state_dict(),
@@ -84,6 +84,14 @@ def conclude(run: Run, verdict: Verdict | None, call: Call) -> Outcome:
     outcome = Outcome.from_json(run.ranks.decide(lambda: outcome_of(run, verdict).to_json()))
     run.tracker.finish(outcome, run.position())
     return outcome
+
+
+def time_saved_s(run: Run) -> float:
+    """What the steps up to the end of the budget would have taken, at the pace of those done; 0 without a budget that is counted in steps."""
+    last, totals = run.agenda.last_step(), run.ledger.totals()
+    if last is None or run.step == 0:
+        return 0.0
+    return max(0, last - run.step) / run.step * sum(totals[name] for name in TRAINING)
 
 
 def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
@@ -115,7 +123,7 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
         checkpoint=None if checkpoint is None else str(checkpoint),
         exact=exact,
         exact_reason=exact_reason,
-        time=run.ledger.summary(),
+        time={**run.ledger.summary(), "saved_s": round(time_saved_s(run), 3)},
     )
     run.ledger.save()
     write_outcome(run.directory, outcome)

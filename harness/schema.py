@@ -54,6 +54,10 @@ class RunConfig(_Section):
     )
     paranoid: bool = Field(False, description="Every process judges each evaluation and they compare their verdicts.")
     init_from: Place | None = Field(None, description="A run, a checkpoint or a safetensors file whose weights a new run starts from.")
+    init_prefix: dict[str, str] = Field(
+        {},
+        description="With init_from: which weights, by how their names begin, go where in the network, e.g. {encoder.: backbone.}; by default all, as named.",
+    )
     timeout_s: float = Field(1800.0, gt=0, description="Seconds after which a process that waits for the others gives up.")
 
     @field_validator("name")
@@ -83,7 +87,7 @@ class RunConfig(_Section):
             raise ValueError("not built yet; use resume (the same bits on as many processes) or none")
         return value
 
-    @field_validator("overwrite", "init_from")
+    @field_validator("overwrite", "init_from", "init_prefix")
     @classmethod
     def _has_an_effect(cls, value: object, info: ValidationInfo) -> object:
         resume = info.data.get("resume", "never")
@@ -91,6 +95,8 @@ class RunConfig(_Section):
             raise ValueError(f"no effect with run.resume: {resume}; set run.resume: never, or leave it out")
         if info.field_name == "init_from" and value is not None and resume not in ("auto", "never"):
             raise ValueError(f"no effect with run.resume: {resume}, which never starts a new run; leave one of them out")
+        if info.field_name == "init_prefix" and value and info.data.get("init_from") is None:
+            raise ValueError("no effect without run.init_from; give that too, or leave it out")
         return value
 
 

@@ -80,6 +80,7 @@ class Tracker:
         """The end of the launch: the outcome is recorded, and what waits to be sent is sent."""
         self._write("event", {**position, "event": "outcome", "outcome": outcome.to_json()})
         self.close(outcome)
+        self.console.outcome(outcome)
 
     def close(self, outcome: Outcome | None = None) -> None:
         """Send what waits, within a time limit; also called when a launch fails."""

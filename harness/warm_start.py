@@ -12,9 +12,26 @@ from harness.checkpoint import find_checkpoint, load
 from harness.errors import CheckpointError
 
 
-def warm_start(network: nn.Module, path: Path) -> str:
-    """Put in the weights of `path` whose names the network has; returns what matched and what did not. Raises CheckpointError."""
-    return put_in(network, read_weights(path), f"run.init_from: {path}")
+def warm_start(network: nn.Module, path: Path, prefixes: Mapping[str, str]) -> str:
+    """Put in the weights of `path` whose names the network has; returns what matched and what did not. Raises CheckpointError.
+
+    `prefixes`: which weights are taken, by how their names begin, and what stands there instead in the network; without any, all as they are.
+    """
+    weights, where = read_weights(path), f"run.init_from: {path}"
+    return put_in(network, renamed(weights, prefixes, where) if prefixes else weights, where)
+
+
+def renamed(weights: Mapping[str, Tensor], prefixes: Mapping[str, str], where: str) -> dict[str, Tensor]:
+    """The weights whose names begin with one of `prefixes`, under their new names. Raises CheckpointError for a prefix that no name has, or a clash."""
+    found: dict[str, Tensor] = {}
+    for old, new in prefixes.items():
+        taken = {new + name.removeprefix(old): tensor for name, tensor in weights.items() if name.startswith(old)}
+        clashing = sorted(found.keys() & taken.keys())
+        if not taken or clashing:
+            problem = f"two weights would be called {clashing[0]}" if clashing else f"none of its names begins with {old!r} ({_some(list(weights))})"
+            raise CheckpointError(f"{where}: run.init_prefix: {problem}. Look at the names with `fermarsi export` or safetensors.")
+        found |= taken
+    return found
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import CheckpointError
-from harness.randomness import capture_ambient, preserved, restore_ambient, seed_ambient, seed_for
+from harness.randomness import capture_random, generators_of, preserved, restore_random, seed_ambient, seed_for
 
 
 def draw() -> list[float]:
@@ -65,13 +65,13 @@ def test_nor_does_it_if_it_fails() -> None:
 def test_captured_generators_go_on_as_if_nothing_had_happened(before: Callable[[], object]) -> None:
     seed_ambient(3)
     before()
-    state = capture_ambient()
+    state = capture_random({})
     expected = draw()
     seed_ambient(4)
     before()
-    restore_ambient({name: tensor.clone() for name, tensor in state.items()})
+    restore_random({name: tensor.clone() for name, tensor in state.items()}, {})
     assert draw() == expected
-    restore_ambient(state)
+    restore_random(state, {})
     assert draw() == expected
 
 
@@ -79,7 +79,7 @@ def test_capturing_draws_nothing_and_is_not_changed_by_later_draws() -> None:
     seed_ambient(5)
     expected = draw()
     seed_ambient(5)
-    state = capture_ambient()
+    state = capture_random({})
     kept = {name: tensor.clone() for name, tensor in state.items()}
     assert draw() == expected
     assert all(torch.equal(state[name], tensor) for name, tensor in kept.items())
@@ -87,18 +87,48 @@ def test_capturing_draws_nothing_and_is_not_changed_by_later_draws() -> None:
 
 def test_a_state_that_lacks_a_generator_is_refused_before_anything_is_changed() -> None:
     seed_ambient(6)
-    state = capture_ambient()
+    state = capture_random({})
     del state["numpy.keys"]
-    expected = capture_ambient()
+    expected = capture_random({})
     with pytest.raises(CheckpointError, match=r"random state: holds .* where this process has .*numpy\.keys"):
-        restore_ambient(state)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in capture_ambient().items())
+        restore_random(state, {})
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in capture_random({}).items())
 
 
 @pytest.mark.parametrize("name", ["python.words", "torch.cpu"])
 def test_a_damaged_state_is_refused(name: str) -> None:
     seed_ambient(7)
-    state = capture_ambient()
+    state = capture_random({})
     state[name] = state[name][:-7]
     with pytest.raises(CheckpointError, match="random state: cannot be restored"):
-        restore_ambient(state)
+        restore_random(state, {})
+
+
+class Roller(torch.nn.Module):
+    """A network that draws from generators of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_torch = torch.Generator().manual_seed(1)
+        self.of_numpy = np.random.default_rng(2)
+        self.of_python = random.Random(3)
+        self.twister = np.random.Generator(np.random.MT19937(4))
+
+    def roll(self) -> list[float]:
+        self.of_python.gauss()
+        drawn = [float(torch.rand((), generator=self.of_torch)), float(self.of_numpy.normal())]
+        return [*drawn, self.of_python.gauss(), float(self.twister.normal())]
+
+
+def test_generators_that_a_network_keeps_are_saved_and_restored_too() -> None:
+    network = torch.nn.Sequential(Roller(), torch.nn.Linear(1, 1))
+    own = generators_of(network)
+    assert sorted(own) == ["0.of_numpy", "0.of_python", "0.of_torch", "0.twister"]
+    network[0].roll()
+    state = {name: tensor.clone() for name, tensor in capture_random(own).items()}
+    expected = [network[0].roll() for _ in range(3)]
+    restore_random(state, own)
+    assert [network[0].roll() for _ in range(3)] == expected
+    other = torch.nn.Sequential(Roller())
+    restore_random(state, generators_of(other))
+    assert other[0].roll() == expected[0]

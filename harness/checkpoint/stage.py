@@ -132,7 +132,7 @@ class Stage:
 
 def _copy_into(room: Tensor, part: Tensor) -> None:
     if part.device.type == "cpu" and part.is_contiguous() and not (part.is_conj() or part.is_neg()):
-        # One plain memcpy: torch would share each tensor among its threads, which takes many times longer where data workers use the cores [measured].
+        # One plain memcpy: torch shares each tensor among its threads, which takes many times longer where data workers use the cores [measured].
         bytes_of(room)[:] = bytes_of(part)
     else:
         room.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)

@@ -61,4 +61,3 @@ class Mlp(nn.Sequential):
 
 def _idle(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
-

@@ -63,7 +63,7 @@ class Supervised(Basis):
         size = len(batch[self.target])
         if self.reduction == "none":
             if loss.dim() == 0 or len(loss) != size:
-                raise ConfigError(f"task.loss: gave {shown(loss)} where reduction \"none\" means numbers ({size}, ...). Name its reduction rightly.")
+                raise ConfigError(f'task.loss: gave {shown(loss)} where reduction "none" means numbers ({size}, ...). Name its reduction rightly.')
             return loss.flatten(1).mean(1).sum() if loss.dim() > 1 else loss.sum()
         if loss.dim() != 0:
             raise ConfigError(f"task.loss: gave {shown(loss)} where reduction {self.reduction!r} means one number. Name its reduction rightly.")

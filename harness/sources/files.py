@@ -1,0 +1,132 @@
+"""Finding and reading files: paths with {fields} in them, corrupt files among many, decoders that are not installed."""
+
+import difflib
+import importlib
+import re
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from glob import escape, glob
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from harness.errors import ConfigError, DataError
+
+OnError = Literal["stop", "skip"]
+Read = TypeVar("Read")
+_SHOWN = 5  # files named in a warning
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files and what their paths say of them: `fields[name][i]` belongs to `paths[i]`. In the order of their names."""
+
+    paths: list[Path]
+    fields: dict[str, list[str]]
+
+    def chosen(self, rows: Sequence[int]) -> "Files":
+        """Only those at `rows`, in that order."""
+        return Files([self.paths[row] for row in rows], {name: [values[row] for row in rows] for name, values in self.fields.items()})
+
+
+def find_files(templates: str | Sequence[str]) -> Files:
+    """The files of paths such as `data/{label}/*.wav` or `data/{label}_{speaker}_{take}.wav`: * and ** as everywhere, a {field} within one name.
+
+    Several templates must have the same fields. Raises DataError for a template that no file fits and for a folder of a {label} that is empty.
+    """
+    several = [templates] if isinstance(templates, str) else list(templates)
+    found: dict[Path, dict[str, str]] = {}
+    for template in several:
+        matches = _matches(template)
+        fields = {name for values in matches.values() for name in values}
+        if found and fields != set(next(iter(found.values()))):
+            raise ConfigError(f"files: {template} has the fields {sorted(fields)}, {several[0]} has others. Give all of them the same.")
+        found |= matches
+    paths = sorted(found)
+    return Files(paths, {name: [found[path][name] for path in paths] for name in found[paths[0]]})
+
+
+def _matches(template: str) -> dict[Path, dict[str, str]]:
+    expanded = str(Path(template).expanduser())
+    names = re.findall(r"\{(\w*)\}", expanded)
+    if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+        raise ConfigError(f"files: {template}: each {{field}} needs a name of its own, e.g. {{label}}.")
+    pieces = re.split(r"(\{\w+\}|\*\*/|\*|\?)", expanded)
+    wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    pattern = "".join(f"(?P<{piece[1:-1]}>[^/]+?)" if piece[:1] == "{" else wild.get(piece) or re.escape(piece) for piece in pieces)
+    globbed = "".join("*" if piece[:1] == "{" else piece if piece in wild else escape(piece) for piece in pieces)
+    found = {Path(name): match for name in glob(globbed, recursive=True) if (match := re.fullmatch(pattern, name)) and Path(name).is_file()}
+    if not found:
+        # The first folder that exists tells a wrong path from wrong names in it.
+        fixed = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parent
+        there = next(folder for folder in (fixed, *fixed.parents) if folder.is_dir())
+        raise DataError(f"{template}: no such file (looked in {there}). Give the path of files, where * and {{field}} stand for anything in a name.")
+    _refuse_empty_class(template, globbed, pattern, {match["label"] for match in found.values()} if "label" in names else None)
+    return {path: {name: match[name] for name in names} for path, match in found.items()}
+
+
+def _refuse_empty_class(template: str, globbed: str, pattern: str, labels: Collection[str] | None) -> None:
+    folder, _, _ = pattern.rpartition("/")
+    if labels is None or "(?P<label>" not in folder or "(?:.*/)?" in folder:
+        return
+    matches = (re.fullmatch(folder, name) for name in glob(globbed.rpartition("/")[0]) if Path(name).is_dir())
+    empty = sorted({match["label"] for match in matches if match} - set(labels))
+    if empty:
+        raise DataError(f"{template}: no file for {', '.join(map(repr, empty))}, but a folder. Put samples into it, or take it away.")
+
+
+def read_each(files: Files, read: Callable[[Path], Read], on_error: OnError) -> tuple[Files, list[Read], list[str]]:
+    """What `read` gives for each file; files it raises DataError for end all ("stop") or are left out ("skip") with a warning that counts them.
+
+    Returns the files that were read, what was read, and the messages of those left out. Raises DataError also if none is left.
+    """
+    if on_error not in get_args(OnError):
+        raise ConfigError(f"on_error: {on_error!r} is neither stop nor skip.")
+    kept: list[int] = []
+    values: list[Read] = []
+    skipped: list[str] = []
+    for row, path in enumerate(files.paths):
+        try:
+            values.append(read(path))
+            kept.append(row)
+        except DataError as error:
+            if on_error == "stop":
+                raise DataError(f"{error} Or leave such files out with on_error: skip.") from error
+            skipped.append(str(error))
+    if skipped:
+        more = f" … and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+        message = f"{len(skipped)} of {len(files.paths)} files left out: {' '.join(skipped[:_SHOWN])}{more}"
+        if not kept:
+            raise DataError(message)
+        warnings.warn(message, stacklevel=3)
+    return files.chosen(kept), values, skipped
+
+
+def need(module: str, extra: str, purpose: str) -> Any:
+    """An optional module. Raises DataError that says what to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(f"{purpose} needs {module}, which is not there ({error}). Install it: pip install 'fermarsi[{extra}]'.") from error
+
+
+def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str) -> list[str]:
+    """The classes in the order of their numbers: as given, or those found, by name. Raises DataError for one that is unknown or has no sample."""
+    found = set(labels)
+    if classes is None:
+        return sorted(found)
+    given = [str(name) for name in classes]
+    if len(set(given)) < len(given):
+        raise ConfigError(f"classes: a name comes twice in {given}.")
+    if found - set(given):
+        name = min(found - set(given))
+        raise DataError(f"{where}: {name!r} is none of the classes {', '.join(given)}.{suggestion(name, given)} Add it to classes, or leave it out.")
+    if set(given) - found:
+        raise DataError(f"{where}: no sample of {', '.join(sorted(set(given) - found))}. Add some, or take the class away.")
+    return given
+
+
+def suggestion(name: str, among: Collection[str]) -> str:
+    """ " Did you mean ...?" if one of `among` looks like the name, else nothing."""
+    close = difflib.get_close_matches(name, list(among), 1) or [other for other in among if other.casefold().strip() == name.casefold().strip()]
+    return f" Did you mean {close[0]!r}?" if close else ""

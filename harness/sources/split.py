@@ -1,0 +1,136 @@
+"""Which samples belong to which part: rules, not draws, so that they are the same everywhere and for ever, and can be read in the config.
+
+A rule is given what is known of the samples, `{column: values (N,)}` as text, and says the part of each. A source with `part: all` needs none.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import ConfigError, DataError
+from harness.sources.files import suggestion
+
+Part = Literal["all", "train", "val", "test"]
+Known = Mapping[str, Sequence[str]]
+_PARTS = ("train", "val", "test")
+
+
+class Rule(Protocol):
+    """What a split is made by."""
+
+    columns: Sequence[str]
+
+    def parts(self, known: Known) -> NDArray[np.str_]:
+        """{column: (N,)} -> (N,) of "train", "val", "test"; other words belong to no part."""
+
+
+class ByValue:
+    """A column says it: the part's name itself, or a value that is listed for a part. A part that is not listed, at most one, gets all the others."""
+
+    def __init__(self, column: str, train: Sequence[Any] | None = None, val: Sequence[Any] | None = None, test: Sequence[Any] | None = None) -> None:
+        self.columns = [column]
+        lists = {"train": train, "val": val, "test": test}
+        self._part_of = {str(value): part for part, values in lists.items() for value in values or ()}
+        if len(self._part_of) < sum(len(values or ()) for values in lists.values()):
+            raise ConfigError(f"train, val, test: a value of {column!r} is listed twice.")
+        self._given = bool(self._part_of)
+        # With a list for test alone the others are for training; "val" has to be asked for.
+        self._others = next((part for part in _PARTS if lists[part] is None), "none") if self._given else ""
+
+    def parts(self, known: Known) -> NDArray[np.str_]:
+        (values,) = _columns(known, self.columns)
+        if not self._given:
+            unknown = sorted(set(values) - set(_PARTS))
+            if unknown:
+                raise DataError(f"split: {self.columns[0]!r} says {unknown[0]!r}, which is none of train, val, test. List the values of each part.")
+            return np.array(values, dtype=np.str_)
+        missing = set(self._part_of) - set(values)
+        if missing:
+            raise DataError(f"split: no sample has {min(missing)!r} in {self.columns[0]!r}. Its values are {_some(values)}.")
+        return np.array([self._part_of.get(value, self._others) for value in values], dtype=np.str_)
+
+
+class ByGroup:
+    """Whole groups (a subject, a speaker, a recording): in the order of their names' hashes, until a part has its share of the samples."""
+
+    def __init__(self, column: str, val: float = 0.1, test: float = 0.1) -> None:
+        self.columns = [column]
+        self._shares = _shares(val, test)
+
+    def parts(self, known: Known) -> NDArray[np.str_]:
+        (groups,) = _columns(known, self.columns)
+        parts = parts_by_share(groups, self._shares)
+        absent = [part for part, share in self._shares.items() if share > 0 and part not in parts]
+        if absent:
+            raise DataError(f"split: {len(set(groups))} groups in {self.columns[0]!r} are too few to give {absent[0]} its share. Set another share.")
+        return parts
+
+
+class Stratified:
+    """The same share of each class. `key`: columns that tell samples apart, by whose hash they are ordered; equal ones stay together."""
+
+    def __init__(self, column: str, key: str | Sequence[str], val: float = 0.1, test: float = 0.1) -> None:
+        self.columns = [column, *([key] if isinstance(key, str) else key)]
+        if len(self.columns) < 2:
+            raise ConfigError("key: name at least one column that tells samples apart.")
+        self._shares = _shares(val, test)
+
+    def parts(self, known: Known) -> NDArray[np.str_]:
+        classes, *keys = (np.array(values, dtype=np.str_) for values in _columns(known, self.columns))
+        joined = np.array(["\x1f".join(cells) for cells in zip(*keys, strict=True)], dtype=np.str_)
+        parts = np.empty(len(classes), dtype="<U5")
+        for name in np.unique(classes):
+            rows = np.flatnonzero(classes == name)
+            parts[rows] = parts_by_share(joined[rows].tolist(), self._shares)
+        return parts
+
+
+def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[np.str_]:
+    """keys (N,) -> (N,) parts: keys in the order of their hashes take the parts in the order of `shares`; the samples of a key stay together.
+
+    A key belongs to where the middle of its samples falls, so that shares are kept as nearly as whole keys allow. The rest is "train".
+    """
+    unique, which, counts = np.unique(np.array(keys, dtype=np.str_), return_inverse=True, return_counts=True)
+    order = np.argsort([hashlib.blake2b(key.encode(), digest_size=16).hexdigest() for key in unique.tolist()])
+    middle = np.empty(len(unique))
+    middle[order] = np.cumsum(counts[order]) - counts[order] / 2
+    ends = np.cumsum(list(shares.values())) * len(which)
+    names = np.array([*shares, "train"])
+    chosen: NDArray[np.str_] = names[np.searchsorted(ends, middle, side="right")][which]
+    return chosen
+
+
+def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[np.int64]:
+    """Which of `count` samples belong to a part, in their order. Raises ConfigError or DataError, the latter also for a part without any."""
+    if part not in get_args(Part):
+        raise ConfigError(f"part: {part!r} is none of {', '.join(get_args(Part))}.")
+    if part == "all":
+        return np.arange(count)
+    if rule is None:
+        raise ConfigError(f"part: {part!r} needs a rule to split by: set split, e.g. {{_target_: harness.sources.split.ByGroup, column: ...}}.")
+    parts = rule.parts(known)
+    rows = np.flatnonzero(parts == part)
+    if len(rows) == 0:
+        raise DataError(f"part: no sample of {count} is in {part!r}; there are {_some(parts.tolist())}. Look at split.")
+    return rows
+
+
+def _columns(known: Known, names: Sequence[str]) -> list[Sequence[str]]:
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"split: nothing is known of {name!r}, only of {', '.join(known) or 'nothing'}.{suggestion(name, known)}")
+    return [known[name] for name in names]
+
+
+def _shares(val: float, test: float) -> dict[str, float]:
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise ConfigError(f"val, test: {val} and {test}: shares of at least 0 that leave some for training are needed.")
+    return {"test": test, "val": val}
+
+
+def _some(values: Sequence[str]) -> str:
+    found = sorted(set(values))
+    return ", ".join(found[:8]) + (", …" if len(found) > 8 else "")

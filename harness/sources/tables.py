@@ -1,0 +1,122 @@
+"""Tables: CSV, Parquet, JSON lines and Excel, one row a sample. The same data gives the same samples, whichever of them it lies in."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import ConfigError, DataError
+from harness.sources.files import Files, OnError, find_files, read_each
+from harness.sources.frames import MISSING, Frame, Layout, Missing, read_frame
+from harness.sources.split import Part, Rule, rows_of
+
+Kind = Literal["number", "integer", "text"]
+Column = NDArray[Any] | list[str]
+
+
+class Table:
+    """Rows of .csv, .parquet, .jsonl or .xlsx files, held in memory.
+
+    A sample: `features` (D,) float32, the columns of that list in its order, and each of `columns` under its own name, as its kind says: number
+    (float32), integer (int64) or text, which a treatment such as `harness.treatments.Encode` makes numbers of. `features: null` takes every column
+    that neither `columns` nor `split` names. `files`: a path, a pattern such as data/{subject}/*.csv or a list of them; a {field} is text, like a column.
+
+    `sheet` and `header` (of Excel; of Excel and CSV) count from 1, as a person does. Missing values, empty cells and `missing_marks`, are refused,
+    or with `missing: keep` NaN in numbers and "" in text. A file that cannot be read ends all, or is left out with `on_error: skip`; the messages are
+    in `skipped`. Raises DataError with file, row and column.
+    """
+
+    def __init__(
+        self,
+        files: str | Sequence[str],
+        features: Sequence[str] | None = None,
+        columns: Mapping[str, Kind] | None = None,
+        part: Part = "all",
+        split: Rule | None = None,
+        sheet: str | int = 1,
+        header: int = 1,
+        separator: str = ",",
+        decimal: str = ".",
+        encoding: str = "utf-8-sig",
+        missing: Missing = "refuse",
+        missing_marks: Collection[str] = MISSING,
+        on_error: OnError = "stop",
+    ) -> None:
+        self.columns = _kinds(columns or {}, features)
+        self.features = None if features is None else list(features)
+        layout = Layout(sheet, header, separator, decimal, encoding, missing, tuple(missing_marks))
+        found = find_files(files)
+        self._of_paths = set(found.fields)  # columns that the paths give, not the files
+        asked = [*self.columns, *(() if split is None else split.columns)]
+        self._asked = list(dict.fromkeys(name for name in asked if name not in self._of_paths))
+        wanted = None if self.features is None else list(dict.fromkeys([*self.features, *self._asked]))
+        found, read, self.skipped = read_each(found, lambda path: self._read(path, layout, wanted, split), on_error)
+        values = {name: _joined([one[name] for one, _ in read]) for name in read[0][0]}
+        counts = [len(one["features"]) for one, _ in read]
+        known = {name: [cell for _, texts in read for cell in texts[name]] for name in read[0][1]}
+        known |= _spread(found, counts)
+        values |= {name: known[name] for name in self.columns if name in self._of_paths}
+        rows = rows_of(part, split, known, sum(counts))
+        self._values = {name: _at(column, rows) for name, column in values.items()}
+
+    def __len__(self) -> int:
+        return len(self._values["features"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: column[index] for name, column in self._values.items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """{features: (B, D), a column: (B,) numbers or a list of B texts}"""
+        return {name: _at(column, np.asarray(indices)) for name, column in self._values.items()}
+
+    def _read(self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None) -> tuple[dict[str, Column], dict[str, list[str]]]:
+        """What a sample of the file has, and what the split has to know."""
+        frame = read_frame(path, layout, wanted)
+        absent = [name for name in self._asked if name not in frame.cells]
+        if absent:
+            read_frame(path, layout, self._asked)  # says which column is missing, and what is there
+        if self.features is None:
+            self.features = [name for name in frame.cells if name not in self._asked]
+        elif wanted is None and set(self.features) | set(self._asked) != set(frame.cells):
+            other = min(set(frame.cells) ^ (set(self.features) | set(self._asked)))
+            raise DataError(f"{path}: column {other!r} is not in all files. Name the columns that are wanted as features.")
+        features = np.stack([_float32(frame, name) for name in self.features], axis=1) if self.features else np.empty((len(frame), 0), np.float32)
+        values: dict[str, Column] = {"features": features}
+        for name, kind in self.columns.items():
+            if name not in self._of_paths:
+                values[name] = frame.texts(name) if kind == "text" else frame.integers(name) if kind == "integer" else _float32(frame, name)
+        return values, {name: frame.texts(name) for name in (() if split is None else split.columns) if name not in self._of_paths}
+
+
+def _kinds(columns: Mapping[str, Kind], features: Sequence[str] | None) -> dict[str, Kind]:
+    for name, kind in columns.items():
+        if kind not in get_args(Kind):
+            raise ConfigError(f"columns.{name}: {kind!r} is none of {', '.join(get_args(Kind))}.")
+        if name == "features" or name in (features or ()):
+            raise ConfigError(f"columns.{name}: taken: it would be in a sample twice. Leave it out of one list, or rename the column.")
+    return dict(columns)
+
+
+def _float32(frame: Frame, name: str) -> NDArray[np.float32]:
+    values = frame.numbers(name)
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if np.isinf(narrow).any():
+        raise DataError(f"{frame.path}: row {frame.rows[int(np.isinf(narrow).argmax())]}, column {name!r}: too large for float32. Rescale it.")
+    return narrow
+
+
+def _spread(files: Files, counts: Sequence[int]) -> dict[str, list[str]]:
+    """The fields of each path, for each of its rows."""
+    return {name: [value for value, count in zip(values, counts, strict=True) for _ in range(count)] for name, values in files.fields.items()}
+
+
+def _joined(columns: Sequence[Column]) -> Column:
+    arrays = [column for column in columns if isinstance(column, np.ndarray)]
+    return np.concatenate(arrays) if arrays else [text for column in columns for text in column]
+
+
+def _at(column: Column, rows: NDArray[np.int64]) -> Column:
+    return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows.tolist()]
