@@ -56,7 +56,7 @@ class RunConfig(_Section):
     init_from: Place | None = Field(None, description="A run, a checkpoint or a safetensors file whose weights a new run starts from.")
     init_prefix: dict[str, str] = Field(
         {},
-        description="With init_from: which weights, by how their names begin, go where in the network, e.g. {encoder.: backbone.}; by default all, as named.",
+        description="With init_from: which weights, by how their names begin, go where, e.g. {encoder.: backbone.}; by default all, as named.",
     )
     timeout_s: float = Field(1800.0, gt=0, description="Seconds after which a process that waits for the others gives up.")
 

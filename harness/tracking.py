@@ -131,6 +131,7 @@ class Wandb:
 
     def __init__(self, options: WandbConfig, config: Config, run_id: str, metrics: Path, step: int, warn: Callable[[str], None]) -> None:
         self._options = options
+        self._mode = options.mode
         self._config = config
         self._run_id = run_id
         self._metrics = metrics
@@ -167,7 +168,7 @@ class Wandb:
     def _work(self) -> None:
         try:
             run = self._start()
-            have = run.starting_step if self._options.mode == "online" else self._step + 1
+            have = run.starting_step if self._mode == "online" else self._step + 1
             for record in read_records(self._metrics):
                 if have <= record.get("step", 0) <= self._step:
                     _log(run, record)
@@ -185,9 +186,9 @@ class Wandb:
         import wandb
 
         mode = self._options.mode
-        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-            self._warn("tracking.wandb: no API key: working offline. Set WANDB_API_KEY or run `wandb login`; `wandb sync` sends what was kept.")
-            mode = "offline"
+        if mode == "online" and (trouble := _cannot_log_in(wandb)):
+            self._warn(f"tracking.wandb: {trouble}: working offline; `wandb sync` sends later what was kept.")
+            mode = self._mode = "offline"
         return wandb.init(
             id=self._run_id,
             resume="allow" if mode == "online" else None,
@@ -204,6 +205,14 @@ class Wandb:
                 init_timeout=_INIT_TIMEOUT_S, finish_timeout=_FINISH_TIMEOUT_S, x_transaction_log_flush_interval=1.0, console="off", silent=True
             ),
         )
+
+
+def _cannot_log_in(wandb: Any) -> str | None:
+    """Why W&B cannot be reached with a key, None if it can."""
+    try:
+        return None if wandb.login(prompt=False) else "no API key (set WANDB_API_KEY or run `wandb login`)"
+    except Exception as error:  # noqa: BLE001 - no network, a wrong key, a broken service: all the same here
+        return str(error).splitlines()[0]
 
 
 def _log(run: Any, record: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ def warm_start(network: nn.Module, path: Path, prefixes: Mapping[str, str]) -> s
 
 
 def renamed(weights: Mapping[str, Tensor], prefixes: Mapping[str, str], where: str) -> dict[str, Tensor]:
-    """The weights whose names begin with one of `prefixes`, under their new names. Raises CheckpointError for a prefix that no name has, or a clash."""
+    """The weights whose names begin with one of `prefixes`, under new names. Raises CheckpointError for a prefix that no name has, or a clash."""
     found: dict[str, Tensor] = {}
     for old, new in prefixes.items():
         taken = {new + name.removeprefix(old): tensor for name, tensor in weights.items() if name.startswith(old)}

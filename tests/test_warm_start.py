@@ -44,7 +44,10 @@ def test_a_prefix_puts_a_part_into_another_part(weights: Path) -> None:
 
 @pytest.mark.parametrize(
     ("prefixes", "message"),
-    [({"enc.": "decoder."}, "none of its names begins with 'enc.'"), ({"encoder.": "x.", "encoder.w": "x.w"}, "two weights would be called x.weight")],
+    [
+        ({"enc.": "decoder."}, "none of its names begins with 'enc.'"),
+        ({"encoder.": "x.", "encoder.w": "x.w"}, "two weights would be called x.weight"),
+    ],
 )
 def test_a_prefix_that_cannot_be_meant_is_refused(weights: Path, prefixes: dict[str, str], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):

@@ -51,28 +51,27 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
     names = re.findall(r"\{(\w*)\}", expanded)
     if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
         raise ConfigError(f"files: {template}: each {{field}} needs a name of its own, e.g. {{label}}.")
-    pieces = re.split(r"(\{\w+\}|\*\*/|\*|\?)", expanded)
-    wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    pattern = "".join(f"(?P<{piece[1:-1]}>[^/]+?)" if piece[:1] == "{" else wild.get(piece) or re.escape(piece) for piece in pieces)
-    globbed = "".join("*" if piece[:1] == "{" else piece if piece in wild else escape(piece) for piece in pieces)
-    found = {Path(name): match for name in glob(globbed, recursive=True) if (match := re.fullmatch(pattern, name)) and Path(name).is_file()}
+    found = {path: match for path, match in _paths(expanded) if path.is_file()}
     if not found:
-        # The first folder that exists tells a wrong path from wrong names in it.
-        fixed = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parent
-        there = next(folder for folder in (fixed, *fixed.parents) if folder.is_dir())
+        begin = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parent
+        there = next(folder for folder in (begin, *begin.parents) if folder.is_dir())  # tells a wrong path from wrong names in it
         raise DataError(f"{template}: no such file (looked in {there}). Give the path of files, where * and {{field}} stand for anything in a name.")
-    _refuse_empty_class(template, globbed, pattern, {match["label"] for match in found.values()} if "label" in names else None)
+    parent = str(Path(expanded).parent)
+    if "{label}" in parent and "**" not in parent:
+        folders = {match["label"] for path, match in _paths(parent) if path.is_dir()}
+        empty = sorted(folders - {match["label"] for match in found.values()})
+        if empty:
+            raise DataError(f"{template}: no file for {', '.join(map(repr, empty))}, but a folder. Put samples into it, or take it away.")
     return {path: {name: match[name] for name in names} for path, match in found.items()}
 
 
-def _refuse_empty_class(template: str, globbed: str, pattern: str, labels: Collection[str] | None) -> None:
-    folder, _, _ = pattern.rpartition("/")
-    if labels is None or "(?P<label>" not in folder or "(?:.*/)?" in folder:
-        return
-    matches = (re.fullmatch(folder, name) for name in glob(globbed.rpartition("/")[0]) if Path(name).is_dir())
-    empty = sorted({match["label"] for match in matches if match} - set(labels))
-    if empty:
-        raise DataError(f"{template}: no file for {', '.join(map(repr, empty))}, but a folder. Put samples into it, or take it away.")
+def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
+    """What there is of a path with * and {field} in it, with the fields' values."""
+    wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\{\w+\}|\*\*/|\*|\?)", template)
+    pattern = "".join(f"(?P<{piece[1:-1]}>[^/]+?)" if piece[:1] == "{" else wild.get(piece) or re.escape(piece) for piece in pieces)
+    globbed = "".join("*" if piece[:1] == "{" else piece if piece in wild else escape(piece) for piece in pieces)
+    return [(Path(name), match) for name in glob(globbed, recursive=True) if (match := re.fullmatch(pattern, name))]
 
 
 def read_each(files: Files, read: Callable[[Path], Read], on_error: OnError) -> tuple[Files, list[Read], list[str]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError
 from harness.sources.files import need, suggestion
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None")
+MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
 _LOOKED_THROUGH = 20  # rows in which a header is looked for when it is not where it should be
 
@@ -25,7 +25,9 @@ _LOOKED_THROUGH = 20  # rows in which a header is looked for when it is not wher
 class Layout:
     """How files are to be read. `sheet`, `header`: of Excel, by name or number from 1; the row of the columns' names, from 1.
 
-    `separator`, `decimal`, `encoding`: of CSV. `missing`: cells with one of the `marks` (and empty ones) are refused, or kept as NaN or "".
+    `separator`, `decimal`, `encoding`: of CSV.
+    `missing`: empty cells, and in columns of numbers those with one of the `marks`,
+    are refused, or kept as NaN or "".
     """
 
     sheet: str | int = 1
@@ -63,7 +65,7 @@ class Frame:
         if isinstance(cells, np.ndarray):
             values = cells.astype(np.float64)
         else:
-            values = self._converted(name, self._decimal(cells))
+            values = self._converted(name, cells)
         if self._layout.missing == "refuse" and np.isnan(values).any():
             self._refuse(name, int(np.isnan(values).argmax()), "nothing where a number belongs. Fill it in, or set missing: keep.")
         if np.isinf(values).any():
@@ -83,29 +85,29 @@ class Frame:
 
     def texts(self, name: str) -> list[str]:
         """N texts, "" where a value is missing and may be. A number is written as people do: 7, not 7.0."""
-        texts = ["" if self._is_missing(cell) else _text(cell) for cell in _listed(self.cells[name])]
+        texts = ["" if _is_empty(cell) else _text(cell) for cell in _listed(self.cells[name])]
         if self._layout.missing == "refuse" and "" in texts:
             self._refuse(name, texts.index(""), "nothing where text belongs. Fill it in, or set missing: keep.")
         return texts
-
-    def _decimal(self, cells: list[Any]) -> list[Any]:
-        if self._layout.decimal == ".":
-            return cells
-        return [cell.replace(",", ".") if isinstance(cell, str) and "." not in cell else cell for cell in cells]
 
     def _converted(self, name: str, cells: list[Any]) -> NDArray[np.float64]:
         values = np.empty(len(cells))
         for index, cell in enumerate(cells):
             try:
-                values[index] = cell  # numbers, and text as float() reads it
+                values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
-                if not self._is_missing(cell):
+                if not _is_empty(cell) and not (isinstance(cell, str) and cell.strip() in self._layout.marks):
                     self._refuse(name, index, f"{cell!r} where a number belongs. Mend it, or read the column as text.")
                 values[index] = np.nan
         return values
 
-    def _is_missing(self, cell: Any) -> bool:
-        return cell is None or cell != cell or (isinstance(cell, str) and (not cell.strip() or cell.strip() in self._layout.marks))
+    def _read_number(self, text: str) -> float:
+        """As float() reads it, but for what would read 12_5 as 125. Raises ValueError."""
+        comma = self._layout.decimal == ","
+        if "_" in text or (comma and "." in text):
+            raise ValueError(text)
+        word = text.strip().casefold()
+        return float(word == "true") if word in ("true", "false") else float(text.replace(",", ".") if comma else text)
 
     def _refuse(self, name: str, index: int, what: str) -> None:
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
@@ -152,19 +154,21 @@ def _headed(path: Path, layout: Layout, columns: Collection[str] | None, lines: 
     rows: list[int] = []
     kept: list[list[Any]] = []
     above: list[tuple[int, list[Any]]] = []
-    for number, (row, cells) in enumerate(lines, start=1):
-        if number < layout.header:
+    for row, cells in lines:
+        if row < layout.header:
             above.append((row, cells))
-        elif number == layout.header:
+        elif not header:
             header = [_text(cell).strip() for cell in cells]
             while header and not header[-1]:
                 header.pop()
+            if not header:
+                break
             if columns is not None and not set(columns) <= set(header):
                 below = [found for found, _ in zip(lines, range(_LOOKED_THROUGH), strict=False)]
                 _refuse_header(path, header, columns, [*above, *below])
             _refuse_twins(path, header, columns)
         elif any(cell is not None and cell != "" for cell in cells):
-            if len(cells) != len(header) and any(cell != "" for cell in cells[len(header) :]) or len(cells) < len(header):
+            if (len(cells) != len(header) and any(cell != "" for cell in cells[len(header) :])) or len(cells) < len(header):
                 raise DataError(f"{path}: row {row}: {len(cells)} cells under {len(header)} columns. Mend it, or set header or separator.")
             rows.append(row)
             kept.append(cells)
@@ -225,6 +229,10 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Fra
         plain = arrow.types.is_floating(column.type) or (arrow.types.is_integer(column.type) and column.null_count == 0)
         cells[name] = column.to_numpy() if plain else column.to_pylist()  # a null in floats becomes NaN
     return Frame(path, cells, range(1, len(table) + 1), layout)
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def _listed(cells: Any) -> list[Any]:

@@ -21,10 +21,10 @@ class Table:
 
     A sample: `features` (D,) float32, the columns of that list in its order, and each of `columns` under its own name, as its kind says: number
     (float32), integer (int64) or text, which a treatment such as `harness.treatments.Encode` makes numbers of. `features: null` takes every column
-    that neither `columns` nor `split` names. `files`: a path, a pattern such as data/{subject}/*.csv or a list of them; a {field} is text, like a column.
+    that neither `columns` nor `split` names. `files`: a path, a pattern such as data/{subject}/*.csv or a list; a {field} is a column of text too.
 
-    `sheet` and `header` (of Excel; of Excel and CSV) count from 1, as a person does. Missing values, empty cells and `missing_marks`, are refused,
-    or with `missing: keep` NaN in numbers and "" in text. A file that cannot be read ends all, or is left out with `on_error: skip`; the messages are
+    `sheet` and `header` (of Excel; of Excel and CSV) count from 1, as a person does. Empty cells, and `missing_marks` among numbers, are refused, or
+    with `missing: keep` NaN in numbers and "" in text. A file that cannot be read ends all, or is left out with `on_error: skip`; the messages are
     in `skipped`. Raises DataError with file, row and column.
     """
 
@@ -50,6 +50,9 @@ class Table:
         found = find_files(files)
         self._of_paths = set(found.fields)  # columns that the paths give, not the files
         asked = [*self.columns, *(() if split is None else split.columns)]
+        for name in self._of_paths & set(self.columns):
+            if self.columns[name] != "text":
+                raise ConfigError(f"columns.{name}: a field of the path is text. Set text.")
         self._asked = list(dict.fromkeys(name for name in asked if name not in self._of_paths))
         wanted = None if self.features is None else list(dict.fromkeys([*self.features, *self._asked]))
         found, read, self.skipped = read_each(found, lambda path: self._read(path, layout, wanted, split), on_error)

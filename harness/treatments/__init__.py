@@ -7,7 +7,8 @@ What is drawn for a sample is a function of its own seed alone, so that it is th
 ambient generators are never used. A treatment with `training_only = True` is left out of evaluations and predictions.
 """
 
+from harness.treatments.audio import Gain, LogMel, Shift, SpecMask
 from harness.treatments.images import RandomCrop, RandomErase, RandomFlip
 from harness.treatments.numbers import AddNoise, Normalise, ToFloat
 
-__all__ = ["AddNoise", "Normalise", "RandomCrop", "RandomErase", "RandomFlip", "ToFloat"]
+__all__ = ["AddNoise", "Gain", "LogMel", "Normalise", "RandomCrop", "RandomErase", "RandomFlip", "Shift", "SpecMask", "ToFloat"]

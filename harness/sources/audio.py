@@ -1,0 +1,112 @@
+"""Recordings of sound, one a sample."""
+
+from collections.abc import Sequence
+from math import gcd
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import resample_poly  # type: ignore[import-untyped]  # scipy has no stubs
+
+from harness.errors import ConfigError, DataError
+from harness.sources.files import OnError, class_names, find_files, need, read_each
+from harness.sources.split import Part, Rule, rows_of
+
+Wave = NDArray[np.float32]
+
+
+class Recordings:
+    """WAV, FLAC or OGG files, all of one length, channel count and sampling rate.
+
+    A sample: `wave` (C, seconds x rate) float32 in [-1, 1], and `label` int64 if the path has a {label}. `files`: e.g. `speech/{label}/*.wav` or
+    `digits/{label}_{speaker}_{take}.wav`; the other fields are for `split`. Classes are numbered as in `classes`, by default by name. A longer recording
+    is cut, a shorter one filled up with silence: at its end, or with `align: centre` on both sides.
+
+    `rate_hz`: a recording with another one is refused, or with `resample` brought to it by a polyphase filter (scipy.signal.resample_poly).
+    `keep`: "memory" decodes all at the beginning, so that a corrupt file is found then (with `on_error: skip` it is left out and named in `skipped`);
+    "disk" looks at heads only and decodes what is read. Raises DataError that names the file.
+    """
+
+    def __init__(
+        self,
+        files: str | Sequence[str],
+        rate_hz: int,
+        seconds: float,
+        part: Part = "all",
+        split: Rule | None = None,
+        classes: Sequence[Any] | None = None,
+        channels: int = 1,
+        resample: bool = False,
+        align: Literal["start", "centre"] = "start",
+        keep: Literal["memory", "disk"] = "memory",
+        on_error: OnError = "stop",
+    ) -> None:
+        if align not in ("start", "centre") or keep not in ("memory", "disk"):
+            raise ConfigError(f"align, keep: {align!r}, {keep!r}: align is start or centre, keep is memory or disk.")
+        if rate_hz < 1 or round(seconds * rate_hz) < 1:
+            raise ConfigError(f"rate_hz, seconds: {rate_hz} and {seconds} make no sample of a wave.")
+        self._soundfile = need("soundfile", "audio", "sound")
+        self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
+        self._resample, self._align = resample, align
+        found = find_files(files)
+        labels = found.fields.get("label")
+        # Before the split and before files are left out: a class has its number whatever happens to some of its files.
+        self.classes = None if labels is None else class_names(classes, labels, "label")
+        found = found.chosen(rows_of(part, split, found.fields, len(found.paths)).tolist())
+        self._waves: NDArray[np.float32] | None = None
+        if keep == "memory":
+            self.files, waves, self.skipped = read_each(found, self._read, on_error)
+            self._waves = np.stack(waves)
+        else:
+            self.files, _, self.skipped = read_each(found, self._check, on_error)
+        place = {name: number for number, name in enumerate(self.classes or ())}
+        self._labels = None if labels is None else np.array([place[name] for name in self.files.fields["label"]], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.files.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """{wave: (B, C, T), label: (B,)}"""
+        waves = np.stack([self._read(self.files.paths[index]) for index in indices]) if self._waves is None else self._waves[indices]
+        return {"wave": waves} if self._labels is None else {"wave": waves, "label": self._labels[indices]}
+
+    def _read(self, path: Path) -> Wave:
+        """The wave (C, T) of a file, at the rate and of the length asked for."""
+        self._check(path)
+        try:
+            frames, rate_hz = self._soundfile.read(path, dtype="float32", always_2d=True)
+        except self._soundfile.SoundFileError as error:
+            raise DataError(f"{path}: cannot be decoded: {error}. It may be cut short.") from error
+        if len(frames) == 0:
+            raise DataError(f"{path}: no sound in it. Take it away.")
+        if not np.isfinite(frames).all():
+            raise DataError(f"{path}: numbers in it are no sound (NaN or infinite). Take it away.")
+        if rate_hz != self.rate_hz:
+            common = gcd(rate_hz, self.rate_hz)
+            frames = resample_poly(frames, self.rate_hz // common, rate_hz // common, axis=0).astype(np.float32)
+        return self._fitted(frames.T)
+
+    def _check(self, path: Path) -> None:
+        """Refuse a file whose head says that it is not what was asked for."""
+        try:
+            head = self._soundfile.info(path)
+        except self._soundfile.SoundFileError as error:
+            raise DataError(f"{path}: no sound file: {error}. It may be cut short.") from error
+        if head.channels != self.channels:
+            raise DataError(f"{path}: {head.channels} channels where {self.channels} are asked for. Set channels, or leave it out.")
+        if head.samplerate != self.rate_hz and not self._resample:
+            raise DataError(f"{path}: {head.samplerate} Hz where {self.rate_hz} are asked for. Set resample: true, or rate_hz.")
+
+    def _fitted(self, wave: Wave) -> Wave:
+        """(C, any T) -> (C, num_frames)."""
+        surplus = wave.shape[1] - self.num_frames
+        before = abs(surplus) // 2 if self._align == "centre" else 0
+        if surplus >= 0:
+            return np.ascontiguousarray(wave[:, before : before + self.num_frames])
+        fitted = np.zeros((len(wave), self.num_frames), dtype=np.float32)
+        fitted[:, before : before + wave.shape[1]] = wave
+        return fitted

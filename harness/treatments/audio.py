@@ -1,0 +1,151 @@
+"""Treatments of waves (B, C, T) and of their spectrograms (B, C, F, T)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.errors import ConfigError, DataError
+from harness.treatments.draws import Draws, Seeds
+from harness.treatments.numbers import numbers
+
+Batch = dict[str, Any]
+
+
+class LogMel:
+    """Waves to the logarithm of the power in mel bands: (B, C, T) -> (B, C, num_mels, 1 + T // hop) float32.
+
+    Frames of `window` samples under a Hann window, `hop` apart, centred (the wave mirrored at its ends); triangles of equal height on the mel scale
+    2595 log10(1 + f / 700) (O'Shaughnessy, "Speech communication", 1987) between `lowest_hz` and `highest_hz`, by default half of the rate;
+    then ln(power + floor).
+    """
+
+    def __init__(
+        self,
+        rate_hz: int,
+        num_mels: int = 40,
+        window: int = 256,
+        hop: int = 80,
+        lowest_hz: float = 0.0,
+        highest_hz: float | None = None,
+        floor: float = 1e-6,
+        key: str = "wave",
+    ) -> None:
+        highest_hz = rate_hz / 2 if highest_hz is None else highest_hz
+        if not (0 <= lowest_hz < highest_hz <= rate_hz / 2):
+            raise ConfigError(f"lowest_hz, highest_hz: {lowest_hz} to {highest_hz}: needed is 0 <= lowest < highest <= {rate_hz / 2}.")
+        if not (0 < hop <= window) or not floor > 0:
+            raise ConfigError(f"hop, window, floor: {hop}, {window}, {floor}: needed are 0 < hop <= window and a floor above 0.")
+        filters = mel_filters(num_mels, window, rate_hz, lowest_hz, highest_hz)
+        if not (filters.sum(axis=1) > 0).all():
+            raise ConfigError(f"num_mels: {num_mels} bands are too narrow for a window of {window} samples. Set fewer, or a longer window.")
+        self.key = key
+        self._hop = hop
+        self._floor = floor
+        self._window = torch.hann_window(window)
+        self._filters = torch.from_numpy(filters.astype(np.float32))
+
+    def __call__(self, batch: Batch) -> Batch:
+        waves = _waves(batch, self.key, len(self._window) // 2 + 1)
+        spectra = torch.stft(waves.flatten(0, 1), len(self._window), self._hop, window=self._window, return_complex=True)  # (B x C, bins, frames)
+        power = spectra.real.square() + spectra.imag.square()
+        mels = torch.log(self._filters @ power + self._floor)
+        return {**batch, self.key: mels.view(*waves.shape[:2], *mels.shape[1:])}
+
+
+def mel_filters(num_mels: int, window: int, rate_hz: int, lowest_hz: float, highest_hz: float) -> NDArray[np.float64]:
+    """(num_mels, window // 2 + 1): triangles whose corners are evenly spaced in mel, rising from the last one's middle and falling to the next's."""
+    low, high = (2595 * np.log10(1 + hz / 700) for hz in (lowest_hz, highest_hz))
+    corners = 700 * (10 ** (np.linspace(low, high, num_mels + 2) / 2595) - 1)  # in Hz
+    bins = np.arange(window // 2 + 1) * rate_hz / window
+    rising = (bins - corners[:-2, None]) / np.diff(corners)[:-1, None]
+    falling = (corners[2:, None] - bins) / np.diff(corners)[1:, None]
+    filters: NDArray[np.float64] = np.maximum(0, np.minimum(rising, falling))
+    return filters
+
+
+class Gain:
+    """Louder or softer by up to `decibels`, each recording by one factor. In training only."""
+
+    training_only = True
+
+    def __init__(self, decibels: float = 6.0, key: str = "wave", salt: int = 0) -> None:
+        if not decibels > 0:
+            raise ConfigError(f"decibels: {decibels}: above 0, or nothing changes.")
+        self.decibels = decibels
+        self.key = key
+        self._draws = Draws("Gain", salt)
+
+    def __call__(self, batch: Batch, seeds: Seeds) -> Batch:
+        waves = _waves(batch, self.key)
+        factors = 10 ** ((2 * self._draws.uniform(seeds) - 1) * self.decibels / 20)
+        return {**batch, self.key: waves * torch.from_numpy(factors).float()[:, None, None]}
+
+
+class Shift:
+    """Earlier or later by up to `steps` samples in time; zeros come in where nothing was. In training only."""
+
+    training_only = True
+
+    def __init__(self, steps: int, key: str = "wave", salt: int = 0) -> None:
+        if steps < 1:
+            raise ConfigError(f"steps: {steps}: at least 1, or nothing moves.")
+        self.steps = steps
+        self.key = key
+        self._draws = Draws("Shift", salt)
+
+    def __call__(self, batch: Batch, seeds: Seeds) -> Batch:
+        waves = _waves(batch, self.key)
+        begins = torch.from_numpy(self._draws.integers(seeds, 2 * self.steps + 1))
+        places = begins[:, None] + torch.arange(waves.shape[-1])
+        padded = torch.nn.functional.pad(waves, [self.steps, self.steps])
+        return {**batch, self.key: padded.gather(-1, places[:, None].expand_as(waves))}
+
+
+class SpecMask:
+    """Bands of a spectrogram (B, C, F, T) and stretches of its time become `fill`. In training only.
+
+    `num_bands` of up to `band` rows and `num_stretches` of up to `stretch` columns, anywhere, of any width from 0 on (Park et al., "SpecAugment: a
+    simple data augmentation method for automatic speech recognition", Interspeech 2019, without its time warping).
+    """
+
+    training_only = True
+
+    def __init__(
+        self, band: int = 8, stretch: int = 16, num_bands: int = 1, num_stretches: int = 1, fill: float = 0, key: str = "wave", salt: int = 0
+    ) -> None:
+        if min(band, stretch, num_bands, num_stretches) < 0:
+            raise ConfigError(f"band, stretch, num_bands, num_stretches: {band}, {stretch}, {num_bands}, {num_stretches}: none can be below 0.")
+        self._axes = [("band", num_bands, band), ("stretch", num_stretches, stretch)]
+        self.fill = fill
+        self.key = key
+        self._draws = Draws("SpecMask", salt)
+
+    def __call__(self, batch: Batch, seeds: Seeds) -> Batch:
+        spectra = numbers(batch, self.key)
+        if spectra.dim() != 4:
+            raise DataError(
+                f"{self.key}: {tuple(spectra.shape)} where spectrograms (B, C, F, T) are needed. Put harness.treatments.LogMel before it."
+            )
+        rows, columns = (self._hidden(seeds, *axis, length) for axis, length in zip(self._axes, spectra.shape[2:], strict=True))
+        hidden = torch.from_numpy(rows[:, :, None] | columns[:, None, :])
+        return {**batch, self.key: spectra.masked_fill(hidden[:, None], self.fill)}
+
+    def _hidden(self, seeds: Seeds, name: str, count: int, widest: int, length: int) -> NDArray[np.bool_]:
+        """(B, length): which places are masked."""
+        places = np.arange(length)
+        hidden = np.zeros((len(seeds), length), dtype=bool)
+        for number in range(count):
+            width = self._draws.integers(seeds, min(widest, length) + 1, name, str(number), "width")
+            begin = (self._draws.uniform(seeds, name, str(number), "begin") * (length - width + 1)).astype(np.int64)
+            hidden |= (places >= begin[:, None]) & (places < (begin + width)[:, None])
+        return hidden
+
+
+def _waves(batch: Batch, key: str, shortest: int = 1) -> Tensor:
+    waves = numbers(batch, key)
+    if waves.dim() != 3 or not waves.is_floating_point() or waves.shape[-1] < shortest:
+        raise DataError(f"{key}: {tuple(waves.shape)} of {waves.dtype} where waves (B, C, T >= {shortest}) of floats are needed. Set the key.")
+    return waves
