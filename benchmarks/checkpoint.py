@@ -2,9 +2,9 @@
 
     python benchmarks/checkpoint.py [--mb 500] [--ranks 1 2] [--repeats 4] [--directory DIR] [--json FILE]
 
-Beside it, in the same run: what else saves a network and its optimizer, and the machine's own limits (one memcpy, one write + fsync, SHA-256, one read). The
-state is a stack of linear layers with AdamW's moments, replicated over the ranks as under DDP. Times are medians over the repeats after the first, which
-has its memory to find; of the ranks the slowest counts. Only fermarsi and "write + fsync" end with the data on the disk.
+Beside it, in the same run: what else saves a network and its optimizer, and the machine's own limits (one memcpy, one write + fsync, SHA-256, one
+read). The state is a stack of linear layers with AdamW's moments, replicated over the ranks as under DDP. Times are medians over the repeats after
+the first, which has its memory to find; of the ranks the slowest counts. Only fermarsi and "write + fsync" end with the data on the disk.
 """
 
 import argparse
@@ -24,14 +24,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness.checkpoint import CheckpointStore, Retention, Snapshot, choose, load, optimizer_tensors
+from harness.checkpoint.format import bytes_of
 from harness.ranks import Ranks
 
 CHUNK_BYTES = 8 * 2**20
@@ -107,14 +108,14 @@ def in_one_go(call: Callable[[], Any]) -> tuple[float, float]:
 def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
     store = CheckpointStore(directory, ranks, Retention(keep_last=1), run_id="b", attempt="b", fence=lambda: None, max_failures=1, timeout_s=600.0)
 
-    def save(number: int) -> tuple[float, float]:
+    def begin(number: int) -> tuple[float, float]:
         store.save(state.snapshot(number), None)
         store.wait()
         (report,) = store.reports()
         assert report.error is None, report.error
         return report.stall_s, report.total_s
 
-    found = measured(ranks, repeats, save)
+    found = measured(ranks, repeats, begin)
     store.close()
     loads = []
     for _ in range(repeats):
@@ -152,34 +153,36 @@ def accelerator_save_state(state: State, ranks: Ranks, directory: Path, repeats:
 
 def dcp_save(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
     tensors = {**state.network.state_dict(), **state.moments}
-    return measured(
-        ranks, repeats, lambda number: in_one_go(lambda: dcp.save(dict(tensors), checkpoint_id=directory / str(number), no_dist=ranks.size == 1))
-    )
+    return measured(ranks, repeats, lambda number: in_one_go(lambda: save(dict(tensors), checkpoint_id=directory / str(number))))
 
 
 def dcp_async_save(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
     tensors = {**state.network.state_dict(), **state.moments}
 
-    def save(number: int) -> tuple[float, float]:
+    def begin(number: int) -> tuple[float, float]:
         begun = time.perf_counter()
-        future = dcp.async_save(dict(tensors), checkpoint_id=directory / str(number))
+        future = async_save(dict(tensors), checkpoint_id=directory / str(number))
         stall_s = time.perf_counter() - begun
         future.result()  # type: ignore[union-attr]
         return stall_s, time.perf_counter() - begun
 
-    return measured(ranks, repeats, save)
+    return measured(ranks, repeats, begin)
 
 
-def limits(size_bytes: int, num_ranks: int, directory: Path, repeats: int) -> Measured:
-    """What this machine can do, by one process alone: the share's memcpy; the whole state's write, hash and read."""
+def limits(size_bytes: int, ranks: Ranks, directory: Path, repeats: int) -> Measured:
+    """What this machine can do: every rank's memcpy of its share at once; the whole state's write, hash and read by rank 0. Called by every rank."""
     source = torch.ones(size_bytes // 4)
-    share = source[: source.numel() // num_ranks]
-    target = torch.zeros_like(share)
-    data = memoryview(source.numpy()).cast("B")
+    share = bytes_of(source)[: size_bytes // ranks.size]
+    target = bytes_of(torch.zeros(len(share), dtype=torch.uint8))
+    data = bytes_of(source)
     path = directory / "limit"
 
+    def copy() -> None:
+        target[:] = share
+
     def write() -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         for begin in range(0, len(data), CHUNK_BYTES):
             os.pwrite(descriptor, data[begin : begin + CHUNK_BYTES], begin)
         os.fsync(descriptor)
@@ -187,15 +190,15 @@ def limits(size_bytes: int, num_ranks: int, directory: Path, repeats: int) -> Me
 
     def read() -> None:
         with open(path, "rb", buffering=0) as file:
-            file.readinto(memoryview(torch.empty(size_bytes, dtype=torch.uint8).numpy()))  # type: ignore[arg-type]
+            file.readinto(bytes_of(torch.empty(size_bytes, dtype=torch.uint8)))
 
-    calls: dict[str, Callable[[], Any]] = {
-        "memcpy_s": lambda: memoryview(target.numpy()).cast("B").__setitem__(slice(None), memoryview(share.numpy()).cast("B")),
-        "write_s": write,
-        "hash_s": lambda: hashlib.sha256(data).digest(),
-        "read_s": read,
-    }
-    return {name: statistics.median(in_one_go(call)[0] for _ in range(repeats)) for name, call in calls.items()}
+    def timed(call: Callable[[], Any]) -> float:
+        return statistics.median(in_one_go(call)[0] for _ in range(repeats))
+
+    ranks.wait_for_all()
+    found = {"memcpy_s": max(ranks.gather(timed(copy)))}
+    calls: dict[str, Callable[[], Any]] = {"write_s": write, "hash_s": lambda: hashlib.sha256(data).digest(), "read_s": read}
+    return found | ranks.decide(lambda: {name: timed(call) for name, call in calls.items()})
 
 
 SUBJECTS = [fermarsi, accelerator_save_state, torch_save, safetensors_save_file, dcp_save, dcp_async_save]
@@ -217,9 +220,9 @@ def work(arguments: argparse.Namespace) -> None:
         os.sync()
         results[subject.__name__] = subject(state, ranks, directory, arguments.repeats)
         ranks.decide(lambda directory=directory: shutil.rmtree(directory))  # type: ignore[misc]
+    os.sync()
+    results["limits"] = limits(state.size_bytes, ranks, Path(arguments.directory), arguments.repeats)
     if rank == 0:
-        os.sync()
-        results["limits"] = limits(state.size_bytes, size, Path(arguments.directory), arguments.repeats)
         print("RESULT " + json.dumps(results), flush=True)
     ranks.wait_for_all()
     dist.destroy_process_group()
@@ -232,7 +235,7 @@ def launch(arguments: argparse.Namespace, size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         command = [sys.executable, __file__, "--worker", "--mb", str(arguments.mb), "--repeats", str(arguments.repeats), "--directory", directory]
         command += ["--only", *arguments.only] if arguments.only else []
-        place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(command, env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
             for rank in range(size)
@@ -249,9 +252,8 @@ def show(size: int, results: dict[str, Any]) -> None:
     limit, state_mb = results["limits"], results["size_mb"]
     slower_save, slower_load = max(limit["write_s"], limit["hash_s"]), max(limit["read_s"], limit["hash_s"])
     print(f"\n{size} rank(s), {state_mb:.0f} MB of state")
-    print(
-        f"limits: memcpy of 1/N {limit['memcpy_s']:.3f} s, write + fsync {limit['write_s']:.3f} s, SHA-256 {limit['hash_s']:.3f} s, read {limit['read_s']:.3f} s"
-    )
+    names = {"memcpy_s": "memcpy of 1/N", "write_s": "write + fsync", "hash_s": "SHA-256", "read_s": "read"}
+    print("limits: " + ", ".join(f"{name} {limit[key]:.3f} s" for key, name in names.items()))
     print(f"{'':24}{'first stall':>12}{'stall':>9}{'memcpys':>9}{'total':>9}{'memory/(state/N)':>18}")
     for name, one in results.items():
         if name in ("size_mb", "limits"):

@@ -29,19 +29,25 @@ def seed_ambient(seed: int) -> None:
     """Seed the generators that code uses without naming one: Python's, NumPy's and torch's on every device."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device there is: 0.1 ms, a slot
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)  # kept for later where CUDA has not begun
 
 
 @contextmanager
 def preserved() -> Iterator[None]:
     """Whatever is drawn inside leaves no trace in the ambient generators."""
     python, legacy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)
+    cpu = torch.get_rng_state()
+    device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        torch.set_rng_state(cpu)
+        if device is not None:
+            torch.cuda.set_rng_state(device)
 
 
 def generators_of(network: nn.Module) -> dict[str, Generator]:

@@ -43,6 +43,9 @@ class Share:
         self.pieces[role].append(piece)
         self.size_bytes += piece.spec.size_bytes
 
+    def bytes_of(self, role: str) -> int:
+        return sum(piece.spec.size_bytes for piece in self.pieces[role])
+
 
 def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """For each name that shows the same memory as an earlier one (tied weights), that earlier name."""
@@ -62,16 +65,33 @@ def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def assign(model: Mapping[str, Spec], optimizer: Mapping[str, Spec], num_ranks: int) -> list[Share]:
     """The share of each rank. Each tensor, and each row of a cut one, is in exactly one share."""
     shares = [Share() for _ in range(num_ranks)]
-    whole = [(spec, "model", name) for name, spec in model.items()]
-    whole += [(spec, "optimizer", name) for name, spec in optimizer.items() if not _may_cut(spec)]
-    lightest = [(0, rank) for rank in range(num_ranks)]
-    # Graham's longest-processing-time rule: the largest first, each to the lightest rank.
-    for spec, role, name in sorted(whole, key=lambda item: (-item[0].size_bytes, *item[1:])):
-        load, rank = heapq.heappop(lightest)
-        shares[rank].add(role, Piece(name, spec))
-        heapq.heappush(lightest, (load + spec.size_bytes, rank))
+    whole = [("model", Piece(name, spec)) for name, spec in model.items()]
+    whole += [("optimizer", Piece(name, spec)) for name, spec in optimizer.items() if not _may_cut(spec)]
+    whole.sort(key=lambda item: (-item[1].spec.size_bytes, item[0], item[1].name))
+    for (role, piece), rank in zip(whole, _spread([piece.spec.size_bytes for _, piece in whole], num_ranks), strict=True):
+        shares[rank].add(role, piece)
     _pour([(name, optimizer[name]) for name in sorted(optimizer) if _may_cut(optimizer[name])], shares)
     return shares
+
+
+def divide(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
+    """The pieces in up to `count` parts of about the same size, none of them empty."""
+    ordered = sorted(pieces, key=lambda piece: (-piece.spec.size_bytes, piece.key))
+    parts: list[list[Piece]] = [[] for _ in range(count)]
+    for piece, part in zip(ordered, _spread([piece.spec.size_bytes for piece in ordered], count), strict=True):
+        parts[part].append(piece)
+    return [part for part in parts if part]
+
+
+def _spread(sizes: Sequence[int], count: int) -> list[int]:
+    """For each size, largest first, the bin it goes into: the lightest (Graham's longest-processing-time rule)."""
+    bins = [(0, index) for index in range(count)]
+    chosen = []
+    for size in sizes:
+        load, index = heapq.heappop(bins)
+        chosen.append(index)
+        heapq.heappush(bins, (load + size, index))
+    return chosen
 
 
 def _may_cut(spec: Spec) -> bool:

@@ -27,6 +27,7 @@ Verify = Literal["full", "size"]
 OLD = ".old"  # ends the name of a checkpoint that is being replaced by another of the same step; see commit.py
 _STEP = re.compile(r"step-([0-9]{8,18})(\.old)?")
 _NUM_READERS = 4
+_PART_BYTES = 32 * 2**20  # of a file, read by one thread in one go
 
 
 @dataclass(frozen=True)
@@ -235,11 +236,25 @@ def _read_tensors(path: Path, entries: Mapping[str, TensorEntry], placements: Ma
             reads.setdefault(part.file, []).append((placements[part.file].begins[part.key], bytes_of(target)))
     try:
         with ThreadPoolExecutor(_NUM_READERS) as pool:
-            for _ in pool.map(lambda file: _read_into(path / file, reads[file]), reads):
+            for _ in pool.map(lambda read: _read_into(path / read[0], read[1]), _in_parts(reads)):
                 pass
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}. Resume from another checkpoint.") from error
     return tensors
+
+
+def _in_parts(reads: Mapping[str, Sequence[tuple[int, memoryview]]]) -> list[tuple[str, list[tuple[int, memoryview]]]]:
+    """The reads of each file in stretches of a size that keeps all readers busy to the end."""
+    parts: list[tuple[str, list[tuple[int, memoryview]]]] = []
+    for file, of_file in reads.items():
+        size_bytes = _PART_BYTES
+        for begin, target in sorted(of_file, key=lambda read: read[0]):
+            if size_bytes >= _PART_BYTES:
+                parts.append((file, []))
+                size_bytes = 0
+            parts[-1][1].append((begin, target))
+            size_bytes += len(target)
+    return parts
 
 
 def _read_into(path: Path, reads: Sequence[tuple[int, memoryview]]) -> None:

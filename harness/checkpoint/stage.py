@@ -1,10 +1,8 @@
 """Taking one consistent copy of a rank's share: the only part of a save that holds the training."""
 
 import json
-import mmap
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +12,13 @@ from torch import Tensor
 from harness.checkpoint import exact_json
 from harness.checkpoint.files import Content
 from harness.checkpoint.format import Placement, Spec, bytes_of, place, spec_of
-from harness.checkpoint.layout import Piece, Share, assign, find_aliases
+from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
 from harness.checkpoint.manifest import CONFIG, FILE_NAME, MANIFEST, TRAINER_STATE, Reason
 from harness.errors import CheckpointError
 
 _ALIGNMENT = 64
+_SHARD_BYTES = 64 * 2**20  # what is smaller is not cut
+_SHARDS_A_RANK = 4  # of a role, at most
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,7 @@ class Stage:
     def _reserve(self, size_bytes: int, pinned: bool) -> None:
         if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
             self._memory = torch.empty(0, dtype=torch.uint8)  # given back before the larger one is taken
-            self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True) if pinned else _large_pages(size_bytes)
-
-
-def _large_pages(size_bytes: int) -> Tensor:
-    """Memory in large pages where the system has them: the first copy into it, which must find them all, takes a third of the time [measured]."""
-    memory = mmap.mmap(-1, max(1, size_bytes))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            pass
-    return torch.frombuffer(memory, dtype=torch.uint8)
+            self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
 
 
 def _copy_into(room: Tensor, part: Tensor) -> None:
@@ -151,7 +142,8 @@ def _copy_into(room: Tensor, part: Tensor) -> None:
 
 def _plan(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> _Plan:
     """What this rank writes, and rank 0's indexes."""
-    held = [(_shards(shares, role)[rank], role, pieces) for role, pieces in shares[rank].pieces.items() if pieces]
+    shards = {role: _shards(shares, role) for role in ("model", "optimizer")}
+    held = [(name, role, pieces) for role, by_rank in shards.items() for name, pieces in by_rank[rank].items()]
     held.append((f"rng-{rank:05}-of-{len(shares):05}.safetensors", "rng", [Piece(name, spec) for name, spec in rng.items()]))
     files: list[_File] = []
     end = 0
@@ -165,18 +157,23 @@ def _plan(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> _Plan:
         for file in files
         for one in file.pieces
     ]
-    indexes = {f"{role}.safetensors.index.json": ("index", _index(shares, role)) for role in ("model", "optimizer")} if rank == 0 else {}
+    indexes = {f"{role}.safetensors.index.json": ("index", _index(by_rank)) for role, by_rank in shards.items()} if rank == 0 else {}
     return _Plan(files, described, indexes, sum(share.size_bytes for share in shares), end)
 
 
-def _shards(shares: Sequence[Share], role: str) -> dict[int, str]:
-    """The file of each rank that has tensors of this role, numbered without gaps."""
-    writers = [rank for rank, share in enumerate(shares) if share.pieces[role]]
-    return {rank: f"{role}-{index:05}-of-{len(writers):05}.safetensors" for index, rank in enumerate(writers, start=1)}
+def _shards(shares: Sequence[Share], role: str) -> list[dict[str, list[Piece]]]:
+    """For each rank its files of this role, numbered without gaps over all ranks.
+
+    A large share is cut into up to `_SHARDS_A_RANK` files, because hashing one is the work of one core.
+    """
+    cuts = [divide(share.pieces[role], min(_SHARDS_A_RANK, -(-share.bytes_of(role) // _SHARD_BYTES))) for share in shares]
+    total = sum(map(len, cuts))
+    numbers = iter(range(1, total + 1))
+    return [{f"{role}-{next(numbers):05}-of-{total:05}.safetensors": pieces for pieces in cut} for cut in cuts]
 
 
-def _index(shares: Sequence[Share], role: str) -> str:
+def _index(by_rank: Sequence[Mapping[str, Sequence[Piece]]]) -> str:
     """The index by which other tools find a tensor's file: https://huggingface.co/docs/safetensors/metadata_parsing."""
-    where = {piece.key: file for rank, file in _shards(shares, role).items() for piece in shares[rank].pieces[role]}
-    total = sum(piece.spec.size_bytes for share in shares for piece in share.pieces[role])
+    where = {piece.key: name for files in by_rank for name, pieces in files.items() for piece in pieces}
+    total = sum(piece.spec.size_bytes for files in by_rank for pieces in files.values() for piece in pieces)
     return json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=1, sort_keys=True) + "\n"

@@ -37,7 +37,7 @@ from harness.ranks import Ranks
 class SaveReport:
     """How a save ended. `error`: why there is no new checkpoint; `warning`: there is one, but links or retention failed.
 
-    `stall_s`: how long the loop was held; `total_s`: until it was durable and old ones were gone. `skipped`: this very state was already there.
+    `stall_s`: how long the loop was held; `total_s`: until it was durable. `skipped`: this very state was already there.
     """
 
     step: int
@@ -96,7 +96,7 @@ class CheckpointStore:
         self._channel = ranks.channel(timeout_s)
         self._channel_broken = False
         self._stage = Stage()
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="fermarsi-hash")
+        self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")  # hashing is what takes longest where disks are fast
         self._thread: threading.Thread | None = None
         self._finished: deque[SaveReport] = deque()
         self._failures: list[str] = []
@@ -183,8 +183,8 @@ class CheckpointStore:
         records = channel.together(lambda: self._write(staged, temporary))
         gathered = channel.gather({"records": records, "pieces": staged.pieces})
         size_bytes = channel.decide(lambda: self._commit(job, staged, temporary, gathered))
-        tidied = channel.decide(lambda: self._tidy(job))
         total_s = time.monotonic() - job.started
+        tidied = channel.decide(lambda: self._tidy(job))
         return SaveReport(job.step, target, stall_s=job.stall_s, total_s=total_s, size_bytes=size_bytes, **tidied)
 
     def _write(self, staged: Staged, temporary: str) -> list[dict[str, object]]:

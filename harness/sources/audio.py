@@ -20,7 +20,7 @@ class Recordings:
     """WAV, FLAC or OGG files, all of one length, channel count and sampling rate.
 
     A sample: `wave` (C, seconds x rate) float32 in [-1, 1], and `label` int64 if the path has a {label}. `files`: e.g. `speech/{label}/*.wav` or
-    `digits/{label}_{speaker}_{take}.wav`; the other fields are for `split`. Classes are numbered as in `classes`, by default by name. A longer recording
+    `digits/{label}_{speaker}_{take}.wav`; the other fields are for `split`. Classes are numbered as in `classes`, or else by name. A longer recording
     is cut, a shorter one filled up with silence: at its end, or with `align: centre` on both sides.
 
     `rate_hz`: a recording with another one is refused, or with `resample` brought to it by a polyphase filter (scipy.signal.resample_poly).

@@ -90,7 +90,7 @@ def read_each(files: Files, read: Callable[[Path], Read], on_error: OnError) -> 
             kept.append(row)
         except DataError as error:
             if on_error == "stop":
-                raise DataError(f"{error} Or leave such files out with on_error: skip.") from error
+                raise DataError(f"{error} Or leave such files out with on_error: skip." if len(files.paths) > 1 else str(error)) from error
             skipped.append(str(error))
     if skipped:
         more = f" … and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""

@@ -142,7 +142,7 @@ def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame
             named = sheets[layout.sheet - 1] if isinstance(layout.sheet, int) and 1 <= layout.sheet <= len(sheets) else layout.sheet
             if named not in sheets:
                 raise DataError(f"{path}: no sheet {named!r}, only {', '.join(sheets)}.{suggestion(str(named), sheets)} Set sheet to one of them.")
-            grid = book.parse(named, header=None, dtype=object, keep_default_na=False).to_numpy(dtype=object)
+            grid = pandas.read_excel(book, sheet_name=named, header=None, dtype=object, keep_default_na=False).to_numpy(dtype=object)
     except (calamine.CalamineError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be read: {error}. It may be cut short, or no Excel file.") from error
     return _headed(path, layout, columns, enumerate(grid.tolist(), start=1))
@@ -161,11 +161,11 @@ def _headed(path: Path, layout: Layout, columns: Collection[str] | None, lines: 
             header = [_text(cell).strip() for cell in cells]
             while header and not header[-1]:
                 header.pop()
-            if not header:
+            if not header and columns is None:
                 break
             if columns is not None and not set(columns) <= set(header):
                 below = [found for found, _ in zip(lines, range(_LOOKED_THROUGH), strict=False)]
-                _refuse_header(path, header, columns, [*above, *below])
+                _refuse_header(path, header, layout.header, columns, [*above, *below])
             _refuse_twins(path, header, columns)
         elif any(cell is not None and cell != "" for cell in cells):
             if (len(cells) != len(header) and any(cell != "" for cell in cells[len(header) :])) or len(cells) < len(header):
@@ -173,16 +173,18 @@ def _headed(path: Path, layout: Layout, columns: Collection[str] | None, lines: 
             rows.append(row)
             kept.append(cells)
     if not header:
-        raise DataError(f"{path}: nothing in row {layout.header}, where the columns' names belong. Set header.")
+        _refuse_header(path, [], layout.header, columns or (), above)
     wanted = [name for name in header if name and (columns is None or name in columns)]
     return Frame(path, {name: [cells[header.index(name)] for cells in kept] for name in wanted}, rows, layout)
 
 
-def _refuse_header(path: Path, header: Sequence[str], columns: Collection[str], others: Sequence[tuple[int, list[Any]]]) -> None:
-    for row, cells in others:
-        if set(columns) <= {_text(cell).strip() for cell in cells}:
-            raise DataError(f"{path}: the columns' names are in row {row}. Set header: {row}.")
-    name = min(set(columns) - set(header), key=list(columns).index)
+def _refuse_header(path: Path, header: Sequence[str], row: int, columns: Collection[str], others: Sequence[tuple[int, list[Any]]]) -> None:
+    for other, cells in others:
+        if columns and set(columns) <= {_text(cell).strip() for cell in cells}:
+            raise DataError(f"{path}: the columns' names are in row {other}. Set header: {other}.")
+    if not header:
+        raise DataError(f"{path}: nothing in row {row}, where the columns' names belong. Set header.")
+    name = next(name for name in columns if name not in header)
     raise DataError(f"{path}: no column {name!r}, only {', '.join(header[:20])}{', …' if len(header) > 20 else ''}.{suggestion(name, header)}")
 
 
@@ -208,7 +210,7 @@ def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> 
                 objects.append(found)
     names = list(dict.fromkeys(name for found in objects for name in found))
     if columns is not None and not set(columns) <= set(names):
-        _refuse_header(path, names, columns, [])
+        _refuse_header(path, names, 1, columns, [])
     wanted = [name for name in names if columns is None or name in columns]
     return Frame(path, {name: [found.get(name) for found in objects] for name in wanted}, rows, layout)
 
@@ -219,7 +221,7 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Fra
         with parquet.ParquetFile(path) as file:
             names = [str(name) for name in file.schema_arrow.names]
             if columns is not None and not set(columns) <= set(names):
-                _refuse_header(path, names, columns, [])
+                _refuse_header(path, names, 1, columns, [])
             table = file.read([name for name in names if columns is None or name in columns])
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read: {error}. It may be cut short, or no Parquet file.") from error

@@ -9,6 +9,28 @@ ambient generators are never used. A treatment with `training_only = True` is le
 
 from harness.treatments.audio import Gain, LogMel, Shift, SpecMask
 from harness.treatments.images import RandomCrop, RandomErase, RandomFlip
-from harness.treatments.numbers import AddNoise, Normalise, ToFloat
+from harness.treatments.numbers import AddNoise, Normalise, ToDegrees, ToFloat
+from harness.treatments.series import CropTime, DropChannels, RandomCropTime, RandomScale
+from harness.treatments.tables import Encode, Impute, Join, OneHot
 
-__all__ = ["AddNoise", "Gain", "LogMel", "Normalise", "RandomCrop", "RandomErase", "RandomFlip", "Shift", "SpecMask", "ToFloat"]
+__all__ = [
+    "AddNoise",
+    "CropTime",
+    "DropChannels",
+    "Encode",
+    "Gain",
+    "Impute",
+    "Join",
+    "LogMel",
+    "Normalise",
+    "OneHot",
+    "RandomCrop",
+    "RandomCropTime",
+    "RandomErase",
+    "RandomFlip",
+    "RandomScale",
+    "Shift",
+    "SpecMask",
+    "ToDegrees",
+    "ToFloat",
+]

@@ -23,6 +23,23 @@ class ToFloat:
         return {**batch, self.key: (numbers(batch, self.key) * self.scale).float()}
 
 
+class ToDegrees:
+    """Counts of a thermal camera to degrees, in float32: counts x scale + offset.
+
+    0.01 and -273.15 take centikelvin to degrees Celsius. Computed in float64, so that no count is rounded on the way.
+    """
+
+    def __init__(self, scale: float, offset: float = 0.0, key: str = "image") -> None:
+        if scale == 0:
+            raise ConfigError("scale: 0 makes all counts alike.")
+        self.key = key
+        self.scale = scale
+        self.offset = offset
+
+    def __call__(self, batch: Batch) -> Batch:
+        return {**batch, self.key: (numbers(batch, self.key).double() * self.scale + self.offset).float()}
+
+
 class Normalise:
     """(x - mean) / std, in float32: one number for all channels, or one for each of (B, C, ...)."""
 

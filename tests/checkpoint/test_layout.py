@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from harness.checkpoint import layout
 from harness.checkpoint.format import Spec
-from harness.checkpoint.layout import Share, assign, find_aliases
+from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
 
 shapes = st.lists(st.integers(0, 40), max_size=3).map(lambda shape: (shape[0] * 97, *shape[1:]) if shape else ())
 specs = st.builds(Spec, st.sampled_from(["F32", "BF16", "I64", "BOOL"]), shapes)
@@ -72,6 +72,17 @@ def test_the_shares_of_a_transformer_with_adam_are_balanced(num_ranks: int, num_
     mean = sum(sizes) / num_ranks
     forbids = max(spec.size_bytes for spec in model.values()) > mean or mean < 20 * layout.CUT_BYTES  # what is small is not worth a cut
     assert forbids or max(sizes) <= 1.05 * mean
+
+
+@given(states, st.integers(1, 5))
+def test_a_share_is_divided_into_parts_of_about_the_same_size(state: dict[str, Spec], count: int) -> None:
+    whole = [Piece(name, spec) for name, spec in state.items()]
+    parts = divide(whole, count)
+    assert sorted(piece.key for part in parts for piece in part) == sorted(state)
+    assert all(parts)
+    assert len(parts) <= count
+    sizes = [sum(piece.spec.size_bytes for piece in part) for part in parts]
+    assert max(sizes, default=0) <= sum(sizes) / count + max((spec.size_bytes for spec in state.values()), default=0)
 
 
 def test_tied_weights_and_only_they_are_aliases() -> None:

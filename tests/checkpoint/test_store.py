@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from harness.checkpoint import CheckpointStore, Retention, choose, inspect, verify_checkpoint
+from harness.checkpoint import stage as stage_module
 from harness.checkpoint import write as write_module
 from harness.errors import CheckpointError
 from harness.ranks import Ranks
@@ -120,6 +121,14 @@ def test_memory_is_used_again(store: CheckpointStore) -> None:
     large = torch.arange(1e5)
     save(store, 3, model={"large": large})
     assert_same(loaded_from(store.committed() or Path()).model, {"large": large})
+
+
+def test_a_large_share_is_written_into_several_files(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_module, "_SHARD_BYTES", 64)
+    path = save(store, 1).path
+    assert names_in(path, lambda name: name.startswith("model-")) == [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+    assert_is_step(path, 1)
+    assert verify_checkpoint(path) == []
 
 
 def test_a_state_without_tensors_and_one_with_odd_ones(store: CheckpointStore) -> None:

@@ -1,0 +1,114 @@
+"""Image files, one a sample, with the counts that are in them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import ConfigError, DataError
+from harness.sources.files import OnError, class_names, find_files, need, read_each
+from harness.sources.split import Part, Rule, rows_of
+
+_DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": np.float32}  # torch can do little with uint16
+
+
+class Images:
+    """PNG, TIFF, JPEG and other files that Pillow reads, all of one size, channel count and kind of number.
+
+    A sample: `image` (C, H, W), and `label` int64 if the path has a {label}. 8-bit counts stay uint8; 16-bit ones, as thermal cameras give, become
+    int32 and keep every count; floats stay float32. `harness.treatments.ToFloat` or `ToDegrees` makes numbers of them that a network can take. What
+    Pillow would round without a word (16 bits in colour) is refused, and so are palettes and files of several pages.
+
+    `files`: e.g. `pictures/{label}/*.png`; other fields are for `split`. Classes are numbered as in `classes`, or else by name. `keep`: "memory"
+    decodes all at the beginning, so that a corrupt file is found then (with `on_error: skip` it is left out and named in `skipped`); "disk" looks at
+    heads only and decodes what is read. Raises DataError that names the file.
+    """
+
+    def __init__(
+        self,
+        files: str | Sequence[str],
+        part: Part = "all",
+        split: Rule | None = None,
+        classes: Sequence[Any] | None = None,
+        keep: Literal["memory", "disk"] = "memory",
+        on_error: OnError = "stop",
+    ) -> None:
+        if keep not in ("memory", "disk"):
+            raise ConfigError(f"keep: {keep!r} is neither memory nor disk.")
+        self._pillow = need("PIL.Image", "images", "images")
+        found = find_files(files)
+        labels = found.fields.get("label")
+        self.classes = None if labels is None else class_names(classes, labels, "label")
+        found = found.chosen(rows_of(part, split, found.fields, len(found.paths)).tolist())
+        self._first: tuple[Path, tuple[int, int], str] | None = None  # what all others have to be like
+        self._images: NDArray[Any] | None = None
+        if keep == "memory":
+            self.files, images, self.skipped = read_each(found, self._read, on_error)
+            self._images = np.stack(images)
+        else:
+            self.files, _, self.skipped = read_each(found, self._check, on_error)
+        place = {name: number for number, name in enumerate(self.classes or ())}
+        self._labels = None if labels is None else np.array([place[name] for name in self.files.fields["label"]], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.files.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """{image: (B, C, H, W), label: (B,)}"""
+        images = np.stack([self._read(self.files.paths[index]) for index in indices]) if self._images is None else self._images[indices]
+        return {"image": images} if self._labels is None else {"image": images, "label": self._labels[indices]}
+
+    def _check(self, path: Path) -> None:
+        """Refuse a file whose head says that it cannot be kept as it is, or that it is not like the first."""
+        with self._open(path) as image:
+            self._compare(path, image)
+
+    def _read(self, path: Path) -> NDArray[Any]:
+        """The counts (C, H, W) of a file."""
+        with self._open(path) as image:
+            self._compare(path, image, only_refuse=True)
+            try:
+                counts = np.asarray(image)
+            except (OSError, ValueError, SyntaxError) as error:
+                raise DataError(f"{path}: cannot be decoded: {error}. It may be cut short.") from error
+            self._compare(path, image)  # only what could be decoded can be the first
+        counts = counts.astype(_DTYPES[_depth(image.mode)])  # (H, W) or (H, W, C), in the machine's byte order
+        return counts[None] if counts.ndim == 2 else np.ascontiguousarray(counts.transpose(2, 0, 1))
+
+    def _open(self, path: Path) -> Any:
+        try:
+            return self._pillow.open(path)
+        except (OSError, ValueError, SyntaxError, self._pillow.DecompressionBombError) as error:
+            raise DataError(f"{path}: no image: {error}. It may be cut short.") from error
+
+    def _compare(self, path: Path, image: Any, *, only_refuse: bool = False) -> None:
+        if getattr(image, "n_frames", 1) != 1:
+            raise DataError(f"{path}: {image.n_frames} pages or frames. Give one image a file.")
+        raw = str([tile[3] for tile in image.tile])
+        if _depth(image.mode) not in _DTYPES or (_depth(image.mode) == "uint8" and "16" in raw):
+            what = "16 bits in colour, which Pillow would round to 8" if "16" in raw else f"an image of mode {image.mode}"
+            raise DataError(f"{path}: {what}. Save it as grey of 8 or 16 bits, as 8-bit RGB or RGBA, or as float TIFF.")
+        if self._first is None:
+            self._first = None if only_refuse else (path, image.size, image.mode)
+            return
+        first, size, mode = self._first
+        if image.size != size or _kind(image.mode) != _kind(mode):
+            raise DataError(
+                f"{path}: {image.size[0]} x {image.size[1]} {image.mode}, but {first} has {size[0]} x {size[1]} {mode}. All images must be alike."
+            )
+
+
+def _depth(mode: str) -> str:
+    """The kind of number that a Pillow mode holds; a mode that is not kept as it is has none."""
+    if mode in ("L", "LA", "RGB", "RGBA"):
+        return "uint8"
+    return {"I": "int32", "F": "float32"}.get(mode, "uint16" if mode.startswith("I;16") else mode)
+
+
+def _kind(mode: str) -> str:
+    return "I;16" if mode.startswith("I;16") else mode  # of either byte order
