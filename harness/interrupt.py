@@ -16,6 +16,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._keyboard = 0
 
     def __enter__(self) -> "Interruption":
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -23,10 +24,11 @@ class Interruption:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that was installed from C
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_name == "SIGINT" and number == signal.SIGINT:
+        self._keyboard += number == signal.SIGINT
+        if self._keyboard > 1:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
 

@@ -27,7 +27,8 @@ from harness.window import LossWindow
 class Run:
     """The parts of a training, built by run.py; they know nothing of each other.
 
-    `step`: the number of steps completed. `verdict`: what the stop settings say of the run as it was found, None if it has no evaluation yet.
+    `step`: the number of steps completed. `found`: the checkpoint that this launch went on from. `verdict`: what the stop settings say of the run as
+    it was found, None if it has no evaluation yet.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Run:
     trace: Trace | None
     ledger: Ledger
     step: int
+    found: Path | None
     verdict: Verdict | None
     launches: int
     facts: Mapping[str, Any]

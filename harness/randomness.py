@@ -30,8 +30,8 @@ def seed_ambient(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device there is: 0.1 ms, a slot
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(seed)  # kept for later where CUDA has not begun
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # never in a loader's worker, which was forked before or must not use CUDA
+        torch.cuda.manual_seed_all(seed)
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def preserved() -> Iterator[None]:
     """Whatever is drawn inside leaves no trace in the ambient generators."""
     python, legacy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()
-    device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]  # torch's
     try:
         yield
     finally:
@@ -98,7 +98,7 @@ def restore_random(state: Mapping[str, torch.Tensor], own: Mapping[str, Generato
             torch.cuda.set_rng_state(state["torch.cuda"])
         for name, generator in own.items():
             _restore(generator, state[f"own.{name}"])
-    except (AttributeError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (AttributeError, IndexError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"random state: cannot be restored: {error}. Resume from another checkpoint.") from error
 
 

@@ -5,6 +5,7 @@ on a gloo group of their own, so that they never mix with the gradients' collect
 """
 
 import json
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -53,7 +54,7 @@ class Ranks:
     def decide(self, decision: Callable[[], T]) -> T:
         """Rank 0 runs `decision`; every rank gets its result (a JSON value) or raises its error. Called by every rank."""
         if self.size == 1:
-            return decision()
+            return json.loads(json.dumps(decision()))  # type: ignore[no-any-return] # what several ranks would get
         failure: BaseException | None = None
         reply: Any = None
         if self.rank == 0:
@@ -103,13 +104,15 @@ class Ranks:
         mine = rows.detach().cpu().contiguous()
         if self.size == 1:
             return [mine]
-        shapes = self.gather(list(mine.shape))
-        most = max(shape[0] for shape in shapes)
-        padded = mine.new_zeros((most, *mine.shape[1:]))
-        padded[: mine.shape[0]] = mine
+        kinds: list[Any] = self.gather([list(mine.shape), str(mine.dtype)])
+        if any((shape[1:], dtype) != (kinds[0][0][1:], kinds[0][1]) for shape, dtype in kinds):
+            raise ValueError(f"rows that do not fit together, by rank: {kinds}")  # gloo would end a process by SIGABRT
+        sizes = [math.prod(shape) * mine.element_size() for shape, _ in kinds]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)  # bytes: gloo knows no uint64 and no float8
+        padded[: sizes[self.rank]] = mine.reshape(-1).view(torch.uint8)
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded, group=self._group)
-        return [part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)]
+        return [part[:size].view(mine.dtype).view(shape) for part, size, (shape, _) in zip(parts, sizes, kinds, strict=True)]
 
     def sum_in_place(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, on the tensor's own device, by the default group; no host wait on a GPU. Called by every rank."""
@@ -126,7 +129,7 @@ class Ranks:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
         for same in by_dtype.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
-            dist.broadcast(flat, 0)
+            dist.broadcast(flat.view(torch.uint8), 0)  # bytes: gloo knows no uint64 and no float8
             if self.rank != 0:
                 for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
                     tensor.copy_(part.view_as(tensor))
@@ -226,7 +229,7 @@ class Pulse:
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an exception is what a collective raises when another rank has gone."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl", "connection", "broken pipe"))
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("/gloo/", "nccl", "connection", "broken pipe"))
     )
 
 

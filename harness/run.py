@@ -35,6 +35,8 @@ from harness.tracking import Tracker
 from harness.warm_start import warm_start
 from harness.window import LossWindow
 
+LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
+
 
 def train(config: Config, accelerator: Accelerator, ranks: Ranks) -> Outcome:
     """Run a training to its end, from wherever it stands. Called by every rank. Raises HarnessError."""
@@ -58,7 +60,7 @@ def train(config: Config, accelerator: Accelerator, ranks: Ranks) -> Outcome:
             try:
                 return fit(run)
             finally:
-                run.store.close()
+                run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
         finally:
             if tracker is not None:
                 tracker.close()
@@ -80,9 +82,9 @@ def build(
     agenda = Agenda(sampling, config.log.every, config.stop.every, config.checkpoint.every, config.stop.budget, config.log.trace)
     with ledger.account("resume"):
         loaded = ranks.together(lambda: load_state(place, engine, fingerprints, config.run.exactness != "none", ranks))
-    origin = config.run.init_from
-    if loaded is None and origin is not None:
-        tracker.console.say(ranks.together(lambda: warm_start(engine.network, origin, config.run.init_prefix)))
+    if loaded is None and config.run.init_from is not None:
+        origin, prefixes = config.run.init_from, config.run.init_prefix
+        tracker.console.say(ranks.together(lambda: warm_start(engine.network, origin, prefixes)))
     trainer = None if loaded is None else loaded.trainer
     step = 0 if loaded is None else loaded.manifest.step
     if ranks.is_first():
@@ -90,9 +92,7 @@ def build(
     tracker.console.expect(agenda.last_step())
     ranks.decide(lambda: tracker.begin(config, place.run_id, step))
     engine.wrap(ranks)
-    losses = LossWindow(ranks)
-    train_metrics = IntervalMetrics(task.metrics())
-    verdict = None
+    losses, train_metrics, verdict = LossWindow(ranks), IntervalMetrics(task.metrics()), None
     if trainer is not None:
         verdict = ranks.together(lambda: controller.restore(trainer["stop"]))
         losses.restore(trainer["losses"])
@@ -119,6 +119,7 @@ def build(
         trace=Trace(config.run.dir / "trace.jsonl", step) if config.log.trace and ranks.is_first() else None,
         ledger=ledger,
         step=step,
+        found=place.checkpoint,
         verdict=verdict,
         launches=place.launches,
         facts={"data": fingerprints, "num_samples": {name: len(split) for name, split in splits.items()}, "config": config_hashes(config)},

@@ -96,7 +96,7 @@ def time_saved_s(run: Run) -> float:
 
 def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
     """Why and where the run ended, written to outcome.json. Rank 0 only."""
-    checkpoint = run.store.committed()
+    checkpoint = run.store.committed() or run.found
     if verdict is not None and verdict.stops:
         reason, detail = str(verdict.reason), verdict.detail
         if reason != "diverged" and (checkpoint is None or checkpoint.name != step_name(run.step)):

@@ -160,7 +160,7 @@ class Pool:
                 worker.end()
             raise
         output = [(worker.stdout.read_text(errors="replace"), worker.stderr.read_text(errors="replace")) for worker in workers]
-        self.idle += workers
+        self.idle = workers + self.idle
         return results, failures, output
 
     def close(self) -> None:

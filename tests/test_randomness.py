@@ -95,7 +95,7 @@ def test_a_state_that_lacks_a_generator_is_refused_before_anything_is_changed() 
     assert all(torch.equal(tensor, expected[name]) for name, tensor in capture_random({}).items())
 
 
-@pytest.mark.parametrize("name", ["python.words", "torch.cpu"])
+@pytest.mark.parametrize("name", ["python.words", "numpy.keys", "torch.cpu"])
 def test_a_damaged_state_is_refused(name: str) -> None:
     seed_ambient(7)
     state = capture_random({})

@@ -188,6 +188,8 @@ def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Ch
     by_step = isinstance(resume, int) or (isinstance(resume, str) and resume.isdecimal())
     wanted = Path(step_name(int(str(resume)))) if by_step else Path(resume) if not isinstance(resume, int) else Path()
     path = directory / wanted if (directory / wanted).exists() or by_step else wanted
+    if by_step and not path.exists() and path.with_name(path.name + OLD).exists():
+        path = path.with_name(path.name + OLD)
     listed = inspect(path.resolve(), verify=verify)
     if listed.manifest is None:
         present = ", ".join(name for _, name in step_names(directory)) or "none"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.checkpoint import exact_json
 from harness.checkpoint.files import Content
-from harness.checkpoint.format import Placement, Spec, bytes_of, place, spec_of
+from harness.checkpoint.format import Spec, bytes_of, place, spec_of
 from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
 from harness.checkpoint.manifest import CONFIG, FILE_NAME, MANIFEST, TRAINER_STATE, Reason
 from harness.errors import CheckpointError
@@ -66,9 +66,11 @@ class Staged:
 class _File:
     name: str
     role: str
+    head: bytes
     pieces: list[Piece]
-    placement: Placement
-    begin: int  # of its tensors in the host memory
+    begins: list[int]  # of each piece in the host memory
+    begin: int  # of all of them
+    end: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Stage:
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self._bytes = memoryview(b"")  # of the same memory
         self._planned_for: object = None
         self._plan = _Plan([], [], {}, 0, 0)
 
@@ -112,32 +115,27 @@ class Stage:
         plan = self._plan
         on_gpu = any(sources[file.role][piece.name].is_cuda for file in plan.files for piece in file.pieces)
         self._reserve(plan.memory_bytes, on_gpu)
-        with torch.no_grad():
-            for file in plan.files:
-                for piece in file.pieces:
-                    source = sources[file.role][piece.name].detach()
-                    part = source if piece.rows is None else source[piece.rows[0] : piece.rows[1]]
-                    begin = file.begin + file.placement.begins[piece.key] - len(file.placement.head)
-                    _copy_into(self._memory[begin : begin + piece.spec.size_bytes], part)
+        for file in plan.files:
+            for piece, begin in zip(file.pieces, file.begins, strict=True):
+                source = sources[file.role][piece.name].detach()
+                self._copy_one(source if piece.rows is None else source[piece.rows[0] : piece.rows[1]], begin)
         if on_gpu:
             torch.cuda.current_stream().synchronize()
-        return [Content(file.name, file.role, [file.placement.head, self._view(file)]) for file in plan.files]
+        return [Content(file.name, file.role, [file.head, self._bytes[file.begin : file.end]]) for file in plan.files]
 
-    def _view(self, file: _File) -> memoryview:
-        return bytes_of(self._memory[file.begin : file.begin + file.placement.size_bytes - len(file.placement.head)])
+    def _copy_one(self, part: Tensor, begin: int) -> None:
+        end = begin + part.nbytes
+        if part.device.type == "cpu" and part.is_contiguous() and not (part.is_conj() or part.is_neg()):
+            # One plain memcpy: torch shares each tensor among its threads, which takes many times longer where data workers use the cores [measured].
+            self._bytes[begin:end] = bytes_of(part)
+        else:
+            self._memory[begin:end].view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
 
     def _reserve(self, size_bytes: int, pinned: bool) -> None:
         if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
-            self._memory = torch.empty(0, dtype=torch.uint8)  # given back before the larger one is taken
+            self._memory, self._bytes = torch.empty(0, dtype=torch.uint8), memoryview(b"")  # given back before the larger one is taken
             self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
-
-
-def _copy_into(room: Tensor, part: Tensor) -> None:
-    if part.device.type == "cpu" and part.is_contiguous() and not (part.is_conj() or part.is_neg()):
-        # One plain memcpy: torch shares each tensor among its threads, which takes many times longer where data workers use the cores [measured].
-        bytes_of(room)[:] = bytes_of(part)
-    else:
-        room.view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+            self._bytes = bytes_of(self._memory)
 
 
 def _plan(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> _Plan:
@@ -149,9 +147,10 @@ def _plan(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> _Plan:
     end = 0
     for name, role, pieces in held:
         placement = place({piece.key: piece.spec for piece in pieces})
-        files.append(_File(name, role, pieces, placement, end))
-        size_bytes = placement.size_bytes - len(placement.head)
-        end += size_bytes + (-size_bytes % _ALIGNMENT)
+        begin, head_bytes = end, len(placement.head)
+        end = begin + placement.size_bytes - head_bytes
+        files.append(_File(name, role, placement.head, pieces, [begin - head_bytes + placement.begins[one.key] for one in pieces], begin, end))
+        end += -end % _ALIGNMENT
     described = [
         {"role": file.role, "name": one.name, "dtype": one.whole.dtype, "shape": one.whole.shape, "key": one.key, "file": file.name, "rows": one.rows}
         for file in files

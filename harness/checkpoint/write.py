@@ -153,9 +153,12 @@ class CheckpointStore:
         """The last checkpoint that this process committed, or found in place of one; None before the first."""
         return self._committed
 
-    def close(self) -> None:
-        """Wait for the save in flight (`timeout_s` at most) and give the memory back. No collective."""
-        self._is_idle(self._timeout_s)
+    def close(self, limit_s: float | None = None) -> None:
+        """Wait for the save in flight, `limit_s` (by default `timeout_s`) at most, and give the memory back. No collective.
+
+        A rank that leaves because another has failed must not wait long: the save waits for ranks that wait for this one to be gone.
+        """
+        self._is_idle(self._timeout_s if limit_s is None else limit_s)
         self._hasher.shutdown(wait=False)
         self._stage = Stage()
 
@@ -188,7 +191,7 @@ class CheckpointStore:
         return SaveReport(job.step, target, stall_s=job.stall_s, total_s=total_s, size_bytes=size_bytes, **tidied)
 
     def _write(self, staged: Staged, temporary: str) -> list[dict[str, object]]:
-        with telling(f"writing into {temporary}"):
+        with telling("writing into the directory that rank 0 has made, which all ranks must share,"):
             return write_files(self._directory / temporary, staged.contents, self._hasher)
 
     def _commit(self, job: _Job, staged: Staged, temporary: str, gathered: Sequence[Mapping[str, Any]]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import gcd
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,9 +47,9 @@ class Recordings:
             raise ConfigError(f"align, keep: {align!r}, {keep!r}: align is start or centre, keep is memory or disk.")
         if rate_hz < 1 or round(seconds * rate_hz) < 1:
             raise ConfigError(f"rate_hz, seconds: {rate_hz} and {seconds} make no sample of a wave.")
-        self._soundfile = need("soundfile", "audio", "sound")
         self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
         self._resample, self._align = resample, align
+        _decoder()
         found = find_files(files)
         labels = found.fields.get("label")
         # Before the split and before files are left out: a class has its number whatever happens to some of its files.
@@ -76,11 +77,14 @@ class Recordings:
 
     def _read(self, path: Path) -> Wave:
         """The wave (C, T) of a file, at the rate and of the length asked for."""
-        self._check(path)
+        num_frames = self._check(path)
+        soundfile = _decoder()
         try:
-            frames, rate_hz = self._soundfile.read(path, dtype="float32", always_2d=True)
-        except self._soundfile.SoundFileError as error:
+            frames, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError as error:
             raise DataError(f"{path}: cannot be decoded: {error}. It may be cut short.") from error
+        if len(frames) != num_frames:
+            raise DataError(f"{path}: {len(frames)} frames where its head tells of {num_frames}. It may be cut short.")
         if len(frames) == 0:
             raise DataError(f"{path}: no sound in it. Take it away.")
         if not np.isfinite(frames).all():
@@ -90,16 +94,20 @@ class Recordings:
             frames = resample_poly(frames, self.rate_hz // common, rate_hz // common, axis=0).astype(np.float32)
         return self._fitted(frames.T)
 
-    def _check(self, path: Path) -> None:
-        """Refuse a file whose head says that it is not what was asked for."""
+    def _check(self, path: Path) -> int:
+        """How many frames a file tells of. Refuses one that is not what was asked for, or that ends before its end."""
+        soundfile = _decoder()
         try:
-            head = self._soundfile.info(path)
-        except self._soundfile.SoundFileError as error:
+            head = soundfile.info(path)
+        except soundfile.SoundFileError as error:
             raise DataError(f"{path}: no sound file: {error}. It may be cut short.") from error
+        if _is_cut(path):
+            raise DataError(f"{path}: ends before its end: it was cut short. Fetch it again.")
         if head.channels != self.channels:
             raise DataError(f"{path}: {head.channels} channels where {self.channels} are asked for. Set channels, or leave it out.")
         if head.samplerate != self.rate_hz and not self._resample:
             raise DataError(f"{path}: {head.samplerate} Hz where {self.rate_hz} are asked for. Set resample: true, or rate_hz.")
+        return int(head.frames)
 
     def _fitted(self, wave: Wave) -> Wave:
         """(C, any T) -> (C, num_frames)."""
@@ -110,3 +118,25 @@ class Recordings:
         fitted = np.zeros((len(wave), self.num_frames), dtype=np.float32)
         fitted[:, before : before + wave.shape[1]] = wave
         return fitted
+
+
+def _decoder() -> Any:
+    return need("soundfile", "audio", "sound")  # not kept by the source, which has to be able to go to a worker: a module cannot
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file is shorter than it says; libsndfile plays a WAV or Ogg file that was cut to where it ends, without a word."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        length = file.seek(0, SEEK_END)
+        if head[:4] == b"RIFF":
+            told = int.from_bytes(head[4:8], "little")
+            return told < 2**31 - 1 and told + 8 > length + 1  # larger: written by a pipe, which did not know; 1: an odd end that was not filled up
+        if head[:4] == b"OggS":
+            file.seek(max(0, length - 65_307))  # the largest page there can be
+            tail = file.read()
+            page = tail[max(0, tail.rfind(b"OggS")) :]
+            # RFC 3533, section 6: flags (4: the last page of a stream), and from byte 26 the number of segments and the length of each.
+            whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+            return not (whole and page[5] & 4)
+    return False

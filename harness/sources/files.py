@@ -42,6 +42,9 @@ def find_files(templates: str | Sequence[str]) -> Files:
         if found and fields != set(next(iter(found.values()))):
             raise ConfigError(f"files: {template} has the fields {sorted(fields)}, {several[0]} has others. Give all of them the same.")
         found |= matches
+    empty = {name for template in several for name in _folders(template)} - {fields.get("label") for fields in found.values()}
+    if empty:
+        raise DataError(f"{several[0]}: no file for {', '.join(map(repr, sorted(empty)))}, but a folder. Put samples into it, or take it away.")
     paths = sorted(found)
     return Files(paths, {name: [found[path][name] for path in paths] for name in found[paths[0]]})
 
@@ -56,13 +59,13 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
         begin = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parent
         there = next(folder for folder in (begin, *begin.parents) if folder.is_dir())  # tells a wrong path from wrong names in it
         raise DataError(f"{template}: no such file (looked in {there}). Give the path of files, where * and {{field}} stand for anything in a name.")
-    parent = str(Path(expanded).parent)
-    if "{label}" in parent and "**" not in parent:
-        folders = {match["label"] for path, match in _paths(parent) if path.is_dir()}
-        empty = sorted(folders - {match["label"] for match in found.values()})
-        if empty:
-            raise DataError(f"{template}: no file for {', '.join(map(repr, empty))}, but a folder. Put samples into it, or take it away.")
     return {path: {name: match[name] for name in names} for path, match in found.items()}
+
+
+def _folders(template: str) -> set[str]:
+    """The labels that have folders of their own."""
+    parent = str(Path(template).expanduser().parent)
+    return {match["label"] for path, match in _paths(parent) if path.is_dir()} if "{label}" in parent and "**" not in parent else set()
 
 
 def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:

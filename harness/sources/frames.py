@@ -75,7 +75,7 @@ class Frame:
     def integers(self, name: str) -> NDArray[np.int64]:
         """(N,) int64. Raises DataError as `numbers`, and for a fraction or a missing value."""
         cells = self.cells[name]
-        if isinstance(cells, np.ndarray) and cells.dtype.kind in "iu":
+        if isinstance(cells, np.ndarray) and np.can_cast(cells.dtype, np.int64):
             return cells.astype(np.int64)
         values = self.numbers(name)
         whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)

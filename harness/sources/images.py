@@ -37,7 +37,7 @@ class Images:
     ) -> None:
         if keep not in ("memory", "disk"):
             raise ConfigError(f"keep: {keep!r} is neither memory nor disk.")
-        self._pillow = need("PIL.Image", "images", "images")
+        _decoder()
         found = find_files(files)
         labels = found.fields.get("label")
         self.classes = None if labels is None else class_names(classes, labels, "label")
@@ -81,9 +81,10 @@ class Images:
         return counts[None] if counts.ndim == 2 else np.ascontiguousarray(counts.transpose(2, 0, 1))
 
     def _open(self, path: Path) -> Any:
+        pillow = _decoder()
         try:
-            return self._pillow.open(path)
-        except (OSError, ValueError, SyntaxError, self._pillow.DecompressionBombError) as error:
+            return pillow.open(path)
+        except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
             raise DataError(f"{path}: no image: {error}. It may be cut short.") from error
 
     def _compare(self, path: Path, image: Any, *, only_refuse: bool = False) -> None:
@@ -101,6 +102,10 @@ class Images:
             raise DataError(
                 f"{path}: {image.size[0]} x {image.size[1]} {image.mode}, but {first} has {size[0]} x {size[1]} {mode}. All images must be alike."
             )
+
+
+def _decoder() -> Any:
+    return need("PIL.Image", "images", "images")  # not kept by the source, which has to be able to go to a worker: a module cannot
 
 
 def _depth(mode: str) -> str:

@@ -15,18 +15,22 @@ Batch = dict[str, Any]
 class Encode:
     """A column of text to the numbers of its categories, (B,) int64 in the order in which they are given.
 
-    Raises DataError for another text, or gives it the number len(categories) with `others: true`.
+    Raises DataError for another text, or gives it the number len(categories) with `others: true`; and for samples without the column, unless it is
+    `optional`: a target, which new data to predict does not have.
     """
 
-    def __init__(self, key: str, categories: Sequence[Any], others: bool = False) -> None:
+    def __init__(self, key: str, categories: Sequence[Any], others: bool = False, optional: bool = False) -> None:
         self.key = key
         self.categories = [str(category) for category in categories]
         self.others = others
+        self.optional = optional
         self._numbers = {category: number for number, category in enumerate(self.categories)}
         if len(self._numbers) < len(self.categories) or not self.categories:
             raise ConfigError(f"categories: {self.categories}: at least one, and each once.")
 
     def __call__(self, batch: Batch) -> Batch:
+        if self.optional and self.key not in batch:
+            return batch
         texts = batch.get(self.key)
         if not isinstance(texts, list):
             raise DataError(f"Encode needs {self.key!r} as text; samples have {', '.join(sorted(batch))}. Read the column as text, or set key.")

@@ -102,7 +102,7 @@ def fail_on(directory: Path, rank: int, where: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("writing", "writing into .* failed: Input/output error"),
+        ("writing", "writing into the directory that rank 0 has made, .* failed: Input/output error"),
         ("a bug", "a bug"),
         ("copying", "model x: a str where a tensor is needed"),
     ],

@@ -97,7 +97,8 @@ def test_each_tensor_lies_where_a_fresh_one_would(run: Path) -> None:
 def test_a_checkpoint_that_is_being_replaced_is_still_one(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2)
     (tmp_path / "step-00000002").rename(tmp_path / "step-00000002.old")
-    assert choose(tmp_path, "auto").path == tmp_path / "step-00000002.old"
+    for resume in ("auto", 2, "2"):
+        assert choose(tmp_path, resume).path == tmp_path / "step-00000002.old"
     store_in(tmp_path).close()
     assert names_in(tmp_path) == ["latest", "step-00000001", "step-00000002"]
     assert_is_step(tmp_path / "step-00000002", 2)

@@ -363,3 +363,15 @@ def test_leaving_waits_for_nobody() -> None:
 )
 def test_a_lost_peer_is_told_from_a_bug(error: BaseException, lost: bool) -> None:
     assert is_lost_peer(error) is lost
+
+
+def rows_that_do_not_fit() -> tuple[str, list[int]]:
+    ranks = Ranks.join()
+    raised = caught(lambda: ranks.gather_rows(torch.zeros(2, 2 + ranks.rank)))
+    return str(raised), ranks.gather(1)
+
+
+def test_rows_that_do_not_fit_together_are_refused_on_every_rank() -> None:
+    message, after = same_on_all(on_ranks(2, rows_that_do_not_fit))
+    assert message.startswith("rows that do not fit together, by rank:")
+    assert after == [1, 1]

@@ -112,6 +112,10 @@ def test_a_finished_run_stays_finished_until_more_is_asked_for(tmp_path: Path) -
     assert again.exit_code == 0
     assert "this run is finished: the budget of 2 epochs is spent" in again.stdout
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    (tmp_path / "run" / "outcome.json").unlink()  # as if killed between the last checkpoint and the outcome
+    again = command(*short, "stop.budget.epochs=2")
+    assert again.exit_code == 0, again.stderr
+    assert outcome(tmp_path / "run")["reason"] == "budget"
     more = command(*short, "stop.budget.epochs=3")
     assert more.exit_code == 0
     assert "going on from step-" in more.stdout

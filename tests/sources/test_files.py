@@ -1,0 +1,71 @@
+"""Files found by the form of their paths."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ConfigError, DataError
+from harness.sources.files import class_names, find_files
+
+
+def lay(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_fields_are_read_from_folders_and_names(tmp_path: Path) -> None:
+    lay(tmp_path, "b/x_1.wav", "a/y_12.wav", "a/y_2.wav", "a/notes.txt", "a/deep/y_2.wav")
+    found = find_files(str(tmp_path / "{label}/{speaker}_{take}.wav"))
+    assert [str(path.relative_to(tmp_path)) for path in found.paths] == ["a/y_12.wav", "a/y_2.wav", "b/x_1.wav"]
+    assert found.fields == {"label": ["a", "a", "b"], "speaker": ["y", "y", "x"], "take": ["12", "2", "1"]}
+    assert found.chosen([2, 0]).fields["take"] == ["1", "12"]
+
+
+def test_stars_stand_for_anything_in_one_name_and_two_for_folders(tmp_path: Path) -> None:
+    lay(tmp_path, "a/1.png", "a/b/2.png", "a/b/c/3.png", "c[1]/4.png")
+    assert len(find_files(str(tmp_path / "a/*.png")).paths) == 1
+    deep = find_files(str(tmp_path / "a/**/{number}.png"))
+    assert deep.fields == {"number": ["1", "2", "3"]}
+    assert len(find_files(str(tmp_path / "c[1]/?.png")).paths) == 1  # brackets are only themselves
+
+
+def test_several_patterns_give_each_file_once(tmp_path: Path) -> None:
+    lay(tmp_path, "a/1.wav", "a/2.flac", "b/1.wav")
+    found = find_files([str(tmp_path / "{label}/*.wav"), str(tmp_path / "{label}/*.flac"), str(tmp_path / "{label}/1.*")])
+    assert [(path.name, label) for path, label in zip(found.paths, found.fields["label"], strict=True)] == [
+        ("1.wav", "a"),
+        ("2.flac", "a"),
+        ("1.wav", "b"),
+    ]
+    with pytest.raises(ConfigError, match=r"has the fields \[\], .* has others\. Give all of them the same"):
+        find_files([str(tmp_path / "{label}/*.wav"), str(tmp_path / "a/*.flac")])
+
+
+def test_a_class_without_a_file_is_named(tmp_path: Path) -> None:
+    lay(tmp_path, "a/1.wav", "b/1.mp3")
+    with pytest.raises(DataError, match=r"no file for 'b', but a folder\. Put samples into it, or take it away"):
+        find_files(str(tmp_path / "{label}/*.wav"))
+
+
+def test_a_path_where_nothing_is_says_how_far_it_could_be_followed(tmp_path: Path) -> None:
+    lay(tmp_path, "data/a/1.wav")
+    for template in ("data/{label}/*.flac", "data/x/{label}/*.wav", "data/x/1.wav"):
+        with pytest.raises(DataError, match=rf"no such file \(looked in {tmp_path}/data\)"):
+            find_files(str(tmp_path / template))
+    with pytest.raises(ConfigError, match=r"each \{field\} needs a name of its own"):
+        find_files("{}/{label}.wav")
+    with pytest.raises(ConfigError, match=r"each \{field\} needs a name of its own"):
+        find_files("{label}/{label}.wav")
+
+
+def test_classes_are_numbered_as_given_or_by_name() -> None:
+    assert class_names(None, ["b", "a", "b"], "label") == ["a", "b"]
+    assert class_names(["b", "a"], ["b", "a", "b"], "label") == ["b", "a"]
+    assert class_names([1, 0], ["0", "1"], "label") == ["1", "0"]
+    with pytest.raises(DataError, match=r"^label: 'aple' is none of the classes apple, pear\. Did you mean 'apple'\?"):
+        class_names(["apple", "pear"], ["aple", "pear", "apple"], "label")
+    with pytest.raises(DataError, match=r"^label: no sample of pear"):
+        class_names(["apple", "pear"], ["apple"], "label")
+    with pytest.raises(ConfigError, match=r"^classes: a name comes twice"):
+        class_names(["a", "a"], ["a"], "label")

@@ -1,0 +1,183 @@
+"""Recordings of measuring devices, cut into windows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import ConfigError, DataError
+from harness.sources.series import Series, judge
+from harness.sources.split import ByGroup
+
+CHANNELS = ["x", "y"]
+
+
+def recording(count: int, begin: int = 0, label: str = "walk") -> pd.DataFrame:
+    """Row t of a recording that begins at b has x = b + t and y = -x, and is taken at t / 10 s."""
+    x = begin + np.arange(count, dtype=float)
+    return pd.DataFrame({"t": np.arange(count) / 10, "x": x, "y": -x, "activity": label})
+
+
+def write(frame: pd.DataFrame, path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, frame[CHANNELS].to_numpy())
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".xlsx":
+        frame.to_excel(path, index=False)
+    elif path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False)
+    return str(path)
+
+
+def first_rows(source: Series) -> list[float]:
+    return [float(x) for x in source.__getitems__(list(range(len(source))))["series"][:, 0, 0]]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl", ".xlsx", ".npy"])
+def test_every_format_gives_the_same_windows_and_none_across_recordings(tmp_path: Path, ending: str) -> None:
+    for name, count, begin in (("a", 10, 0), ("b", 3, 100), ("c", 7, 200)):
+        write(recording(count, begin), tmp_path / f"{name}{ending}")
+    source = Series(str(tmp_path / f"*{ending}"), CHANNELS, length=4, stride=3)
+    assert first_rows(source) == [0, 3, 6, 200, 203]
+    batch = source.__getitems__([2, 0])
+    assert batch.keys() == {"series"}
+    assert batch["series"].dtype == np.float32
+    assert batch["series"].tolist() == [[[6, 7, 8, 9], [-6, -7, -8, -9]], [[0, 1, 2, 3], [0, -1, -2, -3]]]
+    assert (source[2]["series"] == batch["series"][0]).all()
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(1, 8), st.integers(1, 8))
+def test_windows_are_all_that_fit(tmp_path_factory: pytest.TempPathFactory, counts: list[int], length: int, stride: int) -> None:
+    folder = tmp_path_factory.mktemp("series")
+    for number, count in enumerate(counts):
+        np.save(folder / f"{number}.npy", 100.0 * number + np.arange(count))
+    expected = [100.0 * number + begin for number, count in enumerate(counts) for begin in range(0, count - length + 1, stride)]
+    if not expected:
+        with pytest.raises(DataError, match=rf"no window of {length} rows in {len(counts)} recordings"):
+            Series(str(folder / "*.npy"), ["x"], length, stride)
+        return
+    source = Series(str(folder / "*.npy"), ["x"], length, stride)
+    assert first_rows(source) == expected
+    assert all((np.diff(source[row]["series"][0]) == 1).all() for row in range(len(source)))
+
+
+def test_labels_come_from_the_path_and_splits_divide_whole_recordings(tmp_path: Path) -> None:
+    for label, begin in (("walk", 0), ("run", 1000)):
+        for number in range(5):
+            write(recording(8, begin + 100 * number), tmp_path / label / f"subject{number}.csv")
+    files = str(tmp_path / "{label}/{subject}.csv")
+    rule = ByGroup("subject", val=0.2, test=0.2)
+    parts = {part: Series(files, CHANNELS, 4, 2, part=part, split=rule) for part in ("train", "val", "test")}  # type: ignore[arg-type]
+    assert [len(one) for one in parts.values()] == [18, 6, 6]
+    subjects = [set(one.files.fields["subject"]) for one in parts.values()]
+    assert sum(map(len, subjects)) == len(set.union(*subjects)) == 5
+    for one in parts.values():
+        assert one.classes == ["run", "walk"]
+        batch = one.__getitems__(list(range(len(one))))
+        assert (batch["label"] == (batch["series"][:, 0, 0] < 1000)).all()
+
+
+def test_a_window_has_the_label_of_its_rows(tmp_path: Path) -> None:
+    frame = recording(12)
+    frame["activity"] = ["walk"] * 5 + ["run"] * 4 + [None] * 3
+    path = write(frame, tmp_path / "a.csv")
+    pure = Series(path, CHANNELS, 4, 1, label="activity")
+    assert first_rows(pure) == [0, 1, 5]
+    assert pure.classes == ["run", "walk"]
+    assert pure.__getitems__([0, 1, 2])["label"].tolist() == [1, 1, 0]
+    majority = Series(path, CHANNELS, 4, 1, label="activity", labels="majority", classes=["walk", "run"])
+    assert first_rows(majority) == [0, 1, 2, 3, 4, 5, 6]  # of the one at 7 half has no label
+    assert majority.__getitems__(list(range(7)))["label"].tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+@given(st.lists(st.integers(-1, 2), min_size=1, max_size=20), st.integers(1, 6))
+def test_windows_are_judged_as_by_counting(labels: list[int], length: int) -> None:
+    begins = np.arange(max(0, len(labels) - length + 1))
+    is_class = np.array([[label == number for label in labels] for number in range(3)])
+    for rule in ("pure", "majority"):
+        expected = []
+        for begin in begins.tolist():
+            counts = [labels[begin : begin + length].count(number) for number in (-1, 0, 1, 2)]
+            best = max(range(3), key=lambda number: counts[number + 1])
+            enough = counts[best + 1] == length if rule == "pure" else counts[best + 1] > counts[0]
+            expected.append(best if enough else -1)
+        assert judge(is_class, begins, length, rule).tolist() == expected  # type: ignore[arg-type]
+
+
+def test_gaps_are_refused_or_split_at(tmp_path: Path) -> None:
+    frame = recording(12)
+    frame.loc[frame.index >= 6, "t"] += 1.0
+    path = write(frame, tmp_path / "a.csv")
+    with pytest.raises(DataError, match=rf"^{path}: row 8: more than 0\.15 s after the row before\. Mend it, or set gaps: split"):
+        Series(path, CHANNELS, 4, 1, time="t", gap_s=0.15)
+    assert first_rows(Series(path, CHANNELS, 4, 1, time="t", gap_s=0.15, gaps="split")) == [0, 1, 2, 6, 7, 8]
+    assert len(Series(path, CHANNELS, 4, 1, time="t", gap_s=2)) == 9
+
+    frame = recording(12)
+    frame.loc[[0, 5], "y"] = None
+    path = write(frame, tmp_path / "b.csv")
+    with pytest.raises(DataError, match=rf"^{path}: row 2: an empty cell\. Mend it, or set gaps: split"):
+        Series(path, CHANNELS, 4, 1)
+    assert first_rows(Series(path, CHANNELS, 4, 1, gaps="split")) == [1, 6, 7, 8]
+
+
+def test_time_that_does_not_go_on_is_refused(tmp_path: Path) -> None:
+    for number, time in enumerate((0.1, 0.0, None)):
+        frame = recording(6)
+        frame.loc[2, "t"] = time
+        path = write(frame, tmp_path / f"{number}.csv")
+        with pytest.raises(DataError, match=rf"^{path}: row 4, column 't': not after the time of the row before\. Sort or mend it"):
+            Series(path, CHANNELS, 2, 1, time="t", gap_s=9, gaps="split")
+
+
+def test_a_corrupt_recording_among_many_is_named_or_left_out_and_counted(tmp_path: Path) -> None:
+    for number in range(4):
+        write(recording(5), tmp_path / f"{number}.npy")
+        write(recording(5), tmp_path / f"{number}.csv")
+    (tmp_path / "2.npy").write_bytes((tmp_path / "2.npy").read_bytes()[:-8])
+    (tmp_path / "2.csv").write_text("x,y\n1,2\n1,high\n")
+    for ending, what in ((".npy", "cannot be read"), (".csv", "row 3, column 'y': 'high' where a number belongs")):
+        with pytest.raises(DataError, match=rf"^{tmp_path}/2{ending}: {what}.* Or leave such files out with on_error: skip"):
+            Series(str(tmp_path / f"*{ending}"), CHANNELS, 2, 1)
+        with pytest.warns(UserWarning, match=rf"^1 of 4 files left out: {tmp_path}/2{ending}: {what}"):
+            source = Series(str(tmp_path / f"*{ending}"), CHANNELS, 2, 1, on_error="skip")
+        assert len(source) == 12
+        assert len(source.skipped) == 1
+
+
+def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    for array, what in (
+        (np.zeros((4, 3)), r"\(4, 3\) of float64 where numbers \(T, 2\) are needed"),
+        (np.array(["a"]), r"\(1, 1\) of <U1"),
+        (np.empty((0, 2)), "no rows in it"),
+        (np.full((4, 2), np.inf), "row 1: a number that float32 cannot hold"),
+        (np.array([{}]), "cannot be read: .*allow_pickle"),
+    ):
+        np.save(path, array)
+        with pytest.raises(DataError, match=rf"^{path}: {what}"):
+            Series(str(path), CHANNELS, 2, 1)
+    with pytest.raises(DataError, match=rf"^{path}: an array has no columns of labels or times"):
+        Series(str(path), CHANNELS, 2, 1, label="activity")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"length": 0}, r"^length, stride, channels: 0, 1"),
+        ({"channels": []}, r"^length, stride, channels: 2, 1, \[\]"),
+        ({"labels": "any"}, r"^labels, gaps: 'any', 'refuse'"),
+        ({"gap_s": 1.0}, r"^time, gap_s: give both, or neither"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Series(**{"files": "a.csv", "channels": CHANNELS, "length": 2, "stride": 1, **arguments})
