@@ -19,10 +19,11 @@ from harness.tasks import Task
 
 @dataclass(frozen=True)
 class Shown:
-    """A checkpoint as a person sees it. `links`: latest, best."""
+    """A checkpoint as a person sees it. `links`: latest, best; `ranked_by`: the metric to show, None for all."""
 
     listed: Listed
     links: tuple[str, ...]
+    ranked_by: str | None
 
     @property
     def valid(self) -> bool:
@@ -49,7 +50,7 @@ class Shown:
         if one.manifest is None:
             return (f"{one.step:,}", "", "", "", "", "", links, f"no: {'; '.join(one.problems[:3])}")
         manifest = one.manifest
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items() if self.ranked_by in (None, name))
         size = f"{one.size_bytes / 1e6:,.1f} MB"
         return (f"{one.step:,}", str(manifest.epoch), manifest.reason, str(manifest.world_size), size, metrics, links, "yes")
 
@@ -64,7 +65,11 @@ def list_run(run: Path, verify: Verify) -> list[Shown]:
     for name in ("latest", "best"):
         with suppress(OSError):
             links.setdefault((directory / name).resolve(strict=True), []).append(name)
-    return [Shown(one, tuple(links.get(one.path.resolve(), ()))) for one in listed]
+    ranked_by = None
+    with suppress(HarnessError):
+        best = _ranked_by(run)
+        ranked_by = None if best is None else best.metric
+    return [Shown(one, tuple(links.get(one.path.resolve(), ())), ranked_by) for one in listed]
 
 
 def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:

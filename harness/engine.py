@@ -6,7 +6,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -140,6 +140,22 @@ class Engine:
             for buffer, before in zip(self._buffers, buffers, strict=True):
                 buffer.copy_(before)
         restore_random(random_state, self.generators)
+
+    def adopt_changes(self, before: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Let what the config now says of the optimizer hold where it says something else than `before` did; returns what changed.
+
+        `fresh`: the parameter groups as the present config made them. Both are compared as built, so that an optimizer may make groups of its own.
+        """
+        changes = []
+        built = _build_optimizer(before, self.network).param_groups
+        for index, (group, old, new) in enumerate(zip(self.optimizer.param_groups, built, fresh, strict=True)):
+            for name in new.keys() & old.keys() - {"params"}:
+                if old[name] != new[name]:
+                    group[name] = new[name]
+                    if name == "lr" and "initial_lr" in group:
+                        group["initial_lr"] = new[name]
+                    changes.append(f"group {index}: {name}: {old[name]} -> {new[name]}")
+        return changes
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The loss scaler's state, None without fp16."""

@@ -23,15 +23,20 @@ ACCOUNTS = ("start_up", "resume", *TRAINING, "work_lost", "idle")
 
 
 class Ledger:
-    """Books time to the account that is open; there is always one. `clock` and `wall` give seconds, the second one since the epoch."""
+    """Books time to the account that is open; there is always one. `clock` and `wall` give seconds, the second one since the epoch.
 
-    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
+    `age_s`: how long the process had been there before, to be booked to start_up.
+    """
+
+    def __init__(
+        self, path: Path | None = None, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time, age_s: float = 0.0
+    ) -> None:
         self._path = path
         self._clock = clock
         self._wall = wall
         self._totals = dict.fromkeys(ACCOUNTS, 0.0)
         self._open = "start_up"
-        self._began = self._since = clock()
+        self._began = self._since = clock() - age_s
 
     @contextmanager
     def account(self, name: str) -> Iterator[None]:
@@ -102,3 +107,12 @@ class Ledger:
         self._since = now
         before, self._open = self._open, name
         return before
+
+
+def process_age_s() -> float:
+    """Seconds since this process began, its imports included; 0 where there is no /proc."""
+    try:
+        began_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK"))

@@ -64,7 +64,9 @@ def find_place(config: Config, console: Console) -> dict[str, Any]:
         console.say(f"warning: {reason}")
     run_id = secrets.token_hex(4)
     if choice.path is not None:
-        changes = identity_changes(read_config(choice.path / "config.yaml"), config)
+        before = read_config(choice.path / "config.yaml")
+        check_schedule(before, config, directory)
+        changes = identity_changes(before, config)
         if changes:
             raise ConfigError(
                 f"{directory}: {choice.path.name} belongs to another training. What identifies a run has changed:\n  "
@@ -82,6 +84,23 @@ def find_place(config: Config, console: Console) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{directory}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
     return {"run_id": run_id, "checkpoint": None if choice.path is None else str(choice.path)}
+
+
+def check_schedule(before: Config, now: Config, directory: Path) -> None:
+    """Refuse changes that a schedule's stored state would make ineffective. Raises ConfigError.
+
+    Torch's schedules store their arguments and compute each rate from the one before; ours are functions of the step and the present config.
+    """
+    own = now.schedule is not None and str(now.schedule["_target_"]).replace(":", ".").startswith("harness.schedules.")
+    if own or (before.schedule is None and now.schedule is None):
+        return
+    changed = [] if before.schedule == now.schedule else ["schedule"]
+    changed += [] if before.optimizer.get("lr") == now.optimizer.get("lr") else ["optimizer.lr"]
+    if changed:
+        raise ConfigError(
+            f"{directory}: {' and '.join(changed)} changed, which has no effect on a run with a torch schedule: its state holds the rates. "
+            "Take the change back, use one of harness.schedules (functions of the step), or begin another run with run.init_from."
+        )
 
 
 def set_aside(directory: Path, console: Console) -> None:

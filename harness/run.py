@@ -10,14 +10,14 @@ from accelerate import Accelerator
 from harness import components
 from harness.agenda import Agenda
 from harness.checkpoint import CheckpointStore, Loaded, Retention, load, restore_network, restore_optimizer
-from harness.config import Config, SplitConfig, config_hashes
+from harness.config import Config, SplitConfig, config_hashes, read_config
 from harness.console import Console
 from harness.engine import Engine
 from harness.errors import CheckpointError, ConfigError
 from harness.evaluation import EvaluationPlan, fixed_sample
 from harness.interrupt import Interruption
 from harness.lease import Lease
-from harness.ledger import Ledger
+from harness.ledger import Ledger, process_age_s
 from harness.loading import Batch, Feed, Split
 from harness.loop import fit
 from harness.metrics import IntervalMetrics
@@ -41,7 +41,7 @@ LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wai
 def train(config: Config, accelerator: Accelerator, ranks: Ranks) -> Outcome:
     """Run a training to its end, from wherever it stands. Called by every rank. Raises HarnessError."""
     directory = config.run.dir
-    ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None)
+    ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=process_age_s())
     lease = Lease(directory)
     tracker: Tracker | None = None
     with Console(ranks.is_first()) as console, Interruption() as interruption:
@@ -81,7 +81,7 @@ def build(
     controller = ranks.together(lambda: StopController(config.stop, known_metrics(config, task)))
     agenda = Agenda(sampling, config.log.every, config.stop.every, config.checkpoint.every, config.stop.budget, config.log.trace)
     with ledger.account("resume"):
-        loaded = ranks.together(lambda: load_state(place, engine, fingerprints, config.run.exactness != "none", ranks))
+        loaded = ranks.together(lambda: load_state(config, place, engine, fingerprints, ranks))
     if loaded is None and config.run.init_from is not None:
         origin, prefixes = config.run.init_from, config.run.init_prefix
         tracker.console.say(ranks.together(lambda: warm_start(engine.network, origin, prefixes)))
@@ -178,20 +178,22 @@ def evaluation_plans(config: Config, splits: dict[str, Split]) -> dict[str, Eval
     return plans
 
 
-def load_state(place: Place, engine: Engine, data: Mapping[str, str], exact: bool, ranks: Ranks) -> Loaded | None:
+def load_state(config: Config, place: Place, engine: Engine, data: Mapping[str, str], ranks: Ranks) -> Loaded | None:
     """Read the chosen checkpoint and put its weights and moments in. Raises CheckpointError, also if `data` (fingerprints by split) has changed."""
     if place.checkpoint is None:
         return None
     loaded = load(place.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu"))
     had = loaded.manifest.facts["data"]
     changed = [f"data.{name}" for name in sorted({*had, *data}) if had.get(name) != data.get(name)]
-    if changed and exact:
+    if changed and config.run.exactness != "none":
         raise CheckpointError(
             f"{place.checkpoint}: {', '.join(changed)} no longer gives the samples that the run began with, so it cannot go on exactly. "
             "Bring the data back, choose another run.dir, or set run.exactness: none from the start of a run."
         )
     restore_network(engine.network, loaded)
+    fresh = [dict(group) for group in engine.optimizer.param_groups]
     restore_optimizer(engine.optimizer, engine.parameter_names(), loaded.optimizer, loaded.trainer["optimizer"])
+    engine.adopt_changes(read_config(place.checkpoint / "config.yaml").optimizer, fresh)
     engine.restore_rest(loaded.trainer["schedule"], loaded.trainer["scaler"])
     return loaded
 

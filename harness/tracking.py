@@ -65,6 +65,8 @@ class Tracker:
     def save(self, report: SaveReport, position: Mapping[str, Any]) -> None:
         """How a save ended."""
         self._write("event", {**position, "event": "save", "save": report.to_json()})
+        if report.warning is not None:
+            self.warn(f"the checkpoint of step {report.step} is safe, but tidying up after it failed: {report.warning}")
         if report.error is not None:
             self.console.say(f"warning: the checkpoint of step {report.step} was not saved, training goes on: {report.error}")
 

@@ -1,6 +1,8 @@
 """Every second is booked once."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,3 +83,10 @@ def test_what_is_saved_names_every_account(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.json")
     ledger.save()
     assert set(json.loads((tmp_path / "ledger.json").read_text())["totals"]) == set(ACCOUNTS)
+
+
+def test_the_time_before_the_first_line_is_start_up() -> None:
+    code = "import time; time.sleep(0.5); from harness.ledger import process_age_s; print(process_age_s())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+    assert float(out) >= 0.5
+    assert Ledger(clock=Clock(), age_s=4.0).totals()["start_up"] == 4.0

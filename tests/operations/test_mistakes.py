@@ -1,6 +1,7 @@
 """What a user can do wrong ends with exit code 2 and one message, on one rank, and nothing is written over."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -95,9 +96,22 @@ def test_a_run_directory_that_belongs_to_another_training_stays_as_it_is(tmp_pat
 
 
 def test_what_does_not_identify_a_run_may_change(tmp_path: Path) -> None:
-    assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
+    free = ["schedule=null"]
+    assert launch(tmp_path / "run", *free, "stop.budget.steps=7")[0].exit_code == 0
     more = ["stop.budget.steps=9", "log.every.steps=1", "optimizer.lr=2e-3", "stop.targets={accuracy: {at_least: 0.999}}"]
-    assert [one.exit_code for one in launch(tmp_path / "run", *more, ranks=2)] == [0, 0]
+    ends = launch(tmp_path / "run", *free, *more, ranks=2)
+    assert [one.exit_code for one in ends] == [0, 0]
+    rates = [json.loads(line).get("lr") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [rate for rate in rates if rate is not None][-1] == 2e-3
+
+
+def test_a_change_that_a_schedules_state_would_swallow(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
+    assert_refused(launch(tmp_path / "run", "schedule.T_max=80"), "schedule changed", "harness.schedules")
+    assert_refused(launch(tmp_path / "run", "optimizer.lr=2e-3"), "optimizer.lr changed")
+    ours = "schedule={_target_: harness.schedules.WarmupCosine, total_steps: 40}"
+    assert launch(tmp_path / "other", "stop.budget.steps=7", ours)[0].exit_code == 0
+    assert launch(tmp_path / "other", "stop.budget.steps=9", ours.replace("40", "80"))[0].exit_code == 0
 
 
 def test_overwriting_moves_the_earlier_run_aside(tmp_path: Path) -> None:
