@@ -125,8 +125,23 @@ def build(
         facts={"data": fingerprints, "num_samples": {name: len(split) for name, split in splits.items()}, "config": config_hashes(config)},
     )
     restore_randomness(loaded, run)
-    tracker.event("launch", run.position(), launch=place.launches, world_size=ranks.size, run_id=place.run_id)
+    introduce(run)
     return run
+
+
+def introduce(run: Run) -> None:
+    """Record the launch, and tell a person what begins, how its training metrics are to be read, and what the stop settings say of the run so far."""
+    wanted = run.config.stop.train_metrics
+    kinds = {"interval": "of the interval's own batches, while the network changes", "full": "a true evaluation of the training split"}
+    metrics = f"a true evaluation of {wanted.samples:,} fixed training samples" if isinstance(wanted, TrainSample) else kinds[wanted]
+    place = {"launch": run.launches, "world_size": run.ranks.size, "run_id": run.run_id}
+    run.tracker.event("launch", run.position(), **place, train_metrics=metrics)
+    run.tracker.console.say(
+        f"{run.directory}: launch {run.launches} on {run.ranks.size} x {len(run.slots)} slots of {run.sampling.micro_size} samples, "
+        f"{run.sampling.num_samples:,} an epoch; train/ metrics: {metrics}"
+    )
+    if run.verdict is not None:
+        run.tracker.console.say(f"on the history so far the stop settings say: {run.verdict.action}: {run.verdict.detail}")
 
 
 def open_store(config: Config, ranks: Ranks, place: Place, lease: Lease) -> CheckpointStore:

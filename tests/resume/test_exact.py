@@ -108,3 +108,13 @@ def test_the_number_of_ranks_may_change_and_the_samples_stay_the_same(tmp_path: 
         launch(tmp_path / "run", ranks, die_at=death)
     finish(tmp_path / "run", 2)
     assert [one["samples"] for one in trace(tmp_path / "run")] == [one["samples"] for one in trace(references(2))]
+
+
+def test_a_plateau_that_is_fed_by_the_evaluations_goes_on_where_it_was(tmp_path: Path) -> None:
+    plateau = "schedule={_target_: harness.schedules.Plateau, metric: val/loss, mode: min, patience: 1, at_least: 30%, factor: 0.5}"
+    finish(tmp_path / "whole", 2, plateau)
+    assert len({one["lr"] for one in evaluations(tmp_path / "whole") if "lr" in one}) >= 3  # it dropped, and dropped again
+    launch(tmp_path / "cut", 2, plateau, die_at="1:23")
+    launch(tmp_path / "cut", 2, plateau, die_at="0:9:term")
+    finish(tmp_path / "cut", 2, plateau)
+    assert_same(tmp_path / "cut", tmp_path / "whole")
