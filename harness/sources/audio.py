@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from scipy.signal import resample_poly  # type: ignore[import-untyped]  # scipy has no stubs
 
 from harness.errors import ConfigError, DataError
-from harness.sources.files import OnError, class_names, find_files, need, read_each
-from harness.sources.split import Part, Rule, rows_of
+from harness.sources.collection import Collection, Keep
+from harness.sources.files import OnError, need
+from harness.sources.split import Part, Rule
 
 Wave = NDArray[np.float32]
 
 
-class Recordings:
+class Recordings(Collection):
     """WAV, FLAC or OGG files, all of one length, channel count and sampling rate.
 
     A sample: `wave` (C, seconds x rate) float32 in [-1, 1], and `label` int64 if the path has a {label}. `files`: e.g. `speech/{label}/*.wav` or
@@ -40,40 +41,17 @@ class Recordings:
         channels: int = 1,
         resample: bool = False,
         align: Literal["start", "centre"] = "start",
-        keep: Literal["memory", "disk"] = "memory",
+        keep: Keep = "memory",
         on_error: OnError = "stop",
     ) -> None:
-        if align not in ("start", "centre") or keep not in ("memory", "disk"):
-            raise ConfigError(f"align, keep: {align!r}, {keep!r}: align is start or centre, keep is memory or disk.")
+        if align not in ("start", "centre"):
+            raise ConfigError(f"align: {align!r} is neither start nor centre.")
         if rate_hz < 1 or round(seconds * rate_hz) < 1:
             raise ConfigError(f"rate_hz, seconds: {rate_hz} and {seconds} make no sample of a wave.")
         self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
         self._resample, self._align = resample, align
         _decoder()
-        found = find_files(files)
-        labels = found.fields.get("label")
-        # Before the split and before files are left out: a class has its number whatever happens to some of its files.
-        self.classes = None if labels is None else class_names(classes, labels, "label")
-        found = found.chosen(rows_of(part, split, found.fields, len(found.paths)).tolist())
-        self._waves: NDArray[np.float32] | None = None
-        if keep == "memory":
-            self.files, waves, self.skipped = read_each(found, self._read, on_error)
-            self._waves = np.stack(waves)
-        else:
-            self.files, _, self.skipped = read_each(found, self._check, on_error)
-        place = {name: number for number, name in enumerate(self.classes or ())}
-        self._labels = None if labels is None else np.array([place[name] for name in self.files.fields["label"]], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.files.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """{wave: (B, C, T), label: (B,)}"""
-        waves = np.stack([self._read(self.files.paths[index]) for index in indices]) if self._waves is None else self._waves[indices]
-        return {"wave": waves} if self._labels is None else {"wave": waves, "label": self._labels[indices]}
+        super().__init__("wave", files, part, split, classes, keep, on_error)
 
     def _read(self, path: Path) -> Wave:
         """The wave (C, T) of a file, at the rate and of the length asked for."""

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
-from harness.sources.files import OnError, class_names, find_files, need, read_each
-from harness.sources.split import Part, Rule, rows_of
+from harness.errors import DataError
+from harness.sources.collection import Collection, Keep
+from harness.sources.files import OnError, need
+from harness.sources.split import Part, Rule
 
 _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": np.float32}  # torch can do little with uint16
 
 
-class Images:
+class Images(Collection):
     """PNG, TIFF, JPEG and other files that Pillow reads, all of one size, channel count and kind of number.
 
     A sample: `image` (C, H, W), and `label` int64 if the path has a {label}. 8-bit counts stay uint8; 16-bit ones, as thermal cameras give, become
@@ -32,36 +33,12 @@ class Images:
         part: Part = "all",
         split: Rule | None = None,
         classes: Sequence[Any] | None = None,
-        keep: Literal["memory", "disk"] = "memory",
+        keep: Keep = "memory",
         on_error: OnError = "stop",
     ) -> None:
-        if keep not in ("memory", "disk"):
-            raise ConfigError(f"keep: {keep!r} is neither memory nor disk.")
         _decoder()
-        found = find_files(files)
-        labels = found.fields.get("label")
-        self.classes = None if labels is None else class_names(classes, labels, "label")
-        found = found.chosen(rows_of(part, split, found.fields, len(found.paths)).tolist())
         self._first: tuple[Path, tuple[int, int], str] | None = None  # what all others have to be like
-        self._images: NDArray[Any] | None = None
-        if keep == "memory":
-            self.files, images, self.skipped = read_each(found, self._read, on_error)
-            self._images = np.stack(images)
-        else:
-            self.files, _, self.skipped = read_each(found, self._check, on_error)
-        place = {name: number for number, name in enumerate(self.classes or ())}
-        self._labels = None if labels is None else np.array([place[name] for name in self.files.fields["label"]], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.files.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """{image: (B, C, H, W), label: (B,)}"""
-        images = np.stack([self._read(self.files.paths[index]) for index in indices]) if self._images is None else self._images[indices]
-        return {"image": images} if self._labels is None else {"image": images, "label": self._labels[indices]}
+        super().__init__("image", files, part, split, classes, keep, on_error)
 
     def _check(self, path: Path) -> None:
         """Refuse a file whose head says that it cannot be kept as it is, or that it is not like the first."""

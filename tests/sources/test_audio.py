@@ -143,8 +143,8 @@ def test_silence_without_length_and_numbers_that_are_no_sound_are_refused(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"align": "end"}, r"^align, keep: 'end'"),
-        ({"keep": "cloud"}, r"^align, keep: 'start', 'cloud'"),
+        ({"align": "end"}, r"^align: 'end' is neither"),
+        ({"keep": "cloud"}, r"^keep: 'cloud' is neither"),
         ({"seconds": 0}, r"^rate_hz, seconds: 8000 and 0"),
     ],
 )
