@@ -1,9 +1,12 @@
 """Signals become a flag that the loop reads once a step; nothing else happens inside a handler."""
 
+import ctypes
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
+PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -37,3 +40,9 @@ def ignore_signals() -> None:
     """For DataLoader workers: the signals that ask a run to save must not kill them first."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_parent() -> None:
+    """For DataLoader workers: end by SIGKILL when the process that started this one ends. Linux only; elsewhere they notice within seconds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from harness.config import read_config
 from harness.engine import start_accelerator
 from harness.errors import HarnessError, RankError
+from harness.loading import end_workers
 from harness.outcome import exit_code
 from harness.ranks import Ranks, is_lost_peer, leave
 from harness.run import train
@@ -30,6 +31,8 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
         return 130
     except Exception as error:  # noqa: BLE001 - a peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
         return fail(error, ranks)
+    finally:
+        end_workers()
     leave()
     return code
 

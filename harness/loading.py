@@ -4,8 +4,11 @@ A DataLoader here has no state worth saving: what it yields is a function of the
 their number cannot matter.
 """
 
+import atexit
+import functools
 import hashlib
 import inspect
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from harness.errors import DataError, HarnessError, error_from_json
-from harness.interrupt import ignore_signals
+from harness.interrupt import die_with_parent, ignore_signals
 from harness.randomness import preserved, seed_ambient, seed_for
 from harness.sampling import Sampling
 
@@ -164,6 +167,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _loader(dataset: Dataset[Any], numbers: Iterable[int], device: torch.device, num_workers: int) -> Any:
+    if num_workers:
+        _end_workers_at_exit()
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=_Singles(numbers),  # the dataset's items are whole micro-batches
@@ -187,12 +192,26 @@ class _Singles(Sampler[list[int]]):
         return ([number] for number in self._numbers)
 
 
+def end_workers() -> None:
+    """End the loaders' workers: they ignore SIGTERM, by which multiprocessing would end them at exit, and it would then wait for them for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+            child.join()
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    atexit.register(end_workers)  # runs before multiprocessing's own, which was registered earlier
+
+
 def _only(items: list[Any]) -> Any:
     return items[0]
 
 
 def _begin_worker(worker: int) -> None:
     ignore_signals()
+    die_with_parent()  # at once: a worker holds copies of the sockets by whose end other ranks learn that this one is gone
     torch.set_num_threads(1)
 
 

@@ -92,7 +92,8 @@ def test_killed_in_the_middle_it_ends_as_one_that_was_not(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("how", [[ROOT / "harness" / "train.py"], ["-m", "harness.train"]], ids=["path", "module"])
 def test_one_process_by_path_and_by_module(tmp_path: Path, how: list[Any]) -> None:
-    code, output = run(sys.executable, *how, CONFIG, "run.dir=run", "stop.budget.epochs=1", cwd=tmp_path)
+    # With workers: they ignore the signals that ask a run to save, and must not keep the process from ending.
+    code, output = run(sys.executable, *how, CONFIG, "run.dir=run", "stop.budget.epochs=1", "data.num_workers=2", cwd=tmp_path)
     assert code == 0, output
     assert outcome(tmp_path / "run")["reason"] == "budget"
 
