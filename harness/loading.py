@@ -133,7 +133,8 @@ class Feed:
         self._slots = slots
         self._num_slots = sampling.num_slots
         self._device = device
-        self._batches = iter(_loader(self._dataset, self._numbers(first_step), device, num_workers))
+        # The numbers know nothing of this feed: in a cycle the workers would only end when it is collected, and not in order.
+        self._batches = iter(_loader(self._dataset, _numbers(slots, sampling.num_slots, first_step), device, num_workers))
 
     def next_step(self) -> list[Batch]:
         """The micro-batches of this rank's slots, in order, on the device. Raises DataError."""
@@ -143,10 +144,11 @@ class Feed:
         """The micro-batch of this rank's first slot at a step, out of turn: the feed's position does not move."""
         return to_device(_opened(self._dataset[step * self._num_slots + self._slots[0]]), self._device)
 
-    def _numbers(self, step: int) -> Iterator[int]:
-        while True:
-            yield from (step * self._num_slots + slot for slot in self._slots)
-            step += 1
+
+def _numbers(slots: range, num_slots: int, step: int) -> Iterator[int]:
+    while True:
+        yield from (step * num_slots + slot for slot in slots)
+        step += 1
 
 
 def evaluation_batches(
