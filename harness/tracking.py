@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ METRICS = "metrics.jsonl"
 _QUEUE_RECORDS = 10_000
 _INIT_TIMEOUT_S = 60.0
 _FINISH_TIMEOUT_S = 60.0
+_LEAVING_S = 2.0
 
 
 class Tracker:
@@ -155,11 +157,13 @@ class Wandb:
             self._fail("is too slow: its queue is full")
 
     def finish(self, outcome: Outcome | None) -> None:
-        """Send what waits and end W&B's run, within a time limit."""
+        """Send what waits and end W&B's run, within a time limit: a short one after a failure, when other ranks wait for this one to go."""
         self._outcome = outcome
         if not self._off:
-            self._records.put(None)
-            self._thread.join(_INIT_TIMEOUT_S + _FINISH_TIMEOUT_S)
+            limit_s = _LEAVING_S if outcome is None else _INIT_TIMEOUT_S + _FINISH_TIMEOUT_S
+            with suppress(queue.Full):
+                self._records.put(None, timeout=limit_s)
+            self._thread.join(limit_s)
             if self._thread.is_alive():
                 self._fail("did not finish in time")
 
