@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from harness.errors import ConfigError, HarnessError
 
 TARGET = "_target_"
+STAGE = "_stage_"  # of a treatment: an argument of the harness, not of the target (preparing.py)
 ALLOWED = ("harness", "torch.nn", "torch.optim", "torchvision", "timm", "transformers", "torchmetrics")
 _FACTORIES = ("torchvision.models", "timm", "transformers")  # make networks by functions; elsewhere what a checkpoint names is a class
 _RUN_CODE = ("trust_remote_code", "checkpoint_path")  # arguments of those factories that import or unpickle whatever they are pointed at
@@ -90,6 +91,11 @@ def allowed(spec: Any, where: str, allow: Sequence[str]) -> None:
             if reason:
                 place = line(where, Problem((*keys, TARGET), f"{nested[TARGET]} {reason}"))
                 raise ConfigError(f"{place}. A checkpoint may name {', '.join(ALLOWED)}; allow the prefix of other code if you trust it.")
+
+
+def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A treatment's spec as its target takes it."""
+    return {name: value for name, value in spec.items() if name != STAGE}
 
 
 def find(path: Any) -> Any:

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,7 +48,9 @@ class Split:
         self.source = source
         self.where = where
         self.check = check
-        self._treatments = [(treatment, _takes_seeds(treatment)) for treatment in treatments]
+        self._treatments = [(treatment, takes_seeds(treatment)) for treatment in treatments]
+        # Ours never touch the ambient generators; to set and restore them takes longer than to gather a micro-batch.
+        self._ambient = not all(_is_ours(part) for part in (source, *treatments))
         if len(source) == 0:
             raise DataError(f"{where}.source: the split is empty. Give a source with at least one sample.")
 
@@ -57,12 +60,11 @@ class Split:
     def fetch(self, indices: NDArray[np.int64], seeds: NDArray[np.uint64], ambient_seed: int, *, training: bool) -> Batch:
         """indices, seeds: (B,) -> {name: (B, ...) tensor}. Raises DataError with the place of the trouble."""
         try:
-            with preserved():
-                seed_ambient(ambient_seed)  # for treatments that draw without being given seeds
+            with _seeded(ambient_seed) if self._ambient else nullcontext():
                 batch = _as_batch(self._read(indices.tolist()))
-                for treatment, takes_seeds in self._treatments:
+                for treatment, draws in self._treatments:
                     if training or not getattr(treatment, "training_only", False):
-                        batch = treatment(batch, seeds=seeds) if takes_seeds else treatment(batch)
+                        batch = treatment(batch, seeds=seeds) if draws else treatment(batch)
                 self.check(batch)
         except HarnessError as error:
             raise type(error)(f"{self.where}: {error}") from error
@@ -217,8 +219,21 @@ def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _takes_seeds(treatment: Treatment) -> bool:
+def takes_seeds(treatment: Treatment) -> bool:
+    """Whether a treatment draws: what it is given then is a seed for each sample."""
     return "seeds" in inspect.signature(treatment).parameters
+
+
+def _is_ours(part: object) -> bool:
+    return type(part).__module__.startswith("harness.")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Ambient generators for code that draws without being given seeds."""
+    with preserved():
+        seed_ambient(seed)
+        yield
 
 
 def _guarded(fetch: Callable[[], Batch]) -> Batch | _Failure:
@@ -244,8 +259,11 @@ def _as_batch(read: Any) -> Batch:
 def _as_tensor(values: Any) -> Any:
     if isinstance(values, Tensor):
         return values
-    if isinstance(values, list) and values and isinstance(values[0], Tensor):
-        return torch.stack(values)
+    if isinstance(values, list) and values and isinstance(values[0], Tensor | np.ndarray):
+        if len({value.shape for value in values}) > 1:  # ragged: a treatment has to make one shape of them
+            return [torch.as_tensor(value) for value in values]
+        if isinstance(values[0], Tensor):
+            return torch.stack(values)
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         return values

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from harness import components
-from harness.checkpoint import find_checkpoint, load, restore_network
+from harness.checkpoint import find_checkpoint, load, load_trainer, restore_network
 from harness.config import Config, read_config
 from harness.config_reading import parse_value
 from harness.errors import ConfigError, DataError
 from harness.evaluation import EvaluationPlan, Result, evaluate, evaluating
 from harness.loading import Split, evaluation_batches
+from harness.preparing import Learned, build_treatments
 from harness.ranks import Ranks
 from harness.tasks import Task
 
@@ -30,6 +31,7 @@ class Trained:
     network: nn.Module
     task: Task
     device: torch.device
+    learned: Sequence[Learned]
 
 
 def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
@@ -42,7 +44,8 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network: nn.Module = components.build(config.network, "network")
     restore_network(network, load(found, rank=0, num_ranks=0, device=torch.device("cpu")))
-    return Trained(found, config, network.to(device).eval(), components.build(config.task, "task"), device)
+    learned = [Learned(**one) for one in load_trainer(found).get("learned", ())]
+    return Trained(found, config, network.to(device).eval(), components.build(config.task, "task"), device, learned)
 
 
 def evaluate_split(trained: Trained, name: str) -> Result:
@@ -62,7 +65,7 @@ def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = N
         given = [one for one in ("train", "val", "test") if getattr(trained.config.data, one) is not None]
         raise ConfigError(f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(given)}.")
     where = f"data.{name}" if source is None else "--source"
-    treatments = [components.build(one, f"data.{name}.treatments[{index}]") for index, one in enumerate(spec.treatments)]
+    treatments = build_treatments(trained.config, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
     return Split(components.build(spec.source if source is None else source, f"{where}.source"), treatments, where, check)
 

@@ -1,6 +1,7 @@
 """From a config to a run: the only composition root."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ from accelerate import Accelerator
 
 from harness import components
 from harness.agenda import Agenda
-from harness.checkpoint import CheckpointStore, Loaded, Retention, load, restore_network, restore_optimizer
-from harness.config import Config, SplitConfig, config_hashes, read_config
+from harness.checkpoint import CheckpointStore, Loaded, Retention, load, load_trainer, restore_network, restore_optimizer
+from harness.config import Config, config_hashes, read_config
 from harness.console import Console
+from harness.crashes import StepNote
+from harness.content import digest
 from harness.engine import Engine
-from harness.errors import CheckpointError, ConfigError
+from harness.errors import CheckpointError, LeavingError
 from harness.evaluation import EvaluationPlan, fixed_sample
 from harness.interrupt import Interruption
 from harness.lease import Lease
@@ -23,13 +26,15 @@ from harness.loop import fit
 from harness.metrics import IntervalMetrics
 from harness.outcome import Outcome
 from harness.parts import Run
-from harness.place import Place, find_place, finished_outcome, known_metrics, take
+from harness.place import Place, find_place, finished_outcome, known_metrics, leave_early, take
+from harness.preparing import Learned, Prepared, Prospect, Sources, open_splits, prepare
 from harness.randomness import restore_random, seed_ambient, seed_for
 from harness.ranks import Pulse, Ranks
 from harness.sampling import Sampling
 from harness.step_trace import Trace
 from harness.stop_settings import TrainSample
 from harness.stopping import StopController
+from harness.store import write_json
 from harness.tasks import Task
 from harness.tracking import Tracker
 from harness.warm_start import warm_start
@@ -38,14 +43,14 @@ from harness.window import LossWindow
 LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
 
 
-def train(config: Config, accelerator: Accelerator, ranks: Ranks) -> Outcome:
+def train(config: Config, accelerator: Accelerator, ranks: Ranks, interruption: Interruption) -> Outcome:
     """Run a training to its end, from wherever it stands. Called by every rank. Raises HarnessError."""
     directory = config.run.dir
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=process_age_s())
     lease = Lease(directory)
     tracker: Tracker | None = None
-    with Console(ranks.is_first()) as console, Interruption() as interruption:
-        launches = ranks.decide(lambda: take(lease, console))
+    with Console(ranks.is_first()) as console:
+        launches = ranks.decide(lambda: take(lease, console, directory, interruption))
         try:
             finished = ranks.decide(lambda: finished_outcome(config))
             if finished is not None:
@@ -58,9 +63,15 @@ def train(config: Config, accelerator: Accelerator, ranks: Ranks) -> Outcome:
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, place, interruption, ledger, lease, tracker)
             try:
-                return fit(run)
+                with run.note:
+                    return fit(run)
             finally:
                 run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
+        except LeavingError as leaving:
+            cause = str(leaving)
+            outcome = Outcome.from_json(ranks.decide(lambda: leave_early(config, launches, ranks.size, cause, ledger).to_json()))
+            console.outcome(outcome)
+            return outcome
         finally:
             if tracker is not None:
                 tracker.close()
@@ -73,8 +84,10 @@ def build(
     """All parts of a run, with the state of its checkpoint if there is one. Called by every rank. Raises HarnessError."""
     names = ("train", "val") if config.data.val is not None else ("train",)
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
-    splits = ranks.together(lambda: build_splits(config, task, names))
-    fingerprints = ranks.decide(lambda: {name: split.fingerprint() for name, split in splits.items()})
+    sources = Sources(config)
+    prepared = Prepared.from_json(ranks.decide(lambda: prepare_data(config, names, sources, place, tracker.console, interruption.check).to_json()))
+    splits = ranks.together(lambda: open_splits(config, names, sources, prepared, task.check))
+    fingerprints = ranks.decide(lambda: {name: digest([prepared.keys[name], split.fingerprint()]) for name, split in splits.items()})
     sampling = Sampling(len(splits["train"]), config.batch.size, config.batch.micro_size, config.run.seed)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     engine = ranks.together(lambda: Engine(config, accelerator, ranks.size, task, first_batch(splits["train"], sampling)))
@@ -122,6 +135,10 @@ def build(
         found=place.checkpoint,
         verdict=verdict,
         launches=place.launches,
+        learned=[asdict(one) for one in prepared.learned],
+        note=StepNote(config.run.dir if ranks.is_first() else None),
+        evaluation_due=trainer is not None and trainer.get("evaluation_due", False),
+        save_s=None if trainer is None else trainer.get("save_s"),
         facts={"data": fingerprints, "num_samples": {name: len(split) for name, split in splits.items()}, "config": config_hashes(config)},
     )
     restore_randomness(loaded, run)
@@ -156,21 +173,19 @@ def open_store(config: Config, ranks: Ranks, place: Place, lease: Lease) -> Chec
         fence=lease.check,
         max_failures=settings.max_failures,
         timeout_s=settings.timeout_s,
+        found=place.checkpoint,
     )
 
 
-def build_splits(config: Config, task: Task, names: tuple[str, ...]) -> dict[str, Split]:
-    """The named splits of a config's data. Raises ConfigError and DataError."""
-    built = {}
-    for name in names:
-        split: SplitConfig | None = getattr(config.data, name)
-        where = f"data.{name}"
-        if split is None:
-            raise ConfigError(f"{where}: the config has no such split. Give {where}.source.")
-        source = components.build(split.source, f"{where}.source")
-        treatments = [components.build(spec, f"{where}.treatments[{index}]") for index, spec in enumerate(split.treatments)]
-        built[name] = Split(source, treatments, where, task.check)
-    return built
+def prepare_data(
+    config: Config, names: tuple[str, ...], sources: Sources, place: Place, console: Console, pause: Callable[[], None]
+) -> Prepared:
+    """What the run's treatments learned, or learn now, and what the store holds ready. Rank 0 only. Raises ConfigError and DataError."""
+    learned = None if place.checkpoint is None else [Learned(**one) for one in load_trainer(place.checkpoint).get("learned", ())]
+    prepared = prepare(config, names, sources, learned, config.run.dir, Prospect(console.say, pause, console.progress))
+    if learned is None and prepared.learned:
+        write_json(config.run.dir / "treatments.json", [asdict(one) for one in prepared.learned])
+    return prepared
 
 
 def first_batch(split: Split, sampling: Sampling) -> Batch:
