@@ -1,6 +1,7 @@
 # make demo      train on real data with two processes, from nothing
 # make test      lint and the tests            make lint      ruff, mypy --strict, shellcheck
 # make torture   long proofs by force          make bench     benchmarks
+# make soak      whole trainings of configs to their targets; CI does not run it
 # make lock      renew requirements/*.txt      make clean     remove what was made here, runs/ excepted
 #
 # Needs python3 >= 3.11 and make. Everything is installed into .venv, by hash, from the package index that pip and uv are set up for.
@@ -12,7 +13,7 @@ COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-ha
 SCRIPTS := .ci/run $(wildcard launch/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test lint unit torture bench lock clean
+.PHONY: help demo setup test lint unit torture soak bench lock clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -40,10 +41,13 @@ lint: .venv/dev.stamp
 	$(BIN)/shellcheck $(SCRIPTS)
 
 unit: setup
-	$(BIN)/python -m pytest -m 'not torture'
+	$(BIN)/python -m pytest -m 'not torture and not soak'
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 1200
+
+soak: setup
+	$(BIN)/python -m pytest -m soak --timeout 2400
 
 bench: .venv/dev.stamp
 	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark" || exit 1; done

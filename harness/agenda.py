@@ -18,17 +18,12 @@ class Call(IntEnum):
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be done after a step."""
+    """What is to be done after a step. `read`: the host waits for the losses so far, before anything that relies on them."""
 
+    read: bool
     log: bool
     evaluate: bool
     save: bool
-    trace: bool = False
-
-    @property
-    def read(self) -> bool:
-        """Whether the host waits for the losses so far: before anything that relies on them."""
-        return self.log or self.evaluate or self.save or self.trace
 
 
 @dataclass(frozen=True)
@@ -42,13 +37,17 @@ class Agenda:
     budget: Budget | None
     trace: bool = False
 
-    def due(self, step: int, call: Call) -> Due:
-        """What follows step `step`. The budget's last step is evaluated and saved wherever it falls."""
+    def due(self, step: int, call: Call, *, owed: bool = False) -> Due:
+        """What follows step `step`. The budget's last step is evaluated and saved wherever it falls.
+
+        `owed`: the launch before left in the midst of this step's evaluation, and had done by then what comes before it.
+        """
         last = self.last_step()
         ends = call in (Call.TIME_UP, Call.STOP_REQUESTED) or (last is not None and step >= last)
-        evaluate = ends or self.falls(self.evaluate_every, step)
+        evaluate = ends or owed or self.falls(self.evaluate_every, step)
         save = ends or call == Call.INTERRUPTED or (evaluate if self.save_every is None else self.falls(self.save_every, step))
-        return Due(log=self.falls(self.log_every, step), evaluate=evaluate, save=save, trace=self.trace)
+        log = self.falls(self.log_every, step) and not owed
+        return Due(read=(log or evaluate or save or self.trace) and not owed, log=log, evaluate=evaluate, save=save)
 
     def falls(self, every: Every, step: int) -> bool:
         """Whether a stretch of `every` ends with this step: an epoch ends on the first step that completes it."""

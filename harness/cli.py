@@ -13,6 +13,11 @@ from harness.errors import HarnessError
 app = typer.Typer(help="Train for as long as it pays, keep the best model, resume exactly.", no_args_is_help=True, add_completion=False)
 checkpoints = typer.Typer(help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoints")
+track = typer.Typer(help="Send a run's records to Weights & Biases, TensorBoard or Trackio.", no_args_is_help=True)
+app.add_typer(track, name="track")
+
+data = typer.Typer(help="Check a config's data, and build, inspect and prune its store.", no_args_is_help=True)
+app.add_typer(data, name="data")
 
 ConfigPath = Annotated[Path, typer.Argument(help="A YAML config.", metavar="CONFIG")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]...")]
@@ -88,6 +93,23 @@ def config(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def describe(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    depth: Annotated[int | None, typer.Option(min=1, help="Modules inside each other that get a row each; by default all.")] = None,
+) -> None:
+    """The network as a micro-batch flows through it: shapes, parameters, and the memory that training takes."""
+    from harness.describing import describe_network, print_description
+
+    found = describe_network(config, overrides or [], depth)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        print_description(found)
+
+
+@app.command()
 def replay(
     history: Annotated[Path, typer.Argument(help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV")],
     config: Annotated[Path | None, typer.Option("--config", help="The config whose stop settings are tried; by default the run's own.")] = None,
@@ -156,6 +178,59 @@ def prune(run: RunPath, keep_last: Annotated[int, typer.Option(min=1)] = 1, keep
 
     for name in prune_run(run, keep_last, keep_best):
         print(f"{run}/checkpoints/{name}: deleted")
+
+
+@data.command()
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Also write a page with pictures of some samples.", metavar="FILE")] = None,
+) -> None:
+    """Look for leaks between splits, broken numbers and imbalance; exit code 2 if there is what `data.checks` calls an error."""
+    from harness.checks.command import check_command
+
+    raise typer.Exit(check_command(config, overrides or [], as_json, page))
+
+
+@data.command()
+def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Do what is done once for each sample, and keep the result in the config's store."""
+    from harness.data_commands import build_store
+
+    _show_store(build_store(config, overrides or []), as_json)
+
+
+@data.command()
+def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """What the config's store holds, and which of it the config's splits use."""
+    from harness.data_commands import inspect_store
+
+    _show_store(inspect_store(config, overrides or []), as_json)
+
+
+@data.command("prune")
+def prune_store(configs: Annotated[list[Path], typer.Argument(help="YAML configs that share a store.", metavar="CONFIG...")]) -> None:
+    """Delete all of the store that no split of these configs uses."""
+    from harness.data_commands import prune_store
+
+    for entry in prune_store(configs):
+        print(f"{entry.path}: deleted ({entry.size_bytes / 1e6:,.1f} MB)")
+
+
+def _show_store(listed: list[Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([one.to_json() for one in listed]))
+    else:
+        _print_table("store", ("key", "split", "samples", "size", "made by", "columns"), [one.row() for one in listed])
+
+
+@track.command()
+def sync(run: RunPath, overrides: Overrides = None) -> None:
+    """Send what is missing there, from metrics.jsonl; tracking.* settings may be changed, e.g. tracking.wandb.project=NAME."""
+    from harness.tracking.sync import sync_run
+
+    print(*sync_run(run, overrides or []), sep="\n")
 
 
 def _show_checkpoints(run: Path, verify: Any, as_json: bool) -> bool:

@@ -15,15 +15,29 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness import components, config_reading
-from harness.components import TARGET, Keys, dotted
+from harness.components import TARGET, Keys, dotted, without_stage
 from harness.config_mistakes import explain
 from harness.config_reading import Reading, raise_all
+from harness.data_settings import SplitConfig
 from harness.errors import ConfigError
-from harness.schema import Config, SplitConfig, WandbConfig
+from harness.schema import Config, PartConfig
 from harness.stop_settings import StopSettings
+from harness.tracking_settings import WandbConfig
 from harness.yaml_document import to_yaml
 
-__all__ = ["Config", "SplitConfig", "WandbConfig", "config_hashes", "describe", "identity_changes", "read_config", "read_stop", "resolved_yaml"]
+__all__ = [
+    "Config",
+    "PartConfig",
+    "SplitConfig",
+    "WandbConfig",
+    "config_hashes",
+    "describe",
+    "identity_changes",
+    "rate_changes",
+    "read_config",
+    "read_stop",
+    "resolved_yaml",
+]
 
 _SPLITS = ("train", "val", "test")
 _GIVEN = {"network": (), "task": (), "optimizer": ("params",), "schedule": ("optimizer",)}  # arguments that the harness passes itself
@@ -97,10 +111,19 @@ def identity_changes(before: Config, now: Config) -> list[str]:
     ]
 
 
+def rate_changes(before: Config, now: Config) -> list[str]:
+    """The keys that differ among those that decide the rates at which groups of parameters begin to learn, and which groups there are."""
+    old, new = dict(_rates(before)), dict(_rates(now))
+    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
 def config_hashes(config: Config) -> dict[str, str]:
     """SHA-256 of what identifies the run, of what decides its course (optimizer, schedule, stop), and of the rest, for a checkpoint's manifest."""
     dump = _plain(config.model_dump(by_alias=True))
     course = {name: dump.pop(name) for name in ("optimizer", "schedule", "train", "stop") if name in dump}
+    for path, part in dump.get("parts", {}).items():
+        part.pop("freeze", None)  # of the identity
+        course |= {f"parts.{path}.{option}": part.pop(option) for option in ("lr", "weight_decay") if option in part}
     identity = [[dotted(keys), value] for keys, value in _identity(config)]
     for name in ("network", "task", "batch"):
         dump.pop(name)
@@ -132,7 +155,7 @@ def _components(tree: Mapping[str, Any]) -> Iterator[tuple[Keys, Any, Collection
             yield ("data", name, "source"), split.get("source"), ()
             treatments = split.get("treatments")
             for index, spec in enumerate(treatments if isinstance(treatments, list) else []):
-                yield ("data", name, "treatments", index), spec, ()
+                yield ("data", name, "treatments", index), without_stage(spec) if isinstance(spec, Mapping) else spec, ()
 
 
 def _check_component(reading: Reading, keys: Keys, spec: Mapping[str, Any], given: Collection[str], allow: Sequence[str] | None) -> None:
@@ -174,6 +197,19 @@ def _identity(config: Config) -> Iterator[tuple[Keys, Any]]:
     yield from _leaves({name: dump["data"][name] for name in ("train", "val")}, ("data",))
     yield from _leaves({name: dump[name] for name in ("network", "task", "batch")}, ())
     yield from _leaves({TARGET: dump["optimizer"][TARGET]}, ("optimizer",))
+    frozen = [path for path, part in config.parts.items() if part.freeze]
+    for path, part in config.parts.items():  # one that is not frozen says something only inside of a frozen one
+        if part.freeze or (part.freeze is False and any(path.startswith(f"{other}.") for other in frozen)):
+            yield ("parts", path, "freeze"), part.freeze
+
+
+def _rates(config: Config) -> Iterator[tuple[str, Any]]:
+    yield "optimizer.lr", config.optimizer.get("lr")
+    for path, part in config.parts.items():
+        if part.lr is not None:
+            yield f"parts.{path}.lr", part.lr
+        if part.weight_decay is not None:
+            yield f"parts.{path}.weight_decay", True  # whatever it is, it makes a group
 
 
 def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:

@@ -22,6 +22,7 @@ class Console:
         self._live: Status | None = None
         self._begun: tuple[float, int, int] | None = None  # time, step, samples at the first record: the rate counts from there
         self._plain_at = float("-inf")
+        self._progress_at = time.monotonic()
 
     def expect(self, last_step: int | None) -> None:
         """The step at which the budget ends: time left is told up to there."""
@@ -39,10 +40,7 @@ class Console:
         now = time.monotonic()
         line = f"{_place(record)}  {_numbers(record, ('train/loss', 'lr', 'grad_norm'))}  {self._rate(record, now)}"
         if self._rich.is_terminal:
-            if self._live is None:
-                self._live = self._rich.status(line)
-                self._live.start()
-            self._live.update(line)
+            self._show(line)
         elif now - self._plain_at >= PLAIN_EVERY_S:
             self._plain_at = now
             self.say(line)
@@ -51,6 +49,26 @@ class Console:
         """The metrics of an evaluation."""
         if self._rich is not None:
             self.say(f"{_place(record)}  {_numbers(record, [name for name in record if '/' in name])}  {_seconds(record['elapsed_s'])}")
+
+    def progress(self, what: str, done: int, of: int) -> None:
+        """How far a preparation is, e.g. of a store."""
+        if self._rich is None:
+            return
+        now = time.monotonic()
+        if self._rich.is_terminal:
+            self._show(f"{what}: {done:,} of {of:,} samples")
+        elif now - self._progress_at >= PLAIN_EVERY_S:  # what is done sooner is not worth a line
+            self._progress_at = now
+            self.say(f"{what}: {done:,} of {of:,} samples")
+        if done == of:
+            self.close()
+
+    def _show(self, line: str) -> None:
+        if self._live is None and self._rich is not None:
+            self._live = self._rich.status(line)
+            self._live.start()
+        if self._live is not None:
+            self._live.update(line)
 
     def outcome(self, outcome: Outcome) -> None:
         """The end: the best model, where it is, and where the time went."""

@@ -8,29 +8,34 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils import deterministic
 
-from harness import components
+from harness import components, network_parts
 from harness.config import Config
 from harness.errors import ConfigError
 from harness.loading import Batch, to_device
 from harness.randomness import capture_random, generators_of, preserved, restore_random, seed_ambient, seed_for
-from harness.ranks import Ranks
+from harness.ranks import MEETING, Ranks
 from harness.tasks import Task, detached
 
+_NO_PARTS: network_parts.Parts = {}
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a fused kernel on the CPU and on CUDA
 
 
-def start_accelerator(precision: str, exactness: str) -> Accelerator:
-    """The Accelerator of this process; joins the process group if the process was launched as one of several. Raises ConfigError."""
+def start_accelerator(precision: str, exactness: str, timeout_s: float) -> Accelerator:
+    """The Accelerator of this process; joins the process group if the process was launched as one of several. Raises ConfigError.
+
+    `timeout_s`: what the others are given to come, and later to answer.
+    """
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("train.precision: fp16 needs a CUDA device and there is none. Use bf16 or no.")
     if exactness != "none":
@@ -38,11 +43,12 @@ def start_accelerator(precision: str, exactness: str) -> Accelerator:
         torch.use_deterministic_algorithms(True, warn_only=True)
         setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - a property that its stubs lack; for finding bugs: costs time and changes nothing that is exact
         torch.backends.cudnn.benchmark = False
+    meeting = InitProcessGroupKwargs(init_method=MEETING, timeout=timedelta(seconds=timeout_s))
     return Accelerator(
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,  # the schedule is stepped by the loop, once a step on every rank
         rng_types=[],  # no synchronisation of generators: randomness is by purpose
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True), meeting],
     )
 
 
@@ -58,9 +64,15 @@ class Engine:
         self._clip_grad_norm = config.train.clip_grad_norm
         seed_ambient(seed_for(config.run.seed, "network"))
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
+        self._parts = config.parts
+        network_parts.check_parts(self.network, self._parts)
+        network_parts.freeze(self.network, self._parts)
         self._probe(to_device(probe, self.device))
-        self.optimizer: Optimizer = _build_optimizer(config.optimizer, self.network)
+        self.optimizer: Optimizer = _build_optimizer(config.optimizer, self.network, self._parts)
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.schedule: Any = components.build(config.schedule, "schedule", optimizer=self.optimizer) if config.schedule else None
+        if config.schedule and any(part.lr is not None for part in self._parts.values()):
+            network_parts.check_proportions(self.optimizer, rates, config.schedule)
         self.model: nn.Module = self.network
         self._stepper: Any = None
         self._ranks = Ranks()
@@ -116,7 +128,7 @@ class Engine:
         return norm.detach(), skipped
 
     def learning_rate(self) -> float:
-        """Of the first parameter group."""
+        """Of the first parameter group: of what no part has a rate for."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def observe(self, metrics: Mapping[str, float]) -> None:
@@ -133,22 +145,34 @@ class Engine:
         """
         buffers, random_state = [buffer.clone() for buffer in self._buffers], capture_random(self.generators)
         with preserved(), _noting_nondeterminism(self.not_deterministic):
-            self.network.train()
+            network_parts.training_mode(self.network, self._parts)
             self.forward_backward(batch, torch.ones((), device=self.device))
+        self._check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in zip(self._buffers, buffers, strict=True):
                 buffer.copy_(before)
         restore_random(random_state, self.generators)
 
-    def adopt_changes(self, before: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]]) -> list[str]:
+    def regrouped(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """What `optimizer_tensors` said beside the tensors, in the present groups: a part may have a rate of its own now, or no longer."""
+        names = self.parameter_names()
+        present = [[names.get(parameter, "") for parameter in group["params"]] for group in self.optimizer.param_groups]
+        values = {name: group["values"] for group in saved["groups"] for name in group["params"]}
+        if present == [group["params"] for group in saved["groups"]] or sorted(values) != sorted(name for group in present for name in group):
+            return dict(saved)  # as they are, or of other parameters: to be refused
+        return {**saved, "groups": [{"params": group, "values": values[group[0]]} for group in present]}
+
+    def adopt_changes(self, before: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]], parts: network_parts.Parts = _NO_PARTS) -> list[str]:
         """Let what the config now says of the optimizer hold where it says something else than `before` did; returns what changed.
 
-        `fresh`: the parameter groups as the present config made them. Both are compared as built, so that an optimizer may make groups of its own.
+        before, parts: of the config that the checkpoint was written under. `fresh`: the parameter groups as the present config made them. Both are
+        compared as built, so that an optimizer may make groups of its own.
         """
         changes = []
-        built = _build_optimizer(before, self.network).param_groups
-        for index, (group, old, new) in enumerate(zip(self.optimizer.param_groups, built, fresh, strict=True)):
+        built = {parameter: group for group in _build_optimizer(before, self.network, parts).param_groups for parameter in group["params"]}
+        for index, (group, new) in enumerate(zip(self.optimizer.param_groups, fresh, strict=True)):
+            old = built[group["params"][0]] if group["params"] else new
             for name in new.keys() & old.keys() - {"params"}:
                 if old[name] != new[name]:
                     group[name] = new[name]
@@ -177,7 +201,14 @@ class Engine:
             shapes = {name: (tuple(value.shape), str(value.dtype)) for name, value in batch.items() if isinstance(value, Tensor)}
             raise ConfigError(f"network: cannot take a micro-batch {shapes}: {error}. Mend network or the treatments before it.") from error
         self._task.fit_to(outputs)
-        self.network.train()
+        network_parts.training_mode(self.network, self._parts)
+
+    def _check_gradients(self) -> None:
+        """DDP waits for a gradient of each parameter that is trained; a parameter that never gets one would end a run in its second step."""
+        without = [name for name, parameter in self.network.named_parameters() if parameter.requires_grad and parameter.grad is None]
+        if without and isinstance(self.model, DistributedDataParallel):
+            shown = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
+            raise ConfigError(f"network: no gradient reaches {shown}, which several processes cannot train. Freeze them, e.g. by parts, or use them.")
 
 
 @contextmanager
@@ -194,11 +225,15 @@ def _noting_nondeterminism(found: list[str]) -> Iterator[None]:
             found.append(match[1])
 
 
-def _build_optimizer(spec: Mapping[str, Any], network: nn.Module) -> Optimizer:
+def _build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: network_parts.Parts) -> Optimizer:
     wanted = dict(spec)
     name = str(wanted["_target_"]).replace(":", ".")
     if name in _FUSED and not {"fused", "foreach", "capturable", "differentiable"} & wanted.keys():
         wanted["fused"] = True
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer: Optimizer = components.build(wanted, "optimizer", params=parameters)
+    groups = network_parts.parameter_groups(network, parts)
+    given: Any = [{"params": group.parameters, **group.options} for group in groups]
+    if [group.part for group in groups] == [""]:
+        given = groups[0].parameters  # plainly, for an optimizer that makes groups of its own
+    optimizer: Optimizer = components.build(wanted, "optimizer", params=given)
+    network_parts.check_options(optimizer, parts)
     return optimizer

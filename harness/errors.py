@@ -5,6 +5,7 @@
     +-- DataError           samples that are missing, unreadable or outside of what the task allows
     +-- CheckpointError     a checkpoint that cannot be chosen, read, written or trusted
     +-- RankError           exit code 1: the processes of a launch lost each other
+    +-- LeavingError        exit code 75: not a mistake: the launch was asked to leave, in the midst of what need not be finished
 
 Anything else that is raised is a bug and ends with a traceback.
 """
@@ -44,7 +45,14 @@ class RankError(HarnessError):
     exit_code = 1
 
 
-_BY_NAME: dict[str, type[HarnessError]] = {kind.__name__: kind for kind in (HarnessError, ConfigError, DataError, CheckpointError, RankError)}
+class LeavingError(HarnessError):
+    """The launch was asked to leave while it did what need not be finished: starting up, or an evaluation. Raised on every rank."""
+
+    exit_code = 75
+
+
+_KINDS = (HarnessError, ConfigError, DataError, CheckpointError, RankError, LeavingError)
+_BY_NAME: dict[str, type[HarnessError]] = {kind.__name__: kind for kind in _KINDS}
 
 
 def error_from_json(value: Mapping[str, Any]) -> HarnessError:

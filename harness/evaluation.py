@@ -1,7 +1,7 @@
 """Metrics of a split: each sample exactly once, on the unwrapped network, summed exactly over ranks, without a trace in the training."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,10 +38,13 @@ class EvaluationPlan:
     samples: NDArray[np.int64] | None = None
 
 
-def evaluate(network: nn.Module, task: Task, plan: EvaluationPlan, ranks: Ranks, device: torch.device) -> Result:
+def evaluate(
+    network: nn.Module, task: Task, plan: EvaluationPlan, ranks: Ranks, device: torch.device, pause: Callable[[], None] = lambda: None
+) -> Result:
     """Metrics of the plan's samples, the same bits on every rank and on any number of ranks. Called by every rank.
 
-    Raises DataError if a sample cannot be read or a metric is undefined on the split.
+    `pause` is called before each micro-batch; what it raises on one rank all raise. Raises DataError if a sample cannot be read or a metric is
+    undefined on the split.
     """
     metrics = IntervalMetrics(task.metrics())
     sums: list[Tensor] = []
@@ -51,6 +54,7 @@ def evaluate(network: nn.Module, task: Task, plan: EvaluationPlan, ranks: Ranks,
         batches = evaluation_batches(plan.split, plan.size, ranks.rank, ranks.size, device, plan.num_workers, plan.samples)
         with preserved(), evaluating(network), torch.no_grad():
             for block, batch in batches:
+                pause()
                 seed_ambient(seed_for(0, "evaluation forward", block))
                 outputs = task.forward(network, batch)
                 sums.append(task.loss_sum(outputs, batch).double())

@@ -7,32 +7,54 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from harness.config import read_config
+from accelerate import Accelerator
+
+from harness.config import Config, read_config
 from harness.engine import start_accelerator
-from harness.errors import HarnessError, RankError
+from harness.errors import HarnessError, LeavingError, RankError
+from harness.interrupt import Interruption, under_agent
 from harness.loading import end_workers
-from harness.outcome import exit_code
+from harness.outcome import INTERRUPTED, exit_code
 from harness.ranks import Ranks, is_lost_peer, leave
 from harness.run import train
+
+MEETING_SPARE_S = 5.0  # beyond run.timeout_s, for torch to find out by itself
+SURVIVORS_S = 3.0  # for the survivors of a lost process to report, so that it can be named
 
 T = TypeVar("T")
 
 
 def launch(path: Path, overrides: Sequence[str]) -> int:
     """Train by a config; the process's exit code. Called by every rank."""
-    ranks = Ranks()
     try:
-        config = before_joining(lambda: read_config(path, overrides))
-        accelerator = before_joining(lambda: start_accelerator(config.train.precision, config.run.exactness))
-        ranks = Ranks.join(config.run.timeout_s)
-        code = exit_code(train(config, accelerator, ranks), under_agent="TORCHELASTIC_RUN_ID" in os.environ)
+        with Interruption() as interruption:
+            code = launch_among(interruption, path, overrides)
+            if interruption.cause is not None:
+                interruption.stay_deaf()  # an exit code that says "in order" must not become that of a second signal
+            return code
     except KeyboardInterrupt:
         print("interrupted twice: leaving at once; launch again to go on from the last checkpoint", file=sys.stderr)
         return 130
-    except Exception as error:  # noqa: BLE001 - a peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
-        return fail(error, ranks)
     finally:
         end_workers()
+
+
+def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str]) -> int:
+    """The same, once signals no longer end the process."""
+    ranks = Ranks()
+    agent = under_agent(os.environ)
+    try:
+        config = before_joining(lambda: read_config(path, overrides))
+        accelerator = before_joining(lambda: meet(config, interruption))
+        ranks = Ranks.join(config.run.timeout_s)
+        interruption.join(ranks.board(), ranks.rank)
+        code = exit_code(train(config, accelerator, ranks, interruption), under_agent=agent)
+    except LeavingError as leaving:  # before this launch held the run directory
+        if ranks.is_first():
+            print(f"interrupted: {leaving} before the launch began; to be continued", file=sys.stderr)
+        code = 0 if agent else INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - a peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
+        return fail(error, ranks)
     leave()
     return code
 
@@ -42,8 +64,30 @@ def before_joining(work: Callable[[], T]) -> T:
     try:
         return work()
     except HarnessError as error:
-        error.origin_rank = int(os.environ.get("LOCAL_RANK", "0"))  # 0 is this process's rank until it has joined the others
+        if error.origin_rank is None:
+            error.origin_rank = int(os.environ.get("LOCAL_RANK", "0"))  # 0 is this process's rank until it has joined the others
         raise
+
+
+def meet(config: Config, interruption: Interruption) -> Accelerator:
+    """Join the other processes of the launch. Raises ConfigError, and RankError if they do not meet; in any case it ends within a time limit."""
+    interruption.give_up_after(config.run.timeout_s + MEETING_SPARE_S, f"RankError: {_not_met(config, 'whoever is there does not answer')}")
+    try:
+        return start_accelerator(config.train.precision, config.run.exactness, config.run.timeout_s)
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        raise RankError(_not_met(config, _first_line(error)), origin_rank=0) from error  # told by each process: none knows of the others
+
+
+def _not_met(config: Config, why: str) -> str:
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return (
+        f"rank {rank}, before the first step: the {size} processes of this launch could not meet at {place} within {config.run.timeout_s:.0f} s "
+        f"(run.timeout_s): {why}. Is that the machine of rank 0, its name known here, its port free there and open to the others, and were all "
+        "processes started?"
+    )
 
 
 def fail(error: Exception, ranks: Ranks) -> int:
@@ -52,9 +96,12 @@ def fail(error: Exception, ranks: Ranks) -> int:
     if cause is not None and cause.origin_rank != ranks.rank and not isinstance(error, HarnessError) and is_lost_peer(error):
         return cause.exit_code  # the rank that failed has printed it
     if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
+        lost = ranks.missing(SURVIVORS_S)
+        who = f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}" if lost else "another process"
+        where = "before the first step" if ranks.step is None else f"step {ranks.step:,}"
         error = RankError(
-            f"rank {ranks.rank}: lost another process ({str(error).splitlines()[0][:160]}). "
-            "It was killed or crashed; launch again to go on from the last checkpoint."
+            f"rank {ranks.rank}, {where}: lost {who} ({_first_line(error)}). It was killed, crashed or hangs, or its machine cannot be reached; "
+            "launch again to go on from the last checkpoint."
         )
     ranks.publish_failure(error)
     if isinstance(error, HarnessError):
@@ -64,3 +111,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         return error.exit_code
     traceback.print_exception(error)
     return 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

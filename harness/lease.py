@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,17 @@ class Lease:
         self._thread: threading.Thread | None = None
         self.message: str | None = None
 
-    def take(self) -> int:
+    def take(self, pause: Callable[[], None] = lambda: None) -> int:
         """Hold the run directory; returns the number of launches so far, this one included. Raises ConfigError if another launch holds it.
 
-        May wait for `watch_s` if the launch before ran elsewhere and did not end in order. Creates the directory.
+        May wait for `watch_s` if the launch before ran elsewhere and did not end in order; `pause` is called while it waits. Creates the directory.
         """
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             while not self._number:
                 last = self._last()
                 if last:
-                    self.message = self._look_at(last)
+                    self.message = self._look_at(last, pause)
                 self._create(last + 1)
         except OSError as error:
             raise ConfigError(f"{self._run}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
@@ -97,7 +97,7 @@ class Lease:
             if path.name.startswith(".") or int(path.name) < number:
                 path.unlink(missing_ok=True)
 
-    def _look_at(self, number: int) -> str | None:
+    def _look_at(self, number: int, pause: Callable[[], None]) -> str | None:
         """Return once launch `number` is over, with a message if it did not end in order. Raises ConfigError if it lives."""
         before = self._read(number)
         if before.get("released"):
@@ -105,17 +105,18 @@ class Lease:
         who = f"{before.get('host', 'an unknown host')}, process {before.get('pid', 'unknown')}"
         lives = _lives(before)
         if lives is None:
-            lives = self._changes(number, before)
+            lives = self._changes(number, before, pause)
         if lives:
             raise ConfigError(f"{self._run}: launch {number} holds this run and is alive ({who}). Stop it first, or choose another run.dir.")
         return f"{self._run}: took over from launch {number} ({who}), which did not end in order."
 
-    def _changes(self, number: int, before: Mapping[str, Any]) -> bool:
+    def _changes(self, number: int, before: Mapping[str, Any], pause: Callable[[], None]) -> bool:
         """Watch a lease for change."""
         # The holder may beat slower than this process would.
         deadline = time.monotonic() + max(self._watch_s, 3 * float(before.get("beat_s", 0.0)))
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._watch_s / 10))
+            pause()
             now = self._read(number)
             if now.get("released"):
                 return False
@@ -152,6 +153,18 @@ class Lease:
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:08}"
+
+
+def holder(run: Path) -> tuple[str | None, bool | None]:
+    """(who holds a run, whether they are alive); None for what is not known: nobody, or a process of another machine. Waits for nothing."""
+    try:
+        number = max(int(path.name) for path in (run / "lease").iterdir() if _NUMBER.fullmatch(path.name))
+        found = json.loads((run / "lease" / f"{number:08}").read_bytes())
+    except (OSError, ValueError):
+        return None, False
+    if found.get("released"):
+        return None, False
+    return f"launch {number} on {found.get('host')}, process {found.get('pid')}", _lives(found)
 
 
 def _encode(holder: Mapping[str, Any]) -> bytes:

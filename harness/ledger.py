@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,9 @@ class Ledger:
         """Leave the accounts in the run directory, for a launch that comes after a crash."""
         if self._path is not None:
             temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"totals": self.totals(), "wall_s": self._wall()}) + "\n")
-            os.replace(temporary, self._path)
+            with suppress(OSError):  # a full disk must not end a training; saves fail too, and say so
+                temporary.write_text(json.dumps({"totals": self.totals(), "wall_s": self._wall()}) + "\n")
+                os.replace(temporary, self._path)
 
     def resume(self, kept: Mapping[str, float] | None) -> None:
         """Go on from the accounts of earlier launches. `kept`: those of the checkpoint, None when starting afresh.

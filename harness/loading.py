@@ -49,6 +49,8 @@ class Split:
         self.where = where
         self.check = check
         self._treatments = [(treatment, takes_seeds(treatment)) for treatment in treatments]
+        self._gather: Callable[[NDArray[np.int64]], Batch] | None = getattr(source, "gather", None)  # the store's: no list is made on the way
+        self.draws = any(draws for _, draws in self._treatments)
         # Ours never touch the ambient generators; to set and restore them takes longer than to gather a micro-batch.
         self._ambient = not all(_is_ours(part) for part in (source, *treatments))
         if len(source) == 0:
@@ -61,7 +63,7 @@ class Split:
         """indices, seeds: (B,) -> {name: (B, ...) tensor}. Raises DataError with the place of the trouble."""
         try:
             with _seeded(ambient_seed) if self._ambient else nullcontext():
-                batch = _as_batch(self._read(indices.tolist()))
+                batch = _as_batch(self._read(indices))
                 for treatment, draws in self._treatments:
                     if training or not getattr(treatment, "training_only", False):
                         batch = treatment(batch, seeds=seeds) if draws else treatment(batch)
@@ -84,9 +86,11 @@ class Split:
             digest.update(value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
         return digest.hexdigest()
 
-    def _read(self, indices: list[int]) -> Any:
+    def _read(self, indices: NDArray[np.int64]) -> Any:
+        if self._gather is not None:
+            return self._gather(indices)
         together = getattr(self.source, "__getitems__", None)
-        return together(indices) if together is not None else [self.source[index] for index in indices]
+        return together(indices.tolist()) if together is not None else [self.source[index] for index in indices.tolist()]
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class _Slots(Dataset[Any]):
     def __getitem__(self, number: int) -> Batch | _Failure:
         step, slot = divmod(number, self.sampling.num_slots)
         seed = seed_for(self.sampling.seed, "treatments", step, slot)
-        samples, seeds = self.sampling.samples(step, slot), self.sampling.sample_seeds(step, slot)
+        samples = self.sampling.samples(step, slot)
+        seeds = self.sampling.sample_seeds(step, slot) if self.split.draws else np.zeros(len(samples), dtype=np.uint64)
         return _guarded(lambda: self.split.fetch(samples, seeds, seed, training=True))
 
 
@@ -171,6 +176,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _loader(dataset: Dataset[Any], numbers: Iterable[int], device: torch.device, num_workers: int) -> Any:
+    if num_workers == 0 and device.type == "cpu":
+        return map(dataset.__getitem__, numbers)  # nothing to move or to look ahead for: a DataLoader takes longer than a micro-batch
     if num_workers:
         _end_workers_at_exit()
     loader: DataLoader[Any] = DataLoader(

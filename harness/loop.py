@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from harness.agenda import Call
-from harness.errors import RankError
+from harness.errors import LeavingError, RankError
 from harness.evaluation import defined, evaluate
 from harness.outcome import Outcome
 from harness.parts import Run
@@ -27,18 +27,25 @@ def fit(run: Run) -> Outcome:
     if run.verdict is not None and run.verdict.stops:  # it was to end here, and was cut off before it could say so
         return conclude(run, run.verdict, Call.NONE)
     run.engine.warm_up(run.feed.sample_batch(run.step))
+    run.ranks.together(run.interruption.check)  # asked to leave before the first step: nothing to save
     run.ledger.begin_training()
     while True:
-        train_step(run)
+        owed = run.evaluation_due  # the launch before left in the midst of this step's evaluation: it comes first
+        if not owed:
+            train_step(run)
         call = Call(run.pulse.beat(wish(run)))
-        due = run.agenda.due(run.step, call)
+        due = run.agenda.due(run.step, call, owed=owed)
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows
         if due.log:
             log_training(run)
         if due.evaluate and not diverged(verdict):
-            verdict = judge(run, evaluate_splits(run), call)
+            metrics = evaluate_splits(run, call)
+            if metrics is None:  # left in its midst: the next launch begins with it
+                call = Call.INTERRUPTED
+            else:
+                verdict = judge(run, metrics, call)
         ends = verdict is not None and verdict.stops
-        if (due.save or ends or (verdict is not None and verdict.new_best)) and not diverged(verdict):
+        if (due.save or ends or call == Call.INTERRUPTED or (verdict is not None and verdict.new_best)) and not diverged(verdict):
             save(run, verdict, call)
         if ends or call == Call.INTERRUPTED:
             return conclude(run, verdict, call)
@@ -49,6 +56,7 @@ def train_step(run: Run) -> None:
 
     Called by every rank; no host wait on a GPU.
     """
+    run.begin_step()
     with run.ledger.account("data_wait"):
         batches = run.feed.next_step()
     with run.ledger.account("compute"):
@@ -74,8 +82,8 @@ def diverged(verdict: Verdict | None) -> bool:
 
 
 def wish(run: Run) -> Call:
-    """What this rank asks of all: to save because a signal came; rank 0 also looks for files in the run directory and at the budget of hours."""
-    if run.interruption.signal_name is not None:
+    """What this rank asks of all: to save and leave; rank 0 also looks for a file STOP in the run directory and at the budget of hours."""
+    if run.interruption.cause is not None:
         return Call.INTERRUPTED
     now = time.monotonic()
     if run.ranks.rank == 0 and now - run.looked_for_requests >= REQUESTS_POLL_S:
@@ -110,16 +118,28 @@ def log_training(run: Run) -> None:
     report_saves(run)
 
 
-def evaluate_splits(run: Run) -> dict[str, float]:
-    """Metrics of the interval's training batches and of each evaluated split, by `split/name`; tracked. Called by every rank."""
+def evaluate_splits(run: Run, call: Call) -> dict[str, float] | None:
+    """Metrics of the interval's training batches and of each evaluated split, by `split/name`; tracked. Called by every rank.
+
+    None if the launch is to leave, or is asked to in the midst: then all is as it was before, and `evaluation_due` says what is still to be done.
+    """
+    run.evaluation_due = True
+    if call == Call.INTERRUPTED:
+        return None
+    engine, pause = run.engine, run.interruption.check
+    try:
+        with run.ledger.account("evaluation"):
+            results = {split: evaluate(engine.network, run.task, plan, run.ranks, engine.device, pause) for split, plan in run.plans.items()}
+    except LeavingError:
+        return None
+    run.evaluation_due = False
     with run.ledger.account("evaluation"):
         computed = run.train_metrics.compute(run.ranks)
         loss = run.losses.take_interval()
         values = {"train/loss": loss, **{f"train/{name}": value for name, value in defined(run.task.values(computed), loss, "data.train").items()}}
         tables = {f"train/{name}": value for name, value in computed.items()}
         run.train_metrics.reset()
-        for split, plan in run.plans.items():
-            result = evaluate(run.engine.network, run.task, plan, run.ranks, run.engine.device)
+        for split, result in results.items():
             values |= {f"{split}/{name}": value for name, value in result.values.items()}
             tables |= {f"{split}/{name}": value for name, value in result.computed.items()}
     record = {**run.position(), **values, "lr": run.engine.learning_rate()}

@@ -51,14 +51,19 @@ def exit_code(outcome: Outcome, *, under_agent: bool) -> int:
 
 
 def write_outcome(directory: Path, outcome: Outcome) -> None:
-    """Replace outcome.json at once and durably. Rank 0 only. Raises OSError."""
+    """Replace outcome.json at once and durably. Rank 0 only. Raises CheckpointError."""
     temporary = directory / f".{FILE}.tmp"
-    with temporary.open("w") as file:
-        json.dump(outcome.to_json(), file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / FILE)
+    try:
+        with temporary.open("w") as file:
+            json.dump(outcome.to_json(), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, directory / FILE)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory / FILE}: {error.strerror}, so it cannot say that {outcome.detail} Mend the disk and launch again: the checkpoints are safe."
+        ) from error
 
 
 def read_outcome(directory: Path) -> Outcome | None:

@@ -1,6 +1,6 @@
 """The parts of a run, as `fit` finds them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from harness.agenda import Agenda
 from harness.checkpoint import CheckpointStore
 from harness.config import Config
+from harness.crashes import StepNote
 from harness.engine import Engine
 from harness.evaluation import EvaluationPlan
 from harness.interrupt import Interruption
@@ -28,7 +29,8 @@ class Run:
     """The parts of a training, built by run.py; they know nothing of each other.
 
     `step`: the number of steps completed. `found`: the checkpoint that this launch went on from. `verdict`: what the stop settings say of the run as
-    it was found, None if it has no evaluation yet.
+    it was found, None if it has no evaluation yet. `evaluation_due`: the evaluation of the last step was left in its midst. `save_s`: what the last
+    save took, None if none is known. `unsaved`: why an interrupted launch did not save its last step.
     """
 
     config: Config
@@ -56,7 +58,17 @@ class Run:
     verdict: Verdict | None
     launches: int
     facts: Mapping[str, Any]
+    learned: Sequence[Mapping[str, Any]]  # by treatments, in JSON
+    note: StepNote
+    evaluation_due: bool = False
+    save_s: float | None = None
+    unsaved: str | None = None
     looked_for_requests: float = field(default=float("-inf"))
+
+    def begin_step(self) -> None:
+        """Note the step that is worked on, for messages and for the launch after a crash."""
+        self.ranks.step = self.step + 1
+        self.note.begin(self.step + 1)
 
     @property
     def samples(self) -> int:

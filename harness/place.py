@@ -11,13 +11,17 @@ from harness.checkpoint import choose, load_trainer, set_aside_newer
 from harness.checkpoint.read import read_manifest
 from harness.config import Config, identity_changes, read_config, resolved_yaml
 from harness.console import Console
+from harness.crashes import FILE as STEP_NOTE
+from harness.crashes import check_crashes
 from harness.errors import CheckpointError, ConfigError
+from harness.interrupt import PREEMPT, Interruption
 from harness.lease import Lease
-from harness.outcome import read_outcome
+from harness.ledger import Ledger
+from harness.outcome import Outcome, read_outcome, write_outcome
 from harness.stopping import MetricInfo, StopController
 from harness.tasks import Task
 
-SUPERSEDED = ("checkpoints", "config.yaml", "metrics.jsonl", "outcome.json", "ledger.json", "trace.jsonl")
+SUPERSEDED = ("checkpoints", "config.yaml", "metrics.jsonl", "outcome.json", "ledger.json", "trace.jsonl", STEP_NOTE)
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,41 @@ class Place:
     checkpoint: Path | None
 
 
-def take(lease: Lease, console: Console) -> int:
-    """Hold the run directory against other launches; returns the number of launches so far. Rank 0 only. Raises HarnessError."""
-    launches = lease.take()
+def take(lease: Lease, console: Console, directory: Path, interruption: Interruption) -> int:
+    """Hold the run directory against other launches; returns the number of launches so far. Rank 0 only. Raises HarnessError.
+
+    From here on a file PREEMPT is a request to this launch; one that is there already was meant for a launch before.
+    """
+    launches = lease.take(interruption.check)
     if lease.message:
         console.say(lease.message)
+    (directory / PREEMPT).unlink(missing_ok=True)
+    interruption.look_for(directory / PREEMPT)
     return launches
+
+
+def leave_early(config: Config, launches: int, world_size: int, cause: str, ledger: Ledger) -> Outcome:
+    """The outcome, written, of a launch that was asked to leave before its first step. Rank 0 only. Raises HarnessError."""
+    directory = config.run.dir
+    found = choose(directory / "checkpoints", "auto", verify="size").path
+    manifest = None if found is None else read_manifest(found)
+    outcome = Outcome(
+        reason="interrupted",
+        detail=f"{cause} before the first step of launch {launches}; to be continued from {found or 'the beginning'}.",
+        step=0 if manifest is None else manifest.step,
+        epoch=0.0 if manifest is None else float(manifest.epoch),
+        samples=0 if manifest is None else manifest.samples,
+        world_size=world_size,
+        launches=launches,
+        best=None,
+        checkpoint=None if found is None else str(found),
+        exact=config.run.exactness != "none",
+        exact_reason="nothing was done in this launch",
+        time={**ledger.summary(), "saved_s": 0.0},
+    )
+    write_outcome(directory, outcome)
+    (directory / PREEMPT).unlink(missing_ok=True)
+    return outcome
 
 
 def finished_outcome(config: Config) -> dict[str, Any] | None:
@@ -59,6 +92,9 @@ def find_place(config: Config, console: Console) -> dict[str, Any]:
     directory = config.run.dir
     if config.run.resume == "never" and config.run.overwrite:
         set_aside(directory, console)
+    crash = check_crashes(directory, config.run.max_crashes)
+    if crash is not None:
+        console.say(f"warning: {directory}: in the launch before, {crash}")
     choice = choose(directory / "checkpoints", config.run.resume, verify=config.checkpoint.verify)
     for reason in choice.skipped:
         console.say(f"warning: {reason}")

@@ -24,7 +24,7 @@ from harness import components
 from harness.components import STAGE, TARGET, without_stage
 from harness.config import Config, SplitConfig
 from harness.content import Hashes, digest
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from harness.loading import Batch, Split, Treatment, evaluation_batches, takes_seeds
 from harness.store import Store, Stored, read_json, write_json
 
@@ -211,7 +211,10 @@ def _content(spec: Spec, sources: Sources, name: str, hashes: Hashes, prospect: 
     """A digest of what a source reads: of its files' bytes if it tells which, else of its samples, all of them if `in_full`."""
     target = components.find(spec[TARGET])
     if hasattr(target, "paths_of"):
-        return hashes.of(target.paths_of(**{key: value for key, value in spec.items() if key != TARGET}), prospect.pause)
+        try:
+            return hashes.of(target.paths_of(**{key: value for key, value in spec.items() if key != TARGET}), prospect.pause)
+        except HarnessError as error:
+            raise type(error)(f"data.{name}.source: {error}") from error
     source = sources[name]
     if hasattr(source, "paths"):
         return hashes.of(source.paths(), prospect.pause)

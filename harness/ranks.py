@@ -6,22 +6,38 @@ on a gloo group of their own, so that they never mix with the gradients' collect
 
 import json
 import math
-import traceback
-from collections.abc import Callable, Sequence
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
-from harness.errors import HarnessError, RankError, error_from_json
+from harness.errors import HarnessError, error_from_json
+from harness.messages import FRAME_BYTES, described, opened, owned, pack, rest_bytes, unpack
 
 T = TypeVar("T")
+MEETING = "fermarsi://"  # for init_process_group: see `_meet`
 
-FRAME_BYTES = 4096  # a message that fits is sent in one collective
-_LENGTH_BYTES = 8
-_FAILURE_KEY = "fermarsi/failure"
+_FAILURE, _SURVIVOR = "failure", "survivor"
+_BOARD_LIMIT_S = 3.0
+
+
+def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
+    """As env://, but each restart by an elastic agent meets under keys of its own: the store outlives the workers, and with accelerate's default, a
+    static rendezvous, it is the same one after a restart, where the new workers would find the addresses of the dead (torch 2.15)."""
+    for store, rank, size in rendezvous("env://", **options):
+        yield PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, size
+
+
+register_rendezvous_handler("fermarsi", _meet)  # type: ignore[no-untyped-call]  # torch has no types there
 
 
 class Ranks:
@@ -31,7 +47,9 @@ class Ranks:
         self.rank = rank
         self.size = size
         self.timeout_s = timeout_s
+        self.step: int | None = None  # that this rank works on, for messages
         self._group = group
+        self._board_lost = False
 
     @classmethod
     def join(cls, timeout_s: float = 1800.0) -> "Ranks":
@@ -62,7 +80,7 @@ class Ranks:
         reply = self._broadcast(reply)
         if failure is not None:
             raise failure
-        result: T = _unwrap([reply])[0]
+        result: T = opened([reply])[0]
         return result
 
     def together(self, work: Callable[[], T]) -> T:
@@ -78,20 +96,16 @@ class Ranks:
             result = work()
         except Exception as error:  # noqa: BLE001 - sent to all ranks below, then raised
             failure = error
-        replies = self._gather({"error": _describe(failure, self.rank)} if failure is not None else {"value": None})
+        replies = self._gather({"error": described(failure, self.rank)} if failure is not None else {"value": None})
         first = next((reply for reply in replies if "error" in reply), None)
         if failure is not None and first is not None and first["error"]["origin_rank"] == self.rank:
-            raise _owned(failure, self.rank)
-        _unwrap(replies)
+            raise owned(failure, self.rank)
+        opened(replies)
         return result  # type: ignore[return-value]  # no rank failed, so `work` returned
 
     def gather(self, value: T) -> list[T]:
         """Each rank's JSON value, in the order of ranks, on every rank. Called by every rank."""
         return [value] if self.size == 1 else [reply["value"] for reply in self._gather({"value": value})]
-
-    def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank. Called by every rank; the host waits."""
-        return any(self.gather(flag))
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here. Called by every rank."""
@@ -141,24 +155,49 @@ class Ranks:
     # -- failures
 
     def publish_failure(self, error: BaseException) -> None:
-        """Leave this rank's error where its peers find it when their collectives break. No collective."""
-        if self.size > 1:
-            try:
-                # The store of the default group has no public accessor (torch 2.15).
-                store = dist.distributed_c10d._get_default_store()
-                store.compare_set(_FAILURE_KEY, "", json.dumps(_describe(error, self.rank)))
-            except (RuntimeError, ValueError):
-                pass  # the store's host is gone: the peers will report a lost rank, which is what happened
+        """Leave this rank's error where its peers find it when their collectives break; the first one stays. No collective."""
+        self._noted(lambda board: board.post(_FAILURE, json.dumps(described(error, self.rank))), None)
 
     def published_failure(self) -> HarnessError | None:
         """The first error that any rank published, or None. No collective."""
-        if self.size == 1:
-            return None
+        text = self._noted(lambda board: board.read(_FAILURE), None)
+        return error_from_json(json.loads(text)) if text else None
+
+    def missing(self, limit_s: float) -> list[int]:
+        """After a collective has failed: the ranks of which nothing is heard within `limit_s`; [] also if the store is lost. No collective."""
+
+        def look(board: Board) -> list[int]:
+            board.post(f"{_SURVIVOR}/{self.rank}", "here")
+            deadline = time.monotonic() + limit_s
+            while True:
+                silent = [rank for rank in range(self.size) if board.read(f"{_SURVIVOR}/{rank}") is None]
+                if not silent or time.monotonic() >= deadline:
+                    return [] if self.rank in silent else silent
+                time.sleep(0.1)
+
+        return self._noted(look, [], limit_s)
+
+    def board(self) -> "Board | None":
+        """A connection for notes, None for a rank alone or without a store. No collective."""
         try:
-            store = dist.distributed_c10d._get_default_store()
-            return error_from_json(json.loads(store.get(_FAILURE_KEY))) if store.check([_FAILURE_KEY]) else None
+            return Board() if self.size > 1 else None
         except (RuntimeError, ValueError):
-            return None
+            return None  # the store's host is gone
+
+    def _noted(self, act: "Callable[[Board], T]", otherwise: T, limit_s: float = 0.0) -> T:
+        """The result of an act on the board; `otherwise` if there is none, or if it takes longer than it may: its machine may be cut off."""
+        found = [otherwise]
+
+        def work() -> None:
+            if (board := self.board()) is not None:
+                found.append(act(board))
+
+        thread = threading.Thread(target=work, name="fermarsi-notes", daemon=True)
+        if self.size > 1 and not self._board_lost:
+            thread.start()
+            thread.join(limit_s + _BOARD_LIMIT_S)
+            self._board_lost = thread.is_alive()
+        return found[-1]
 
     # -- messages
 
@@ -168,24 +207,23 @@ class Ranks:
             json.dumps(reply)  # a value that is not JSON fails here, on rank 0, before its peers wait for it
             return reply, None
         except Exception as error:  # noqa: BLE001 - sent to all ranks, then raised on each
-            return {"error": _describe(error, self.rank)}, _owned(error, self.rank)
+            return {"error": described(error, self.rank)}, owned(error, self.rank)
 
     def _broadcast(self, reply: Any) -> Any:
-        frame, rest = _pack(reply) if self.rank == 0 else (torch.zeros(FRAME_BYTES, dtype=torch.uint8), b"")
+        frame, rest = pack(reply) if self.rank == 0 else (torch.zeros(FRAME_BYTES, dtype=torch.uint8), b"")
         dist.broadcast(frame, 0, group=self._group)
-        length = _length(frame)
-        extra = length - (FRAME_BYTES - _LENGTH_BYTES)
-        if extra <= 0:
-            return _unpack(frame, b"")
+        extra = rest_bytes(frame)
+        if extra == 0:
+            return unpack(frame, b"")
         tail = torch.frombuffer(bytearray(rest), dtype=torch.uint8) if self.rank == 0 else torch.empty(extra, dtype=torch.uint8)
         dist.broadcast(tail, 0, group=self._group)
-        return _unpack(frame, tail.numpy().tobytes())
+        return unpack(frame, tail.numpy().tobytes())
 
     def _gather(self, reply: Any) -> list[Any]:
-        frame, rest = _pack(reply)
+        frame, rest = pack(reply)
         frames = [torch.empty_like(frame) for _ in range(self.size)]
         dist.all_gather(frames, frame, group=self._group)
-        extras = [max(0, _length(one) - (FRAME_BYTES - _LENGTH_BYTES)) for one in frames]
+        extras = [rest_bytes(one) for one in frames]
         tails = [b""] * self.size
         if max(extras) > 0:
             mine = torch.zeros(max(extras), dtype=torch.uint8)
@@ -194,7 +232,30 @@ class Ranks:
             parts = [torch.empty_like(mine) for _ in range(self.size)]
             dist.all_gather(parts, mine, group=self._group)
             tails = [part[:extra].numpy().tobytes() for part, extra in zip(parts, extras, strict=True)]
-        return [_unpack(one, tail) for one, tail in zip(frames, tails, strict=True)]
+        return [unpack(one, tail) for one, tail in zip(frames, tails, strict=True)]
+
+
+class Board:
+    """Notes that ranks leave for each other without a collective, over a connection of its own: for another thread, and when collectives fail.
+
+    No call raises: without the store no note is left and none is found. Where the store's machine is cut off, a call may last.
+    """
+
+    def __init__(self) -> None:
+        """Raises RuntimeError or ValueError if the store is gone."""
+        # The store of the default group has no public accessor (torch 2.15).
+        self._store = dist.distributed_c10d._get_default_store().clone()
+
+    def post(self, key: str, text: str) -> None:
+        """Leave a note; the first one under a key stays."""
+        with suppress(RuntimeError, ValueError):
+            self._store.compare_set(f"fermarsi/{key}", "", text)
+
+    def read(self, key: str) -> str | None:
+        """A note, None if there is none."""
+        with suppress(RuntimeError, ValueError):
+            return str(self._store.get(f"fermarsi/{key}").decode()) if self._store.check([f"fermarsi/{key}"]) else None
+        return None
 
 
 class Pulse:
@@ -237,44 +298,3 @@ def leave() -> None:
     """Take the process group down at the end of a launch; never waits for the other ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _describe(error: BaseException, rank: int) -> dict[str, Any]:
-    if isinstance(error, HarnessError):
-        described = error.to_json()
-        described["origin_rank"] = rank if error.origin_rank is None else error.origin_rank
-        return described
-    text = "".join(traceback.format_exception(error)).strip()
-    return {"type": "RankError", "message": f"rank {rank} failed:\n{text}", "origin_rank": rank}
-
-
-def _owned(error: BaseException, rank: int) -> BaseException:
-    if isinstance(error, HarnessError) and error.origin_rank is None:
-        error.origin_rank = rank
-    return error
-
-
-def _unwrap(replies: Sequence[Any]) -> list[Any]:
-    for reply in replies:
-        if "error" in reply:
-            raise error_from_json(reply["error"])
-    return [reply["value"] for reply in replies]
-
-
-def _pack(reply: Any) -> tuple[Tensor, bytes]:
-    data = json.dumps(reply).encode()
-    room = FRAME_BYTES - _LENGTH_BYTES
-    head = len(data).to_bytes(_LENGTH_BYTES, "little") + data[:room]
-    return torch.frombuffer(bytearray(head.ljust(FRAME_BYTES, b"\0")), dtype=torch.uint8), data[room:]
-
-
-def _length(frame: Tensor) -> int:
-    return int.from_bytes(frame[:_LENGTH_BYTES].numpy().tobytes(), "little")
-
-
-def _unpack(frame: Tensor, tail: bytes) -> Any:
-    body = frame.numpy().tobytes()[_LENGTH_BYTES:]
-    return json.loads(body[: _length(frame)] + tail)
-
-
-__all__ = ["Pulse", "RankError", "Ranks", "is_lost_peer", "leave"]

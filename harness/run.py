@@ -1,6 +1,6 @@
 """From a config to a run: the only composition root."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from harness.agenda import Agenda
 from harness.checkpoint import CheckpointStore, Loaded, Retention, load, load_trainer, restore_network, restore_optimizer
 from harness.config import Config, config_hashes, read_config
 from harness.console import Console
-from harness.crashes import StepNote
 from harness.content import digest
+from harness.crashes import StepNote
 from harness.engine import Engine
 from harness.errors import CheckpointError, LeavingError
 from harness.evaluation import EvaluationPlan, fixed_sample
@@ -82,19 +82,15 @@ def build(
     config: Config, accelerator: Accelerator, ranks: Ranks, place: Place, interruption: Interruption, ledger: Ledger, lease: Lease, tracker: Tracker
 ) -> Run:
     """All parts of a run, with the state of its checkpoint if there is one. Called by every rank. Raises HarnessError."""
-    names = ("train", "val") if config.data.val is not None else ("train",)
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
-    sources = Sources(config)
-    prepared = Prepared.from_json(ranks.decide(lambda: prepare_data(config, names, sources, place, tracker.console, interruption.check).to_json()))
-    splits = ranks.together(lambda: open_splits(config, names, sources, prepared, task.check))
-    fingerprints = ranks.decide(lambda: {name: digest([prepared.keys[name], split.fingerprint()]) for name, split in splits.items()})
+    splits, keys, learned = open_data(config, ranks, place, task, tracker.console, interruption)
     sampling = Sampling(len(splits["train"]), config.batch.size, config.batch.micro_size, config.run.seed)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     engine = ranks.together(lambda: Engine(config, accelerator, ranks.size, task, first_batch(splits["train"], sampling)))
     controller = ranks.together(lambda: StopController(config.stop, known_metrics(config, task)))
     agenda = Agenda(sampling, config.log.every, config.stop.every, config.checkpoint.every, config.stop.budget, config.log.trace)
     with ledger.account("resume"):
-        loaded = ranks.together(lambda: load_state(config, place, engine, fingerprints, ranks))
+        loaded = ranks.together(lambda: load_state(config, place, engine, keys, ranks))
     if loaded is None and config.run.init_from is not None:
         origin, prefixes = config.run.init_from, config.run.init_prefix
         tracker.console.say(ranks.together(lambda: warm_start(engine.network, origin, prefixes)))
@@ -135,13 +131,11 @@ def build(
         found=place.checkpoint,
         verdict=verdict,
         launches=place.launches,
-        learned=[asdict(one) for one in prepared.learned],
+        learned=[asdict(one) for one in learned],
         note=StepNote(config.run.dir if ranks.is_first() else None),
-        evaluation_due=trainer is not None and trainer.get("evaluation_due", False),
-        save_s=None if trainer is None else trainer.get("save_s"),
-        facts={"data": fingerprints, "num_samples": {name: len(split) for name, split in splits.items()}, "config": config_hashes(config)},
+        facts={"data": keys, "num_samples": {name: len(split) for name, split in splits.items()}, "config": config_hashes(config)},
     )
-    restore_randomness(loaded, run)
+    restore_place(loaded, run)
     introduce(run)
     return run
 
@@ -175,6 +169,18 @@ def open_store(config: Config, ranks: Ranks, place: Place, lease: Lease) -> Chec
         timeout_s=settings.timeout_s,
         found=place.checkpoint,
     )
+
+
+def open_data(
+    config: Config, ranks: Ranks, place: Place, task: Task, console: Console, interruption: Interruption
+) -> tuple[dict[str, Split], dict[str, str], Sequence[Learned]]:
+    """The splits that training reads, a digest of what each gives, and what treatments learned. Called by every rank. Raises HarnessError."""
+    names = ("train", "val") if config.data.val is not None else ("train",)
+    sources = Sources(config)
+    prepared = Prepared.from_json(ranks.decide(lambda: prepare_data(config, names, sources, place, console, interruption.check).to_json()))
+    splits = ranks.together(lambda: open_splits(config, names, sources, prepared, task.check))
+    keys = ranks.decide(lambda: {name: digest([prepared.keys[name], split.fingerprint()]) for name, split in splits.items()})
+    return splits, keys, prepared.learned
 
 
 def prepare_data(
@@ -228,8 +234,13 @@ def load_state(config: Config, place: Place, engine: Engine, data: Mapping[str, 
     return loaded
 
 
-def restore_randomness(loaded: Loaded | None, run: Run) -> None:
-    """The ambient generators as they were; last, so that nothing draws after it. On another number of ranks they are those of the step's boundary."""
+def restore_place(loaded: Loaded | None, run: Run) -> None:
+    """Where the launch before left: what it still had to do, and the ambient generators as they were; last, so that nothing draws after it.
+
+    On another number of ranks the generators are those of the step's boundary.
+    """
+    if loaded is not None:
+        run.evaluation_due, run.save_s = loaded.trainer.get("evaluation_due", False), loaded.trainer.get("save_s")
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
     if loaded is not None and loaded.rng is not None:
         rng = loaded.rng

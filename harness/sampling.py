@@ -5,8 +5,11 @@ permutations from pseudorandom functions", SIAM J. Comput. 17, 1988) over a x b 
 "Ciphers with arbitrary finite domains", CT-RSA 2002, sections 3 and 4: the generalised Feistel cipher and cycle walking).
 """
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +18,18 @@ from harness.errors import ConfigError
 
 Integers = NDArray[np.int64]
 _Words = NDArray[np.uint64]
+_CHUNK = 16384  # positions whose images are found at a time
 _ROUNDS = 12  # with six, successive samples of splits below some hundred samples were measurably not independent
 
 
 def mix(words: _Words) -> _Words:
     """The finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    words = words ^ (words >> np.uint64(30))  # a new array, changed in place from here on
+    words *= np.uint64(0xBF58476D1CE4E5B9)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(0x94D049BB133111EB)
+    words ^= words >> np.uint64(31)
+    return words
 
 
 def _keys(seed: int, purpose: str, count: int) -> _Words:
@@ -40,22 +47,73 @@ class Permutation:
 
     def __call__(self, positions: Integers) -> Integers:
         """positions: (n,) in [0, size) -> (n,) images, all different for different positions."""
-        walked = positions.astype(np.uint64)
-        outside = np.ones(walked.shape, dtype=bool)
-        while outside.any():  # cycle walking: a x b < 2 N + 1, so that a step stays outside with probability below 1/2
-            walked[outside] = self._scramble(walked[outside])
-            outside = walked >= np.uint64(self.size)
+        size, keys = np.uint64(self.size), _keys(self.seed, f"order/{self.epoch}", _ROUNDS)
+        walked = _scramble(positions.astype(np.uint64), size, keys)
+        while (outside := walked >= size).any():  # cycle walking: a x b < 2 N + 1, so that a step stays outside with probability below 1/2
+            walked[outside] = _scramble(walked[outside], size, keys)
         return walked.astype(np.int64)
 
-    def _scramble(self, cells: _Words) -> _Words:
-        a = np.uint64(max(1, int(np.ceil(np.sqrt(self.size)))))
-        b = np.uint64(-(-self.size // int(a)))
-        left, right = cells % a, cells // a
-        keys = _keys(self.seed, f"order/{self.epoch}", _ROUNDS)
-        for index, key in enumerate(keys):
-            modulus = a if index % 2 == 0 else b
-            left, right = right, (left + mix(right + key) % modulus) % modulus
-        return left + a * right  # after an even number of rounds left is below a and right below b again
+
+def _ordered(permutation: Permutation, positions: Integers) -> Integers:
+    """Images of ascending positions, from whole chunks: numpy takes about as long for a chunk as for a micro-batch."""
+    first, last = int(positions[0]) // _CHUNK, int(positions[-1]) // _CHUNK
+    images: Integers = np.concatenate([_chunk(permutation, number) for number in range(first, last + 1)])[positions - first * _CHUNK]
+    return images
+
+
+@functools.lru_cache(maxsize=4)
+def _chunk(permutation: Permutation, number: int) -> Integers:
+    return permutation(np.arange(number * _CHUNK, min((number + 1) * _CHUNK, permutation.size), dtype=np.int64))
+
+
+def _scramble(cells: _Words, sizes: Any, keys: _Words) -> _Words:
+    """One step of the cycle among the a x b cells. cells: (n,); sizes: one or (n,); keys: (rounds,) or (rounds, n)."""
+    a = np.ceil(np.sqrt(sizes)).astype(np.uint64)
+    b = (sizes + a - np.uint64(1)) // a
+    left, right = cells % a, cells // a
+    for index, key in enumerate(keys):
+        modulus = a if index % 2 == 0 else b
+        left, right = right, _modulo(left + _modulo(mix(right + key), modulus), modulus)
+    scrambled: _Words = left + a * right
+    return scrambled  # after an even number of rounds left is below a and right below b again
+
+
+def _modulo(words: _Words, modulus: Any) -> _Words:
+    """words % modulus: numpy divides by one number many times faster than it takes the remainder."""
+    rest: _Words = words - words // modulus * modulus
+    return rest
+
+
+@dataclass(frozen=True, eq=False)
+class Balance:
+    """Draws that give each of C classes the same share, however many of the N samples it has.
+
+    Draw g of a training goes to class g mod C, which has had g // C draws before it. They go through all members of the class before any comes
+    again, each time in another order. So after any number of whole epochs the classes' draws differ by at most one, and so do those of the members
+    of a class. `members`: (N,) samples, class after class; `begins`, `counts`: (C,).
+    """
+
+    members: Integers
+    begins: Integers
+    counts: Integers
+
+    @classmethod
+    def of(cls, classes: Sequence[str]) -> "Balance":
+        """classes: (N,), what each sample belongs to; classes take their turns in the order of their names."""
+        _, numbers, counts = np.unique(np.array(classes, dtype=np.str_), return_inverse=True, return_counts=True)
+        return cls(np.argsort(numbers, kind="stable").astype(np.int64), np.cumsum(counts) - counts, counts.astype(np.int64))
+
+    def samples(self, draws: Integers, seed: int) -> Integers:
+        """draws: (n,) -> (n,) samples."""
+        classes, turns = draws % len(self.counts), draws // len(self.counts)
+        sizes = self.counts[classes]
+        rounds = (turns // sizes).astype(np.uint64)
+        keys = mix(mix(_keys(seed, "balance", _ROUNDS)[:, None] + classes.astype(np.uint64)) + rounds)
+        limits = sizes.astype(np.uint64)
+        cells = _scramble((turns % sizes).astype(np.uint64), limits, keys)
+        while (outside := cells >= limits).any():
+            cells = np.where(outside, _scramble(cells, limits, keys), cells)
+        return self.members[self.begins[classes] + cells.astype(np.int64)]
 
 
 @dataclass(frozen=True)
@@ -63,13 +121,15 @@ class Sampling:
     """The plan of a training: `num_samples` samples in batches of `size` = num_slots x `micro_size`, the same on any number of ranks.
 
     Batch k holds the global positions [k * size, (k + 1) * size); an epoch is position // num_samples; batches run on across the end
-    of an epoch, so that each is full and each sample comes exactly once an epoch.
+    of an epoch, so that each is full and each sample comes exactly once an epoch. With a `balance` an epoch is as long, and what comes in it is
+    drawn class by class.
     """
 
     num_samples: int
     size: int
     micro_size: int
     seed: int
+    balance: Balance | None = None
 
     @property
     def num_slots(self) -> int:
@@ -95,10 +155,10 @@ class Sampling:
         positions = self.positions(step, slot)
         epochs = positions // self.num_samples
         samples = np.empty_like(positions)
-        for epoch in np.unique(epochs):
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             inside = epochs == epoch
-            samples[inside] = Permutation(self.num_samples, self.seed, int(epoch))(positions[inside] % self.num_samples)
-        return samples
+            samples[inside] = _ordered(Permutation(self.num_samples, self.seed, epoch), positions[inside] - epoch * self.num_samples)
+        return samples if self.balance is None else self.balance.samples(epochs * self.num_samples + samples, self.seed)
 
     def sample_seeds(self, step: int, slot: int) -> _Words:
         """Seeds (micro_size,) uint64 for augmentation: a function of the seed and the global position (hence of epoch and sample) alone."""

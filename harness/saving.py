@@ -1,5 +1,6 @@
 """What a run leaves: checkpoints, the reports of their saving, and at the end its outcome."""
 
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -8,6 +9,7 @@ from harness.checkpoint import BestRank, Snapshot, files_beside, optimizer_tenso
 from harness.checkpoint.manifest import Reason
 from harness.config import resolved_yaml
 from harness.errors import CheckpointError
+from harness.interrupt import PREEMPT, granted_s
 from harness.ledger import TRAINING
 from harness.outcome import Outcome, write_outcome
 from harness.parts import Run
@@ -16,7 +18,9 @@ from harness.stopping import Verdict
 
 
 def save(run: Run, verdict: Verdict | None, call: Call) -> None:
-    """Begin a checkpoint of the present step. Called by every rank; the host waits for the copy, not for the disk."""
+    """Begin a checkpoint of the present step, unless the launch must leave sooner. Called by every rank; the host waits for the copy alone."""
+    if call == Call.INTERRUPTED and not is_worth_saving(run):
+        return
     with run.ledger.account("checkpoint_stall"):
         optimizer, optimizer_rest = optimizer_tensors(run.engine.optimizer, run.engine.parameter_names())
         interval = run.train_metrics.gathered(run.ranks)
@@ -63,13 +67,37 @@ def trainer_state(run: Run, optimizer_rest: dict[str, Any], interval: dict[str, 
         "losses": run.losses.state(),
         "train_metrics": interval,
         "ledger": run.ledger.totals(),
+        "learned": list(run.learned),
+        "evaluation_due": run.evaluation_due,
+        "save_s": run.save_s,
     }
+
+
+def is_worth_saving(run: Run) -> bool:
+    """Whether an interrupted launch has something to save and the time for it, once the save in flight has ended. Called by every rank."""
+    with run.ledger.account("checkpoint_stall"):
+        run.store.wait()
+    report_saves(run)
+    told: list[Any] = run.ranks.gather([run.interruption.age_s(), run.interruption.cause or ""])
+    age_s, cause = max(told)
+    run.interruption.ask(cause)  # where the word had not come yet
+    if run.found is not None and run.found.resolve() == (run.directory / "checkpoints" / step_name(run.step)).resolve():
+        return False  # asked again before the first step of this launch
+    limit_s = granted_s(run.config.interrupt.grace_s, cause, os.environ)
+    needed_s = run.ranks.decide(lambda: run.save_s)
+    if limit_s is None or needed_s is None or needed_s <= limit_s - age_s:
+        return True
+    run.unsaved = f"of the {limit_s:.1f} s granted {max(0.0, limit_s - age_s):.1f} s were left, and a save takes {needed_s:.1f} s"
+    run.tracker.warn(f"step {run.step:,} is not saved: {run.unsaved}; the next launch does the steps since the last checkpoint again")
+    return False
 
 
 def report_saves(run: Run) -> None:
     """Tell of the saves that ended since the last call; too many failures in a row end the run on every rank. Called by every rank."""
     for report in run.store.reports():
         run.tracker.save(report, run.position())
+        if report.error is None and not report.skipped:
+            run.save_s = report.total_s
     run.ranks.decide(run.store.raise_if_failing)
 
 
@@ -105,9 +133,10 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
                 "see the warnings above. Mend the disk and launch again: the run goes on from its last checkpoint."
             )
     else:
-        cause = f"{run.interruption.signal_name} came" if run.interruption.signal_name else "another process was interrupted"
-        kept = "saved" if checkpoint is not None and checkpoint.name == step_name(run.step) else f"NOT saved, the last checkpoint is {checkpoint}"
-        reason, detail = "interrupted", f"{cause} at step {run.step:,}: {kept}; to be continued."
+        kept = "saved"
+        if checkpoint is None or checkpoint.name != step_name(run.step):
+            kept = f"NOT saved ({run.unsaved or 'see the warnings above'}), the last checkpoint is {checkpoint}"
+        reason, detail = "interrupted", f"{run.interruption.cause} at step {run.step:,}: {kept}; to be continued."
     best = run.controller.best()
     path = None if best is None else run.directory / "checkpoints" / step_name(best.step)
     exact, exact_reason = run.exactness()
@@ -127,4 +156,5 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
     )
     run.ledger.save()
     write_outcome(run.directory, outcome)
+    (run.directory / PREEMPT).unlink(missing_ok=True)  # obeyed, or too late
     return outcome

@@ -5,37 +5,21 @@ docs/config.md is made from this file by config_reference.py.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from harness.components import TARGET, did_you_mean
+from harness.components import did_you_mean
+from harness.data_settings import DataConfig
+from harness.settings import Place, Section, Spec
 from harness.stop_settings import Every, StopSettings
+from harness.tracking_settings import TrackingConfig
 
 _RESUME = ("auto", "must", "never", "best", "latest")
 _STEP_NAME = re.compile(r"step-\d+")
 
 
-def _component(value: object) -> object:
-    if not isinstance(value, dict) or TARGET not in value:
-        raise ValueError(f"give a component: a mapping with {TARGET}: pkg.mod.Name and its arguments")
-    return value
-
-
-def _home(value: Path) -> Path:
-    return value.expanduser()  # a shell expands ~ in `--dir ~/x` but not in `run.dir=~/x`, and a directory called ~ is never meant
-
-
-Spec = Annotated[dict[Any, Any], BeforeValidator(_component)]
-Place = Annotated[Path, Field(strict=False), AfterValidator(_home)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """The run as a whole."""
 
     name: str = Field(min_length=1, description="What the run is called; by default the config file's name without its ending.")
@@ -59,6 +43,7 @@ class RunConfig(_Section):
         description="With init_from: which weights, by how their names begin, go where, e.g. {encoder.: backbone.}; by default all, as named.",
     )
     timeout_s: float = Field(1800.0, gt=0, description="Seconds after which a process that waits for the others gives up.")
+    max_crashes: int = Field(3, ge=1, description="After so many crashes in a row in the same step a launch ends at once and says so.")
 
     @field_validator("name")
     @classmethod
@@ -100,23 +85,29 @@ class RunConfig(_Section):
         return value
 
 
-class SplitConfig(_Section):
-    """Where the samples of a split come from and what is done to them."""
+class PartConfig(Section):
+    """A part of the network: a module or a parameter, by its path in it. Of parts inside each other the innermost that gives a setting counts."""
 
-    source: Spec = Field(description="The component that yields samples: anything with __len__ and __getitem__.")
-    treatments: tuple[Spec, ...] = Field((), strict=False, description="Components applied to each micro-batch, in this order.")
+    freeze: bool | None = Field(None, description="Not trained: its parameters stay, its BatchNorm and dropout do as in an evaluation.")
+    lr: float | None = Field(None, gt=0, description="Its learning rate, where it is not optimizer.lr. A schedule changes all in proportion.")
+    weight_decay: float | None = Field(None, ge=0, description="Its weight decay, where it is not that of the optimizer.")
+    init_from: Place | None = Field(None, description="A run, a checkpoint or a safetensors file whose weights the part starts from in a new run.")
+    prefix: str | None = Field(
+        None, description="With init_from: how the names of the part's weights begin there, e.g. `backbone.`; null: as they do here."
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.freeze and (self.lr is not None or self.weight_decay is not None):
+            raise ValueError("lr and weight_decay have no effect on a frozen part; leave them out, or freeze")
+        if self.prefix is not None and self.init_from is None:
+            raise ValueError("prefix has no effect without init_from; give that too, or leave it out")
+        if self == PartConfig.model_construct():
+            raise ValueError("says nothing; give one of freeze, lr, weight_decay, init_from")
+        return self
 
 
-class DataConfig(_Section):
-    """The splits."""
-
-    train: SplitConfig = Field(description="What is trained on.")
-    val: SplitConfig | None = Field(None, description="What is evaluated at the end of each interval.")
-    test: SplitConfig | None = Field(None, description="What only `fermarsi evaluate` and `predict` look at.")
-    num_workers: int = Field(0, ge=0, description="Processes that prepare micro-batches, for each training process; never changes the result.")
-
-
-class BatchConfig(_Section):
+class BatchConfig(Section):
     """How many samples an optimizer step and a forward pass see."""
 
     size: int = Field(ge=1, description="Samples an optimizer step sees, over all processes.")
@@ -136,14 +127,14 @@ class BatchConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """How a step is computed."""
 
     precision: Literal["no", "bf16", "fp16"] = Field("no", description="Mixed precision: no (float32), bf16, or fp16 with a loss scaler (CUDA only).")
     clip_grad_norm: float | None = Field(None, gt=0, description="The gradient's largest norm; larger ones are scaled down to it. null: no limit.")
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """When the run is saved and what is kept."""
 
     every: Every | None = Field(None, description="The stretch between two checkpoints; null: one at each evaluation.")
@@ -155,43 +146,37 @@ class CheckpointConfig(_Section):
     timeout_s: float = Field(1800.0, gt=0, description="Seconds after which a save counts as failed.")
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How splits are evaluated."""
 
     micro_size: int | None = Field(None, ge=1, description="Samples a forward pass sees in an evaluation; null: batch.micro_size.")
 
 
-class LogConfig(_Section):
+class InterruptConfig(Section):
+    """What is known of those who interrupt the run."""
+
+    grace_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds from a signal to the kill. If a save cannot fit in, the last checkpoint is kept instead. "
+        "null: what torch's agent grants (PET_SHUTDOWN_TIMEOUT, or 30) under one, else not known.",
+    )
+
+
+class LogConfig(Section):
     """What is recorded between evaluations."""
 
     every: Every = Field(Every(steps=20), description="The stretch between two log points, where losses are read and recorded.")
     trace: bool = Field(False, description="Write each step's loss and digests of samples and parameters to trace.jsonl, to compare runs; slow.")
 
 
-class WandbConfig(_Section):
-    """A run in Weights & Biases."""
-
-    project: str = Field(min_length=1, description="The W&B project.")
-    entity: str | None = Field(None, min_length=1, description="The W&B user or team; null: the account's default.")
-    mode: Literal["online", "offline", "disabled"] = Field("online", description="offline: keep records on disk for `wandb sync`; disabled: none.")
-    name: str | None = Field(None, min_length=1, description="What the run is called in W&B; null: run.name.")
-    tags: Names = Field((), description="Tags of the W&B run.")
-    group: str | None = Field(None, min_length=1, description="The W&B group the run belongs to.")
-    notes: str | None = Field(None, min_length=1, description="A note kept with the W&B run.")
-
-
-class TrackingConfig(_Section):
-    """Where else records go."""
-
-    wandb: WandbConfig | None = Field(None, description="Track the run in Weights & Biases; null: metrics.jsonl and the console alone.")
-
-
-class Config(_Section):
+class Config(Section):
     """Everything that describes a run."""
 
     run: RunConfig = Field(description="The run as a whole.")
     data: DataConfig = Field(description="The splits.")
     network: Spec = Field(description="The component that is trained, a torch.nn.Module.")
+    parts: dict[str, PartConfig] = Field({}, description="Parts of the network by path, e.g. encoder: frozen, at other rates, from earlier runs.")
     task: Spec = Field(description="The component that makes of a batch a loss, predictions and metrics.")
     batch: BatchConfig = Field(description="How many samples an optimizer step and a forward pass see.")
     optimizer: Spec = Field(description="A torch optimizer; the harness gives it `params`.")
@@ -200,5 +185,15 @@ class Config(_Section):
     stop: StopSettings = Field(description="When the run is evaluated and what ends it.")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When the run is saved and what is kept.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How splits are evaluated.")
+    interrupt: InterruptConfig = Field(InterruptConfig(), description="What is known of those who interrupt the run.")
     log: LogConfig = Field(LogConfig(), description="What is recorded between evaluations.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Where else records go.")
+
+    @field_validator("parts")
+    @classmethod
+    def _begins_a_run(cls, value: dict[str, PartConfig], info: ValidationInfo) -> dict[str, PartConfig]:
+        resume = info.data["run"].resume if "run" in info.data else "auto"
+        begun = [path for path, part in value.items() if part.init_from is not None]
+        if begun and resume not in ("auto", "never"):
+            raise ValueError(f"{begun[0]}.init_from: no effect with run.resume: {resume}, which never starts a new run; leave one of them out")
+        return value

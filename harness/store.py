@@ -134,9 +134,12 @@ class Stored:
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{column: (B, ...) array | list of B}"""
+        return self.gather(np.asarray(indices))
+
+    def gather(self, wanted: NDArray[np.int64]) -> dict[str, Any]:
+        """The same for an array of indices (B,): a list costs a third of a gather."""
         if len(self._shards) == 1:
-            return self._shards[0].read(np.asarray(indices))
-        wanted = np.asarray(indices)
+            return self._shards[0].read(wanted)
         which = np.searchsorted(self._begins, wanted, side="right") - 1
         order = np.argsort(which, kind="stable")
         back = np.argsort(order)

@@ -12,20 +12,12 @@ usage() { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 processes="$1"
 shift
 
-root="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P)"
-python="$root/.venv/bin/python"
-[ -x "$python" ] || python="$(command -v python3 || command -v python)"
+# shellcheck source=launch/env.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 
 export ACCELERATE_USE_CPU=true
-if [ -z "${OMP_NUM_THREADS:-}" ]; then
-  threads=$(($(nproc) / processes))
-  export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
-fi
+share_cores "$processes"
 [ "$processes" -gt 1 ] || exec "$python" "$root/harness/train.py" "$@"
 
-# What torch's agent is told by variables, since accelerate has no options for it: pass SIGUSR1 on too (it would die of it and leave the processes
-# behind), and give them five minutes to save after a signal, not thirty seconds.
-export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
-export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-300}"
 exec "$python" -m accelerate.commands.launch --config_file "$root/launch/accelerate-cpu.yaml" \
   --multi_gpu --num_machines 1 --num_processes "$processes" --main_process_port 0 "$root/harness/train.py" "$@"

@@ -10,23 +10,16 @@ set -euo pipefail
 usage() { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 [ $# -ge 1 ] || usage
 
-root="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P)"
-python="$root/.venv/bin/python"
-[ -x "$python" ] || python="$(command -v python3 || command -v python)"
+# shellcheck source=launch/env.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 
 gpus="$("$python" -c 'import torch; print(torch.cuda.device_count())')"
 if [ "$gpus" -eq 0 ]; then
   echo "launch/gpu.sh: torch sees no GPU here. Train on the CPU with launch/cpu.sh N CONFIG, or see what nvidia-smi and CUDA_VISIBLE_DEVICES say." >&2
   exit 2
 fi
-if [ -z "${OMP_NUM_THREADS:-}" ]; then
-  threads=$(($(nproc) / gpus))
-  export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
-fi
+share_cores "$gpus"
 [ "$gpus" -gt 1 ] || exec "$python" "$root/harness/train.py" "$@"
 
-# As in launch/cpu.sh: SIGUSR1 is passed on too, and five minutes to save after a signal.
-export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
-export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-300}"
 exec "$python" -m accelerate.commands.launch --config_file "$root/launch/accelerate-gpu.yaml" \
   --multi_gpu --num_machines 1 --num_processes "$gpus" --main_process_port 0 "$root/harness/train.py" "$@"

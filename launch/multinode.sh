@@ -9,7 +9,8 @@
 # HEAD is machine 0 as the others reach it; PORT (default 29400) must be free there. Each machine runs one process per GPU; PER_NODE=n sets their
 # number, and is needed on machines without GPUs (with ACCELERATE_USE_CPU=true). run.dir must be one directory that all machines see.
 # SIGTERM, SIGINT and SIGUSR1 sent to one of them reach its processes, and all machines save and leave at the same step. The exit code is the
-# launcher's: 0, or 1 whatever the processes said; why the training ended is in the run's outcome.json.
+# launcher's: 0, or 1 whatever the processes said; launch/attend.sh tells more, or the run's outcome.json. One machine is a number of machines too:
+# launch/slurm.sbatch, kubernetes.yaml and skypilot.yaml all come through here.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
@@ -18,25 +19,20 @@ node="$1" nodes="$2" head="${3%:*}" port=29400
 [[ $3 != *:* ]] || port="${3##*:}"
 shift 3
 
-root="$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P)"
-python="$root/.venv/bin/python"
-[ -x "$python" ] || python="$(command -v python3 || command -v python)"
+# shellcheck source=launch/env.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/env.sh"
 
 per_node="${PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}"
-if [ "$per_node" -eq 0 ] || [ $((per_node * nodes)) -lt 2 ]; then
-  echo "launch/multinode.sh: $per_node processes on each of $nodes machines. Set PER_NODE, and ACCELERATE_USE_CPU=true without GPUs; on one machine use launch/gpu.sh." >&2
+if [ "$per_node" -eq 0 ]; then
+  echo "launch/multinode.sh: torch sees no GPU here. Set PER_NODE and ACCELERATE_USE_CPU=true to train on CPUs, or see what nvidia-smi says." >&2
   exit 2
 fi
-if [ -z "${OMP_NUM_THREADS:-}" ]; then
-  threads=$(($(nproc) / per_node))
-  export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
-fi
+share_cores "$per_node"
+[ $((per_node * nodes)) -gt 1 ] || exec "$python" "$root/harness/train.py" "$@"
 
-# As in launch/cpu.sh: SIGUSR1 is passed on too, and five minutes to save after a signal.
-export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
-export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-300}"
 # Machine 0 keeps the store at which all meet (is_host): left to itself, torch guesses by comparing host names. Late machines have ten minutes.
-exec "$python" -m accelerate.commands.launch --config_file "$root/launch/accelerate-gpu.yaml" \
-  --multi_gpu --num_machines "$nodes" --machine_rank "$node" --num_processes $((per_node * nodes)) \
-  --rdzv_backend c10d --rdzv_conf "is_host=$((node == 0)),join_timeout=600" --main_process_ip "$head" --main_process_port "$port" \
+meeting=(--config_file "$root/launch/accelerate-multinode.yaml" --rdzv_conf "is_host=$((node == 0)),join_timeout=600")
+meeting+=(--machine_rank "$node" --main_process_ip "$head" --main_process_port "$port")
+[ "$nodes" -gt 1 ] || meeting=(--config_file "$root/launch/accelerate-gpu.yaml" --main_process_port 0)
+exec "$python" -m accelerate.commands.launch "${meeting[@]}" --multi_gpu --num_machines "$nodes" --num_processes $((per_node * nodes)) \
   "$root/harness/train.py" "$@"

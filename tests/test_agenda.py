@@ -47,6 +47,15 @@ def test_an_interruption_saves_without_evaluating() -> None:
     assert not due.evaluate
 
 
+def test_an_evaluation_that_is_owed_is_all_that_is_done_again() -> None:
+    due = agenda(save=Every(steps=3)).due(5, Call.NONE, owed=True)
+    assert due.evaluate
+    assert not due.log
+    assert not due.read
+    assert not due.save
+    assert agenda(save=Every(steps=5)).due(5, Call.NONE, owed=True).save
+
+
 def test_a_request_to_stop_evaluates_and_saves_at_once() -> None:
     for call in (Call.STOP_REQUESTED, Call.TIME_UP):
         due = agenda().due(3, call)

@@ -1,4 +1,4 @@
-"""The scripts of launch/, with a stand-in for the training that tells what it was given."""
+"""launch/ and docker/: read by the tools made for it, and the scripts run with a stand-in for the training that tells what it was given."""
 
 import json
 import os
@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-LAUNCH = Path(__file__).parent.parent / "launch"
+from harness.outcome import INTERRUPTED
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+TOOLS = Path(sys.executable).parent
+YAML_RULES = "{extends: default, rules: {document-start: disable, line-length: {max: 160}, comments: {min-spaces-from-content: 1}}}"
 STAND_IN = """
 import json, os, signal, sys, time
 place = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION")}
@@ -51,7 +57,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 def start(script: Path, *arguments: str, directory: Path, **environment: str) -> subprocess.Popen[str]:
     env = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "ACCELERATE_USE_CPU")}
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    env["PATH"] = f"{TOOLS}:{env['PATH']}"
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([str(script), *arguments], cwd=directory, env=env | environment, **pipes)
 
@@ -121,9 +127,117 @@ def test_several_machines_meet(checkout: Path, elsewhere: Path) -> None:
     assert [one["place"]["WORLD_SIZE"] for one in told(elsewhere)] == ["2", "2"]
 
 
+def test_one_machine_is_a_number_of_machines_too(checkout: Path, elsewhere: Path) -> None:
+    script = checkout / "launch" / "multinode.sh"
+    code, errors = run(script, "0", "1", "head", "c.yaml", directory=elsewhere, PER_NODE="2", ACCELERATE_USE_CPU="true")
+    assert code == 0, errors
+    assert [one["place"]["WORLD_SIZE"] for one in told(elsewhere)] == ["2", "2"]
+    code, _ = run(script, "0", "1", "head", "c.yaml", "fail", directory=elsewhere, PER_NODE="1")
+    assert code == 3  # its own: no launcher
+
+
+OUTCOME = """
+import json, sys
+fields = ("reason", "detail", "step", "epoch", "samples", "world_size", "launches", "best", "checkpoint", "exact", "exact_reason", "time")
+json.dump({**dict.fromkeys(fields), "reason": sys.argv[1], "detail": sys.argv[2]}, open("run/outcome.json", "w"))
+"""
+WAITS = "trap 'exit 9' USR1; touch ready; while :; do sleep 0.05; done"
+
+
+@pytest.mark.parametrize(
+    ("before", "launcher", "expected"),
+    [
+        ("", "begins; says targets_reached now", 0),
+        ("", "begins; says interrupted now", 75),
+        ("", "begins; says interrupted now; exit 1", 75),  # the launcher's code when a signal came to it
+        ("", "begins; exit 1", 1),
+        ("", "exit 2", 2),
+        ("", "exit 0", 75),  # interrupted before it could begin, under torch's agent
+        ("", "exit 75", 75),  # the same, without
+        ("interrupted", "begins; exit 1", 1),
+        ("interrupted", "exit 1", 1),  # crashed before it took the old outcome away
+        ("targets_reached", "exit 0", 0),
+    ],
+)
+def test_the_exit_code_is_the_runs_not_the_launchers(elsewhere: Path, before: str, launcher: str, expected: int) -> None:
+    (elsewhere / "outcome.py").write_text(OUTCOME)
+    words = f"begins() {{ mkdir -p run; touch run/config.yaml; rm -f run/outcome.json; }}; says() {{ '{sys.executable}' outcome.py $1 $2; }}; "
+    if before:
+        subprocess.run(["bash", "-c", f"{words} begins; says {before} earlier"], cwd=elsewhere, check=True)
+    code, errors = run(LAUNCH / "attend.sh", "run", "bash", "-c", words + launcher, directory=elsewhere)
+    assert code == expected, errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_request_to_leave_reaches_the_run_as_a_signal_and_as_a_file(elsewhere: Path, number: signal.Signals) -> None:
+    (elsewhere / "run").mkdir()
+    process = start(LAUNCH / "attend.sh", "run", "bash", "-c", WAITS, directory=elsewhere)
+    deadline = time.monotonic() + 60
+    while not (elsewhere / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 75  # though there was nothing to save yet
+    assert (elsewhere / "run" / "PREEMPT").exists()
+
+
+def test_what_is_set_already_is_kept(elsewhere: Path) -> None:
+    show = f'set -eu; . "{LAUNCH}/env.sh"; share_cores 1000; echo "$OMP_NUM_THREADS $NCCL_DEBUG $PET_SHUTDOWN_TIMEOUT"'
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"NCCL_DEBUG": "INFO"}
+    assert subprocess.run(["bash", "-c", show], env=env, text=True, capture_output=True, check=True).stdout.split() == ["1", "INFO", "300"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["shellcheck", ".ci/run", "launch/slurm.sbatch", *(str(path) for place in ("launch", "docker") for path in (ROOT / place).glob("*.sh"))],
+        ["hadolint", "docker/Dockerfile"],
+        ["yamllint", "--strict", "--config-data", YAML_RULES, "launch", "docker"],
+        ["kubernetes-validate", "--strict", "--kubernetes-version", "1.31.0", "launch/kubernetes.yaml"],
+        ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker/compose.yaml"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_tools_made_for_it_find_nothing(command: list[str]) -> None:
+    if not (TOOLS / command[0]).exists():
+        pytest.skip(f"needs {command[0]}: make setup")
+    done = subprocess.run([str(TOOLS / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_kubernetes_takes_each_exit_code_for_what_it_means() -> None:
+    service, config, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    actions = {code: rule["action"] for rule in spec["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])}
+    assert actions == {INTERRUPTED: "Ignore", 2: "FailJob"}
+    assert {rule["onExitCodes"]["containerName"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule} == {container["name"]}
+    nodes = {one["name"]: one.get("value") for one in container["env"]}["NODES"]
+    assert spec["completions"] == spec["parallelism"] == int(nodes)
+    name = job["metadata"]["name"]
+    assert f"{name}-0.{pod['subdomain']}:29400" in container["args"]  # the first pod, by the headless service's name
+    assert (service["metadata"]["name"], service["spec"]["selector"]) == (pod["subdomain"], {"job-name": name})
+    assert yaml.safe_load(config["data"]["training.yaml"])["run"]["dir"] == container["args"][1]
+    grace = int({one["name"]: one.get("value") for one in container["env"]}["PET_SHUTDOWN_TIMEOUT"])
+    assert grace < pod["terminationGracePeriodSeconds"]
+    assert all((ROOT / argument).exists() for argument in container["args"] if argument.startswith("launch/"))
+
+
+def test_skypilot_is_given_no_key_that_it_does_not_know() -> None:
+    # By SkyPilot 0.14's schema (sky/utils/schemas.py), too large a package to be installed for this.
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert task.keys() <= {"name", "workdir", "num_nodes", "resources", "file_mounts", "volumes", "envs", "secrets", "setup", "run"}
+    assert task["resources"].keys() <= {"infra", "accelerators", "cpus", "memory", "use_spot", "disk_size", "image_id", "job_recovery", "any_of"}
+    assert task["resources"]["job_recovery"] == {"max_restarts_on_errors": 2, "recover_on_exit_codes": [INTERRUPTED]}
+    assert all(isinstance(value, str) for value in task["envs"].values())
+    checked = subprocess.run(["bash", "-n"], input=task["setup"] + task["run"], text=True, check=False)
+    assert checked.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
+        ("attend.sh", ["run"]),
         ("cpu.sh", []),
         ("cpu.sh", ["2"]),
         ("cpu.sh", ["0", "c.yaml"]),

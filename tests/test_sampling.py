@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError
-from harness.sampling import Permutation, Sampling, fitting_world_sizes
+from harness.sampling import Balance, Permutation, Sampling, fitting_world_sizes
 
 MASK = 2**64 - 1
 SEEDS = st.integers(0, 2**63 - 1)
@@ -30,14 +30,14 @@ def keys(seed: int, purpose: str, count: int) -> list[int]:
     return [int.from_bytes(digest[8 * index : 8 * index + 8], "little") for index in range(count)]
 
 
-def walked(position: int, size: int, seed: int, epoch: int) -> int:
+def walked(position: int, size: int, round_keys: list[int]) -> int:
     """Black & Rogaway: encipher the cell number until it falls among the first `size` cells."""
     a = max(1, math.isqrt(size - 1) + 1)
     b = -(-size // a)
     cell = position
     while True:
         left, right = cell % a, cell // a
-        for index, key in enumerate(keys(seed, f"order/{epoch}", 12)):
+        for index, key in enumerate(round_keys):
             modulus = (a, b)[index % 2]
             left, right = right, (left + mix((right + key) & MASK)) % modulus
         cell = left + a * right
@@ -51,8 +51,18 @@ def chi_square(counts: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> flo
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def plan(num_samples: int, num_slots: int, micro_size: int, seed: int = 7) -> Sampling:
-    return Sampling(num_samples, num_slots * micro_size, micro_size, seed)
+def drawn(draw: int, members: list[list[int]], seed: int) -> int:
+    """The sample of a balanced draw: the classes in turn, each class's members all before any comes again."""
+    number = draw % len(members)
+    turn = draw // len(members)
+    mine = members[number]
+    base = keys(seed, "balance", 12)
+    round_keys = [mix((mix((key + number) & MASK) + turn // len(mine)) & MASK) for key in base]
+    return mine[walked(turn % len(mine), len(mine), round_keys)]
+
+
+def plan(num_samples: int, num_slots: int, micro_size: int, seed: int = 7, balance: Balance | None = None) -> Sampling:
+    return Sampling(num_samples, num_slots * micro_size, micro_size, seed, balance)
 
 
 # -- the order of an epoch
@@ -66,7 +76,8 @@ def test_the_order_of_an_epoch_is_a_permutation(size: int, seed: int, epoch: int
 @given(st.integers(1, 10**12), SEEDS, st.integers(0, 1000), st.data())
 def test_it_is_what_the_papers_describe(size: int, seed: int, epoch: int, data: st.DataObject) -> None:
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=8))
-    assert Permutation(size, seed, epoch)(np.array(positions)).tolist() == [walked(position, size, seed, epoch) for position in positions]
+    round_keys = keys(seed, f"order/{epoch}", 12)
+    assert Permutation(size, seed, epoch)(np.array(positions)).tolist() == [walked(position, size, round_keys) for position in positions]
 
 
 @given(st.integers(1, 500), SEEDS)
@@ -181,6 +192,62 @@ def test_orders_are_those_that_checkpoints_of_earlier_versions_rely_on() -> None
     orders = [sampling.samples(step, slot).tolist() for step in range(3) for slot in range(2)]
     assert orders == [[8, 4, 10], [2, 0, 11], [3, 5, 6], [7, 1, 9], [0, 5, 4], [6, 8, 3]]
     assert sampling.sample_seeds(1, 1).tolist() == [15111379685144918730, 15599686385046650983, 5945756174142771590]
+
+
+# -- balanced draws
+
+CLASSES = st.lists(st.sampled_from(["cat", "dog", "eel", "fox"]), min_size=1, max_size=60)
+
+
+def members_of(classes: list[str]) -> list[list[int]]:
+    return [[index for index, one in enumerate(classes) if one == name] for name in sorted(set(classes))]
+
+
+@given(CLASSES, st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), SEEDS)
+def test_classes_and_the_members_of_each_come_equally_often(classes: list[str], num_slots: int, micro_size: int, epochs: int, seed: int) -> None:
+    sampling = plan(len(classes), num_slots, micro_size, seed, Balance.of(classes))
+    seen = np.concatenate([sampling.samples(step, slot) for step in range(sampling.step_of_epoch(epochs)) for slot in range(num_slots)])
+    counts = Counter(seen[: epochs * len(classes)].tolist())
+    shares = [[counts[member] for member in members] for members in members_of(classes)]
+    assert max(map(sum, shares)) - min(map(sum, shares)) <= 1
+    assert all(max(of_class) - min(of_class) <= 1 for of_class in shares)
+    one_epoch = Counter(classes[index] for index in seen[(epochs - 1) * len(classes) : epochs * len(classes)].tolist())
+    assert all(abs(one_epoch[name] - len(classes) / len(shares)) < 1 for name in set(classes))
+
+
+@given(CLASSES, SEEDS, st.lists(st.integers(0, 10**15), min_size=1, max_size=8))
+def test_balanced_draws_are_those_of_plain_integers(classes: list[str], seed: int, draws: list[int]) -> None:
+    members = members_of(classes)
+    assert Balance.of(classes).samples(np.array(draws), seed).tolist() == [drawn(draw, members, seed) for draw in draws]
+
+
+@given(CLASSES, st.integers(1, 12), st.integers(1, 6), SEEDS, st.integers(0, 10**9))
+def test_every_world_size_and_every_seek_finds_the_same_balanced_batches(
+    classes: list[str], num_slots: int, micro_size: int, seed: int, step: int
+) -> None:
+    sampling = plan(len(classes), num_slots, micro_size, seed, Balance.of(classes))
+    whole = plan(len(classes), 1, num_slots * micro_size, seed, Balance.of(classes)).samples(step, 0).tolist()
+    for num_ranks in fitting_world_sizes(num_slots):
+        slots = [slot for rank in range(num_ranks) for slot in sampling.slots_of(rank, num_ranks)]
+        assert np.concatenate([sampling.samples(step, slot) for slot in slots]).tolist() == whole
+
+
+def test_balance_changes_neither_the_seeds_of_augmentation_nor_the_length_of_an_epoch() -> None:
+    balanced, plain = plan(10, 2, 4, balance=Balance.of(["a"] * 9 + ["b"])), plan(10, 2, 4)
+    assert balanced.sample_seeds(3, 1).tolist() == plain.sample_seeds(3, 1).tolist()
+    assert balanced.step_of_epoch(5) == plain.step_of_epoch(5)
+
+
+def test_the_members_of_a_class_come_in_another_order_each_time() -> None:
+    balance = Balance.of(["a"] * 20 + ["b"] * 20)
+    rounds = {tuple(balance.samples(np.arange(40 * turn, 40 * turn + 40), 5)[first::2].tolist()) for turn in range(50) for first in (0, 1)}
+    assert len(rounds) == 100
+
+
+def test_balanced_orders_are_those_that_checkpoints_of_earlier_versions_rely_on() -> None:
+    sampling = Sampling(num_samples=8, size=6, micro_size=3, seed=7, balance=Balance.of(list("aaaaaabc")))
+    orders = [sampling.samples(step, slot).tolist() for step in range(3) for slot in range(2)]
+    assert orders == [[6, 7, 7], [1, 6, 3], [6, 4, 7], [2, 0, 6], [5, 6, 7], [7, 7, 6]]
 
 
 # -- counting

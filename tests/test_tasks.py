@@ -1,13 +1,16 @@
 """Tasks: losses as sums over items, checks in words, metrics that mean what they say."""
 
+import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import sklearn.metrics as oracle
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix
@@ -17,7 +20,7 @@ from harness.errors import ConfigError, DataError
 from harness.metrics import IntervalMetrics
 from harness.ranks import Ranks
 from harness.stopping import MetricInfo
-from harness.tasks import Classification, Joint, LanguageModelling, Regression, Supervised, Task, detached
+from harness.tasks import Classification, Joint, LanguageModelling, Regression, Supervised, Task, detached, learn, restore_learners
 
 LABELS = torch.tensor([0, 2, 1, 2, 0, 1])
 LOGITS = torch.tensor([[2.0, 0, 1], [0, 1, 3], [1, 2, 0], [3, 0, 1], [1, 0, 0], [0, 0, 2]])
@@ -28,6 +31,12 @@ def values_of(task: Task, outputs: Any, batch: dict[str, Any]) -> dict[str, floa
     metrics = IntervalMetrics(task.metrics())
     metrics.update(task, outputs, batch, 0)
     return task.values(metrics.compute(Ranks()))
+
+
+def learned(task: Any, *batches: dict[str, Any]) -> Any:
+    """The task after it has seen the training split, through JSON as a checkpoint keeps it."""
+    restore_learners(task, json.loads(json.dumps(learn(task, batches))))
+    return task
 
 
 class Recorder(nn.Module):
@@ -120,6 +129,45 @@ def test_class_weights_multiply_an_items_loss_and_do_not_change_the_number_of_it
     each = functional.cross_entropy(LOGITS, LABELS, reduction="none")
     assert torch.allclose(task.loss_sum(LOGITS, {"y": LABELS}), (each * weights[LABELS]).sum())
     assert int(task.num_items({"y": LABELS})) == 6
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40).map(lambda drawn: [0, 1, 2, 3, *drawn]), st.integers(1, 40))
+def test_balanced_weights_are_scikit_learns_however_the_split_is_cut(labels: list[int], size: int) -> None:
+    batches = [{"y": torch.tensor(labels[begin : begin + size])} for begin in range(0, len(labels), size)]
+    task, logits = learned(Classification("x", "y", class_weights="balanced"), *batches), torch.zeros(len(labels), 4)
+    task.fit_to(logits)
+    weights = compute_class_weight("balanced", classes=np.arange(4), y=np.array(labels))
+    each = [float(task.loss_sum(logits[:1], {"y": torch.tensor([label])})) for label in range(4)]
+    assert each == pytest.approx((weights * math.log(4)).tolist(), rel=1e-6)
+    whole = {"y": torch.tensor(labels)}
+    assert int(task.num_items(whole)) == len(labels)
+    assert float(task.loss_sum(logits, whole)) == pytest.approx(len(labels) * math.log(4), rel=1e-5)  # the weights' mean over the split is 1
+    assert sum(float(task.loss_sum(logits[: len(batch["y"])], batch)) for batch in batches) == pytest.approx(len(labels) * math.log(4), rel=1e-5)
+
+
+def test_balanced_weights_count_items_only() -> None:
+    task = learned(Classification("x", "y", class_weights="balanced", ignore_index=-1), {"y": torch.tensor([[0, 0, -1], [0, 1, -1]])})
+    task.fit_to(torch.zeros(1, 2))
+    assert float(task.loss_sum(torch.zeros(1, 2), {"y": torch.tensor([1])})) == pytest.approx(4 / 2 * math.log(2))
+
+
+def test_heads_learn_their_own_balanced_weights() -> None:
+    task = Joint({"kind": Classification("x", "y", class_weights="balanced"), "size": Classification("x", "z")})
+    assert list(task.learners()) == ["kind_class_weights"]
+    learned(task, {"y": torch.tensor([0, 0, 0, 1]), "z": torch.tensor([0, 1, 0, 1])})
+    logits = {"kind": torch.zeros(1, 2), "size": torch.zeros(1, 2)}
+    task.fit_to(logits)
+    loss = task.loss_sum(logits, {"y": torch.tensor([1]), "z": torch.tensor([1])})
+    assert float(loss) == pytest.approx((4 / 2 + 1) * math.log(2))
+
+
+def test_balanced_weights_need_every_class() -> None:
+    with pytest.raises(DataError, match=r"balanced, but class 1, 3 of 4 is no target in the training split\. Add samples"):
+        learned(Classification("x", "y", class_weights="balanced"), {"y": torch.tensor([0, 2])}).fit_to(torch.zeros(1, 4))
+    with pytest.raises(DataError, match="no 'y' to count"):
+        learned(Classification("x", "y", class_weights="balanced", ignore_index=7), {"y": torch.tensor([7, 7])})
+    with pytest.raises(DataError, match=r"task\.target: samples have no 'y'"):
+        learned(Classification("x", "y", class_weights="balanced"), {"z": torch.tensor([0])})
 
 
 @pytest.mark.parametrize(("outputs", "targets"), [((4, 1), (4,)), ((4,), (4, 1)), ((4, 1, 3), (4, 3))])
@@ -271,6 +319,7 @@ def test_outputs_that_a_task_cannot_use_are_refused(task: Task, outputs: Any, me
     ("make", "message"),
     [
         (lambda: Classification("x", "y", label_smoothing=1.0), r"^label_smoothing: 1\.0 is outside of \[0, 1\)"),
+        (lambda: Classification("x", "y", class_weights="even"), r"^class_weights: 'even' is neither balanced nor a list"),
         (lambda: Classification("x", "y", class_weights=[1, -1]), r"^class_weights: \[1, -1\]: each must be finite"),
         (lambda: Classification("x", "y", metrics={"accuracy": MulticlassAUROC(3)}), r"^metrics\.accuracy: taken, or no word"),
         (lambda: Classification("x", "y", metrics={"a/b": MulticlassAUROC(3)}), r"^metrics\.a/b: taken, or no word\. The tasks' own are loss"),

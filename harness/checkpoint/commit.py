@@ -177,6 +177,12 @@ def _survey(directory: Path, known: Mapping[str, Kept]) -> dict[str, Kept]:
     return kept
 
 
+def known_from(directory: Path, found: Path | None) -> dict[str, Kept]:
+    """What a launch knows of the run's checkpoints when it begins: the one that it goes on from, and may write again."""
+    manifest = None if found is None or found.resolve().parent != directory.resolve() else inspect(found).manifest
+    return {} if manifest is None else {step_name(manifest.step): _kept_of(manifest)}
+
+
 def _kept_of(manifest: Manifest) -> Kept:
     return Kept(manifest.step, manifest.epoch, dict(manifest.metrics))
 

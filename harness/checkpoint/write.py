@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from harness.checkpoint.commit import begin, collect_leftovers, commit, tidy
+from harness.checkpoint.commit import begin, collect_leftovers, commit, known_from, tidy
 from harness.checkpoint.files import telling, write_files
 from harness.checkpoint.manifest import FileEntry, Manifest, join_parts
 from harness.checkpoint.read import step_name
@@ -84,8 +84,9 @@ class CheckpointStore:
         fence: Callable[[], None],
         max_failures: int,
         timeout_s: float,
+        found: Path | None = None,
     ) -> None:
-        """`fence` is called on rank 0 before anything is changed on the disk. Called by every rank. Raises CheckpointError."""
+        """`fence`: called on rank 0 before any change on the disk. `found`: where this launch goes on. By every rank. Raises CheckpointError."""
         self._directory = directory
         self._ranks = ranks
         self._retention = retention
@@ -101,7 +102,7 @@ class CheckpointStore:
         self._finished: deque[SaveReport] = deque()
         self._failures: list[str] = []
         self._committed: Path | None = None
-        self._known: dict[str, Kept] = {}  # rank 0: the valid checkpoints that need no second look
+        self._known = known_from(directory, found)  # rank 0: the valid checkpoints that need no second look
         self._written: dict[int, dict[str, float]] = {}  # rank 0: the metrics of what this process committed, by step
         ranks.decide(lambda: collect_leftovers(directory, fence))
 
@@ -279,8 +280,7 @@ def _manifest(
 @cache
 def _versions() -> dict[str, str]:
     """What wrote a checkpoint: for people, and for bug reports."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "code": _revision()}
-    found["torch"] = torch.__version__
+    found = {"python": platform.python_version(), "platform": platform.platform(), "code": _revision(), "torch": torch.__version__}
     for name in ("fermarsi", "accelerate", "numpy"):
         try:
             found[name] = version(name)

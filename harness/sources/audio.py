@@ -1,10 +1,11 @@
 """Recordings of sound, one a sample."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from math import gcd
 from os import SEEK_END
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from harness.errors import ConfigError, DataError
 from harness.sources.collection import Collection, Keep
 from harness.sources.files import OnError, need
 from harness.sources.split import Part, Rule
+from harness.sources.tables import Kind
 
 Wave = NDArray[np.float32]
 
@@ -22,10 +24,9 @@ class Recordings(Collection):
     """WAV, FLAC or OGG files, all of one length, channel count and sampling rate.
 
     A sample: `wave` (C, seconds x rate) float32 in [-1, 1], and `label` int64 if the path has a {label}. `files`: e.g. `speech/{label}/*.wav` or
-    `digits/{label}_{speaker}_{take}.wav`; the other fields are for `split`. Classes are numbered as in `classes`, or else by name. A longer recording
-    is cut, a shorter one filled up with silence: at its end, or with `align: centre` on both sides.
+    `digits/{label}_{speaker}_{take}.wav`, or `speech/metadata.csv`, a table that lists them; `columns`, e.g. {age: number}, of what is said there
+    are put into samples, as `Collection` says. Classes are numbered as in `classes`, or else by name. Waves are fitted as `WaveReader` says.
 
-    `rate_hz`: a recording with another one is refused, or with `resample` brought to it by a polyphase filter (scipy.signal.resample_poly).
     `keep`: "memory" decodes all at the beginning, so that a corrupt file is found then (with `on_error: skip` it is left out and named in `skipped`);
     "disk" looks at heads only and decodes what is read. Raises DataError that names the file.
     """
@@ -38,12 +39,31 @@ class Recordings(Collection):
         part: Part = "all",
         split: Rule | None = None,
         classes: Sequence[Any] | None = None,
+        columns: Mapping[str, Kind] | None = None,
         channels: int = 1,
         resample: bool = False,
         align: Literal["start", "centre"] = "start",
         keep: Keep = "memory",
         on_error: OnError = "stop",
     ) -> None:
+        self._waves = WaveReader(rate_hz, seconds, channels, resample, align)
+        super().__init__("wave", files, part, split, classes, keep, on_error, columns)
+
+    def _read(self, path: Path) -> Wave:
+        return self._waves.read(path, str(path))
+
+    def _check(self, path: Path) -> None:
+        self._waves.check(path, str(path))
+
+
+class WaveReader:
+    """Reads recordings, from files or from bytes, as waves (C, seconds x rate) float32; `name` is for messages. Raises DataError.
+
+    A longer recording is cut, a shorter one filled up with silence: at its end, or with `align: centre` on both sides. `rate_hz`: a recording with
+    another one is refused, or with `resample` brought to it by a polyphase filter (scipy.signal.resample_poly).
+    """
+
+    def __init__(self, rate_hz: int, seconds: float, channels: int = 1, resample: bool = False, align: Literal["start", "centre"] = "start") -> None:
         if align not in ("start", "centre"):
             raise ConfigError(f"align: {align!r} is neither start nor centre.")
         if rate_hz < 1 or round(seconds * rate_hz) < 1:
@@ -51,40 +71,39 @@ class Recordings(Collection):
         self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
         self._resample, self._align = resample, align
         _decoder()
-        super().__init__("wave", files, part, split, classes, keep, on_error)
 
-    def _read(self, path: Path) -> Wave:
-        """The wave (C, T) of a file, at the rate and of the length asked for."""
-        num_frames = self._check(path)
+    def read(self, file: Path | bytes, name: str) -> Wave:
+        """The wave (C, T) of a recording, at the rate and of the length asked for."""
+        num_frames = self.check(file, name)
         soundfile = _decoder()
         try:
-            frames, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+            frames, rate_hz = soundfile.read(_opened(file), dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            raise DataError(f"{path}: cannot be decoded: {error}. It may be cut short.") from error
+            raise DataError(f"{name}: cannot be decoded: {error}. It may be cut short.") from error
         if len(frames) != num_frames:
-            raise DataError(f"{path}: {len(frames)} frames where its head tells of {num_frames}. It may be cut short.")
+            raise DataError(f"{name}: {len(frames)} frames where its head tells of {num_frames}. It may be cut short.")
         if len(frames) == 0:
-            raise DataError(f"{path}: no sound in it. Take it away.")
+            raise DataError(f"{name}: no sound in it. Take it away.")
         if not np.isfinite(frames).all():
-            raise DataError(f"{path}: numbers in it are no sound (NaN or infinite). Take it away.")
+            raise DataError(f"{name}: numbers in it are no sound (NaN or infinite). Take it away.")
         if rate_hz != self.rate_hz:
             common = gcd(rate_hz, self.rate_hz)
             frames = resample_poly(frames, self.rate_hz // common, rate_hz // common, axis=0).astype(np.float32)
         return self._fitted(frames.T)
 
-    def _check(self, path: Path) -> int:
-        """How many frames a file tells of. Refuses one that is not what was asked for, or that ends before its end."""
+    def check(self, file: Path | bytes, name: str) -> int:
+        """How many frames a recording tells of. Refuses one that is not what was asked for, or that ends before its end."""
         soundfile = _decoder()
         try:
-            head = soundfile.info(path)
+            head = soundfile.info(_opened(file))
         except soundfile.SoundFileError as error:
-            raise DataError(f"{path}: no sound file: {error}. It may be cut short.") from error
-        if _is_cut(path):
-            raise DataError(f"{path}: ends before its end: it was cut short. Fetch it again.")
+            raise DataError(f"{name}: no sound file: {error}. It may be cut short.") from error
+        if _is_cut(file):
+            raise DataError(f"{name}: ends before its end: it was cut short. Fetch it again.")
         if head.channels != self.channels:
-            raise DataError(f"{path}: {head.channels} channels where {self.channels} are asked for. Set channels, or leave it out.")
+            raise DataError(f"{name}: {head.channels} channels where {self.channels} are asked for. Set channels, or leave it out.")
         if head.samplerate != self.rate_hz and not self._resample:
-            raise DataError(f"{path}: {head.samplerate} Hz where {self.rate_hz} are asked for. Set resample: true, or rate_hz.")
+            raise DataError(f"{name}: {head.samplerate} Hz where {self.rate_hz} are asked for. Set resample: true, or rate_hz.")
         return int(head.frames)
 
     def _fitted(self, wave: Wave) -> Wave:
@@ -102,9 +121,13 @@ def _decoder() -> Any:
     return need("soundfile", "audio", "sound")  # not kept by the source, which has to be able to go to a worker: a module cannot
 
 
-def _is_cut(path: Path) -> bool:
+def _opened(file: Path | bytes) -> Path | BinaryIO:
+    return file if isinstance(file, Path) else BytesIO(file)
+
+
+def _is_cut(recording: Path | bytes) -> bool:
     """Whether a file is shorter than it says; libsndfile plays a WAV or Ogg file that was cut to where it ends, without a word."""
-    with path.open("rb") as file:
+    with recording.open("rb") if isinstance(recording, Path) else BytesIO(recording) as file:
         head = file.read(12)
         length = file.seek(0, SEEK_END)
         if head[:4] == b"RIFF":

@@ -1,60 +1,161 @@
-"""Collections of files that are a sample each: pictures, recordings of sound."""
+"""Collections of files that are samples: pictures, recordings of sound, videos. Found by the form of their paths, or listed by a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os.path import abspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError
-from harness.sources.files import OnError, class_names, find_files, read_each
+from harness.errors import ConfigError, DataError
+from harness.sources.files import Files, OnError, class_names, find_files, read_each
+from harness.sources.frames import Layout, read_frame
 from harness.sources.split import Part, Rule, rows_of
+from harness.sources.tables import Kind
 
 Keep = Literal["memory", "disk"]
+TABLES = (".csv", ".jsonl", ".ndjson", ".xlsx", ".parquet")
+FILE_NAME = "file_name"  # the column of files in a table that lists them, as in datasets' imagefolder and audiofolder
 
 
 class Collection:
-    """One file a sample, an array called `what`, with its class's number under "label" if file names tell classes.
+    """One file a sample, an array called `what`, with its class's number under "label" if file names or a table tell classes.
+
+    `files`: a path, a pattern with {fields} or a list of them; or those of tables, .csv, .jsonl, .xlsx or .parquet, which list the files in a column
+    `file_name`, each relative to its table. What the other columns say are fields too: "label" is the class, others are for `split`; `columns` are
+    put into samples under their own names, as number (float32), integer (int64) or text.
 
     A subclass says how a file is read; it is ready to do so before it calls this constructor. Raises ConfigError, and DataError that names the file.
     """
 
     def __init__(
-        self, what: str, files: str | Sequence[str], part: Part, split: Rule | None, classes: Sequence[Any] | None, keep: Keep, on_error: OnError
+        self,
+        what: str,
+        files: str | Sequence[str],
+        part: Part,
+        split: Rule | None,
+        classes: Sequence[Any] | None,
+        keep: Keep,
+        on_error: OnError,
+        columns: Mapping[str, Kind] | None = None,
     ) -> None:
         if keep not in ("memory", "disk"):
             raise ConfigError(f"keep: {keep!r} is neither memory nor disk.")
         self._what = what
-        found = find_files(files)
+        self._columns = _kinds(columns or {}, (what, "label"))
+        found, self._tables = listed_files(files)
         labels = found.fields.get("label")
+        if labels is not None and "" in labels:
+            raise DataError(f"{found.paths[labels.index('')]}: no label in its table. Fill it in, or leave the file out of the table.")
         # Before the split and before files are left out: a class has its number whatever happens to some of its files.
         self.classes = None if labels is None else class_names(classes, labels, "label")
         found = found.chosen(rows_of(part, split, found.fields, len(found.paths)).tolist())
-        self._arrays: NDArray[Any] | None = None
-        if keep == "memory":
-            self.files, arrays, self.skipped = read_each(found, self._read, on_error)
-            self._arrays = np.stack(arrays)
-        else:
-            self.files, _, self.skipped = read_each(found, self._check, on_error)
+        self.files, read, self.skipped = read_each(found, self._read if keep == "memory" else self._check, on_error)
+        self._file_of = self._arrange(read, in_memory=keep == "memory")
         place = {name: number for number, name in enumerate(self.classes or ())}
-        self._labels = None if labels is None else np.array([place[name] for name in self.files.fields["label"]], dtype=np.int64)
+        self._of_files = {name: _column(self.files, name, kind) for name, kind in self._columns.items()}
+        if labels is not None:
+            self._of_files["label"] = np.array([place[name] for name in self.files.fields["label"]], dtype=np.int64)
+
+    @staticmethod
+    def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
+        """The files that a collection with these arguments reads; none but tables that list them is opened."""
+        found, tables = listed_files(files)
+        return [*tables, *found.paths]
 
     def __len__(self) -> int:
-        return len(self.files.paths)
+        return len(self._file_of)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """{<what>: (B, ...), label: (B,)}"""
-        arrays = np.stack([self._read(self.files.paths[index]) for index in indices]) if self._arrays is None else self._arrays[indices]
-        return {self._what: arrays} if self._labels is None else {self._what: arrays, "label": self._labels[indices]}
+        """{<what>: (B, ...), label: (B,), a column: (B,) numbers or a list of B texts}"""
+        columns = {name: column[self._file_of[indices]] for name, column in self._of_files.items()}
+        return {self._what: self._gather(indices), **{name: of.tolist() if of.dtype.kind == "U" else of for name, of in columns.items()}}
 
-    def _read(self, path: Path) -> NDArray[Any]:
-        """The sample of a file. Raises DataError."""
+    def paths(self) -> list[Path]:
+        """Every file that is read, tables that list files too."""
+        return [*self._tables, *self.files.paths]
+
+    def known(self) -> dict[str, list[str]]:
+        """{field: (N,) texts}: what paths and tables say of the samples, and the "path" itself."""
+        fields = {"path": list(map(str, self.files.paths)), **self.files.fields}
+        return {name: [values[number] for number in self._file_of.tolist()] for name, values in fields.items()}
+
+    def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
+        """Takes what was read, or only checked, of each file. Gives the file (N,) of each sample."""
+        self._arrays = np.stack(read) if in_memory else None
+        return np.arange(len(read))
+
+    def _gather(self, indices: list[int]) -> NDArray[Any]:
+        """The samples' arrays, (B, ...)."""
+        if self._arrays is not None:
+            gathered: NDArray[Any] = self._arrays[indices]
+            return gathered
+        return np.stack([self._read(self.files.paths[index]) for index in indices])
+
+    def _read(self, path: Path) -> Any:
+        """What a file holds. Raises DataError."""
         raise NotImplementedError
 
     def _check(self, path: Path) -> Any:
         """Look at a file's head only. Raises DataError."""
         raise NotImplementedError
+
+
+def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
+    """The files that templates find, or that the tables list which they find, and those tables."""
+    found = find_files(templates)
+    if not all(path.suffix.lower() in TABLES for path in found.paths):
+        return found, []
+    listed: dict[Path, dict[str, str]] = {}
+    for number, table in enumerate(found.paths):
+        read_frame(table, Layout(missing="keep"), [FILE_NAME])  # says which columns there are if this one is not
+        frame = read_frame(table, Layout(missing="keep"))
+        of_path = {name: values[number] for name, values in found.fields.items()}
+        texts = {name: frame.texts(name) for name in frame.cells if name not in of_path}
+        names = texts.pop(FILE_NAME)
+        for index, (row, name) in enumerate(zip(frame.rows, names, strict=True)):
+            path = Path(abspath(table.parent / name))
+            if not name or path in listed:
+                raise DataError(f"{table}: row {row}: {f'{name} is listed before' if name else 'no file_name'}. List each file once.")
+            listed[path] = {**of_path, **{column: values[index] for column, values in texts.items()}}
+            if listed[path].keys() != next(iter(listed.values())).keys():
+                raise DataError(f"{table}: its columns are not those of {found.paths[0]}. Give all tables the same.")
+    if not listed:
+        raise DataError(f"{found.paths[0]}: lists no file. Give it a row for each file.")
+    paths = sorted(listed)
+    return Files(paths, {name: [listed[path][name] for path in paths] for name in listed[paths[0]]}), found.paths
+
+
+def _kinds(columns: Mapping[str, Kind], taken: Sequence[str]) -> dict[str, Kind]:
+    for name, kind in columns.items():
+        if kind not in get_args(Kind):
+            raise ConfigError(f"columns.{name}: {kind!r} is none of {', '.join(get_args(Kind))}.")
+        if name in taken:
+            raise ConfigError(f"columns.{name}: taken: a sample has it without being asked. Leave it out, or rename the column.")
+    return dict(columns)
+
+
+def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
+    """(number of files,) float32, int64 or text."""
+    if name not in files.fields:
+        raise ConfigError(f"columns.{name}: nothing says it; known are {', '.join(files.fields) or 'no fields'}.")
+    texts = files.fields[name]
+    if kind == "text":
+        return np.array(texts, dtype=np.str_)
+    values = np.empty(len(texts), dtype=np.float32 if kind == "number" else np.int64)
+    for index, text in enumerate(texts):
+        try:
+            values[index] = float(text.replace("_", "?")) if kind == "number" else int(text.replace("_", "?"))  # Python reads 12_5 as 125
+        except (ValueError, OverflowError):
+            _refuse(files.paths[index], name, text)
+        if not np.isfinite(values[index]):
+            _refuse(files.paths[index], name, text)
+    return values
+
+
+def _refuse(path: Path, name: str, text: str) -> None:
+    raise DataError(f"{path}: {text!r} as its {name!r}, where a number belongs. Mend the table, or leave {name} out of columns.")

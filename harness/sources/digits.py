@@ -33,6 +33,10 @@ class Digits:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"image": self._images[index], "label": self._labels[index]}
 
+    def known(self) -> dict[str, list[str]]:
+        """{label: (N,) texts}"""
+        return {"label": list(map(str, self._labels.tolist()))}
+
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{image: (B, 1, 8, 8), label: (B,)}"""
         return {"image": self._images[indices], "label": self._labels[indices]}

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 from harness.errors import ConfigError, DataError
 
 OnError = Literal["stop", "skip"]
+Item = TypeVar("Item")
 Read = TypeVar("Read")
 _SHOWN = 5  # files named in a warning
 
@@ -82,26 +83,32 @@ def read_each(files: Files, read: Callable[[Path], Read], on_error: OnError) -> 
 
     Returns the files that were read, what was read, and the messages of those left out. Raises DataError also if none is left.
     """
+    kept, values, skipped = read_all(files.paths, read, on_error, "files")
+    return files.chosen(kept), values, skipped
+
+
+def read_all(items: Sequence[Item], read: Callable[[Item], Read], on_error: OnError, what: str) -> tuple[list[int], list[Read], list[str]]:
+    """As `read_each`, for anything: the places of the items that were read, what was read, and the messages of those left out."""
     if on_error not in get_args(OnError):
         raise ConfigError(f"on_error: {on_error!r} is neither stop nor skip.")
     kept: list[int] = []
     values: list[Read] = []
     skipped: list[str] = []
-    for row, path in enumerate(files.paths):
+    for place, item in enumerate(items):
         try:
-            values.append(read(path))
-            kept.append(row)
+            values.append(read(item))
+            kept.append(place)
         except DataError as error:
             if on_error == "stop":
-                raise DataError(f"{error} Or leave such files out with on_error: skip." if len(files.paths) > 1 else str(error)) from error
+                raise DataError(f"{error} Or leave such {what} out with on_error: skip." if len(items) > 1 else str(error)) from error
             skipped.append(str(error))
     if skipped:
         more = f" … and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-        message = f"{len(skipped)} of {len(files.paths)} files left out: {' '.join(skipped[:_SHOWN])}{more}"
+        message = f"{len(skipped)} of {len(items)} {what} left out: {' '.join(skipped[:_SHOWN])}{more}"
         if not kept:
             raise DataError(message)
-        warnings.warn(message, stacklevel=3)
-    return files.chosen(kept), values, skipped
+        warnings.warn(message, stacklevel=4)
+    return kept, values, skipped
 
 
 def need(module: str, extra: str, purpose: str) -> Any:

@@ -1,116 +1,21 @@
-"""Tables as they lie in files, cell by cell, before anything is a number: the one way in for CSV, JSON lines, Excel and Parquet.
-
-Every cell keeps the row that a person sees it in, so that a message can name it.
-"""
+"""Tables as they lie in files, cell by cell, before anything is a number: the one way in for CSV, JSON lines, Excel and Parquet."""
 
 import csv
+import importlib
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from harness.errors import ConfigError, DataError
+from harness.errors import DataError
+from harness.sources.cells import MISSING, Frame, Layout, Missing, text_of
 from harness.sources.files import need, suggestion
 
-MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
-Missing = Literal["refuse", "keep"]
+__all__ = ["MISSING", "Frame", "Layout", "Missing", "read_frame"]
+
+_Pack = Callable[[list[list[Any]], Sequence[str], Sequence[str]], dict[str, Any]]
+_PACKED = 2**15  # rows that are objects of Python at a time
 _LOOKED_THROUGH = 20  # rows in which a header is looked for when it is not where it should be
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How files are to be read. `sheet`, `header`: of Excel, by name or number from 1; the row of the columns' names, from 1.
-
-    `separator`, `decimal`, `encoding`: of CSV.
-    `missing`: empty cells, and in columns of numbers those with one of the `marks`,
-    are refused, or kept as NaN or "".
-    """
-
-    sheet: str | int = 1
-    header: int = 1
-    separator: str = ","
-    decimal: str = "."
-    encoding: str = "utf-8-sig"  # with or without the mark that Excel puts at the beginning
-    missing: Missing = "refuse"
-    marks: Collection[str] = field(default=MISSING)
-
-    def __post_init__(self) -> None:
-        if self.header < 1:
-            raise ConfigError(f"header: {self.header}: rows are counted from 1.")
-        if self.missing not in ("refuse", "keep"):
-            raise ConfigError(f"missing: {self.missing!r} is neither refuse nor keep.")
-        if self.decimal not in (".", ",") or len(self.separator) != 1 or self.separator == self.decimal:
-            raise ConfigError(f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one sign each, decimal a point or a comma.")
-
-
-class Frame:
-    """The columns of one file: `cells[name]` is a list of what the file has, or an array of numbers; `rows` are their places in the file."""
-
-    def __init__(self, path: Path, cells: dict[str, Any], rows: Sequence[int], layout: Layout) -> None:
-        self.path = path
-        self.cells = cells
-        self.rows = rows
-        self._layout = layout
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def numbers(self, name: str) -> NDArray[np.float64]:
-        """(N,) float64, NaN where a value is missing and may be. Raises DataError with file, row and column of what is no number."""
-        cells = self.cells[name]
-        if isinstance(cells, np.ndarray):
-            values = cells.astype(np.float64)
-        else:
-            values = self._converted(name, cells)
-        if self._layout.missing == "refuse" and np.isnan(values).any():
-            self._refuse(name, int(np.isnan(values).argmax()), "nothing where a number belongs. Fill it in, or set missing: keep.")
-        if np.isinf(values).any():
-            self._refuse(name, int(np.isinf(values).argmax()), "an infinite number. Mend it.")
-        return values
-
-    def integers(self, name: str) -> NDArray[np.int64]:
-        """(N,) int64. Raises DataError as `numbers`, and for a fraction or a missing value."""
-        cells = self.cells[name]
-        if isinstance(cells, np.ndarray) and np.can_cast(cells.dtype, np.int64):
-            return cells.astype(np.int64)
-        values = self.numbers(name)
-        whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
-        if not whole.all():
-            self._refuse(name, int((~whole).argmax()), f"{values[~whole][0]} where a whole number belongs. Mend it, or read the column as number.")
-        return values.astype(np.int64)
-
-    def texts(self, name: str) -> list[str]:
-        """N texts, "" where a value is missing and may be. A number is written as people do: 7, not 7.0."""
-        texts = ["" if _is_empty(cell) else _text(cell) for cell in _listed(self.cells[name])]
-        if self._layout.missing == "refuse" and "" in texts:
-            self._refuse(name, texts.index(""), "nothing where text belongs. Fill it in, or set missing: keep.")
-        return texts
-
-    def _converted(self, name: str, cells: list[Any]) -> NDArray[np.float64]:
-        values = np.empty(len(cells))
-        for index, cell in enumerate(cells):
-            try:
-                values[index] = self._read_number(cell) if isinstance(cell, str) else cell
-            except (ValueError, TypeError):
-                if not _is_empty(cell) and not (isinstance(cell, str) and cell.strip() in self._layout.marks):
-                    self._refuse(name, index, f"{cell!r} where a number belongs. Mend it, or read the column as text.")
-                values[index] = np.nan
-        return values
-
-    def _read_number(self, text: str) -> float:
-        """As float() reads it, but for what would read 12_5 as 125. Raises ValueError."""
-        comma = self._layout.decimal == ","
-        if "_" in text or (comma and "." in text):
-            raise ValueError(text)
-        word = text.strip().casefold()
-        return float(word == "true") if word in ("true", "false") else float(text.replace(",", ".") if comma else text)
-
-    def _refuse(self, name: str, index: int, what: str) -> None:
-        raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
 
 
 def read_frame(path: Path, layout: Layout, columns: Collection[str] | None = None) -> Frame:
@@ -128,7 +33,7 @@ def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame:
     with path.open(newline="", encoding=layout.encoding) as file:
         lines = csv.reader(file, delimiter=layout.separator, strict=True)
         try:
-            return _headed(path, layout, columns, ((lines.line_num, cells) for cells in lines))
+            return _headed(path, layout, columns, ((lines.line_num, cells) for cells in lines), _as_texts)
         except csv.Error as error:
             raise DataError(f"{path}: row {lines.line_num}: {error}. Mend it, or set separator.") from error
 
@@ -145,20 +50,22 @@ def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame
             grid = pandas.read_excel(book, sheet_name=named, header=None, dtype=object, keep_default_na=False).to_numpy(dtype=object)
     except (calamine.CalamineError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be read: {error}. It may be cut short, or no Excel file.") from error
-    return _headed(path, layout, columns, enumerate(grid.tolist(), start=1))
+    return _headed(path, layout, columns, enumerate(grid.tolist(), start=1), _as_lists)
 
 
-def _headed(path: Path, layout: Layout, columns: Collection[str] | None, lines: Iterator[tuple[int, list[Any]]]) -> Frame:
+def _headed(path: Path, layout: Layout, columns: Collection[str] | None, lines: Iterator[tuple[int, list[Any]]], pack: _Pack) -> Frame:
     """lines: (row, cells) -> the columns under the names in row `header`. Rows without anything are passed over."""
     header: list[str] = []
     rows: list[int] = []
     kept: list[list[Any]] = []
     above: list[tuple[int, list[Any]]] = []
+    packed: list[dict[str, Any]] = []
+    wanted: list[str] = []
     for row, cells in lines:
         if row < layout.header:
             above.append((row, cells))
         elif not header:
-            header = [_text(cell).strip() for cell in cells]
+            header = [text_of(cell).strip() for cell in cells]
             while header and not header[-1]:
                 header.pop()
             if not header and columns is None:
@@ -167,20 +74,41 @@ def _headed(path: Path, layout: Layout, columns: Collection[str] | None, lines: 
                 below = [found for found, _ in zip(lines, range(_LOOKED_THROUGH), strict=False)]
                 _refuse_header(path, header, layout.header, columns, [*above, *below])
             _refuse_twins(path, header, columns)
+            wanted = [name for name in header if name and (columns is None or name in columns)]
         elif any(cell is not None and cell != "" for cell in cells):
             if (len(cells) != len(header) and any(cell != "" for cell in cells[len(header) :])) or len(cells) < len(header):
                 raise DataError(f"{path}: row {row}: {len(cells)} cells under {len(header)} columns. Mend it, or set header or separator.")
             rows.append(row)
             kept.append(cells)
+            if len(kept) == _PACKED:
+                packed.append(pack(kept, header, wanted))
+                kept = []
     if not header:
         _refuse_header(path, [], layout.header, columns or (), above)
-    wanted = [name for name in header if name and (columns is None or name in columns)]
-    return Frame(path, {name: [cells[header.index(name)] for cells in kept] for name in wanted}, rows, layout)
+    packed.append(pack(kept, header, wanted))
+    return Frame(path, {name: _joined([one[name] for one in packed]) for name in wanted}, rows, layout)
+
+
+def _as_lists(kept: list[list[Any]], header: Sequence[str], wanted: Sequence[str]) -> dict[str, Any]:
+    places = [header.index(name) for name in wanted]
+    return {name: [cells[place] for cells in kept] for name, place in zip(wanted, places, strict=True)}
+
+
+def _as_texts(kept: list[list[str]], header: Sequence[str], wanted: Sequence[str]) -> dict[str, Any]:
+    """Texts side by side in memory: a fifth of what they are as objects of Python."""
+    arrow = importlib.import_module("pyarrow")
+    return {name: arrow.chunked_array([arrow.array(cells, arrow.string())]) for name, cells in _as_lists(kept, header, wanted).items()}
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], list):
+        return [cell for part in parts for cell in part]
+    return importlib.import_module("pyarrow").chunked_array([chunk for part in parts for chunk in part.chunks])
 
 
 def _refuse_header(path: Path, header: Sequence[str], row: int, columns: Collection[str], others: Sequence[tuple[int, list[Any]]]) -> None:
     for other, cells in others:
-        if columns and set(columns) <= {_text(cell).strip() for cell in cells}:
+        if columns and set(columns) <= {text_of(cell).strip() for cell in cells}:
             raise DataError(f"{path}: the columns' names are in row {other}. Set header: {other}.")
     if not header:
         raise DataError(f"{path}: nothing in row {row}, where the columns' names belong. Set header.")
@@ -231,20 +159,6 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Fra
         plain = arrow.types.is_floating(column.type) or (arrow.types.is_integer(column.type) and column.null_count == 0)
         cells[name] = column.to_numpy() if plain else column.to_pylist()  # a null in floats becomes NaN
     return Frame(path, cells, range(1, len(table) + 1), layout)
-
-
-def _is_empty(cell: Any) -> bool:
-    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
-
-
-def _listed(cells: Any) -> list[Any]:
-    return list(cells.tolist()) if isinstance(cells, np.ndarray) else list(cells)
-
-
-def _text(cell: Any) -> str:
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell)
 
 
 _Reader = Callable[[Path, Layout, Collection[str] | None], Frame]

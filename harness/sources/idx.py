@@ -46,11 +46,20 @@ class Idx:
             held_out = place_in_class(self._labels) % val_every == val_every - 1
             self._rows = np.flatnonzero(held_out == (part == "val"))
 
+    @staticmethod
+    def paths_of(images: str, labels: str | None = None, **_: Any) -> list[Path]:
+        """The files that a source with these arguments reads; none is opened."""
+        return [Path(path).expanduser() for path in (images, labels) if path is not None]
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
+
+    def known(self) -> dict[str, list[str]]:
+        """{label: (N,) texts} if there are labels."""
+        return {} if self._labels is None else {"label": list(map(str, self._labels[self._rows].tolist()))}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{image: (B, 1, H, W), label: (B,)}"""

@@ -1,7 +1,6 @@
 """Measuring devices: windows of recordings, several channels, one row a sample in time."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,33 +8,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
-from harness.sources.files import Files, OnError, class_names, find_files, read_each
-from harness.sources.frames import Layout, read_frame
+from harness.sources.cells import Layout
+from harness.sources.files import OnError, class_names, find_files, read_each
+from harness.sources.recording import Bounds, Gaps, Reader
 from harness.sources.split import Part, Rule, rows_of
+from harness.sources.units import Units
 
-Bounds = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One file: `values` (C, T) float32, `labels` T texts or None, `stretches` (S, 2) begin and end of what has no gap in it."""
-
-    values: NDArray[np.float32]
-    labels: NDArray[np.str_] | None
-    stretches: Bounds
+Labels = Literal["pure", "majority"]
 
 
 class Series:
-    """Windows of `length` rows, one every `stride`, of .csv, .parquet, .jsonl, .xlsx or .npy files; each file is a recording of one device.
+    """Windows of `length` rows, one every `stride`, of .csv, .parquet, .jsonl, .xlsx or .npy files.
 
-    A sample: `series` (C, length) float32, and `label` int64 where labels are known: from the column `label`, or from a {label} in the path. No
-    window reaches from one recording into another, and `split` divides whole recordings by fields of their paths, e.g. `a/{label}/{subject}.csv`:
-    windows that overlap are never in two parts. An .npy file is an array (T, C), or (T,); its `channels` are named in its order.
+    A sample: `series` (C, length) float32, and `label` int64 where labels are known: from the column `label`, or from a {label} in the path. A file
+    is a recording, or holds one after another that columns tell apart: `recording: [subject, session]`. No window reaches from one recording into
+    another. An .npy file is an array (T, C), or (T,); its `channels` are named in its order.
 
     `labels`: "pure" takes the windows with one label only, "majority" gives a window its most frequent one (of equals, the first class); an empty
-    label is none. `time`: a column of seconds. More than `gap_s` from one row to the next is a gap, and so is a row with an empty cell; `gaps` says
-    whether to refuse them or to split there. Classes are numbered as in `classes`, or else by name over all files. A file that cannot be read ends
-    all, or is left out with `on_error: skip`. Raises DataError with file, row and column.
+    label is none. `units`: `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds or dates. More than `gap_s`,
+    or at `rate_hz` one and a half steps, from one row to the next is a gap, and so is a row with an empty cell; `gaps` says whether to refuse them or
+    to split there. By their times all recordings have one rate, `rate_hz` if it is given. Classes are numbered as in `classes`, or else by name over
+    all files. A file that cannot be read ends all, or is left out with `on_error: skip`. Raises DataError with file, row and column.
+
+    Known of each window, for splits, checks and balanced sampling: the fields of its path and of `recording`, its "label" and first "time", its
+    "recording" (the path and what tells it apart), and where it begins and ends there: "start" and "stop", rows from 0. Split by what recordings have
+    in common, e.g. a subject, or by the fields that name a recording: windows that overlap are alike.
     """
 
     def __init__(
@@ -45,10 +42,13 @@ class Series:
         length: int,
         stride: int,
         label: str | None = None,
-        labels: Literal["pure", "majority"] = "pure",
+        labels: Labels = "pure",
+        recording: Sequence[str] = (),
+        units: Mapping[str, str] | None = None,
         time: str | None = None,
         gap_s: float | None = None,
-        gaps: Literal["refuse", "split"] = "refuse",
+        rate_hz: float | None = None,
+        gaps: Gaps = "refuse",
         part: Part = "all",
         split: Rule | None = None,
         classes: Sequence[Any] | None = None,
@@ -62,22 +62,49 @@ class Series:
             raise ConfigError(f"length, stride, channels: {length}, {stride}, {list(channels)}: at least one of each.")
         if labels not in ("pure", "majority") or gaps not in ("refuse", "split"):
             raise ConfigError(f"labels, gaps: {labels!r}, {gaps!r}: labels is pure or majority, gaps is refuse or split.")
-        if (gap_s is None) != (time is None):
-            raise ConfigError("time, gap_s: give both, or neither.")
         self.channels, self.length = list(channels), length
-        self._label, self._time, self._gap_s, self._gaps = label, time, gap_s, gaps
         layout = Layout(sheet, header, separator, decimal, missing="keep")
+        units_of = Units(units or {}, self.channels)
+        reader = Reader(self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout)
         found = find_files(files)
-        # All files are read whatever the part: it is all of them that the classes are numbered by.
-        found, recordings, self.skipped = read_each(found, lambda path: self._read(path, layout), on_error)
-        self.classes = self._number_classes(found, recordings, classes)
-        rows = rows_of(part, split, found.fields, len(found.paths)).tolist()
-        self.files, self._recordings = found.chosen(rows), [recordings[row] for row in rows]
+        twice = set(found.fields) & set(recording)
+        if twice:
+            raise ConfigError(f"recording: {min(twice)!r} is a field of the path too. Rename one of them.")
+        found, read, self.skipped = read_each(found, reader.read, on_error)
+        self._paths = found.paths
+        self._recordings = [one for of_file in read for one in of_file]
+        self._fields = _fields(found.fields, [len(of_file) for of_file in read], [one.told for one in self._recordings])
+        names = [(path, one) for path, of_file in zip(found.paths, read, strict=True) for one in of_file]
+        self._names = [" ".join([str(path), *one.told.values()]) for path, one in names]
+        self.classes = self._number_classes(label, classes)
+        # All files are read whatever the part: it is all of them that the classes are numbered by and that are split.
         self._windows, self._labels = self._cut(stride, labels)
         if len(self._windows) == 0:
-            raise DataError(
-                f"{files}: no window of {length} rows in {len(rows)} recordings. Set a smaller length, or another rule for labels or gaps."
-            )
+            count = len(self._recordings)
+            raise DataError(f"{files}: no window of {length} rows in {count} recordings. Set a smaller length, or another rule for labels or gaps.")
+        rows = rows_of(part, split, self.known(), len(self._windows))
+        self._windows, self._labels = self._windows[rows], None if self._labels is None else self._labels[rows]
+
+    @staticmethod
+    def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
+        """The files that a source with these arguments reads; none is opened."""
+        return find_files(files).paths
+
+    def paths(self) -> list[Path]:
+        """Every file that is read."""
+        return self._paths
+
+    def known(self) -> dict[str, list[str]]:
+        """{column: (N,) texts}"""
+        numbers, starts = self._windows[:, 0].tolist(), self._windows[:, 1]
+        known = {name: [values[number] for number in numbers] for name, values in self._fields.items()}
+        known |= {"recording": [self._names[number] for number in numbers]}
+        known |= {"start": list(map(str, starts.tolist())), "stop": list(map(str, (starts + self.length).tolist()))}
+        if self._labels is not None and self.classes is not None:
+            known["label"] = [self.classes[label] for label in self._labels.tolist()]
+        times = [self._recordings[number].times for number in numbers]
+        begins = [str(of[begin]) for of, begin in zip(times, starts.tolist(), strict=True) if of is not None]
+        return {**known, "time": begins} if begins else known
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -91,71 +118,32 @@ class Series:
         series = {"series": np.stack(cut)}
         return series if self._labels is None else {**series, "label": self._labels[indices]}
 
-    def _read(self, path: Path, layout: Layout) -> Recording:
-        rows: Sequence[int]
-        if path.suffix == ".npy":
-            values, labels, times = self._read_array(path), None, None
-            rows = range(1, values.shape[1] + 1)
-        else:
-            frame = read_frame(path, layout, [*self.channels, *(name for name in (self._label, self._time) if name is not None)])
-            values = np.stack([frame.numbers(name) for name in self.channels]).astype(np.float32)
-            labels = None if self._label is None else np.array(frame.texts(self._label), dtype=np.str_)
-            times = None if self._time is None else frame.numbers(self._time)
-            rows = frame.rows
-        if values.shape[1] == 0:
-            raise DataError(f"{path}: no rows in it. Take it away.")
-        if np.isinf(values).any():
-            raise DataError(f"{path}: row {rows[int(np.isinf(values).any(axis=0).argmax())]}: a number that float32 cannot hold. Mend it.")
-        return Recording(values, labels, self._stretches(path, values, times, rows))
+    def _number_classes(self, label: str | None, classes: Sequence[Any] | None) -> list[str] | None:
+        if label is not None:
+            names = {str(name) for one in self._recordings if one.labels is not None for name in np.unique(one.labels)} - {""}
+            return class_names(classes, sorted(names), label)
+        return class_names(classes, self._fields["label"], "label") if "label" in self._fields else None
 
-    def _stretches(self, path: Path, values: NDArray[np.float32], times: NDArray[np.float64] | None, rows: Sequence[int]) -> Bounds:
-        missing: NDArray[np.bool_] = np.asarray(np.isnan(values).any(axis=0))
-        apart = missing[1:] | missing[:-1]  # (T - 1,): whether there is a gap between a row and the next
-        if times is not None and self._gap_s is not None:
-            steps = np.diff(times)
-            if not (steps > 0).all() or np.isnan(times).any():
-                row = rows[int((~(steps > 0)).argmax()) + 1] if len(steps) else rows[0]
-                raise DataError(f"{path}: row {row}, column {self._time!r}: not after the time of the row before. Sort or mend it.")
-            apart = apart | (steps > self._gap_s)
-        if self._gaps == "refuse" and (apart.any() or missing.any()):
-            row = rows[int(missing.argmax())] if missing.any() else rows[int(apart.argmax()) + 1]
-            what = "an empty cell" if missing.any() else f"more than {self._gap_s} s after the row before"
-            raise DataError(f"{path}: row {row}: {what}. Mend it, or set gaps: split.")
-        edges = np.flatnonzero(np.concatenate([[True], apart, [True]]))
-        return np.stack([edges[:-1], edges[1:]], axis=1)[~missing[edges[:-1]]]
-
-    def _read_array(self, path: Path) -> NDArray[np.float32]:
-        if self._label is not None or self._time is not None:
-            raise DataError(f"{path}: an array has no columns of labels or times. Leave label and time out, and put {{label}} into the path.")
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read: {error}. It may be cut short, or no array of numbers.") from error
-        array = array[:, None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[1] != len(self.channels) or array.dtype.kind not in "iuf":
-            raise DataError(f"{path}: {array.shape} of {array.dtype} where numbers (T, {len(self.channels)}) are needed, one column a channel.")
-        return np.ascontiguousarray(array.T, dtype=np.float32)
-
-    def _number_classes(self, found: Files, recordings: Sequence[Recording], classes: Sequence[Any] | None) -> list[str] | None:
-        if self._label is not None:
-            names = {str(name) for one in recordings if one.labels is not None for name in np.unique(one.labels)} - {""}
-            return class_names(classes, sorted(names), self._label)
-        return class_names(classes, found.fields["label"], "label") if "label" in found.fields else None
-
-    def _cut(self, stride: int, rule: Literal["pure", "majority"]) -> tuple[Bounds, NDArray[np.int64] | None]:
+    def _cut(self, stride: int, rule: Labels) -> tuple[Bounds, NDArray[np.int64] | None]:
         """(N, 2): recording and beginning of each window; (N,): their classes."""
         windows, classes = [], []
         for number, one in enumerate(self._recordings):
             begins = np.concatenate([np.arange(begin, end - self.length + 1, stride) for begin, end in one.stretches] or [np.empty(0, np.int64)])
             if self.classes is not None:
                 if one.labels is None:
-                    judged = np.full(len(begins), self.classes.index(self.files.fields["label"][number]))
+                    judged = np.full(len(begins), self.classes.index(self._fields["label"][number]))
                 else:
                     judged = judge(np.stack([one.labels == name for name in self.classes]), begins, self.length, rule)
                 begins, judged = begins[judged >= 0], judged[judged >= 0]
                 classes.append(judged)
             windows.append(np.stack([np.full(len(begins), number), begins], axis=1))
         return np.concatenate(windows).astype(np.int64), np.concatenate(classes).astype(np.int64) if classes else None
+
+
+def _fields(of_paths: Mapping[str, Sequence[str]], counts: Sequence[int], told: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """What paths and columns say of each recording, of which there are so many a file."""
+    fields = {name: [value for value, count in zip(values, counts, strict=True) for _ in range(count)] for name, values in of_paths.items()}
+    return fields | {name: [one[name] for one in told] for name in told[0]}
 
 
 def judge(is_class: NDArray[np.bool_], begins: Bounds, length: int, rule: Literal["pure", "majority"]) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 A rule is given what is known of the samples, `{column: values (N,)}` as text, and says the part of each. A source with `part: all` needs none.
 """
 
+import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
@@ -54,19 +55,66 @@ class ByValue:
 
 
 class ByGroup:
-    """Whole groups (a subject, a speaker, a recording): in the order of their names' hashes, until a part has its share of the samples."""
+    """Whole groups (a subject, a speaker, a recording): in the order of their names' hashes, until a part has its share of the samples.
 
-    def __init__(self, column: str, val: float = 0.1, test: float = 0.1) -> None:
-        self.columns = [column]
+    With several columns, samples of a group are alike in all of them.
+    """
+
+    def __init__(self, column: str | Sequence[str], val: float = 0.1, test: float = 0.1) -> None:
+        self.columns = [column] if isinstance(column, str) else list(column)
+        if not self.columns:
+            raise ConfigError("column: name at least one.")
         self._shares = _shares(val, test)
 
     def parts(self, known: Known) -> NDArray[np.str_]:
-        (groups,) = _columns(known, self.columns)
+        groups = _together(_columns(known, self.columns))
         parts = parts_by_share(groups, self._shares)
         absent = [part for part, share in self._shares.items() if share > 0 and part not in parts]
         if absent:
-            raise DataError(f"split: {len(set(groups))} groups in {self.columns[0]!r} are too few to give {absent[0]} its share. Set another share.")
+            named = ", ".join(map(repr, self.columns))
+            raise DataError(f"split: {len(set(groups))} groups in {named} are too few to give {absent[0]} its share. Set another share.")
         return parts
+
+
+class ByTime:
+    """What is to come is not known yet: the earliest samples are for training, later ones for "val", the last for "test".
+
+    `column` holds numbers or dates such as 2026-01-31 or 2026-01-31T12:00; samples of one time stay together. Those less than `gap` (in the
+    column's unit, for dates seconds) after the first of "val" or "test" belong to no part: set it to a window's length where windows overlap.
+    """
+
+    def __init__(self, column: str, val: float = 0.1, test: float = 0.1, gap: float = 0.0) -> None:
+        if not gap >= 0:
+            raise ConfigError(f"gap: {gap}: at least 0.")
+        self.columns = [column]
+        self._shares = _shares(val, test)
+        self._gap = gap
+
+    def parts(self, known: Known) -> NDArray[np.str_]:
+        (texts,) = _columns(known, self.columns)
+        times = np.array([_time(text, self.columns[0]) for text in texts])
+        ordered = np.sort(times)
+        parts = np.full(len(times), "train", dtype="<U5")
+        left = sum(self._shares.values())
+        for part in ("val", "test"):
+            place = round((1 - left) * len(times))
+            left -= self._shares[part]
+            if self._shares[part] > 0 and place < len(times):
+                parts[times >= ordered[place]] = "none"
+                parts[times >= ordered[place] + self._gap] = part
+        return parts
+
+
+def _time(text: str, column: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        date = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise DataError(f"split: {text!r} in {column!r} is neither a number nor a date such as 2026-01-31. Name another column.") from None
+    return (date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 class Stratified:
@@ -79,8 +127,9 @@ class Stratified:
         self._shares = _shares(val, test)
 
     def parts(self, known: Known) -> NDArray[np.str_]:
-        classes, *keys = (np.array(values, dtype=np.str_) for values in _columns(known, self.columns))
-        joined = np.array(["\x1f".join(cells) for cells in zip(*keys, strict=True)], dtype=np.str_)
+        names, *keys = _columns(known, self.columns)
+        classes = np.array(names, dtype=np.str_)
+        joined = np.array(_together(keys), dtype=np.str_)
         parts = np.empty(len(classes), dtype="<U5")
         for name in np.unique(classes):
             rows = np.flatnonzero(classes == name)
@@ -123,6 +172,11 @@ def _columns(known: Known, names: Sequence[str]) -> list[Sequence[str]]:
         if name not in known:
             raise ConfigError(f"split: nothing is known of {name!r}, only of {', '.join(known) or 'nothing'}.{suggestion(name, known)}")
     return [known[name] for name in names]
+
+
+def _together(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Columns (N,) as one, in which samples are equal if they are in all of them."""
+    return ["\x1f".join(cells) for cells in zip(*columns, strict=True)]
 
 
 def _shares(val: float, test: float) -> dict[str, float]:

@@ -14,6 +14,7 @@ from harness.sources.split import Part, Rule, rows_of
 
 Kind = Literal["number", "integer", "text"]
 Column = NDArray[Any] | list[str]
+_Read = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64]]
 
 
 class Table:
@@ -23,9 +24,12 @@ class Table:
     (float32), integer (int64) or text, which a treatment such as `harness.treatments.Encode` makes numbers of. `features: null` takes every column
     that neither `columns` nor `split` names. `files`: a path, a pattern such as data/{subject}/*.csv or a list; a {field} is a column of text too.
 
-    `sheet` and `header` (of Excel; of Excel and CSV) count from 1, as a person does. Empty cells, and `missing_marks` among numbers, are refused, or
-    with `missing: keep` NaN in numbers and "" in text. A file that cannot be read ends all, or is left out with `on_error: skip`; the messages are
-    in `skipped`. Raises DataError with file, row and column.
+    `sheet` and `header` (of Excel; of Excel and CSV) count from 1, as a person does. Empty cells and, among numbers, `missing_marks` (words, or
+    numbers such as -999) are refused, or with `missing: keep` NaN in numbers and "" in text. A file that cannot be read ends all, or is left out
+    with `on_error: skip`; the messages are in `skipped`. Raises DataError with file, row and column.
+
+    Known of each row, for splits, checks and balanced sampling: its file ("path") and "row" there, the fields of its path, the columns that the split
+    asks for, and those of `columns` that are text or whole numbers.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class Table:
     ) -> None:
         self.columns = _kinds(columns or {}, features)
         self.features = None if features is None else list(features)
-        layout = Layout(sheet, header, separator, decimal, encoding, missing, tuple(missing_marks))
+        layout = Layout(sheet, header, separator, decimal, encoding, missing, tuple(map(str, missing_marks)))
         found = find_files(files)
         self._of_paths = set(found.fields)  # columns that the paths give, not the files
         asked = [*self.columns, *(() if split is None else split.columns)]
@@ -56,13 +60,32 @@ class Table:
         self._asked = list(dict.fromkeys(name for name in asked if name not in self._of_paths))
         wanted = None if self.features is None else list(dict.fromkeys([*self.features, *self._asked]))
         found, read, self.skipped = read_each(found, lambda path: self._read(path, layout, wanted, split), on_error)
-        values = {name: _joined([one[name] for one, _ in read]) for name in read[0][0]}
-        counts = [len(one["features"]) for one, _ in read]
-        known = {name: [cell for _, texts in read for cell in texts[name]] for name in read[0][1]}
+        values = {name: _joined([one[0][name] for one in read]) for name in read[0][0]}
+        counts = [len(one[0]["features"]) for one in read]
+        known = {name: [cell for one in read for cell in one[1][name]] for name in read[0][1]}
         known |= _spread(found, counts)
         values |= {name: known[name] for name in self.columns if name in self._of_paths}
-        rows = rows_of(part, split, known, sum(counts))
-        self._values = {name: _at(column, rows) for name, column in values.items()}
+        chosen = rows_of(part, split, known, sum(counts))
+        self._values = {name: _at(column, chosen) for name, column in values.items()}
+        self._known = {name: _at(column, chosen) for name, column in known.items()}
+        self._file_of, self._rows = np.repeat(np.arange(len(counts)), counts)[chosen], np.concatenate([one[2] for one in read])[chosen]
+        self._paths = found.paths
+
+    @staticmethod
+    def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
+        """The files that a table with these arguments reads; none is opened."""
+        return find_files(files).paths
+
+    def paths(self) -> list[Path]:
+        """Every file that is read."""
+        return self._paths
+
+    def known(self) -> dict[str, list[str]]:
+        """{column: (N,) texts}"""
+        places = {"path": [str(self._paths[number]) for number in self._file_of.tolist()], "row": list(map(str, self._rows.tolist()))}
+        of_samples = {name: self._values[name] for name, kind in self.columns.items() if kind != "number"}
+        texts = {name: column if isinstance(column, list) else list(map(str, column.tolist())) for name, column in of_samples.items()}
+        return {**places, **texts, **{name: list(column) for name, column in self._known.items()}}
 
     def __len__(self) -> int:
         return len(self._values["features"])
@@ -74,8 +97,8 @@ class Table:
         """{features: (B, D), a column: (B,) numbers or a list of B texts}"""
         return {name: _at(column, np.asarray(indices)) for name, column in self._values.items()}
 
-    def _read(self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None) -> tuple[dict[str, Column], dict[str, list[str]]]:
-        """What a sample of the file has, and what the split has to know."""
+    def _read(self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None) -> _Read:
+        """What samples of the file have, what the split has to know of them, and their rows in it."""
         frame = read_frame(path, layout, wanted)
         absent = [name for name in self._asked if name not in frame.cells]
         if absent:
@@ -90,7 +113,8 @@ class Table:
         for name, kind in self.columns.items():
             if name not in self._of_paths:
                 values[name] = frame.texts(name) if kind == "text" else frame.integers(name) if kind == "integer" else _float32(frame, name)
-        return values, {name: frame.texts(name) for name in (() if split is None else split.columns) if name not in self._of_paths}
+        known = {name: frame.texts(name) for name in (() if split is None else split.columns) if name not in self._of_paths}
+        return values, known, np.asarray(frame.rows, dtype=np.int64)
 
 
 def _kinds(columns: Mapping[str, Kind], features: Sequence[str] | None) -> dict[str, Kind]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +22,23 @@ class Bytes:
     missing or shorter than a window.
     """
 
+    unit: ClassVar[str] = "bytes"
+
     def __init__(self, files: str | Sequence[str], length: int, part: Part = "all", held_out: float = 0.1) -> None:
         if length < 1:
-            raise ConfigError(f"length: {length}: at least one byte has to be predicted.")
+            raise ConfigError(f"length: {length}: at least one of the {self.unit} has to be predicted.")
         if part not in get_args(Part):
             raise ConfigError(f"part: {part!r} is none of all, train, val.")
         if not 0 < held_out < 1:
             raise ConfigError(f"held_out: {held_out} is outside of (0, 1).")
         patterns = [files] if isinstance(files, str) else list(files)
-        self._texts = [_read(path, length) for pattern in patterns for path in _paths(pattern)]
+        self._paths = [path for pattern in patterns for path in _paths(pattern)]
+        self._texts = [self._read(path) for path in self._paths]
         self._reach = np.arange(length + 1)
         windows = []
-        for number, text in enumerate(self._texts):
+        for number, (path, text) in enumerate(zip(self._paths, self._texts, strict=True)):
+            if len(text) < length + 1:
+                raise DataError(f"{path}: {len(text)} {self.unit}; a window needs {length + 1}. Give a longer file or a smaller length.")
             count = (len(text) - 1) // length
             kept = count - max(1, round(held_out * count))
             chosen = {"all": range(count), "train": range(kept), "val": range(kept, count)}[part]
@@ -51,6 +56,43 @@ class Bytes:
         """{tokens: (B, length + 1)}"""
         return {"tokens": np.stack([self[index]["tokens"] for index in indices])}
 
+    def paths(self) -> list[Path]:
+        """Every file that is read."""
+        return self._paths
+
+    def known(self) -> dict[str, list[str]]:
+        """{recording, start, stop: (N,)}: the file of each window, and what of it is to be predicted, [start, stop)."""
+        begins = self._windows[:, 1]
+        spans = {"start": begins + 1, "stop": begins + len(self._reach)}
+        recordings = [str(self._paths[number]) for number in self._windows[:, 0].tolist()]
+        return {"recording": recordings, **{name: [str(place) for place in places.tolist()] for name, places in spans.items()}}
+
+    def _read(self, path: Path) -> NDArray[Any]:
+        """(length of the file,) whole numbers."""
+        return np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)  # nothing cannot be mapped
+
+
+class Characters(Bytes):
+    """As `Bytes`, character by character: `tokens` are Unicode's numbers, which `harness.treatments.Vocabulary` turns into those of a vocabulary.
+
+    Held in memory, four bytes a character. Raises DataError for a file that is not of the encoding.
+    """
+
+    unit: ClassVar[str] = "characters"
+
+    def __init__(self, files: str | Sequence[str], length: int, part: Part = "all", held_out: float = 0.1, encoding: str = "utf-8") -> None:
+        self._encoding = encoding
+        super().__init__(files, length, part, held_out)
+
+    def _read(self, path: Path) -> NDArray[np.uint32]:
+        try:
+            text = path.read_bytes().decode(self._encoding)
+        except LookupError as error:
+            raise ConfigError(f"encoding: {error}. Give one that Python knows, e.g. utf-8 or latin-1.") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: byte {error.start} is no {self._encoding} ({error.reason}). Set encoding, or read it with Bytes.") from error
+        return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+
 
 def _paths(pattern: str) -> list[Path]:
     expanded = str(Path(pattern).expanduser())
@@ -58,9 +100,3 @@ def _paths(pattern: str) -> list[Path]:
     if not found:
         raise DataError(f"{pattern}: no such file (looked in {Path(expanded).absolute().parent}). Give the path of a text file, or a pattern.")
     return found
-
-
-def _read(path: Path, length: int) -> NDArray[np.uint8]:
-    if path.stat().st_size < length + 1:
-        raise DataError(f"{path}: {path.stat().st_size} bytes; a window needs {length + 1}. Give a longer file or a smaller length.")
-    return np.memmap(path, dtype=np.uint8, mode="r")

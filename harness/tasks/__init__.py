@@ -13,8 +13,21 @@ spread over slots and ranks. An ignored target is no item. Losses are computed i
 from harness.tasks.classification import Classification
 from harness.tasks.joint import Joint
 from harness.tasks.language import LanguageModelling
+from harness.tasks.learning import learn, learner_states, restore_learners
 from harness.tasks.regression import Regression
 from harness.tasks.supervised import Supervised
-from harness.tasks.task import Task, detached
+from harness.tasks.task import Learner, Task, detached
 
-__all__ = ["Classification", "Joint", "LanguageModelling", "Regression", "Supervised", "Task", "detached"]
+__all__ = [
+    "Classification",
+    "Joint",
+    "LanguageModelling",
+    "Learner",
+    "Regression",
+    "Supervised",
+    "Task",
+    "detached",
+    "learn",
+    "learner_states",
+    "restore_learners",
+]

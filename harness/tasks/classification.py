@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.metrics import Confusion
-from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, Input, check_labels, counted, full, shown
+from harness.tasks.class_weights import BalancedWeights
+from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, Input, Learner, check_labels, counted, full, shown
 
 
 class Classification(Basis):
@@ -18,7 +19,8 @@ class Classification(Basis):
 
     The loss is the cross entropy (torch.nn.functional.cross_entropy, label smoothing as there). With `class_weights` (C values) an item's
     loss is multiplied by its class's weight, and the mean is still over the *number* of items, not over the sum of their weights as in torch's
-    `reduction="mean"`: weights whose mean over the data is 1 keep the gradient's scale. A target equal to `ignore_index` is no item.
+    `reduction="mean"`: weights whose mean over the data is 1 keep the gradient's scale. "balanced" are such: N / (C n_c) for a class with n_c of the
+    training split's N targets. A target equal to `ignore_index` is no item.
 
     Metrics: accuracy, balanced_accuracy (mean recall over the classes that occur among the targets) and f1 (macro, over the classes that occur
     among the targets or the predictions), all from the table `confusion` (C, C). The user's `metrics` get (probabilities (B, C, ...), targets).
@@ -30,23 +32,35 @@ class Classification(Basis):
         target: str,
         metrics: Mapping[str, Metric] | None = None,
         label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | Literal["balanced"] | None = None,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__(input, target, metrics, {"loss": ERROR, "accuracy": ACCURACY, "balanced_accuracy": ACCURACY, "f1": ACCURACY})
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
-        if class_weights is not None and not all(math.isfinite(weight) and weight >= 0 for weight in class_weights):
-            raise ConfigError(f"class_weights: {list(class_weights)}: each must be finite and at least 0.")
+        self._balanced = BalancedWeights(target, ignore_index) if class_weights == "balanced" else None
+        self._weights: Tensor | None = None
+        if isinstance(class_weights, str):
+            if self._balanced is None:
+                raise ConfigError(f"class_weights: {class_weights!r} is neither balanced nor a list of weights.")
+        elif class_weights is not None:
+            if not all(math.isfinite(weight) and weight >= 0 for weight in class_weights):
+                raise ConfigError(f"class_weights: {list(class_weights)}: each must be finite and at least 0.")
+            self._weights = torch.tensor([float(weight) for weight in class_weights])
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
         self.num_classes: int | None = None
-        self._weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
+
+    def learners(self) -> dict[str, Learner]:
+        """What counts the classes, for weights that are balanced."""
+        return {} if self._balanced is None else {"class_weights": self._balanced}
 
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
             raise ConfigError(f"network: gives {shown(outputs)}; a classification needs logits (B, C, ...) of C >= 2 classes.")
         self.num_classes = outputs.shape[1]
+        if self._balanced is not None and self._balanced.state()["counts"]:  # without: only the shapes are wanted
+            self._weights = torch.tensor(self._balanced.weights(self.num_classes))
         if self._weights is not None and len(self._weights) != self.num_classes:
             raise ConfigError(f"task.class_weights: {len(self._weights)} weights for {self.num_classes} classes. Give one for each class.")
 
@@ -55,6 +69,7 @@ class Classification(Basis):
         check_labels(batch[self.target], self.target, self.num_classes, self.ignore_index, "class", "outputs")
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
+        assert self._balanced is None or self._weights is not None, "the training split was to be observed before `fit_to`"
         if self._weights is not None and self._weights.device != outputs.device:
             self._weights = self._weights.to(outputs.device)
         logits = full(outputs)

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping import MetricInfo
-from harness.tasks.task import Basis, Batch, shown
+from harness.tasks.task import Basis, Batch, Learner, shown
 
 T = TypeVar("T")
 
@@ -50,6 +50,9 @@ class Joint:
     def num_items(self, batch: Batch) -> Tensor:
         target = batch[self._first.target]
         return torch.full((), len(target), dtype=torch.int64, device=target.device)
+
+    def learners(self) -> dict[str, Learner]:
+        return {f"{name}_{learner}": value for name, task in self.heads.items() for learner, value in task.learners().items()}
 
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Mapping) or outputs.keys() != self.heads.keys():

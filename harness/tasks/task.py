@@ -19,6 +19,22 @@ ERROR = MetricInfo(mode="min", lower=0.0, upper=None)
 _TABLES = ("confusion", "tokens")  # metrics from which our tasks take their values
 
 
+class Learner(Protocol):
+    """What learns from the training split before the first step, as a treatment may; what it learned is in every checkpoint."""
+
+    def observe(self, batch: Batch) -> None:
+        """Take a treated micro-batch of the training split; each of its samples comes once."""
+
+    def finish(self) -> None:
+        """After the last one. Raises DataError if nothing sensible was learned."""
+
+    def state(self) -> dict[str, Any]:
+        """What was learned, as JSON."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave."""
+
+
 class Task(Protocol):
     """What the loop, the evaluation and the prediction ask of a task; a user's own class by dotted path works like ours."""
 
@@ -30,6 +46,9 @@ class Task(Protocol):
 
     def num_items(self, batch: Batch) -> Tensor:
         """How many items: a scalar int64 tensor on the batch's device; no host wait."""
+
+    def learners(self) -> Mapping[str, Learner]:
+        """What has to have seen the training split before `fit_to`, by name; a task of a user's own may lack this method."""
 
     def fit_to(self, outputs: Any) -> None:
         """Learn from a first forward pass what the network gives, e.g. how many classes. Raises ConfigError if the task cannot use it."""
@@ -79,6 +98,9 @@ class Basis(Task):
         else:
             outputs = model({key: batch[key] for key in self.input})
         return getattr(outputs, "logits", outputs)
+
+    def learners(self) -> Mapping[str, Learner]:
+        return {}
 
     def check_input(self, batch: Batch) -> None:
         names = [self.input] if isinstance(self.input, str) else list(self.input.values()) if isinstance(self.input, Mapping) else self.input

@@ -1,17 +1,32 @@
 """Treatments of waves (B, C, T) and of their spectrograms (B, C, F, T)."""
 
-from typing import Any
+from math import gcd
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.signal import resample_poly  # type: ignore[import-untyped]  # scipy has no stubs
 from torch import Tensor
 
 from harness.errors import ConfigError, DataError
 from harness.treatments.draws import Draws, Seeds
-from harness.treatments.numbers import numbers
+from harness.treatments.numbers import Batch, numbers
 
-Batch = dict[str, Any]
+
+class Resample:
+    """Waves or series (B, C, T) from one sampling rate to another: (B, C, ceil(T x to_hz / from_hz)) float32, by a polyphase filter that keeps out
+    what the new rate cannot hold (scipy.signal.resample_poly). Outside of the wave there is silence.
+    """
+
+    def __init__(self, from_hz: int, to_hz: int, key: str = "wave") -> None:
+        if min(from_hz, to_hz) < 1 or from_hz == to_hz:
+            raise ConfigError(f"from_hz, to_hz: {from_hz}, {to_hz}: two different rates of at least 1 are needed.")
+        self._up, self._down = to_hz // gcd(from_hz, to_hz), from_hz // gcd(from_hz, to_hz)
+        self.key = key
+
+    def __call__(self, batch: Batch) -> Batch:
+        waves = _waves(batch, self.key).double().numpy()
+        return {**batch, self.key: torch.from_numpy(resample_poly(waves, self._up, self._down, axis=-1)).float()}
 
 
 class LogMel:

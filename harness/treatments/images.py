@@ -1,4 +1,4 @@
-"""Random changes of images (B, C, H, W), drawn for each sample by itself and made for all at once. In training only."""
+"""Treatments of images (B, C, H, W). What is random is drawn for each sample by itself, made for all at once, and in training only."""
 
 from typing import Any, Literal
 
@@ -8,9 +8,26 @@ from torch import Tensor
 
 from harness.errors import ConfigError, DataError
 from harness.treatments.draws import Draws, Seeds
-from harness.treatments.numbers import numbers
+from harness.treatments.numbers import Batch, numbers
 
-Batch = dict[str, Any]
+
+class Resize:
+    """To `height` x `width`: each cell the mean of those it covers, weighted by a triangle (as Pillow's BILINEAR); integers are rounded and stay what
+    they are. Other proportions are squeezed or stretched.
+    """
+
+    def __init__(self, height: int, width: int, key: str = "image") -> None:
+        if min(height, width) < 1:
+            raise ConfigError(f"height, width: {height}, {width}: at least 1 each.")
+        self.size = (height, width)
+        self.key = key
+
+    def __call__(self, batch: Batch) -> Batch:
+        images = _images(batch, self.key)
+        resized = torch.nn.functional.interpolate(images.double(), self.size, mode="bilinear", antialias=True, align_corners=False)
+        if not images.is_floating_point():
+            resized = resized.round()  # a weighted mean is never outside of what its numbers span
+        return {**batch, self.key: resized.to(images.dtype)}
 
 
 class RandomFlip:

@@ -57,7 +57,7 @@ class Normalise:
         channels = {len(self._mean), len(self._std)} - {1}
         if channels and (values.dim() < 2 or channels != {values.shape[1]}):
             raise DataError(f"{self.key}: {tuple(values.shape)} does not have the {max(channels)} channels that mean and std are given for.")
-        return {**batch, self.key: (values.float() - _by_channel(self._mean, values)) / _by_channel(self._std, values)}
+        return {**batch, self.key: (values.float() - by_channel(self._mean, values)) / by_channel(self._std, values)}
 
 
 class AddNoise:
@@ -91,5 +91,6 @@ def numbers(batch: Batch, key: str) -> Tensor:
     return values
 
 
-def _by_channel(parameter: Tensor, values: Tensor) -> Tensor:
+def by_channel(parameter: Tensor, values: Tensor) -> Tensor:
+    """parameter: (C,) or (1,) -> in a shape that goes with values (B, C, ...)."""
     return parameter.view(-1, *[1] * (values.dim() - 2)) if len(parameter) > 1 else parameter

@@ -1,6 +1,6 @@
-"""Random changes of series (B, C, T): C channels at T times. In training only. Noise on every number is `AddNoise` with this key."""
+"""Treatments of series (B, C, T): C channels at T times. What is random is in training only. Jitter is `AddNoise` with this key."""
 
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from harness.errors import ConfigError, DataError
 from harness.treatments.draws import Draws, Seeds
-from harness.treatments.numbers import numbers
-
-Batch = dict[str, Any]
+from harness.treatments.numbers import Batch, numbers
 
 
 class RandomScale:
@@ -59,6 +57,41 @@ class CropTime:
         series = _series(batch, self.key, self.length)
         begin = (series.shape[-1] - self.length) // 2
         return {**batch, self.key: series[..., begin : begin + self.length].contiguous()}
+
+
+At = Literal["begin", "middle", "end"]
+
+
+class Window:
+    """`length` times of each series, whatever their own lengths: (B, C, T), or a list of B arrays (T, C) or (T,) -> (B, C, length).
+
+    `at`: which of them are kept of a longer one, and where a shorter one lies between times of `fill`.
+    """
+
+    def __init__(self, length: int, at: At = "begin", fill: float = 0, key: str = "series") -> None:
+        if at not in get_args(At):
+            raise ConfigError(f"at: {at!r} is none of {', '.join(get_args(At))}.")
+        self.length = _at_least_one(length)
+        self.at = at
+        self.fill = fill
+        self.key = key
+
+    def __call__(self, batch: Batch) -> Batch:
+        ragged = batch.get(self.key)
+        if not isinstance(ragged, list):
+            return {**batch, self.key: self._fitted(_series(batch, self.key))}
+        each = [torch.as_tensor(one) for one in ragged if not isinstance(one, str)]
+        if len(each) < len(ragged) or {one.dim() for one in each} not in ({1}, {2}) or len({one.shape[1:] for one in each}) > 1:
+            raise DataError(f"{self.key}: arrays (T, C) with as many channels in each sample, or (T,), are needed. Set the key.")
+        return {**batch, self.key: torch.stack([self._fitted(one.T if one.dim() == 2 else one[None]) for one in each])}
+
+    def _fitted(self, series: Tensor) -> Tensor:
+        """(..., T) -> (..., length)"""
+        surplus = series.shape[-1] - self.length
+        before = {"begin": 0, "middle": abs(surplus) // 2, "end": abs(surplus)}[self.at]
+        if surplus >= 0:
+            return series[..., before : before + self.length].contiguous()
+        return torch.nn.functional.pad(series, [before, -surplus - before], value=self.fill)
 
 
 class DropChannels:

@@ -1,44 +1,74 @@
 """Treatments of the columns of tables: text to numbers, gaps filled."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.errors import ConfigError, DataError
-from harness.treatments.numbers import numbers
+from harness.treatments.learned import Moments, columns_of
+from harness.treatments.numbers import Batch, by_channel, numbers
 
-Batch = dict[str, Any]
+Statistic = Literal["mean", "median", "most_frequent"]
 
 
 class Encode:
     """A column of text to the numbers of its categories, (B,) int64 in the order in which they are given.
 
-    Raises DataError for another text, or gives it the number len(categories) with `others: true`; and for samples without the column, unless it is
-    `optional`: a target, which new data to predict does not have.
+    Without `categories` it learns them from the training split, in the order of their text as scikit-learn's OrdinalEncoder does; an empty text,
+    where a table has `missing: keep`, is one of them. Raises DataError for another text, or gives it the number len(categories) with `others: true`;
+    and for samples without the column, unless it is `optional`: a target, which new data to predict does not have.
     """
 
-    def __init__(self, key: str, categories: Sequence[Any], others: bool = False, optional: bool = False) -> None:
+    observe: Callable[[Batch], None]  # these two are there only if there is something to learn
+    finish: Callable[[], None]
+
+    def __init__(self, key: str, categories: Sequence[Any] | None = None, others: bool = False, optional: bool = False) -> None:
         self.key = key
-        self.categories = [str(category) for category in categories]
         self.others = others
         self.optional = optional
+        self._found: set[str] = set()
+        if categories is None:
+            self.observe, self.finish = self._observe, self._finish
+        else:
+            self.restore({"categories": [str(category) for category in categories]})
+            if len(self._numbers) < len(self.categories) or not self.categories:
+                raise ConfigError(f"categories: {self.categories}: at least one, and each once.")
+
+    def _observe(self, batch: Batch) -> None:
+        self._found.update(self._texts(batch))
+
+    def _finish(self) -> None:
+        self.restore({"categories": sorted(self._found)})
+
+    def state(self) -> dict[str, Any]:
+        """{categories: texts in the order of their numbers}"""
+        return {"categories": self.categories}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """state: as `state()` gave it."""
+        self.categories: list[str] = list(state["categories"])
         self._numbers = {category: number for number, category in enumerate(self.categories)}
-        if len(self._numbers) < len(self.categories) or not self.categories:
-            raise ConfigError(f"categories: {self.categories}: at least one, and each once.")
 
     def __call__(self, batch: Batch) -> Batch:
         if self.optional and self.key not in batch:
             return batch
+        texts = self._texts(batch)
+        unknown = next((text for text in texts if text not in self._numbers), None)
+        if unknown is not None and not self.others:
+            shown = ", ".join(self.categories[:20]) + (", …" if len(self.categories) > 20 else "")
+            mend = "Put samples of it into the training split" if hasattr(self, "finish") else "Add it to categories"
+            raise DataError(f"{self.key}: {unknown!r} is none of the categories {shown}. {mend}, or set others: true.")
+        return {**batch, self.key: torch.tensor([self._numbers.get(text, len(self.categories)) for text in texts], dtype=torch.int64)}
+
+    def _texts(self, batch: Batch) -> list[str]:
         texts = batch.get(self.key)
         if not isinstance(texts, list):
             raise DataError(f"Encode needs {self.key!r} as text; samples have {', '.join(sorted(batch))}. Read the column as text, or set key.")
-        unknown = next((text for text in texts if text not in self._numbers), None)
-        if unknown is not None and not self.others:
-            shown = ", ".join(self.categories[:20])
-            raise DataError(f"{self.key}: {unknown!r} is none of the categories {shown}. Add it to categories, or set others: true.")
-        return {**batch, self.key: torch.tensor([self._numbers.get(text, len(self.categories)) for text in texts], dtype=torch.int64)}
+        return texts
 
 
 class OneHot:
@@ -56,22 +86,69 @@ class OneHot:
 
 
 class Impute:
-    """Numbers that are missing (NaN) become `value`, one for all or one a column of (B, D). `mark`: D more columns, 1 where one was missing."""
+    """Numbers that are missing (NaN) become `value`: one for all, or one for each channel or column of (B, C, ...).
 
-    def __init__(self, value: float | Sequence[float], mark: bool = False, key: str = "features") -> None:
+    "mean", "median" and "most_frequent" (of equals the least) are learned from the training split, for each channel, as in scikit-learn's
+    SimpleImputer; the latter two hold its numbers in memory while they learn. `mark`: C more channels, 1 where a number was missing.
+    """
+
+    observe: Callable[[Batch], None]  # these two are there only if there is something to learn
+    finish: Callable[[], None]
+
+    def __init__(self, value: float | Sequence[float] | Statistic, mark: bool = False, key: str = "features") -> None:
         self.key = key
         self.mark = mark
-        self._value = torch.tensor(value, dtype=torch.float32)
-        if not self._value.isfinite().all():
-            raise ConfigError(f"value: {value}: numbers are needed.")
+        self._moments = Moments()
+        self._seen: list[NDArray[np.float64]] = []  # (N, C) each
+        if not isinstance(value, str):
+            self.restore({"value": value})
+            if not self._value.isfinite().all():
+                raise ConfigError(f"value: {value}: numbers are needed.")
+        elif value not in get_args(Statistic):
+            raise ConfigError(f"value: {value!r} is neither a number nor one of {', '.join(get_args(Statistic))}.")
+        else:
+            self._statistic = value
+            self.observe, self.finish = self._observe, self._finish
+
+    def _observe(self, batch: Batch) -> None:
+        columns = columns_of(batch, self.key)
+        self._moments.add(columns)
+        if self._statistic != "mean":
+            self._seen.append(columns)
+
+    def _finish(self) -> None:
+        self._moments.require(self.key)
+        if self._statistic == "mean":
+            values = self._moments.means()
+        else:
+            each = np.concatenate(self._seen).T
+            self._seen = []
+            values = [float(np.nanmedian(one) if self._statistic == "median" else _most_frequent(one[~np.isnan(one)])) for one in each]
+        self.restore({"value": values})
+
+    def state(self) -> dict[str, Any]:
+        """{value: C floats}"""
+        return {"value": self._value.tolist()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """state: as `state()` gave it."""
+        self._value = torch.tensor(state["value"], dtype=torch.float64)
 
     def __call__(self, batch: Batch) -> Batch:
         values = numbers(batch, self.key)
-        if self._value.dim() and (values.dim() != 2 or values.shape[1] != len(self._value)):
-            raise DataError(f"{self.key}: {tuple(values.shape)} does not have the {len(self._value)} columns that value is given for.")
+        num_channels = values.shape[1] if values.dim() > 1 else 1
+        if self._value.dim() and num_channels != len(self._value):
+            raise DataError(f"{self.key}: {tuple(values.shape)} does not have the {len(self._value)} channels or columns that there are values for.")
         missing = values.isnan()
-        filled = torch.where(missing, self._value.to(values.dtype), values)
+        filled = torch.where(missing, by_channel(self._value.view(-1), values).to(values.dtype), values)
+        if self.mark and values.dim() < 2:
+            raise DataError(f"{self.key}: {tuple(values.shape)} has no channels to which marks could be added. Join it first, or leave mark out.")
         return {**batch, self.key: torch.cat([filled, missing.to(filled.dtype)], dim=1) if self.mark else filled}
+
+
+def _most_frequent(values: NDArray[np.float64]) -> float:
+    found, counts = np.unique(values, return_counts=True)
+    return float(found[counts.argmax()])
 
 
 class Join:

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError, RankError
-from harness.ranks import FRAME_BYTES, Pulse, Ranks, is_lost_peer, leave
+from harness.messages import FRAME_BYTES
+from harness.ranks import Pulse, Ranks, is_lost_peer, leave
 from tests.pool import RanksFailed, on_ranks
 
 SIZES = pytest.mark.parametrize("n", [1, 2, 3])
@@ -67,11 +68,6 @@ def work_with_a_bug_on(rank: int) -> tuple[str, str]:
 def gather_values(length: int) -> list[Any]:
     ranks = Ranks.join()
     return ranks.gather([ranks.rank, "y" * (length * ranks.rank)])
-
-
-def ask_any(flagged: int | None) -> bool:
-    ranks = Ranks.join()
-    return ranks.any_rank(ranks.rank == flagged)
 
 
 def gather_unequal_rows(counts: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -148,8 +144,10 @@ def lose_rank_0(act: str) -> list[Any]:
     error = caught(acts[act])
     ranks.publish_failure(RankError("lost rank 0"))
     ranks.published_failure()
+    soon = time.monotonic() - start < SHORT_S + 3
+    missing = ranks.missing(1.0)
     leave()
-    return [is_lost_peer(error), time.monotonic() - start < SHORT_S + 3]
+    return [is_lost_peer(error), soon, missing]
 
 
 def wait_for_a_rank_that_sleeps() -> bool | None:
@@ -259,12 +257,6 @@ def test_values_are_gathered_in_the_order_of_ranks(n: int, length: int) -> None:
     assert same_on_all(on_ranks(n, gather_values, length)) == [[rank, "y" * (length * rank)] for rank in range(n)]
 
 
-@SIZES
-def test_any_rank_is_asked(n: int) -> None:
-    assert same_on_all(on_ranks(n, ask_any, n - 1)) is True
-    assert same_on_all(on_ranks(n, ask_any, None)) is False
-
-
 @pytest.mark.parametrize("counts", [[2], [1, 4], [0, 3, 1], [0, 0], [5, 0]])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bfloat16, torch.bool])
 def test_rows_may_be_unequal_or_missing(counts: list[int], dtype: torch.dtype) -> None:
@@ -328,7 +320,7 @@ def test_the_peers_of_a_rank_that_died_raise_soon_and_can_leave(act: str) -> Non
     with pytest.raises(RanksFailed) as raised:
         on_ranks(3, lose_rank_0, act, timeout_s=40.0)
     assert list(raised.value.failures) == [0]
-    assert raised.value.results == {1: [True, True], 2: [True, True]}
+    assert raised.value.results == {1: [True, True, [0]], 2: [True, True, [0]]}
 
 
 def test_they_do_too_when_the_store_died_with_it() -> None:
@@ -338,7 +330,7 @@ def test_they_do_too_when_the_store_died_with_it() -> None:
     env = {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}  # rank 0 keeps the store, as without an agent
     with pytest.raises(RanksFailed) as raised:
         on_ranks(2, lose_rank_0, "gather", env=env, timeout_s=40.0)
-    assert raised.value.results == {1: [True, True]}
+    assert raised.value.results == {1: [True, True, []]}
 
 
 def test_a_rank_that_keeps_the_others_waiting_is_given_up_after_the_time_limit() -> None:

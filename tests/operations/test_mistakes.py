@@ -4,13 +4,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from harness.checkpoint import list_checkpoints
 from harness.lease import Lease
-from tests.pool import Launched, train_on_ranks
+from tests.pool import Launched, command, train_on_ranks
 
 STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
@@ -156,3 +161,133 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
     assert end.exit_code == 0
     assert "step-00000014: skipped, not valid" in end.stdout
     assert "going on from step-00000012" in end.stdout  # the best one
+
+
+# -- disks
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of its own, mounted with the options given."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this user may not mount: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True, check=False)
+
+
+def test_a_run_directory_on_a_read_only_disk(disk: Callable[[str], Path]) -> None:
+    assert_refused(launch(disk("ro") / "run", ranks=2), "Read-only file system", "Make the run directory writable")
+
+
+def test_a_run_directory_on_a_full_disk(disk: Callable[[str], Path]) -> None:
+    place = disk("size=64k")
+    (place / "rest").write_bytes(b"x" * 65536)
+    assert_refused(launch(place / "run", ranks=2), "No space left on device", "choose another run.dir")
+
+
+def test_a_disk_that_is_too_small_for_a_checkpoint(disk: Callable[[str], Path]) -> None:
+    place = disk("size=4m")
+    ends = launch(place / "run", "checkpoint.max_failures=1", "stop.budget.steps=9", ranks=2)
+    assert_refused(ends, "MB free and", "MB needed", "checkpoint.max_failures: 1")
+    assert "training goes on" in ends[0].stdout
+
+
+# -- other processes, other machines
+
+
+def test_another_number_of_processes_after_a_requeue(tmp_path: Path) -> None:
+    assert launch(tmp_path / "run", "stop.budget.steps=7", ranks=2)[0].exit_code == 0
+    before = contents(tmp_path / "run" / "checkpoints")
+    refused = launch(tmp_path / "run", ranks=5)
+    assert_refused(refused, "batch: 12 slots", "1, 2, 3, 4, 6, 12 processes")
+    assert contents(tmp_path / "run" / "checkpoints") == before
+    assert [one.exit_code for one in launch(tmp_path / "run", "stop.budget.steps=9", ranks=3)] == [0] * 3
+
+
+def test_processes_that_cannot_meet_leave_in_time_and_say_where_they_looked(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for environment, words in (
+            ({"MASTER_PORT": port}, f"could not meet at 127.0.0.1:{port}"),
+            ({"MASTER_ADDR": "no-such-host.invalid"}, "could not meet at no-such-host.invalid:"),
+        ):
+            began = time.monotonic()
+            env = {"TORCHELASTIC_USE_AGENT_STORE": "False", **environment}  # rank 0 keeps the store, as without an agent
+            ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / 'run'}", "run.timeout_s=3"], env=env)
+            assert time.monotonic() - began < 25
+            assert [one.exit_code for one in ends] == [1, 1]
+            for rank, end in enumerate(ends):
+                assert f"RankError: rank {rank}, before the first step: the 2 processes of this launch {words}" in end.stderr
+                assert "Traceback" not in end.stderr
+
+
+def test_a_process_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    def stop_one(pids: Sequence[int]) -> None:
+        deadline = time.monotonic() + 60
+        while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(pids[1], signal.SIGSTOP)
+        while Path(f"/proc/{pids[0]}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(pids[1], signal.SIGKILL)
+
+    limits = ["run.timeout_s=2", "checkpoint.timeout_s=2", "stop.budget.steps=100000"]
+    first, second = train_on_ranks(2, STORM, [f"run.dir={run}", *limits], meanwhile=stop_one)
+    assert (first.exit_code, second.exit_code) == (1, -9)
+    assert re.search(r"^RankError: rank 0, step \d+: lost rank 1 \(.*[Tt]imed out", first.stderr, re.MULTILINE), first.stderr
+
+
+def test_clocks_an_hour_apart_decide_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert launch(run, "stop.budget.steps=14")[0].exit_code == 0
+    ledger = json.loads((run / "ledger.json").read_text())
+    (run / "ledger.json").write_text(json.dumps({**ledger, "wall_s": ledger["wall_s"] + 3600}))  # written where it is an hour later
+    oldest, *_ = list_checkpoints(run / "checkpoints")
+    for path in (oldest.path, *oldest.path.iterdir(), *(run / "lease").iterdir()):
+        os.utime(path, (time.time() + 3600,) * 2)
+    (end,) = launch(run, "stop.budget.steps=16")
+    assert end.exit_code == 0
+    assert "going on from step-00000014" in end.stdout
+    assert json.loads((run / "outcome.json").read_text())["time"]["idle_s"] == 0
+
+
+def test_the_status_of_a_run_while_it_goes_on_and_after_it_was_killed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    seen: list[Launched] = []
+
+    def look(pids: Sequence[int]) -> None:
+        deadline = time.monotonic() + 60
+        while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        seen.append(command("status", run, "--json"))
+        os.kill(pids[0], signal.SIGKILL)
+
+    train_on_ranks(1, STORM, [f"run.dir={run}", "stop.budget.steps=100000"], meanwhile=look)
+    seen.append(command("status", run, "--json"))
+    assert [(json.loads(one.stdout)["state"], one.exit_code) for one in seen] == [("running", 1), ("crashed", 1)]
+    assert re.search(r"step \d+ crashed; launch it again", json.loads(seen[1].stdout)["text"])
+
+
+@pytest.mark.torture
+def test_the_lease_of_a_machine_that_died(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert launch(run, "stop.budget.steps=7")[0].exit_code == 0
+    (held,) = (run / "lease").iterdir()
+    held.write_text(json.dumps({**json.loads(held.read_text()), "released": False, "machine": "another", "host": "node-7"}))
+    assert "crashed elsewhere" in command("status", run).stdout or (run / "outcome.json").exists()
+    began = time.monotonic()
+    ends = launch(run, "stop.budget.steps=9", ranks=2)
+    assert [one.exit_code for one in ends] == [0, 0]
+    assert "took over from launch 1 (node-7, process" in ends[0].stdout
+    assert 25 < time.monotonic() - began < 60

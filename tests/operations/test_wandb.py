@@ -2,6 +2,7 @@
 
 import json
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,23 +22,24 @@ def launch(directory: Path, *overrides: str, ranks: int = 1, env: dict[str, str]
     return ends[0].stdout
 
 
-def rows_kept(directory: Path) -> dict[int, dict[str, Any]]:
-    """What the .wandb files of a run directory hold, by step; a step in two files is an error."""
-    found: dict[int, dict[str, Any]] = {}
-    for path in sorted(directory.glob("wandb/offline-run-*/run-*.wandb")):
-        for step, row in _rows(path):
-            assert step not in found, f"step {step} twice"
-            found[step] = row
+def newest(directory: Path) -> list[wandb_internal_pb2.Record]:
+    """What the .wandb file of a run directory's last launch holds."""
+    found = []
+    for data in _records(max(directory.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns).read_bytes()):
+        found.append(wandb_internal_pb2.Record())
+        found[-1].ParseFromString(data)
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for data in _records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+def rows_kept(directory: Path) -> dict[int, dict[str, Any]]:
+    """The history in it, by step; a step that comes twice is an error."""
+    found: dict[int, dict[str, Any]] = {}
+    for record in newest(directory):
         if record.HasField("history"):
-            row = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
-            yield record.history.step.num, row
+            step = record.history.step.num
+            assert step not in found, f"step {step} twice"
+            found[step] = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
+    return found
 
 
 def _records(data: bytes) -> Iterator[bytes]:
@@ -76,16 +78,34 @@ def assert_kept_what_was_written(directory: Path) -> None:
         assert {name: kept[step][name] for name in row} == pytest.approx(row)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_an_offline_run_keeps_what_metrics_jsonl_holds(tmp_path: Path, ranks: int) -> None:
-    launch(tmp_path / "run", ranks=ranks)
+def test_an_offline_run_keeps_what_metrics_jsonl_holds(tmp_path: Path) -> None:
+    launch(tmp_path / "run", ranks=2)
     assert_kept_what_was_written(tmp_path / "run")
 
 
-def test_launches_that_end_in_order_add_up_without_gap_or_duplicate(tmp_path: Path) -> None:
-    for steps in (12, 24, 40):
-        launch(tmp_path / "run", f"stop.budget.steps={steps}")
-    assert_kept_what_was_written(tmp_path / "run")
+def test_after_three_interruptions_the_newest_file_is_the_whole_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for dies, code in (("0:15:term", 75), ("0:12", -9), ("0:3:term", 75)):
+        (end,) = train_on_ranks(1, STORM, [f"run.dir={run}", *OFFLINE], env={"DIE_AT": dies})
+        assert end.exit_code == code, end.stderr
+        if code == 75:
+            assert rows_kept(run)
+    launch(run)
+    assert_kept_what_was_written(run)
+    records = newest(run)
+    outcome = json.loads((run / "outcome.json").read_text())
+    kept = {item.key: json.loads(item.value_json) for record in records for item in record.summary.update if item.key}
+    assert (kept["reason"], kept["detail"], kept["launches"]) == ("budget", outcome["detail"], 4)
+    assert (kept["best/value"], kept["time/compute_s"]) == (outcome["best"]["value"], outcome["time"]["compute_s"])
+    lineage = [json.loads(item.value_json) for record in records for item in record.config.update if item.key == "launches"][-1]
+    assert [one["launch"] for one in lineage] == [1, 2, 3, 4]
+    assert [one["from_step"] for one in lineage] == sorted(one["from_step"] for one in lineage)
+    assert [record.alert.title for record in records if record.HasField("alert")] == ["storm: budget"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode == 0:  # not in an unpacked archive
+        assert next(record.run.git.commit for record in records if record.HasField("run")) == head.stdout.strip()
+    last = max(rows_kept(run).items())[1]
+    assert {"time_table", "val/confusion_table"} <= last.keys()
 
 
 def test_online_without_a_key_works_offline_and_says_so(tmp_path: Path) -> None:
@@ -95,8 +115,15 @@ def test_online_without_a_key_works_offline_and_says_so(tmp_path: Path) -> None:
     assert rows_kept(tmp_path / "run")
 
 
+def test_a_disabled_wandb_is_not_there(tmp_path: Path) -> None:
+    launch(tmp_path / "run", "tracking.wandb.mode=disabled", "stop.budget.steps=6")
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
 def test_a_broken_wandb_is_one_warning_and_the_training_goes_on(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "wandb").write_text("a file where wandb wants a directory")
     out = launch(tmp_path / "run", env={"TMPDIR": "/nowhere", "PATH": ""})
     assert "stop: budget" in out
+    assert out.count("warning:") == 1
+    assert f"`fermarsi track sync {tmp_path / 'run'}` sends what is missing" in out

@@ -1,5 +1,6 @@
 """Image files, and that the counts in them survive."""
 
+import json
 import pickle
 import struct
 import zlib
@@ -16,7 +17,7 @@ from PIL import Image
 from harness.errors import ConfigError, DataError
 from harness.loading import Split
 from harness.sources.images import Images
-from harness.sources.split import Stratified
+from harness.sources.split import ByValue, Stratified
 from harness.treatments import ToDegrees
 from tests.sources.make_thermal import FASHION, centikelvin, make
 
@@ -125,6 +126,58 @@ def test_a_corrupt_image_among_many_is_named_or_left_out_and_counted(tmp_path: P
             source = Images(str(tmp_path / "*.png"), on_error="skip")
         assert len(source) == 5
         assert len(source.skipped) == 1
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("keep", ["memory", "disk"])
+def test_a_table_lists_the_images_and_says_what_they_show(tmp_path: Path, ending: str, keep: Any) -> None:
+    rows = [{"file_name": f"p/{n}.png", "label": "ba"[n % 2], "degrees": 20.5 + n, "count": 7 * n, "site": f"s{n // 2}"} for n in range(4)]
+    for number in range(5):
+        save(tmp_path / "p" / f"{number}.png", np.full((2, 2), number, np.uint8))  # 4.png is not listed
+    text = (
+        "\n".join(map(json.dumps, rows))
+        if ending == "jsonl"
+        else "\n".join(",".join(map(str, row)) for row in (rows[0], *(r.values() for r in rows)))
+    )
+    table = tmp_path / f"metadata.{ending}"
+    table.write_text(text)
+    source = Images(str(table), columns={"degrees": "number", "count": "integer", "site": "text"}, keep=keep)
+    batch = source.__getitems__([3, 0])
+    assert batch["image"][:, 0, 0, 0].tolist() == [3, 0]
+    assert (batch["label"].tolist(), source.classes) == ([0, 1], ["a", "b"])
+    assert (batch["degrees"].dtype, batch["degrees"].tolist()) == (np.float32, [23.5, 20.5])
+    assert (batch["count"].dtype, batch["count"].tolist()) == (np.int64, [21, 0])
+    assert batch["site"] == ["s1", "s0"]
+    assert source.paths() == [table, *(tmp_path / "p" / f"{number}.png" for number in range(4))]
+    assert source.known()["site"] == ["s0", "s0", "s1", "s1"]
+    by_site: Any = ByValue("site", test=["s1"])
+    assert len(Images(str(table), part="test", split=by_site, keep=keep)) == 2
+    (tmp_path / "p" / "2.png").unlink()
+    with pytest.raises(DataError, match=rf"^{tmp_path}/p/2\.png: no image: .* Or leave such files out with on_error: skip"):
+        Images(str(table), keep=keep)
+
+
+def test_what_a_table_says_has_to_be_of_the_kind_that_is_asked_for(tmp_path: Path) -> None:
+    table = tmp_path / "metadata.csv"
+    for number in range(2):
+        save(tmp_path / f"{number}.png", np.zeros((2, 2), np.uint8))
+
+    def refused(text: str, what: str, **settings: Any) -> None:
+        table.write_text(text)
+        with pytest.raises((DataError, ConfigError), match=what):
+            Images(str(table), **settings)
+
+    refused("file_name,age\n0.png,3\n1.png,old\n", r"1\.png: 'old' as its 'age', where a number belongs", columns={"age": "number"})
+    refused("file_name,age\n0.png,3\n1.png,3.5\n", r"1\.png: '3\.5' as its 'age', where a number belongs", columns={"age": "integer"})
+    refused("file_name,age\n0.png,3\n1.png,\n", r"1\.png: '' as its 'age'", columns={"age": "number"})
+    refused("file_name,age\n0.png,3\n", r"^columns\.sex: nothing says it; known are age", columns={"sex": "text"})
+    refused("file_name,age\n0.png,3\n", r"^columns\.label: taken", columns={"label": "integer"})
+    refused("file_name,age\n0.png,3\n", r"^columns\.age: 'date' is none of number, integer, text", columns={"age": "date"})
+    refused("name,age\n0.png,3\n", r"metadata\.csv: no column 'file_name', only name, age")
+    refused("file_name,label\n0.png,a\n1.png,\n", r"1\.png: no label in its table")
+    refused("file_name,label\n0.png,a\n./0.png,b\n", r"metadata\.csv: row 3: \./0\.png is listed before\. List each file once")
+    refused("file_name,label\n,a\n", r"metadata\.csv: row 2: no file_name")
+    refused("file_name,label\n", r"metadata\.csv: lists no file")
 
 
 def test_a_source_can_be_sent_to_a_worker(tmp_path: Path) -> None:

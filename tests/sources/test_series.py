@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from harness.errors import ConfigError, DataError
 from harness.sources.series import Series, judge
-from harness.sources.split import ByGroup
+from harness.sources.split import ByGroup, Stratified
+from harness.sources.units import UNITS, Units
 
 CHANNELS = ["x", "y"]
 
@@ -77,7 +78,7 @@ def test_labels_come_from_the_path_and_splits_divide_whole_recordings(tmp_path: 
     rule = ByGroup("subject", val=0.2, test=0.2)
     parts = {part: Series(files, CHANNELS, 4, 2, part=part, split=rule) for part in ("train", "val", "test")}  # type: ignore[arg-type]
     assert [len(one) for one in parts.values()] == [18, 6, 6]
-    subjects = [set(one.files.fields["subject"]) for one in parts.values()]
+    subjects = [set(one.known()["subject"]) for one in parts.values()]
     assert sum(map(len, subjects)) == len(set.union(*subjects)) == 5
     for one in parts.values():
         assert one.classes == ["run", "walk"]
@@ -153,6 +154,120 @@ def test_a_corrupt_recording_among_many_is_named_or_left_out_and_counted(tmp_pat
         assert len(source.skipped) == 1
 
 
+def test_what_is_known_of_windows_is_where_they_lie(tmp_path: Path) -> None:
+    for label in ("run", "walk"):
+        write(recording(8), tmp_path / label / "anna.csv")
+    source = Series(str(tmp_path / "{label}/{subject}.csv"), CHANNELS, 4, 2, time="t", rate_hz=10)
+    known = source.known()
+    assert known["subject"] == ["anna"] * 6
+    assert known["label"] == ["run"] * 3 + ["walk"] * 3
+    assert known["recording"] == [str(tmp_path / label / "anna.csv") for label in ("run", "walk") for _ in range(3)]
+    assert [known["start"], known["stop"]] == [["0", "2", "4"] * 2, ["4", "6", "8"] * 2]
+    assert known["time"] == ["0.0", "0.2", "0.4"] * 2
+    assert source.paths() == Series.paths_of(str(tmp_path / "{label}/{subject}.csv"), length=4) == sorted(tmp_path.glob("*/*.csv"))
+
+
+def test_a_file_can_hold_recordings_that_columns_tell_apart(tmp_path: Path) -> None:
+    frames = [recording(count, begin).assign(who=who, day=day) for who, day, count, begin in (("a", 1, 6, 0), ("a", 2, 3, 100), ("b", 2, 9, 200))]
+    path = write(pd.concat(frames), tmp_path / "all.csv")
+    source = Series(path, CHANNELS, 4, 2, recording=["who", "day"])
+    assert first_rows(source) == [0, 2, 200, 202, 204]
+    assert source.known()["who"] == ["a"] * 2 + ["b"] * 3
+    assert source.known()["recording"] == [f"{path} a 1"] * 2 + [f"{path} b 2"] * 3
+    assert source.known()["start"] == ["0", "2", "0", "2", "4"]
+    assert len(Series(path, CHANNELS, 4, 2)) == 8
+    timed = Series(path, CHANNELS, 4, 2, recording=["who", "day"], time="t", gap_s=0.2)  # each begins at 0 s
+    assert first_rows(timed) == first_rows(source)
+    parts = [Series(path, CHANNELS, 4, 2, recording=["who", "day"], part=part, split=ByGroup("who", 0, 0.4)) for part in ("train", "test")]  # type: ignore[arg-type]
+    assert sorted(map(len, parts)) == [2, 3]
+    back = write(pd.concat([*frames, frames[0]]), tmp_path / "back.csv")
+    with pytest.raises(DataError, match=rf"^{back}: row 20: a recording \(a, 1\) goes on that ended before row 8\. Sort the rows by recording"):
+        Series(back, CHANNELS, 4, 2, recording=["who", "day"])
+    with pytest.raises(ConfigError, match=r"^recording: 'who' is a field of the path too"):
+        Series(str(tmp_path / "{who}.csv"), CHANNELS, 4, 2, recording=["who"])
+
+
+def test_windows_can_be_split_one_by_one_for_a_comparison(tmp_path: Path) -> None:
+    for number in range(4):
+        write(recording(40, 1000 * number), tmp_path / f"{number}.npy")
+    rule = Stratified("recording", key="start", val=0.2, test=0.2)
+    parts = [Series(str(tmp_path / "*.npy"), CHANNELS, 4, 2, part=part, split=rule) for part in ("train", "val", "test")]  # type: ignore[arg-type]
+    windows = [set(first_rows(one)) for one in parts]
+    assert sum(map(len, windows)) == len(set.union(*windows)) == 4 * 19
+    assert all(len(set(one.known()["recording"])) == 4 for one in parts)
+
+
+def test_recordings_of_another_rate_are_refused(tmp_path: Path) -> None:
+    for name, rate in (("a", 10), ("b", 10.1), ("c", 25)):
+        frame = recording(50)
+        frame["t"] = np.round(np.arange(50) / rate, 2)  # a clock that rounds
+        write(frame, tmp_path / f"{name}.csv")
+    files = str(tmp_path / "*.csv")
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path}/c\.csv: 25 rows a second by 't', where {tmp_path}/a\.csv has 10\. Resample it, or leave it out"
+    ):
+        Series(files, CHANNELS, 4, 2, time="t", gap_s=1)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.csv: 10 rows a second by 't', where rate_hz says 25"):
+        Series(files, CHANNELS, 4, 2, time="t", rate_hz=25, gaps="split", gap_s=1)
+    with pytest.warns(UserWarning, match=r"^1 of 3 files left out: .*c\.csv: 25 rows a second"):
+        assert len(Series(files, CHANNELS, 4, 2, time="t", rate_hz=10, on_error="skip")) == 48
+    frame = recording(50).drop(index=20)
+    path = write(frame, tmp_path / "one_is_missing.csv")
+    with pytest.raises(DataError, match=rf"^{path}: row 22: more than 0\.15 s after the row before"):
+        Series(path, CHANNELS, 4, 2, time="t", rate_hz=10)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl", ".xlsx"])
+def test_times_may_be_dates(tmp_path: Path, ending: str) -> None:
+    frame = recording(12)
+    frame["t"] = pd.Timestamp("2026-11-24 23:59:59") + pd.to_timedelta(np.arange(12) * 250, unit="ms")
+    if ending in (".csv", ".jsonl"):
+        frame["t"] = [time.isoformat() for time in frame["t"]]
+    path = write(frame, tmp_path / f"a{ending}")
+    source = Series(path, CHANNELS, 4, 4, time="t", rate_hz=4)
+    seconds = pd.Timestamp("2026-11-24 23:59:59", tz="UTC").timestamp()
+    assert [float(time) for time in source.known()["time"]] == pytest.approx([seconds, seconds + 1, seconds + 2], abs=1e-3)
+    frame["t"] = [time if row != 3 else "later" for row, time in enumerate(map(str, frame["t"]))]
+    path = write(frame, tmp_path / f"b{ending}")
+    with pytest.raises(DataError, match=rf"^{path}: row {4 if ending in ('.jsonl', '.parquet') else 5}, column 't': 'later' where a date belongs"):
+        Series(path, CHANNELS, 4, 4, time="t", rate_hz=4)
+
+
+def test_numbers_that_cannot_be_in_their_unit_are_named(tmp_path: Path) -> None:
+    path = write(pd.DataFrame({"x": [20.0, 21.0, -300.0], "y": [1.0, 1.0, 1.0]}), tmp_path / "a.csv")
+    assert len(Series(path, CHANNELS, 3, 1)) == 1
+    with pytest.raises(DataError, match=rf"^{path}: row 4, column 'x': -300 degC, which cannot be: at least -273\.15\. Mend it, or set another unit"):
+        Series(path, CHANNELS, 3, 1, units={"x": "degC"})
+    with pytest.raises(DataError, match=r"row 2, column 'x': 20 1, which cannot be: 0 to 1"):
+        Series(path, CHANNELS, 3, 1, units={"x": "1"})
+    converted = Series(path, CHANNELS, 2, 9, units={"x": "deg -> rad", "y": "g -> m/s2"})[0]["series"]
+    np.testing.assert_allclose(converted, [np.radians([20, 21]), [9.80665, 9.80665]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("number", "units", "expected"),
+    [
+        (100, "degC -> degF", 212),
+        (-40, "degF -> degC", -40),
+        (0, "degC -> K", 273.15),
+        (36, "km/h -> m/s", 10),
+        (90, "bpm -> Hz", 1.5),
+        (50, "% -> 1", 0.5),
+    ],
+)
+def test_units_become_others(number: float, units: str, expected: float) -> None:
+    found = Units({"x": units}, ["x"]).apply(np.array([[number, np.nan]], dtype=np.float64), ["x"], Path("a"), [1, 2])
+    assert found[0, 0] == pytest.approx(expected)
+    assert np.isnan(found[0, 1])
+
+
+@given(st.sampled_from(sorted(UNITS)), st.sampled_from(sorted(UNITS)), st.floats(0, 1))
+def test_there_and_back_is_where_one_was(one: str, other: str, number: float) -> None:
+    if UNITS[one].quantity == UNITS[other].quantity:
+        there = Units({"x": f"{one} -> {other}"}, ["x"]).apply(np.array([[number]]), ["x"], Path("a"), [1])
+        assert Units({"x": f"{other} -> {one}"}, ["x"]).apply(there, ["x"], Path("a"), [1])[0, 0] == pytest.approx(number, abs=1e-9)
+
+
 def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     for array, what in (
@@ -165,7 +280,7 @@ def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
         np.save(path, array)
         with pytest.raises(DataError, match=rf"^{path}: {what}"):
             Series(str(path), CHANNELS, 2, 1)
-    with pytest.raises(DataError, match=rf"^{path}: an array has no columns of labels or times"):
+    with pytest.raises(DataError, match=rf"^{path}: an array has no columns"):
         Series(str(path), CHANNELS, 2, 1, label="activity")
 
 
@@ -175,7 +290,12 @@ def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
         ({"length": 0}, r"^length, stride, channels: 0, 1"),
         ({"channels": []}, r"^length, stride, channels: 2, 1, \[\]"),
         ({"labels": "any"}, r"^labels, gaps: 'any', 'refuse'"),
-        ({"gap_s": 1.0}, r"^time, gap_s: give both, or neither"),
+        ({"gap_s": 1.0}, r"^time: give it with gap_s, rate_hz or both, or none of them"),
+        ({"time": "t"}, r"^time: give it with gap_s"),
+        ({"units": {"z": "g"}}, r"^units\.z: no such channel, only x, y"),
+        ({"units": {"x": "gee"}}, r"^units\.x: 'gee' is no unit that is known"),
+        ({"units": {"x": "degrC"}}, r"^units\.x: 'degrC' is no unit that is known\. Did you mean 'degC'\?"),
+        ({"units": {"x": "g -> K"}}, r"^units\.x: g -> K: acceleration cannot become temperature"),
     ],
 )
 def test_a_mistake_in_the_settings_is_named(arguments: dict[str, Any], message: str) -> None:

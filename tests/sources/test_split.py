@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError, DataError
-from harness.sources.split import ByGroup, ByValue, Rule, Stratified, parts_by_share, rows_of
+from harness.sources.split import ByGroup, ByTime, ByValue, Rule, Stratified, parts_by_share, rows_of
 
 SHARES = {"test": 0.2, "val": 0.1}
 
@@ -39,6 +39,37 @@ def test_a_stratified_split_gives_each_class_its_share() -> None:
     parts = Stratified("label", key="name", val=0.1, test=0.2).parts(known)
     assert [(parts[:100] == part).sum() for part in ("train", "val", "test")] == [70, 10, 20]
     assert [(parts[100:] == part).sum() for part in ("train", "val", "test")] == [14, 2, 4]
+
+
+def test_groups_of_several_columns_are_alike_in_all_of_them() -> None:
+    known = {"subject": ["a", "a", "b", "b"] * 10, "session": ["1", "2"] * 20}
+    parts = ByGroup(["subject", "session"], val=0.25, test=0.25).parts(known)
+    of_groups = {(subject, session, part) for subject, session, part in zip(known["subject"], known["session"], parts.tolist(), strict=True)}
+    assert len(of_groups) == 4
+    assert {part for *_, part in of_groups} == {"train", "val", "test"}
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from([0.1, 0.4]))
+def test_what_is_to_come_is_not_trained_on(times: list[int], val: float, test: float) -> None:
+    parts = ByTime("t", val, test).parts({"t": [str(time) for time in times]})
+    of = {part: [time for time, one in zip(times, parts.tolist(), strict=True) if one == part] for part in ("train", "val", "test")}
+    assert sum(map(len, of.values())) == len(times)
+    assert max(of["train"], default=-1) < min(of["val"], default=99)
+    assert max(of["train"] + of["val"], default=-1) < min(of["test"], default=99)
+    if len(set(times)) == len(times):
+        assert abs(len(of["test"]) - test * len(times)) <= 1
+        assert abs(len(of["val"]) - val * len(times)) <= 1
+
+
+def test_windows_that_overlap_the_beginning_of_a_part_are_left_out() -> None:
+    starts = {"t": [str(start) for start in range(0, 100, 5)]}
+    assert ByTime("t", 0.2, 0.2, gap=10).parts(starts).tolist() == ["train"] * 12 + ["none"] * 2 + ["val"] * 2 + ["none"] * 2 + ["test"] * 2
+    days = {"t": [f"2026-01-{day:02}" for day in range(1, 11)]}
+    assert ByTime("t", 0.0, 0.3, gap=86_400).parts(days).tolist() == ["train"] * 7 + ["none"] + ["test"] * 2
+    with pytest.raises(DataError, match=r"^split: 'soon' in 't' is neither a number nor a date such as 2026-01-31"):
+        ByTime("t").parts({"t": ["1", "soon"]})
+    with pytest.raises(ConfigError, match=r"^gap: -1: at least 0"):
+        ByTime("t", gap=-1)
 
 
 def test_equal_samples_are_never_in_two_parts() -> None:
@@ -90,3 +121,5 @@ def test_other_mistakes_in_a_rule_are_named() -> None:
         ByValue("take", val=[1], test=["1"])
     with pytest.raises(ConfigError, match=r"^key: name at least one column"):
         Stratified("label", key=[])
+    with pytest.raises(ConfigError, match=r"^column: name at least one"):
+        ByGroup([])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from harness.loading import Split
 from harness.sources import files as files_module
 from harness.sources.split import ByGroup, ByValue, Stratified
 from harness.sources.tables import Table
-from harness.treatments import Encode, Impute, Join, OneHot
+from harness.treatments import Encode, Impute, Join, OneHot, Rescale, Standardise
 
 FORMATS = [".csv", ".jsonl", ".parquet", ".xlsx"]
 
@@ -110,6 +111,81 @@ def test_the_same_treatments_give_identical_tensors(tmp_path: Path, ending: str)
     assert found["features"].shape == (40, 7)
     assert found["features"][5, :4].tolist() == [0.5, frame["year"][5], 1, 0]
     assert (found["features"] == reference["features"]).all()
+
+
+NAMES = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=3).map(lambda text: f"w{text}")
+CELLS = st.tuples(st.floats(-1e6, 1e6, width=32) | st.none(), st.integers(-999, 999), NAMES, st.sampled_from(["red", "white", "007"]))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@given(st.lists(CELLS, min_size=2, max_size=12).filter(lambda rows: any(row[0] is not None for row in rows)))
+def test_treatments_that_learn_give_identical_tensors_from_every_format(tmp_path: Path, rows: list[tuple[float | None, int, str, str]]) -> None:
+    frame = pd.DataFrame(rows, columns=["x", "n", "word", "colour"]).astype({"x": float})
+
+    def batch(path: Path) -> dict[str, Any]:
+        columns: Any = {"word": "text", "colour": "text"}
+        treatments: list[Any] = [Impute("median", mark=True), Standardise(), Encode("word"), Encode("colour", ["red", "white", "007"])]
+        treatments += [OneHot("colour", 3), Join(["features", "colour"]), Rescale(key="features")]
+        split = Split(Table(write(frame, path), ["x", "n"], columns, missing="keep"), [], "data.train", lambda batch: None)
+        found = split.fetch(np.arange(len(rows)), np.arange(len(rows), dtype=np.uint64), 0, training=True)
+        for treatment in treatments:
+            if hasattr(treatment, "observe"):
+                treatment.observe(found)
+                treatment.finish()
+            found = treatment(found)
+        return found
+
+    reference, *others = (batch(tmp_path / f"a{ending}") for ending in FORMATS)
+    assert reference["features"].shape == (len(rows), 7)
+    assert not reference["features"].isnan().any()
+    for other in others:
+        assert other["features"].dtype == reference["features"].dtype == torch.float32
+        assert torch.equal(other["features"], reference["features"])
+        assert torch.equal(other["word"], reference["word"])
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_what_is_known_of_rows_and_where_they_lie(tmp_path: Path, ending: str) -> None:
+    path = write(wines(), tmp_path / f"red{ending}")
+    table = Table(str(tmp_path / f"{{kind}}{ending}"), ["acid"], {"year": "integer", "colour": "text"}, "test", ByGroup("grower", 0, 0.3))
+    known = table.known()
+    frame = wines()
+    chosen = frame[frame["grower"].isin(set(known["grower"]))]
+    assert 0 < len(chosen) < 40
+    assert known["grower"] == chosen["grower"].tolist()
+    assert known["year"] == chosen["year"].astype(str).tolist()
+    assert known["colour"] == chosen["colour"].tolist()
+    assert known["kind"] == ["red"] * len(chosen)
+    assert known["path"] == [path] * len(chosen)
+    assert known["row"] == [str(row + (2 if ending in (".csv", ".xlsx") else 1)) for row in chosen.index]
+    assert table.paths() == Table.paths_of(path, sheet=2) == [Path(path)]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_number_that_marks_what_is_missing_does_so_in_every_format(tmp_path: Path, ending: str) -> None:
+    path = write(pd.DataFrame({"x": [1.5, -999, 2], "n": [1, 2, -999]}), tmp_path / f"a{ending}")
+    features = Table(path, ["x", "n"], missing="keep", missing_marks=[-999]).__getitems__([0, 1, 2])["features"]  # type: ignore[list-item]
+    np.testing.assert_array_equal(features, np.array([[1.5, 1], [np.nan, 2], [2, np.nan]], np.float32))
+    with pytest.raises(DataError, match=r"column 'n': nan where a whole number belongs"):
+        Table(path, ["x"], {"n": "integer"}, missing="keep", missing_marks=["-999"])
+
+
+def test_a_large_table_is_read_in_pieces_and_its_last_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    count = 70_000
+    numbers = np.random.default_rng(0).normal(size=count).tolist()
+    lines = [f"{number!r},{'ab'[row % 2]}{row % 7}" for row, number in enumerate(numbers)]
+    path.write_text("\n".join(["x,word", *lines, " 2.5 ,c", "NA,c"]))
+    table = Table(str(path), ["x"], {"word": "text"}, missing="keep")
+    batch = table.__getitems__(list(range(len(table))))
+    np.testing.assert_array_equal(batch["features"][:, 0], np.array([*numbers, 2.5, np.nan], np.float32))
+    assert batch["word"][:3] == ["a0", "b1", "a2"]
+    path.write_text("\n".join(["x,word", *lines, "2,5x,c"]))
+    with pytest.raises(DataError, match=r"row 70002: 3 cells under 2 columns"):
+        Table(str(path), ["x"])
+    path.write_text("\n".join(["x,word", *lines, "2.5x,c"]))
+    with pytest.raises(DataError, match=r"row 70002, column 'x': '2\.5x' where a number belongs"):
+        Table(str(path), ["x"])
 
 
 def test_several_files_are_rows_of_one_table_and_their_paths_a_column(tmp_path: Path) -> None:

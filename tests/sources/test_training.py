@@ -30,8 +30,8 @@ data:
       split: {{_target_: harness.sources.split.Stratified, column: label, key: row, val: 0.15, test: 0.15}}
     treatments:
       - {{_target_: harness.treatments.Encode, key: label, categories: [zero, one, two, three, four, five, six, seven, eight, nine], optional: true}}
-      - {{_target_: harness.treatments.Impute, value: 0}}
-      - {{_target_: harness.treatments.Normalise, mean: 5, std: 6, key: features}}
+      - {{_target_: harness.treatments.Impute, value: median}}
+      - {{_target_: harness.treatments.Standardise}}
   val: {{<<: *train, source: {{<<: *table, part: val}}}}
   test: {{<<: *train, source: {{<<: *table, part: test}}}}
 network: {{_target_: harness.networks.Mlp, dims: [64, 128, 10]}}
@@ -58,6 +58,7 @@ data:
       part: train
       split: {{_target_: harness.sources.split.ByGroup, column: subject, val: 0.25, test: 0}}
     treatments:
+      - {{_target_: harness.treatments.Standardise, key: series}}
       - {{_target_: harness.treatments.AddNoise, std: 0.05, key: series}}
       - {{_target_: harness.treatments.RandomScale, log_range: 0.2}}
       - {{_target_: harness.treatments.DropChannels, p: 0.1}}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.errors import ConfigError, DataError
-from harness.treatments import Gain, LogMel, Shift, SpecMask
+from harness.treatments import Gain, LogMel, Resample, Shift, SpecMask
 from harness.treatments.audio import mel_filters
 from harness.treatments.draws import Seeds
 
@@ -79,6 +79,24 @@ def test_another_seed_treats_otherwise_and_only_in_training(treatment: Any) -> N
     assert treatment.training_only
 
 
+@pytest.mark.parametrize(("from_hz", "to_hz"), [(8000, 4000), (4000, 8000), (11025, 8000), (50, 32)])
+def test_a_tone_resampled_is_the_tone_at_the_new_rate_and_what_it_cannot_hold_is_gone(from_hz: int, to_hz: int) -> None:
+    def tone(hertz: float, rate_hz: int) -> Tensor:
+        return torch.sin(2 * torch.pi * hertz * torch.arange(20 * from_hz // 8 * rate_hz // from_hz) / rate_hz).expand(2, 3, -1)
+
+    low = 0.1 * min(from_hz, to_hz)
+    found = Resample(from_hz, to_hz)({"wave": tone(low, from_hz)})["wave"]
+    expected = tone(low, to_hz)
+    middle = slice(found.shape[-1] // 4, found.shape[-1] * 3 // 4)  # at the ends silence comes in
+    assert found.dtype == torch.float32
+    assert abs(found.shape[-1] - expected.shape[-1]) <= 1
+    np.testing.assert_allclose(found[..., middle], expected[..., middle], atol=0.01)
+    if to_hz < from_hz:
+        assert float(Resample(from_hz, to_hz)({"wave": tone(0.6 * to_hz, from_hz)})["wave"][..., middle].abs().max()) < (
+            0.15 if to_hz > 0.6 * from_hz else 0.05
+        )
+
+
 def test_gain_changes_a_recording_by_one_factor_within_its_bounds() -> None:
     before = values_for(None, 500)
     after = Gain(6)({"wave": before}, seeds=seeds_of(500))["wave"]
@@ -115,6 +133,7 @@ def test_masks_are_bands_and_stretches_of_every_width_up_to_the_widest() -> None
         (lambda: LogMel(8000, highest_hz=5000), r"^lowest_hz, highest_hz: 0\.0 to 5000"),
         (lambda: LogMel(8000, hop=300), r"^hop, window, floor: 300, 256"),
         (lambda: LogMel(8000, num_mels=128, window=128, hop=64), r"^num_mels: 128 bands are too narrow for a window of 128"),
+        (lambda: Resample(8000, 8000), r"^from_hz, to_hz: 8000, 8000: two different rates"),
         (lambda: Gain(0), r"^decibels: 0"),
         (lambda: Shift(0), r"^steps: 0"),
         (lambda: SpecMask(band=-1), r"^band, stretch, num_bands, num_stretches: -1"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError, DataError
-from harness.treatments import CropTime, DropChannels, Encode, Impute, Join, OneHot, RandomCropTime, RandomScale, ToDegrees
+from harness.treatments import CropTime, DropChannels, Encode, Impute, Join, OneHot, RandomCropTime, RandomScale, ToDegrees, Window
 from harness.treatments.draws import Seeds
 
 RANDOM = [RandomScale(0.2), RandomCropTime(20), DropChannels(0.4, fill=9)]
@@ -53,6 +53,30 @@ def test_a_window_is_cut_from_anywhere_in_training_and_from_the_middle_elsewhere
     assert CropTime(27)({"series": before})["series"][0, 0].tolist() == list(range(1, 28))
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 9), st.sampled_from(["begin", "middle", "end"]))
+def test_series_of_any_lengths_become_windows_of_one(lengths: list[int], length: int, at: Any) -> None:
+    ragged = [torch.arange(1.0, 2 * count + 1).view(2, count).T for count in lengths]  # (T, 2)
+    found = Window(length, at, fill=-1)({"series": ragged})["series"]
+    assert found.shape == (len(lengths), 2, length)
+    for one, window in zip(ragged, found.numpy(), strict=True):
+        whole = one.T.numpy()
+        surplus = whole.shape[1] - length
+        before = {"begin": 0, "middle": abs(surplus) // 2, "end": abs(surplus)}[at]
+        around = np.pad(whole, [(0, 0), (before, max(0, -surplus) - before)], constant_values=-1) if surplus < 0 else whole[:, before:][:, :length]
+        assert (window == around).all()
+    even = torch.stack([ragged[0].T] * 3)
+    assert torch.equal(Window(length, at, fill=-1)({"series": even})["series"], found[:1].expand(3, -1, -1))
+    assert Window(length, at, key="wave")({"wave": [one[:, 0].numpy() for one in ragged]})["wave"].shape == (len(lengths), 1, length)
+
+
+def test_what_is_no_list_of_series_makes_no_windows() -> None:
+    for wrong in (["a", "b"], [torch.zeros(3, 2), torch.zeros(3, 1)], [torch.zeros(3), torch.zeros(3, 1)], [torch.zeros(1, 2, 3)]):
+        with pytest.raises(DataError, match=r"^series: arrays \(T, C\) with as many channels in each sample"):
+            Window(4)({"series": wrong})
+    with pytest.raises(ConfigError, match=r"^at: 'start' is none of begin, middle, end"):
+        Window(4, "start")  # type: ignore[arg-type]
+
+
 def test_channels_are_dropped_as_often_as_asked_but_never_all() -> None:
     before = torch.ones(3000, 3, 5)
     dropped = (DropChannels(0.3)({"series": before}, seeds=seeds_of(3000))["series"] == 0).all(-1)
@@ -87,7 +111,7 @@ def test_missing_numbers_are_filled_in_and_marked() -> None:
     batch = {"features": torch.tensor([[1.0, float("nan")], [float("nan"), 4.0]])}
     assert Impute(0)(batch)["features"].tolist() == [[1, 0], [0, 4]]
     assert Impute([5, 6], mark=True)(batch)["features"].tolist() == [[1, 6, 0, 1], [5, 4, 1, 0]]
-    with pytest.raises(DataError, match=r"^features: \(2, 2\) does not have the 3 columns"):
+    with pytest.raises(DataError, match=r"^features: \(2, 2\) does not have the 3 channels or columns"):
         Impute([1, 2, 3])(batch)
     with pytest.raises(ConfigError, match=r"^value: nan: numbers are needed"):
         Impute(float("nan"))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from harness.errors import ConfigError, DataError
 from harness.loading import Split
-from harness.treatments import AddNoise, Normalise, RandomCrop, RandomErase, RandomFlip, ToFloat
+from harness.treatments import AddNoise, Normalise, RandomCrop, RandomErase, RandomFlip, Resize, ToFloat
 from harness.treatments.draws import Draws, Seeds
 
 RANDOM = [
@@ -119,6 +120,24 @@ def test_noise_has_the_deviation_asked_for() -> None:
     noise = AddNoise(std=0.5)({"image": torch.zeros(100, 1, 20, 20)}, seeds=seeds_of(100))["image"]
     assert float(noise.mean()) == pytest.approx(0, abs=0.01)
     assert float(noise.std()) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 5), (9, 3), (23, 30), (1, 1)])
+def test_resizing_is_what_pillow_does_and_keeps_every_kind_of_number(height: int, width: int) -> None:
+    floats = images(3, height=9, width=11)
+    found = Resize(height, width)({"image": floats})["image"]
+    assert found.shape == (3, 2, height, width)
+    for one, other in zip(floats.flatten(0, 1), found.flatten(0, 1), strict=True):
+        expected = np.asarray(Image.fromarray(one.numpy()).resize((width, height), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(other.numpy(), expected, rtol=1e-5, atol=1e-5)
+    counts = torch.randint(0, 2**16, (2, 1, 9, 11), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    resized = Resize(height, width)({"image": counts})["image"]
+    assert resized.dtype == torch.int32
+    assert torch.equal(resized, Resize(height, width)({"image": counts.double()})["image"].round().int())
+    full = torch.full((1, 3, 9, 11), 255, dtype=torch.uint8)
+    assert torch.equal(Resize(height, width)({"image": full})["image"], torch.full((1, 3, height, width), 255, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match=r"^height, width: 0, 3"):
+        Resize(0, 3)
 
 
 def test_integers_become_floats_and_floats_are_normalised() -> None:

@@ -1,0 +1,12 @@
+"""What can be wrong with data that a training would not show: leaks between splits, broken numbers, classes that make an accuracy a lie.
+
+A launch of a new run does this on rank 0:
+
+    report = check_data(config, splits)      # reads samples as the sources give them
+    report.enforce(console.say)              # tells what is to be told; raises DataError with all errors at once
+"""
+
+from harness.checks.check import check_data
+from harness.checks.report import Finding, Report
+
+__all__ = ["Finding", "Report", "check_data"]

@@ -1,0 +1,76 @@
+"""All checks of a config's splits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.checks.classes import check_imbalance, check_missing, class_names, count_classes, in_order
+from harness.checks.leaks import check_conflicts, check_duplicates, check_groups, check_overlaps, check_recordings, check_time, columns_of_rules
+from harness.checks.numbers import check_numbers
+from harness.checks.report import Findings, Looked, Report
+from harness.checks.roles import Role, Roles, roles_of
+from harness.checks.survey import Survey, survey
+from harness.config import Config
+from harness.loading import Split
+
+ORDER = ("train", "val", "test")
+SOME = 6  # samples of a class whose rows a report keeps
+
+
+def check_data(config: Config, splits: Mapping[str, Split]) -> Report:
+    """Look at the splits' samples as their sources give them, before any treatment. No collectives. Raises ConfigError and DataError."""
+    settings, roles = config.data.checks, roles_of(config.task)
+    specs = {name: getattr(config.data, name) for name in ORDER if name in splits}
+    sources = [spec.source for spec in specs.values()]
+    groups = list(dict.fromkeys([*settings.groups, *columns_of_rules("ByGroup", sources)]))
+    times = [settings.time] if settings.time is not None else columns_of_rules("ByTime", sources)
+    asked = [*groups, *times]
+    surveys = [survey(name, splits[name].source, settings.samples, roles, asked, settings.ranges) for name in specs]
+    findings = Findings(settings)
+    check_duplicates(surveys, findings)
+    check_conflicts(surveys, roles, findings)
+    check_groups(surveys, groups, findings)
+    if "recording" not in groups:
+        check_recordings(surveys, findings)
+    check_overlaps(surveys, findings)
+    for time in times:
+        check_time(surveys, time, findings)
+    for one in surveys:
+        check_numbers(one, specs[one.split].treatments, findings)
+    for role in roles.classes:
+        _check_classes(config, surveys, role, findings)
+    return Report(findings.sorted(), [_looked(one, roles, surveys) for one in surveys], findings.notes)
+
+
+def _check_classes(config: Config, surveys: list[Survey], role: Role, findings: Findings) -> None:
+    counts = count_classes(surveys, role)
+    if len(counts) < len(surveys):
+        findings.notes.append(f"classes in {role.target!r} were not looked at: samples have none before the treatments, or more than one")
+        return
+    names = class_names(surveys, role)
+    check_missing(counts, role, names, findings)
+    remedied = config.data.train.balance == role.target or _has_weights(config.task)
+    check_imbalance(counts, role, names, config.stop.targets, remedied, findings)
+
+
+def _has_weights(spec: Any) -> bool:
+    if isinstance(spec, Mapping):
+        return spec.get("class_weights") is not None or any(_has_weights(value) for value in spec.values())
+    return False
+
+
+def _looked(one: Survey, roles: Roles, surveys: list[Survey]) -> Looked:
+    """Of the first target that is a class; without one all samples are of one kind."""
+    role = roles.classes[0] if roles.classes else None
+    labels = None if role is None else one.labels(role.target)
+    names = {} if role is None else class_names(surveys, role)
+    rows: dict[str, list[int]] = {}
+    for at, row in enumerate(one.rows.tolist()):
+        rows.setdefault("" if labels is None else names.get(labels[at], labels[at]), []).append(row)
+    rows = {name: rows[name] for name in sorted(rows, key=in_order)}
+    some = {name: _spread(of, min(SOME, len(of))) for name, of in rows.items()}
+    return Looked(one.split, one.num_samples, len(one.rows), {name: len(of) for name, of in rows.items()}, some)
+
+
+def _spread(rows: list[int], count: int) -> list[int]:
+    """`count` of the rows, from the first to the last."""
+    return [rows[at * (len(rows) - 1) // max(1, count - 1)] for at in range(count)]

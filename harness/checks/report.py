@@ -1,0 +1,95 @@
+"""What the checks found, for people and for programs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from harness.check_settings import ChecksConfig
+from harness.errors import DataError
+
+Level = Literal["error", "warn"]
+SHOWN = 5  # examples of a finding
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong. `check`: its setting in data.checks; `count`: of samples, groups, channels or classes; `examples`: some of them."""
+
+    check: str
+    level: Level
+    splits: Sequence[str]
+    message: str
+    count: int
+    examples: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        shown = f" E.g. {'; '.join(self.examples)}." if self.examples else ""
+        return f"{self.message}{shown}"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was looked at of a split, how many samples each class has among it, and the rows of some of them, by class."""
+
+    split: str
+    num_samples: int
+    looked_at: int
+    classes: Mapping[str, int]
+    some: Mapping[str, Sequence[int]]
+
+    def __str__(self) -> str:
+        share = "all" if self.looked_at == self.num_samples else f"{self.looked_at:,} ({self.looked_at / self.num_samples:.1%})"
+        return f"data.{self.split}: {self.num_samples:,} samples, {share} looked at"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings, worst first, what was looked at, and `notes`: what is worth knowing and wrong with nothing."""
+
+    findings: Sequence[Finding]
+    looked: Sequence[Looked]
+    notes: Sequence[str]
+
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    def enforce(self, say: Callable[[str], None]) -> None:
+        """Say each warning; raise DataError with all errors in one message, if there are any."""
+        for finding in self.findings:
+            if finding.level == "warn":
+                say(f"warning: {finding}")
+        errors = self.errors()
+        if errors:
+            lines = "\n  ".join(f"{finding.check}: {finding}" for finding in errors)
+            raise DataError(f"the data does not stand up to data.checks:\n  {lines}\n`fermarsi data check CONFIG --html FILE` shows more.")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"findings": [asdict(one) for one in self.findings], "looked": [asdict(one) for one in self.looked], "notes": list(self.notes)}
+
+
+class Findings:
+    """Collects findings, each at the level that data.checks gives its check."""
+
+    def __init__(self, settings: ChecksConfig) -> None:
+        self.settings = settings
+        self.found: list[Finding] = []
+        self.notes: list[str] = []
+
+    def wants(self, check: str) -> bool:
+        """Whether a check is on."""
+        return bool(getattr(self.settings, check) != "off")
+
+    def add(self, check: str, splits: Sequence[str], message: str, count: int, examples: Sequence[str] = (), *, at_most: Level = "error") -> None:
+        """Take a finding, if there is something (`count`) and the check is on."""
+        level = getattr(self.settings, check)
+        if count and level != "off":
+            self.found.append(Finding(check, "warn" if at_most == "warn" else level, tuple(splits), message, count, tuple(examples[:SHOWN])))
+
+    def sorted(self) -> list[Finding]:
+        """Errors first."""
+        return sorted(self.found, key=lambda finding: finding.level != "error")
+
+
+def named(values: Sequence[str]) -> str:
+    """Some of many names."""
+    return ", ".join(values[:SHOWN]) + (f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else "")

@@ -1,0 +1,179 @@
+"""Columns of cells as a file has them, and what they mean: numbers, whole numbers, text, times.
+
+Every cell keeps the row that a person sees it in, so that a message can name it.
+"""
+
+import datetime
+import importlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import ConfigError, DataError
+
+MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
+Missing = Literal["refuse", "keep"]
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How files are to be read. `sheet`, `header`: of Excel, by name or number from 1; the row of the columns' names, from 1.
+
+    `separator`, `decimal`, `encoding`: of CSV. `missing`: empty cells, and in columns of numbers those with one of the `marks`, a word or a number
+    such as -999, are refused, or kept as NaN or "".
+    """
+
+    sheet: str | int = 1
+    header: int = 1
+    separator: str = ","
+    decimal: str = "."
+    encoding: str = "utf-8-sig"  # with or without the mark that Excel puts at the beginning
+    missing: Missing = "refuse"
+    marks: Collection[str] = field(default=MISSING)
+
+    def __post_init__(self) -> None:
+        if self.header < 1:
+            raise ConfigError(f"header: {self.header}: rows are counted from 1.")
+        if self.missing not in ("refuse", "keep"):
+            raise ConfigError(f"missing: {self.missing!r} is neither refuse nor keep.")
+        if self.decimal not in (".", ",") or len(self.separator) != 1 or self.separator == self.decimal:
+            raise ConfigError(f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one sign each, decimal a point or a comma.")
+
+
+class Frame:
+    """The columns of one file: `cells[name]` is what the file has, a list, an array of numbers or pyarrow texts; `rows`: the places there."""
+
+    def __init__(self, path: Path, cells: dict[str, Any], rows: Sequence[int], layout: Layout) -> None:
+        self.path = path
+        self.cells = cells
+        self.rows = rows
+        self._layout = layout
+        self._marked = [number for number in map(_number_or_none, layout.marks) if number is not None]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """(N,) float64, NaN where a value is missing and may be. Raises DataError with file, row and column of what is no number."""
+        cells = self.cells[name]
+        if isinstance(cells, np.ndarray):
+            values = cells.astype(np.float64)  # a copy
+        else:
+            packed = None if isinstance(cells, list) else self._cast(cells)
+            values = self._converted(name, _listed(cells)) if packed is None else packed
+        if self._marked:
+            values[np.isin(values, self._marked)] = np.nan
+        if self._layout.missing == "refuse" and np.isnan(values).any():
+            self._refuse(name, int(np.isnan(values).argmax()), "nothing where a number belongs. Fill it in, or set missing: keep.")
+        if np.isinf(values).any():
+            self._refuse(name, int(np.isinf(values).argmax()), "an infinite number. Mend it.")
+        return values
+
+    def integers(self, name: str) -> NDArray[np.int64]:
+        """(N,) int64. Raises DataError as `numbers`, and for a fraction or a missing value."""
+        cells = self.cells[name]
+        if isinstance(cells, np.ndarray) and np.can_cast(cells.dtype, np.int64) and not np.isin(cells, self._marked).any():
+            return cells.astype(np.int64)
+        values = self.numbers(name)
+        whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
+        if not whole.all():
+            self._refuse(name, int((~whole).argmax()), f"{values[~whole][0]} where a whole number belongs. Mend it, or read the column as number.")
+        return values.astype(np.int64)
+
+    def texts(self, name: str) -> list[str]:
+        """N texts, "" where a value is missing and may be. A number is written as people do: 7, not 7.0."""
+        once: dict[str, str] = {}  # equal texts are one object: categories in a million rows are not a million
+        texts = [once.setdefault(text, text) for text in ("" if _is_empty(cell) else text_of(cell) for cell in _listed(self.cells[name]))]
+        if self._layout.missing == "refuse" and "" in texts:
+            self._refuse(name, texts.index(""), "nothing where text belongs. Fill it in, or set missing: keep.")
+        return texts
+
+    def seconds(self, name: str) -> NDArray[np.float64]:
+        """(N,) float64: numbers as they are; dates, in ISO 8601 or as Excel and Parquet have them, as seconds since 1970, in UTC unless they say."""
+        cells = self.cells[name]
+        dates = [] if isinstance(cells, np.ndarray) else [_date_or_none(cell) for cell in _listed(cells)]
+        if not any(date is not None for date in dates):
+            return self.numbers(name)
+        for index, (date, cell) in enumerate(zip(dates, _listed(cells), strict=True)):
+            if date is None and not _is_empty(cell):
+                self._refuse(name, index, f"{cell!r} where a date belongs. Mend it.")
+        return np.array([np.nan if date is None else (date - _EPOCH).total_seconds() for date in dates])
+
+    def _cast(self, cells: Any) -> NDArray[np.float64] | None:
+        """Texts as `_converted` reads them, but many times faster; None if there is one that needs a closer look."""
+        arrow, compute = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.compute")
+        trimmed = compute.utf8_trim_whitespace(cells)
+        if self._layout.decimal == ",":
+            if compute.any(compute.match_substring(trimmed, ".")).as_py():
+                return None
+            trimmed = compute.replace_substring(trimmed, ",", ".")
+        missing = compute.is_in(trimmed, value_set=arrow.array(["", *self._layout.marks], arrow.string()))
+        try:
+            values: NDArray[np.float64] = compute.cast(compute.if_else(missing, None, trimmed), arrow.float64()).to_numpy()
+        except arrow.ArrowInvalid:
+            return None
+        return np.array(values)  # what pyarrow gives cannot be written to
+
+    def _converted(self, name: str, cells: list[Any]) -> NDArray[np.float64]:
+        values = np.empty(len(cells))
+        for index, cell in enumerate(cells):
+            try:
+                values[index] = self._read_number(cell) if isinstance(cell, str) else cell
+            except (ValueError, TypeError):
+                if not _is_empty(cell) and not (isinstance(cell, str) and cell.strip() in self._layout.marks):
+                    self._refuse(name, index, f"{cell!r} where a number belongs. Mend it, or read the column as text.")
+                values[index] = np.nan
+        return values
+
+    def _read_number(self, text: str) -> float:
+        """As float() reads it, but for what would read 12_5 as 125. Raises ValueError."""
+        comma = self._layout.decimal == ","
+        if "_" in text or (comma and "." in text):
+            raise ValueError(text)
+        word = text.strip().casefold()
+        return float(word == "true") if word in ("true", "false") else float(text.replace(",", ".") if comma else text)
+
+    def _refuse(self, name: str, index: int, what: str) -> None:
+        raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
+def _listed(cells: Any) -> list[Any]:
+    return cells if isinstance(cells, list) else list(cells.tolist() if isinstance(cells, np.ndarray) else cells.to_pylist())
+
+
+def text_of(cell: Any) -> str:
+    """A cell as people write it: 7, not 7.0."""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell)
+
+
+def _number_or_none(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _date_or_none(cell: Any) -> datetime.datetime | None:
+    if isinstance(cell, str) and cell.strip()[4:5] == "-":  # no number
+        try:
+            cell = datetime.datetime.fromisoformat(cell.strip())
+        except ValueError:
+            return None
+    if _is_empty(cell):  # pandas' NaT is a datetime too
+        return None
+    if isinstance(cell, datetime.date) and not isinstance(cell, datetime.datetime):
+        cell = datetime.datetime.combine(cell, datetime.time())
+    if not isinstance(cell, datetime.datetime):
+        return None
+    return cell if cell.tzinfo is not None else cell.replace(tzinfo=datetime.UTC)

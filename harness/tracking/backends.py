@@ -1,0 +1,119 @@
+"""The backends that a config asks for, and the two that keep their data on this machine: TensorBoard and Trackio.
+
+Both are copies of metrics.jsonl that are made anew by each launch: that costs little, and leaves no step twice and none out, whatever happened.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from harness.outcome import Outcome
+from harness.tracking.courier import Backend, RunCard
+from harness.tracking.records import Row
+from harness.tracking.weights_and_biases import WandbRun
+from harness.tracking_settings import TrackingConfig, TrackioConfig
+from harness.yaml_document import to_yaml
+
+
+def open_backends(tracking: TrackingConfig, card: RunCard, say: Callable[[str], None], *, live: bool = True) -> list[Backend]:
+    """The backends that are on; nothing of theirs is imported or opened yet. `live`: while the run trains."""
+    found: list[Backend] = []
+    if tracking.wandb is not None and tracking.wandb.mode != "disabled":
+        found.append(WandbRun(tracking.wandb, card, say, live=live))
+    if tracking.uses("tensorboard"):
+        found.append(TensorBoardFiles(card))
+    if tracking.uses("trackio"):
+        found.append(TrackioRows(card, (tracking.trackio or TrackioConfig()).project))
+    return found
+
+
+class TensorBoardFiles:
+    """Event files in RUN/tensorboard. A reader that has older ones drops what it has: the new one says that all begins anew (a purge at step 0)."""
+
+    name = "TensorBoard"
+
+    def __init__(self, card: RunCard) -> None:
+        self._card = card
+
+    def begin(self) -> int:
+        """Begin a new event file and delete those of earlier launches."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        directory = self._card.directory / "tensorboard"
+        before = list(directory.glob("events.out.tfevents.*"))
+        self._writer: Any = SummaryWriter(str(directory), purge_step=0)
+        for path in before:
+            path.unlink()
+        self._writer.add_text("config", f"```yaml\n{to_yaml(self._card.config)}\n```")
+        return 0
+
+    def row(self, row: Row) -> None:
+        """Scalars by the metrics' names."""
+        for name, value in row.values.items():
+            self._writer.add_scalar(name, value, row.step)
+        self._writer.flush()
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        """Nothing: only the outcome is told."""
+
+    def finish(self, outcome: Outcome | None) -> None:
+        """Close the file, with the outcome as a text."""
+        if outcome is not None:
+            self._writer.add_text("outcome", f"**{outcome.reason}**: {outcome.detail}", outcome.step)
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Nothing to be cut off."""
+
+
+class TrackioRows:
+    """Rows in Trackio's local database (TRACKIO_DIR, by default in Hugging Face's cache), for `trackio show`. Nothing goes over a network.
+
+    Trackio's own `init` would ask the environment for a remote server, and cannot take rows back; so its database is written to directly.
+    """
+
+    name = "Trackio"
+    _BATCH, _BATCH_S = 100, 1.0  # a write locks and syncs the database, which other runs use too
+
+    def __init__(self, card: RunCard, project: str) -> None:
+        self._card = card
+        self._project = project
+        self._waiting: list[Row] = []
+        self._written_at = float("-inf")
+
+    def begin(self) -> int:
+        """Take out what earlier launches of this run wrote."""
+        from trackio.sqlite_storage import SQLiteStorage
+
+        self._storage: Any = SQLiteStorage
+        self._storage.delete_run(self._project, self._card.name, run_id=self._card.run_id)
+        return 0
+
+    def row(self, row: Row) -> None:
+        """Rows are written in batches."""
+        self._waiting.append(row)
+        if len(self._waiting) >= self._BATCH or time.monotonic() - self._written_at >= self._BATCH_S:
+            self._write()
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def finish(self, outcome: Outcome | None) -> None:
+        """Write what waits."""
+        self._write()
+
+    def abandon(self) -> None:
+        """Nothing to be cut off."""
+
+    def _write(self) -> None:
+        self._storage.bulk_log(
+            self._project,
+            self._card.name,
+            [dict(row.values) for row in self._waiting],
+            steps=[row.step for row in self._waiting],
+            config=dict(self._card.config),
+            log_ids=[f"{self._card.run_id}-{row.step}" for row in self._waiting],
+            run_id=self._card.run_id,
+        )
+        self._waiting = []
+        self._written_at = time.monotonic()

@@ -1,0 +1,115 @@
+"""How records get elsewhere: a thread for each backend reads metrics.jsonl as it grows. A training never waits for it, and never ends by it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.outcome import Outcome
+from harness.tracking.records import METRICS, Row, follow
+
+
+@dataclass(frozen=True)
+class RunCard:
+    """What a backend tells of a run besides its records. `config`: the resolved config, in JSON."""
+
+    name: str
+    run_id: str
+    directory: Path
+    config: Mapping[str, Any]
+
+
+class Backend(Protocol):
+    """A place outside of the run directory's metrics.jsonl that records are sent to. Called from one thread, but for `abandon`; may raise anything.
+
+    What it holds is always a beginning of the history without gaps: rows are given in the order of their steps, each once and whole.
+    """
+
+    name: str
+
+    def begin(self) -> int:
+        """Open it, or open it again after a failure; the first step that it lacks."""
+
+    def row(self, row: Row) -> None:
+        """Take the numbers of a step."""
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        """Take note of an event; those that were told of before are told of again."""
+
+    def finish(self, outcome: Outcome | None) -> None:
+        """End in order; without an outcome the launch fails."""
+
+    def abandon(self) -> None:
+        """Give up for good what is under way; from any thread."""
+
+
+def deliver(backend: Backend, records: Iterable[Mapping[str, Any]], outcome: Callable[[], Outcome | None]) -> int:
+    """Send what the backend lacks, and end in order; the number of rows sent.
+
+    A row is sent once it is whole: when that of a later step comes, or the outcome tells that nothing more does. What is held back is sent later.
+    """
+    lacks, sent = backend.begin(), 0
+    held: Row | None = None
+    for record in records:
+        if record["kind"] == "event":
+            backend.event(record)
+        elif record["step"] >= lacks:
+            if held is not None and held.step != record["step"]:
+                backend.row(held)
+                held, sent = None, sent + 1
+            held = Row.of(record, held)
+    ended = outcome()
+    if held is not None and ended is not None and (ended.finished or held.evaluated or held.step < ended.step):
+        backend.row(held)
+        sent += 1
+    backend.finish(ended)
+    return sent
+
+
+class Courier:
+    """Carries the records of a launch to a backend. A backend that fails is opened once more, then let go with one line."""
+
+    def __init__(self, backend: Backend, directory: Path, warn: Callable[[str], None]) -> None:
+        self._backend = backend
+        self._directory = directory
+        self._warn = warn
+        self._ended = threading.Event()
+        self._outcome: Outcome | None = None
+        self._off = False
+        self._thread = threading.Thread(target=self._work, name=f"fermarsi-{backend.name}", daemon=True)
+        self._thread.start()
+
+    def end(self, outcome: Outcome | None) -> None:
+        """No more records come; to be followed by `wait`."""
+        self._outcome = outcome
+        self._ended.set()
+
+    def wait(self, until: float) -> None:
+        """Let what was written be sent until that time of the monotonic clock, then give up."""
+        self._thread.join(max(0.0, until - time.monotonic()))
+        if self._thread.is_alive():
+            self._give_up("did not finish in time")
+            self._backend.abandon()
+
+    def _give_up(self, why: str) -> None:
+        if not self._off:
+            self._off = True
+            run = self._directory
+            self._warn(f"{self._backend.name} {why}; {run / METRICS} has everything, `fermarsi track sync {run}` sends what is missing.")
+
+    def _work(self) -> None:
+        for tries_left in (1, 0):
+            try:
+                deliver(self._backend, follow(self._directory / METRICS, self._ended), lambda: self._outcome)
+                return
+            except BaseException as error:  # noqa: BLE001 - wandb raises whatever its service process died of, SystemExit included
+                # A scheduler's SIGTERM to all processes kills W&B's service process: opened again it takes the rest.
+                if self._off:
+                    return
+                if tries_left and not isinstance(error, ImportError):
+                    continue
+                self._give_up(f"failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
+                self._backend.abandon()
+                return

@@ -1,0 +1,82 @@
+"""Parts of a training in whose midst something asks it to leave: ASK="moment:count:rank:how,...", see `ask`."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.checkpoint import write
+from harness.tasks import Classification
+from tests.resume.parts import Blobs, Mortal, Storm
+
+_counts: dict[str, int] = {}
+
+
+def ask(moment: str) -> None:
+    """Do what ASK says of the `count`-th such moment of a launch on this rank: send itself a signal, or leave a file in RUN_DIR.
+
+    `how`: a signal's name, or +seconds and a signal's name for one that comes later, wherever the process is then; or PREEMPT, or STOP.
+    """
+    count = _counts[moment] = _counts.get(moment, 0) + 1
+    for one in filter(None, os.environ.get("ASK", "").split(",")):
+        when, number, rank, how = one.split(":")
+        if (when, int(number)) == (moment, count) and rank in ("all", os.environ.get("RANK", "0")):
+            after_s, _, name = how.rpartition("+")
+            if not name.startswith("SIG"):
+                (Path(os.environ["RUN_DIR"]) / name).touch()
+                time.sleep(1.5)  # rank 0 looks once a second
+            elif after_s:
+                threading.Timer(float(after_s), os.kill, [os.getpid(), signal.Signals[name]]).start()
+            else:
+                os.kill(os.getpid(), signal.Signals[name])
+
+
+class Restless(Storm):
+    """Moments: `built`, `forward` (in training; the first is the warm-up pass, then one a slot), `evaluated` (the first is the probe)."""
+
+    def __init__(self, width: int = 400) -> None:
+        super().__init__(width)
+        ask("built")
+
+    def forward(self, x: Tensor) -> Tensor:
+        ask("forward" if self.training else "evaluated")
+        return super().forward(x)
+
+
+class Told(Classification):
+    """Moment: `begun`, before the data are prepared."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        ask("begun")
+
+
+class Slow(Blobs):
+    """Points that take their time: DELAY_S a micro-batch."""
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        time.sleep(float(os.environ.get("DELAY_S", "0")))
+        return super().__getitems__(indices)
+
+
+class SlowSaver(Mortal):
+    """AdamW in a process whose saves take SAVE_S from here on; moment: `stepped`."""
+
+    def __init__(self, params: Any, lr: float, **options: Any) -> None:
+        super().__init__(params, lr, **options)
+        commit = write.commit
+
+        def slowly(*args: Any) -> None:
+            time.sleep(float(os.environ.get("SAVE_S", "0")))
+            commit(*args)
+
+        write.commit = slowly
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        ask("stepped")
+        return result
