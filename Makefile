@@ -1,6 +1,7 @@
 # make demo      train on real data with two processes, from nothing
 # make test      lint and the tests            make lint      ruff, mypy --strict, shellcheck
 # make torture   long proofs by force          make bench     benchmarks
+# make image-test   build the container image with buildah and train in it
 # make soak      whole trainings of configs to their targets; CI does not run it
 # make lock      renew requirements/*.txt      make clean     remove what was made here, runs/ excepted
 #
@@ -8,12 +9,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-UV := $(BIN)/uv pip
+UV := UV_COMPILE_BYTECODE=1 $(BIN)/uv pip
 COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header $(LOCK_FLAGS)
-SCRIPTS := .ci/run $(wildcard launch/*.sh)
+SCRIPTS := .ci/run launch/slurm.sbatch $(wildcard launch/*.sh docker/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test lint unit torture soak bench lock clean
+.PHONY: help demo setup test lint unit torture soak image-test bench lock clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -41,13 +42,16 @@ lint: .venv/dev.stamp
 	$(BIN)/shellcheck $(SCRIPTS)
 
 unit: setup
-	$(BIN)/python -m pytest -m 'not torture and not soak'
+	$(BIN)/python -m pytest -m 'not torture and not soak and not image'
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 1200
 
 soak: setup
 	$(BIN)/python -m pytest -m soak --timeout 2400
+
+image-test: setup
+	$(BIN)/python -m pytest -m image --timeout 1500
 
 bench: .venv/dev.stamp
 	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark" || exit 1; done

@@ -38,10 +38,11 @@ def reference() -> str:
     """The whole page: a table a section, then one for each kind of value that sections share."""
     fields = known_fields(Config)
     parts = [_INTRODUCTION, "## The sections\n", _table(Config, ())]
-    for name, info in Config.model_fields.items():
+    sections = {name: info for name, info in Config.model_fields.items() if get_origin(info.annotation) is not dict}
+    for name, info in sections.items():
         for model in models_in(info.annotation):
             parts += [f"## {name}\n", f"{inspect.getdoc(model)}\n", _table(model, (name,))]
-    shown = {model for info in Config.model_fields.values() for model in models_in(info.annotation)}
+    shown = {model for info in sections.values() for model in models_in(info.annotation)}
     for info in fields.values():
         for model in models_in(info.annotation):
             if model not in shown:
@@ -61,7 +62,7 @@ def _table(model: type[BaseModel], keys: tuple[str, ...] | None) -> str:
 
 
 def _value(info: FieldInfo, *, is_section: bool) -> str:
-    if is_section and models_in(info.annotation):
+    if is_section and models_in(info.annotation) and get_origin(info.annotation) is not dict:
         return f"[section](#{info.alias or models_in(info.annotation)[0].__name__.removesuffix('Config').removesuffix('Settings').lower()})"
     return "".join([_type(info.annotation), *(f", {bound}" for bound in _bounds(info))])
 

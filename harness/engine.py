@@ -27,7 +27,6 @@ from harness.randomness import capture_random, generators_of, preserved, restore
 from harness.ranks import MEETING, Ranks
 from harness.tasks import Task, detached
 
-_NO_PARTS: network_parts.Parts = {}
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a fused kernel on the CPU and on CUDA
 
 
@@ -163,7 +162,7 @@ class Engine:
             return dict(saved)  # as they are, or of other parameters: to be refused
         return {**saved, "groups": [{"params": group, "values": values[group[0]]} for group in present]}
 
-    def adopt_changes(self, before: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]], parts: network_parts.Parts = _NO_PARTS) -> list[str]:
+    def adopt_changes(self, before: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]], parts: network_parts.Parts) -> list[str]:
         """Let what the config now says of the optimizer hold where it says something else than `before` did; returns what changed.
 
         before, parts: of the config that the checkpoint was written under. `fresh`: the parameter groups as the present config made them. Both are

@@ -9,7 +9,7 @@ from typing import Any
 from harness import components
 from harness.checkpoint import choose, load_trainer, set_aside_newer
 from harness.checkpoint.read import read_manifest
-from harness.config import Config, identity_changes, read_config, resolved_yaml
+from harness.config import Config, identity_changes, rate_changes, read_config, resolved_yaml
 from harness.console import Console
 from harness.crashes import FILE as STEP_NOTE
 from harness.crashes import check_crashes
@@ -131,7 +131,7 @@ def check_schedule(before: Config, now: Config, directory: Path) -> None:
     if own or (before.schedule is None and now.schedule is None):
         return
     changed = [] if before.schedule == now.schedule else ["schedule"]
-    changed += [] if before.optimizer.get("lr") == now.optimizer.get("lr") else ["optimizer.lr"]
+    changed += rate_changes(before, now)
     if changed:
         raise ConfigError(
             f"{directory}: {' and '.join(changed)} changed, which has no effect on a run with a torch schedule: its state holds the rates. "

@@ -37,7 +37,7 @@ from harness.stopping import StopController
 from harness.store import write_json
 from harness.tasks import Task
 from harness.tracking import Tracker
-from harness.warm_start import warm_start
+from harness.warm_start import start_weights
 from harness.window import LossWindow
 
 LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
@@ -91,9 +91,8 @@ def build(
     agenda = Agenda(sampling, config.log.every, config.stop.every, config.checkpoint.every, config.stop.budget, config.log.trace)
     with ledger.account("resume"):
         loaded = ranks.together(lambda: load_state(config, place, engine, keys, ranks))
-    if loaded is None and config.run.init_from is not None:
-        origin, prefixes = config.run.init_from, config.run.init_prefix
-        tracker.console.say(ranks.together(lambda: warm_start(engine.network, origin, prefixes)))
+    for told in [] if loaded is not None else ranks.together(lambda: start_weights(engine.network, config)):
+        tracker.console.say(told)
     trainer = None if loaded is None else loaded.trainer
     step = 0 if loaded is None else loaded.manifest.step
     if ranks.is_first():
@@ -228,8 +227,9 @@ def load_state(config: Config, place: Place, engine: Engine, data: Mapping[str, 
         )
     restore_network(engine.network, loaded)
     fresh = [dict(group) for group in engine.optimizer.param_groups]
-    restore_optimizer(engine.optimizer, engine.parameter_names(), loaded.optimizer, loaded.trainer["optimizer"])
-    engine.adopt_changes(read_config(place.checkpoint / "config.yaml").optimizer, fresh)
+    before = read_config(place.checkpoint / "config.yaml")
+    restore_optimizer(engine.optimizer, engine.parameter_names(), loaded.optimizer, engine.regrouped(loaded.trainer["optimizer"]))
+    engine.adopt_changes(before.optimizer, fresh, before.parts)
     engine.restore_rest(loaded.trainer["schedule"], loaded.trainer["scaler"])
     return loaded
 

@@ -116,7 +116,7 @@ def build_and_be_killed(directory: str, at_block: int) -> None:
 def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "SHARD_BYTES", 700)
     for _ in range(3):
-        with pytest.raises(RanksFailed, match="signal 9|SIGKILL"):
+        with pytest.raises(RanksFailed, match=r"signal 9|SIGKILL"):
             on_ranks(1, build_and_be_killed, str(tmp_path), 2)
         assert Store(tmp_path).find("k") is None
     (tmp_path / "k" / ".shard-00004-dead").mkdir()  # a kill in the middle of a write
@@ -170,7 +170,7 @@ def test_a_damaged_entry_is_refused(tmp_path: Path, damage: str) -> None:
         file.unlink()
     else:
         (entry / "manifest.json").write_text(json.dumps({**json.loads((entry / "manifest.json").read_text()), "num_samples": 301}))
-    with pytest.raises(DataError, match="Delete .*it will be built again"):
+    with pytest.raises(DataError, match=r"Delete .*it will be built again"):
         Stored(entry)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from harness.checkpoint.layout import find_aliases
@@ -83,12 +84,13 @@ def restore_network(network: nn.Module, loaded: Loaded) -> None:
     """Put a checkpoint's weights and buffers into the network's own memory. Raises CheckpointError naming what differs; nothing is changed then."""
     state = network.state_dict()
     _check_names("network", state.keys(), loaded.model.keys())
-    for name, own in state.items():
+    made = {name: own for name, own in state.items() if not is_lazy(own)}  # lazy layers take the shapes that they are given
+    for name, own in made.items():
         tensor = loaded.model[name]
         here, there = f"{own.dtype} {tuple(own.shape)}", f"{tensor.dtype} {tuple(tensor.shape)}"
         if here != there:
             raise CheckpointError(f"network: {name} is {here}, in the checkpoint {there}. Build the network that was saved.")
-    for alias, name in find_aliases(state).items():
+    for alias, name in find_aliases(made).items():
         if loaded.model[alias] is not loaded.model[name] and not _same_bits(loaded.model[alias], loaded.model[name]):
             raise CheckpointError(f"network: {alias} is tied to {name}, and in the checkpoint they differ. Build the network that was saved.")
     state.update(loaded.model)

@@ -22,7 +22,9 @@ _PARTS = ("train", "val", "test")
 class Rule(Protocol):
     """What a split is made by."""
 
-    columns: Sequence[str]
+    @property
+    def columns(self) -> Sequence[str]:
+        """What it has to know of a sample."""
 
     def parts(self, known: Known) -> NDArray[np.str_]:
         """{column: (N,)} -> (N,) of "train", "val", "test"; other words belong to no part."""

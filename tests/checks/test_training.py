@@ -1,5 +1,6 @@
 """The checks and the remedies in launches."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from harness.config import identity_changes, read_config
+from harness.sampling import Balance, Sampling
+from harness.sources.digits import Digits
 from tests.pool import command, train_on_ranks
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
@@ -45,7 +48,9 @@ def test_balanced_batches_are_the_same_on_any_number_of_ranks_and_after_a_resume
         for budget in steps:
             ends = train_on_ranks(1 if name == "one" else 2, DIGITS, [*overrides, f"run.dir={tmp_path / name}", f"stop.budget={{steps: {budget}}}"])
             assert {end.exit_code for end in ends} == {0}
-    assert len(samples(tmp_path / "one")) == 20
+    plan = Sampling(1085, 96, 8, 7, Balance.of(Digits("train").known()["label"]))
+    drawn = [b"".join(plan.samples(step, slot).tobytes() for slot in range(12)) for step in range(20)]
+    assert samples(tmp_path / "one") == [hashlib.sha256(batch).hexdigest()[:16] for batch in drawn]
     assert samples(tmp_path / "one") == samples(tmp_path / "two") == samples(tmp_path / "resumed")
     refused = train_on_ranks(1, DIGITS, [*SHORT, f"run.dir={tmp_path / 'one'}", "stop.budget={steps: 30}"])
     assert refused[0].exit_code == 2

@@ -14,16 +14,24 @@ from tests.pool import command, train_on_ranks
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 TIMM = "network={_target_: timm.create_model, model_name: resnet10t, pretrained: false, in_chans: 1, num_classes: 10}"
+LABELS = "{" + ", ".join(f"{index}: '{index}'" for index in range(10)) + "}"  # num_labels is no argument of a config's signature
 SIZES = "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32"
 VIT = (
     "network={_target_: transformers.ViTForImageClassification, config: {_target_: transformers.ViTConfig, image_size: 8, patch_size: 2, "
-    f"num_channels: 1, num_labels: 10, {SIZES}}}}}"
+    f"num_channels: 1, id2label: {LABELS}, {SIZES}}}}}"
 )
 TORCH = (
     "network={_target_: harness.networks.Chain, grow: {_target_: torch.nn.Upsample, scale_factor: 2}, see: {_target_: torch.nn.LazyConv2d, "
     "out_channels: 4, kernel_size: 5}, flat: {_target_: torch.nn.Flatten}, head: {_target_: torch.nn.LazyLinear, out_features: 10}}"
 )
-BERT = {"_target_": "transformers.BertConfig", "vocab_size": 12, "num_labels": 3, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+BERT = {
+    "_target_": "transformers.BertConfig",
+    "vocab_size": 12,
+    "id2label": {0: "a", 1: "b", 2: "c"},
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,8 @@ def trackio_without_a_network(directory: str) -> list[str]:
     socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
     socket.getaddrinfo = lambda *arguments, **more: asked.append(str(arguments)) or []  # type: ignore[func-returns-value]
     trackio = TrackioRows(RunCard("a", "1", Path(directory), {"x": 1}), "p")
-    rows = [{"kind": "train", "step": step, "train/loss": 1.0} for step in (2, 4)]
-    assert deliver(trackio, rows, lambda: ENDED) == 2
-    assert deliver(trackio, rows, lambda: ENDED) == 2
+    assert deliver(trackio, [{"kind": "train", "step": step, "train/loss": 9.0} for step in (2, 3, 4)], lambda: ENDED) == 3
+    assert deliver(trackio, records(2, 4), lambda: ENDED) == 2  # the launch after, with another learning rate
     return asked
 
 

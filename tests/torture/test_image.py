@@ -40,7 +40,7 @@ def missing() -> str | None:
     return None if cpu_torch() is not None else "needs a CPU build of torch for Python 3.11 in a directory of PIP_FIND_LINKS"
 
 
-pytestmark = [pytest.mark.torture, pytest.mark.timeout(900), pytest.mark.skipif(missing() is not None, reason=f"image: {missing()}")]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(900), pytest.mark.skipif(missing() is not None, reason=f"image: {missing()}")]
 
 
 class Builder:
