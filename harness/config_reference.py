@@ -102,7 +102,7 @@ def _default(info: FieldInfo) -> str:
         return "required"
     value = info.default
     if isinstance(value, BaseModel):
-        value = value.model_dump(by_alias=True, exclude_none=True)
+        value = value.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True)
         if models_in(info.annotation)[0] in (model for field in Config.model_fields.values() for model in models_in(field.annotation)):
             return ""
     text = to_yaml({"value": list(value) if isinstance(value, tuple) else value}).removeprefix("value:").strip()

@@ -19,7 +19,7 @@ from harness.evaluation import EvaluationPlan, Result, evaluate, evaluating
 from harness.loading import Split, evaluation_batches
 from harness.preparing import Learned, build_treatments
 from harness.ranks import Ranks
-from harness.tasks import Task
+from harness.tasks import Task, restore_learners
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network: nn.Module = components.build(config.network, "network")
     restore_network(network, load(found, rank=0, num_ranks=0, device=torch.device("cpu")))
-    learned = [Learned(**one) for one in load_trainer(found).get("learned", ())]
-    return Trained(found, config, network.to(device).eval(), components.build(config.task, "task"), device, learned)
+    trainer = load_trainer(found)
+    task: Task = components.build(config.task, "task")
+    restore_learners(task, trainer.get("task", {}))
+    learned = [Learned(**one) for one in trainer.get("learned", ())]
+    return Trained(found, config, network.to(device).eval(), task, device, learned)
 
 
 def evaluate_split(trained: Trained, name: str) -> Result:

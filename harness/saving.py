@@ -15,6 +15,7 @@ from harness.outcome import Outcome, write_outcome
 from harness.parts import Run
 from harness.randomness import capture_random
 from harness.stopping import Verdict
+from harness.tasks import learner_states
 
 
 def save(run: Run, verdict: Verdict | None, call: Call) -> None:
@@ -68,6 +69,7 @@ def trainer_state(run: Run, optimizer_rest: dict[str, Any], interval: dict[str, 
         "train_metrics": interval,
         "ledger": run.ledger.totals(),
         "learned": list(run.learned),
+        "task": dict(learner_states(run.task)),
         "evaluation_due": run.evaluation_due,
         "save_s": run.save_s,
     }
