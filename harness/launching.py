@@ -19,7 +19,7 @@ from harness.ranks import Ranks, is_lost_peer, leave
 from harness.run import train
 
 MEETING_SPARE_S = 5.0  # beyond run.timeout_s, for torch to find out by itself
-SURVIVORS_S = 3.0  # for the survivors of a lost process to report, so that it can be named
+SURVIVORS_S = 1.5  # for the survivors of a lost process to report, so that it can be named
 
 T = TypeVar("T")
 

@@ -123,8 +123,13 @@ def prepare(
                 continue
             if path is None:
                 prospect.say(f"data.{name}: building {store.directory / key}")
-                made_of = {"split": name, "source": dict(split.source), "treatments": [dict(spec) for spec in split.treatments[:num_once]]}
                 whole = Split(sources[name], treatments[:num_once], f"data.{name}", _no_check)
+                made_of = {
+                    "split": name,
+                    "source": dict(split.source),
+                    "treatments": [dict(spec) for spec in split.treatments[:num_once]],
+                    "left_out": list(getattr(whole.source, "skipped", ())),
+                }
                 tell = lambda done, of, name=name: prospect.progress(f"data.{name}", done, of)  # noqa: E731 - a name for it would be as long
                 path = store.build(key, whole, made_of, config.data.num_workers, prospect.pause, tell)
             stored[name] = str(path)

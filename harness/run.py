@@ -1,9 +1,8 @@
 """From a config to a run: the only composition root."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,34 +10,30 @@ from accelerate import Accelerator
 
 from harness import components
 from harness.agenda import Agenda
-from harness.checkpoint import CheckpointStore, Loaded, Retention, load, load_trainer, restore_network, restore_optimizer
-from harness.checks import check_data
+from harness.checkpoint import CheckpointStore, Loaded, Retention, load, restore_network, restore_optimizer
 from harness.config import Config, config_hashes, read_config
 from harness.console import Console
-from harness.content import digest
 from harness.crashes import StepNote
+from harness.data import open_data
 from harness.engine import Engine
 from harness.errors import CheckpointError, LeavingError
 from harness.evaluation import EvaluationPlan, fixed_sample
 from harness.interrupt import Interruption
-from harness.known import column_of
 from harness.lease import Lease
 from harness.ledger import Ledger, process_age_s
-from harness.loading import Batch, Feed, Split, evaluation_batches
+from harness.loading import Batch, Feed, Split
 from harness.loop import fit
 from harness.metrics import IntervalMetrics
 from harness.outcome import Outcome
 from harness.parts import Run
 from harness.place import Place, find_place, finished_outcome, known_metrics, leave_early, take
-from harness.preparing import FIT_SAMPLES, Learned, Prepared, Prospect, Sources, open_splits, prepare
 from harness.randomness import restore_random, seed_ambient, seed_for
 from harness.ranks import Pulse, Ranks
-from harness.sampling import Balance, Sampling
+from harness.sampling import Sampling
 from harness.step_trace import Trace
 from harness.stop_settings import TrainSample
 from harness.stopping import StopController
-from harness.store import write_json
-from harness.tasks import Task, learn, restore_learners
+from harness.tasks import Task
 from harness.tracking import Tracker
 from harness.warm_start import start_weights
 from harness.window import LossWindow
@@ -171,52 +166,6 @@ def open_store(config: Config, ranks: Ranks, place: Place, lease: Lease) -> Chec
         timeout_s=settings.timeout_s,
         found=place.checkpoint,
     )
-
-
-def open_data(
-    config: Config, ranks: Ranks, place: Place, task: Task, console: Console, interruption: Interruption
-) -> tuple[dict[str, Split], dict[str, str], Sequence[Learned], Balance | None]:
-    """The splits for training, a digest of each, what treatments learned, and what is drawn evenly. Called by every rank. Raises HarnessError."""
-    names = ("train", "val") if config.data.val is not None else ("train",)
-    sources = Sources(config)
-    prepared = Prepared.from_json(ranks.decide(lambda: prepare_data(config, names, sources, place, console, interruption.check).to_json()))
-    if place.checkpoint is None:
-        ranks.decide(lambda: check_splits(config, names, sources, console))
-    splits = ranks.together(lambda: open_splits(config, names, sources, prepared, task.check))
-    restore_learners(task, ranks.decide(lambda: taught(config, task, splits["train"], place)))
-    keys = ranks.decide(lambda: {name: digest([prepared.keys[name], split.fingerprint()]) for name, split in splits.items()})
-    return splits, keys, prepared.learned, balance_of(config, sources, ranks)
-
-
-def prepare_data(config: Config, names: tuple[str, ...], sources: Sources, place: Place, console: Console, pause: Callable[[], None]) -> Prepared:
-    """What the run's treatments learned, or learn now, and what the store holds ready. Rank 0 only. Raises ConfigError and DataError."""
-    learned = None if place.checkpoint is None else [Learned(**one) for one in load_trainer(place.checkpoint).get("learned", ())]
-    prepared = prepare(config, names, sources, learned, config.run.dir, Prospect(console.say, pause, console.progress))
-    if learned is None and prepared.learned:
-        write_json(config.run.dir / "treatments.json", [asdict(one) for one in prepared.learned])
-    return prepared
-
-
-def check_splits(config: Config, names: tuple[str, ...], sources: Sources, console: Console) -> None:
-    """Look at the samples of a new run before its first step. Rank 0 only. Raises ConfigError and DataError."""
-    check_data(config, {name: Split(sources[name], (), f"data.{name}", lambda batch: None) for name in names}).enforce(console.say)
-
-
-def taught(config: Config, task: Task, train: Split, place: Place) -> Mapping[str, Any]:
-    """What the task learned from the training split, or learns now. Rank 0 only. Raises DataError."""
-    if place.checkpoint is not None:
-        states: Mapping[str, Any] = load_trainer(place.checkpoint).get("task", {})
-        return states
-    blocks = evaluation_batches(train, FIT_SAMPLES, 0, 1, torch.device("cpu"), config.data.num_workers)
-    return learn(task, (batch for _, batch in blocks))
-
-
-def balance_of(config: Config, sources: Sources, ranks: Ranks) -> Balance | None:
-    """What samples are drawn by, where classes are to come equally often. Called by every rank. Raises ConfigError and DataError."""
-    column = config.data.train.balance
-    if column is None:
-        return None
-    return Balance.of(ranks.decide(lambda: column_of(sources["train"], column, "data.train.balance")))
 
 
 def first_batch(split: Split, sampling: Sampling) -> Batch:

@@ -118,6 +118,7 @@ class Stored:
         if manifest.get("format") != FORMAT:
             raise DataError(f"{path}: format {manifest.get('format')} of another version of fermarsi. Delete it: it will be built again.")
         self.path = path
+        self.skipped: list[str] = manifest["made_of"].get("left_out", [])
         self._shards = [_Shard(path / f"shard-{number:05}") for number in range(manifest["num_shards"])]
         self._begins = np.cumsum([0, *(shard.num_samples for shard in self._shards)])
         if self._begins[-1] != manifest["num_samples"]:

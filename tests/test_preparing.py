@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from sklearn.datasets import load_wine
 from harness.checkpoint import find_checkpoint, load_trainer
 from harness.config import read_config
 from harness.content import RACY_NS, Hashes
+from harness.data import list_left_out, slowly
 from harness.errors import ConfigError, DataError
 from harness.loading import Feed, Split
 from harness.preparing import Learned, Prospect, Sources, open_splits, prepare
+from harness.ranks import Ranks
 from harness.sampling import Sampling
 from harness.treatments import AddNoise, RandomCrop, RandomErase, RandomFlip, ToFloat
-from tests.pool import command, train_on_ranks
+from tests.pool import RanksFailed, command, on_ranks, train_on_ranks
 from tests.resume.test_exact import last_state, trace
 
 WINE = """
@@ -265,6 +269,39 @@ def test_batches_after_augmentation_are_the_same_on_any_ranks_and_workers_and_fr
             assert all(torch.equal(one[name], other[name]) for name in ("image", "label"))
 
 
+def be_slow(seconds: float, fails: bool) -> str:
+    def work() -> str:
+        time.sleep(seconds)
+        if fails:
+            raise DataError("data.train: nothing there")
+        return "done"
+
+    return slowly(Ranks.join(2.0), work, heard_s=0.5)
+
+
+def test_rank_0_may_take_longer_than_the_others_wait() -> None:
+    assert on_ranks(2, be_slow, 5.0, False) == ["done", "done"]
+    with pytest.raises(RanksFailed) as failed:
+        on_ranks(2, be_slow, 3.0, True)
+    assert [str(failed.value.error(rank)) for rank in (0, 1)] == ["data.train: nothing there"] * 2
+
+
 def test_learned_survives_json() -> None:
     one = Learned({"_target_": "x"}, {"mean": [0.1, 1e-300, 1 / 3]})
     assert Learned(**json.loads(json.dumps({"treatment": one.treatment, "state": one.state}))) == one
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_what_is_left_out_is_listed_in_the_run(wine: Path, tmp_path: Path, store: bool) -> None:
+    (tmp_path / "wine" / "c.csv").write_text("0,1\nx,y\n")
+    wine.write_text(wine.read_text().replace("part: train\n", "part: train\n      on_error: skip\n"))
+    kept = [f"data.store.dir={tmp_path / 'store'}"] if store else []
+    for launch in range(2):  # the second finds the store as the first left it
+        config = read_config(wine, [f"run.dir={tmp_path / f'run{launch}'}", *kept])
+        config.run.dir.mkdir()
+        with nullcontext() if store and launch else pytest.warns(UserWarning, match="1 of 3 files left out"):
+            _, splits = prepared(wine, *kept)
+        list_left_out(config, splits)
+        left_out = json.loads((config.run.dir / "left_out.json").read_text())
+        assert left_out.keys() == {"data.train", "data.val"}
+        assert all(len(messages) == 1 and f"{tmp_path}/wine/c.csv" in messages[0] for messages in left_out.values())

@@ -21,15 +21,15 @@ def check_data(config: Config, splits: Mapping[str, Split]) -> Report:
     settings, roles = config.data.checks, roles_of(config.task)
     specs = {name: getattr(config.data, name) for name in ORDER if name in splits}
     sources = [spec.source for spec in specs.values()]
-    groups = list(dict.fromkeys([*settings.groups, *columns_of_rules("ByGroup", sources)]))
-    times = [settings.time] if settings.time is not None else columns_of_rules("ByTime", sources)
-    asked = [*groups, *times]
+    groups = list(dict.fromkeys([*((name,) for name in settings.groups), *columns_of_rules("ByGroup", sources)]))
+    times = [settings.time] if settings.time is not None else [name for (name,) in columns_of_rules("ByTime", sources)]
+    asked = [*(name for columns in groups for name in columns), *times]
     surveys = [survey(name, splits[name].source, settings.samples, roles, asked, settings.ranges) for name in specs]
     findings = Findings(settings)
     check_duplicates(surveys, findings)
     check_conflicts(surveys, roles, findings)
     check_groups(surveys, groups, findings)
-    if "recording" not in groups:
+    if ("recording",) not in groups:
         check_recordings(surveys, findings)
     check_overlaps(surveys, findings)
     for time in times:

@@ -48,16 +48,17 @@ def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings)
         findings.add("conflicts", [one.split for one in surveys], message, len(found), examples)
 
 
-def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns that rules of a kind, e.g. ByGroup, split by in specs of sources."""
+def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The columns that rules of a kind, e.g. ByGroup, split by in specs of sources; several that one rule takes together are one entry."""
     columns = [spec.get("column") for source in sources for spec in _specs(source) if str(spec[TARGET]).endswith(kind)]
-    return list(dict.fromkeys(column for column in columns if isinstance(column, str)))
+    return list(dict.fromkeys((column,) if isinstance(column, str) else tuple(column) for column in columns if column))
 
 
-def check_groups(surveys: Sequence[Survey], columns: Sequence[str], findings: Findings) -> None:
-    """A group that is in two splits."""
-    for column in columns:
-        counts = {one.split: Counter(one.texts(column)[1]) for one in surveys}
+def check_groups(surveys: Sequence[Survey], groups: Sequence[tuple[str, ...]], findings: Findings) -> None:
+    """A group, the samples that are alike in some columns, that is in two splits."""
+    for columns in groups:
+        column = columns[0] if len(columns) == 1 else list(columns)
+        counts = {one.split: Counter(one.groups(columns)) for one in surveys}
         for one, other in combinations(surveys, 2):
             mine, theirs = counts[one.split], counts[other.split]
             shared = sorted((set(mine) & set(theirs)) - {""})

@@ -52,6 +52,12 @@ class Survey:
             return np.arange(self.num_samples), self.known[column]
         return self.rows, self.columns[column]
 
+    def groups(self, columns: Sequence[str]) -> list[str]:
+        """What samples have in these columns, together: of all samples if the source knows the columns, else of those looked at."""
+        of_all = all(name in self.known for name in columns)
+        texts = [self.known[name] if of_all else self.labels(name) or () for name in columns]
+        return [" ".join(cells) if all(cells) else "" for cells in zip(*texts, strict=True)]
+
 
 def survey(split: str, source: Any, limit: int, roles: Roles, asked: Sequence[str], ranges: Mapping[str, tuple[float, float]]) -> Survey:
     """Read at most `limit` samples. `asked`: columns of one text a sample that must be there. Raises ConfigError and DataError."""

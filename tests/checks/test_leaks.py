@@ -111,6 +111,13 @@ def test_groups_are_what_a_rule_splits_by_and_recordings(tmp_path: Path) -> None
     assert only(looked_at(tmp_path, with_known(recording=people("b")))).check == "shared_groups"
 
 
+@pytest.mark.parametrize(("val_day", "found"), [("2", []), ("1", ["shared_groups"])])
+def test_groups_of_several_columns_are_shared_if_all_of_them_are(tmp_path: Path, val_day: str, found: list[str]) -> None:
+    rule = {"_target_": "harness.sources.split.ByGroup", "column": ["subject", "day"]}
+    days = {"train": ["1"] * 60, "val": [val_day] * 30, "test": ["1"] * 30}
+    assert [one.check for one in looked_at(tmp_path, with_known(subject=people("b"), day=days), split=rule).findings] == found
+
+
 def test_a_group_may_be_a_column_of_the_samples(tmp_path: Path) -> None:
     splits = {name: {**columns, "device": np.arange(len(columns["x"])) % 2 + (10 if name == "val" else 0)} for name, columns in three().items()}
     assert only(looked_at(tmp_path, splits, groups=["device"])).splits == ("train", "test")

@@ -190,7 +190,7 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> N
     ("settings", "error", "message"),
     [
         ({"files": "/nowhere/a.txt"}, DataError, r"/nowhere/a\.txt: no such file \(looked in /nowhere\)"),
-        ({"length": 0}, ConfigError, r"^length: 0: at least one byte"),
+        ({"length": 0}, ConfigError, r"^length: 0: at least one of the bytes"),
         ({"part": "test"}, ConfigError, r"^part: 'test' is none of"),
         ({"held_out": 1.0}, ConfigError, r"^held_out: 1\.0 is outside of \(0, 1\)"),
     ],
