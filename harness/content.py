@@ -36,14 +36,16 @@ class Hashes:
 
     def of(self, paths: Sequence[Path], pause: Callable[[], None] = lambda: None) -> str:
         """One digest of the names and bytes of files. `pause` is called between them. Raises DataError for one that cannot be read."""
-        with ThreadPoolExecutor(_THREADS) as threads:
-            rows = []
-            for path, row in zip(paths, threads.map(self._look_at, paths), strict=True):
-                pause()
-                rows.append([str(path), row[-1]])
-                if time.time_ns() - max(int(str(row[1])), int(str(row[2]))) > RACY_NS:
-                    self._known[str(path.absolute())] = row
-        self._remember()
+        rows = []
+        try:
+            with ThreadPoolExecutor(_THREADS) as threads:
+                for path, row in zip(paths, threads.map(self._look_at, paths), strict=True):
+                    pause()
+                    rows.append([str(path), row[-1]])
+                    if time.time_ns() - max(int(str(row[1])), int(str(row[2]))) > RACY_NS:
+                        self._known[str(path.absolute())] = row
+        finally:
+            self._remember()  # an interrupted launch does not hash again what it has hashed
         return digest(rows)
 
     def _look_at(self, path: Path) -> list[object]:

@@ -1,7 +1,8 @@
 """The data of a run, opened on every rank: prepared and checked by rank 0, however long that takes."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -31,11 +32,20 @@ def slowly(ranks: Ranks, work: Callable[[], T], heard_s: float = HEARD_S) -> T:
     """As `ranks.decide`, for work that may last longer than a rank waits for another: it goes on in a thread, and the others hear that it does."""
     if ranks.size == 1:
         return ranks.decide(work)
-    with ThreadPoolExecutor(1, "fermarsi-slowly") as thread:
-        working = [thread.submit(work)] if ranks.is_first() else []
-        while not ranks.decide(lambda: len(wait(working, heard_s).done)):
-            pass
-        return ranks.decide(lambda: working[0].result())
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised on every rank below
+            result.set_exception(error)
+
+    if ranks.is_first():
+        # A daemon: if a peer is lost meanwhile, this rank leaves at once, and nothing waits for the work to end.
+        threading.Thread(target=run, name="fermarsi-slowly", daemon=True).start()
+    while not ranks.decide(lambda: bool(wait([result], heard_s).done)):
+        pass
+    return ranks.decide(result.result)
 
 
 def open_data(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -284,6 +285,24 @@ def test_rank_0_may_take_longer_than_the_others_wait() -> None:
     with pytest.raises(RanksFailed) as failed:
         on_ranks(2, be_slow, 3.0, True)
     assert [str(failed.value.error(rank)) for rank in (0, 1)] == ["data.train: nothing there"] * 2
+
+
+def lose_a_peer(seconds: float) -> str:
+    ranks = Ranks.join(5.0)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        return slowly(ranks, lambda: (time.sleep(seconds), "done")[1], heard_s=0.2)
+    except RuntimeError:
+        return "left"
+
+
+def test_a_rank_that_works_long_does_not_stay_when_another_is_lost() -> None:
+    began = time.monotonic()
+    with pytest.raises(RanksFailed) as failed:
+        on_ranks(2, lose_a_peer, 25.0)
+    assert failed.value.results == {0: "left"}
+    assert time.monotonic() - began < 20
 
 
 def test_learned_survives_json() -> None:
