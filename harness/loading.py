@@ -232,7 +232,8 @@ def takes_seeds(treatment: Treatment) -> bool:
 
 
 def _is_ours(part: object) -> bool:
-    return type(part).__module__.startswith("harness.")
+    """Whether a source or treatment is of this package, with the sources inside of it."""
+    return type(part).__module__.startswith("harness.") and all(map(_is_ours, getattr(part, "sources", {}).values()))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from harness.errors import DataError
 from harness.loading import Batch, Feed, Split, evaluation_batches
 from harness.sampling import Sampling
+from harness.sources.paired import Paired
 
 CPU = torch.device("cpu")
 
@@ -132,3 +133,24 @@ def test_treatments_for_training_only_are_left_out_of_an_evaluation() -> None:
     blur.training_only = True  # type: ignore[attr-defined]
     batches = evaluation_batches(split(Numbers(4), blur), 4, 0, 1, CPU, 0)
     assert next(iter(batches))[1]["x"].tolist() == [0, 1, 2, 3]
+
+
+class Drawing(Together):
+    """Draws from an ambient generator, as somebody's own source may."""
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
+        return {"x": np.random.rand(len(indices)), "label": np.zeros(len(indices), dtype=np.int64)}
+
+
+class Labelled(Numbers):
+    """All of one class."""
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return {"y": np.float32(index), "label": 0}
+
+
+def test_a_source_that_draws_is_seeded_inside_of_one_of_ours_too() -> None:
+    def steps(**kwargs: Any) -> list[list[float]]:
+        return flat(steps_of(Paired({"x": Drawing(29), "y": Labelled(5)}), **kwargs))
+
+    assert steps(first=2, count=2) == steps()[2:4]

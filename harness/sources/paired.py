@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
+from harness.known import read_samples
 
 _READ_AT_ONCE = 256
 
@@ -24,7 +25,7 @@ class Paired:
         if len(sources) < 2 or by in sources:
             raise ConfigError(f"sources: {', '.join(sources) or 'none'}: two at least are needed, by the keys taken of them, none of them {by!r}.")
         self.by = by
-        self._sources = dict(sources)
+        self.sources = dict(sources)
         first, *others = sources
         self._values = _values(first, sources[first], by)
         self._rows = {first: np.arange(len(self._values))}
@@ -39,13 +40,13 @@ class Paired:
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{<key of each source>: (B, ...), <by>: (B,)}"""
-        taken = {key: _read(source, self._rows[key][indices].tolist())[key] for key, source in self._sources.items()}
+        taken = {key: read_samples(source, self._rows[key][indices].tolist(), f"sources.{key}")[key] for key, source in self.sources.items()}
         return {**taken, self.by: self._values[indices]}
 
     def known(self) -> dict[str, Sequence[str]]:
         """What each source knows of its samples, by <key>_<name>."""
         columns: dict[str, Sequence[str]] = {}
-        for key, source in self._sources.items():
+        for key, source in self.sources.items():
             for name, texts in getattr(source, "known", dict)().items():
                 columns[f"{key}_{name}"] = [texts[row] for row in self._rows[key].tolist()]
         return columns
@@ -70,7 +71,7 @@ def _values(key: str, source: Any, by: str) -> NDArray[np.int64]:
     """(N,): `by` of each sample of a source."""
     found: list[Any] = []
     for begin in range(0, len(source), _READ_AT_ONCE):
-        samples = _read(source, list(range(begin, min(begin + _READ_AT_ONCE, len(source)))))
+        samples = read_samples(source, range(begin, min(begin + _READ_AT_ONCE, len(source))), f"sources.{key}")
         for name in (key, by):
             if name not in samples:
                 has = ", ".join(sorted(samples))
@@ -80,9 +81,3 @@ def _values(key: str, source: Any, by: str) -> NDArray[np.int64]:
     if values.dtype.kind not in "iu" or values.ndim != 1:
         raise DataError(f"sources.{key}: {by!r} is {values.dtype} {values.shape[1:]} where one integer a sample is needed. Set by.")
     return values.astype(np.int64)
-
-
-def _read(source: Any, indices: list[int]) -> Mapping[str, Any]:
-    together = getattr(source, "__getitems__", None)
-    read = [source[index] for index in indices] if together is None else together(indices)
-    return read if isinstance(read, Mapping) else {name: [sample[name] for sample in read] for name in read[0]}
