@@ -31,9 +31,13 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness.checkpoint import CheckpointStore, Retention, Snapshot, choose, load, optimizer_tensors
 from harness.checkpoint.format import bytes_of
-from harness.ranks import Ranks
+from harness.checkpoint.read import choose, load
+from harness.checkpoint.retention import Retention
+from harness.checkpoint.stage import Snapshot
+from harness.checkpoint.state import optimizer_tensors
+from harness.checkpoint.write import CheckpointStore
+from harness.ranks.ranks import Ranks
 
 CHUNK_BYTES = 8 * 2**20
 Measured = dict[str, float]

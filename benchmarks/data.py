@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, TensorDataset
 
-from harness.loading import Feed, Split
-from harness.sampling import Sampling
-from harness.store import Store, Stored
-from harness.tasks import Classification
+from harness.data.feed import Feed
+from harness.data.sampling import Sampling
+from harness.data.split import Split
+from harness.data.store import Store, Stored
+from harness.tasks.classification import Classification
 
 NUM, SIZE, ROUNDS = 60_000, 256, 7
 CPU = torch.device("cpu")

@@ -27,10 +27,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import harness.run
-from harness.agenda import Call
-from harness.loop import train_step
-from harness.parts import Run
+import harness.training.launch
+from harness.training.agenda import Call
+from harness.training.loop import train_step
+from harness.training.run import Run
 
 BLOCK = 40  # steps
 LOG_EVERY = 20
@@ -94,10 +94,10 @@ def bare(run: Run) -> Any:
 
 def work(config: Path, arm: str) -> None:
     """One rank of one arm; ends when rank 0 is asked for nothing more."""
-    from harness.launching import launch
+    from harness.training.launch import launch
 
     if arm == "bare":
-        harness.run.fit = bare
+        harness.training.launch.fit = bare
     raise SystemExit(launch(config, []))
 
 

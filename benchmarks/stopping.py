@@ -17,9 +17,11 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from harness.ranks import Ranks, leave
-from harness.stop_settings import StopSettings
-from harness.stopping import Evaluation, MetricInfo, StopController
+from harness.ranks.meeting import leave
+from harness.ranks.ranks import Ranks
+from harness.stopping.controller import StopController
+from harness.stopping.settings import StopSettings
+from harness.stopping.verdict import Evaluation, MetricInfo
 
 LENGTHS = (10, 1_000, 10_000)
 WORLD_SIZES = (2, 4, 8)

@@ -31,7 +31,7 @@ SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train to the end, or go on from where the run stands."""
-    from harness.launching import launch
+    from harness.training.launch import launch
 
     raise typer.Exit(launch(config, overrides or []))
 
@@ -39,7 +39,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(path: AnyPath, split: SplitName = "val", as_json: Json = False, allow: Allow = None) -> None:
     """Metrics of a trained network on a split of its config."""
-    from harness.prediction import evaluate_split, load_trained
+    from harness.commands.predict import evaluate_split, load_trained
 
     trained = load_trained(path, allow or ())
     result = evaluate_split(trained, split)
@@ -58,7 +58,7 @@ def predict(
     allow: Allow = None,
 ) -> None:
     """Write a trained network's predictions, one row a sample."""
-    from harness.prediction import load_trained, open_split, predict, read_source, write_predictions
+    from harness.commands.predict import load_trained, open_split, predict, read_source, write_predictions
 
     trained = load_trained(path, allow or ())
     table = predict(trained, open_split(trained, split, read_source(source) if source else None))
@@ -69,7 +69,7 @@ def predict(
 @app.command()
 def report(run: RunPath) -> None:
     """Write one self-contained HTML page with the run's plots."""
-    from harness.report import write_report
+    from harness.commands.report import write_report
 
     print(write_report(run))
 
@@ -77,7 +77,7 @@ def report(run: RunPath) -> None:
 @app.command()
 def status(run: RunPath, as_json: Json = False) -> None:
     """Whether a run has ended: exit code 0 ended, 75 to be continued, 1 crashed or unknown, 2 no such run."""
-    from harness.status import read_status
+    from harness.rundir.status import read_status
 
     found = read_status(run)
     print(json.dumps(found.to_json()) if as_json else found.text)
@@ -87,7 +87,7 @@ def status(run: RunPath, as_json: Json = False) -> None:
 @app.command()
 def config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved config, or every error in it at once."""
-    from harness.config import describe
+    from harness.config.read import describe
 
     print(describe(config, overrides or []), end="")
 
@@ -100,7 +100,7 @@ def describe(
     depth: Annotated[int | None, typer.Option(min=1, help="Modules inside each other that get a row each; by default all.")] = None,
 ) -> None:
     """The network as a micro-batch flows through it: shapes, parameters, and the memory that training takes."""
-    from harness.describing import describe_network, print_description
+    from harness.commands.describe import describe_network, print_description
 
     found = describe_network(config, overrides or [], depth)
     if as_json:
@@ -119,7 +119,7 @@ def replay(
     plot: Annotated[Path | None, typer.Option(help="Also draw the decisions into this file (.png or .svg).")] = None,
 ) -> None:
     """What these stop settings would have decided on a recorded history."""
-    from harness.replay import replay_command
+    from harness.commands.replay import replay_command
 
     raise typer.Exit(replay_command(history, config, overrides or [], sweep or [], as_json=as_json, plot=plot))
 
@@ -127,7 +127,7 @@ def replay(
 @app.command()
 def trace(run: RunPath, other: Annotated[Path | None, typer.Argument(help="Another run to compare with.", metavar="[OTHER]")] = None) -> None:
     """Compare two runs trained with log.trace=true, step by step and bit by bit; exit code 2 where they differ."""
-    from harness.step_trace import compare
+    from harness.commands.trace import compare
 
     told, equal = compare(run, other)
     print(told)
@@ -137,7 +137,7 @@ def trace(run: RunPath, other: Annotated[Path | None, typer.Argument(help="Anoth
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine offers, what is missing, and how to mend it."""
-    from harness.doctor import examine
+    from harness.commands.doctor import examine
 
     findings = examine()
     if as_json:
@@ -152,7 +152,8 @@ def export(
     path: AnyPath, out: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT")]
 ) -> None:
     """Write a checkpoint's model as one safetensors file."""
-    from harness.checkpoint import export, find_checkpoint
+    from harness.checkpoint.export import export
+    from harness.checkpoint.read import find_checkpoint
 
     found = find_checkpoint(path)
     export(found, out)
@@ -174,7 +175,7 @@ def verify(run: RunPath, as_json: Json = False) -> None:
 @checkpoints.command()
 def prune(run: RunPath, keep_last: Annotated[int, typer.Option(min=1)] = 1, keep_best: Annotated[int, typer.Option(min=0)] = 1) -> None:
     """Delete all but the newest and the best checkpoints of a run that is not being trained."""
-    from harness.checkpoint_commands import prune_run
+    from harness.commands.checkpoints import prune_run
 
     for name in prune_run(run, keep_last, keep_best):
         print(f"{run}/checkpoints/{name}: deleted")
@@ -188,7 +189,7 @@ def check(
     page: Annotated[Path | None, typer.Option("--html", help="Also write a page with pictures of some samples.", metavar="FILE")] = None,
 ) -> None:
     """Look for leaks between splits, broken numbers and imbalance; exit code 2 if there is what `data.checks` calls an error."""
-    from harness.checks.command import check_command
+    from harness.commands.data import check_command
 
     raise typer.Exit(check_command(config, overrides or [], as_json, page))
 
@@ -196,7 +197,7 @@ def check(
 @data.command()
 def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Do what is done once for each sample, and keep the result in the config's store."""
-    from harness.data_commands import build_store
+    from harness.commands.data import build_store
 
     _show_store(build_store(config, overrides or []), as_json)
 
@@ -204,7 +205,7 @@ def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False
 @data.command()
 def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """What the config's store holds, and which of it the config's splits use."""
-    from harness.data_commands import inspect_store
+    from harness.commands.data import inspect_store
 
     _show_store(inspect_store(config, overrides or []), as_json)
 
@@ -212,7 +213,7 @@ def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = Fal
 @data.command("prune")
 def prune_store(configs: Annotated[list[Path], typer.Argument(help="YAML configs that share a store.", metavar="CONFIG...")]) -> None:
     """Delete all of the store that no split of these configs uses."""
-    from harness.data_commands import prune_store
+    from harness.commands.data import prune_store
 
     for entry in prune_store(configs):
         print(f"{entry.path}: deleted ({entry.size_bytes / 1e6:,.1f} MB)")
@@ -228,13 +229,13 @@ def _show_store(listed: list[Any], as_json: bool) -> None:
 @track.command()
 def sync(run: RunPath, overrides: Overrides = None) -> None:
     """Send what is missing there, from metrics.jsonl; tracking.* settings may be changed, e.g. tracking.wandb.project=NAME."""
-    from harness.tracking.sync import sync_run
+    from harness.commands.track import sync_run
 
     print(*sync_run(run, overrides or []), sep="\n")
 
 
 def _show_checkpoints(run: Path, verify: Any, as_json: bool) -> bool:
-    from harness.checkpoint_commands import list_run
+    from harness.commands.checkpoints import list_run
 
     listed = list_run(run, verify)
     if as_json:

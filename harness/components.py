@@ -11,27 +11,26 @@ import pkgutil
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel
 
 from harness.errors import ConfigError, HarnessError
+from harness.wording import Keys, Problem, _shown, did_you_mean, line
 
 TARGET = "_target_"
-STAGE = "_stage_"  # of a treatment: an argument of the harness, not of the target (preparing.py)
+
+
+STAGE = "_stage_"  # of a treatment: an argument of the harness, not of the target (data/preparing.py)
+
+
 ALLOWED = ("harness", "torch.nn", "torch.optim", "torchvision", "timm", "transformers", "torchmetrics")
+
+
 _FACTORIES = ("torchvision.models", "timm", "transformers")  # make networks by functions; elsewhere what a checkpoint names is a class
+
+
 _RUN_CODE = ("trust_remote_code", "checkpoint_path")  # arguments of those factories that import or unpickle whatever they are pointed at
-
-Key = str | int
-Keys = tuple[Key, ...]
-
-
-class Problem(NamedTuple):
-    """A mistake at a place, given by the keys that lead there."""
-
-    keys: Keys
-    message: str
 
 
 def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
@@ -101,27 +100,6 @@ def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
 def find(path: Any) -> Any:
     """What a dotted path leads to; its module is imported. Raises ConfigError that says which part is missing."""
     return _walk(path)[-1]
-
-
-def line(where: str, problem: Problem) -> str:
-    """`where.key[0].key: message`."""
-    return f"{dotted(problem.keys, where)}: {problem.message}"
-
-
-def dotted(keys: Iterable[Key], start: str = "") -> str:
-    """Keys as people write them: ("treatments", 0, "size") -> `treatments[0].size`."""
-    for key in keys:
-        start += f"[{key}]" if isinstance(key, int) else f".{key}" if start else str(key)
-    return start
-
-
-def did_you_mean(wrong: Any, known: Iterable[str]) -> str:
-    """` Did you mean x?` or nothing; upper and lower case do not count."""
-    names: dict[str, str] = {}
-    for name in sorted(known):
-        names.setdefault(name.lower(), name)
-    close = difflib.get_close_matches(str(wrong).lower(), names, n=1)
-    return f" Did you mean {names[close[0]]}?" if close else ""
 
 
 def _build_nested(value: Any, where: str) -> Any:
@@ -256,8 +234,3 @@ def _refusal(spec: Mapping[str, Any], allow: Sequence[str]) -> str:
 
 def _is_under(path: str, prefixes: Iterable[str]) -> bool:
     return any(path == prefix.rstrip(".") or path.startswith(prefix.rstrip(".") + ".") for prefix in prefixes)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

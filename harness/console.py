@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.status import Status
 
-from harness.outcome import Outcome
+from harness.rundir.outcome import Outcome
 
 PLAIN_EVERY_S = 10.0  # between two lines about training steps where nothing can be redrawn, e.g. in a log file
 

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from harness.criteria import measure
 from harness.errors import ConfigError
-from harness.stop_settings import Improvement, Mode
+from harness.stopping.improvement import Improvement, measure
+from harness.stopping.verdict import Mode
 
 
 class ByStep:

@@ -1,11 +1,32 @@
 """What the sections of a config are made of."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from harness.components import TARGET
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
+
+    def given(self, *names: str) -> list[str]:
+        """Those of the fields `names` that are set."""
+        return [name for name in names if getattr(self, name) is not None]
+
+    def _require_one(self, *names: str) -> None:
+        given = self.given(*names)
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(names)} ({' and '.join(given) or 'none'} given)")
+
+
+def place(name: str, index: int, among: Sequence[object]) -> str:
+    """How a user finds one of one or several settings."""
+    return name if len(among) == 1 else f"{name}[{index}]"
 
 
 def _component(value: object) -> object:
@@ -19,7 +40,11 @@ def _home(value: Path) -> Path:
 
 
 Spec = Annotated[dict[Any, Any], BeforeValidator(_component)]
+
+
 Place = Annotated[Path, Field(strict=False), AfterValidator(_home)]
+
+
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 

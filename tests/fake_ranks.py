@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from harness.ranks import Ranks
+from harness.ranks.ranks import Ranks
 
 T = TypeVar("T")
 

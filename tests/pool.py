@@ -262,7 +262,7 @@ def train_on_ranks(
     timeout_s: float = 120.0,
     meanwhile: Meanwhile | None = None,
 ) -> list[Launched]:
-    """harness.launching.launch(config, overrides) on n ranks; how it ended on each, whether by an exit code or by a signal.
+    """harness.training.launch.launch(config, overrides) on n ranks; how it ended on each, whether by an exit code or by a signal.
 
     Raises RanksFailed if a rank hangs, or if an exception leaves `launch`, which is to turn every one into an exit code.
     """
@@ -300,7 +300,7 @@ def _command(arguments: list[str]) -> int:
 
 
 def _launch(config: Path, overrides: list[str]) -> int:
-    from harness.launching import launch
+    from harness.training.launch import launch
 
     return launch(config, overrides)
 

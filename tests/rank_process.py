@@ -26,7 +26,7 @@ import torch.utils.data
 import torchmetrics.classification  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import harness.run  # noqa: F401
+import harness.training.launch  # noqa: F401
 
 THREADS_LIMIT_S = 5.0
 PR_SET_PDEATHSIG = 1

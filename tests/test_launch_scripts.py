@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.outcome import INTERRUPTED
+from harness.rundir.outcome import INTERRUPTED
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"

@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint.files import Content, make_directory, sync_directory, telling, write_files
+from harness.checkpoint.files import Content, telling, write_files
 from harness.checkpoint.manifest import MANIFEST, Manifest, dump_manifest
 from harness.checkpoint.read import OLD, inspect, list_checkpoints, step_name, step_names
 from harness.checkpoint.retention import BestRank, Kept, Retention, ranking
+from harness.durable import make_directory, sync_directory
 from harness.errors import CheckpointError
 
 TEMPORARY = ".tmp-"

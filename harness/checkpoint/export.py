@@ -5,9 +5,10 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness.checkpoint.files import Content, sync_directory, telling, write_files
+from harness.checkpoint.files import Content, telling, write_files
 from harness.checkpoint.format import bytes_of, place
 from harness.checkpoint.read import inspect, read_model
+from harness.durable import sync_directory
 from harness.errors import CheckpointError
 
 

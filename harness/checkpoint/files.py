@@ -50,23 +50,6 @@ def write_files(directory: Path, contents: Sequence[Content], hasher: Executor) 
     ]
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the directory's entries durable. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def make_directory(directory: Path) -> None:
-    """Create a directory and its missing parents, durably. Raises OSError."""
-    if not directory.is_dir():
-        make_directory(directory.parent)
-        directory.mkdir(exist_ok=True)
-        sync_directory(directory.parent)
-
-
 def _write_file(path: Path, content: Content) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

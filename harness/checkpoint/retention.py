@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.errors import ConfigError
-from harness.stop_settings import Every
+from harness.stopping.budget import Every
 
 
 @dataclass(frozen=True)

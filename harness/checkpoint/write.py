@@ -30,7 +30,7 @@ from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import BestRank, Kept, Retention
 from harness.checkpoint.stage import Snapshot, Stage, Staged
 from harness.errors import CheckpointError, HarnessError
-from harness.ranks import Ranks
+from harness.ranks.ranks import Ranks
 
 
 @dataclass(frozen=True)

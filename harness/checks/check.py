@@ -9,8 +9,8 @@ from harness.checks.numbers import check_numbers
 from harness.checks.report import Findings, Looked, Report
 from harness.checks.roles import Role, Roles, roles_of
 from harness.checks.survey import Survey, survey
-from harness.config import Config
-from harness.loading import Split
+from harness.config.schema import Config
+from harness.data.split import Split
 
 ORDER = ("train", "val", "test")
 SOME = 6  # samples of a class whose rows a report keeps

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from harness.checks.report import Findings, named
 from harness.checks.roles import Role
 from harness.checks.survey import Survey
-from harness.stop_settings import Target
+from harness.stopping.targets import Target
 
 Counts = Mapping[str, Counter[str]]
 

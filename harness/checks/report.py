@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from harness.check_settings import ChecksConfig
+from harness.data.settings import ChecksConfig
 from harness.errors import DataError
 
 Level = Literal["error", "warn"]

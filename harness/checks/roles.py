@@ -6,7 +6,8 @@ from typing import Any
 
 from harness import components
 from harness.components import TARGET
-from harness.tasks import Classification, Joint
+from harness.tasks.classification import Classification
+from harness.tasks.joint import Joint
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from harness.checks.channels import Channels
 from harness.checks.roles import Roles
+from harness.data.columns import Values, blocks_of, is_one_a_sample, known_of, one_a_sample
 from harness.errors import ConfigError
-from harness.known import Values, blocks_of, is_one_a_sample, known_of, one_a_sample
 
 BLANK_SIZE = 8  # a sample of so many numbers, all equal, is empty rather than the same as another
 

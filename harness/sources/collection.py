@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
+from harness.sources.cells import Layout
 from harness.sources.files import Files, OnError, class_names, find_files, read_each
-from harness.sources.frames import Layout, read_frame
+from harness.sources.frames import read_frame
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.tables import Kind
 

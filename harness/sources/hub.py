@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from harness.content import Hashes
+from harness.data.content import Hashes
 from harness.errors import ConfigError, DataError
 from harness.sources.audio import WaveReader
+from harness.sources.cells import Missing
 from harness.sources.files import OnError, read_all, suggestion
-from harness.sources.frames import Missing
 from harness.sources.images import ImageReader
 from harness.sources.split import Part, Rule, rows_of
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.columns import read_samples
 from harness.errors import ConfigError, DataError
-from harness.known import read_samples
 
 _READ_AT_ONCE = 256
 

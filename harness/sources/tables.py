@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
+from harness.sources.cells import MISSING, Frame, Layout, Missing
 from harness.sources.files import Files, OnError, find_files, read_each
-from harness.sources.frames import MISSING, Frame, Layout, Missing, read_frame
+from harness.sources.frames import read_frame
 from harness.sources.split import Part, Rule, rows_of
 
 Kind = Literal["number", "integer", "text"]

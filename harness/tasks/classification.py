@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from harness.errors import ConfigError
-from harness.metrics import Confusion
+from harness.metrics.confusion import Confusion
 from harness.tasks.class_weights import BalancedWeights
 from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, Input, Learner, check_labels, counted, full, shown
 

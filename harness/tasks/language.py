@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from harness.errors import ConfigError, DataError
-from harness.stopping import MetricInfo
+from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, check_labels, counted, full, shown
 
 

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from harness.errors import ConfigError, DataError
-from harness.stopping import MetricInfo
+from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import ERROR, Basis, Batch, Input, full, shown
 
 

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from harness.config.schema import Config
 from harness.errors import ConfigError, DataError
-from harness.stopping import MetricInfo
+from harness.stopping.verdict import MetricInfo
 
 Batch = Mapping[str, Any]
-Input = str | Sequence[str] | Mapping[str, str]
-
-ACCURACY = MetricInfo(mode="max", lower=0.0, upper=1.0)
-ERROR = MetricInfo(mode="min", lower=0.0, upper=None)
-_TABLES = ("confusion", "tokens")  # metrics from which our tasks take their values
 
 
 class Learner(Protocol):
@@ -73,6 +69,24 @@ class Task(Protocol):
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Columns (B, ...) for a table of predictions."""
+
+
+def known_metrics(config: Config, task: Task) -> dict[str, MetricInfo]:
+    """What the stop settings may name: the task's metrics on each split that is evaluated."""
+    names = ("train", "val") if config.data.val is not None else ("train",)
+    return {f"{split}/{name}": info for split in names for name, info in task.infos().items()}
+
+
+Input = str | Sequence[str] | Mapping[str, str]
+
+
+ACCURACY = MetricInfo(mode="max", lower=0.0, upper=1.0)
+
+
+ERROR = MetricInfo(mode="min", lower=0.0, upper=None)
+
+
+_TABLES = ("confusion", "tokens")  # metrics from which our tasks take their values
 
 
 class Basis(Task):

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.outcome import Outcome
+from harness.config.document import to_yaml
+from harness.rundir.outcome import Outcome
 from harness.tracking.courier import Backend, RunCard
 from harness.tracking.records import Row
+from harness.tracking.settings import TrackingConfig, TrackioConfig
 from harness.tracking.weights_and_biases import WandbRun
-from harness.tracking_settings import TrackingConfig, TrackioConfig
-from harness.yaml_document import to_yaml
 
 
 def open_backends(tracking: TrackingConfig, card: RunCard, say: Callable[[str], None], *, live: bool = True) -> list[Backend]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.outcome import Outcome
+from harness.rundir.outcome import Outcome
 from harness.tracking.records import METRICS, Row, follow
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import SaveReport
-from harness.config import Config
+from harness.checkpoint.write import SaveReport
+from harness.config.schema import Config
 from harness.console import Console
 from harness.errors import CheckpointError
-from harness.outcome import Outcome
-from harness.stopping import Verdict
+from harness.rundir.outcome import Outcome
+from harness.stopping.verdict import Verdict
 from harness.tracking.backends import open_backends
 from harness.tracking.courier import Courier, RunCard
 from harness.tracking.records import METRICS, cut_back

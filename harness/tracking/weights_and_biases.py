@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from harness.outcome import Outcome
+from harness.rundir.outcome import Outcome
 from harness.tracking.courier import RunCard
 from harness.tracking.records import Row
-from harness.tracking_settings import WandbConfig
+from harness.tracking.settings import WandbConfig
 
 _INIT_S = 300.0  # in a thread of its own: it delays nothing, and a server may be down for a while
 _SYNC_INIT_S = 60.0

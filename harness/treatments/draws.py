@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.sampling import mix
+from harness.data.sampling import mix
 
 Seeds = NDArray[np.uint64]
 

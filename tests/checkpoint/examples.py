@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.checkpoint import BestRank, CheckpointStore, Loaded, Retention, SaveReport, Snapshot, load
-from harness.ranks import Ranks
+from harness.checkpoint.read import Loaded, load
+from harness.checkpoint.retention import BestRank, Retention
+from harness.checkpoint.stage import Snapshot
+from harness.checkpoint.write import CheckpointStore, SaveReport
+from harness.ranks.ranks import Ranks
 
 LOSS = BestRank("val/loss", "min")
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkpoint import BestRank, Retention, choose, list_checkpoints, prune, set_aside_newer
-from harness.checkpoint.commit import collect_leftovers
+from harness.checkpoint.commit import collect_leftovers, prune, set_aside_newer
+from harness.checkpoint.read import choose, list_checkpoints
+from harness.checkpoint.retention import BestRank, Retention
 from harness.errors import CheckpointError
-from harness.stop_settings import Every
+from harness.stopping.budget import Every
 from tests.checkpoint.examples import LOSS, assert_is_step, names_in, save_steps, snapshot, store_in
 
 

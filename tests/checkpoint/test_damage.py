@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint import choose, inspect, list_checkpoints, load, verify_checkpoint
 from harness.checkpoint.manifest import MANIFEST, dump_manifest, parse_manifest
+from harness.checkpoint.read import choose, inspect, list_checkpoints, load, verify_checkpoint
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_is_step, save_steps, torch
 

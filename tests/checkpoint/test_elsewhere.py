@@ -8,7 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model
 
-from harness.checkpoint import export, files_beside, inspect
+from harness.checkpoint import export
+from harness.checkpoint.read import inspect
+from harness.checkpoint.state import files_beside
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_same, loaded_from, names_in, save_steps, snapshot, store_in, tensors_of
 from tests.checkpoint.test_state import Tied

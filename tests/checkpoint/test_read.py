@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.checkpoint import choose, find_checkpoint, list_checkpoints, load_trainer
+from harness.checkpoint.read import choose, find_checkpoint, list_checkpoints, load_trainer
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import LOSS, assert_is_step, loaded_from, names_in, save_steps, snapshot, store_in
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.checkpoint.retention import BestRank, Kept, Retention, ranking
 from harness.errors import ConfigError
-from harness.stop_settings import Every
+from harness.stopping.budget import Every
 
 LOSS = BestRank("loss", "min")
 metrics = st.one_of(st.just({}), st.fixed_dictionaries({"loss": st.floats()}))

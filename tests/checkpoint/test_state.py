@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from harness.checkpoint import Loaded, optimizer_tensors, restore_network, restore_optimizer
+from harness.checkpoint.read import Loaded
+from harness.checkpoint.state import optimizer_tensors, restore_network, restore_optimizer
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_same, loaded_from, same_bits, snapshot, store_in
 

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness.checkpoint import CheckpointStore, Retention, choose, inspect, verify_checkpoint
 from harness.checkpoint import stage as stage_module
 from harness.checkpoint import write as write_module
+from harness.checkpoint.read import choose, inspect, verify_checkpoint
+from harness.checkpoint.retention import Retention
+from harness.checkpoint.write import CheckpointStore
 from harness.errors import CheckpointError
-from harness.ranks import Ranks
+from harness.ranks.ranks import Ranks
 from tests.checkpoint.examples import LOSS, assert_is_step, assert_same, loaded_from, names_in, save_steps, snapshot, store_in, tensors_of
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.checks import Finding, Report, check_data
-from harness.config import Config, read_config
-from harness.loading import Split
-from harness.yaml_document import to_yaml
+from harness.checks.check import check_data
+from harness.checks.report import Finding, Report
+from harness.config.document import to_yaml
+from harness.config.read import read_config
+from harness.config.schema import Config
+from harness.data.split import Split
 
 TASK = {"_target_": "harness.tasks.Classification", "input": "x", "target": "label"}
 

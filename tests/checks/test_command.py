@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.yaml_document import to_yaml
+from harness.config.document import to_yaml
 from tests.checks.planted import TASK
 from tests.pool import command
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from harness.checks.page import write_page
 from harness.checks.roles import roles_of
+from harness.commands.data_page import write_page
 from harness.errors import ConfigError, DataError
 from tests.checks.planted import TASK, Rows, clean, looked_at, three
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.config import identity_changes, read_config
-from harness.sampling import Balance, Sampling
+from harness.config.identity import identity_changes
+from harness.config.read import read_config
+from harness.data.sampling import Balance, Sampling
 from harness.sources.digits import Digits
 from tests.pool import command, train_on_ranks
 

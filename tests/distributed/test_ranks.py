@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError, RankError
-from harness.messages import FRAME_BYTES
-from harness.ranks import Pulse, Ranks, is_lost_peer, leave
+from harness.ranks.meeting import is_lost_peer, leave
+from harness.ranks.messages import FRAME_BYTES
+from harness.ranks.pulse import Pulse
+from harness.ranks.ranks import Ranks
 from tests.pool import RanksFailed, on_ranks
 
 SIZES = pytest.mark.parametrize("n", [1, 2, 3])

@@ -9,7 +9,7 @@ import torch
 
 from harness import components
 from harness.errors import ConfigError
-from harness.tasks import Classification
+from harness.tasks.classification import Classification
 from tests.pool import command, train_on_ranks
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from harness import components
 from harness.errors import ConfigError
-from harness.networks import Chain, ClipNet, ConvNet, Fuse, Gpt, Mlp, Parallel, Recurrent, ResNet, Tcn, TransformerEncoder
-from harness.networks.blocks import Norm, norm_layer
+from harness.networks.attention import Gpt, TransformerEncoder
+from harness.networks.blocks import Mlp, Norm, norm_layer
+from harness.networks.clips import ClipNet
+from harness.networks.combine import Chain, Fuse, Parallel
+from harness.networks.images import ConvNet, ResNet
+from harness.networks.series import Recurrent, Tcn
 
 NORMS: list[Norm] = ["none", "batch", "group", "layer"]
 IMAGES, SERIES, CLIPS = torch.randn(4, 3, 12, 10), torch.randn(4, 3, 17), torch.randn(4, 3, 6, 12, 10)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.checkpoint import write
-from harness.tasks import Classification
+from harness.tasks.classification import Classification
 from tests.resume.parts import Blobs, Mortal, Storm
 
 _counts: dict[str, int] = {}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.crashes import FILE, Crash, StepNote, check_crashes, last_crash
 from harness.errors import DataError, RankError
-from harness.status import read_status
+from harness.rundir.crashes import FILE, Crash, StepNote, check_crashes, last_crash
+from harness.rundir.status import read_status
 from tests.pool import Launched, train_on_ranks
 from tests.resume.test_exact import STORM
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint import list_checkpoints, load_trainer
+from harness.checkpoint.read import list_checkpoints, load_trainer
 from harness.errors import LeavingError
 from harness.interrupt import Interruption, granted_s
-from harness.ranks import Ranks
-from harness.status import read_status
+from harness.ranks.ranks import Ranks
+from harness.rundir.status import read_status
 from tests.pool import Launched, on_ranks, train_on_ranks
 from tests.resume.test_exact import STORM, assert_same, finish, trace
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.status import read_status
+from harness.rundir.status import read_status
 from tests.pool import Launched, train_on_ranks
 from tests.resume.test_exact import STORM, assert_same, finish
 

@@ -15,8 +15,8 @@ import pytest
 from safetensors import safe_open
 
 from harness import components
-from harness.checkpoint import find_checkpoint
-from harness.config import read_config
+from harness.checkpoint.read import find_checkpoint
+from harness.config.read import read_config
 from harness.sources.digits import Digits
 from tests.pool import command, train_on_ranks
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkpoint import list_checkpoints
-from harness.lease import Lease
+from harness.checkpoint.read import list_checkpoints
+from harness.rundir.lease import Lease
 from tests.pool import Launched, command, train_on_ranks
 
 STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from harness.outcome import Outcome
-from harness.tracking import read_records
+from harness.rundir.outcome import Outcome
 from harness.tracking.backends import TrackioRows
 from harness.tracking.courier import Courier, RunCard, deliver
-from harness.tracking.records import Row
+from harness.tracking.records import Row, read_records
 from tests.pool import command, on_ranks, train_on_ranks
 
 STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.tracking import read_records
+from harness.tracking.records import read_records
 from tests.operations.wandb_server import Fault, WandbServer
 from tests.pool import Launched, on_ranks, train_on_ranks
 
@@ -36,7 +36,7 @@ def launch(server: WandbServer, run: Path, *overrides: str, dies_at: str = "", m
 
 
 def synced(run: str) -> list[str]:
-    from harness.tracking.sync import sync_run
+    from harness.commands.track import sync_run
 
     return sync_run(Path(run))
 
@@ -180,9 +180,9 @@ def test_a_process_ends_in_time_with_a_server_that_hangs(tmp_path: Path, server:
 
 def leave_while_wandb_is_stuck(directory: str) -> tuple[float, float]:
     """The seconds that 20,000 records and the end of a launch that fails take on a rank whose W&B answers nothing."""
-    from harness.config import read_config
+    from harness.config.read import read_config
     from harness.console import Console
-    from harness.tracking import Tracker
+    from harness.tracking.tracker import Tracker
 
     config = read_config(STORM, arguments(Path(directory) / "run"))
     (Path(directory) / "run").mkdir()

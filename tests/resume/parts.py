@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.loading import Batch
+from harness.data.source import Batch
 
 NUM_FEATURES = 6
 NUM_CLASSES = 3

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint import list_checkpoints, load_trainer
+from harness.checkpoint.read import list_checkpoints, load_trainer
 from tests.pool import Launched, train_on_ranks
 
 STORM = Path(__file__).with_name("storm.yaml")

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from harness.data.split import Split
 from harness.errors import ConfigError, DataError
-from harness.loading import Split
 from harness.sources.images import Images
 from harness.sources.split import ByValue, Stratified
-from harness.treatments import ToDegrees
+from harness.treatments.numbers import ToDegrees
 from tests.sources.make_thermal import FASHION, centikelvin, make
 
 

@@ -12,12 +12,13 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from harness.data.split import Split
 from harness.errors import ConfigError, DataError
-from harness.loading import Split
 from harness.sources import files as files_module
 from harness.sources.split import ByGroup, ByValue, Stratified
 from harness.sources.tables import Table
-from harness.treatments import Encode, Impute, Join, OneHot, Rescale, Standardise
+from harness.treatments.learned import Rescale, Standardise
+from harness.treatments.tables import Encode, Impute, Join, OneHot
 
 FORMATS = [".csv", ".jsonl", ".parquet", ".xlsx"]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from harness.errors import ConfigError, DataError
 from harness.sources.text import Bytes, Characters
-from harness.treatments import Vocabulary
+from harness.treatments.text import Vocabulary
 from tests.pool import command, train_on_ranks
 
 ROOT = Path(__file__).parents[2]

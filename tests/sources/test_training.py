@@ -11,10 +11,12 @@ import soundfile
 import torch
 from sklearn.datasets import load_digits
 
-from harness.loading import Feed, Split
-from harness.sampling import Sampling
+from harness.data.feed import Feed
+from harness.data.sampling import Sampling
+from harness.data.split import Split
 from harness.sources.audio import Recordings
-from harness.treatments import Gain, LogMel, Normalise, Shift, SpecMask
+from harness.treatments.audio import Gain, LogMel, Shift, SpecMask
+from harness.treatments.numbers import Normalise
 from tests.pool import command, train_on_ranks
 
 TABLE = """

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from harness.data.feed import evaluation_batches
+from harness.data.split import Split
 from harness.errors import ConfigError, DataError
-from harness.loading import Split, evaluation_batches
 from harness.sources import decoders
 from harness.sources.split import ByGroup
 from harness.sources.video import Clips

@@ -21,8 +21,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from harness.checkpoint import CheckpointStore, Retention, write
-from harness.ranks import Ranks
+from harness.checkpoint import write
+from harness.checkpoint.retention import Retention
+from harness.checkpoint.write import CheckpointStore
+from harness.ranks.ranks import Ranks
 from tests.checkpoint.examples import LOSS, snapshot
 
 LIMIT_S = 60

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.outcome import read_outcome
+from harness.rundir.outcome import read_outcome
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = ("harness", "launch", "configs", "docker", "requirements", "pyproject.toml", "README.md", "LICENSE", ".dockerignore", "tests/__init__.py")

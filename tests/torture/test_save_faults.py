@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.checkpoint import CheckpointStore, Retention, choose, list_checkpoints, verify_checkpoint
-from harness.ranks import Ranks
+from harness.checkpoint.read import choose, list_checkpoints, verify_checkpoint
+from harness.checkpoint.retention import Retention
+from harness.checkpoint.write import CheckpointStore
+from harness.ranks.ranks import Ranks
 from tests.checkpoint.examples import LOSS, assert_same, loaded_from, names_in, save_steps, snapshot, store_in
 from tests.pool import on_ranks
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.outcome import read_outcome
+from harness.rundir.outcome import read_outcome
 from tests.operations.test_wandb import assert_kept_what_was_written
 from tests.pool import train_on_ranks
 from tests.resume.test_exact import assert_same

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.errors import ConfigError, DataError
-from harness.treatments import Gain, LogMel, Resample, Shift, SpecMask
-from harness.treatments.audio import mel_filters
+from harness.treatments.audio import Gain, LogMel, Resample, Shift, SpecMask, mel_filters
 from harness.treatments.draws import Seeds
 
 RANDOM = [Gain(12), Shift(30), SpecMask(4, 30, num_bands=2, num_stretches=2, fill=7)]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler, OrdinalEncoder, StandardScaler
 
+from harness.data.preparing import learns
 from harness.errors import ConfigError, DataError
-from harness.preparing import learns
-from harness.treatments import Encode, Impute, Rescale, Standardise
-from harness.treatments.learned import exact_sums
+from harness.treatments.learned import Rescale, Standardise, exact_sums
+from harness.treatments.tables import Encode, Impute
 
 NUMERIC: list[Callable[[], Any]] = [
     Standardise,

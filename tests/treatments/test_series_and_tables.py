@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError, DataError
-from harness.treatments import CropTime, DropChannels, Encode, Impute, Join, OneHot, RandomCropTime, RandomScale, ToDegrees, Window
 from harness.treatments.draws import Seeds
+from harness.treatments.numbers import ToDegrees
+from harness.treatments.series import CropTime, DropChannels, RandomCropTime, RandomScale, Window
+from harness.treatments.tables import Encode, Impute, Join, OneHot
 
 RANDOM = [RandomScale(0.2), RandomCropTime(20), DropChannels(0.4, fill=9)]
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from harness.data.split import Split
 from harness.errors import ConfigError, DataError
-from harness.loading import Split
-from harness.treatments import AddNoise, Normalise, RandomCrop, RandomErase, RandomFlip, Resize, ToFloat
 from harness.treatments.draws import Draws, Seeds
+from harness.treatments.images import RandomCrop, RandomErase, RandomFlip, Resize
+from harness.treatments.numbers import AddNoise, Normalise, ToFloat
 
 RANDOM = [
     RandomFlip(),

@@ -1,0 +1,94 @@
+"""What `fermarsi checkpoints` shows and does."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import components
+from harness.checkpoint.commit import prune
+from harness.checkpoint.read import Listed, Verify, list_checkpoints
+from harness.checkpoint.retention import BestRank, Retention
+from harness.config.read import read_config
+from harness.errors import CheckpointError, HarnessError
+from harness.rundir.lease import Lease
+from harness.stopping.controller import StopController
+from harness.tasks.task import Task, known_metrics
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A checkpoint as a person sees it. `links`: latest, best; `ranked_by`: the metric to show, None for all."""
+
+    listed: Listed
+    links: tuple[str, ...]
+    ranked_by: str | None
+
+    @property
+    def valid(self) -> bool:
+        return self.listed.manifest is not None
+
+    def to_json(self) -> dict[str, Any]:
+        manifest = self.listed.manifest
+        names = {"epoch", "samples", "reason", "world_size", "metrics", "exact"}
+        known: Mapping[str, Any] = {} if manifest is None else manifest.model_dump(include=names)
+        return {
+            "path": str(self.listed.path),
+            "step": self.listed.step,
+            "valid": self.valid,
+            "problems": self.listed.problems,
+            "links": list(self.links),
+            "size_bytes": self.listed.size_bytes,
+            **known,
+        }
+
+    def row(self) -> tuple[str, ...]:
+        """step, epoch, reason, processes, size, metrics, links, valid."""
+        one = self.listed
+        links = ", ".join(self.links)
+        if one.manifest is None:
+            return (f"{one.step:,}", "", "", "", "", "", links, f"no: {'; '.join(one.problems[:3])}")
+        manifest = one.manifest
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items() if self.ranked_by in (None, name))
+        size = f"{one.size_bytes / 1e6:,.1f} MB"
+        return (f"{one.step:,}", str(manifest.epoch), manifest.reason, str(manifest.world_size), size, metrics, links, "yes")
+
+
+def list_run(run: Path, verify: Verify) -> list[Shown]:
+    """The checkpoints of a run by step, valid or not. Raises CheckpointError if there are none."""
+    directory = run / "checkpoints"
+    listed = list_checkpoints(directory, verify)
+    if not listed:
+        raise CheckpointError(f"{directory}: no checkpoints. Give a run directory, e.g. runs/digits.")
+    links: dict[Path, list[str]] = {}
+    for name in ("latest", "best"):
+        with suppress(OSError):
+            links.setdefault((directory / name).resolve(strict=True), []).append(name)
+    ranked_by = None
+    with suppress(HarnessError):
+        best = _ranked_by(run)
+        ranked_by = None if best is None else best.metric
+    return [Shown(one, tuple(links.get(one.path.resolve(), ())), ranked_by) for one in listed]
+
+
+def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
+    """Delete all but the newest and the best checkpoints; returns the names deleted. Raises HarnessError, also if the run is being trained."""
+    list_run(run, "size")
+    lease = Lease(run)
+    lease.take()
+    try:
+        return prune(run / "checkpoints", Retention(keep_last, keep_best), _ranked_by(run))
+    finally:
+        lease.release()
+
+
+def _ranked_by(run: Path) -> BestRank | None:
+    """The metric by which the run's config ranks its checkpoints. Raises CheckpointError if that cannot be told: the best one might go."""
+    try:
+        config = read_config(run / "config.yaml")
+        task: Task = components.build(config.task, "task")
+        named = StopController(config.stop, known_metrics(config, task)).best_metric()
+    except HarnessError as error:
+        raise CheckpointError(f"{run}: which checkpoint is best cannot be told, so none is deleted: {error}") from error
+    return None if named is None else BestRank(*named)

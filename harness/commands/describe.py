@@ -1,0 +1,212 @@
+"""`fermarsi describe`: a network as a micro-batch flows through it, and the memory that training it takes on each rank.
+
+Nothing is computed by rules: one real forward and backward pass is made and one step of the optimizer, and what they leave is measured.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from harness import components
+from harness.config.read import read_config
+from harness.config.schema import Config
+from harness.data.feed import to_device
+from harness.data.preparing import Prepared, Prospect, Sources, fit, open_splits
+from harness.data.sampling import fitting_world_sizes
+from harness.data.source import Batch
+from harness.randomness import seed_ambient, seed_for
+from harness.ranks.ranks import Ranks
+from harness.tasks.task import Task
+from harness.training.engine import Engine
+from harness.training.parallel import start_accelerator
+
+COLUMNS = ("module", "kind", "shapes", "trained", "frozen", "weights", "gradients", "optimizer")
+
+
+WIDTH = 160  # of a table that goes into a file or a pipe
+
+
+@dataclass
+class Row:
+    """A module: its own parameters and their memory, without those of modules inside it that have rows of their own. Buffers count as weights."""
+
+    name: str
+    kind: str
+    calls: int = 0
+    takes: Any = None
+    gives: Any = None
+    trained: int = 0
+    frozen: int = 0
+    weight_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+
+    def add(self, other: "Row") -> None:
+        """Take in another's figures."""
+        for figure in ("trained", "frozen", "weight_bytes", "gradient_bytes", "optimizer_bytes"):
+            setattr(self, figure, getattr(self, figure) + getattr(other, figure))
+
+    def cells(self) -> tuple[str, ...]:
+        """For a table with COLUMNS."""
+        label = "  " * self.name.count(".") + self.name.rpartition(".")[2]
+        shapes = f"{_written(self.takes)} -> {_written(self.gives)}" + (f", {self.calls} times" if self.calls > 1 else "") if self.calls else ""
+        sizes = (self.weight_bytes, self.gradient_bytes, self.optimizer_bytes)
+        counts = [f"{count:,}" if count else "" for count in (self.trained, self.frozen)]
+        return label, self.kind, shapes, *counts, *(size_text(one) if one else "" for one in sizes)
+
+
+@dataclass(frozen=True)
+class Description:
+    """`total`: of the whole network, hence what each rank holds. `unreached`: trained parameters that no gradient reaches."""
+
+    rows: Sequence[Row]
+    total: Row
+    unreached: Sequence[str]
+    micro_size: int
+    num_slots: int
+    world_sizes: Sequence[int] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """What is to be said below the table."""
+        total = self.total
+        whole = total.weight_bytes + total.gradient_bytes + total.optimizer_bytes
+        yield f"each process holds {size_text(whole)}, all of it, however many there are; what a forward pass keeps for the backward comes on top"
+        sizes = ", ".join(map(str, self.world_sizes))
+        yield f"a step is {self.num_slots} micro-batches of {self.micro_size} samples: launch {sizes} processes"
+        if self.unreached:
+            yield f"no gradient reaches {', '.join(self.unreached)}: several processes cannot train this; freeze it, e.g. by parts"
+
+
+def describe_network(path: Path, overrides: Sequence[str] = (), depth: int | None = None) -> Description:
+    """The network of a config, down to `depth` modules inside each other. Raises HarnessError."""
+    config = read_config(path, overrides)
+    task: Task = components.build(config.task, "task")
+    batch = to_device(_micro_batch(config, task), torch.device("cpu"))
+    accelerator = start_accelerator(config.train.precision, config.run.exactness, config.run.timeout_s)
+    engine = Engine(config, accelerator, 1, task, batch)
+    engine.wrap(Ranks())
+    rows = {name: Row(name, type(module).__name__) for name, module in engine.network.named_modules()}
+    seed_ambient(seed_for(config.run.seed, "forward", 0, 0))
+    with _watching(engine.network, rows):
+        engine.forward_backward(to_device(batch, engine.device), torch.ones((), device=engine.device))
+    named = list(engine.network.named_parameters())
+    gradients = {parameter: _bytes(parameter.grad) for _, parameter in named}
+    unreached = [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+    engine.update()
+    for name, parameter in named:
+        row = rows[name.rpartition(".")[0]]
+        row.trained += parameter.numel() * parameter.requires_grad
+        row.frozen += parameter.numel() * (not parameter.requires_grad)
+        row.weight_bytes += _bytes(parameter)
+        row.gradient_bytes += gradients[parameter]
+        row.optimizer_bytes += _bytes(engine.optimizer.state.get(parameter))
+    for name, buffer in engine.network.named_buffers():
+        rows[name.rpartition(".")[0]].weight_bytes += _bytes(buffer)
+    total = Row("", "total", optimizer_bytes=sum(_bytes(state) for owner, state in engine.optimizer.state.items() if not isinstance(owner, Tensor)))
+    for row in rows.values():
+        total.add(row)
+    slots = config.batch.size // config.batch.micro_size
+    return Description(_folded(rows, depth), total, unreached, config.batch.micro_size, slots, fitting_world_sizes(slots))
+
+
+def print_description(found: Description) -> None:
+    """A table of the modules and what is to be said of them, on standard output."""
+    table = Table()
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="right" if index > 2 else "left", overflow="fold", no_wrap=index == 0)
+    for row in found.rows:
+        table.add_row(*row.cells())
+    table.add_section()
+    table.add_row(*found.total.cells())
+    Console(markup=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
+    print(*found.lines(), sep="\n")
+
+
+def _micro_batch(config: Config, task: Task) -> Batch:
+    """The first samples of the training split, without augmentation."""
+    sources = Sources(config)
+    prepared = Prepared({}, {}, fit(config, sources, Prospect()))
+    split = open_splits(config, ("train",), sources, prepared, task.check)["train"]
+    indices = np.arange(min(len(split), config.batch.micro_size), dtype=np.int64)
+    return split.fetch(indices, indices.astype(np.uint64), 0, training=False)
+
+
+@contextmanager
+def _watching(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
+    """Note in `rows` what each module takes and gives the first time it is called."""
+
+    def note(row: Row, args: Any, kwargs: Any, output: Any) -> None:
+        if row.calls == 0:
+            taken = [shapes for value in (*args, *kwargs.values()) if (shapes := _shapes(value)) is not None]
+            row.takes, row.gives = taken[0] if len(taken) == 1 else taken, _shapes(output)
+        row.calls += 1
+
+    hooks = [
+        module.register_forward_hook(lambda _, args, kwargs, output, row=rows[name]: note(row, args, kwargs, output), with_kwargs=True)
+        for name, module in network.named_modules()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _folded(rows: Mapping[str, Row], depth: int | None) -> list[Row]:
+    """Rows down to a depth; what lies deeper is counted with the module around it."""
+    shown: dict[str, Row] = {}
+    for name, row in rows.items():
+        above = ".".join(name.split(".")[:depth])
+        if above == name:
+            shown[name] = row
+        else:
+            shown[above].add(row)
+    return list(shown.values())
+
+
+def _shapes(value: Any) -> Any:
+    """The shapes of the tensors in a value, as lists of lengths in the value's own form; None if there are none."""
+    if isinstance(value, Tensor):
+        return list(value.shape)
+    if isinstance(value, Mapping):
+        return {str(key): shapes for key, item in value.items() if (shapes := _shapes(item)) is not None} or None
+    if isinstance(value, list | tuple):
+        return [shapes for item in value if (shapes := _shapes(item)) is not None] or None
+    return None
+
+
+def _written(shapes: Any) -> str:
+    if isinstance(shapes, Mapping):
+        return ", ".join(f"{name}: {_written(shape)}" for name, shape in shapes.items())
+    if isinstance(shapes, list) and not all(isinstance(length, int) for length in shapes):
+        return ", ".join(map(_written, shapes))
+    return "" if shapes is None else f"({', '.join(map(str, shapes))})"
+
+
+def _bytes(value: Any) -> int:
+    """Of all tensors in a value, however deep."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, items))
+
+
+def size_text(size_bytes: int) -> str:
+    """`1.2 MB`; units of 1000."""
+    size, units = float(size_bytes), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:,.0f} {units[0]}" if units[0] == "B" or size >= 100 else f"{size:.3g} {units[0]}"

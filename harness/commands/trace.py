@@ -1,0 +1,29 @@
+"""`fermarsi trace`: where two runs begin to differ."""
+
+import json
+from pathlib import Path
+
+from harness.errors import ConfigError
+
+
+def compare(run: Path, other: Path | None) -> tuple[str, bool]:
+    """What two runs' traces say of each other, and whether they agree where both have steps; of one run, its last step. Raises ConfigError."""
+    mine = _read(run)
+    if other is None:
+        return f"{run}: {len(mine)} steps traced, the last: {json.dumps(mine[max(mine)])}", True
+    theirs = _read(other)
+    common = sorted(mine.keys() & theirs.keys())
+    for step in common:
+        differing = [name for name in mine[step] if mine[step][name] != theirs[step].get(name)]
+        if differing:
+            told = "; ".join(f"{name}: {mine[step][name]} and {theirs[step].get(name)}" for name in differing)
+            return f"step {step} is the first that differs: {told}", False
+    return f"equal, bit for bit, in all {len(common)} steps that both have", bool(common)
+
+
+def _read(run: Path) -> dict[int, dict[str, object]]:
+    path = run / "trace.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not records:
+        raise ConfigError(f"{path}: no trace. Train with log.trace=true.")
+    return {record["step"]: record for record in records}

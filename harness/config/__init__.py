@@ -1,0 +1,1 @@
+"""A run's config: from YAML and overrides to a checked `Config`."""

@@ -1,0 +1,164 @@
+"""What pydantic finds wrong with a config, in words: one mistake a line, with the file, the key, the value and what is allowed."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from harness.components import TARGET
+from harness.config.reading import Reading
+from harness.config.schema import Config
+from harness.wording import Keys, did_you_mean, dotted
+
+ANY_KEY = "*"
+
+
+_COMPONENTS = ("network", "task", "optimizer", "schedule")  # sections whose keys are no key of the schema's
+
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text (a number or true and false in quotes)",
+    "string_too_short": "text that is not empty",
+    "path_type": "a path",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "tuple_type": "a list",
+    "literal_error": "{expected}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "greater_than": "a number above {gt:g}",
+    "less_than": "a number below {lt}",
+}
+
+
+def explain(error: ValidationError, reading: Reading) -> None:
+    """Add what a validation found to the reading's mistakes, but for what is a consequence of one that is there already."""
+    found: dict[Keys, list[ErrorDetails]] = {}
+    shallow: dict[Keys, list[ErrorDetails]] = {}  # a value that fits no branch of a union: one error a branch
+    for one in error.errors(include_url=False):
+        keys, of_branch = _keys(one, reading.tree)
+        (shallow if of_branch else found).setdefault(keys, []).append(one)
+    for keys, several in shallow.items():
+        if not any(inside[: len(keys)] == keys for inside in found):
+            found[keys] = several
+    for keys, several in found.items():
+        if not reading.mistaken(keys):
+            reading.add(keys, _in_words(keys, several, reading))
+
+
+@cache
+def known_fields(model: type[BaseModel] = Config) -> Mapping[Keys, FieldInfo]:
+    """Every key of a model and of those inside it; ANY_KEY stands for a name of the user's choice."""
+    return dict(_fields(model, ()))
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+def _fields(model: type[BaseModel], keys: Keys) -> Iterator[tuple[Keys, FieldInfo]]:
+    for name, info in model.model_fields.items():
+        here = (*keys, info.alias or name)
+        yield here, info
+        named = get_origin(info.annotation) is dict
+        for inner in models_in(info.annotation):
+            yield from _fields(inner, (*here, ANY_KEY) if named else here)
+
+
+def _keys(error: ErrorDetails, tree: Any) -> tuple[Keys, bool]:
+    """The user's keys in pydantic's location, which also names branches of unions; and whether it ends with such a branch."""
+    keys: Keys = ()
+    of_branch = False
+    node = tree
+    for index, part in enumerate(error["loc"]):
+        last = index == len(error["loc"]) - 1
+        if isinstance(node, dict) and (part in node or (last and error["type"] == "missing")):
+            keys, node = (*keys, part), node.get(part)
+        elif isinstance(node, list) and isinstance(part, int):
+            keys, node = (*keys, part), node[part]
+        else:
+            of_branch = last and isinstance(part, str)
+    return keys, of_branch
+
+
+def _in_words(keys: Keys, errors: list[ErrorDetails], reading: Reading) -> str:
+    kind, value = errors[0]["type"], errors[0]["input"]
+    if kind == "missing":
+        info = known_fields().get(_pattern(keys))
+        return f"is missing. {info.description if info and info.description else 'It has no default.'}"
+    if kind == "extra_forbidden":
+        return f"no such key.{_suggestion(keys, value, reading.tree)}"
+    if kind == "value_error":
+        message = " ".join(dict.fromkeys(str(one["ctx"]["error"]) for one in errors))
+        shown = "" if isinstance(value, Mapping | BaseModel) or repr(value) in message else f"{value!r}: "
+        return shown + (message if message.endswith("?") else f"{message}.")
+    if all(one["type"] in _EXPECTED for one in errors):
+        wanted = " or ".join(dict.fromkeys(_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in errors))
+        choices = re.findall("'(.*?)'", wanted)
+        return f"{_shown(value)} is not allowed. Give {wanted}.{did_you_mean(value, choices)}"
+    return f"{_shown(value)} is not allowed. {errors[0]['msg']}."
+
+
+def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
+    """Which key was meant: a sibling, or one that ends in the same way elsewhere; if none, the siblings."""
+    rest: Keys = ()
+    while isinstance(value, dict) and len(value) == 1 and TARGET not in value:
+        ((key, value),) = value.items()
+        rest = (*rest, key)
+    parent = _pattern(keys[:-1])
+    siblings = sorted(str(key[-1]) for key in known_fields() if key[:-1] == parent)
+    close = difflib.get_close_matches(str(keys[-1]), siblings, n=1)
+    if close:
+        meant = (*keys[:-1], close[0])
+        return f" Did you mean {dotted((*meant, *rest) if _takes(meant, rest) else meant)}?"
+    known = [key for key in known_fields() if ANY_KEY not in key] + [inside for inside in _paths(tree, ()) if inside[0] in _COMPONENTS]
+    given = (*keys, *rest)
+    for tail in (given, given[-1:]):
+        elsewhere = dict.fromkeys(dotted(key) for key in known if key[-len(tail) :] == tail)
+        if elsewhere:
+            return f" Did you mean {' or '.join(list(elsewhere)[:3])}?"
+    return f" There {'are' if len(siblings) > 1 else 'is'} {', '.join(siblings)}."
+
+
+def _takes(keys: Keys, rest: Keys) -> bool:
+    """Whether the keys in `rest` may follow: they are known, or inside of a component."""
+    info = known_fields().get(_pattern(keys))
+    return _pattern((*keys, *rest)) in known_fields() or (info is not None and not models_in(info.annotation) and "dict" in str(info.annotation))
+
+
+def _pattern(keys: Keys) -> Keys:
+    """Keys as `known_fields` has them: no places in lists, ANY_KEY for names of the user's choice."""
+    pattern: Keys = ()
+    for key in keys:
+        if isinstance(key, int):
+            continue
+        pattern = (*pattern, ANY_KEY if (*pattern, ANY_KEY) in _parents() else key)
+    return pattern
+
+
+@cache
+def _parents() -> frozenset[Keys]:
+    return frozenset(key[:length] for key in known_fields() for length in range(len(key)))
+
+
+def _paths(value: Any, keys: Keys) -> Iterator[Keys]:
+    if keys:
+        yield keys
+    for key, item in value.items() if isinstance(value, dict) else ():
+        yield from _paths(item, (*keys, key))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""From sources and treatments to micro-batches."""

@@ -1,0 +1,90 @@
+"""What is known of the samples of a source before any treatment: what it tells of them without reading, and what they hold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.errors import ConfigError, DataError, HarnessError
+from harness.wording import did_you_mean
+
+BLOCK_BYTES = 2**25  # samples are read in blocks of about this size
+
+
+LARGEST_BLOCK = 4096
+
+
+Values = NDArray[Any] | list[Any]
+
+
+def known_of(source: Any) -> Mapping[str, Sequence[str]]:
+    """{column: (N,) texts} without reading a sample, e.g. fields of file names; {} if the source tells nothing."""
+    known: Mapping[str, Sequence[str]] = source.known() if hasattr(source, "known") else {}
+    return known
+
+
+def read_samples(source: Any, indices: Sequence[int], where: str) -> dict[str, Values]:
+    """{name: (B, ...) numbers, or a list of B texts or arrays of unequal shapes}. Raises DataError with the place of the trouble."""
+    try:
+        together = getattr(source, "__getitems__", None)
+        read = together(list(indices)) if together is not None else [source[index] for index in indices]
+        columns = read if isinstance(read, Mapping) else {name: [sample[name] for sample in read] for name in read[0]}
+        return {name: _values(column) for name, column in columns.items()}
+    except HarnessError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except Exception as error:
+        raise DataError(f"{where}: {type(error).__name__} while reading samples {indices[0]} to {indices[-1]}: {error}") from error
+
+
+def blocks_of(source: Any, rows: NDArray[np.int64], where: str) -> Iterator[tuple[list[int], dict[str, Values]]]:
+    """(indices, samples) block by block over `rows`. Raises DataError."""
+    if len(rows) == 0:
+        return
+    first = read_samples(source, [int(rows[0])], where)
+    size_bytes = sum(np.asarray(column[0]).nbytes for column in first.values())
+    size = max(1, min(LARGEST_BLOCK, BLOCK_BYTES // max(1, size_bytes)))
+    for begin in range(0, len(rows), size):
+        indices = rows[begin : begin + size].tolist()
+        yield indices, read_samples(source, indices, where)
+
+
+def column_of(source: Any, name: str, where: str) -> list[str]:
+    """(N,) texts of a column: as the source knows it, else as its samples hold it, which reads them all.
+
+    Raises ConfigError, with `where` as the setting that names the column, if there is no such column of one value a sample.
+    """
+    known = known_of(source)
+    if name in known:
+        return list(known[name])
+    texts: list[str] = []
+    for _, samples in blocks_of(source, np.arange(len(source)), where):
+        texts += one_a_sample(samples, name, known, where)
+    return texts
+
+
+def one_a_sample(samples: Mapping[str, Values], name: str, known: Mapping[str, Sequence[str]], where: str) -> list[str]:
+    """A column (B,) of read samples as texts. Raises ConfigError if there is none, or if it holds more than one value a sample."""
+    if name not in samples:
+        names = [*known, *(other for other in samples if other not in known)]
+        raise ConfigError(f"{where}: nothing is known of {name!r}, only of {', '.join(names)}.{did_you_mean(name, names)}")
+    values = samples[name]
+    if not is_one_a_sample(values):
+        raise ConfigError(f"{where}: {name!r} has {np.asarray(values[0]).size} values a sample, where one is needed. Name another column.")
+    return list(map(str, values.tolist() if isinstance(values, np.ndarray) else values))
+
+
+def is_one_a_sample(values: Values) -> bool:
+    """Whether a column holds one number or text for each sample."""
+    return values.ndim == 1 if isinstance(values, np.ndarray) else all(isinstance(value, str) for value in values)
+
+
+def _values(column: Any) -> Values:
+    if isinstance(column, torch.Tensor):
+        return column.numpy()
+    items = list(column) if isinstance(column, list | tuple) else None
+    if items is None or len({np.shape(item) for item in items}) == 1:
+        array = np.asarray(column)
+        return array if array.dtype.kind in "biuf" else array.tolist()
+    return [np.asarray(item) for item in items]

@@ -1,0 +1,1 @@
+"""Metrics that are the same for any spread of the samples over ranks."""

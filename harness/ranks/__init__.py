@@ -1,0 +1,1 @@
+"""The processes of a launch; the only package that calls collectives."""

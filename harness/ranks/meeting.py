@@ -1,0 +1,34 @@
+"""How the processes of a launch meet and part."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+
+MEETING = "fermarsi://"  # for init_process_group: see `_meet`
+
+
+def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
+    """As env://, but each restart by an elastic agent meets under keys of its own: the store outlives the workers, and with accelerate's default, a
+    static rendezvous, it is the same one after a restart, where the new workers would find the addresses of the dead (torch 2.15)."""
+    for store, rank, size in rendezvous("env://", **options):
+        yield PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, size
+
+
+register_rendezvous_handler("fermarsi", _meet)  # type: ignore[no-untyped-call]  # torch has no types there
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exception is what a collective raises when another rank has gone."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("/gloo/", "nccl", "connection", "broken pipe"))
+    )
+
+
+def leave() -> None:
+    """Take the process group down at the end of a launch; never waits for the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

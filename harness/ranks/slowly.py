@@ -1,0 +1,33 @@
+"""Long work of rank 0 that its peers wait for."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TypeVar
+
+from harness.ranks.ranks import Ranks
+
+HEARD_S = 10.0
+
+
+T = TypeVar("T")
+
+
+def slowly(ranks: Ranks, work: Callable[[], T], heard_s: float = HEARD_S) -> T:
+    """As `ranks.decide`, for work that may last longer than a rank waits for another: it goes on in a thread, and the others hear that it does."""
+    if ranks.size == 1:
+        return ranks.decide(work)
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised on every rank below
+            result.set_exception(error)
+
+    if ranks.is_first():
+        # A daemon: if a peer is lost meanwhile, this rank leaves at once, and nothing waits for the work to end.
+        threading.Thread(target=run, name="fermarsi-slowly", daemon=True).start()
+    while not ranks.decide(lambda: bool(wait([result], heard_s).done)):
+        pass
+    return ranks.decide(result.result)

@@ -1,0 +1,81 @@
+"""Why and where a run ended: outcome.json, and the exit code that follows from it."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import CheckpointError
+
+FILE = "outcome.json"
+
+
+DIVERGED = 3
+
+
+INTERRUPTED = 75  # EX_TEMPFAIL: to be continued
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a launch. `reason`: targets_reached, no_improvement, diverged, budget, stop_requested, or interrupted (the next launch goes on)."""
+
+    reason: str
+    detail: str
+    step: int
+    epoch: float
+    samples: int
+    world_size: int
+    launches: int
+    best: Mapping[str, Any] | None
+    checkpoint: str | None
+    exact: bool
+    exact_reason: str
+    time: Mapping[str, float]
+
+    @property
+    def finished(self) -> bool:
+        return self.reason != "interrupted"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Outcome":
+        return cls(**value)
+
+
+def exit_code(outcome: Outcome, *, under_agent: bool) -> int:
+    """The exit code of a training process. An elastic agent takes any code but 0 for a crash: under one, an interruption is a 0."""
+    if outcome.reason == "diverged":
+        return DIVERGED
+    return INTERRUPTED if outcome.reason == "interrupted" and not under_agent else 0
+
+
+def write_outcome(directory: Path, outcome: Outcome) -> None:
+    """Replace outcome.json at once and durably. Rank 0 only. Raises CheckpointError."""
+    temporary = directory / f".{FILE}.tmp"
+    try:
+        with temporary.open("w") as file:
+            json.dump(outcome.to_json(), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, directory / FILE)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory / FILE}: {error.strerror}, so it cannot say that {outcome.detail} Mend the disk and launch again: the checkpoints are safe."
+        ) from error
+
+
+def read_outcome(directory: Path) -> Outcome | None:
+    """The outcome of the run's last launch that ended by itself; None if there is none. Raises CheckpointError if it cannot be understood."""
+    path = directory / FILE
+    if not path.exists():
+        return None
+    try:
+        return Outcome.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be understood: {error}. Remove it; the checkpoints tell where the run stands.") from error

@@ -1,0 +1,1 @@
+"""When a training ends: pure functions of its history."""

@@ -1,0 +1,91 @@
+"""The `stop:` section of a config: when a training is evaluated, and what ends it. Values only; controller.py judges by them.
+
+What depends on the metrics of a task (does the metric exist, can it reach the value) is checked by checks.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from harness.settings import _Settings, place
+from harness.stopping.best import BestMetric
+from harness.stopping.budget import Budget, Every
+from harness.stopping.divergence import Divergence, Spike
+from harness.stopping.improvement import Improvement
+from harness.stopping.targets import Target
+
+Need = Literal["all", "any"]
+
+
+class TrainSample(_Settings):
+    """A fixed sample of the training split."""
+
+    samples: int = Field(ge=1, description="How many samples, the same at each evaluation.")
+
+
+class StopSettings(_Settings):
+    """The whole `stop:` section."""
+
+    every: Every = Field(Every(epochs=1), description="The interval: the stretch between two evaluations.")
+    targets: dict[str, Target] = Field({}, description="What metrics must reach; a name without a split means train/ and val/.")
+    targets_need: Need = Field("all", description="Whether all targets or any of them must be reached.")
+    hold: int = Field(1, ge=1, description="Evaluations in a row at which the targets must hold.")
+    improvement: tuple[Improvement, ...] = Field((), description="What counts as getting better, and how long too little is borne: one, or a list.")
+    improvement_needs: Need = Field("all", description="Whether all criteria or any of them must have run out of patience.")
+    best: BestMetric | None = Field(None, description="What the best checkpoint is best in; null: the first improvement's metric.")
+    divergence: tuple[Divergence, ...] = Field((), description="What ends the training as diverged besides a non-finite loss: one, or a list.")
+    spike: Spike | None = Field(None, description="What is done about sudden jumps of the training loss: warn, stop, or a mapping; null: nothing.")
+    skipped_steps: int = Field(20, ge=1, description="With fp16, so many skipped steps in a row are divergence.")
+    warmup: int = Field(0, ge=0, description="First intervals that are never stale.")
+    train_metrics: Literal["interval", "full"] | TrainSample = Field(
+        "interval", description="What training metrics are of: the interval's own batches, the whole training split, or a fixed sample of it."
+    )
+    budget: Budget | None = Field(None, description="What the training may cost over all launches; the limit met first counts.")
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: object) -> object:
+        return {} if value is None else value
+
+    @field_validator("improvement", "divergence", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        if value is None:
+            return ()
+        return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+    @field_serializer("improvement", "divergence")
+    def _as_given(self, values: tuple[Any, ...]) -> Any:
+        """One alone is a mapping again, so that `stop.improvement.patience=3` reaches it."""
+        return values[0] if len(values) == 1 else list(values)
+
+    @field_validator("spike", mode="before")
+    @classmethod
+    def _bare_action(cls, value: object) -> object:
+        return {"action": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _can_take_effect(self) -> Self:
+        problems = []
+        if not self.targets and not self.improvement and self.budget is None:
+            problems.append("nothing ends the training: give targets, improvement or budget")
+        if not self.targets and self.hold != 1:
+            problems.append("hold has no effect without targets")
+        if not self.targets and self.targets_need != "all":
+            problems.append("targets_need has no effect without targets")
+        if not self.improvement and self.warmup:
+            problems.append("warmup has no effect without improvement")
+        if not self.improvement and self.improvement_needs != "all":
+            problems.append("improvement_needs has no effect without improvement")
+        problems += [
+            f"{place('improvement', index, self.improvement)}.patience: {criterion.patience.count} {unit} are no whole number of intervals of "
+            f"{length} {unit}; give a multiple of {length}"
+            for index, criterion in enumerate(self.improvement)
+            if (unit := criterion.patience.unit) in ("epochs", "steps")
+            and (length := getattr(self.every, unit)) is not None
+            and criterion.patience.count % length
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

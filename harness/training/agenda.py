@@ -1,0 +1,68 @@
+"""When what happens: pure functions of the step and of what the ranks agreed on."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from harness.data.sampling import Sampling
+from harness.stopping.budget import Budget, Every
+
+
+class Call(IntEnum):
+    """What a rank asks of all ranks between two steps; the highest call wins."""
+
+    NONE = 0
+    TIME_UP = 1
+    STOP_REQUESTED = 2
+    INTERRUPTED = 3
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after a step. `read`: the host waits for the losses so far, before anything that relies on them."""
+
+    read: bool
+    log: bool
+    evaluate: bool
+    save: bool
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """The calendar of a run."""
+
+    sampling: Sampling
+    log_every: Every
+    evaluate_every: Every
+    save_every: Every | None
+    budget: Budget | None
+    trace: bool = False
+
+    def due(self, step: int, call: Call, *, owed: bool = False) -> Due:
+        """What follows step `step`. The budget's last step is evaluated and saved wherever it falls.
+
+        `owed`: the launch before left in the midst of this step's evaluation, and had done by then what comes before it.
+        """
+        last = self.last_step()
+        ends = call in (Call.TIME_UP, Call.STOP_REQUESTED) or (last is not None and step >= last)
+        evaluate = ends or owed or self.falls(self.evaluate_every, step)
+        save = ends or call == Call.INTERRUPTED or (evaluate if self.save_every is None else self.falls(self.save_every, step))
+        log = self.falls(self.log_every, step) and not owed
+        return Due(read=(log or evaluate or save or self.trace) and not owed, log=log, evaluate=evaluate, save=save)
+
+    def falls(self, every: Every, step: int) -> bool:
+        """Whether a stretch of `every` ends with this step: an epoch ends on the first step that completes it."""
+        if every.steps is not None:
+            return step % every.steps == 0
+        assert every.epochs is not None
+        return self.sampling.epochs_done(step) // every.epochs > self.sampling.epochs_done(step - 1) // every.epochs
+
+    def last_step(self) -> int | None:
+        """The step at which the budget of epochs, steps or samples is spent; None without one."""
+        if self.budget is None:
+            return None
+        limits = [
+            None if self.budget.steps is None else self.budget.steps,
+            None if self.budget.epochs is None else self.sampling.step_of_epoch(self.budget.epochs),
+            None if self.budget.samples is None else self.sampling.steps_for_samples(self.budget.samples),
+        ]
+        return min((limit for limit in limits if limit is not None), default=None)

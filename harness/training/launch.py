@@ -1,0 +1,167 @@
+"""One launch of a run in this process, among the others it was launched with: errors become one message and an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import Accelerator
+
+from harness.config.read import read_config
+from harness.config.schema import Config
+from harness.console import Console
+from harness.data.feed import end_workers
+from harness.errors import HarnessError, LeavingError, RankError
+from harness.interrupt import Interruption, under_agent
+from harness.ranks.meeting import is_lost_peer, leave
+from harness.ranks.ranks import Ranks
+from harness.rundir.lease import Lease
+from harness.rundir.ledger import Ledger, process_age_s
+from harness.rundir.outcome import INTERRUPTED, Outcome, exit_code
+from harness.tracking.tracker import Tracker
+from harness.training.build import build
+from harness.training.ending import leave_early
+from harness.training.loop import fit
+from harness.training.parallel import start_accelerator
+from harness.training.resume import Place, find_place, finished_outcome, take
+
+LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
+
+
+def train(config: Config, accelerator: Accelerator, ranks: Ranks, interruption: Interruption) -> Outcome:
+    """Run a training to its end, from wherever it stands. Called by every rank. Raises HarnessError."""
+    directory = config.run.dir
+    ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=process_age_s())
+    lease = Lease(directory)
+    tracker: Tracker | None = None
+    with Console(ranks.is_first()) as console:
+        launches = ranks.decide(lambda: take(lease, console, directory, interruption))
+        try:
+            finished = ranks.decide(lambda: finished_outcome(config))
+            if finished is not None:
+                outcome = Outcome.from_json(finished)
+                console.say(f"{directory}: this run is finished: {outcome.detail} Ask for more (stop.*) to go on.")
+                return outcome
+            with ledger.account("resume"):
+                found = ranks.decide(lambda: find_place(config, console))
+            place = Place(found["run_id"], launches, None if found["checkpoint"] is None else Path(found["checkpoint"]))
+            tracker = Tracker(directory, console, enabled=ranks.is_first())
+            run = build(config, accelerator, ranks, place, interruption, ledger, lease, tracker)
+            try:
+                with run.note:
+                    return fit(run)
+            finally:
+                run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
+        except LeavingError as leaving:
+            cause = str(leaving)
+            outcome = Outcome.from_json(ranks.decide(lambda: leave_early(config, launches, ranks.size, cause, ledger).to_json()))
+            console.outcome(outcome)
+            return outcome
+        finally:
+            if tracker is not None:
+                tracker.close()
+            lease.release()
+
+
+MEETING_SPARE_S = 5.0  # beyond run.timeout_s, for torch to find out by itself
+
+
+SURVIVORS_S = 1.5  # for the survivors of a lost process to report, so that it can be named
+
+
+T = TypeVar("T")
+
+
+def launch(path: Path, overrides: Sequence[str]) -> int:
+    """Train by a config; the process's exit code. Called by every rank."""
+    try:
+        with Interruption() as interruption:
+            code = launch_among(interruption, path, overrides)
+            if interruption.cause is not None:
+                interruption.stay_deaf()  # an exit code that says "in order" must not become that of a second signal
+            return code
+    except KeyboardInterrupt:
+        print("interrupted twice: leaving at once; launch again to go on from the last checkpoint", file=sys.stderr)
+        return 130
+    finally:
+        end_workers()
+
+
+def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str]) -> int:
+    """The same, once signals no longer end the process."""
+    ranks = Ranks()
+    agent = under_agent(os.environ)
+    try:
+        config = before_joining(lambda: read_config(path, overrides))
+        accelerator = before_joining(lambda: meet(config, interruption))
+        ranks = Ranks.join(config.run.timeout_s)
+        interruption.join(ranks.board(), ranks.rank)
+        code = exit_code(train(config, accelerator, ranks, interruption), under_agent=agent)
+    except LeavingError as leaving:  # before this launch held the run directory
+        if ranks.is_first():
+            print(f"interrupted: {leaving} before the launch began; to be continued", file=sys.stderr)
+        code = 0 if agent else INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - a peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
+        return fail(error, ranks)
+    leave()
+    return code
+
+
+def before_joining(work: Callable[[], T]) -> T:
+    """What each process does before they know each other: a mistake is every process's, and told by the first of each node."""
+    try:
+        return work()
+    except HarnessError as error:
+        if error.origin_rank is None:
+            error.origin_rank = int(os.environ.get("LOCAL_RANK", "0"))  # 0 is this process's rank until it has joined the others
+        raise
+
+
+def meet(config: Config, interruption: Interruption) -> Accelerator:
+    """Join the other processes of the launch. Raises ConfigError, and RankError if they do not meet; in any case it ends within a time limit."""
+    interruption.give_up_after(config.run.timeout_s + MEETING_SPARE_S, f"RankError: {_not_met(config, 'whoever is there does not answer')}")
+    try:
+        return start_accelerator(config.train.precision, config.run.exactness, config.run.timeout_s)
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise
+        raise RankError(_not_met(config, _first_line(error)), origin_rank=0) from error  # told by each process: none knows of the others
+
+
+def _not_met(config: Config, why: str) -> str:
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return (
+        f"rank {rank}, before the first step: the {size} processes of this launch could not meet at {place} within {config.run.timeout_s:.0f} s "
+        f"(run.timeout_s): {why}. Is that the machine of rank 0, its name known here, its port free there and open to the others, and were all "
+        "processes started?"
+    )
+
+
+def fail(error: Exception, ranks: Ranks) -> int:
+    """Print the error on the rank it comes from, and there alone; returns the exit code, the same on every rank."""
+    cause = ranks.published_failure()
+    if cause is not None and cause.origin_rank != ranks.rank and not isinstance(error, HarnessError) and is_lost_peer(error):
+        return cause.exit_code  # the rank that failed has printed it
+    if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
+        lost = ranks.missing(SURVIVORS_S)
+        who = f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}" if lost else "another process"
+        where = "before the first step" if ranks.step is None else f"step {ranks.step:,}"
+        error = RankError(
+            f"rank {ranks.rank}, {where}: lost {who} ({_first_line(error)}). It was killed, crashed or hangs, or its machine cannot be reached; "
+            "launch again to go on from the last checkpoint."
+        )
+    ranks.publish_failure(error)
+    if isinstance(error, HarnessError):
+        first = ranks.published_failure()  # ranks that fail alike and at once publish one error between them
+        if error.origin_rank == ranks.rank or (error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)):
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    traceback.print_exception(error)
+    return 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

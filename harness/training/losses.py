@@ -1,0 +1,107 @@
+"""The losses of the training steps, kept on the device until a log point, summed exactly over slots and ranks.
+
+A step's loss is the exactly rounded sum (`math.fsum`) of its micro-batches' float32 loss sums over its number of items, so that it
+has the same bits on any number of ranks.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.metrics.exact import ExactSum, exact_sum
+from harness.ranks.ranks import Ranks
+from harness.stopping.verdict import Window
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """What is known of one step at a log point."""
+
+    loss_sum: float
+    num_items: int
+    grad_norm: float
+
+
+class LossWindow:
+    """Collects on the device, reads at log points. `pending`: the steps since the last logged record; beside it the sum since the last evaluation."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._sums: list[list[Tensor]] = []
+        self._items: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._skipped: list[bool] = []
+        self.pending: list[StepLoss] = []
+        self._interval = ExactSum()
+        self._interval_items = 0
+
+    def add(self, loss_sums: Sequence[Tensor], num_items: Tensor, grad_norm: Tensor, skipped: bool) -> None:
+        """Keep one step's values; no host wait."""
+        self._sums.append(list(loss_sums))
+        self._items.append(num_items)
+        self._norms.append(grad_norm)
+        self._skipped.append(skipped)
+
+    def read(self, step: int) -> Window:
+        """All steps up to `step` since the last read, with the lowest rank that brought a non-finite loss. The host waits. Called by every rank."""
+        count = len(self._sums)
+        first = step - count + 1
+        if count == 0:
+            return Window(first_step=first, losses=[], grad_norms=[], skipped=[], offenders={})
+        mine = torch.stack([torch.stack(sums) for sums in self._sums]).double()
+        by_rank = self._ranks.gather_rows(mine)  # R x (steps, slots)
+        items = torch.stack(self._items).tolist()
+        norms = self._ranks.gather_rows(torch.stack(self._norms).double())[0].tolist()
+        offenders: dict[int, int] = {}
+        steps: list[StepLoss] = []
+        for index in range(count):
+            finite = [bool(rows[index].isfinite().all()) for rows in by_rank]
+            if not all(finite):
+                offenders[first + index] = finite.index(False)
+            values = [value for rows in by_rank for value in rows[index].tolist()]
+            steps.append(StepLoss(exact_sum(values), int(items[index]), norms[index]))
+        skipped = self._skipped
+        self._sums, self._items, self._norms, self._skipped = [], [], [], []
+        taken = [one for one, skip in zip(steps, skipped, strict=True) if not skip]  # a step that the scaler skipped changed nothing
+        self.pending += taken
+        for one in taken:
+            self._interval.add(one.loss_sum)
+            self._interval_items += one.num_items
+        return Window(
+            first_step=first,
+            losses=[mean_loss([one]) for one in steps],
+            grad_norms=[one.grad_norm for one in steps],
+            skipped=skipped,
+            offenders=offenders,
+        )
+
+    def take_pending(self) -> list[StepLoss]:
+        """The steps since the last call, for a log record."""
+        taken, self.pending = self.pending, []
+        return taken
+
+    def take_interval(self) -> float:
+        """Mean loss over all items since the last call; NaN if there were none."""
+        mean = self._interval.value() / self._interval_items if self._interval_items else math.nan
+        self._interval, self._interval_items = ExactSum(), 0
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        """JSON: what was read and not yet taken. Call after `read`."""
+        pending = [[one.loss_sum, one.num_items, one.grad_norm] for one in self.pending]
+        return {"pending": pending, "interval": self._interval.partials, "interval_items": self._interval_items}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.pending = [StepLoss(*row) for row in state["pending"]]
+        self._interval, self._interval_items = ExactSum(state["interval"]), state["interval_items"]
+
+
+def mean_loss(steps: Sequence[StepLoss]) -> float:
+    """Mean over all items of some steps; NaN if there were none."""
+    items = sum(one.num_items for one in steps)
+    return exact_sum([one.loss_sum for one in steps]) / items if items else math.nan

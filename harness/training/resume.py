@@ -1,0 +1,172 @@
+"""Where a launch goes on: what rank 0 finds in the run directory and decides for all. Nothing here is a collective."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import components
+from harness.checkpoint.commit import set_aside_newer
+from harness.checkpoint.read import Loaded, choose, load, load_trainer, read_manifest
+from harness.checkpoint.state import restore_network, restore_optimizer
+from harness.config.identity import identity_changes, rate_changes
+from harness.config.read import read_config, resolved_yaml
+from harness.config.schema import Config
+from harness.console import Console
+from harness.errors import CheckpointError, ConfigError
+from harness.interrupt import PREEMPT, Interruption
+from harness.randomness import restore_random, seed_ambient, seed_for
+from harness.ranks.ranks import Ranks
+from harness.rundir.crashes import FILE as STEP_NOTE
+from harness.rundir.crashes import check_crashes
+from harness.rundir.lease import Lease
+from harness.rundir.outcome import read_outcome
+from harness.stopping.controller import StopController
+from harness.tasks.task import Task, known_metrics
+from harness.training.engine import Engine
+from harness.training.run import Run
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a launch goes on: rank 0's choice. `checkpoint` is None at the beginning of a run."""
+
+    run_id: str
+    launches: int
+    checkpoint: Path | None
+
+
+def load_state(config: Config, place: Place, engine: Engine, data: Mapping[str, str], ranks: Ranks) -> Loaded | None:
+    """Read the chosen checkpoint and put its weights and moments in. Raises CheckpointError, also if `data` (fingerprints by split) has changed."""
+    if place.checkpoint is None:
+        return None
+    loaded = load(place.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu"))
+    had = loaded.manifest.facts["data"]
+    changed = [f"data.{name}" for name in sorted({*had, *data}) if had.get(name) != data.get(name)]
+    if changed and config.run.exactness != "none":
+        raise CheckpointError(
+            f"{place.checkpoint}: {', '.join(changed)} no longer gives the samples that the run began with, so it cannot go on exactly. "
+            "Bring the data back, choose another run.dir, or set run.exactness: none from the start of a run."
+        )
+    restore_network(engine.network, loaded)
+    fresh = [dict(group) for group in engine.optimizer.param_groups]
+    before = read_config(place.checkpoint / "config.yaml")
+    restore_optimizer(engine.optimizer, engine.parameter_names(), loaded.optimizer, engine.regrouped(loaded.trainer["optimizer"]))
+    engine.adopt_changes(before.optimizer, fresh, before.parts)
+    engine.restore_rest(loaded.trainer["schedule"], loaded.trainer["scaler"])
+    return loaded
+
+
+def restore_place(loaded: Loaded | None, run: Run) -> None:
+    """Where the launch before left: what it still had to do, and the ambient generators as they were; last, so that nothing draws after it.
+
+    On another number of ranks the generators are those of the step's boundary.
+    """
+    if loaded is not None:
+        run.evaluation_due, run.save_s = loaded.trainer.get("evaluation_due", False), loaded.trainer.get("save_s")
+    seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
+    if loaded is not None and loaded.rng is not None:
+        rng = loaded.rng
+        run.ranks.together(lambda: restore_random(rng, run.engine.generators))
+
+
+SUPERSEDED = ("checkpoints", "config.yaml", "metrics.jsonl", "outcome.json", "ledger.json", "trace.jsonl", STEP_NOTE)
+
+
+def take(lease: Lease, console: Console, directory: Path, interruption: Interruption) -> int:
+    """Hold the run directory against other launches; returns the number of launches so far. Rank 0 only. Raises HarnessError.
+
+    From here on a file PREEMPT is a request to this launch; one that is there already was meant for a launch before.
+    """
+    launches = lease.take(interruption.check)
+    if lease.message:
+        console.say(lease.message)
+    (directory / PREEMPT).unlink(missing_ok=True)
+    interruption.look_for(directory / PREEMPT)
+    return launches
+
+
+def finished_outcome(config: Config) -> dict[str, Any] | None:
+    """The outcome of a run that the present settings would end where it ended; None if it goes on or has not begun. Rank 0 only."""
+    outcome = read_outcome(config.run.dir)
+    if outcome is None or not outcome.finished or config.run.resume not in ("auto", "must"):
+        return None
+    if outcome.reason == "stop_requested":
+        return outcome.to_json() if (config.run.dir / "STOP").exists() else None
+    if outcome.reason == "diverged":
+        return outcome.to_json() if read_config(config.run.dir / "config.yaml") == config else None  # with the same settings it would diverge again
+    chosen = choose(config.run.dir / "checkpoints", config.run.resume, verify="size")
+    if chosen.path is None:
+        return None
+    task: Task = components.build(config.task, "task")
+    verdict = StopController(config.stop, known_metrics(config, task)).restore(load_trainer(chosen.path)["stop"])
+    return outcome.to_json() if verdict is not None and verdict.stops else None
+
+
+def find_place(config: Config, console: Console) -> dict[str, Any]:
+    """Choose the checkpoint to go on from, and leave the resolved config in the run directory. Rank 0 only. Raises HarnessError."""
+    directory = config.run.dir
+    if config.run.resume == "never" and config.run.overwrite:
+        set_aside(directory, console)
+    crash = check_crashes(directory, config.run.max_crashes)
+    if crash is not None:
+        console.say(f"warning: {directory}: in the launch before, {crash}")
+    choice = choose(directory / "checkpoints", config.run.resume, verify=config.checkpoint.verify)
+    for reason in choice.skipped:
+        console.say(f"warning: {reason}")
+    run_id = secrets.token_hex(4)
+    if choice.path is not None:
+        before = read_config(choice.path / "config.yaml")
+        check_schedule(before, config, directory)
+        changes = identity_changes(before, config)
+        if changes:
+            raise ConfigError(
+                f"{directory}: {choice.path.name} belongs to another training. What identifies a run has changed:\n  "
+                + "\n  ".join(changes)
+                + "\nTake the changes back, or choose another run.dir."
+            )
+        run_id = load_trainer(choice.path)["run_id"]
+        console.say(f"{directory}: going on from {choice.path.name}")
+        if choice.path.resolve().parent == (directory / "checkpoints").resolve():
+            for name in set_aside_newer(directory / "checkpoints", read_manifest(choice.path).step):
+                console.say(f"warning: {name} is newer and was set aside")
+    try:
+        (directory / "config.yaml").write_text(resolved_yaml(config))
+        (directory / "outcome.json").unlink(missing_ok=True)  # it was of an earlier launch
+    except OSError as error:
+        raise CheckpointError(f"{directory}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
+    return {"run_id": run_id, "checkpoint": None if choice.path is None else str(choice.path)}
+
+
+def check_schedule(before: Config, now: Config, directory: Path) -> None:
+    """Refuse changes that a schedule's stored state would make ineffective. Raises ConfigError.
+
+    Torch's schedules store their arguments and compute each rate from the one before; ours are functions of the step and the present config.
+    """
+    own = now.schedule is not None and str(now.schedule["_target_"]).replace(":", ".").startswith("harness.schedules.")
+    if own or (before.schedule is None and now.schedule is None):
+        return
+    changed = [] if before.schedule == now.schedule else ["schedule"]
+    changed += rate_changes(before, now)
+    if changed:
+        raise ConfigError(
+            f"{directory}: {' and '.join(changed)} changed, which has no effect on a run with a torch schedule: its state holds the rates. "
+            "Take the change back, use one of harness.schedules (functions of the step), or begin another run with run.init_from."
+        )
+
+
+def set_aside(directory: Path, console: Console) -> None:
+    """Move what an earlier run left into a directory of its own inside the run directory; nothing is deleted. Rank 0 only."""
+    present = [name for name in SUPERSEDED if (directory / name).exists()]
+    if not (directory / "checkpoints").exists():
+        return
+    number = 1 + sum(1 for _ in directory.glob("superseded-*"))
+    target = directory / f"superseded-{number}"
+    target.mkdir()
+    for name in present:
+        os.rename(directory / name, target / name)
+    console.say(f"{directory}: the earlier run was moved to {target.name}/")

@@ -1,0 +1,95 @@
+"""The parts of a run, as `fit` finds them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.checkpoint.write import CheckpointStore
+from harness.config.schema import Config
+from harness.data.feed import Feed
+from harness.data.sampling import Sampling
+from harness.interrupt import Interruption
+from harness.metrics.interval import IntervalMetrics
+from harness.ranks.pulse import Pulse
+from harness.ranks.ranks import Ranks
+from harness.rundir.crashes import StepNote
+from harness.rundir.ledger import Ledger
+from harness.stopping.controller import StopController
+from harness.stopping.verdict import Verdict
+from harness.tasks.task import Task
+from harness.tracking.tracker import Tracker
+from harness.training.agenda import Agenda
+from harness.training.engine import Engine
+from harness.training.evaluation import EvaluationPlan
+from harness.training.losses import LossWindow
+from harness.training.trace import Trace
+
+
+@dataclass
+class Run:
+    """The parts of a training, built by build.py; they know nothing of each other.
+
+    `step`: the number of steps completed. `found`: the checkpoint that this launch went on from. `verdict`: what the stop settings say of the run as
+    it was found, None if it has no evaluation yet. `evaluation_due`: the evaluation of the last step was left in its midst. `save_s`: what the last
+    save took, None if none is known. `unsaved`: why an interrupted launch did not save its last step.
+    """
+
+    config: Config
+    directory: Path
+    run_id: str
+    ranks: Ranks
+    pulse: Pulse
+    interruption: Interruption
+    sampling: Sampling
+    slots: range
+    agenda: Agenda
+    engine: Engine
+    task: Task
+    feed: Feed
+    losses: LossWindow
+    train_metrics: IntervalMetrics
+    plans: Mapping[str, EvaluationPlan]
+    controller: StopController
+    store: CheckpointStore
+    tracker: Tracker
+    trace: Trace | None
+    ledger: Ledger
+    step: int
+    found: Path | None
+    verdict: Verdict | None
+    launches: int
+    facts: Mapping[str, Any]
+    learned: Sequence[Mapping[str, Any]]  # by treatments, in JSON
+    note: StepNote
+    evaluation_due: bool = False
+    save_s: float | None = None
+    unsaved: str | None = None
+    looked_for_requests: float = field(default=float("-inf"))
+
+    def begin_step(self) -> None:
+        """Note the step that is worked on, for messages and for the launch after a crash."""
+        self.ranks.step = self.step + 1
+        self.note.begin(self.step + 1)
+
+    @property
+    def samples(self) -> int:
+        """Samples seen, over all epochs."""
+        return self.step * self.sampling.size
+
+    @property
+    def epoch(self) -> float:
+        """Epochs completed, with the share of the present one."""
+        return self.samples / self.sampling.num_samples
+
+    def exactness(self) -> tuple[bool, str]:
+        """Whether an interrupted run ends with the bits of one never interrupted, and why or why not."""
+        if self.config.run.exactness == "none":
+            return False, "run.exactness is none: fast kernels that may differ from run to run are allowed"
+        if self.engine.not_deterministic:
+            return False, f"no deterministic kernel for: {', '.join(self.engine.not_deterministic)}"
+        return True, "deterministic kernels; order and randomness are functions of seed, epoch and position"
+
+    def position(self) -> dict[str, Any]:
+        """Where the run is, for a record."""
+        return {"step": self.step, "epoch": self.epoch, "samples": self.samples, "elapsed_s": round(self.ledger.elapsed_s(), 3)}

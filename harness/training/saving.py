@@ -1,0 +1,102 @@
+"""What a run leaves: checkpoints, the reports of their saving, and at the end its outcome."""
+
+import os
+from typing import Any
+
+from harness.checkpoint.manifest import Reason
+from harness.checkpoint.read import step_name
+from harness.checkpoint.retention import BestRank
+from harness.checkpoint.stage import Snapshot
+from harness.checkpoint.state import files_beside, optimizer_tensors
+from harness.config.read import resolved_yaml
+from harness.interrupt import granted_s
+from harness.randomness import capture_random
+from harness.stopping.verdict import Verdict
+from harness.tasks.learning import learner_states
+from harness.training.agenda import Call
+from harness.training.run import Run
+
+
+def save(run: Run, verdict: Verdict | None, call: Call) -> None:
+    """Begin a checkpoint of the present step, unless the launch must leave sooner. Called by every rank; the host waits for the copy alone."""
+    if call == Call.INTERRUPTED and not is_worth_saving(run):
+        return
+    with run.ledger.account("checkpoint_stall"):
+        optimizer, optimizer_rest = optimizer_tensors(run.engine.optimizer, run.engine.parameter_names())
+        interval = run.train_metrics.gathered(run.ranks)
+        exact, exact_reason = run.exactness()
+        ranked_by = run.controller.best_metric()
+        snapshot = Snapshot(
+            step=run.step,
+            epoch=run.sampling.epochs_done(run.step),
+            samples=run.samples,
+            reason=reason_to_save(verdict, call),
+            exact=exact,
+            exact_reason=exact_reason,
+            model=run.engine.network.state_dict(),
+            optimizer=optimizer,
+            rng=capture_random(run.engine.generators),
+            trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
+            metrics=dict(run.controller.latest_metrics(run.step)),
+            facts=run.facts,
+            config_yaml=resolved_yaml(run.config),
+            beside=files_beside(run.engine.network),
+        )
+        run.store.save(snapshot, BestRank(*ranked_by) if ranked_by is not None else None)
+
+
+def reason_to_save(verdict: Verdict | None, call: Call) -> Reason:
+    """Why a checkpoint is written, for its manifest."""
+    if verdict is not None and verdict.stops:
+        return "final"
+    if call == Call.INTERRUPTED:
+        return "interrupted"
+    return "best" if verdict is not None and verdict.new_best else "schedule"
+
+
+def trainer_state(run: Run, optimizer_rest: dict[str, Any], interval: dict[str, Any]) -> dict[str, Any]:
+    """Everything but tensors that a run needs to go on."""
+    engine = run.engine
+    return {
+        "run_id": run.run_id,
+        "step": run.step,
+        "stop": run.controller.state(),
+        "optimizer": optimizer_rest,
+        "schedule": None if engine.schedule is None else engine.schedule.state_dict(),
+        "scaler": engine.scaler_state(),
+        "losses": run.losses.state(),
+        "train_metrics": interval,
+        "ledger": run.ledger.totals(),
+        "learned": list(run.learned),
+        "task": dict(learner_states(run.task)),
+        "evaluation_due": run.evaluation_due,
+        "save_s": run.save_s,
+    }
+
+
+def is_worth_saving(run: Run) -> bool:
+    """Whether an interrupted launch has something to save and the time for it, once the save in flight has ended. Called by every rank."""
+    with run.ledger.account("checkpoint_stall"):
+        run.store.wait()
+    report_saves(run)
+    told: list[Any] = run.ranks.gather([run.interruption.age_s(), run.interruption.cause or ""])
+    age_s, cause = max(told)
+    run.interruption.ask(cause)  # where the word had not come yet
+    if run.found is not None and run.found.resolve() == (run.directory / "checkpoints" / step_name(run.step)).resolve():
+        return False  # asked again before the first step of this launch
+    limit_s = granted_s(run.config.interrupt.grace_s, cause, os.environ)
+    needed_s = run.ranks.decide(lambda: run.save_s)
+    if limit_s is None or needed_s is None or needed_s <= limit_s - age_s:
+        return True
+    run.unsaved = f"of the {limit_s:.1f} s granted {max(0.0, limit_s - age_s):.1f} s were left, and a save takes {needed_s:.1f} s"
+    run.tracker.warn(f"step {run.step:,} is not saved: {run.unsaved}; the next launch does the steps since the last checkpoint again")
+    return False
+
+
+def report_saves(run: Run) -> None:
+    """Tell of the saves that ended since the last call; too many failures in a row end the run on every rank. Called by every rank."""
+    for report in run.store.reports():
+        run.tracker.save(report, run.position())
+        if report.error is None and not report.skipped:
+            run.save_s = report.total_s
+    run.ranks.decide(run.store.raise_if_failing)

@@ -1,0 +1,158 @@
+"""From a source to micro-batches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.data.feed import Feed, evaluation_batches
+from harness.data.sampling import Sampling
+from harness.data.source import Batch
+from harness.data.split import Split
+from harness.errors import DataError
+from harness.sources.paired import Paired
+
+CPU = torch.device("cpu")
+
+
+class Numbers:
+    """Sample i is the number i; `bad` raises."""
+
+    def __init__(self, count: int, bad: int | None = None) -> None:
+        self.count = count
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        if index == self.bad:
+            raise OSError("disk on fire")
+        return {"x": np.float32(index), "name": f"n{index}"}
+
+
+class Together(Numbers):
+    """The same, fetched whole."""
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
+        return {"x": np.array(indices, dtype=np.float32), "name": [f"n{index}" for index in indices]}
+
+
+def add_noise(batch: Batch, seeds: np.ndarray[Any, Any]) -> Batch:
+    return {**batch, "noise": torch.from_numpy((seeds % np.uint64(1000)).astype(np.int64))}
+
+
+def add_ambient_noise(batch: Batch) -> Batch:
+    return {**batch, "noise": torch.rand(len(batch["x"])) + float(np.random.rand())}
+
+
+def split(source: Any, *treatments: Any, check: Any = lambda batch: None) -> Split:
+    return Split(source, treatments, "data.train", check)
+
+
+def steps_of(source: Any, *treatments: Any, workers: int = 0, first: int = 0, count: int = 6, rank: int = 0, ranks: int = 1) -> list[list[Batch]]:
+    sampling = Sampling(num_samples=len(source), size=12, micro_size=3, seed=3)
+    feed = Feed(split(source, *treatments), sampling, sampling.slots_of(rank, ranks), CPU, workers, first)
+    return [feed.next_step() for _ in range(count)]
+
+
+def flat(steps: list[list[Batch]], name: str = "x") -> list[list[float]]:
+    return [torch.cat([batch[name] for batch in step]).tolist() for step in steps]
+
+
+def test_two_epochs_hold_each_sample_twice() -> None:
+    seen = sorted(value for step in flat(steps_of(Numbers(36))) for value in step)
+    assert seen == sorted([float(index) for index in range(36)] * 2)
+
+
+@pytest.mark.parametrize("treatment", [add_noise, add_ambient_noise])
+def test_workers_seeking_and_ranks_change_nothing(treatment: Any) -> None:
+    source = Together(29)
+    whole = steps_of(source, treatment)
+    for name in ("x", "noise"):
+        assert flat(steps_of(source, treatment, workers=2), name) == flat(whole, name)
+        assert flat(steps_of(source, treatment, first=2, count=4), name) == flat(whole, name)[2:]
+        shares = [flat(steps_of(source, treatment, rank=rank, ranks=2), name) for rank in range(2)]
+        assert [first + second for first, second in zip(*shares, strict=True)] == flat(whole, name)
+
+
+def test_a_source_read_whole_gives_what_it_gives_row_by_row() -> None:
+    assert flat(steps_of(Numbers(29))) == flat(steps_of(Together(29)))
+
+
+def test_what_has_no_numbers_stays_a_list() -> None:
+    assert steps_of(Numbers(29))[0][0]["name"][0].startswith("n")
+
+
+def test_loading_leaves_the_ambient_generators_alone() -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    steps_of(Numbers(29), add_ambient_noise)
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_sample_is_named_with_its_split(workers: int) -> None:
+    with pytest.raises(DataError, match=r"data\.train: OSError while reading samples .*: disk on fire"):
+        steps_of(Numbers(29, bad=7), workers=workers, count=3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failed_check_is_named_with_its_split(workers: int) -> None:
+    def check(batch: Batch) -> None:
+        raise DataError("label 10 is outside of 0..9")
+
+    sampling = Sampling(num_samples=29, size=12, micro_size=3, seed=3)
+    feed = Feed(split(Numbers(29), check=check), sampling, range(4), CPU, workers, 0)
+    with pytest.raises(DataError, match=r"^data\.train: label 10 is outside of 0\.\.9$"):
+        feed.next_step()
+
+
+def test_an_empty_split_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.train\.source: the split is empty"):
+        split(Numbers(0))
+
+
+@pytest.mark.parametrize(("count", "size", "ranks"), [(10, 3, 1), (10, 3, 3), (2, 3, 4), (9, 3, 2)])
+def test_an_evaluation_sees_each_sample_once_over_all_ranks(count: int, size: int, ranks: int) -> None:
+    seen = []
+    for rank in range(ranks):
+        for block, batch in evaluation_batches(split(Numbers(count)), size, rank, ranks, CPU, 0):
+            assert batch["x"][0] == block * size
+            seen += batch["x"].tolist()
+    assert seen == list(range(count))
+
+
+def test_treatments_for_training_only_are_left_out_of_an_evaluation() -> None:
+    def blur(batch: Batch) -> Batch:
+        raise AssertionError("not in an evaluation")
+
+    blur.training_only = True  # type: ignore[attr-defined]
+    batches = evaluation_batches(split(Numbers(4), blur), 4, 0, 1, CPU, 0)
+    assert next(iter(batches))[1]["x"].tolist() == [0, 1, 2, 3]
+
+
+class Drawing(Together):
+    """Draws from an ambient generator, as somebody's own source may."""
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
+        return {"x": np.random.rand(len(indices)), "label": np.zeros(len(indices), dtype=np.int64)}
+
+
+class Labelled(Numbers):
+    """All of one class."""
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return {"y": np.float32(index), "label": 0}
+
+
+def test_a_source_that_draws_is_seeded_inside_of_one_of_ours_too() -> None:
+    def steps(**kwargs: Any) -> list[list[float]]:
+        return flat(steps_of(Paired({"x": Drawing(29), "y": Labelled(5)}), **kwargs))
+
+    assert steps(first=2, count=2) == steps()[2:4]

@@ -1,0 +1,72 @@
+"""When what happens."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.data.sampling import Sampling
+from harness.stopping.budget import Budget, Every
+from harness.training.agenda import Agenda, Call
+
+
+def agenda(num_samples: int = 100, size: int = 30, evaluate: Every | None = None, save: Every | None = None, budget: Budget | None = None) -> Agenda:
+    return Agenda(Sampling(num_samples, size, size, seed=0), Every(steps=5), evaluate or Every(epochs=1), save, budget)
+
+
+def test_an_epoch_ends_on_the_first_step_that_completes_it() -> None:
+    ends = [step for step in range(1, 21) if agenda().due(step, Call.NONE).evaluate]
+    assert ends == [4, 7, 10, 14, 17, 20]  # 120, 210, 300, 420, 510, 600 samples
+
+
+def test_a_batch_larger_than_the_split_ends_an_epoch_at_each_step() -> None:
+    assert all(agenda(num_samples=20, size=30).due(step, Call.NONE).evaluate for step in range(1, 9))
+
+
+def test_saves_follow_evaluations_unless_they_have_their_own_interval() -> None:
+    assert [step for step in range(1, 11) if agenda().due(step, Call.NONE).save] == [4, 7, 10]
+    assert [step for step in range(1, 11) if agenda(save=Every(steps=3)).due(step, Call.NONE).save] == [3, 6, 9]
+
+
+def test_the_last_step_of_the_budget_is_evaluated_and_saved_wherever_it_falls() -> None:
+    due = agenda(save=Every(steps=100), budget=Budget(steps=5)).due(5, Call.NONE)
+    assert due.evaluate
+    assert due.save
+
+
+def test_the_tightest_budget_counts() -> None:
+    assert agenda(budget=Budget(steps=50, epochs=2)).last_step() == 7
+    assert agenda(budget=Budget(steps=5, epochs=2)).last_step() == 5
+    assert agenda(budget=Budget(samples=61)).last_step() == 3
+    assert agenda(budget=Budget(hours=1.0)).last_step() is None
+    assert agenda().last_step() is None
+
+
+def test_an_interruption_saves_without_evaluating() -> None:
+    due = agenda().due(3, Call.INTERRUPTED)
+    assert due.save
+    assert due.read
+    assert not due.evaluate
+
+
+def test_an_evaluation_that_is_owed_is_all_that_is_done_again() -> None:
+    due = agenda(save=Every(steps=3)).due(5, Call.NONE, owed=True)
+    assert due.evaluate
+    assert not due.log
+    assert not due.read
+    assert not due.save
+    assert agenda(save=Every(steps=5)).due(5, Call.NONE, owed=True).save
+
+
+def test_a_request_to_stop_evaluates_and_saves_at_once() -> None:
+    for call in (Call.STOP_REQUESTED, Call.TIME_UP):
+        due = agenda().due(3, call)
+        assert due.evaluate
+        assert due.save
+
+
+@given(st.integers(1, 300), st.integers(1, 100), st.integers(1, 5))
+def test_as_many_evaluations_as_stretches_of_epochs_were_completed(num_samples: int, size: int, epochs: int) -> None:
+    calendar = agenda(num_samples, size, evaluate=Every(epochs=epochs))
+    steps = 50
+    fallen = sum(calendar.due(step, Call.NONE).evaluate for step in range(1, steps + 1))
+    completed = steps * size // num_samples // epochs
+    assert fallen == completed if size <= num_samples * epochs else fallen == steps
