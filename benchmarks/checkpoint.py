@@ -1,10 +1,14 @@
-"""What a checkpoint costs: how long a save holds the loop, how long until it is durable, how long a load takes, how much memory all that needs.
+"""What a checkpoint costs: how long a save holds the loop, how long until it is durable, how long a
+load takes, how much memory all that needs.
 
-    python benchmarks/checkpoint.py [--mb 500] [--ranks 1 2] [--repeats 4] [--directory DIR] [--json FILE]
+    python benchmarks/checkpoint.py [--mb 500] [--ranks 1 2] [--repeats 4] [--directory DIR] [--json
+    FILE]
 
-Beside it, in the same run: what else saves a network and its optimizer, and the machine's own limits (one memcpy, one write + fsync, SHA-256, one
-read). The state is a stack of linear layers with AdamW's moments, replicated over the ranks as under DDP. Times are medians over the repeats after
-the first, which has its memory to find; of the ranks the slowest counts. Only fermarsi and "write + fsync" end with the data on the disk.
+Beside it, in the same run: what else saves a network and its optimizer, and the machine's own
+limits (one memcpy, one write + fsync, SHA-256, one read). The state is a stack of linear layers
+with AdamW's moments, replicated over the ranks as under DDP. Times are medians over the repeats
+after the first, which has its memory to find; of the ranks the slowest counts. Only fermarsi and
+"write + fsync" end with the data on the disk.
 """
 
 import argparse
@@ -56,8 +60,13 @@ class State:
             parameter.grad = torch.ones_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.moments, self.rest = optimizer_tensors(self.optimizer, {parameter: name for name, parameter in self.network.named_parameters()})
-        self.size_bytes = sum(tensor.nbytes for tensor in [*self.network.state_dict().values(), *self.moments.values()])
+        self.moments, self.rest = optimizer_tensors(
+            self.optimizer, {parameter: name for name, parameter in self.network.named_parameters()}
+        )
+        self.size_bytes = sum(
+            tensor.nbytes
+            for tensor in [*self.network.state_dict().values(), *self.moments.values()]
+        )
 
     def snapshot(self, step: int) -> Snapshot:
         return Snapshot(
@@ -110,7 +119,16 @@ def in_one_go(call: Callable[[], Any]) -> tuple[float, float]:
 
 
 def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
-    store = CheckpointStore(directory, ranks, Retention(keep_last=1), run_id="b", attempt="b", fence=lambda: None, max_failures=1, timeout_s=600.0)
+    store = CheckpointStore(
+        directory,
+        ranks,
+        Retention(keep_last=1),
+        run_id="b",
+        attempt="b",
+        fence=lambda: None,
+        max_failures=1,
+        timeout_s=600.0,
+    )
 
     def begin(number: int) -> tuple[float, float]:
         store.save(state.snapshot(number), None)
@@ -134,7 +152,10 @@ def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measu
 def torch_save(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
     def write() -> None:
         if ranks.is_first():
-            torch.save({"model": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}, directory / "state.pt")
+            torch.save(
+                {"model": state.network.state_dict(), "optimizer": state.optimizer.state_dict()},
+                directory / "state.pt",
+            )
         ranks.wait_for_all()
 
     return measured(ranks, repeats, lambda number: in_one_go(write))
@@ -143,7 +164,9 @@ def torch_save(state: State, ranks: Ranks, directory: Path, repeats: int) -> Mea
 def safetensors_save_file(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
     def write() -> None:
         if ranks.is_first():
-            save_file({**state.network.state_dict(), **state.moments}, directory / "state.safetensors")
+            save_file(
+                {**state.network.state_dict(), **state.moments}, directory / "state.safetensors"
+            )
         ranks.wait_for_all()
 
     return measured(ranks, repeats, lambda number: in_one_go(write))
@@ -152,12 +175,22 @@ def safetensors_save_file(state: State, ranks: Ranks, directory: Path, repeats: 
 def accelerator_save_state(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
     accelerator = Accelerator(cpu=True)
     accelerator.prepare(state.network, state.optimizer)
-    return measured(ranks, repeats, lambda number: in_one_go(lambda: accelerator.save_state(str(directory / "state"))))
+    return measured(
+        ranks,
+        repeats,
+        lambda number: in_one_go(lambda: accelerator.save_state(str(directory / "state"))),
+    )
 
 
 def dcp_save(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
     tensors = {**state.network.state_dict(), **state.moments}
-    return measured(ranks, repeats, lambda number: in_one_go(lambda: save(dict(tensors), checkpoint_id=directory / str(number))))
+    return measured(
+        ranks,
+        repeats,
+        lambda number: in_one_go(
+            lambda: save(dict(tensors), checkpoint_id=directory / str(number))
+        ),
+    )
 
 
 def dcp_async_save(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
@@ -174,7 +207,9 @@ def dcp_async_save(state: State, ranks: Ranks, directory: Path, repeats: int) ->
 
 
 def limits(size_bytes: int, ranks: Ranks, directory: Path, repeats: int) -> Measured:
-    """What this machine can do: every rank's memcpy of its share at once; the whole state's write, hash and read by rank 0. Called by every rank."""
+    """What this machine can do: every rank's memcpy of its share at once; the whole state's write,
+    hash and read by rank 0. Called by every rank.
+    """
     source = torch.ones(size_bytes // 4)
     share = bytes_of(source)[: size_bytes // ranks.size]
     target = bytes_of(torch.zeros(len(share), dtype=torch.uint8))
@@ -201,15 +236,29 @@ def limits(size_bytes: int, ranks: Ranks, directory: Path, repeats: int) -> Meas
 
     ranks.wait_for_all()
     found = {"memcpy_s": max(ranks.gather(timed(copy)))}
-    calls: dict[str, Callable[[], Any]] = {"write_s": write, "hash_s": lambda: hashlib.sha256(data).digest(), "read_s": read}
+    calls: dict[str, Callable[[], Any]] = {
+        "write_s": write,
+        "hash_s": lambda: hashlib.sha256(data).digest(),
+        "read_s": read,
+    }
     return found | ranks.decide(lambda: {name: timed(call) for name, call in calls.items()})
 
 
-SUBJECTS = [fermarsi, accelerator_save_state, torch_save, safetensors_save_file, dcp_save, dcp_async_save]
+SUBJECTS = [
+    fermarsi,
+    accelerator_save_state,
+    torch_save,
+    safetensors_save_file,
+    dcp_save,
+    dcp_async_save,
+]
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """One rank: every subject in turn, in a directory of its own. Rank 0 prints the results as JSON."""
+    """One rank: every subject in turn, in a directory of its own.
+
+    Rank 0 prints the results as JSON.
+    """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
     dist.init_process_group("gloo")  # also for one rank: async_save needs it
@@ -225,7 +274,9 @@ def work(arguments: argparse.Namespace) -> None:
         results[subject.__name__] = subject(state, ranks, directory, arguments.repeats)
         ranks.decide(lambda directory=directory: shutil.rmtree(directory))  # type: ignore[misc]
     os.sync()
-    results["limits"] = limits(state.size_bytes, ranks, Path(arguments.directory), arguments.repeats)
+    results["limits"] = limits(
+        state.size_bytes, ranks, Path(arguments.directory), arguments.repeats
+    )
     if rank == 0:
         print("RESULT " + json.dumps(results), flush=True)
     ranks.wait_for_all()
@@ -237,11 +288,32 @@ def launch(arguments: argparse.Namespace, size: int) -> dict[str, Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        command = [sys.executable, __file__, "--worker", "--mb", str(arguments.mb), "--repeats", str(arguments.repeats), "--directory", directory]
+        command = [
+            sys.executable,
+            __file__,
+            "--worker",
+            "--mb",
+            str(arguments.mb),
+            "--repeats",
+            str(arguments.repeats),
+            "--directory",
+            directory,
+        ]
         command += ["--only", *arguments.only] if arguments.only else []
-        place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        place = {
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+        }
         processes = [
-            subprocess.Popen(command, env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                command,
+                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             for rank in range(size)
         ]
         outputs = [process.communicate()[0] for process in processes]
@@ -254,11 +326,21 @@ def launch(arguments: argparse.Namespace, size: int) -> dict[str, Any]:
 
 def show(size: int, results: dict[str, Any]) -> None:
     limit, state_mb = results["limits"], results["size_mb"]
-    slower_save, slower_load = max(limit["write_s"], limit["hash_s"]), max(limit["read_s"], limit["hash_s"])
+    slower_save, slower_load = (
+        max(limit["write_s"], limit["hash_s"]),
+        max(limit["read_s"], limit["hash_s"]),
+    )
     print(f"\n{size} rank(s), {state_mb:.0f} MB of state")
-    names = {"memcpy_s": "memcpy of 1/N", "write_s": "write + fsync", "hash_s": "SHA-256", "read_s": "read"}
+    names = {
+        "memcpy_s": "memcpy of 1/N",
+        "write_s": "write + fsync",
+        "hash_s": "SHA-256",
+        "read_s": "read",
+    }
     print("limits: " + ", ".join(f"{name} {limit[key]:.3f} s" for key, name in names.items()))
-    print(f"{'':24}{'first stall':>12}{'stall':>9}{'memcpys':>9}{'total':>9}{'memory/(state/N)':>18}")
+    print(
+        f"{'':24}{'first stall':>12}{'stall':>9}{'memcpys':>9}{'total':>9}{'memory/(state/N)':>18}"
+    )
     for name, one in results.items():
         if name in ("size_mb", "limits"):
             continue
@@ -267,19 +349,37 @@ def show(size: int, results: dict[str, Any]) -> None:
         print(f"{name:24}{times}{memory:18.2f}")
     if "fermarsi" in results:
         mine = results["fermarsi"]
-        print(f"stall / memcpy of 1/N                      {mine['stall_s'] / limit['memcpy_s']:6.2f}   (aim 1.2)")
-        print(f"total / the slower of write+fsync and hash {mine['total_s'] / slower_save:6.2f}   (aim 1.3)")
-        print(f"load  / the slower of read and hash        {mine['load_s'] / slower_load:6.2f}   (aim 1.5)")
+        print(
+            "stall / memcpy of 1/N                      "
+            f"{mine['stall_s'] / limit['memcpy_s']:6.2f}   (aim 1.2)"
+        )
+        print(
+            f"total / the slower of write+fsync and hash {mine['total_s'] / slower_save:6.2f}   "
+            "(aim 1.3)"
+        )
+        print(
+            f"load  / the slower of read and hash        {mine['load_s'] / slower_load:6.2f}   "
+            "(aim 1.5)"
+        )
         spare_mb = mine["memory_mb"] - state_mb / size
-        print(f"peak extra memory - state/N                {spare_mb:6.1f} MB   (aim: one chunk, {CHUNK_BYTES / 1e6:.1f} MB)")
+        print(
+            f"peak extra memory - state/N                {spare_mb:6.1f} MB   (aim: one chunk, "
+            f"{CHUNK_BYTES / 1e6:.1f} MB)"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mb", type=int, default=500)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--directory", default=None, help="on the disk that is to be measured; default: the present directory")
+    parser.add_argument(
+        "--directory",
+        default=None,
+        help="on the disk that is to be measured; default: the present directory",
+    )
     parser.add_argument("--only", nargs="+", choices=[subject.__name__ for subject in SUBJECTS])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)

@@ -1,7 +1,9 @@
-"""How fast random batches come out of the store, beside what else there is. Run: python benchmarks/data.py
+"""How fast random batches come out of the store, beside what else there is.
 
-60,000 images of 28 x 28, of float32 and of bytes, in random batches of 256, in this process, by each way in turn, several times over; CPU time of the
-fastest round:
+Run: python benchmarks/data.py
+
+60,000 images of 28 x 28, of float32 and of bytes, in random batches of 256, in this process, by
+each way in turn, several times over; CPU time of the fastest round:
 
     gather        images[rows], labels[rows] on bare memory maps: the limit
     fetch         Split.fetch on the store: gather, tensors, the task's check of the labels
@@ -9,7 +11,8 @@ fastest round:
     tensors       TensorDataset with a DataLoader's default collation
     datasets      Hugging Face datasets in torch format, rows by number
 
-Target: `feed` at 50 % of `gather` or more, with float32. Bytes are a quarter as much to copy, and what a batch costs beside copying does not shrink
+Target: `feed` at 50 % of `gather` or more, with float32. Bytes are a quarter as much to copy, and
+what a batch costs beside copying does not shrink
 with them: their share is told too.
 """
 
@@ -64,20 +67,36 @@ def compare(dtype: type[np.generic]) -> float:
     """Print the rates of all ways; returns the share of `gather` that `feed` has."""
     with tempfile.TemporaryDirectory() as name:
         source = Made(dtype)
-        path = Store(Path(name)).build("k", Split(source, (), "data.train", lambda batch: None), {}, 0, lambda: None, lambda done, of: None)
+        path = Store(Path(name)).build(
+            "k",
+            Split(source, (), "data.train", lambda batch: None),
+            {},
+            0,
+            lambda: None,
+            lambda done, of: None,
+        )
         task = Classification(input="image", target="label")
         task.fit_to(torch.zeros(1, 10))
         split = Split(Stored(path), (), "data.train", task.check)
-        images, labels = (np.asarray(np.load(path / "shard-00000" / f"{column}.npy", mmap_mode="r")) for column in ("image", "label"))
-        images.sum(), labels.sum()  # all pages are in memory from here on: the disk is not what is compared
+        images, labels = (
+            np.asarray(np.load(path / "shard-00000" / f"{column}.npy", mmap_mode="r"))
+            for column in ("image", "label")
+        )
+        # All pages are in memory from here on: the disk is not what is compared
+        images.sum(), labels.sum()
         rows = np.random.default_rng(1).permutation(NUM)[: NUM // SIZE * SIZE].reshape(-1, SIZE)
         seeds = np.zeros(SIZE, dtype=np.uint64)
         tensors = TensorDataset(torch.from_numpy(source.images), torch.from_numpy(source.labels))
-        table = datasets.Dataset.from_dict({"image": list(source.images[:, 0]), "label": source.labels}).with_format("torch")
+        table = datasets.Dataset.from_dict(
+            {"image": list(source.images[:, 0]), "label": source.labels}
+        ).with_format("torch")
         sampling = Sampling(NUM, SIZE, SIZE, seed=0)
         ways: dict[str, tuple[Callable[[], Iterator[object]], int]] = {
             "gather": (lambda: ((images[some], labels[some]) for some in rows), len(rows)),
-            "fetch": (lambda: (split.fetch(some, seeds, 0, training=True) for some in rows), len(rows)),
+            "fetch": (
+                lambda: (split.fetch(some, seeds, 0, training=True) for some in rows),
+                len(rows),
+            ),
             "feed": (lambda: _steps(Feed(split, sampling, range(1), CPU, 0, 0)), len(rows)),
             "tensors": (lambda: iter(DataLoader(tensors, SIZE, shuffle=True)), 20),
             "datasets": (lambda: (table[some.tolist()] for some in rows), 3),
@@ -99,7 +118,10 @@ def main() -> None:
     torch.set_num_threads(1)
     share = compare(np.float32)
     compare(np.uint8)
-    print(f"target: feed at 0.5 of gather with float32: {'met' if share >= 0.5 else 'MISSED'} ({share:.2f})")
+    print(
+        f"target: feed at 0.5 of gather with float32: {'met' if share >= 0.5 else 'MISSED'} "
+        f"({share:.2f})"
+    )
 
 
 def _steps(feed: Feed) -> Iterator[object]:

@@ -1,4 +1,6 @@
-"""What interruption handling and tracking cost a step. Run: python benchmarks/overhead.py [--ranks 1 2] [--blocks 30]
+"""What interruption handling and tracking cost a step.
+
+Run: python benchmarks/overhead.py [--ranks 1 2] [--blocks 30]
 
 Aim: at least 0.98 of the steps per second of a loop without them, on steps of about 10 ms.
 
@@ -6,8 +8,9 @@ Aim: at least 0.98 of the steps per second of a loop without them, on steps of a
     fit        the loop as it is: all that, with records in metrics.jsonl
     trackers   the same with Weights & Biases (offline), TensorBoard and Trackio
 
-The three train the same network in processes of their own and take turns, a block of steps each: what the machine does meanwhile hits all of them. A
-ratio is that of two blocks side by side; the median over all blocks counts.
+The three train the same network in processes of their own and take turns, a block of steps each:
+what the machine does meanwhile hits all of them. A ratio is that of two blocks side by side; the
+median over all blocks counts.
 """
 
 import argparse
@@ -44,7 +47,9 @@ optimizer: {_target_: overhead.TakesTurns, lr: 1e-3}
 stop: {every: {steps: 1000000}, budget: {steps: 1000000}}
 log: {every: {steps: LOG_EVERY}}
 """
-TRACKERS = "tracking: {wandb: {project: overhead, mode: offline}, backends: [tensorboard, trackio]}\n"
+TRACKERS = (
+    "tracking: {wandb: {project: overhead, mode: offline}, backends: [tensorboard, trackio]}\n"
+)
 ARMS = {"bare": "", "fit": "", "trackers": TRACKERS}
 
 
@@ -67,7 +72,9 @@ class Noise:
 
 
 class TakesTurns(torch.optim.SGD):
-    """SGD that on rank 0, after each block of steps, tells how long it took and waits to be asked for another; the other ranks wait for rank 0."""
+    """SGD that on rank 0, after each block of steps, tells how long it took and waits to be asked
+    for another; the other ranks wait for rank 0.
+    """
 
     steps, begun = 0, 0.0
 
@@ -105,16 +112,34 @@ def start(arm: str, size: int, directory: Path) -> list[subprocess.Popen[str]]:
     """The processes of an arm; the first is rank 0."""
     (directory / arm).mkdir()
     config = directory / arm / "config.yaml"
-    config.write_text((CONFIG + ARMS[arm]).replace("DIR", str(directory / arm)).replace("LOG_EVERY", str(LOG_EVERY)))
+    config.write_text(
+        (CONFIG + ARMS[arm])
+        .replace("DIR", str(directory / arm))
+        .replace("LOG_EVERY", str(LOG_EVERY))
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if size > 1 else {}
-    here = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent), "TRACKIO_DIR": str(directory / "trackio")}
+    place = (
+        {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if size > 1
+        else {}
+    )
+    here = {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent),
+        "TRACKIO_DIR": str(directory / "trackio"),
+    }
     return [
         subprocess.Popen(
             [sys.executable, __file__, "--config", str(config), "--arm", arm],
-            env={**os.environ, **here, **place, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if place else {})},
+            env={
+                **os.environ,
+                **here,
+                **place,
+                **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if place else {}),
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
             text=True,
@@ -160,7 +185,9 @@ def measure(size: int, blocks: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--config", type=Path, help=argparse.SUPPRESS)
@@ -168,14 +195,24 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.arm:
         work(arguments.config, arguments.arm)
-    print(f"{arguments.blocks} blocks of {BLOCK} steps, a record every {LOG_EVERY}; {os.cpu_count()} CPUs\n")
+    print(
+        f"{arguments.blocks} blocks of {BLOCK} steps, a record every {LOG_EVERY}; {os.cpu_count()} "
+        "CPUs\n"
+    )
     print(f"{'ranks':>5}  {'arm':<9}{'ms a step':>10}{'of bare':>9}   quartiles")
     for size in arguments.ranks:
         found = measure(size, arguments.blocks)
         for arm, seconds in found.items():
-            ratios = [without / with_it for without, with_it in zip(found["bare"], seconds, strict=True)]
+            ratios = [
+                without / with_it for without, with_it in zip(found["bare"], seconds, strict=True)
+            ]
             low, middle, high = statistics.quantiles(ratios, n=4)
-            print(f"{size:>5}  {arm:<9}{statistics.median(seconds) / BLOCK * 1e3:>10.2f}{middle:>9.3f}   {low:.3f} to {high:.3f}", flush=True)
+            print(
+                f"{size:>5}  "
+                f"{arm:<9}{statistics.median(seconds) / BLOCK * 1e3:>10.2f}{middle:>9.3f}   "
+                f"{low:.3f} to {high:.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""What a verdict costs: to reach, for histories of several lengths, and to tell every process. Run: python benchmarks/stopping.py
+"""What a verdict costs: to reach, for histories of several lengths, and to tell every process.
 
-Targets: below 50 microseconds with 5 criteria and 10,000 evaluations of history, and no dearer than with 10.
+Run: python benchmarks/stopping.py
+
+Targets: below 50 microseconds with 5 criteria and 10,000 evaluations of history, and no dearer than
+with 10.
 """
 
 import os
@@ -43,13 +46,21 @@ SETTINGS = StopSettings.model_validate(
 def evaluations(first: int, count: int) -> list[Evaluation]:
     draw = random.Random(first)
     return [
-        Evaluation(step, step / 7, step * 64, step / 3600, {name: draw.uniform(0.01, 0.99) for name in METRICS})
+        Evaluation(
+            step,
+            step / 7,
+            step * 64,
+            step / 3600,
+            {name: draw.uniform(0.01, 0.99) for name in METRICS},
+        )
         for step in range(first, first + count)
     ]
 
 
 def cost_of_a_verdict(length: int, count: int = 200, repeats: int = 9) -> float:
-    """Microseconds of CPU a verdict after `length` evaluations: the fastest of repeats, each on a controller that was given that history."""
+    """Microseconds of CPU a verdict after `length` evaluations: the fastest of repeats, each on a
+    controller that was given that history.
+    """
     history, next_ones = evaluations(1, length), evaluations(length + 1, count)
     costs = []
     for _ in range(repeats):
@@ -75,8 +86,12 @@ def cost_of_a_restore(length: int) -> float:
 
 
 def broadcast(rank: int, size: int, port: int, path: str, count: int = 300) -> None:
-    """One process of a group that lets rank 0 judge; rank 0 leaves the median microseconds of a decision."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    """One process of a group that lets rank 0 judge; rank 0 leaves the median microseconds of a
+    decision.
+    """
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
+    )
     ranks = Ranks.join()
     controller = StopController(SETTINGS, METRICS)
     costs = []
@@ -96,23 +111,45 @@ def judging(controller: StopController, evaluation: Evaluation) -> Callable[[], 
 
 
 def cost_of_a_decision(size: int) -> float:
-    """Microseconds, on rank 0, from the evaluation to the verdict that every one of `size` processes has been sent."""
+    """Microseconds, on rank 0, from the evaluation to the verdict that every one of `size`
+    processes has been sent.
+    """
     with socket.socket() as free, tempfile.TemporaryDirectory() as directory:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         result = Path(directory) / "cost"
-        spawn(broadcast, args=(size, port, str(result)), nprocs=size)  # type: ignore[no-untyped-call]  # torch's
+        # Torch's
+        # See above
+        # See above
+        # See above
+        spawn(broadcast, args=(size, port, str(result)), nprocs=size)  # type: ignore[no-untyped-call] # see above
         return float(result.read_text())
 
 
 def cost_of_starting_replay(repeats: int = 5) -> float:
-    """Milliseconds for `fermarsi replay` on a history of 100 evaluations, from the start of Python to its end: the fastest of some."""
+    """Milliseconds for `fermarsi replay` on a history of 100 evaluations, from the start of Python
+    to its end: the fastest of some.
+    """
     with tempfile.TemporaryDirectory() as directory:
         history, config = Path(directory, "history.csv"), Path(directory, "config.yaml")
-        history.write_text("step,epoch,val/accuracy\n" + "".join(f"{step},{step},{1 - 1 / step}\n" for step in range(1, 101)))
-        config.write_text("stop: {improvement: {metric: val/accuracy, at_least: 5%, patience: 5}}\n")
-        command = [sys.executable, "-c", "from harness.cli import main; main()", "replay", str(history), "--config", str(config), "--json"]
+        history.write_text(
+            "step,epoch,val/accuracy\n"
+            + "".join(f"{step},{step},{1 - 1 / step}\n" for step in range(1, 101))
+        )
+        config.write_text(
+            "stop: {improvement: {metric: val/accuracy, at_least: 5%, patience: 5}}\n"
+        )
+        command = [
+            sys.executable,
+            "-c",
+            "from harness.cli import main; main()",
+            "replay",
+            str(history),
+            "--config",
+            str(config),
+            "--json",
+        ]
         costs = []
         for _ in range(repeats):
             begin = time.perf_counter()
@@ -122,15 +159,23 @@ def cost_of_starting_replay(repeats: int = 5) -> float:
 
 
 def main() -> None:
-    print(f"{len(SETTINGS.improvement)} criteria, {len(SETTINGS.targets)} targets, {os.cpu_count()} CPUs\n")
+    print(
+        f"{len(SETTINGS.improvement)} criteria, {len(SETTINGS.targets)} targets, {os.cpu_count()} "
+        "CPUs\n"
+    )
     print(f"{'history':>10}  {'us a verdict':>12}  {'ratio':>6}  {'ms to restore':>13}")
     costs = {length: cost_of_a_verdict(length) for length in LENGTHS}
     for length, cost in costs.items():
-        print(f"{length:>10,}  {cost:>12.1f}  {cost / costs[LENGTHS[0]]:>6.2f}  {cost_of_a_restore(length):>13.1f}")
+        print(
+            f"{length:>10,}  {cost:>12.1f}  {cost / costs[LENGTHS[0]]:>6.2f}  "
+            f"{cost_of_a_restore(length):>13.1f}"
+        )
     print(f"\n{'processes':>10}  {'us a verdict, broadcast':>23}")
     for size in WORLD_SIZES:
         print(f"{size:>10}  {cost_of_a_decision(size):>23.0f}", flush=True)
-    print(f"\nfermarsi replay, 100 evaluations: {cost_of_starting_replay():.0f} ms from start to end")
+    print(
+        f"\nfermarsi replay, 100 evaluations: {cost_of_starting_replay():.0f} ms from start to end"
+    )
 
 
 if __name__ == "__main__":

@@ -31,14 +31,26 @@ comes twice. `fermarsi config CONFIG [key=value ...]` prints what a config comes
   name, which may hold components again. Path and arguments are checked when the config is read.
 """
 _FILLED_IN = {("run",): "", ("run", "name"): "the file's name", ("run", "dir"): "`runs/<run.name>`"}
-_TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", type(None): "null", dict: "component"}
+_TYPES = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    Path: "path",
+    type(None): "null",
+    dict: "component",
+}
 
 
 def reference() -> str:
     """The whole page: a table a section, then one for each kind of value that sections share."""
     fields = known_fields(Config)
     parts = [_INTRODUCTION, "## The sections\n", _table(Config, ())]
-    sections = {name: info for name, info in Config.model_fields.items() if get_origin(info.annotation) is not dict}
+    sections = {
+        name: info
+        for name, info in Config.model_fields.items()
+        if get_origin(info.annotation) is not dict
+    }
     for name, info in sections.items():
         for model in models_in(info.annotation):
             parts += [f"## {name}\n", f"{inspect.getdoc(model)}\n", _table(model, (name,))]
@@ -47,7 +59,11 @@ def reference() -> str:
         for model in models_in(info.annotation):
             if model not in shown:
                 shown.add(model)
-                parts += [f"## {model.__name__}\n", f"{inspect.getdoc(model)}\n", _table(model, None)]
+                parts += [
+                    f"## {model.__name__}\n",
+                    f"{inspect.getdoc(model)}\n",
+                    _table(model, None),
+                ]
     return "\n".join(parts)
 
 
@@ -57,7 +73,12 @@ def _table(model: type[BaseModel], keys: tuple[str, ...] | None) -> str:
         key = info.alias or name
         default = _default(info) if keys is None else _FILLED_IN.get((*keys, key), _default(info))
         shown = key if keys is None else ".".join((*keys, key))
-        rows.append(f"| `{shown}` | {_value(info, is_section=keys == ())} | {default} | {_description(info)} |".replace("  |", " |"))
+        rows.append(
+            (
+                f"| `{shown}` | {_value(info, is_section=keys == ())} | {default} | "
+                f"{_description(info)} |"
+            ).replace("  |", " |")
+        )
     return "\n".join(rows) + "\n"
 
 
@@ -103,9 +124,15 @@ def _default(info: FieldInfo) -> str:
     value = info.default
     if isinstance(value, BaseModel):
         value = value.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True)
-        if models_in(info.annotation)[0] in (model for field in Config.model_fields.values() for model in models_in(field.annotation)):
+        if models_in(info.annotation)[0] in (
+            model for field in Config.model_fields.values() for model in models_in(field.annotation)
+        ):
             return ""
-    text = to_yaml({"value": list(value) if isinstance(value, tuple) else value}).removeprefix("value:").strip()
+    text = (
+        to_yaml({"value": list(value) if isinstance(value, tuple) else value})
+        .removeprefix("value:")
+        .strip()
+    )
     return f"`{text}`"
 
 

@@ -1,7 +1,9 @@
-"""Components by dotted path: `{_target_: torch.optim.AdamW, lr: 1e-3}` is `torch.optim.AdamW(lr=1e-3)`; `pkg.mod:Name` says where the module ends.
+"""Components by dotted path: `{_target_: torch.optim.AdamW, lr: 1e-3}` is
+`torch.optim.AdamW(lr=1e-3)`; `pkg.mod:Name` says where the module ends.
 
-A component is a mapping with `_target_`; its other keys are arguments by name, which may hold components again, also inside lists and
-mappings. Nothing is registered anywhere: a user's own module works like ours. `check` imports the module of a target but calls nothing.
+A component is a mapping with `_target_`; its other keys are arguments by name, which may hold
+components again, also inside lists and mappings. Nothing is registered anywhere: a user's own
+module works like ours. `check` imports the module of a target but calls nothing.
 """
 
 import difflib
@@ -21,27 +23,43 @@ from harness.wording import Keys, Problem, _shown, did_you_mean, line
 TARGET = "_target_"
 
 
-STAGE = "_stage_"  # of a treatment: an argument of the harness, not of the target (data/preparing.py)
+# Of a treatment: an argument of the harness, not of the target (data/preparing.py)
+STAGE = "_stage_"
 
 
-ALLOWED = ("harness", "torch.nn", "torch.optim", "torchvision", "timm", "transformers", "torchmetrics")
+ALLOWED = (
+    "harness",
+    "torch.nn",
+    "torch.optim",
+    "torchvision",
+    "timm",
+    "transformers",
+    "torchmetrics",
+)
 
 
-_FACTORIES = ("torchvision.models", "timm", "transformers")  # make networks by functions; elsewhere what a checkpoint names is a class
+# Make networks by functions; elsewhere what a checkpoint names is a class
+_FACTORIES = ("torchvision.models", "timm", "transformers")
 
 
-_RUN_CODE = ("trust_remote_code", "checkpoint_path")  # arguments of those factories that import or unpickle whatever they are pointed at
+# Arguments of those factories that import or unpickle whatever they are pointed at
+_RUN_CODE = ("trust_remote_code", "checkpoint_path")
 
 
 def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
-    """Call the target with the spec's arguments, nested components built first, and with `given`, which the harness names itself.
+    """Call the target with the spec's arguments, nested components built first, and with `given`,
+    which the harness names itself.
 
     Raises ConfigError that says where and what; a HarnessError of the target keeps its type.
     """
     problems = [*_misfits(spec, (), given)]
     if problems:
         raise ConfigError("\n".join(line(where, problem) for problem in problems))
-    arguments = {name: _build_nested(value, f"{where}.{name}") for name, value in spec.items() if name != TARGET}
+    arguments = {
+        name: _build_nested(value, f"{where}.{name}")
+        for name, value in spec.items()
+        if name != TARGET
+    }
     try:
         return find(spec[TARGET])(**arguments, **given)
     except HarnessError as error:
@@ -49,12 +67,14 @@ def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
     except Exception as error:  # a target may raise anything for arguments it does not like
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
-            f"{where}: {spec[TARGET]} cannot be made: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno}). Look at its arguments."
+            f"{where}: {spec[TARGET]} cannot be made: {type(error).__name__}: {error} "
+            f"({frame.filename}:{frame.lineno}). Look at its arguments."
         ) from error
 
 
 def check(spec: Any, where: str, *given: str) -> list[str]:
-    """What is wrong with a component, nested ones included, without calling anything: one line a mistake, each with its place.
+    """What is wrong with a component, nested ones included, without calling anything: one line a
+    mistake, each with its place.
 
     given: names of arguments that the harness passes itself.
     """
@@ -69,15 +89,18 @@ def find_problems(spec: Any, given: Collection[str] = ()) -> Iterator[Problem]:
             if TARGET in nested:
                 yield from _misfits(nested, keys, ())
             else:
-                for wrong in difflib.get_close_matches(TARGET, [key for key in nested if isinstance(key, str)], cutoff=0.75):
+                for wrong in difflib.get_close_matches(
+                    TARGET, [key for key in nested if isinstance(key, str)], cutoff=0.75
+                ):
                     yield Problem((*keys, wrong), f"no such special key. Did you mean {TARGET}?")
 
 
 def allowed(spec: Any, where: str, allow: Sequence[str]) -> None:
-    """Raise ConfigError if a component of somebody else's config names code outside of ALLOWED and `allow` (dotted prefixes).
+    """Raise ConfigError if a component of somebody else's config names code outside of ALLOWED and
+    `allow` (dotted prefixes).
 
-    spec: a component, or anything that holds some. A path counts by what it leads to: what an allowed module merely imported is outside.
-    Nothing outside is imported.
+    spec: a component, or anything that holds some. A path counts by what it leads to: what an
+    allowed module merely imported is outside. Nothing outside is imported.
     """
     if isinstance(spec, BaseModel):
         spec = spec.model_dump()
@@ -89,7 +112,10 @@ def allowed(spec: Any, where: str, allow: Sequence[str]) -> None:
                 raise ConfigError(line(where, Problem((*keys, TARGET), str(error)))) from error
             if reason:
                 place = line(where, Problem((*keys, TARGET), f"{nested[TARGET]} {reason}"))
-                raise ConfigError(f"{place}. A checkpoint may name {', '.join(ALLOWED)}; allow the prefix of other code if you trust it.")
+                raise ConfigError(
+                    f"{place}. A checkpoint may name {', '.join(ALLOWED)}; allow the prefix of "
+                    "other code if you trust it."
+                )
 
 
 def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +124,9 @@ def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find(path: Any) -> Any:
-    """What a dotted path leads to; its module is imported. Raises ConfigError that says which part is missing."""
+    """What a dotted path leads to; its module is imported. Raises ConfigError that says which part
+    is missing.
+    """
     return _walk(path)[-1]
 
 
@@ -113,8 +141,16 @@ def _build_nested(value: Any, where: str) -> Any:
 
 
 def _inside(value: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[Any, Any]]]:
-    """Every mapping inside of a value, however deep, with the keys that lead to it; not the value itself."""
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    """Every mapping inside of a value, however deep, with the keys that lead to it; not the value
+    itself.
+    """
+    items = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
     for key, item in items:
         here = (*keys, key)
         if isinstance(item, Mapping):
@@ -125,7 +161,11 @@ def _inside(value: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[Any, Any]]]:
 def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Problem]:
     """Why the spec's target cannot be called with its arguments, nested components aside."""
     if not isinstance(spec, Mapping) or TARGET not in spec:
-        yield Problem(keys, f"{_shown(spec)} is not a component. Give a mapping with {TARGET}: pkg.mod.Name and its arguments.")
+        yield Problem(
+            keys,
+            f"{_shown(spec)} is not a component. Give a mapping with {TARGET}: pkg.mod.Name and "
+            "its arguments.",
+        )
         return
     try:
         target = find(spec[TARGET])
@@ -134,12 +174,30 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Problem]
         return
     path = spec[TARGET]
     if not callable(target):
-        kind = "a module" if isinstance(target, ModuleType) else f"a value of type {type(target).__name__}"
-        close = did_you_mean(path, (f"{path}.{name}" for name in dir(target) if name.lower() == path.rpartition(".")[2].lower()))
-        yield Problem((*keys, TARGET), f"{path} is {kind}, not a class or function.{close or ' Name something that can be called.'}")
+        kind = (
+            "a module"
+            if isinstance(target, ModuleType)
+            else f"a value of type {type(target).__name__}"
+        )
+        close = did_you_mean(
+            path,
+            (
+                f"{path}.{name}"
+                for name in dir(target)
+                if name.lower() == path.rpartition(".")[2].lower()
+            ),
+        )
+        yield Problem(
+            (*keys, TARGET),
+            f"{path} is {kind}, not a class or "
+            f"function.{close or ' Name something that can be called.'}",
+        )
         return
     if inspect.isabstract(target):
-        yield Problem((*keys, TARGET), f"{path} is abstract and cannot be made. Name a class that fills it in.")
+        yield Problem(
+            (*keys, TARGET),
+            f"{path} is abstract and cannot be made. Name a class that fills it in.",
+        )
         return
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -152,39 +210,85 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Problem]
         if name == TARGET:
             continue
         if name in given:
-            yield Problem((*keys, name), f"the harness gives this argument to {path} itself. Leave it out.")
-        elif not isinstance(name, str) or (name.startswith("_") and name.endswith("_")) or (name not in takes and not anything):
+            yield Problem(
+                (*keys, name), f"the harness gives this argument to {path} itself. Leave it out."
+            )
+        elif (
+            not isinstance(name, str)
+            or (name.startswith("_") and name.endswith("_"))
+            or (name not in takes and not anything)
+        ):
             free = sorted(takes - set(given))
             known = f" It takes {', '.join(free)}." if free else " It takes none."
-            yield Problem((*keys, name), f"{path} has no argument of this name.{did_you_mean(name, free) or known}")
+            yield Problem(
+                (*keys, name),
+                f"{path} has no argument of this name.{did_you_mean(name, free) or known}",
+            )
     for name in given:
         if name not in takes and not anything:
-            yield Problem((*keys, TARGET), f"{path} takes no argument {name}, which the harness gives here. Name something that does.")
-    missing = [one.name for one in named if one.default is one.empty and one.name not in spec and one.name not in given]
+            yield Problem(
+                (*keys, TARGET),
+                f"{path} takes no argument {name}, which the harness gives here. Name something "
+                "that does.",
+            )
+    missing = [
+        one.name
+        for one in named
+        if one.default is one.empty and one.name not in spec and one.name not in given
+    ]
     if missing:
-        yield Problem(keys, f"{path} needs {', '.join(missing)}. Give {'it' if len(missing) == 1 else 'them'} beside {TARGET}.")
-    nameless = [one.name for one in parameters if one.kind == one.POSITIONAL_ONLY and one.default is one.empty]
+        yield Problem(
+            keys,
+            f"{path} needs {', '.join(missing)}. Give {'it' if len(missing) == 1 else 'them'} "
+            f"beside {TARGET}.",
+        )
+    nameless = [
+        one.name
+        for one in parameters
+        if one.kind == one.POSITIONAL_ONLY and one.default is one.empty
+    ]
     if nameless:
-        yield Problem((*keys, TARGET), f"{path} takes {', '.join(nameless)} only by position. Wrap it in a function that takes names.")
+        yield Problem(
+            (*keys, TARGET),
+            f"{path} takes {', '.join(nameless)} only by position. Wrap it in a function that "
+            "takes names.",
+        )
 
 
 def _walk(path: Any) -> list[Any]:
     """Every object on the way along a dotted path, one for each part."""
     parts = path.replace(":", ".", 1).split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"{_shown(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name.")
-    num_modules = len(path.partition(":")[0].split(".")) if ":" in path else 1  # so many parts are modules for certain
+        raise ConfigError(
+            f"{_shown(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."
+        )
+    # So many parts are modules for certain
+    num_modules = len(path.partition(":")[0].split(".")) if ":" in path else 1
     trail: list[Any] = []
     for index, part in enumerate(parts):
         so_far = ".".join(parts[: index + 1])
         try:
-            trail.append(_step(trail[-1] if trail else None, part, so_far, is_module=index < num_modules, in_module=":" in path))
+            trail.append(
+                _step(
+                    trail[-1] if trail else None,
+                    part,
+                    so_far,
+                    is_module=index < num_modules,
+                    in_module=":" in path,
+                )
+            )
         except ConfigError:
             raise
         except ModuleNotFoundError as error:
-            raise ConfigError(f"{so_far} cannot be imported: it needs {error.name or error}, which is not installed. Install it.") from error
-        except (Exception, SystemExit) as error:  # importing runs the module, which may raise anything
-            raise ConfigError(f"{so_far} cannot be imported: {type(error).__name__}: {error}. Mend the module.") from error
+            raise ConfigError(
+                f"{so_far} cannot be imported: it needs {error.name or error}, which is not "
+                "installed. Install it."
+            ) from error
+        except (Exception, SystemExit) as error:
+            # Importing runs the module, which may raise anything
+            raise ConfigError(
+                f"{so_far} cannot be imported: {type(error).__name__}: {error}. Mend the module."
+            ) from error
     return trail
 
 
@@ -204,7 +308,10 @@ def _step(here: Any, part: str, so_far: str, *, is_module: bool, in_module: bool
                 raise
     if not parent:
         close = did_you_mean(part, (one.name for one in pkgutil.iter_modules()))
-        raise ConfigError(f"there is no module {part}.{close or ' Install it, or put the folder it is in on PYTHONPATH.'}")
+        raise ConfigError(
+            "there is no module "
+            f"{part}.{close or ' Install it, or put the folder it is in on PYTHONPATH.'}"
+        )
     inner = [one.name for one in pkgutil.iter_modules(getattr(here, "__path__", []))]
     close = did_you_mean(part, {*inner, *(name for name in dir(here) if not name.startswith("_"))})
     kind = "module" if isinstance(here, ModuleType) else type(here).__name__
@@ -225,12 +332,19 @@ def _refusal(spec: Mapping[str, Any], allow: Sequence[str]) -> str:
     parts = path.split(".")
     for index, met in enumerate(trail):
         home = met.__name__ if isinstance(met, ModuleType) else getattr(met, "__module__", None)
-        if _is_under(".".join(parts[: index + 1]), ALLOWED) and not _is_under(str(home), (*ALLOWED, *allow)):
+        if _is_under(".".join(parts[: index + 1]), ALLOWED) and not _is_under(
+            str(home), (*ALLOWED, *allow)
+        ):
             return f"leads to code from elsewhere ({home})"
-    if not inspect.isclass(trail[-1]) and not _is_under(str(trail[-1].__module__), (*_FACTORIES, *allow)):
+    if not inspect.isclass(trail[-1]) and not _is_under(
+        str(trail[-1].__module__), (*_FACTORIES, *allow)
+    ):
         return "is not a class"
     return ""
 
 
 def _is_under(path: str, prefixes: Iterable[str]) -> bool:
-    return any(path == prefix.rstrip(".") or path.startswith(prefix.rstrip(".") + ".") for prefix in prefixes)
+    return any(
+        path == prefix.rstrip(".") or path.startswith(prefix.rstrip(".") + ".")
+        for prefix in prefixes
+    )

@@ -1,4 +1,6 @@
-"""What a person sees while a run goes: a live line on a terminal, plain lines elsewhere, on rank 0 only."""
+"""What a person sees while a run goes: a live line on a terminal, plain lines elsewhere, on rank 0
+only.
+"""
 
 import time
 from collections.abc import Mapping
@@ -10,7 +12,8 @@ from rich.status import Status
 
 from harness.rundir.outcome import Outcome
 
-PLAIN_EVERY_S = 10.0  # between two lines about training steps where nothing can be redrawn, e.g. in a log file
+# Between two lines about training steps where nothing can be redrawn, e.g. in a log file
+PLAIN_EVERY_S = 10.0
 
 
 class Console:
@@ -20,7 +23,8 @@ class Console:
         self._rich = RichConsole(highlight=False, soft_wrap=True) if enabled else None
         self._last_step: int | None = None
         self._live: Status | None = None
-        self._begun: tuple[float, int, int] | None = None  # time, step, samples at the first record: the rate counts from there
+        # Time, step, samples at the first record: the rate counts from there
+        self._begun: tuple[float, int, int] | None = None
         self._plain_at = float("-inf")
         self._progress_at = time.monotonic()
 
@@ -38,7 +42,10 @@ class Console:
         if self._rich is None:
             return
         now = time.monotonic()
-        line = f"{_place(record)}  {_numbers(record, ('train/loss', 'lr', 'grad_norm'))}  {self._rate(record, now)}"
+        line = (
+            f"{_place(record)}  {_numbers(record, ('train/loss', 'lr', 'grad_norm'))}  "
+            f"{self._rate(record, now)}"
+        )
         if self._rich.is_terminal:
             self._show(line)
         elif now - self._plain_at >= PLAIN_EVERY_S:
@@ -48,7 +55,10 @@ class Console:
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """The metrics of an evaluation."""
         if self._rich is not None:
-            self.say(f"{_place(record)}  {_numbers(record, [name for name in record if '/' in name])}  {_seconds(record['elapsed_s'])}")
+            self.say(
+                f"{_place(record)}  {_numbers(record, [name for name in record if '/' in name])}  "
+                f"{_seconds(record['elapsed_s'])}"
+            )
 
     def progress(self, what: str, done: int, of: int) -> None:
         """How far a preparation is, e.g. of a store."""
@@ -76,10 +86,24 @@ class Console:
             self.say(f"interrupted: {outcome.detail}")
         best, time = outcome.best, outcome.time
         if best is not None:
-            self.say(f"best: {best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint'] or 'its checkpoint is gone'}")
-        spent_s = sum(seconds for name, seconds in time.items() if name.endswith("_s") and name not in ("idle_s", "saved_s"))
-        saved = f"; about {_seconds(time['saved_s'])} of training saved before the budget's end" if time["saved_s"] and outcome.finished else ""
-        self.say(f"time: {_seconds(spent_s)}, of which {_seconds(time['compute_s'])} computing steps that count{saved}")
+            self.say(
+                f"best: {best['metric']} {best['value']:.6g} at step {best['step']:,}: "
+                f"{best['checkpoint'] or 'its checkpoint is gone'}"
+            )
+        spent_s = sum(
+            seconds
+            for name, seconds in time.items()
+            if name.endswith("_s") and name not in ("idle_s", "saved_s")
+        )
+        saved = (
+            f"; about {_seconds(time['saved_s'])} of training saved before the budget's end"
+            if time["saved_s"] and outcome.finished
+            else ""
+        )
+        self.say(
+            f"time: {_seconds(spent_s)}, of which {_seconds(time['compute_s'])} computing steps "
+            f"that count{saved}"
+        )
 
     def close(self) -> None:
         """Take the live line away."""
@@ -90,7 +114,12 @@ class Console:
     def __enter__(self) -> "Console":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _rate(self, record: Mapping[str, Any], now: float) -> str:
@@ -113,7 +142,9 @@ def _place(record: Mapping[str, Any]) -> str:
 
 
 def _numbers(record: Mapping[str, Any], names: Any) -> str:
-    return "  ".join(f"{name} {record[name]:.4g}" for name in names if isinstance(record.get(name), float))
+    return "  ".join(
+        f"{name} {record[name]:.4g}" for name in names if isinstance(record.get(name), float)
+    )
 
 
 def _seconds(seconds: float) -> str:

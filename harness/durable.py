@@ -41,4 +41,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}. Delete {path.parent}: it will be built again.") from error
+        raise DataError(
+            f"{path}: {error}. Delete {path.parent}: it will be built again."
+        ) from error

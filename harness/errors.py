@@ -15,7 +15,10 @@ from typing import Any
 
 
 class HarnessError(Exception):
-    """Base of all errors with a message for people. `origin_rank`: the rank that failed and will print it."""
+    """Base of all errors with a message for people.
+
+    `origin_rank`: the rank that failed and will print it.
+    """
 
     exit_code = 2
 
@@ -46,7 +49,9 @@ class RankError(HarnessError):
 
 
 class LeavingError(HarnessError):
-    """The launch was asked to leave while it did what need not be finished: starting up, or an evaluation. Raised on every rank."""
+    """The launch was asked to leave while it did what need not be finished: starting up, or an
+    evaluation. Raised on every rank.
+    """
 
     exit_code = 75
 

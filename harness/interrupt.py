@@ -1,6 +1,8 @@
-"""What asks a launch to save and leave becomes a flag that the loop reads once a step; nothing else happens inside a signal's handler.
+"""What asks a launch to save and leave becomes a flag that the loop reads once a step; nothing else
+happens inside a signal's handler.
 
-Asked by: SIGTERM, SIGINT, SIGUSR1; a file PREEMPT in the run directory; the end of the launcher; another rank that was asked.
+Asked by: SIGTERM, SIGINT, SIGUSR1; a file PREEMPT in the run directory; the end of the launcher;
+another rank that was asked.
 """
 
 import ctypes
@@ -21,12 +23,17 @@ from harness.errors import LeavingError
 PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PREEMPT = "PREEMPT"
-AGENT_GRACE_S = 30.0  # what torch's agent gives its workers between SIGTERM and SIGKILL, unless PET_SHUTDOWN_TIMEOUT says otherwise
+# What torch's agent gives its workers between SIGTERM and SIGKILL, unless PET_SHUTDOWN_TIMEOUT says
+# otherwise
+AGENT_GRACE_S = 30.0
 POLL_S = 1.0
-JOIN_S = 10.0  # a process that was asked to leave waits so long for the others to come before it leaves alone
-NOW_S = 5.0  # a second Ctrl-C waits so long for the main thread to come out of what runs no handlers
+# A process that was asked to leave waits so long for the others to come before it leaves alone
+JOIN_S = 10.0
+# A second Ctrl-C waits so long for the main thread to come out of what runs no handlers
+NOW_S = 5.0
 _NOTE = "leave"
-_IMPORTED = (os.getpid(), os.getppid())  # as early as can be: a launcher may die while torch is being imported
+# As early as can be: a launcher may die while torch is being imported
+_IMPORTED = (os.getpid(), os.getppid())
 
 
 class Notes(Protocol):
@@ -38,11 +45,13 @@ class Notes(Protocol):
 
 
 class Interruption:
-    """While entered, `cause` is None until something asks to leave, and then says what; a second SIGINT ends the process as Python would.
+    """While entered, `cause` is None until something asks to leave, and then says what; a second
+    SIGINT ends the process as Python would.
 
-    Threads hear of signals where the main thread is inside of a collective and runs no handlers, look once a second for the file, the launcher and
-    the word of another rank, and pass the word on. Until `join`, it is a flag as well, but the process leaves alone if it cannot join within JOIN_S.
-    Must be entered in the main thread.
+    Threads hear of signals where the main thread is inside of a collective and runs no handlers,
+    look once a second for the file, the launcher and the word of another rank, and pass the word
+    on. Until `join`, it is a flag as well, but the process leaves alone if it cannot join within
+    JOIN_S. Must be entered in the main thread.
     """
 
     def __init__(self) -> None:
@@ -68,7 +77,8 @@ class Interruption:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that was installed from C
+            # None: one that was installed from C
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup_before)
         self._over.set()
         self._asked.set()
@@ -78,11 +88,15 @@ class Interruption:
             os.close(end)
 
     def give_up_after(self, limit_s: float, message: str) -> None:
-        """End this process with exit code 1 if it has not joined the others by then: torch waits without end for a stranger that does not answer."""
+        """End this process with exit code 1 if it has not joined the others by then: torch waits
+        without end for a stranger that does not answer.
+        """
         self._meeting = time.monotonic() + limit_s, message
 
     def join(self, notes: Notes | None, rank: int) -> None:
-        """From here on there are others to leave with; `notes`: where they hear of it, None for a rank alone."""
+        """From here on there are others to leave with; `notes`: where they hear of it, None for a
+        rank alone.
+        """
         self._joined = True
         if notes is not None:
             self._start(self._exchange, notes, rank)
@@ -99,7 +113,10 @@ class Interruption:
             self._asked.set()
 
     def check(self) -> None:
-        """Raise LeavingError if something asked to leave. Costs nothing; inside of `ranks.decide` or `ranks.together` all ranks raise it then."""
+        """Raise LeavingError if something asked to leave.
+
+        Costs nothing; inside of `ranks.decide` or `ranks.together` all ranks raise it then.
+        """
         if self.cause is not None:
             raise LeavingError(self.cause)
 
@@ -108,7 +125,9 @@ class Interruption:
         return 0.0 if self.cause is None else time.monotonic() - self._asked_at
 
     def stay_deaf(self) -> None:
-        """Once this launch is about to end the process: SIGTERM and SIGUSR1, which may come twice, do nothing any more, even when it is left."""
+        """Once this launch is about to end the process: SIGTERM and SIGUSR1, which may come twice,
+        do nothing any more, even when it is left.
+        """
         self._before |= {signal.SIGTERM: signal.SIG_IGN, signal.SIGUSR1: signal.SIG_IGN}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -128,24 +147,42 @@ class Interruption:
         """Signals at once, everything else once a second."""
         keyboard = 0
         while not self._over.is_set():
-            for number in os.read(self._reading, 64) if select.select([self._reading], [], [], POLL_S)[0] else b"":
+            for number in (
+                os.read(self._reading, 64)
+                if select.select([self._reading], [], [], POLL_S)[0]
+                else b""
+            ):
                 if number in SIGNALS:
                     self.ask(f"{signal.Signals(number).name} came")
                 keyboard += number == signal.SIGINT
             if keyboard > 1 and not self._over.wait(NOW_S):
-                _end("interrupted twice: leaving at once; launch again to go on from the last checkpoint", 130)
+                _end(
+                    "interrupted twice: leaving at once; launch again to go on from the last "
+                    "checkpoint",
+                    130,
+                )
             if self._launcher is not None and os.getppid() != self._launcher:
                 self.ask("the launcher ended")
             with suppress(OSError):  # a file system that does not answer now may do so in a second
                 if self._file is not None and self._file.exists():
                     self.ask(f"a file {self._file.name} came")
-            if not self._joined and self._meeting is not None and time.monotonic() > self._meeting[0]:
+            if (
+                not self._joined
+                and self._meeting is not None
+                and time.monotonic() > self._meeting[0]
+            ):
                 _end(self._meeting[1], 1)
             if not self._joined and self.age_s() > JOIN_S:
-                _end(f"{self.cause}, and the other processes of this launch did not: nothing was begun", 0 if under_agent(os.environ) else 75)
+                _end(
+                    f"{self.cause}, and the other processes of this launch did not: nothing was "
+                    "begun",
+                    0 if under_agent(os.environ) else 75,
+                )
 
     def _exchange(self, notes: Notes, rank: int) -> None:
-        """Look for the word of another rank until there is one, and pass on what this one hears first."""
+        """Look for the word of another rank until there is one, and pass on what this one hears
+        first.
+        """
         while not self._asked.wait(POLL_S):
             word = notes.read(_NOTE)
             if word is not None:
@@ -155,7 +192,9 @@ class Interruption:
 
 
 def granted_s(configured: float | None, cause: str, environment: Mapping[str, str]) -> float | None:
-    """Seconds from the request to the kill: as configured; else, after a signal, what torch's agent gives; None if nothing is known."""
+    """Seconds from the request to the kill: as configured; else, after a signal, what torch's agent
+    gives; None if nothing is known.
+    """
     if configured is not None or not cause.startswith("SIG") or not under_agent(environment):
         return configured
     try:
@@ -177,17 +216,22 @@ def ignore_signals() -> None:
 
 
 def die_with_parent() -> None:
-    """For DataLoader workers: end by SIGKILL when the process that started this one ends. Linux only; elsewhere they notice within seconds."""
+    """For DataLoader workers: end by SIGKILL when the process that started this one ends.
+
+    Linux only; elsewhere they notice within seconds.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _launcher() -> int | None:
-    """The process id of `accelerate launch` or torchrun, if it started this process: when it ends nobody waits for this one any more.
+    """The process id of `accelerate launch` or torchrun, if it started this process: when it ends
+    nobody waits for this one any more.
 
     A shell is no launcher: what it started with nohup goes on after it.
     """
-    if not under_agent(os.environ) and "ACCELERATE_MIXED_PRECISION" not in os.environ:  # the one-process launcher sets no other mark
+    # The one-process launcher sets no other mark
+    if not under_agent(os.environ) and "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     return _IMPORTED[1] if os.getpid() == _IMPORTED[0] else os.getppid()
 

@@ -1,7 +1,9 @@
-"""Random numbers by purpose: each is a function of the run's seed and of what it is for, never of what was drawn before.
+"""Random numbers by purpose: each is a function of the run's seed and of what it is for, never of
+what was drawn before.
 
-Before each forward pass the ambient generators (Python, NumPy, torch on every device) are seeded by (seed, step, slot), so that dropout and any
-randomness inside a network are the same on any number of ranks and after any interruption.
+Before each forward pass the ambient generators (Python, NumPy, torch on every device) are seeded by
+(seed, step, slot), so that dropout and any randomness inside a network are the same on any number
+of ranks and after any interruption.
 """
 
 import hashlib
@@ -26,11 +28,15 @@ def seed_for(seed: int, *purpose: str | int) -> int:
 
 
 def seed_ambient(seed: int) -> None:
-    """Seed the generators that code uses without naming one: Python's, NumPy's and torch's on every device."""
+    """Seed the generators that code uses without naming one: Python's, NumPy's and torch's on every
+    device.
+    """
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks for every kind of device there is: 0.1 ms, a slot
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # never in a loader's worker, which was forked before or must not use CUDA
+    # Torch.manual_seed looks for every kind of device there is: 0.1 ms, a slot
+    torch.default_generator.manual_seed(seed)
+    # Never in a loader's worker, which was forked before or must not use CUDA
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # see above
         torch.cuda.manual_seed_all(seed)
 
 
@@ -39,7 +45,11 @@ def preserved() -> Iterator[None]:
     """Whatever is drawn inside leaves no trace in the ambient generators."""
     python, legacy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()
-    device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]  # torch's
+    # Torch's
+    # See above
+    # See above
+    # See above
+    device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call] # see above
     try:
         yield
     finally:
@@ -51,7 +61,9 @@ def preserved() -> Iterator[None]:
 
 
 def generators_of(network: nn.Module) -> dict[str, Generator]:
-    """The generators that a network's modules keep as attributes, by dotted name: saved and restored with the ambient ones."""
+    """The generators that a network's modules keep as attributes, by dotted name: saved and
+    restored with the ambient ones.
+    """
     return {
         f"{name}.{attribute}".lstrip("."): value
         for name, module in network.named_modules()
@@ -61,17 +73,21 @@ def generators_of(network: nn.Module) -> dict[str, Generator]:
 
 
 def capture_random(own: Mapping[str, Generator]) -> dict[str, torch.Tensor]:
-    """The state of all generators as tensors: Python's, NumPy's (legacy), torch's on the CPU and on this process's device, and `own`. The host waits.
+    """The state of all generators as tensors: Python's, NumPy's (legacy), torch's on the CPU and on
+    this process's device, and `own`. The host waits.
     """
     version, words, gauss = random.getstate()
     legacy = np.random.get_state(legacy=False)
     assert isinstance(legacy, dict)
     assert (version, legacy["bit_generator"]) == (3, "MT19937")
     state = {
-        "python.words": torch.tensor(words, dtype=torch.int64),  # 624 words and the position among them
+        # 624 words and the position among them
+        "python.words": torch.tensor(words, dtype=torch.int64),
         "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
         "numpy.keys": torch.from_numpy(legacy["state"]["key"].astype(np.int64)),
-        "numpy.position": torch.tensor([legacy["state"]["pos"], legacy["has_gauss"]], dtype=torch.int64),
+        "numpy.position": torch.tensor(
+            [legacy["state"]["pos"], legacy["has_gauss"]], dtype=torch.int64
+        ),
         "numpy.gauss": torch.tensor([legacy["gauss"]], dtype=torch.float64),
         "torch.cpu": torch.get_rng_state(),
     }
@@ -81,11 +97,15 @@ def capture_random(own: Mapping[str, Generator]) -> dict[str, torch.Tensor]:
 
 
 def restore_random(state: Mapping[str, torch.Tensor], own: Mapping[str, Generator]) -> None:
-    """The inverse of `capture_random`. Raises CheckpointError if a generator's state is missing or does not fit."""
+    """The inverse of `capture_random`.
+
+    Raises CheckpointError if a generator's state is missing or does not fit.
+    """
     wanted = set(capture_random(own))
     if set(state) != wanted:
         raise CheckpointError(
-            f"random state: holds {sorted(state)} where this process has {sorted(wanted)}. Resume on the kind of device that wrote the checkpoint."
+            f"random state: holds {sorted(state)} where this process has {sorted(wanted)}. Resume "
+            "on the kind of device that wrote the checkpoint."
         )
     try:
         gauss = state["python.gauss"].tolist()
@@ -99,14 +119,22 @@ def restore_random(state: Mapping[str, torch.Tensor], own: Mapping[str, Generato
         for name, generator in own.items():
             _restore(generator, state[f"own.{name}"])
     except (AttributeError, IndexError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"random state: cannot be restored: {error}. Resume from another checkpoint.") from error
+        raise CheckpointError(
+            f"random state: cannot be restored: {error}. Resume from another checkpoint."
+        ) from error
 
 
 def _captured(generator: Generator) -> torch.Tensor:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
-    kept = generator.getstate() if isinstance(generator, random.Random) else generator.bit_generator.state
-    text = json.dumps(kept, default=lambda array: {"dtype": str(array.dtype), "values": array.tolist()})
+    kept = (
+        generator.getstate()
+        if isinstance(generator, random.Random)
+        else generator.bit_generator.state
+    )
+    text = json.dumps(
+        kept, default=lambda array: {"dtype": str(array.dtype), "values": array.tolist()}
+    )
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
@@ -114,7 +142,12 @@ def _restore(generator: Generator, state: torch.Tensor) -> None:
     if isinstance(generator, torch.Generator):
         generator.set_state(state)
         return
-    kept = json.loads(state.numpy().tobytes(), object_hook=lambda held: np.array(held["values"], held["dtype"]) if "dtype" in held else held)
+    kept = json.loads(
+        state.numpy().tobytes(),
+        object_hook=lambda held: (
+            np.array(held["values"], held["dtype"]) if "dtype" in held else held
+        ),
+    )
     if isinstance(generator, random.Random):
         version, words, gauss = kept
         generator.setstate((version, tuple(words), gauss))

@@ -1,8 +1,9 @@
-"""Learning rates as closed forms of what has happened: the number of steps, and for a plateau the number of drops. So nothing drifts, and a resumed
-run has the very rates of an uninterrupted one.
+"""Learning rates as closed forms of what has happened: the number of steps, and for a plateau the
+number of drops. So nothing drifts, and a resumed run has the very rates of an uninterrupted one.
 
-Each is stepped once an optimizer step and has `step()`, `state_dict()` and `load_state_dict()` like torch's schedulers, which may be used too.
-What all rates are shares of is the rate that the optimizer was built with, hence the present config's, also after a resume.
+Each is stepped once an optimizer step and has `step()`, `state_dict()` and `load_state_dict()` like
+torch's schedulers, which may be used too. What all rates are shares of is the rate that the
+optimizer was built with, hence the present config's, also after a resume.
 """
 
 import math
@@ -54,17 +55,27 @@ class ByStep:
 
 
 class WarmupCosine(ByStep):
-    """Up in a line over `warmup_steps`, down to `floor` (a share of the rate) by half a cosine until `total_steps`, and constant from there.
+    """Up in a line over `warmup_steps`, down to `floor` (a share of the rate) by half a cosine
+    until `total_steps`, and constant from there.
 
-    Source: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, equation 5, without restarts. Raises ConfigError.
+    Source: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017,
+    equation 5, without restarts. Raises ConfigError.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, floor: float = 0.0) -> None:
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, floor: float = 0.0
+    ) -> None:
         super().__init__(optimizer)
         if not 0 <= warmup_steps < total_steps:
-            raise ConfigError(f"schedule: warmup_steps {warmup_steps} must be from 0 to below total_steps {total_steps}. Mend one of them.")
+            raise ConfigError(
+                f"schedule: warmup_steps {warmup_steps} must be from 0 to below total_steps "
+                f"{total_steps}. Mend one of them."
+            )
         if not 0 <= floor <= 1:
-            raise ConfigError(f"schedule.floor: {floor} is no share of the learning rate. Give a number from 0 to 1.")
+            raise ConfigError(
+                f"schedule.floor: {floor} is no share of the learning rate. Give a number from 0 "
+                "to 1."
+            )
         self._total = total_steps
         self._warmup = warmup_steps
         self._floor = floor
@@ -78,11 +89,14 @@ class WarmupCosine(ByStep):
 
 
 class Plateau(ByStep):
-    """After `patience` evaluations in a row without enough improvement the rate drops by `factor`; improvement is what stopping means by it.
+    """After `patience` evaluations in a row without enough improvement the rate drops by `factor`;
+    improvement is what stopping means by it.
 
-    Fed by the run's own evaluations (`observe`). `at_least`: a gain like 0.01 or a share like 1%, from the best so far; `cooldown`: evaluations
-    after a drop that are not counted; `floor`: the least share of the first rate; `warmup_steps`: up in a line before. Torch's ReduceLROnPlateau
-    waits for one evaluation more than its patience, and its threshold is a share of 0.01 %. Raises ConfigError.
+    Fed by the run's own evaluations (`observe`). `at_least`: a gain like 0.01 or a share like 1%,
+    from the best so far; `cooldown`: evaluations after a drop that are not counted; `floor`: the
+    least share of the first rate; `warmup_steps`: up in a line before. Torch's ReduceLROnPlateau
+    waits for one evaluation more than its patience, and its threshold is a share of 0.01 %. Raises
+    ConfigError.
     """
 
     def __init__(
@@ -99,16 +113,30 @@ class Plateau(ByStep):
     ) -> None:
         super().__init__(optimizer)
         if mode not in ("max", "min"):
-            raise ConfigError(f"schedule.mode: {mode} is neither max nor min. Say which way {metric} gets better.")
-        if not 0 < factor < 1 or not 0 <= floor < 1 or patience < 1 or cooldown < 0 or warmup_steps < 0:
             raise ConfigError(
-                f"schedule: factor {factor} must be between 0 and 1, floor {floor} at least 0 and below 1, patience {patience} at least 1, "
+                f"schedule.mode: {mode} is neither max nor min. Say which way {metric} gets better."
+            )
+        if (
+            not 0 < factor < 1
+            or not 0 <= floor < 1
+            or patience < 1
+            or cooldown < 0
+            or warmup_steps < 0
+        ):
+            raise ConfigError(
+                f"schedule: factor {factor} must be between 0 and 1, floor {floor} at least 0 and "
+                f"below 1, patience {patience} at least 1, "
                 f"cooldown {cooldown} and warmup_steps {warmup_steps} at least 0. Mend what is not."
             )
         try:
-            improvement = Improvement.model_validate({"metric": metric, "at_least": at_least, "patience": patience})
+            improvement = Improvement.model_validate(
+                {"metric": metric, "at_least": at_least, "patience": patience}
+            )
         except ValueError as error:
-            raise ConfigError(f"schedule.at_least: {at_least!r} is neither a gain like 0.01 nor a share like 1%. Write one of them.") from error
+            raise ConfigError(
+                f"schedule.at_least: {at_least!r} is neither a gain like 0.01 nor a share like 1%. "
+                "Write one of them."
+            ) from error
         self._metric = metric
         self._mode: Mode = mode
         self._improvement = improvement
@@ -128,9 +156,15 @@ class Plateau(ByStep):
         return warm * max(self._floor, self._factor**self._drops)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Take an evaluation's metrics by `split/name`. Raises ConfigError if the schedule's is not among them."""
+        """Take an evaluation's metrics by `split/name`.
+
+        Raises ConfigError if the schedule's is not among them.
+        """
         if self._metric not in metrics:
-            raise ConfigError(f"schedule.metric: there is no metric {self._metric}. There are {', '.join(metrics)}.")
+            raise ConfigError(
+                f"schedule.metric: there is no metric {self._metric}. There are "
+                f"{', '.join(metrics)}."
+            )
         if self._improves(metrics[self._metric]):
             self._reference, self._stale = metrics[self._metric], 0
         elif not self._pause:
@@ -143,11 +177,21 @@ class Plateau(ByStep):
     def _improves(self, value: float) -> bool:
         if self._reference is None or math.isnan(value):
             return not math.isnan(value)
-        return measure(value, self._reference, self._mode, self._improvement.absolute, self._improvement.share)[2]
+        return measure(
+            value, self._reference, self._mode, self._improvement.absolute, self._improvement.share
+        )[2]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._steps, "drops": self._drops, "reference": self._reference, "stale": self._stale, "pause": self._pause}
+        return {
+            "steps": self._steps,
+            "drops": self._drops,
+            "reference": self._reference,
+            "stale": self._stale,
+            "pause": self._pause,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._drops, self._reference, self._stale, self._pause = (state[name] for name in ("drops", "reference", "stale", "pause"))
+        self._drops, self._reference, self._stale, self._pause = (
+            state[name] for name in ("drops", "reference", "stale", "pause")
+        )
         super().load_state_dict(state)

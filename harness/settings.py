@@ -11,7 +11,13 @@ from harness.components import TARGET
 
 class _Settings(BaseModel):
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
     )
 
     def given(self, *names: str) -> list[str]:
@@ -21,7 +27,9 @@ class _Settings(BaseModel):
     def _require_one(self, *names: str) -> None:
         given = self.given(*names)
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(names)} ({' and '.join(given) or 'none'} given)")
+            raise ValueError(
+                f"give exactly one of {', '.join(names)} ({' and '.join(given) or 'none'} given)"
+            )
 
 
 def place(name: str, index: int, among: Sequence[object]) -> str:
@@ -31,12 +39,16 @@ def place(name: str, index: int, among: Sequence[object]) -> str:
 
 def _component(value: object) -> object:
     if not isinstance(value, dict) or TARGET not in value:
-        raise ValueError(f"give a component: a mapping with {TARGET}: pkg.mod.Name and its arguments")
+        raise ValueError(
+            f"give a component: a mapping with {TARGET}: pkg.mod.Name and its arguments"
+        )
     return value
 
 
 def _home(value: Path) -> Path:
-    return value.expanduser()  # a shell expands ~ in `--dir ~/x` but not in `run.dir=~/x`, and a directory called ~ is never meant
+    # A shell expands ~ in `--dir ~/x` but not in `run.dir=~/x`, and a directory called ~ is never
+    # meant
+    return value.expanduser()
 
 
 Spec = Annotated[dict[Any, Any], BeforeValidator(_component)]

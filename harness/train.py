@@ -1,11 +1,16 @@
-"""The main job: `accelerate launch harness/train.py CONFIG [key=value ...]`, by path, by `-m harness.train`, or as `fermarsi train`."""
+"""The main job: `accelerate launch harness/train.py CONFIG [key=value ...]`, by path, by `-m
+harness.train`, or as `fermarsi train`.
+"""
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run by path, Python puts harness/ itself on sys.path, where its modules would hide others: the checkout goes there instead.
-    sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+    # Run by path, Python puts harness/ itself on sys.path, where its modules would hide others: the
+    # checkout goes there instead.
+    sys.path[:] = [
+        place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent
+    ]
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import harness.interrupt  # noqa: F401 - first of all: it notes who the launcher is
     from harness.cli import main

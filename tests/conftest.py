@@ -1,4 +1,6 @@
-"""What holds for every test: one thread a process, no network, no settings of the user's, the same examples every time in CI."""
+"""What holds for every test: one thread a process, no network, no settings of the user's, the same
+examples every time in CI.
+"""
 
 import os
 import tempfile

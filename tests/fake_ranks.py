@@ -1,4 +1,6 @@
-"""Ranks as threads of this process, for what only gathers: hundreds of worlds a second, where real ones take milliseconds each."""
+"""Ranks as threads of this process, for what only gathers: hundreds of worlds a second, where real
+ones take milliseconds each.
+"""
 
 import json
 import threading
@@ -20,7 +22,9 @@ class _Exchange:
 
 
 class FakeRanks(Ranks):
-    """As Ranks, but `gather` and `gather_rows` alone; like those it refuses what JSON cannot hold and rows that do not fit together."""
+    """As Ranks, but `gather` and `gather_rows` alone; like those it refuses what JSON cannot hold
+    and rows that do not fit together.
+    """
 
     def __init__(self, rank: int, exchange: _Exchange) -> None:
         super().__init__(rank, len(exchange.values))

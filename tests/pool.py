@@ -1,13 +1,16 @@
-"""Real gloo ranks for tests: processes that are started once a session and given one job after another.
+"""Real gloo ranks for tests: processes that are started once a session and given one job after
+another.
 
     squares = on_ranks(3, function, argument)               the results of function(argument), one a rank
     launches = train_on_ranks(2, config, ["run.seed=1"])    a launch of a config, as `accelerate launch` would make it
 
-A cold start of a process that imports torch takes seconds; a fork of a warm one takes milliseconds, leaves nothing behind, and may be killed for
-nothing. What a job may find is what a worker of `accelerate launch` finds: the same environment variables, the store of an agent that outlives
-the workers, its place in the main thread.
+A cold start of a process that imports torch takes seconds; a fork of a warm one takes milliseconds,
+leaves nothing behind, and may be killed for nothing. What a job may find is what a worker of
+`accelerate launch` finds: the same environment variables, the store of an agent that outlives the
+workers, its place in the main thread.
 
-The function must be importable by its module and name; arguments and results must be picklable (this is the only place that pickles).
+The function must be importable by its module and name; arguments and results must be picklable
+(this is the only place that pickles).
 """
 
 import contextlib
@@ -41,7 +44,11 @@ Meanwhile = Callable[[Sequence[int]], None]
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a rank gave no result. `error` is None if it died, hung, or raised what cannot be pickled; `exit_code` is negative for a signal."""
+    """Why a rank gave no result.
+
+    `error` is None if it died, hung, or raised what cannot be pickled; `exit_code` is negative for
+    a signal.
+    """
 
     rank: int
     summary: str
@@ -57,19 +64,27 @@ class RanksFailed(Exception):  # noqa: N818 - says what happened, as StopIterati
     def __init__(self, failures: Mapping[int, Failure], results: Mapping[int, Any]) -> None:
         self.failures = dict(failures)
         self.results = dict(results)
-        parts = [f"rank {rank}: {one.summary}\n{one.traceback}".rstrip() for rank, one in sorted(self.failures.items())]
+        parts = [
+            f"rank {rank}: {one.summary}\n{one.traceback}".rstrip()
+            for rank, one in sorted(self.failures.items())
+        ]
         super().__init__("\n\n".join(parts))
 
     def error(self, rank: int) -> BaseException:
         """What that rank raised."""
         error = self.failures[rank].error
-        assert error is not None, f"rank {rank} raised nothing that could be sent: {self.failures[rank]}"
+        assert error is not None, (
+            f"rank {rank} raised nothing that could be sent: {self.failures[rank]}"
+        )
         return error
 
 
 @dataclass(frozen=True)
 class Launched:
-    """How a launch ended on one rank. `exit_code`: as a shell's user would see it, negative for the signal that killed the process."""
+    """How a launch ended on one rank.
+
+    `exit_code`: as a shell's user would see it, negative for the signal that killed the process.
+    """
 
     exit_code: int
     stdout: str
@@ -89,18 +104,25 @@ class Worker:
 
     @classmethod
     def start(cls, directory: Path, number: int) -> "Worker":
-        """A process that begins to import torch; it dies with this one. Only for the main thread, whose end a child takes for its parent's."""
+        """A process that begins to import torch; it dies with this one. Only for the main thread,
+        whose end a child takes for its parent's.
+        """
         assert threading.current_thread() is threading.main_thread()
         ours, theirs = Pipe()
         stdout, stderr = directory / f"{number}.out", directory / f"{number}.err"
         with stdout.open("ab") as out, stderr.open("ab") as err:
             process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("rank_process.py")), str(theirs.fileno())],
+                [
+                    sys.executable,
+                    str(Path(__file__).with_name("rank_process.py")),
+                    str(theirs.fileno()),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # so that it can be ended with its own children, and Ctrl-C reaches pytest alone
+                # So that it can be ended with its own children, and Ctrl-C reaches pytest alone
+                start_new_session=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
             )
         theirs.close()
@@ -108,9 +130,14 @@ class Worker:
 
     def await_start(self) -> None:
         with contextlib.suppress(EOFError):
-            self.ready = self.ready or (self.connection.poll(START_LIMIT_S) and self.connection.recv() == "ready")
+            self.ready = self.ready or (
+                self.connection.poll(START_LIMIT_S) and self.connection.recv() == "ready"
+            )
         if not self.ready:
-            raise RuntimeError(f"a process of the pool did not start within {START_LIMIT_S:.0f} s:\n{self.stderr.read_text()}")
+            raise RuntimeError(
+                f"a process of the pool did not start within {START_LIMIT_S:.0f} s:\n"
+                f"{self.stderr.read_text()}"
+            )
 
     def end_job(self, how: int = signal.SIGKILL) -> None:
         """Send a signal to the job; SIGKILL goes to whatever it started as well."""
@@ -136,13 +163,24 @@ class Pool:
     _started: int = 0
 
     def run(
-        self, n: int, function: Callable[..., Any], args: Sequence[Any], env: Mapping[str, str], timeout_s: float, meanwhile: Meanwhile | None
+        self,
+        n: int,
+        function: Callable[..., Any],
+        args: Sequence[Any],
+        env: Mapping[str, str],
+        timeout_s: float,
+        meanwhile: Meanwhile | None,
     ) -> "tuple[dict[int, Any], dict[int, Failure], list[tuple[str, str]]]":
-        """Results by rank, failures by rank, and what each rank wrote to (standard output, standard error)."""
+        """Results by rank, failures by rank, and what each rank wrote to (standard output, standard
+        error).
+        """
         assert 1 <= n <= MOST_RANKS, f"{n} ranks on a test machine"
         workers = self._take(n)
-        # The store lives here, as it lives in the agent of a real launch: it outlives a worker that dies.
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if n > 1 else None
+        # The store lives here, as it lives in the agent of a real launch: it outlives a worker that
+        # dies.
+        store = (
+            dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if n > 1 else None
+        )
         try:
             for rank, worker in enumerate(workers):
                 os.truncate(worker.stdout, 0)  # the process appends
@@ -159,7 +197,10 @@ class Pool:
             for worker in workers:
                 worker.end()
             raise
-        output = [(worker.stdout.read_text(errors="replace"), worker.stderr.read_text(errors="replace")) for worker in workers]
+        output = [
+            (worker.stdout.read_text(errors="replace"), worker.stderr.read_text(errors="replace"))
+            for worker in workers
+        ]
         self.idle = workers + self.idle
         return results, failures, output
 
@@ -187,7 +228,9 @@ class Pool:
         self._started += 1
         return Worker.start(Path(self._directory.name), self._started)
 
-    def _collect(self, workers: Sequence[Worker], timeout_s: float) -> tuple[dict[int, Any], dict[int, Failure]]:
+    def _collect(
+        self, workers: Sequence[Worker], timeout_s: float
+    ) -> tuple[dict[int, Any], dict[int, Failure]]:
         """Wait for every rank's answer; a job that hangs is ended."""
         results: dict[int, Any] = {}
         failures: dict[int, Failure] = {}
@@ -195,13 +238,20 @@ class Pool:
 
         def take(limit_s: float) -> None:
             for connection in wait([worker.connection for worker in waiting.values()], limit_s):
-                rank = next(rank for rank, worker in waiting.items() if worker.connection is connection)
+                rank = next(
+                    rank for rank, worker in waiting.items() if worker.connection is connection
+                )
                 worker = waiting.pop(rank)
                 worker.child = None
                 how, told = worker.connection.recv()
                 if how == "died":
                     name = signal.Signals(-told).name if told < 0 else f"exit code {told}"
-                    failures[rank] = Failure(rank, f"the process died: {name}", worker.stderr.read_text(errors="replace"), exit_code=told)
+                    failures[rank] = Failure(
+                        rank,
+                        f"the process died: {name}",
+                        worker.stderr.read_text(errors="replace"),
+                        exit_code=told,
+                    )
                 else:
                     outcome, answer = pickle.loads(told)
                     if outcome == "result":
@@ -225,7 +275,12 @@ class Pool:
             take(PEERS_LIMIT_S)
         for rank, worker in hung.items():
             where = worker.stderr.read_text(errors="replace")
-            failures[rank] = Failure(rank, f"no answer within its time limit (of {timeout_s} s at most)", where, hung=True)
+            failures[rank] = Failure(
+                rank,
+                f"no answer within its time limit (of {timeout_s} s at most)",
+                where,
+                hung=True,
+            )
             results.pop(rank, None)
         return results, failures
 
@@ -241,11 +296,15 @@ def on_ranks(
     timeout_s: float = 60.0,
     meanwhile: Meanwhile | None = None,
 ) -> list[Any]:
-    """function(*args) on n gloo ranks (one rank: no process group); the results in the order of ranks.
+    """function(*args) on n gloo ranks (one rank: no process group); the results in the order of
+    ranks.
 
-    `env` is added to the environment of each; `meanwhile` is called here with their process ids while they work. Raises RanksFailed.
+    `env` is added to the environment of each; `meanwhile` is called here with their process ids
+    while they work. Raises RanksFailed.
     """
-    results, failures, output = POOL.run(n, _in_group, (function, *args), env or {}, timeout_s, meanwhile)
+    results, failures, output = POOL.run(
+        n, _in_group, (function, *args), env or {}, timeout_s, meanwhile
+    )
     for rank, (out, err) in enumerate(output):
         print(*(f"[rank {rank}] {line}" for line in (out + err).splitlines()), sep="\n")
     if failures:
@@ -262,22 +321,35 @@ def train_on_ranks(
     timeout_s: float = 120.0,
     meanwhile: Meanwhile | None = None,
 ) -> list[Launched]:
-    """harness.training.launch.launch(config, overrides) on n ranks; how it ended on each, whether by an exit code or by a signal.
+    """harness.training.launch.launch(config, overrides) on n ranks; how it ended on each, whether
+    by an exit code or by a signal.
 
-    Raises RanksFailed if a rank hangs, or if an exception leaves `launch`, which is to turn every one into an exit code.
+    Raises RanksFailed if a rank hangs, or if an exception leaves `launch`, which is to turn every
+    one into an exit code.
     """
-    results, failures, output = POOL.run(n, _launch, (config, list(overrides)), env or {}, timeout_s, meanwhile)
+    results, failures, output = POOL.run(
+        n, _launch, (config, list(overrides)), env or {}, timeout_s, meanwhile
+    )
     for rank, (out, err) in enumerate(output):
         print(f"[rank {rank}] exit code {results.get(rank)}", out, err, sep="\n")
     if any(failure.exit_code is None for failure in failures.values()):
         raise RanksFailed(failures, results)
-    exit_codes = {rank: failure.exit_code for rank, failure in failures.items() if failure.exit_code is not None} | results
+    exit_codes = {
+        rank: failure.exit_code
+        for rank, failure in failures.items()
+        if failure.exit_code is not None
+    } | results
     return [Launched(exit_codes[rank], out, err) for rank, (out, err) in enumerate(output)]
 
 
 def command(*arguments: object, timeout_s: float = 120.0) -> Launched:
-    """`fermarsi ARGUMENTS` in one process. Raises RanksFailed if it hangs or dies of an exception."""
-    results, failures, output = POOL.run(1, _command, ([str(one) for one in arguments],), {}, timeout_s, None)
+    """`fermarsi ARGUMENTS` in one process.
+
+    Raises RanksFailed if it hangs or dies of an exception.
+    """
+    results, failures, output = POOL.run(
+        1, _command, ([str(one) for one in arguments],), {}, timeout_s, None
+    )
     if failures:
         raise RanksFailed(failures, results)
     return Launched(results[0], *output[0])
@@ -306,7 +378,9 @@ def _launch(config: Path, overrides: list[str]) -> int:
 
 
 def _launcher_environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """What a worker of `accelerate launch` finds in its environment (1.15), but for TORCHELASTIC_RUN_ID: exit codes are those of a process alone."""
+    """What a worker of `accelerate launch` finds in its environment (1.15), but for
+    TORCHELASTIC_RUN_ID: exit codes are those of a process alone.
+    """
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -1,4 +1,6 @@
-"""A process of the pool (see tests/pool.py): imports once, then forks itself for each job, so that a job finds a clean process and may die in it."""
+"""A process of the pool (see tests/pool.py): imports once, then forks itself for each job, so that
+a job finds a clean process and may die in it.
+"""
 
 import ctypes
 import faulthandler
@@ -33,7 +35,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """For each job: ("began", its process id), then ("ended", how: see `work`), or ("died", the exit code, negative for a signal)."""
+    """For each job: ("began", its process id), then ("ended", how: see `work`), or ("died", the
+    exit code, negative for a signal).
+    """
     die_with_parent()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR2, all_threads=True)
@@ -61,11 +65,16 @@ def main() -> None:
         with os.fdopen(reading, "rb") as pipe:
             answer = pipe.read()
         _, status = os.waitpid(child, 0)
-        connection.send(("ended", answer) if answer else ("died", os.waitstatus_to_exitcode(status)))
+        connection.send(
+            ("ended", answer) if answer else ("died", os.waitstatus_to_exitcode(status))
+        )
 
 
 def work(job: bytes, writing: int) -> NoReturn:
-    """Answer with (outcome, answer), pickled, and end the process. Nothing that a job leaves behind may need this process."""
+    """Answer with (outcome, answer), pickled, and end the process.
+
+    Nothing that a job leaves behind may need this process.
+    """
     die_with_parent()
     os.setpgid(0, 0)  # so that it can be ended with what it started
     outcome, answer = attempt(job)
@@ -80,7 +89,9 @@ def work(job: bytes, writing: int) -> NoReturn:
 
 
 def attempt(pickled: bytes) -> tuple[str, Any]:
-    """Run one job: ("result", a value that pickles) or ("failure", what tests/pool.py's Failure holds)."""
+    """Run one job: ("result", a value that pickles) or ("failure", what tests/pool.py's Failure
+    holds).
+    """
     try:
         job = pickle.loads(pickled)
         os.environ.update(job["env"])
@@ -89,8 +100,13 @@ def attempt(pickled: bytes) -> tuple[str, Any]:
             warnings.simplefilter("error")  # as pyproject.toml says for pytest itself
             result = job["function"](*job["args"])
         pickle.dumps(result)
-    except BaseException as error:  # noqa: BLE001 - whatever a test's function raises, SystemExit included, is its answer
-        answer = {"summary": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(), "error": portable(error)}
+    except BaseException as error:  # noqa: BLE001 - see above
+        # Whatever a test's function raises, SystemExit included, is its answer
+        answer = {
+            "summary": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+            "error": portable(error),
+        }
         traceback.clear_frames(error.__traceback__)
         return "failure", answer
     return "result", result
@@ -107,26 +123,36 @@ def portable(error: BaseException) -> BaseException | None:
     """The error if it survives the way to the parent."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - an exception's own __init__ may raise anything when it is unpickled
+    except Exception:  # noqa: BLE001 - see above
+        # An exception's own __init__ may raise anything when it is unpickled
         return None
     return error
 
 
 def stragglers() -> list[str]:
-    """Names of the threads and children that do not end; process groups are left, so that peers see the end of this rank."""
+    """Names of the threads and children that do not end; process groups are left, so that peers see
+    the end of this rank.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
     gc.collect()  # ends the workers of loaders that nothing refers to any more
     deadline = time.monotonic() + THREADS_LIMIT_S
-    threads = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    threads = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and not thread.daemon
+    ]
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    children = [child for child in multiprocessing.active_children() if not child.daemon]  # daemons end with their parent
+    # Daemons end with their parent
+    children = [child for child in multiprocessing.active_children() if not child.daemon]
     for child in children:
         child.join(max(0.0, deadline - time.monotonic()))
     for child in multiprocessing.active_children():
         child.terminate()
-    return [f"thread {thread.name}" for thread in threads if thread.is_alive()] + [f"process {child.name}" for child in children if child.is_alive()]
+    return [f"thread {thread.name}" for thread in threads if thread.is_alive()] + [
+        f"process {child.name}" for child in children if child.is_alive()
+    ]
 
 
 def die_with_parent() -> None:

@@ -81,8 +81,13 @@ def test_a_component_is_its_target_called_with_its_arguments(parts: Any) -> None
 
 
 def test_a_colon_says_where_the_module_ends(parts: Any) -> None:
-    assert isinstance(components.build({"_target_": "parts_pkg.layers:Net", "width": 3}, "network"), parts.Net)
-    assert components.build({"_target_": "parts_pkg.layers:Net.small", "depth": 4}, "network").depth == 4
+    assert isinstance(
+        components.build({"_target_": "parts_pkg.layers:Net", "width": 3}, "network"), parts.Net
+    )
+    assert (
+        components.build({"_target_": "parts_pkg.layers:Net.small", "depth": 4}, "network").depth
+        == 4
+    )
     assert components.build({"_target_": "parts_pkg.layers.Net.small"}, "network").width == 1
     # here the package has an attribute of the module's name, which only the colon tells apart
     assert components.build({"_target_": "parts_pkg.nets:Anything"}, "network").arguments == {}
@@ -90,7 +95,9 @@ def test_a_colon_says_where_the_module_ends(parts: Any) -> None:
 
 def test_components_are_built_inside_arguments_lists_and_mappings(parts: Any) -> None:
     inner = layers("Net", width=1)
-    built = components.build(layers("Anything", one=inner, several=[inner, 2], named={"a": inner, "b": None}), "network").arguments
+    built = components.build(
+        layers("Anything", one=inner, several=[inner, 2], named={"a": inner, "b": None}), "network"
+    ).arguments
     assert isinstance(built["one"], parts.Net)
     assert isinstance(built["several"][0], parts.Net)
     assert built["several"][1] == 2
@@ -99,7 +106,9 @@ def test_components_are_built_inside_arguments_lists_and_mappings(parts: Any) ->
 
 
 def test_what_the_harness_gives_reaches_the_outermost_component_alone() -> None:
-    optimizer = components.build(layers("Optimizer", lr=layers("Net", width=1)), "optimizer", params=[1, 2])
+    optimizer = components.build(
+        layers("Optimizer", lr=layers("Net", width=1)), "optimizer", params=[1, 2]
+    )
     assert optimizer.params == [1, 2]
     assert optimizer.lr.width == 1
 
@@ -113,7 +122,9 @@ def test_building_leaves_the_spec_as_it_was() -> None:
 def test_what_a_target_raises_names_the_place_and_the_component() -> None:
     with pytest.raises(ConfigError) as caught:
         components.build(layers("Anything", inner=[layers("refuse", value=9)]), "network")
-    assert str(caught.value).startswith("network.inner[0]: parts_pkg.layers.refuse cannot be made: ValueError: 9 is too much (")
+    assert str(caught.value).startswith(
+        "network.inner[0]: parts_pkg.layers.refuse cannot be made: ValueError: 9 is too much ("
+    )
     assert "layers.py:" in str(caught.value)
 
 
@@ -148,15 +159,34 @@ def test_checking_calls_nothing(parts: Any) -> None:
         ("parts_pkg.layrs.Net", "the module parts_pkg has no layrs. Did you mean layers?"),
         ("parts_pkg.layrs:Net", "the module parts_pkg has no layrs. Did you mean layers?"),
         ("parts_pkg.layers.Nett", "the module parts_pkg.layers has no Nett. Did you mean Net?"),
-        ("parts_pkg.layers:anything", "the module parts_pkg.layers has no anything. Did you mean Anything?"),
-        ("parts_pkg.layers.Net.smal", "the type parts_pkg.layers.Net has no smal. Did you mean small?"),
-        ("parts_pkg.needy.Net", "parts_pkg.needy cannot be imported: it needs not_there_at_all, which is not installed."),
-        ("parts_pkg.broken.Net", "parts_pkg.broken cannot be imported: ZeroDivisionError: division by zero."),
+        (
+            "parts_pkg.layers:anything",
+            "the module parts_pkg.layers has no anything. Did you mean Anything?",
+        ),
+        (
+            "parts_pkg.layers.Net.smal",
+            "the type parts_pkg.layers.Net has no smal. Did you mean small?",
+        ),
+        (
+            "parts_pkg.needy.Net",
+            "parts_pkg.needy cannot be imported: it needs not_there_at_all, which is not "
+            "installed.",
+        ),
+        (
+            "parts_pkg.broken.Net",
+            "parts_pkg.broken cannot be imported: ZeroDivisionError: division by zero.",
+        ),
         ("parts_pkg.script.Net", "parts_pkg.script cannot be imported: SystemExit: 3."),
         ("parts_pkg.layers", "parts_pkg.layers is a module, not a class or function."),
-        ("parts_pkg.layers.NUMBER", "parts_pkg.layers.NUMBER is a value of type int, not a class or function."),
+        (
+            "parts_pkg.layers.NUMBER",
+            "parts_pkg.layers.NUMBER is a value of type int, not a class or function.",
+        ),
         ("parts_pkg.layers.Unfinished", "parts_pkg.layers.Unfinished is abstract"),
-        ("parts_pkg.layers.by_position", "parts_pkg.layers.by_position takes value only by position."),
+        (
+            "parts_pkg.layers.by_position",
+            "parts_pkg.layers.by_position takes value only by position.",
+        ),
         ("Net", "'Net' is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."),
         ("parts_pkg..Net", "'parts_pkg..Net' is not a dotted path."),
         ("parts_pkg:layers:Net", "'parts_pkg:layers:Net' is not a dotted path."),
@@ -165,7 +195,9 @@ def test_checking_calls_nothing(parts: Any) -> None:
         (None, "None is not a dotted path."),
     ],
 )
-def test_a_target_that_cannot_be_called_is_named_with_the_part_that_is_wrong(target: Any, message: str) -> None:
+def test_a_target_that_cannot_be_called_is_named_with_the_part_that_is_wrong(
+    target: Any, message: str
+) -> None:
     (problem,) = components.check({"_target_": target}, "network")
     assert problem.startswith(f"network._target_: {message}")
 
@@ -173,21 +205,29 @@ def test_a_target_that_cannot_be_called_is_named_with_the_part_that_is_wrong(tar
 @pytest.mark.parametrize("spec", [None, 3, "parts_pkg.layers.Net", [], {}, {"width": 3}])
 def test_what_has_no_target_is_no_component(spec: Any) -> None:
     (problem,) = components.check(spec, "network")
-    assert problem == f"network: {spec!r} is not a component. Give a mapping with _target_: pkg.mod.Name and its arguments."
+    assert problem == (
+        f"network: {spec!r} is not a component. Give a mapping with _target_: pkg.mod.Name and "
+        "its arguments."
+    )
 
 
 def test_arguments_must_bind_to_the_signature() -> None:
     assert components.check(layers("Net", width=1, depth=1, bias=False), "network") == []
     assert components.check(layers("Anything", whatever=1), "network") == []
-    assert components.check(layers("Net"), "network") == ["network: parts_pkg.layers.Net needs width. Give it beside _target_."]
+    assert components.check(layers("Net"), "network") == [
+        "network: parts_pkg.layers.Net needs width. Give it beside _target_."
+    ]
     assert components.check(layers("Net", width=1, xyz=2), "network") == [
-        "network.xyz: parts_pkg.layers.Net has no argument of this name. It takes bias, depth, width."
+        "network.xyz: parts_pkg.layers.Net has no argument of this name. It takes bias, depth, "
+        "width."
     ]
 
 
 def test_special_keys_other_than_target_are_refused_even_by_what_takes_anything() -> None:
     (problem,) = components.check(layers("Anything", _partial_=True), "network")
-    assert problem.startswith("network._partial_: parts_pkg.layers.Anything has no argument of this name.")
+    assert problem.startswith(
+        "network._partial_: parts_pkg.layers.Anything has no argument of this name."
+    )
     (problem,) = components.check(layers("Anything", inner={"_targt_": "x"}), "network")
     assert problem == "network.inner._targt_: no such special key. Did you mean _target_?"
 
@@ -201,20 +241,32 @@ def test_nested_components_are_checked_with_their_own_place() -> None:
 def test_what_the_harness_gives_must_be_taken_and_not_given_twice() -> None:
     assert components.check(layers("Optimizer", lr=0.1), "optimizer", "params") == []
     assert components.check(layers("Optimizer", params=1), "optimizer", "params") == [
-        "optimizer.params: the harness gives this argument to parts_pkg.layers.Optimizer itself. Leave it out."
+        "optimizer.params: the harness gives this argument to parts_pkg.layers.Optimizer itself. "
+        "Leave it out."
     ]
     assert components.check(layers("Net", width=1), "optimizer", "params") == [
-        "optimizer._target_: parts_pkg.layers.Net takes no argument params, which the harness gives here. Name something that does."
+        "optimizer._target_: parts_pkg.layers.Net takes no argument params, which the harness "
+        "gives here. Name something that does."
     ]
 
 
 def test_torch_components_are_checked_by_their_own_signatures() -> None:
-    assert components.check({"_target_": "torch.optim.AdamW", "lr": 1e-3}, "optimizer", "params") == []
-    assert components.check({"_target_": "torch.nn:Linear", "in_features": 1, "out_features": 2}, "network") == []
+    assert (
+        components.check({"_target_": "torch.optim.AdamW", "lr": 1e-3}, "optimizer", "params") == []
+    )
+    assert (
+        components.check(
+            {"_target_": "torch.nn:Linear", "in_features": 1, "out_features": 2}, "network"
+        )
+        == []
+    )
     (problem,) = components.check({"_target_": "torch.optim.adamW"}, "optimizer", "params")
     assert problem == "optimizer._target_: the module torch.optim has no adamW. Did you mean AdamW?"
     (problem,) = components.check({"_target_": "torch.optim.adamw"}, "optimizer", "params")
-    assert problem == "optimizer._target_: torch.optim.adamw is a module, not a class or function. Did you mean torch.optim.adamw.AdamW?"
+    assert problem == (
+        "optimizer._target_: torch.optim.adamw is a module, not a class or function. Did you "
+        "mean torch.optim.adamw.AdamW?"
+    )
 
 
 # -- what a checkpoint may name
@@ -229,7 +281,14 @@ def refusal(target: str, *allow: str, **arguments: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "target", ["torch.nn.Linear", "torch.nn:Linear", "torch.optim.AdamW", "torchvision.models.resnet18", "harness.errors.DataError"]
+    "target",
+    [
+        "torch.nn.Linear",
+        "torch.nn:Linear",
+        "torch.optim.AdamW",
+        "torchvision.models.resnet18",
+        "harness.errors.DataError",
+    ],
 )
 def test_a_checkpoint_may_name_what_networks_are_made_of(target: str) -> None:
     assert refusal(target) == ""
@@ -246,13 +305,18 @@ def test_a_checkpoint_may_name_what_networks_are_made_of(target: str) -> None:
         ("harness.components.importlib.import_module", "leads to code from elsewhere (importlib)"),
         ("torch.nn.modules.module.warnings.warn", "leads to code from elsewhere (warnings)"),
         ("harness.components:importlib.import_module", "leads to code from elsewhere (importlib)"),
-        ("harness.errors.HarnessError.__init__.__globals__.get", "leads to code from elsewhere (None)"),
+        (
+            "harness.errors.HarnessError.__init__.__globals__.get",
+            "leads to code from elsewhere (None)",
+        ),
         ("harness.components.build", "is not a class"),
     ],
 )
 def test_a_checkpoint_may_not_lead_to_other_code_by_any_way(target: str, reason: str) -> None:
     message = refusal(target)
-    assert message.startswith(f"network.layers[0]._target_: {target} {reason}. A checkpoint may name harness, torch.nn")
+    assert message.startswith(
+        f"network.layers[0]._target_: {target} {reason}. A checkpoint may name harness, torch.nn"
+    )
     assert "allow the prefix" in message
 
 
@@ -262,7 +326,9 @@ def test_what_is_refused_is_not_imported() -> None:
 
 
 def test_arguments_that_run_code_are_refused() -> None:
-    assert "is asked to run code by trust_remote_code" in refusal("transformers.AutoModel.from_pretrained", trust_remote_code=True)
+    assert "is asked to run code by trust_remote_code" in refusal(
+        "transformers.AutoModel.from_pretrained", trust_remote_code=True
+    )
 
 
 def test_a_prefix_that_the_user_allows_is_whole_words() -> None:
@@ -272,4 +338,7 @@ def test_a_prefix_that_the_user_allows_is_whole_words() -> None:
 
 
 def test_an_allowed_path_that_does_not_exist_is_said_with_its_place() -> None:
-    assert refusal("torch.nn.Linaer") == "network.layers[0]._target_: the module torch.nn has no Linaer. Did you mean Linear?"
+    assert (
+        refusal("torch.nn.Linaer")
+        == "network.layers[0]._target_: the module torch.nn has no Linaer. Did you mean Linear?"
+    )

@@ -145,8 +145,12 @@ def orphan(writing: int) -> None:
     os._exit(0)
 
 
-@pytest.mark.parametrize(("mark", "said"), [("TORCHELASTIC_RUN_ID", b"the launcher ended"), ("NO_LAUNCHER", b"nothing")])
-def test_a_worker_notices_the_end_of_its_launcher_and_not_that_of_a_shell(mark: str, said: bytes) -> None:
+@pytest.mark.parametrize(
+    ("mark", "said"), [("TORCHELASTIC_RUN_ID", b"the launcher ended"), ("NO_LAUNCHER", b"nothing")]
+)
+def test_a_worker_notices_the_end_of_its_launcher_and_not_that_of_a_shell(
+    mark: str, said: bytes
+) -> None:
     assert on_ranks(1, leave_an_orphan, mark) == [said]
 
 

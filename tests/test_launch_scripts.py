@@ -1,4 +1,6 @@
-"""launch/ and docker/: read by the tools made for it, and the scripts run with a stand-in for the training that tells what it was given."""
+"""launch/ and docker/: read by the tools made for it, and the scripts run with a stand-in for the
+training that tells what it was given.
+"""
 
 import json
 import os
@@ -18,7 +20,10 @@ from harness.rundir.outcome import INTERRUPTED
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 TOOLS = Path(sys.executable).parent
-YAML_RULES = "{extends: default, rules: {document-start: disable, line-length: {max: 160}, comments: {min-spaces-from-content: 1}}}"
+YAML_RULES = (
+    "{extends: default, rules: {document-start: disable, line-length: {max: 160}, comments: "
+    "{min-spaces-from-content: 1}}}"
+)
 STAND_IN = """
 import json, os, signal, sys, time
 place = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION")}
@@ -55,11 +60,19 @@ def elsewhere(tmp_path: Path) -> Path:
     return directory
 
 
-def start(script: Path, *arguments: str, directory: Path, **environment: str) -> subprocess.Popen[str]:
-    env = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "ACCELERATE_USE_CPU")}
+def start(
+    script: Path, *arguments: str, directory: Path, **environment: str
+) -> subprocess.Popen[str]:
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("OMP_NUM_THREADS", "ACCELERATE_USE_CPU")
+    }
     env["PATH"] = f"{TOOLS}:{env['PATH']}"
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([str(script), *arguments], cwd=directory, env=env | environment, **pipes)
+    return subprocess.Popen(
+        [str(script), *arguments], cwd=directory, env=env | environment, **pipes
+    )
 
 
 def run(script: Path, *arguments: str, directory: Path, **environment: str) -> "tuple[int, str]":
@@ -74,18 +87,45 @@ def told(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_two_processes_on_the_cpu_share_its_cores(checkout: Path, elsewhere: Path) -> None:
-    code, errors = run(checkout / "launch" / "cpu.sh", "2", "a config.yaml", "run.name=two words", directory=elsewhere)
+    code, errors = run(
+        checkout / "launch" / "cpu.sh",
+        "2",
+        "a config.yaml",
+        "run.name=two words",
+        directory=elsewhere,
+    )
     assert code == 0, errors
     first, second = told(elsewhere)
-    assert first["arguments"] == second["arguments"] == [str(checkout / "harness" / "train.py"), "a config.yaml", "run.name=two words"]
+    assert (
+        first["arguments"]
+        == second["arguments"]
+        == [str(checkout / "harness" / "train.py"), "a config.yaml", "run.name=two words"]
+    )
     threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
-    common = {"WORLD_SIZE": "2", "OMP_NUM_THREADS": threads, "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
-    assert [one["place"] for one in (first, second)] == [{"RANK": "0", **common}, {"RANK": "1", **common}]
+    common = {
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": threads,
+        "ACCELERATE_USE_CPU": "true",
+        "ACCELERATE_MIXED_PRECISION": "no",
+    }
+    assert [one["place"] for one in (first, second)] == [
+        {"RANK": "0", **common},
+        {"RANK": "1", **common},
+    ]
     assert "default" not in errors  # nothing was guessed, no config of the user's was read
 
 
-def test_one_process_needs_no_launcher_and_keeps_its_exit_code(checkout: Path, elsewhere: Path) -> None:
-    code, _ = run(checkout / "launch" / "cpu.sh", "1", "c.yaml", "fail", directory=elsewhere, OMP_NUM_THREADS="7")
+def test_one_process_needs_no_launcher_and_keeps_its_exit_code(
+    checkout: Path, elsewhere: Path
+) -> None:
+    code, _ = run(
+        checkout / "launch" / "cpu.sh",
+        "1",
+        "c.yaml",
+        "fail",
+        directory=elsewhere,
+        OMP_NUM_THREADS="7",
+    )
     assert code == 3
     (alone,) = told(elsewhere)
     assert alone["place"] == {
@@ -105,7 +145,9 @@ def test_a_link_to_a_script_finds_its_checkout(checkout: Path, elsewhere: Path) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_the_script_reaches_every_process(checkout: Path, elsewhere: Path, number: signal.Signals) -> None:
+def test_a_signal_to_the_script_reaches_every_process(
+    checkout: Path, elsewhere: Path, number: signal.Signals
+) -> None:
     process = start(checkout / "launch" / "cpu.sh", "2", "c.yaml", "wait", directory=elsewhere)
     deadline = time.monotonic() + 120
     while len(list(elsewhere.glob("ready-*"))) < 2 and time.monotonic() < deadline:
@@ -119,7 +161,16 @@ def test_several_machines_meet(checkout: Path, elsewhere: Path) -> None:
     script = checkout / "launch" / "multinode.sh"
     environment = {"PER_NODE": "1", "ACCELERATE_USE_CPU": "true"}
     nodes = [
-        start(script, str(node), "2", f"127.0.0.1:{29400 + os.getpid() % 1000}", "c.yaml", directory=elsewhere, **environment) for node in range(2)
+        start(
+            script,
+            str(node),
+            "2",
+            f"127.0.0.1:{29400 + os.getpid() % 1000}",
+            "c.yaml",
+            directory=elsewhere,
+            **environment,
+        )
+        for node in range(2)
     ]
     for node in nodes:
         _, errors = node.communicate(timeout=240)
@@ -129,7 +180,16 @@ def test_several_machines_meet(checkout: Path, elsewhere: Path) -> None:
 
 def test_one_machine_is_a_number_of_machines_too(checkout: Path, elsewhere: Path) -> None:
     script = checkout / "launch" / "multinode.sh"
-    code, errors = run(script, "0", "1", "head", "c.yaml", directory=elsewhere, PER_NODE="2", ACCELERATE_USE_CPU="true")
+    code, errors = run(
+        script,
+        "0",
+        "1",
+        "head",
+        "c.yaml",
+        directory=elsewhere,
+        PER_NODE="2",
+        ACCELERATE_USE_CPU="true",
+    )
     assert code == 0, errors
     assert [one["place"]["WORLD_SIZE"] for one in told(elsewhere)] == ["2", "2"]
     code, _ = run(script, "0", "1", "head", "c.yaml", "fail", directory=elsewhere, PER_NODE="1")
@@ -149,7 +209,8 @@ WAITS = "trap 'exit 9' USR1; touch ready; while :; do sleep 0.05; done"
     [
         ("", "begins; says targets_reached now", 0),
         ("", "begins; says interrupted now", 75),
-        ("", "begins; says interrupted now; exit 1", 75),  # the launcher's code when a signal came to it
+        # The launcher's code when a signal came to it
+        ("", "begins; says interrupted now; exit 1", 75),
         ("", "begins; exit 1", 1),
         ("", "exit 2", 2),
         ("", "exit 0", 75),  # interrupted before it could begin, under torch's agent
@@ -159,17 +220,28 @@ WAITS = "trap 'exit 9' USR1; touch ready; while :; do sleep 0.05; done"
         ("targets_reached", "exit 0", 0),
     ],
 )
-def test_the_exit_code_is_the_runs_not_the_launchers(elsewhere: Path, before: str, launcher: str, expected: int) -> None:
+def test_the_exit_code_is_the_runs_not_the_launchers(
+    elsewhere: Path, before: str, launcher: str, expected: int
+) -> None:
     (elsewhere / "outcome.py").write_text(OUTCOME)
-    words = f"begins() {{ mkdir -p run; touch run/config.yaml; rm -f run/outcome.json; }}; says() {{ '{sys.executable}' outcome.py $1 $2; }}; "
+    words = (
+        f"begins() {{ mkdir -p run; touch run/config.yaml; rm -f run/outcome.json; }}; says() {{ "
+        f"'{sys.executable}' outcome.py $1 $2; }}; "
+    )
     if before:
-        subprocess.run(["bash", "-c", f"{words} begins; says {before} earlier"], cwd=elsewhere, check=True)
-    code, errors = run(LAUNCH / "attend.sh", "run", "bash", "-c", words + launcher, directory=elsewhere)
+        subprocess.run(
+            ["bash", "-c", f"{words} begins; says {before} earlier"], cwd=elsewhere, check=True
+        )
+    code, errors = run(
+        LAUNCH / "attend.sh", "run", "bash", "-c", words + launcher, directory=elsewhere
+    )
     assert code == expected, errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_request_to_leave_reaches_the_run_as_a_signal_and_as_a_file(elsewhere: Path, number: signal.Signals) -> None:
+def test_a_request_to_leave_reaches_the_run_as_a_signal_and_as_a_file(
+    elsewhere: Path, number: signal.Signals
+) -> None:
     (elsewhere / "run").mkdir()
     process = start(LAUNCH / "attend.sh", "run", "bash", "-c", WAITS, directory=elsewhere)
     deadline = time.monotonic() + 60
@@ -182,18 +254,36 @@ def test_a_request_to_leave_reaches_the_run_as_a_signal_and_as_a_file(elsewhere:
 
 
 def test_what_is_set_already_is_kept(elsewhere: Path) -> None:
-    show = f'set -eu; . "{LAUNCH}/env.sh"; share_cores 1000; echo "$OMP_NUM_THREADS $NCCL_DEBUG $PET_SHUTDOWN_TIMEOUT"'
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"NCCL_DEBUG": "INFO"}
-    assert subprocess.run(["bash", "-c", show], env=env, text=True, capture_output=True, check=True).stdout.split() == ["1", "INFO", "300"]
+    show = (
+        f'set -eu; . "{LAUNCH}/env.sh"; share_cores 1000; echo "$OMP_NUM_THREADS $NCCL_DEBUG '
+        '$PET_SHUTDOWN_TIMEOUT"'
+    )
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
+        "NCCL_DEBUG": "INFO"
+    }
+    assert subprocess.run(
+        ["bash", "-c", show], env=env, text=True, capture_output=True, check=True
+    ).stdout.split() == ["1", "INFO", "300"]
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        ["shellcheck", ".ci/run", "launch/slurm.sbatch", *(str(path) for place in ("launch", "docker") for path in (ROOT / place).glob("*.sh"))],
+        [
+            "shellcheck",
+            ".ci/run",
+            "launch/slurm.sbatch",
+            *(str(path) for place in ("launch", "docker") for path in (ROOT / place).glob("*.sh")),
+        ],
         ["hadolint", "docker/Dockerfile"],
         ["yamllint", "--strict", "--config-data", YAML_RULES, "launch", "docker"],
-        ["kubernetes-validate", "--strict", "--kubernetes-version", "1.31.0", "launch/kubernetes.yaml"],
+        [
+            "kubernetes-validate",
+            "--strict",
+            "--kubernetes-version",
+            "1.31.0",
+            "launch/kubernetes.yaml",
+        ],
         ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker/compose.yaml"],
     ],
     ids=lambda command: command[0],
@@ -201,7 +291,14 @@ def test_what_is_set_already_is_kept(elsewhere: Path) -> None:
 def test_the_tools_made_for_it_find_nothing(command: list[str]) -> None:
     if not (TOOLS / command[0]).exists():
         pytest.skip(f"needs {command[0]}: make setup")
-    done = subprocess.run([str(TOOLS / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [str(TOOLS / command[0]), *command[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -209,28 +306,71 @@ def test_kubernetes_takes_each_exit_code_for_what_it_means() -> None:
     service, config, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    actions = {code: rule["action"] for rule in spec["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])}
+    actions = {
+        code: rule["action"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        for code in rule.get("onExitCodes", {}).get("values", [])
+    }
     assert actions == {INTERRUPTED: "Ignore", 2: "FailJob"}
-    assert {rule["onExitCodes"]["containerName"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule} == {container["name"]}
+    assert {
+        rule["onExitCodes"]["containerName"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        if "onExitCodes" in rule
+    } == {container["name"]}
     nodes = {one["name"]: one.get("value") for one in container["env"]}["NODES"]
     assert spec["completions"] == spec["parallelism"] == int(nodes)
     name = job["metadata"]["name"]
-    assert f"{name}-0.{pod['subdomain']}:29400" in container["args"]  # the first pod, by the headless service's name
-    assert (service["metadata"]["name"], service["spec"]["selector"]) == (pod["subdomain"], {"job-name": name})
+    # The first pod, by the headless service's name
+    assert f"{name}-0.{pod['subdomain']}:29400" in container["args"]
+    assert (service["metadata"]["name"], service["spec"]["selector"]) == (
+        pod["subdomain"],
+        {"job-name": name},
+    )
     assert yaml.safe_load(config["data"]["training.yaml"])["run"]["dir"] == container["args"][1]
     grace = int({one["name"]: one.get("value") for one in container["env"]}["PET_SHUTDOWN_TIMEOUT"])
     assert grace < pod["terminationGracePeriodSeconds"]
-    assert all((ROOT / argument).exists() for argument in container["args"] if argument.startswith("launch/"))
+    assert all(
+        (ROOT / argument).exists()
+        for argument in container["args"]
+        if argument.startswith("launch/")
+    )
 
 
 def test_skypilot_is_given_no_key_that_it_does_not_know() -> None:
-    # By SkyPilot 0.14's schema (sky/utils/schemas.py), too large a package to be installed for this.
+    # By SkyPilot 0.14's schema (sky/utils/schemas.py), too large a package to be installed for
+    # this.
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
-    assert task.keys() <= {"name", "workdir", "num_nodes", "resources", "file_mounts", "volumes", "envs", "secrets", "setup", "run"}
-    assert task["resources"].keys() <= {"infra", "accelerators", "cpus", "memory", "use_spot", "disk_size", "image_id", "job_recovery", "any_of"}
-    assert task["resources"]["job_recovery"] == {"max_restarts_on_errors": 2, "recover_on_exit_codes": [INTERRUPTED]}
+    assert task.keys() <= {
+        "name",
+        "workdir",
+        "num_nodes",
+        "resources",
+        "file_mounts",
+        "volumes",
+        "envs",
+        "secrets",
+        "setup",
+        "run",
+    }
+    assert task["resources"].keys() <= {
+        "infra",
+        "accelerators",
+        "cpus",
+        "memory",
+        "use_spot",
+        "disk_size",
+        "image_id",
+        "job_recovery",
+        "any_of",
+    }
+    assert task["resources"]["job_recovery"] == {
+        "max_restarts_on_errors": 2,
+        "recover_on_exit_codes": [INTERRUPTED],
+    }
     assert all(isinstance(value, str) for value in task["envs"].values())
-    checked = subprocess.run(["bash", "-n"], input=task["setup"] + task["run"], text=True, check=False)
+    checked = subprocess.run(
+        ["bash", "-n"], input=task["setup"] + task["run"], text=True, check=False
+    )
     assert checked.returncode == 0
 
 
@@ -247,7 +387,9 @@ def test_skypilot_is_given_no_key_that_it_does_not_know() -> None:
         ("multinode.sh", ["2", "2", "head", "c.yaml"]),
     ],
 )
-def test_mistaken_arguments_are_answered_with_the_usage(script: str, arguments: list[str], elsewhere: Path) -> None:
+def test_mistaken_arguments_are_answered_with_the_usage(
+    script: str, arguments: list[str], elsewhere: Path
+) -> None:
     code, errors = run(LAUNCH / script, *arguments, directory=elsewhere)
     assert code == 2
     assert f"launch/{script} " in errors
@@ -255,7 +397,9 @@ def test_mistaken_arguments_are_answered_with_the_usage(script: str, arguments: 
 
 
 def test_no_gpu_is_said_in_one_line(checkout: Path, elsewhere: Path) -> None:
-    code, errors = run(checkout / "launch" / "gpu.sh", "c.yaml", directory=elsewhere, CUDA_VISIBLE_DEVICES="")
+    code, errors = run(
+        checkout / "launch" / "gpu.sh", "c.yaml", directory=elsewhere, CUDA_VISIBLE_DEVICES=""
+    )
     assert code == 2
     assert errors.count("\n") == 1
     assert "torch sees no GPU here" in errors

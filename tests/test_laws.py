@@ -1,4 +1,7 @@
-"""The laws of the house (docs: CONTRIBUTING.md) that can be read off the source. Each failure names the file and the line."""
+"""The laws of the house (docs: CONTRIBUTING.md) that can be read off the source.
+
+Each failure names the file and the line.
+"""
 
 import ast
 import functools
@@ -17,7 +20,8 @@ HARNESS = Path(__file__).parent.parent / "harness"
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 LONGEST = {("harness.training.loop", "fit"): 45, ("harness.training.loop", "train_step"): 30}
 
-# From the bottom up: a module imports from its own layer and those below. What is not named is in the middle, with config, stopping and ranks.
+# From the bottom up: a module imports from its own layer and those below. What is not named is in
+# the middle, with config, stopping and ranks.
 LAYERS = (
     ("harness", "harness.errors"),
     (),
@@ -27,7 +31,9 @@ LAYERS = (
     ("harness.train",),
 )
 PARTS = ("harness.sources", "harness.treatments", "harness.networks")
-COLLECTIVES = re.compile(r"(all_|reduce|broadcast|gather|scatter|barrier|send$|recv$|new_\w*group|\w+_process_group|wait_for_everyone|pad_across)")
+COLLECTIVES = re.compile(
+    r"(all_|reduce|broadcast|gather|scatter|barrier|send$|recv$|new_\w*group|\w+_process_group|wait_for_everyone|pad_across)"
+)
 REASON = re.compile(r"(noqa: [\w, ]+|\]) +(- |# )\w")  # after "noqa: BLE001" or "type: ignore[...]"
 
 
@@ -45,7 +51,12 @@ class Module:
 
     def imports(self) -> Iterator[tuple[ast.stmt, str, bool]]:
         """(statement, module or module.name, whether it runs when this module is imported)."""
-        lazy = {id(inner) for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for inner in ast.walk(node)}
+        lazy = {
+            id(inner)
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for inner in ast.walk(node)
+        }
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -56,14 +67,20 @@ class Module:
                     yield node, f"{node.module}.{alias.name}", id(node) not in lazy
 
     def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-        return (node for node in ast.walk(self.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        return (
+            node
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        )
 
 
 @functools.cache
 def modules() -> dict[str, Module]:
     found = {}
     for path in sorted(HARNESS.rglob("*.py")):
-        name = ".".join(path.relative_to(HARNESS.parent).with_suffix("").parts).removesuffix(".__init__")
+        name = ".".join(path.relative_to(HARNESS.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        )
         text = path.read_text()
         found[name] = Module(name, path, text, ast.parse(text, str(path)))
     return found
@@ -74,7 +91,9 @@ def within(name: str, packages: tuple[str, ...]) -> bool:
 
 
 def module_of(dotted: str) -> str | None:
-    """The module of harness/ that `from a.b import c` or `import a.b` reads, None if it is another distribution's."""
+    """The module of harness/ that `from a.b import c` or `import a.b` reads, None if it is another
+    distribution's.
+    """
     if not within(dotted, ("harness",)):
         return None
     return dotted if dotted in modules() else dotted.rpartition(".")[0]
@@ -131,7 +150,13 @@ def test_imports_run_one_way() -> None:
 
 def test_what_is_pure_needs_no_torch() -> None:
     edges = graph(lazy_too=True)
-    for start in ("harness.errors", "harness.data.sampling", "harness.stopping.controller", "harness.stopping.settings", "harness.training.agenda"):
+    for start in (
+        "harness.errors",
+        "harness.data.sampling",
+        "harness.stopping.controller",
+        "harness.stopping.settings",
+        "harness.training.agenda",
+    ):
         reached, frontier = {start}, [start]
         while frontier:
             new = set(edges[frontier.pop()]) - reached
@@ -162,7 +187,8 @@ def test_wandb_is_imported_in_tracking_alone_and_only_when_used() -> None:
         f"{module.at(node)}: {dotted}"
         for module in modules().values()
         for node, dotted, at_import in module.imports()
-        if within(dotted, ("wandb",)) and (at_import or not within(module.name, ("harness.tracking",)))
+        if within(dotted, ("wandb",))
+        and (at_import or not within(module.name, ("harness.tracking",)))
     ]
     assert not problems, broken(problems)
 
@@ -172,12 +198,18 @@ def test_collectives_are_called_in_ranks_alone() -> None:
     for module in modules().values():
         if within(module.name, ("harness.ranks",)):
             continue
-        problems += [f"{module.at(node)}: {dotted}" for node, dotted, _ in module.imports() if within(dotted, ("torch.distributed",))]
+        problems += [
+            f"{module.at(node)}: {dotted}"
+            for node, dotted, _ in module.imports()
+            if within(dotted, ("torch.distributed",))
+        ]
         for node in ast.walk(module.tree):
             if not isinstance(node, ast.Attribute):
                 continue
             owner = ast.unparse(node.value)
-            if owner in ("dist", "torch.distributed") or (COLLECTIVES.match(node.attr) and re.search(r"accelerator|state|torch", owner)):
+            if owner in ("dist", "torch.distributed") or (
+                COLLECTIVES.match(node.attr) and re.search(r"accelerator|state|torch", owner)
+            ):
                 problems.append(f"{module.at(node)}: {owner}.{node.attr}")
     assert not problems, broken(problems)
 
@@ -188,7 +220,8 @@ def test_no_attribute_hides_a_collective() -> None:
         f"{module.at(function)}: {function.name}"
         for module in modules().values()
         for function in module.functions()
-        if any("property" in ast.unparse(decorator) for decorator in function.decorator_list) and re.search(calls, ast.unparse(function))
+        if any("property" in ast.unparse(decorator) for decorator in function.decorator_list)
+        and re.search(calls, ast.unparse(function))
     ]
     assert not problems, broken(problems)
 
@@ -202,9 +235,17 @@ def test_nothing_goes_through_pickle() -> None:
             if within(dotted, ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"))
         ]
         for node in ast.walk(module.tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save", "torch.serialization"):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+                "torch.load",
+                "torch.save",
+                "torch.serialization",
+            ):
                 problems.append(f"{module.at(node)}: {ast.unparse(node)}")
-            if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            if (
+                isinstance(node, ast.keyword)
+                and node.arg == "allow_pickle"
+                and ast.unparse(node.value) != "False"
+            ):
                 problems.append(f"{module.at(node.value)}: allow_pickle")
             if isinstance(node, ast.Attribute) and node.attr.endswith(("_object", "_object_list")):
                 problems.append(f"{module.at(node)}: {node.attr} pickles")
@@ -215,37 +256,54 @@ def test_nothing_goes_through_pickle() -> None:
 
 
 def test_no_module_bears_the_name_of_another_package() -> None:
-    # Run by path, Python puts harness/ itself on sys.path: a module named like a dependency's would be found in its place.
+    # Run by path, Python puts harness/ itself on sys.path: a module named like a dependency's would
+    # be found in its place.
     taken = set(sys.stdlib_module_names) | set(packages_distributions()) - {"harness"}
-    own = {path.stem for path in HARNESS.glob("*.py")} | {path.name for path in HARNESS.iterdir() if path.is_dir()}
+    own = {path.stem for path in HARNESS.glob("*.py")} | {
+        path.name for path in HARNESS.iterdir() if path.is_dir()
+    }
     clashes = own & taken
     assert not clashes
 
 
 def test_no_name_says_nothing() -> None:
-    vague = re.compile(r"(^|_)(utils?|helpers?|managers?|handlers?|misc|common)($|_)", re.IGNORECASE)
+    vague = re.compile(
+        r"(^|_)(utils?|helpers?|managers?|handlers?|misc|common)($|_)", re.IGNORECASE
+    )
     problems = [name for name in modules() if vague.search(name.rpartition(".")[2])]
     problems += [
         f"{module.at(node)}: {node.name}"
         for module in modules().values()
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.ClassDef) and re.search(r"(Util|Helper|Manager|Handler)s?$", node.name)
+        if isinstance(node, ast.ClassDef)
+        and re.search(r"(Util|Helper|Manager|Handler)s?$", node.name)
     ]
     assert not problems, broken(problems)
 
 
 def test_the_entry_script_defines_nothing() -> None:
     script = modules()["harness.train"].tree
-    defined = [ast.unparse(node) for node in ast.walk(script) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
+    defined = [
+        ast.unparse(node)
+        for node in ast.walk(script)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    ]
     assert not defined
-    assert [type(node) for node in script.body] == [ast.Expr, ast.Import, ast.ImportFrom, ast.If]  # docstring, imports, if __name__ == "__main__"
+    # Docstring, imports, if __name__ == "__main__"
+    assert [type(node) for node in script.body] == [ast.Expr, ast.Import, ast.ImportFrom, ast.If]
 
 
 def test_the_distribution_is_described_as_pip_needs_it() -> None:
     (command,) = entry_points(group="console_scripts", name="fermarsi")
     assert command.value == "harness.cli:main"
     needs = requires("fermarsi") or []
-    assert {match[1] for need in needs if (match := re.search(r"extra == ['\"](\w+)", need))} >= {"images", "audio", "video", "tables", "dev"}
+    assert {match[1] for need in needs if (match := re.search(r"extra == ['\"](\w+)", need))} >= {
+        "images",
+        "audio",
+        "video",
+        "tables",
+        "dev",
+    }
     assert any(need.startswith("wandb") and "extra" not in need for need in needs)
 
 
@@ -261,7 +319,9 @@ def test_files_and_functions_fit_on_a_screen() -> None:
         for function in module.functions():
             length = (function.end_lineno or 0) - function.lineno + 1
             if length > (longest := LONGEST.get((module.name, function.name), LONGEST_FUNCTION)):
-                problems.append(f"{module.at(function)}: {function.name} has {length} lines, at most {longest}")
+                problems.append(
+                    f"{module.at(function)}: {function.name} has {length} lines, at most {longest}"
+                )
     assert not problems, broken(problems)
 
 
@@ -288,7 +348,11 @@ def test_the_hot_path_does_not_wait_for_the_device() -> None:
             for node in ast.walk(function):
                 if not isinstance(node, ast.Call):
                     continue
-                called = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+                called = (
+                    node.func.attr
+                    if isinstance(node.func, ast.Attribute)
+                    else ast.unparse(node.func)
+                )
                 if called in waits or ast.unparse(node.func) in ("print", "float", "int", "bool"):
                     problems.append(f"{module.at(node)}: {ast.unparse(node)}")
     assert not problems, broken(problems)
@@ -302,8 +366,12 @@ def test_every_broad_except_says_why() -> None:
             if not isinstance(node, ast.ExceptHandler):
                 continue
             broad = node.type is None or re.search(r"\b(Base)?Exception\b", ast.unparse(node.type))
-            raised_from = any(isinstance(inner, ast.Raise) and inner.cause is not None for inner in ast.walk(node))
-            said = re.search(r"#\s*(noqa: BLE001 - )?\w+", lines[node.lineno - 1].replace("# noqa: BLE001\n", ""))
+            raised_from = any(
+                isinstance(inner, ast.Raise) and inner.cause is not None for inner in ast.walk(node)
+            )
+            said = re.search(
+                r"#\s*(noqa: BLE001 - )?\w+", lines[node.lineno - 1].replace("# noqa: BLE001\n", "")
+            )
             if broad and not raised_from and not said:
                 problems.append(f"{module.at(node)}: {lines[node.lineno - 1].strip()}")
     assert not problems, broken(problems)
@@ -318,7 +386,11 @@ def test_every_exception_from_a_lint_rule_gives_its_reason(folder: str) -> None:
                 continue
             if re.search(r"#\s*(TODO|FIXME|XXX|HACK)\b", token.string):
                 problems.append(f"{path}:{token.start[0]}: {token.string}")
-            if folder == "harness" and re.search(r"noqa|type: ignore", token.string) and not REASON.search(token.string):
+            if (
+                folder == "harness"
+                and re.search(r"noqa|type: ignore", token.string)
+                and not REASON.search(token.string)
+            ):
                 problems.append(f"{path}:{token.start[0]}: no reason in {token.string}")
     assert not problems, broken(problems)
 
@@ -326,8 +398,14 @@ def test_every_exception_from_a_lint_rule_gives_its_reason(folder: str) -> None:
 def test_everything_public_has_a_docstring() -> None:
     problems = []
     for module in modules().values():
-        documented = [node for node in module.tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")]
-        problems += [f"{module.at(node)}: {node.name}" for node in documented if not ast.get_docstring(node)]
+        documented = [
+            node
+            for node in module.tree.body
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
+        ]
+        problems += [
+            f"{module.at(node)}: {node.name}" for node in documented if not ast.get_docstring(node)
+        ]
         if module.tree.body and not ast.get_docstring(module.tree):
             problems.append(f"{module.at(module.tree)}: the module")
     assert not problems, broken(problems)

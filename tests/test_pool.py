@@ -16,7 +16,11 @@ from tests.pool import RanksFailed, on_ranks
 
 
 def place() -> tuple[int, int, str]:
-    return (dist.get_rank(), dist.get_world_size(), dist.get_backend()) if dist.is_initialized() else (0, 1, "none")
+    return (
+        (dist.get_rank(), dist.get_world_size(), dist.get_backend())
+        if dist.is_initialized()
+        else (0, 1, "none")
+    )
 
 
 def sum_over_ranks() -> int:
@@ -55,7 +59,12 @@ def make_a_mess() -> None:
 
 
 def look_for_a_mess() -> tuple[str | None, str, bool, int]:
-    return os.environ.get("MESS"), os.getcwd(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, torch.get_num_threads()
+    return (
+        os.environ.get("MESS"),
+        os.getcwd(),
+        signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        torch.get_num_threads(),
+    )
 
 
 def leave_a_thread(seconds: float) -> None:
@@ -83,7 +92,9 @@ def test_ranks_reach_each_other_again_and_again_from_the_same_processes() -> Non
 
 
 def test_an_error_arrives_with_its_type_and_the_rank_it_comes_from() -> None:
-    with pytest.raises(RanksFailed, match=r"rank 1: ConfigError: batch: mistaken\nTraceback") as raised:
+    with pytest.raises(
+        RanksFailed, match=r"rank 1: ConfigError: batch: mistaken\nTraceback"
+    ) as raised:
         on_ranks(2, raise_on, 1)
     error = raised.value.error(1)
     assert isinstance(error, ConfigError)
@@ -118,7 +129,9 @@ def test_a_thread_may_end_after_its_job_but_must_end() -> None:
         on_ranks(1, leave_a_thread, 600.0)
 
 
-def test_signals_reach_ranks_while_they_work(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_signals_reach_ranks_while_they_work(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def tell(processes: Sequence[int]) -> None:
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.01)

@@ -11,19 +11,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import CheckpointError
-from harness.randomness import capture_random, generators_of, preserved, restore_random, seed_ambient, seed_for
+from harness.randomness import (
+    capture_random,
+    generators_of,
+    preserved,
+    restore_random,
+    seed_ambient,
+    seed_for,
+)
 
 
 def draw() -> list[float]:
-    """From every ambient generator, the normal variates that NumPy and Python keep in pairs among them."""
-    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), float(torch.rand(())), float(torch.randn(()))]
+    """From every ambient generator, the normal variates that NumPy and Python keep in pairs among
+    them.
+    """
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.rand(),
+        np.random.randn(),
+        float(torch.rand(())),
+        float(torch.randn(())),
+    ]
 
 
 def test_a_seed_is_a_function_of_the_runs_seed_and_of_its_purpose() -> None:
-    seeds = [seed_for(run, purpose, step, slot) for run in range(5) for purpose in ("forward", "update") for step in range(20) for slot in range(5)]
+    seeds = [
+        seed_for(run, purpose, step, slot)
+        for run in range(5)
+        for purpose in ("forward", "update")
+        for step in range(20)
+        for slot in range(5)
+    ]
     assert len(set(seeds)) == len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert seed_for(7, "forward", 1, 2) == 5167520508008972724  # a change breaks the exact resumption of every run there is
+    # A change breaks the exact resumption of every run there is
+    assert seed_for(7, "forward", 1, 2) == 5167520508008972724
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))
@@ -61,7 +84,10 @@ def test_nor_does_it_if_it_fails() -> None:
     assert draw() == expected
 
 
-@pytest.mark.parametrize("before", [lambda: None, lambda: random.gauss(0, 1), np.random.randn, lambda: torch.randn(3), draw])
+@pytest.mark.parametrize(
+    "before",
+    [lambda: None, lambda: random.gauss(0, 1), np.random.randn, lambda: torch.randn(3), draw],
+)
 def test_captured_generators_go_on_as_if_nothing_had_happened(before: Callable[[], object]) -> None:
     seed_ambient(3)
     before()
@@ -90,7 +116,9 @@ def test_a_state_that_lacks_a_generator_is_refused_before_anything_is_changed() 
     state = capture_random({})
     del state["numpy.keys"]
     expected = capture_random({})
-    with pytest.raises(CheckpointError, match=r"random state: holds .* where this process has .*numpy\.keys"):
+    with pytest.raises(
+        CheckpointError, match=r"random state: holds .* where this process has .*numpy\.keys"
+    ):
         restore_random(state, {})
     assert all(torch.equal(tensor, expected[name]) for name, tensor in capture_random({}).items())
 

@@ -24,7 +24,11 @@ def rate(of: SGD) -> float:
 
 
 def plateau(of: SGD, patience: int = 2, **more: float | str) -> Plateau:
-    return Plateau(of, "val/loss", mode="min", patience=patience, **more)  # type: ignore[arg-type]  # of several types
+    # Of several types
+    # See above
+    # See above
+    # See above
+    return Plateau(of, "val/loss", mode="min", patience=patience, **more)  # type: ignore[arg-type] # see above
 
 
 def observe(schedule: Plateau, *values: float) -> None:
@@ -67,7 +71,12 @@ def test_a_plateau_drops_after_as_many_stale_evaluations_as_patience() -> None:
 
 
 def test_a_plateau_asks_for_the_gain_that_was_set() -> None:
-    for at_least, value, drops in (("25%", 0.75, False), ("25%", math.nextafter(0.75, 1), True), (0.5, 0.5, False), (0.5, 0.51, True)):
+    for at_least, value, drops in (
+        ("25%", 0.75, False),
+        ("25%", math.nextafter(0.75, 1), True),
+        (0.5, 0.5, False),
+        (0.5, 0.51, True),
+    ):
         one = optimizer()
         observe(plateau(one, patience=1, at_least=at_least), 1.0, value)
         assert (rate(one) < 0.5) == drops
@@ -99,21 +108,36 @@ def test_a_floor_is_never_passed_and_warm_up_comes_first() -> None:
 
 
 @given(st.lists(st.integers(0, 8).map(float), max_size=40), st.integers(1, 4))
-def test_a_plateau_is_torchs_with_one_evaluation_less_of_patience(values: list[float], patience: int) -> None:
+def test_a_plateau_is_torchs_with_one_evaluation_less_of_patience(
+    values: list[float], patience: int
+) -> None:
     ours, theirs = optimizer(), optimizer()
     schedule = plateau(ours, patience)
-    reference = ReduceLROnPlateau(theirs, mode="min", factor=0.1, patience=patience - 1, threshold=0.0, threshold_mode="abs", eps=0.0)
+    reference = ReduceLROnPlateau(
+        theirs,
+        mode="min",
+        factor=0.1,
+        patience=patience - 1,
+        threshold=0.0,
+        threshold_mode="abs",
+        eps=0.0,
+    )
     for value in values:
         observe(schedule, value)
         reference.step(value)
         assert rate(ours) == pytest.approx(rate(theirs), rel=1e-12)
 
 
-BUILD: list[Callable[[SGD], ByStep]] = [lambda one: WarmupCosine(one, 50, 5), lambda one: plateau(one, warmup_steps=7, cooldown=1)]
+BUILD: list[Callable[[SGD], ByStep]] = [
+    lambda one: WarmupCosine(one, 50, 5),
+    lambda one: plateau(one, warmup_steps=7, cooldown=1),
+]
 
 
 @given(st.sampled_from(BUILD), st.lists(st.floats(0, 1), max_size=30), st.integers(0, 30))
-def test_a_resumed_schedule_has_the_same_rates(build: Callable[[SGD], ByStep], values: list[float], split: int) -> None:
+def test_a_resumed_schedule_has_the_same_rates(
+    build: Callable[[SGD], ByStep], values: list[float], split: int
+) -> None:
     whole, first, second = optimizer(), optimizer(), optimizer()
     schedules = [build(whole), build(first)]
     for index, value in enumerate(values):
@@ -147,8 +171,15 @@ def test_a_rate_that_is_a_tensor_is_changed_in_place() -> None:
         (lambda one: plateau(one, floor=1.0), "floor"),
         (lambda one: plateau(one, cooldown=-1), "cooldown"),
         (lambda one: plateau(one, at_least="much"), "neither a gain like 0.01 nor a share like 1%"),
-        (lambda one: Plateau(one, "val/loss", "down", 1), "neither max nor min"),  # type: ignore[arg-type]  # that is the test
-        (lambda one: plateau(one).observe({"val/f1": 1.0}), "there is no metric val/loss. There are val/f1"),
+        # That is the test
+        # See above
+        # See above
+        # See above
+        (lambda one: Plateau(one, "val/loss", "down", 1), "neither max nor min"),  # type: ignore[arg-type] # see above
+        (
+            lambda one: plateau(one).observe({"val/f1": 1.0}),
+            "there is no metric val/loss. There are val/f1",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(build: Callable[[SGD], object], words: str) -> None:

@@ -1,1 +1,4 @@
-"""Checkpoints that cannot be lost: format, layout, writing, commit, reading, retention. See docs/checkpoints.md."""
+"""Checkpoints that cannot be lost: format, layout, writing, commit, reading, retention.
+
+See docs/checkpoints.md.
+"""

@@ -1,7 +1,9 @@
-"""What rank 0 does around the writing: a temporary directory, the commit by rename, links, retention. Everything else only reads.
+"""What rank 0 does around the writing: a temporary directory, the commit by rename, links,
+retention. Everything else only reads.
 
-Order is what makes it safe: files are durable before the manifest, the manifest before the rename, the rename before anything is deleted; and what is
-deleted is first renamed, durably, so that half of it never looks like a checkpoint. Each function says which state a power cut in its midst leaves.
+Order is what makes it safe: files are durable before the manifest, the manifest before the rename,
+the rename before anything is deleted; and what is deleted is first renamed, durably, so that half
+of it never looks like a checkpoint. Each function says which state a power cut in its midst leaves.
 """
 
 import os
@@ -28,30 +30,40 @@ Fence = Callable[[], None]  # raises CheckpointError if another launch has taken
 
 
 def collect_leftovers(directory: Path, fence: Fence) -> list[str]:
-    """Remove what dead attempts left and finish what they had begun; returns the names removed. Raises CheckpointError.
+    """Remove what dead attempts left and finish what they had begun; returns the names removed.
+    Raises CheckpointError.
 
-    Only for the holder of the run's lease: the temporary directory of a launch that was fenced out goes too, so that it cannot be committed any more.
+    Only for the holder of the run's lease: the temporary directory of a launch that was fenced out
+    goes too, so that it cannot be committed any more.
     """
     with telling(f"collecting leftovers in {directory}"):
         return _collect(directory, fence)
 
 
-def begin(directory: Path, step: int, size_bytes: int, fence: Fence, *, written: bool) -> str | None:
-    """Make the temporary directory of a save and return its name; None if the step is already there.
+def begin(
+    directory: Path, step: int, size_bytes: int, fence: Fence, *, written: bool
+) -> str | None:
+    """Make the temporary directory of a save and return its name; None if the step is already
+    there.
 
-    `written`: this process has committed this very state, so that only its presence needs a look. Raises CheckpointError.
+    `written`: this process has committed this very state, so that only its presence needs a look.
+    Raises CheckpointError.
     Leaves: a temporary directory.
     """
     target = directory / step_name(step)
     with telling(f"beginning {target.name}"):
         make_directory(directory)
-        with suppress(OSError):  # tried again at the next save; if it was in the way, what follows fails
+        # Tried again at the next save; if it was in the way, what follows fails
+        with suppress(OSError):
             _collect(directory, fence)
         if written and inspect(target).manifest is not None:
             return None
         free, needed = shutil.disk_usage(directory).free, size_bytes + _SPARE_BYTES
         if free < needed:
-            raise CheckpointError(f"{directory}: {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB needed. Free some or keep fewer checkpoints.")
+            raise CheckpointError(
+                f"{directory}: {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB needed. Free "
+                "some or keep fewer checkpoints."
+            )
         name = f"{TEMPORARY}{target.name}-{secrets.token_hex(4)}"
         os.mkdir(directory / name)
         return name
@@ -66,9 +78,12 @@ def commit(
     fence: Fence,
     hasher: Executor,
 ) -> None:
-    """Complete the temporary directory and make it the checkpoint of its step. Raises CheckpointError. Leaves: the old state or the new one.
+    """Complete the temporary directory and make it the checkpoint of its step.
 
-    A checkpoint of the same step gives up its name but stays readable as `<name>.old` until the new one bears it.
+    Raises CheckpointError. Leaves: the old state or the new one.
+
+    A checkpoint of the same step gives up its name but stays readable as `<name>.old` until the new
+    one bears it.
     """
     source, target = directory / temporary, directory / step_name(step)
     with telling(f"committing {target.name}"):
@@ -76,7 +91,8 @@ def commit(
         document = dump_manifest(manifest(records))
         write_files(source, [Content(MANIFEST, "manifest", [document])], hasher)
         sync_directory(source)
-        # A launch that is stopped between here and the rename, and wakes up when another one has taken over, finds its temporary directory collected.
+        # A launch that is stopped between here and the rename, and wakes up when another one has
+        # taken over, finds its temporary directory collected.
         fence()
         if os.path.lexists(target):
             os.rename(target, directory / f"{target.name}{OLD}")
@@ -85,11 +101,20 @@ def commit(
 
 
 def tidy(
-    directory: Path, committed: Kept, retention: Retention, best: BestRank | None, known: Mapping[str, Kept], fence: Fence
+    directory: Path,
+    committed: Kept,
+    retention: Retention,
+    best: BestRank | None,
+    known: Mapping[str, Kept],
+    fence: Fence,
 ) -> tuple[list[str], dict[str, Kept]]:
-    """After a commit: links, then retention. Returns (names deleted, what is now known of the valid checkpoints by name). Raises CheckpointError.
+    """After a commit: links, then retention.
 
-    `known`: what this process wrote or looked at before, which is not looked at again. Leaves: more checkpoints than asked for, or trash.
+    Returns (names deleted, what is now known of the valid checkpoints by name). Raises
+    CheckpointError.
+
+    `known`: what this process wrote or looked at before, which is not looked at again. Leaves: more
+    checkpoints than asked for, or trash.
     """
     name = step_name(committed.step)
     with telling(f"tidying up after {name}"):
@@ -103,23 +128,34 @@ def tidy(
         if ranked:
             _link(directory, "best", step_name(ranked[0]))
         sync_directory(directory)
-        surplus = [step_name(step) for step in retention.to_delete(list(kept.values()), best, committed.step)]
+        surplus = [
+            step_name(step)
+            for step in retention.to_delete(list(kept.values()), best, committed.step)
+        ]
         _delete(directory, surplus)
         return surplus, {one: what for one, what in kept.items() if one not in surplus}
 
 
 def prune(directory: Path, retention: Retention, best: BestRank | None) -> list[str]:
-    """Apply a retention to the checkpoints of a run that is not training (hold its lease); returns the names deleted. Raises CheckpointError.
+    """Apply a retention to the checkpoints of a run that is not training (hold its lease); returns
+    the names deleted. Raises CheckpointError.
 
-    Hashes are verified first: what is invalid neither counts as kept nor is deleted. The newest valid one and the best always stay; where `best` is
-    None, the best is what the link says.
+    Hashes are verified first: what is invalid neither counts as kept nor is deleted. The newest
+    valid one and the best always stay; where `best` is None, the best is what the link says.
     """
     with telling(f"pruning {directory}"):
-        valid = [one for one in list_checkpoints(directory, verify="full") if not one.path.name.endswith(OLD)]
+        valid = [
+            one
+            for one in list_checkpoints(directory, verify="full")
+            if not one.path.name.endswith(OLD)
+        ]
         kept = [_kept_of(one.manifest) for one in valid if one.manifest is not None]
         if not kept:
             return []
-        surplus = [step_name(step) for step in retention.to_delete(kept, best, max(one.step for one in kept))]
+        surplus = [
+            step_name(step)
+            for step in retention.to_delete(kept, best, max(one.step for one in kept))
+        ]
         if best is None and (directory / "best").is_symlink():
             surplus = [name for name in surplus if name != os.readlink(directory / "best")]
         _delete(directory, surplus)
@@ -127,9 +163,11 @@ def prune(directory: Path, retention: Retention, best: BestRank | None) -> list[
 
 
 def set_aside_newer(directory: Path, step: int) -> list[str]:
-    """Rename the checkpoints after `step`, so that a run that goes on from there is not overtaken by its own past. Returns their names.
+    """Rename the checkpoints after `step`, so that a run that goes on from there is not overtaken
+    by its own past. Returns their names.
 
-    For the holder of the run's lease. Raises CheckpointError. Leaves: the newest of them set aside, or more.
+    For the holder of the run's lease. Raises CheckpointError. Leaves: the newest of them set aside,
+    or more.
     """
     with telling(f"setting checkpoints aside in {directory}"):
         newer = [name for number, name in step_names(directory) if number > step]
@@ -153,7 +191,10 @@ def _collect(directory: Path, fence: Fence) -> list[str]:
 
 
 def _retire_superseded(directory: Path, name: str, *, keep: bool) -> None:
-    """Finish a commit over a checkpoint of the same step. If the new one bears the name the old one goes, or is kept aside; else it gets it back."""
+    """Finish a commit over a checkpoint of the same step.
+
+    If the new one bears the name the old one goes, or is kept aside; else it gets it back.
+    """
     target = directory / name.removesuffix(OLD)
     if not target.exists():
         os.rename(directory / name, target)
@@ -179,8 +220,14 @@ def _survey(directory: Path, known: Mapping[str, Kept]) -> dict[str, Kept]:
 
 
 def known_from(directory: Path, found: Path | None) -> dict[str, Kept]:
-    """What a launch knows of the run's checkpoints when it begins: the one that it goes on from, and may write again."""
-    manifest = None if found is None or found.resolve().parent != directory.resolve() else inspect(found).manifest
+    """What a launch knows of the run's checkpoints when it begins: the one that it goes on from,
+    and may write again.
+    """
+    manifest = (
+        None
+        if found is None or found.resolve().parent != directory.resolve()
+        else inspect(found).manifest
+    )
     return {} if manifest is None else {step_name(manifest.step): _kept_of(manifest)}
 
 
@@ -189,7 +236,10 @@ def _kept_of(manifest: Manifest) -> Kept:
 
 
 def _link(directory: Path, link: str, name: str) -> None:
-    """Point a relative link at a checkpoint, at once. Leaves: the link as it was or as it is to be."""
+    """Point a relative link at a checkpoint, at once.
+
+    Leaves: the link as it was or as it is to be.
+    """
     path = directory / link
     if path.is_symlink() and os.readlink(path) == name:
         return
@@ -199,8 +249,14 @@ def _link(directory: Path, link: str, name: str) -> None:
 
 
 def _delete(directory: Path, names: Sequence[str]) -> None:
-    """Rename to the trash, make that durable, then remove. Leaves: each one whole under its name, or trash."""
-    trash = [name if name.startswith((TEMPORARY, TRASH)) else f"{TRASH}{name}-{secrets.token_hex(4)}" for name in names]
+    """Rename to the trash, make that durable, then remove.
+
+    Leaves: each one whole under its name, or trash.
+    """
+    trash = [
+        name if name.startswith((TEMPORARY, TRASH)) else f"{TRASH}{name}-{secrets.token_hex(4)}"
+        for name in names
+    ]
     for name, gone in zip(names, trash, strict=True):
         if gone != name:
             os.rename(directory / name, directory / gone)

@@ -1,6 +1,8 @@
-"""JSON that brings back exactly what was put in: every float to the last bit, NaN and infinities, tuples, keys that are no strings.
+"""JSON that brings back exactly what was put in: every float to the last bit, NaN and infinities,
+tuples, keys that are no strings.
 
-A float is written as `{"~float": "<hex>", "decimal": "<repr>"}`: the hex for the machine, the decimal for people; both must agree when read.
+A float is written as `{"~float": "<hex>", "decimal": "<repr>"}`: the hex for the machine, the
+decimal for people; both must agree when read.
 """
 
 import json
@@ -20,7 +22,10 @@ _MARKS: dict[type, str] = {dict: "~dict", OrderedDict: "~ordered", Counter: "~co
 
 
 def encode(value: Any, where: str = "value") -> Any:
-    """A plain JSON value for `value`. Raises CheckpointError, naming the place, for what JSON cannot hold (tensors, objects)."""
+    """A plain JSON value for `value`.
+
+    Raises CheckpointError, naming the place, for what JSON cannot hold (tensors, objects).
+    """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -32,19 +37,30 @@ def encode(value: Any, where: str = "value") -> Any:
     mark = _MARKS.get(type(value))
     if mark is None:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise CheckpointError(f"{where}: a {kind} cannot be stored exactly. Only None, bool, int, float, str, list, tuple and dict can.")
+        raise CheckpointError(
+            f"{where}: a {kind} cannot be stored exactly. Only None, bool, int, float, str, list, "
+            "tuple and dict can."
+        )
     if mark == "~dict" and all(isinstance(key, str) and not key.startswith("~") for key in value):
         return {key: encode(item, f"{where}.{key}") for key, item in value.items()}
-    return {mark: [[encode(key, where), encode(item, f"{where}[{key!r}]")] for key, item in value.items()]}
+    return {
+        mark: [
+            [encode(key, where), encode(item, f"{where}[{key!r}]")] for key, item in value.items()
+        ]
+    }
 
 
 def decode(value: Any) -> Any:
-    """The inverse of `encode`. Raises CheckpointError for a marked value that `encode` never writes."""
+    """The inverse of `encode`.
+
+    Raises CheckpointError for a marked value that `encode` never writes.
+    """
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
-    mark = next((key for key in value if key.startswith("~")), None)  # not the first key: a document may have been sorted
+    # Not the first key: a document may have been sorted
+    mark = next((key for key in value if key.startswith("~")), None)
     if mark is None:
         return {key: decode(item) for key, item in value.items()}
     try:
@@ -77,9 +93,14 @@ def loads(data: bytes, where: str) -> Any:
 
 
 def parse(data: bytes, where: str) -> Any:
-    """Plain JSON, strictly: no duplicate keys, no NaN, bounded size and depth. Raises CheckpointError."""
+    """Plain JSON, strictly: no duplicate keys, no NaN, bounded size and depth.
+
+    Raises CheckpointError.
+    """
     if len(data) > MAX_BYTES:
-        raise CheckpointError(f"{where}: {len(data)} bytes of JSON; no more than {MAX_BYTES} are read.")
+        raise CheckpointError(
+            f"{where}: {len(data)} bytes of JSON; no more than {MAX_BYTES} are read."
+        )
     try:
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -96,7 +117,10 @@ def _float(value: dict[str, str]) -> float:
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError(f"the key {next(key for key in found if [name for name, _ in pairs].count(key) > 1)!r} comes twice")
+        raise ValueError(
+            f"the key {next(key for key in found if [name for name, _ in pairs].count(key) > 1)!r} "
+            "comes twice"
+        )
     return found
 
 

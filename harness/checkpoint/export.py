@@ -13,20 +13,32 @@ from harness.errors import CheckpointError
 
 
 def export(checkpoint: Path, out: Path) -> int:
-    """Write the network's tensors into a new file `out`; returns its size in bytes. Hashes are verified first. Raises CheckpointError.
+    """Write the network's tensors into a new file `out`; returns its size in bytes. Hashes are
+    verified first. Raises CheckpointError.
 
-    A tied weight is stored once; its other names stand in the file's metadata, as safetensors' own `save_model` has it.
+    A tied weight is stored once; its other names stand in the file's metadata, as safetensors' own
+    `save_model` has it.
     """
     listed = inspect(checkpoint, verify="full")
     if listed.manifest is None:
-        raise CheckpointError(f"{checkpoint}: {'; '.join(listed.problems[:5])}. Export another checkpoint.")
+        raise CheckpointError(
+            f"{checkpoint}: {'; '.join(listed.problems[:5])}. Export another checkpoint."
+        )
     if out.exists():
         raise CheckpointError(f"{out}: it exists. Remove it, or give another name.")
     manifest = listed.manifest
     tensors = read_model(checkpoint, manifest)
-    placement = place({name: entry.spec for name, entry in manifest.model.items()}, manifest.aliases)
-    in_order = sorted(placement.begins, key=lambda name: (placement.begins[name], manifest.model[name].spec.size_bytes))
-    parts: list[bytes | memoryview] = [placement.head, *(bytes_of(tensors[name]) for name in in_order)]
+    placement = place(
+        {name: entry.spec for name, entry in manifest.model.items()}, manifest.aliases
+    )
+    in_order = sorted(
+        placement.begins,
+        key=lambda name: (placement.begins[name], manifest.model[name].spec.size_bytes),
+    )
+    parts: list[bytes | memoryview] = [
+        placement.head,
+        *(bytes_of(tensors[name]) for name in in_order),
+    ]
     temporary = Content(f".{out.name}.{secrets.token_hex(4)}", "model", parts)
     with telling(f"exporting to {out}"), ThreadPoolExecutor(1) as hasher:
         try:

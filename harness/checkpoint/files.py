@@ -1,4 +1,6 @@
-"""Durable files: each call to the system is plain (open, write, fsync, rename), so that a power cut between any two can be reasoned about."""
+"""Durable files: each call to the system is plain (open, write, fsync, rename), so that a power cut
+between any two can be reasoned about.
+"""
 
 import errno
 import hashlib
@@ -33,19 +35,32 @@ def telling(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{error.filename or what}: {what} failed: {error.strerror or error}. Mend the disk or its permissions.") from error
+        raise CheckpointError(
+            f"{error.filename or what}: {what} failed: {error.strerror or error}. Mend the disk or "
+            "its permissions."
+        ) from error
 
 
-def write_files(directory: Path, contents: Sequence[Content], hasher: Executor) -> list[dict[str, object]]:
-    """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Hashing runs beside writing. Raises OSError."""
+def write_files(
+    directory: Path, contents: Sequence[Content], hasher: Executor
+) -> list[dict[str, object]]:
+    """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Hashing
+    runs beside writing. Raises OSError.
+    """
     hashes: list[Future[str]] = [hasher.submit(_sha256, content.parts) for content in contents]
     try:
         for content in contents:
             _write_file(directory / content.name, content)
     finally:
-        digests = [digest.result() for digest in hashes]  # also after a failure: the bytes may be reused from here on
+        # Also after a failure: the bytes may be reused from here on
+        digests = [digest.result() for digest in hashes]
     return [
-        {"name": content.name, "role": content.role, "size_bytes": content.size_bytes, "sha256": digest}
+        {
+            "name": content.name,
+            "role": content.role,
+            "size_bytes": content.size_bytes,
+            "sha256": digest,
+        }
         for content, digest in zip(contents, digests, strict=True)
     ]
 
@@ -66,7 +81,9 @@ def _write_file(path: Path, content: Content) -> None:
 
 
 def _reserve(descriptor: int, size_bytes: int) -> None:
-    """Find out that the disk is full before the first byte is written, where system and file system can tell."""
+    """Find out that the disk is full before the first byte is written, where system and file system
+    can tell.
+    """
     if size_bytes == 0 or not hasattr(os, "posix_fallocate"):
         return
     try:

@@ -1,7 +1,10 @@
-"""The safetensors format, written so that equal tensors give equal bytes: sorted keys, fixed order, fixed metadata.
+"""The safetensors format, written so that equal tensors give equal bytes: sorted keys, fixed order,
+fixed metadata.
 
-A file is an 8-byte little-endian length, a JSON header padded with spaces, and the tensors' bytes without gaps, widest dtype first so that each is
-aligned (https://github.com/huggingface/safetensors#format). A reader knows from the manifest what the header must be, so no header is ever parsed.
+A file is an 8-byte little-endian length, a JSON header padded with spaces, and the tensors' bytes
+without gaps, widest dtype first so that each is aligned
+(https://github.com/huggingface/safetensors#format). A reader knows from the manifest what the
+header must be, so no header is ever parsed.
 """
 
 import json
@@ -67,7 +70,9 @@ class Spec:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the tensors of a file lie: its first bytes, and for each key where its data begins, counted from the file's start."""
+    """Where the tensors of a file lie: its first bytes, and for each key where its data begins,
+    counted from the file's start.
+    """
 
     head: bytes
     begins: Mapping[str, int]
@@ -82,20 +87,32 @@ def known_dtype(name: str) -> bool:
 def spec_of(tensor: object, where: str) -> Spec:
     """The spec of a dense tensor. Raises CheckpointError for anything else."""
     if not isinstance(tensor, Tensor):
-        raise CheckpointError(f"{where}: a {type(tensor).__name__} where a tensor is needed. Keep such state in the trainer's JSON.")
+        raise CheckpointError(
+            f"{where}: a {type(tensor).__name__} where a tensor is needed. Keep such state in the "
+            "trainer's JSON."
+        )
     if tensor.layout != torch.strided or tensor.dtype not in _NAMES or tensor.is_meta:
-        raise CheckpointError(f"{where}: {tensor.dtype}, {tensor.layout} on {tensor.device}: safetensors cannot hold this tensor.")
+        raise CheckpointError(
+            f"{where}: {tensor.dtype}, {tensor.layout} on {tensor.device}: safetensors cannot hold "
+            "this tensor."
+        )
     return Spec(_NAMES[tensor.dtype], tuple(tensor.shape))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, as bytes; nothing is copied."""
     assert tensor.is_contiguous()
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer; the stubs say so from Python 3.12 on
+    # An array is a buffer; the stubs say so from Python 3.12 on
+    # See above
+    # See above
+    # See above
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type] # see above
 
 
 def place(specs: Mapping[str, Spec], aliases: Mapping[str, str] | None = None) -> Placement:
-    """The header of a file with these tensors and the place of each; `aliases` go into its metadata. A pure function."""
+    """The header of a file with these tensors and the place of each; `aliases` go into its
+    metadata. A pure function.
+    """
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints are little-endian and this machine is not.")
     header: dict[str, object] = {"__metadata__": {**(aliases or {}), "format": "pt"}}
@@ -105,8 +122,14 @@ def place(specs: Mapping[str, Spec], aliases: Mapping[str, str] | None = None) -
         spec = specs[key]
         begins[key] = end
         end += spec.size_bytes
-        header[key] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begins[key], end]}
+        header[key] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [begins[key], end],
+        }
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     head = len(text).to_bytes(8, "little") + text
-    return Placement(head, {key: len(head) + begin for key, begin in begins.items()}, len(head) + end)
+    return Placement(
+        head, {key: len(head) + begin for key, begin in begins.items()}, len(head) + end
+    )

@@ -1,7 +1,8 @@
-"""Which rank writes what: a pure function of the tensors' names, dtypes and shapes, the same on every rank.
+"""Which rank writes what: a pure function of the tensors' names, dtypes and shapes, the same on
+every rank.
 
-The model's tensors stay whole; large optimizer tensors may be cut between rows. No load exceeds the mean by more than the largest thing that is not
-cut.
+The model's tensors stay whole; large optimizer tensors may be cut between rows. No load exceeds the
+mean by more than the largest thing that is not cut.
 """
 
 import heapq
@@ -66,11 +67,17 @@ def assign(model: Mapping[str, Spec], optimizer: Mapping[str, Spec], num_ranks: 
     """The share of each rank. Each tensor, and each row of a cut one, is in exactly one share."""
     shares = [Share() for _ in range(num_ranks)]
     whole = [("model", Piece(name, spec)) for name, spec in model.items()]
-    whole += [("optimizer", Piece(name, spec)) for name, spec in optimizer.items() if not _may_cut(spec)]
+    whole += [
+        ("optimizer", Piece(name, spec)) for name, spec in optimizer.items() if not _may_cut(spec)
+    ]
     whole.sort(key=lambda item: (-item[1].spec.size_bytes, item[0], item[1].name))
-    for (role, piece), rank in zip(whole, _spread([piece.spec.size_bytes for _, piece in whole], num_ranks), strict=True):
+    for (role, piece), rank in zip(
+        whole, _spread([piece.spec.size_bytes for _, piece in whole], num_ranks), strict=True
+    ):
         shares[rank].add(role, piece)
-    _pour([(name, optimizer[name]) for name in sorted(optimizer) if _may_cut(optimizer[name])], shares)
+    _pour(
+        [(name, optimizer[name]) for name in sorted(optimizer) if _may_cut(optimizer[name])], shares
+    )
     return shares
 
 
@@ -78,13 +85,17 @@ def divide(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
     """The pieces in up to `count` parts of about the same size, none of them empty."""
     ordered = sorted(pieces, key=lambda piece: (-piece.spec.size_bytes, piece.key))
     parts: list[list[Piece]] = [[] for _ in range(count)]
-    for piece, part in zip(ordered, _spread([piece.spec.size_bytes for piece in ordered], count), strict=True):
+    for piece, part in zip(
+        ordered, _spread([piece.spec.size_bytes for piece in ordered], count), strict=True
+    ):
         parts[part].append(piece)
     return [part for part in parts if part]
 
 
 def _spread(sizes: Sequence[int], count: int) -> list[int]:
-    """For each size, largest first, the bin it goes into: the lightest (Graham's longest-processing-time rule)."""
+    """For each size, largest first, the bin it goes into: the lightest (Graham's
+    longest-processing-time rule).
+    """
     bins = [(0, index) for index in range(count)]
     chosen = []
     for size in sizes:
@@ -99,7 +110,9 @@ def _may_cut(spec: Spec) -> bool:
 
 
 def _pour(tensors: Sequence[tuple[str, Spec]], shares: Sequence[Share]) -> None:
-    """Fill the shares up to one level, rank by rank, cutting tensors between rows where a rank is full."""
+    """Fill the shares up to one level, rank by rank, cutting tensors between rows where a rank is
+    full.
+    """
     left = sum(spec.size_bytes for _, spec in tensors)
     rank = 0
     level = _level([share.size_bytes for share in shares], left)
@@ -108,7 +121,11 @@ def _pour(tensors: Sequence[tuple[str, Spec]], shares: Sequence[Share]) -> None:
         begin = 0
         while begin < spec.num_rows:
             room = max(0, round((level - shares[rank].size_bytes) / row_bytes))
-            count = spec.num_rows - begin if rank == len(shares) - 1 else min(room, spec.num_rows - begin)
+            count = (
+                spec.num_rows - begin
+                if rank == len(shares) - 1
+                else min(room, spec.num_rows - begin)
+            )
             if count:
                 rows = None if count == spec.num_rows else (begin, begin + count)
                 shares[rank].add("optimizer", Piece(name, spec, rows))

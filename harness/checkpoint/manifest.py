@@ -1,4 +1,6 @@
-"""The manifest: what a checkpoint is and which bytes belong to it. A directory without a valid one is no checkpoint.
+"""The manifest: what a checkpoint is and which bytes belong to it.
+
+A directory without a valid one is no checkpoint.
 
 Everything in it is checked before it is believed: a manifest may come from anywhere.
 """
@@ -61,7 +63,10 @@ class TensorEntry(_Strict):
 
 
 class Manifest(_Strict):
-    """What `manifest.json` holds. `metrics` and `facts` hold floats exactly; `written_at` is for information only."""
+    """What `manifest.json` holds.
+
+    `metrics` and `facts` hold floats exactly; `written_at` is for information only.
+    """
 
     format: Literal["fermarsi-checkpoint"] = "fermarsi-checkpoint"
     format_version: Literal[1] = 1
@@ -93,39 +98,72 @@ class Manifest(_Strict):
 
     def placements(self) -> dict[str, Placement]:
         """For each tensor file, what its header must be and where its tensors lie."""
-        specs: dict[str, dict[str, Spec]] = {name: {} for name, entry in self.files.items() if entry.role in ("model", "optimizer", "rng")}
+        specs: dict[str, dict[str, Spec]] = {
+            name: {}
+            for name, entry in self.files.items()
+            if entry.role in ("model", "optimizer", "rng")
+        }
         for _, _, entry in self.tensors():
             for part in entry.parts:
-                specs[part.file][part.key] = entry.spec if part.rows is None else entry.spec.rows(part.rows[1] - part.rows[0])
+                specs[part.file][part.key] = (
+                    entry.spec
+                    if part.rows is None
+                    else entry.spec.rows(part.rows[1] - part.rows[0])
+                )
         return {file: place(held) for file, held in specs.items()}
 
     def problems(self) -> list[str]:
-        """What contradicts itself: a tensor not covered exactly once, a file of the wrong size or role."""
+        """What contradicts itself: a tensor not covered exactly once, a file of the wrong size or
+        role.
+        """
         found: list[str] = []
         seen: set[tuple[str, str]] = set()
         for name, role, entry in self.tensors():
             if not known_dtype(entry.dtype) or not _covered(entry):
-                found.append(f"{name}: its parts do not make up a {entry.dtype} tensor of shape {entry.shape}")
+                found.append(
+                    f"{name}: its parts do not make up a {entry.dtype} tensor of shape "
+                    f"{entry.shape}"
+                )
             for part in entry.parts:
-                if part.file not in self.files or self.files[part.file].role != role or (part.file, part.key) in seen:
-                    found.append(f"{name}: its part in {part.file} is missing, of another kind, or used twice")
+                if (
+                    part.file not in self.files
+                    or self.files[part.file].role != role
+                    or (part.file, part.key) in seen
+                ):
+                    found.append(
+                        f"{name}: its part in {part.file} is missing, of another kind, or used "
+                        "twice"
+                    )
                 seen.add((part.file, part.key))
-        found += [f"alias {alias} of {name}: no such tensor" for alias, name in self.aliases.items() if name not in self.model or alias in self.model]
+        found += [
+            f"alias {alias} of {name}: no such tensor"
+            for alias, name in self.aliases.items()
+            if name not in self.model or alias in self.model
+        ]
         if len(self.rng) != self.world_size:
             found.append(f"random states of {len(self.rng)} ranks, not of {self.world_size}")
         found += [f"no {name}" for name in (TRAINER_STATE, CONFIG) if name not in self.files]
         found += [] if MANIFEST not in self.files else [f"{MANIFEST} lists itself"]
         if not found:
             sizes = {file: placement.size_bytes for file, placement in self.placements().items()}
-            found += [f"{file}: its size does not fit its tensors" for file, size in sizes.items() if self.files[file].size_bytes != size]
+            found += [
+                f"{file}: its size does not fit its tensors"
+                for file, size in sizes.items()
+                if self.files[file].size_bytes != size
+            ]
         return found
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """The document for a manifest, with its own hash. Raises CheckpointError if the manifest contradicts itself."""
+    """The document for a manifest, with its own hash.
+
+    Raises CheckpointError if the manifest contradicts itself.
+    """
     problems = manifest.problems()
     if problems:
-        raise CheckpointError(f"step {manifest.step}: ranks do not hold the same state: {'; '.join(problems[:5])}.")
+        raise CheckpointError(
+            f"step {manifest.step}: ranks do not hold the same state: {'; '.join(problems[:5])}."
+        )
     body = manifest.model_dump()
     body["metrics"] = exact_json.encode(body["metrics"], "metrics")
     body["facts"] = exact_json.encode(body["facts"], "facts")
@@ -133,13 +171,19 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """The inverse of `dump_manifest`. Raises CheckpointError for anything that `dump_manifest` would not have written."""
+    """The inverse of `dump_manifest`.
+
+    Raises CheckpointError for anything that `dump_manifest` would not have written.
+    """
     body = exact_json.parse(data, MANIFEST)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise CheckpointError(f"{MANIFEST}: not a fermarsi checkpoint.")
     version = body.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(f"{MANIFEST}: format {version}; this fermarsi reads up to {FORMAT_VERSION}. Use the newer fermarsi that wrote it.")
+        raise CheckpointError(
+            f"{MANIFEST}: format {version}; this fermarsi reads up to {FORMAT_VERSION}. Use the "
+            "newer fermarsi that wrote it."
+        )
     is_canonical = _document(body) == data
     if body.pop("sha256", None) != _own_hash(body) or not is_canonical:
         raise CheckpointError(f"{MANIFEST}: its own hash does not hold: it was damaged or edited.")
@@ -149,7 +193,9 @@ def parse_manifest(data: bytes) -> Manifest:
         manifest = Manifest.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CheckpointError(f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise CheckpointError(
+            f"{MANIFEST}: {'.'.join(map(str, first['loc']))}: {first['msg']}."
+        ) from error
     except RecursionError as error:
         raise CheckpointError(f"{MANIFEST}: nested too deeply.") from error
     problems = manifest.problems()
@@ -159,7 +205,9 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def join_parts(pieces: Sequence[Mapping[str, Any]]) -> dict[str, TensorEntry]:
-    """Entries for the pieces {name, dtype, shape (of the whole), key, file, rows} that the ranks reported. Raises CheckpointError."""
+    """Entries for the pieces {name, dtype, shape (of the whole), key, file, rows} that the ranks
+    reported. Raises CheckpointError.
+    """
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for piece in pieces:
         by_name.setdefault(piece["name"], []).append(piece)
@@ -169,7 +217,11 @@ def join_parts(pieces: Sequence[Mapping[str, Any]]) -> dict[str, TensorEntry]:
         dtype, shape = held[0]["dtype"], list(held[0]["shape"])
         if any((piece["dtype"], list(piece["shape"])) != (dtype, shape) for piece in held):
             raise CheckpointError(f"{name}: ranks hold it with different dtypes or shapes.")
-        entries[name] = TensorEntry(dtype=dtype, shape=shape, parts=[Part(file=one["file"], key=one["key"], rows=one["rows"]) for one in held])
+        entries[name] = TensorEntry(
+            dtype=dtype,
+            shape=shape,
+            parts=[Part(file=one["file"], key=one["key"], rows=one["rows"]) for one in held],
+        )
     return entries
 
 
@@ -189,4 +241,6 @@ def _document(body: Mapping[str, Any]) -> bytes:
 
 
 def _own_hash(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()

@@ -1,6 +1,9 @@
-"""Choosing, verifying and loading checkpoints. Nothing here is a collective; the caller wraps it in `ranks.decide` or `ranks.together`.
+"""Choosing, verifying and loading checkpoints.
 
-No header is parsed and no size believed before it was compared with the manifest, whose own hash is checked first: no lie makes us allocate much.
+Nothing here is a collective; the caller wraps it in `ranks.decide` or `ranks.together`.
+
+No header is parsed and no size believed before it was compared with the manifest, whose own hash is
+checked first: no lie makes us allocate much.
 """
 
 import errno
@@ -20,11 +23,19 @@ from torch import Tensor
 
 from harness.checkpoint import exact_json
 from harness.checkpoint.format import Placement, bytes_of
-from harness.checkpoint.manifest import MANIFEST, TRAINER_STATE, FileEntry, Manifest, TensorEntry, parse_manifest
+from harness.checkpoint.manifest import (
+    MANIFEST,
+    TRAINER_STATE,
+    FileEntry,
+    Manifest,
+    TensorEntry,
+    parse_manifest,
+)
 from harness.errors import CheckpointError
 
 Verify = Literal["full", "size"]
-OLD = ".old"  # ends the name of a checkpoint that is being replaced by another of the same step; see commit.py
+# Ends the name of a checkpoint that is being replaced by another of the same step; see commit.py
+OLD = ".old"
 _STEP = re.compile(r"step-([0-9]{8,18})(\.old)?")
 _NUM_READERS = 4
 _PART_BYTES = 32 * 2**20  # of a file, read by one thread in one go
@@ -60,7 +71,11 @@ class Listed:
 
     @property
     def size_bytes(self) -> int:
-        return 0 if self.manifest is None else sum(entry.size_bytes for entry in self.manifest.files.values())
+        return (
+            0
+            if self.manifest is None
+            else sum(entry.size_bytes for entry in self.manifest.files.values())
+        )
 
 
 def step_name(step: int) -> str:
@@ -69,15 +84,25 @@ def step_name(step: int) -> str:
 
 
 def step_names(directory: Path) -> list[tuple[int, str]]:
-    """(step, name) of all checkpoint directories of a run, valid or not, oldest first; of one step, the one that is being replaced first."""
+    """(step, name) of all checkpoint directories of a run, valid or not, oldest first; of one step,
+    the one that is being replaced first.
+    """
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CheckpointError(f"{directory}: {error.strerror}. Mend the disk or its permissions.") from error
-    found = [(int(match[1]), match[2] is None, match[0]) for match in map(_STEP.fullmatch, names) if match]
-    return [(step, name) for step, _, name in sorted(found) if name.removesuffix(OLD) == step_name(step)]
+        raise CheckpointError(
+            f"{directory}: {error.strerror}. Mend the disk or its permissions."
+        ) from error
+    found = [
+        (int(match[1]), match[2] is None, match[0])
+        for match in map(_STEP.fullmatch, names)
+        if match
+    ]
+    return [
+        (step, name) for step, _, name in sorted(found) if name.removesuffix(OLD) == step_name(step)
+    ]
 
 
 def list_checkpoints(directory: Path, verify: Verify = "size") -> list[Listed]:
@@ -86,7 +111,10 @@ def list_checkpoints(directory: Path, verify: Verify = "size") -> list[Listed]:
 
 
 def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> Listed:
-    """One checkpoint directory, valid or not. `step`: what it must be of; by default what its name says, if it says anything."""
+    """One checkpoint directory, valid or not.
+
+    `step`: what it must be of; by default what its name says, if it says anything.
+    """
     named = _STEP.fullmatch(path.name)
     if step is None and named is not None:
         step = int(named[1])
@@ -108,15 +136,20 @@ def verify_checkpoint(path: Path) -> list[str]:
 
 
 def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full") -> Choice:
-    """The checkpoint that `resume` asks for: "auto", "must", "never", a step, a path (also relative to `directory`, e.g. "best").
+    """The checkpoint that `resume` asks for: "auto", "must", "never", a step, a path (also relative
+    to `directory`, e.g. "best").
 
-    Raises CheckpointError if it is not there, is not valid, or if there are checkpoints and none is valid.
+    Raises CheckpointError if it is not there, is not valid, or if there are checkpoints and none is
+    valid.
     """
     if isinstance(resume, Path) or resume not in ("auto", "must", "never"):
         return _choose_one(directory, resume, verify)
     present = step_names(directory)
     if resume == "never" and present:
-        raise CheckpointError(f"{directory}: run.resume is never and there are checkpoints. Choose another run.dir or set run.overwrite: true.")
+        raise CheckpointError(
+            f"{directory}: run.resume is never and there are checkpoints. Choose another run.dir "
+            "or set run.overwrite: true."
+        )
     skipped: list[str] = []
     for step, name in reversed(present):
         listed = inspect(directory / name, step, verify)
@@ -125,14 +158,22 @@ def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full"
         skipped.append(f"{listed.path}: skipped, not valid: {'; '.join(listed.problems[:3])}")
     if skipped:
         reasons = "\n".join(skipped)
-        raise CheckpointError(f"{directory}: there are checkpoints and none is valid:\n{reasons}\nMend them, or move {directory} away to start over.")
+        raise CheckpointError(
+            f"{directory}: there are checkpoints and none is valid:\n{reasons}\nMend them, or move "
+            f"{directory} away to start over."
+        )
     if resume == "must":
-        raise CheckpointError(f"{directory}: run.resume is must and there is no checkpoint. Set run.resume: auto to start afresh.")
+        raise CheckpointError(
+            f"{directory}: run.resume is must and there is no checkpoint. Set run.resume: auto to "
+            "start afresh."
+        )
     return Choice(None, [])
 
 
 def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
-    """The checkpoint at `path`, or of the run there: its best if the link to it is good, else its newest valid one. Raises CheckpointError."""
+    """The checkpoint at `path`, or of the run there: its best if the link to it is good, else its
+    newest valid one. Raises CheckpointError.
+    """
     if (path / MANIFEST).exists():
         return _choose_one(path.parent, path.resolve(), verify).path or path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -141,7 +182,10 @@ def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
         return best.resolve()
     chosen = choose(directory, "auto", verify=verify).path
     if chosen is None:
-        raise CheckpointError(f"{path}: neither a checkpoint nor a run that has one. Give the directory of one of them.")
+        raise CheckpointError(
+            f"{path}: neither a checkpoint nor a run that has one. Give the directory of one of "
+            "them."
+        )
     return chosen
 
 
@@ -150,7 +194,10 @@ def read_manifest(path: Path) -> Manifest:
     try:
         data = _read_json(path / MANIFEST)
     except OSError as error:
-        raise CheckpointError(f"{path}: no readable {MANIFEST}: {error.strerror}. It is no checkpoint, or a part of one.") from error
+        raise CheckpointError(
+            f"{path}: no readable {MANIFEST}: {error.strerror}. It is no checkpoint, or a part of "
+            "one."
+        ) from error
     try:
         return parse_manifest(data)
     except CheckpointError as error:
@@ -162,20 +209,32 @@ def load_trainer(path: Path) -> Any:
     try:
         return exact_json.loads(_read_json(path / TRAINER_STATE), str(path / TRAINER_STATE))
     except OSError as error:
-        raise CheckpointError(f"{path / TRAINER_STATE}: {error.strerror}. Resume from another checkpoint.") from error
+        raise CheckpointError(
+            f"{path / TRAINER_STATE}: {error.strerror}. Resume from another checkpoint."
+        ) from error
 
 
 def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Loaded:
-    """Everything in a checkpoint, the model on `device`, the rest on the CPU. Hashes are `choose`'s to verify. Raises CheckpointError."""
+    """Everything in a checkpoint, the model on `device`, the rest on the CPU.
+
+    Hashes are `choose`'s to verify. Raises CheckpointError.
+    """
     manifest = read_manifest(path)
     problems = _problems(path, manifest, "size")
     if problems:
         raise CheckpointError(f"{path}: {'; '.join(problems[:5])}. Resume from another checkpoint.")
     placements = manifest.placements()
-    model = {name: tensor.to(device) for name, tensor in _read_tensors(path, manifest.model, placements).items()}
+    model = {
+        name: tensor.to(device)
+        for name, tensor in _read_tensors(path, manifest.model, placements).items()
+    }
     model |= {alias: model[name] for alias, name in manifest.aliases.items()}
     optimizer = _read_tensors(path, manifest.optimizer, placements)
-    rng = _read_tensors(path, manifest.rng[rank], placements) if num_ranks == manifest.world_size else None
+    rng = (
+        _read_tensors(path, manifest.rng[rank], placements)
+        if num_ranks == manifest.world_size
+        else None
+    )
     return Loaded(manifest, load_trainer(path), model, optimizer, rng)
 
 
@@ -186,14 +245,23 @@ def read_model(path: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Choice:
     by_step = isinstance(resume, int) or (isinstance(resume, str) and resume.isdecimal())
-    wanted = Path(step_name(int(str(resume)))) if by_step else Path(resume) if not isinstance(resume, int) else Path()
+    wanted = (
+        Path(step_name(int(str(resume))))
+        if by_step
+        else Path(resume)
+        if not isinstance(resume, int)
+        else Path()
+    )
     path = directory / wanted if (directory / wanted).exists() or by_step else wanted
     if by_step and not path.exists() and path.with_name(path.name + OLD).exists():
         path = path.with_name(path.name + OLD)
     listed = inspect(path.resolve(), verify=verify)
     if listed.manifest is None:
         present = ", ".join(name for _, name in step_names(directory)) or "none"
-        raise CheckpointError(f"run.resume: {path}: {'; '.join(listed.problems[:5])}. In {directory} there are: {present}.")
+        raise CheckpointError(
+            f"run.resume: {path}: {'; '.join(listed.problems[:5])}. In {directory} there are: "
+            f"{present}."
+        )
     return Choice(listed.path, [])
 
 
@@ -201,7 +269,9 @@ def _problems(path: Path, manifest: Manifest, verify: Verify) -> list[str]:
     """What is wrong with the files of a checkpoint whose manifest is sound."""
     placements = manifest.placements()
     shards = [name for name in os.listdir(path) if name.endswith((".safetensors", ".index.json"))]
-    found = [f"{name}: not of this checkpoint" for name in sorted(shards) if name not in manifest.files]
+    found = [
+        f"{name}: not of this checkpoint" for name in sorted(shards) if name not in manifest.files
+    ]
 
     def check(name: str) -> str | None:
         head = placements[name].head if name in placements else b""
@@ -228,24 +298,39 @@ def _problem(path: Path, entry: FileEntry, head: bytes, verify: Verify) -> str |
     return None
 
 
-def _read_tensors(path: Path, entries: Mapping[str, TensorEntry], placements: Mapping[str, Placement]) -> dict[str, Tensor]:
-    """Each tensor in memory of its own, as fresh ones are, so that no kernel meets another alignment. Raises CheckpointError."""
-    tensors = {name: torch.empty(entry.shape, dtype=entry.spec.torch_dtype) for name, entry in entries.items()}
+def _read_tensors(
+    path: Path, entries: Mapping[str, TensorEntry], placements: Mapping[str, Placement]
+) -> dict[str, Tensor]:
+    """Each tensor in memory of its own, as fresh ones are, so that no kernel meets another
+    alignment. Raises CheckpointError.
+    """
+    tensors = {
+        name: torch.empty(entry.shape, dtype=entry.spec.torch_dtype)
+        for name, entry in entries.items()
+    }
     reads: dict[str, list[tuple[int, memoryview]]] = {}
     for name, entry in entries.items():
         for part in entry.parts:
-            target = tensors[name] if part.rows is None else tensors[name][part.rows[0] : part.rows[1]]
-            reads.setdefault(part.file, []).append((placements[part.file].begins[part.key], bytes_of(target)))
+            target = (
+                tensors[name] if part.rows is None else tensors[name][part.rows[0] : part.rows[1]]
+            )
+            reads.setdefault(part.file, []).append(
+                (placements[part.file].begins[part.key], bytes_of(target))
+            )
     try:
         with ThreadPoolExecutor(_NUM_READERS) as pool:
             for _ in pool.map(lambda read: _read_into(path / read[0], read[1]), _in_parts(reads)):
                 pass
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}. Resume from another checkpoint.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read: {error}. Resume from another checkpoint."
+        ) from error
     return tensors
 
 
-def _in_parts(reads: Mapping[str, Sequence[tuple[int, memoryview]]]) -> list[tuple[str, list[tuple[int, memoryview]]]]:
+def _in_parts(
+    reads: Mapping[str, Sequence[tuple[int, memoryview]]],
+) -> list[tuple[str, list[tuple[int, memoryview]]]]:
     """The reads of each file in stretches of a size that keeps all readers busy to the end."""
     parts: list[tuple[str, list[tuple[int, memoryview]]]] = []
     for file, of_file in reads.items():
@@ -279,7 +364,9 @@ def _read_json(path: Path) -> bytes:
 
 
 def _open_regular(path: Path) -> FileIO:
-    """Open a regular file for reading; anything else, such as a pipe, is refused without waiting for it. Raises OSError."""
+    """Open a regular file for reading; anything else, such as a pipe, is refused without waiting
+    for it. Raises OSError.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -11,7 +11,10 @@ from harness.stopping.budget import Every
 
 @dataclass(frozen=True)
 class BestRank:
-    """How checkpoints are ranked: by a metric of their manifests. An earlier one wins a tie; NaN is never best."""
+    """How checkpoints are ranked: by a metric of their manifests.
+
+    An earlier one wins a tie; NaN is never best.
+    """
 
     metric: str
     mode: Literal["max", "min"]
@@ -28,7 +31,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class Retention:
-    """Keep the newest `keep_last`, the best `keep_best`, and the first of each stretch of `keep_every` epochs or steps."""
+    """Keep the newest `keep_last`, the best `keep_best`, and the first of each stretch of
+    `keep_every` epochs or steps.
+    """
 
     keep_last: int = 2
     keep_best: int = 1
@@ -38,8 +43,12 @@ class Retention:
         if self.keep_last < 1 or self.keep_best < 0:
             raise ConfigError("checkpoint: keep_last must be at least 1 and keep_best at least 0.")
 
-    def to_delete(self, checkpoints: Sequence[Kept], best: BestRank | None, committed: int) -> list[int]:
-        """The steps that may go, oldest first; never the newest, the best, or the one just `committed`."""
+    def to_delete(
+        self, checkpoints: Sequence[Kept], best: BestRank | None, committed: int
+    ) -> list[int]:
+        """The steps that may go, oldest first; never the newest, the best, or the one just
+        `committed`.
+        """
         ordered = sorted(checkpoints, key=lambda one: one.step)
         kept = {one.step for one in ordered[-self.keep_last :]} | {committed}
         kept.update(ranking(ordered, best)[: max(1, self.keep_best)])

@@ -1,6 +1,8 @@
-"""Between live objects and the tensors of a checkpoint: an optimizer's state by parameter name, and putting everything back as it was.
+"""Between live objects and the tensors of a checkpoint: an optimizer's state by parameter name, and
+putting everything back as it was.
 
-`Optimizer.load_state_dict` is not used: it casts the moments to their parameter's dtype, goes by position, and takes whatever it is given.
+`Optimizer.load_state_dict` is not used: it casts the moments to their parameter's dtype, goes by
+position, and takes whatever it is given.
 """
 
 import json
@@ -17,23 +19,40 @@ from harness.checkpoint.read import Loaded
 from harness.errors import CheckpointError
 
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key
-_OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}  # what torch's schedulers add to the parameter groups
+# What torch's schedulers add to the parameter groups
+_OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 
 
-def optimizer_tensors(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state as tensors by "<state>/<parameter name>" and the rest, which exact_json can hold. Nothing is copied.
+def optimizer_tensors(
+    optimizer: Optimizer, names: Mapping[Tensor, str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state as tensors by "<state>/<parameter name>" and the rest, which exact_json can hold.
 
-    `names`: of the network's parameters. Raises CheckpointError for a parameter without a name, or an optimizer that keeps more than torch's protocol
-    says.
+    Nothing is copied.
+
+    `names`: of the network's parameters. Raises CheckpointError for a parameter without a name, or
+    an optimizer that keeps more than torch's protocol says.
     """
     extra = optimizer.state_dict().keys() - {"state", "param_groups"}
     if extra:
-        raise CheckpointError(f"optimizer: {type(optimizer).__name__} also keeps {sorted(extra)}, which cannot be stored. Use another optimizer.")
+        raise CheckpointError(
+            f"optimizer: {type(optimizer).__name__} also keeps {sorted(extra)}, which cannot be "
+            "stored. Use another optimizer."
+        )
     tensors: dict[str, Tensor] = {}
     groups = []
     for index, group in enumerate(optimizer.param_groups):
-        values = {key: _take(value, f"param_groups.{key}", str(index), tensors) for key, value in group.items() if key != "params"}
-        groups.append({"params": [_name(parameter, names, index) for parameter in group["params"]], "values": values})
+        values = {
+            key: _take(value, f"param_groups.{key}", str(index), tensors)
+            for key, value in group.items()
+            if key != "params"
+        }
+        groups.append(
+            {
+                "params": [_name(parameter, names, index) for parameter in group["params"]],
+                "values": values,
+            }
+        )
     state: dict[str, Any] = {}
     shared: dict[str, Any] = {}
     on_host: list[str] = []
@@ -43,26 +62,55 @@ def optimizer_tensors(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tupl
             shared[owner] = _take(values, "shared", owner, tensors)
             continue
         if owner not in names:
-            raise CheckpointError(f"optimizer: it keeps a state for a {type(owner).__name__} that is not a parameter of the network's.")
+            raise CheckpointError(
+                f"optimizer: it keeps a state for a {type(owner).__name__} that is not a parameter "
+                "of the network's."
+            )
         name = names[owner]
         before = len(tensors)
         state[name] = {key: _take(value, str(key), name, tensors) for key, value in values.items()}
-        on_host += [key for key in list(tensors)[before:] if tensors[key].device.type == "cpu" != owner.device.type]
-    return tensors, {"class": type(optimizer).__name__, "groups": groups, "state": state, "shared": shared, "on_host": on_host}
+        on_host += [
+            key
+            for key in list(tensors)[before:]
+            if tensors[key].device.type == "cpu" != owner.device.type
+        ]
+    return tensors, {
+        "class": type(optimizer).__name__,
+        "groups": groups,
+        "state": state,
+        "shared": shared,
+        "on_host": on_host,
+    }
 
 
-def restore_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    """Put back what `optimizer_tensors` took: dtypes, hyper-parameters and non-tensor state exactly, tensors on their parameter's device.
+def restore_optimizer(
+    optimizer: Optimizer,
+    names: Mapping[Tensor, str],
+    tensors: Mapping[str, Tensor],
+    rest: Mapping[str, Any],
+) -> None:
+    """Put back what `optimizer_tensors` took: dtypes, hyper-parameters and non-tensor state
+    exactly, tensors on their parameter's device.
 
-    `tensors` are used, not copied, where they already lie as fresh ones would. Raises CheckpointError naming what differs; nothing is changed then.
+    `tensors` are used, not copied, where they already lie as fresh ones would. Raises
+    CheckpointError naming what differs; nothing is changed then.
     """
     if rest["class"] != type(optimizer).__name__:
-        raise CheckpointError(f"optimizer: the checkpoint has the state of {rest['class']}, this is {type(optimizer).__name__}. Use the same one.")
+        raise CheckpointError(
+            f"optimizer: the checkpoint has the state of {rest['class']}, this is "
+            f"{type(optimizer).__name__}. Use the same one."
+        )
     _check_groups(optimizer, names, rest["groups"])
-    parameters = {names[parameter]: (parameter, group) for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = {
+        names[parameter]: (parameter, group)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     wanted = {key for part in ("groups", "state", "shared") for key in _keys_in(rest[part])}
     _check_names("optimizer", wanted, tensors.keys())
-    _check_names("optimizer's state", rest["state"].keys() & parameters.keys(), rest["state"].keys())
+    _check_names(
+        "optimizer's state", rest["state"].keys() & parameters.keys(), rest["state"].keys()
+    )
     for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
         for key, value in saved["values"].items():
             group[key] = _put_into(group.get(key), _give(value, tensors))
@@ -71,34 +119,58 @@ def restore_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str], tensors
     for name, values in rest["state"].items():
         parameter, group = parameters[name]
         # As torch has it: the count of steps is on the CPU unless a kernel on the device reads it.
-        on_device = {key for key in _keys_in(values) if key not in on_host and not key.startswith("step/")}
+        on_device = {
+            key for key in _keys_in(values) if key not in on_host and not key.startswith("step/")
+        }
         if group.get("fused") or group.get("capturable"):
             on_device.add(f"step/{name}")
-        placed = {key: _as_fresh(tensors[key], parameter, parameter.device if key in on_device else torch.device("cpu")) for key in _keys_in(values)}
+        placed = {
+            key: _as_fresh(
+                tensors[key],
+                parameter,
+                parameter.device if key in on_device else torch.device("cpu"),
+            )
+            for key in _keys_in(values)
+        }
         optimizer.state[parameter] = {key: _give(value, placed) for key, value in values.items()}
     for owner, values in rest["shared"].items():
         optimizer.state[owner] = _give(values, tensors)
 
 
 def restore_network(network: nn.Module, loaded: Loaded) -> None:
-    """Put a checkpoint's weights and buffers into the network's own memory. Raises CheckpointError naming what differs; nothing is changed then."""
+    """Put a checkpoint's weights and buffers into the network's own memory.
+
+    Raises CheckpointError naming what differs; nothing is changed then.
+    """
     state = network.state_dict()
     _check_names("network", state.keys(), loaded.model.keys())
-    made = {name: own for name, own in state.items() if not is_lazy(own)}  # lazy layers take the shapes that they are given
+    # Lazy layers take the shapes that they are given
+    made = {name: own for name, own in state.items() if not is_lazy(own)}
     for name, own in made.items():
         tensor = loaded.model[name]
         here, there = f"{own.dtype} {tuple(own.shape)}", f"{tensor.dtype} {tuple(tensor.shape)}"
         if here != there:
-            raise CheckpointError(f"network: {name} is {here}, in the checkpoint {there}. Build the network that was saved.")
+            raise CheckpointError(
+                f"network: {name} is {here}, in the checkpoint {there}. Build the network that was "
+                "saved."
+            )
     for alias, name in find_aliases(made).items():
-        if loaded.model[alias] is not loaded.model[name] and not _same_bits(loaded.model[alias], loaded.model[name]):
-            raise CheckpointError(f"network: {alias} is tied to {name}, and in the checkpoint they differ. Build the network that was saved.")
+        if loaded.model[alias] is not loaded.model[name] and not _same_bits(
+            loaded.model[alias], loaded.model[name]
+        ):
+            raise CheckpointError(
+                f"network: {alias} is tied to {name}, and in the checkpoint they differ. Build the "
+                "network that was saved."
+            )
     state.update(loaded.model)
-    network.load_state_dict(state)  # copies in place; `state` also carries the versions of its modules
+    # Copies in place; `state` also carries the versions of its modules
+    network.load_state_dict(state)
 
 
 def files_beside(network: nn.Module) -> dict[str, str]:
-    """For a transformers network, the config.json by which `from_pretrained` reads a checkpoint's directory; {} for any other."""
+    """For a transformers network, the config.json by which `from_pretrained` reads a checkpoint's
+    directory; {} for any other.
+    """
     to_json = getattr(getattr(network, "config", None), "to_json_string", None)
     if to_json is None:
         return {}
@@ -115,7 +187,9 @@ def _take(value: Any, label: str, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[key] = value.detach()
         return {_TENSOR: key}
     if type(value) in (list, tuple):
-        return type(value)(_take(item, f"{label}.{index}", name, tensors) for index, item in enumerate(value))
+        return type(value)(
+            _take(item, f"{label}.{index}", name, tensors) for index, item in enumerate(value)
+        )
     if type(value) is dict:
         return {key: _take(item, f"{label}.{key}", name, tensors) for key, item in value.items()}
     return value
@@ -124,8 +198,16 @@ def _take(value: Any, label: str, name: str, tensors: dict[str, Tensor]) -> Any:
 def _give(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     """The inverse of `_take`."""
     if isinstance(value, dict):
-        return tensors[value[_TENSOR]] if value.keys() == {_TENSOR} else {key: _give(item, tensors) for key, item in value.items()}
-    return type(value)(_give(item, tensors) for item in value) if isinstance(value, list | tuple) else value
+        return (
+            tensors[value[_TENSOR]]
+            if value.keys() == {_TENSOR}
+            else {key: _give(item, tensors) for key, item in value.items()}
+        )
+    return (
+        type(value)(_give(item, tensors) for item in value)
+        if isinstance(value, list | tuple)
+        else value
+    )
 
 
 def _keys_in(value: Any) -> Iterable[str]:
@@ -142,28 +224,48 @@ def _keys_in(value: Any) -> Iterable[str]:
 
 def _put_into(present: Any, value: Any) -> Any:
     """A tensor goes into the present one, which a schedule may hold, if that is of its kind."""
-    if isinstance(present, Tensor) and isinstance(value, Tensor) and (present.dtype, present.shape) == (value.dtype, value.shape):
+    if (
+        isinstance(present, Tensor)
+        and isinstance(value, Tensor)
+        and (present.dtype, present.shape) == (value.dtype, value.shape)
+    ):
         with torch.no_grad():
             return present.copy_(value)
     return value
 
 
 def _as_fresh(tensor: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
-    """`tensor` where and as an optimizer makes its state: with its parameter's strides, which choose kernels."""
+    """`tensor` where and as an optimizer makes its state: with its parameter's strides, which
+    choose kernels.
+    """
     if tensor.shape != parameter.shape or parameter.is_contiguous():
         return tensor.to(device)
     with torch.no_grad():
-        return torch.empty_like(parameter, dtype=tensor.dtype, device=device, requires_grad=False).copy_(tensor)
+        return torch.empty_like(
+            parameter, dtype=tensor.dtype, device=device, requires_grad=False
+        ).copy_(tensor)
 
 
-def _check_groups(optimizer: Optimizer, names: Mapping[Tensor, str], saved: list[dict[str, Any]]) -> None:
+def _check_groups(
+    optimizer: Optimizer, names: Mapping[Tensor, str], saved: list[dict[str, Any]]
+) -> None:
     if len(saved) != len(optimizer.param_groups):
-        raise CheckpointError(f"optimizer: {len(saved)} parameter groups in the checkpoint, {len(optimizer.param_groups)} here. Build the same.")
+        raise CheckpointError(
+            f"optimizer: {len(saved)} parameter groups in the checkpoint, "
+            f"{len(optimizer.param_groups)} here. Build the same."
+        )
     for index, (group, one) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
-        _check_names(f"optimizer: parameter group {index}", [_name(parameter, names, index) for parameter in group["params"]], one["params"])
+        _check_names(
+            f"optimizer: parameter group {index}",
+            [_name(parameter, names, index) for parameter in group["params"]],
+            one["params"],
+        )
         lacking = group.keys() - {"params"} - one["values"].keys() - _OF_SCHEDULES
         if lacking:
-            raise CheckpointError(f"optimizer: parameter group {index}: the checkpoint lacks {sorted(lacking)}. Use the torch that wrote it.")
+            raise CheckpointError(
+                f"optimizer: parameter group {index}: the checkpoint lacks {sorted(lacking)}. Use "
+                "the torch that wrote it."
+            )
 
 
 def _check_names(where: str, own: Iterable[str], saved: Iterable[str]) -> None:
@@ -171,22 +273,33 @@ def _check_names(where: str, own: Iterable[str], saved: Iterable[str]) -> None:
     missing, unknown = sorted(set(own) - set(saved)), sorted(set(saved) - set(own))
     if missing or unknown:
         raise CheckpointError(
-            f"{where}: not in the checkpoint: {_some(missing)}; only in the checkpoint: {_some(unknown)}. Build what was saved, or start from "
+            f"{where}: not in the checkpoint: {_some(missing)}; only in the checkpoint: "
+            f"{_some(unknown)}. Build what was saved, or start from "
             "its weights alone with run.init_from."
         )
 
 
 def _name(parameter: Tensor, names: Mapping[Tensor, str], group: int) -> str:
     if parameter not in names:
-        raise CheckpointError(f"optimizer: parameter group {group} has a parameter of shape {tuple(parameter.shape)} that is not the network's.")
+        raise CheckpointError(
+            f"optimizer: parameter group {group} has a parameter of shape {tuple(parameter.shape)} "
+            "that is not the network's."
+        )
     return names[parameter]
 
 
 def _some(names: list[str]) -> str:
-    return "nothing" if not names else ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (
+        "nothing"
+        if not names
+        else ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    )
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    return torch.equal(one.contiguous().reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8))
+    return torch.equal(
+        one.contiguous().reshape(-1).view(torch.uint8),
+        other.contiguous().reshape(-1).view(torch.uint8),
+    )

@@ -1,8 +1,10 @@
-"""Saving while the training goes on: the loop waits for a copy, a thread of each rank does the rest.
+"""Saving while the training goes on: the loop waits for a copy, a thread of each rank does the
+rest.
 
-A save is always the same calls on a channel of its own, on every rank: together (was the copy made?), decide (rank 0 begins), together (each writes
-its files), gather (what was written), decide (rank 0 commits), decide (rank 0 tidies up). An error at any of them is every rank's error and ends this
-save only.
+A save is always the same calls on a channel of its own, on every rank: together (was the copy
+made?), decide (rank 0 begins), together (each writes its files), gather (what was written), decide
+(rank 0 commits), decide (rank 0 tidies up). An error at any of them is every rank's error and ends
+this save only.
 """
 
 import hashlib
@@ -35,9 +37,12 @@ from harness.ranks.ranks import Ranks
 
 @dataclass(frozen=True)
 class SaveReport:
-    """How a save ended. `error`: why there is no new checkpoint; `warning`: there is one, but links or retention failed.
+    """How a save ended.
 
-    `stall_s`: how long the loop was held; `total_s`: until it was durable. `skipped`: this very state was already there.
+    `error`: why there is no new checkpoint; `warning`: there is one, but links or retention failed.
+
+    `stall_s`: how long the loop was held; `total_s`: until it was durable. `skipped`: this very
+    state was already there.
     """
 
     step: int
@@ -56,7 +61,10 @@ class SaveReport:
 
 @dataclass(frozen=True)
 class _Job:
-    """A save in flight: what the thread needs, none of which the training changes. `failure`: why this rank has no copy."""
+    """A save in flight: what the thread needs, none of which the training changes.
+
+    `failure`: why this rank has no copy.
+    """
 
     header: Mapping[str, Any]  # of the manifest
     staged: Staged | None
@@ -71,7 +79,10 @@ class _Job:
 
 
 class CheckpointStore:
-    """The checkpoints of a run, written by all ranks. Construct, `save`, `wait` and `close` on every rank, in the same order."""
+    """The checkpoints of a run, written by all ranks.
+
+    Construct, `save`, `wait` and `close` on every rank, in the same order.
+    """
 
     def __init__(
         self,
@@ -86,7 +97,10 @@ class CheckpointStore:
         timeout_s: float,
         found: Path | None = None,
     ) -> None:
-        """`fence`: called on rank 0 before any change on the disk. `found`: where this launch goes on. By every rank. Raises CheckpointError."""
+        """`fence`: called on rank 0 before any change on the disk.
+
+        `found`: where this launch goes on. By every rank. Raises CheckpointError.
+        """
         self._directory = directory
         self._ranks = ranks
         self._retention = retention
@@ -97,17 +111,23 @@ class CheckpointStore:
         self._channel = ranks.channel(timeout_s)
         self._channel_broken = False
         self._stage = Stage()
-        self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")  # hashing is what takes longest where disks are fast
+        # Hashing is what takes longest where disks are fast
+        self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")
         self._thread: threading.Thread | None = None
         self._finished: deque[SaveReport] = deque()
         self._failures: list[str] = []
         self._committed: Path | None = None
-        self._known = known_from(directory, found)  # rank 0: the valid checkpoints that need no second look
-        self._written: dict[int, dict[str, float]] = {}  # rank 0: the metrics of what this process committed, by step
+        # Rank 0: the valid checkpoints that need no second look
+        self._known = known_from(directory, found)
+        # Rank 0: the metrics of what this process committed, by step
+        self._written: dict[int, dict[str, float]] = {}
         ranks.decide(lambda: collect_leftovers(directory, fence))
 
     def save(self, snapshot: Snapshot, best: BestRank | None) -> None:
-        """Begin a checkpoint. Called by every rank; the host waits for the copy, and for a save still in flight (`timeout_s` at most).
+        """Begin a checkpoint.
+
+        Called by every rank; the host waits for the copy, and for a save still in flight
+        (`timeout_s` at most).
 
         Errors of a save are reported, not raised; only the loss of a rank is.
         """
@@ -116,9 +136,15 @@ class CheckpointStore:
         states = self._ranks.gather([busy, self._channel_broken])
         late = [rank for rank, state in enumerate(states) if state[0]]
         if late:
-            self._fail(snapshot.step, f"rank {late[0]} still writes the checkpoint before, after {self._timeout_s:.0f} s. Look at its disk.", started)
+            self._fail(
+                snapshot.step,
+                f"rank {late[0]} still writes the checkpoint before, after {self._timeout_s:.0f} "
+                "s. Look at its disk.",
+                started,
+            )
             return
-        if any(state[1] for state in states):  # a time-out leaves a channel unusable: all ranks open another
+        # A time-out leaves a channel unusable: all ranks open another
+        if any(state[1] for state in states):
             self._channel = self._ranks.channel(self._timeout_s)
             self._channel_broken = False
         staged: Staged | None = None
@@ -127,8 +153,12 @@ class CheckpointStore:
             staged = self._stage.take(snapshot, self._ranks.rank, self._ranks.size)
         except Exception as error:  # noqa: BLE001 - sent to all ranks by the thread, then reported
             failure = error
-        job = _Job(self._header(snapshot), staged, failure, best, started, time.monotonic() - started)
-        self._thread = threading.Thread(target=self._run, args=(job,), name="fermarsi-save", daemon=True)
+        job = _Job(
+            self._header(snapshot), staged, failure, best, started, time.monotonic() - started
+        )
+        self._thread = threading.Thread(
+            target=self._run, args=(job,), name="fermarsi-save", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -136,28 +166,39 @@ class CheckpointStore:
         self._is_idle(None)
 
     def reports(self) -> list[SaveReport]:
-        """The saves that ended since the last call. No collective: times, and now and then the ends, differ between ranks; rank 0's are true."""
+        """The saves that ended since the last call.
+
+        No collective: times, and now and then the ends, differ between ranks; rank 0's are true.
+        """
         taken = []
         while self._finished:
             taken.append(self._finished.popleft())
         return taken
 
     def raise_if_failing(self) -> None:
-        """Raise CheckpointError if too many saves in a row have failed on this rank. No collective: rank 0 decides."""
+        """Raise CheckpointError if too many saves in a row have failed on this rank.
+
+        No collective: rank 0 decides.
+        """
         if len(self._failures) >= self._max_failures:
             raise CheckpointError(
-                f"{self._directory}: {len(self._failures)} saves in a row have failed (checkpoint.max_failures: {self._max_failures}), "
+                f"{self._directory}: {len(self._failures)} saves in a row have failed "
+                f"(checkpoint.max_failures: {self._max_failures}), "
                 f"the last because: {self._failures[-1]}"
             )
 
     def committed(self) -> Path | None:
-        """The last checkpoint that this process committed, or found in place of one; None before the first."""
+        """The last checkpoint that this process committed, or found in place of one; None before
+        the first.
+        """
         return self._committed
 
     def close(self, limit_s: float | None = None) -> None:
-        """Wait for the save in flight, `limit_s` (by default `timeout_s`) at most, and give the memory back. No collective.
+        """Wait for the save in flight, `limit_s` (by default `timeout_s`) at most, and give the
+        memory back. No collective.
 
-        A rank that leaves because another has failed must not wait long: the save waits for ranks that wait for this one to be gone.
+        A rank that leaves because another has failed must not wait long: the save waits for ranks
+        that wait for this one to be gone.
         """
         self._is_idle(self._timeout_s if limit_s is None else limit_s)
         self._hasher.shutdown(wait=False)
@@ -168,10 +209,15 @@ class CheckpointStore:
     def _run(self, job: _Job) -> None:
         try:
             report = self._save(job, self._channel)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong is reported, and the training goes on
-            # Errors that all ranks share leave the channel in step. Anything else may be a collective that one of them gave up.
+        except Exception as error:  # noqa: BLE001 - see above
+            # Whatever went wrong is reported, and the training goes on Errors that all ranks share
+            # leave the channel in step. Anything else may be a collective that one of them gave up.
             self._channel_broken = self._channel_broken or not isinstance(error, HarnessError)
-            shown = str(error) if isinstance(error, HarnessError) else f"rank {self._ranks.rank}: {type(error).__name__}: {error}"
+            shown = (
+                str(error)
+                if isinstance(error, HarnessError)
+                else f"rank {self._ranks.rank}: {type(error).__name__}: {error}"
+            )
             self._fail(job.step, shown, job.started, job.stall_s)
         else:
             self._failures = []
@@ -181,21 +227,41 @@ class CheckpointStore:
     def _save(self, job: _Job, channel: Ranks) -> SaveReport:
         staged = channel.together(lambda: _owned(job))
         target = self._directory / step_name(job.step)
-        temporary = channel.decide(lambda: begin(self._directory, job.step, staged.total_bytes, self._fence, written=self._is_written(job)))
+        temporary = channel.decide(
+            lambda: begin(
+                self._directory,
+                job.step,
+                staged.total_bytes,
+                self._fence,
+                written=self._is_written(job),
+            )
+        )
         if temporary is None:
-            return SaveReport(job.step, target, stall_s=job.stall_s, total_s=time.monotonic() - job.started, skipped=True)
+            return SaveReport(
+                job.step,
+                target,
+                stall_s=job.stall_s,
+                total_s=time.monotonic() - job.started,
+                skipped=True,
+            )
         records = channel.together(lambda: self._write(staged, temporary))
         gathered = channel.gather({"records": records, "pieces": staged.pieces})
         size_bytes = channel.decide(lambda: self._commit(job, staged, temporary, gathered))
         total_s = time.monotonic() - job.started
         tidied = channel.decide(lambda: self._tidy(job))
-        return SaveReport(job.step, target, stall_s=job.stall_s, total_s=total_s, size_bytes=size_bytes, **tidied)
+        return SaveReport(
+            job.step, target, stall_s=job.stall_s, total_s=total_s, size_bytes=size_bytes, **tidied
+        )
 
     def _write(self, staged: Staged, temporary: str) -> list[dict[str, object]]:
-        with telling("writing into the directory that rank 0 has made, which all ranks must share,"):
+        with telling(
+            "writing into the directory that rank 0 has made, which all ranks must share,"
+        ):
             return write_files(self._directory / temporary, staged.contents, self._hasher)
 
-    def _commit(self, job: _Job, staged: Staged, temporary: str, gathered: Sequence[Mapping[str, Any]]) -> int:
+    def _commit(
+        self, job: _Job, staged: Staged, temporary: str, gathered: Sequence[Mapping[str, Any]]
+    ) -> int:
         """Rank 0 only; returns the size of the checkpoint in bytes, its manifest not counted."""
         small_files = staged.small_files()
         records = [record for one in gathered for record in one["records"]]
@@ -204,21 +270,29 @@ class CheckpointStore:
         def manifest(small: list[dict[str, Any]]) -> Manifest:
             return _manifest(job.header, [*small, *records], pieces, staged.aliases)
 
-        commit(self._directory, temporary, job.step, small_files, manifest, self._fence, self._hasher)
+        commit(
+            self._directory, temporary, job.step, small_files, manifest, self._fence, self._hasher
+        )
         self._written[job.step] = job.header["metrics"]
-        return sum(int(record["size_bytes"]) for record in records) + sum(content.size_bytes for content in small_files)
+        return sum(int(record["size_bytes"]) for record in records) + sum(
+            content.size_bytes for content in small_files
+        )
 
     def _tidy(self, job: _Job) -> dict[str, Any]:
         """Rank 0 only. What fails here does not undo the commit."""
         kept = Kept(job.step, job.header["epoch"], job.header["metrics"])
         try:
-            deleted, self._known = tidy(self._directory, kept, self._retention, job.best, self._known, self._fence)
+            deleted, self._known = tidy(
+                self._directory, kept, self._retention, job.best, self._known, self._fence
+            )
         except HarnessError as error:
             return {"deleted": [], "warning": str(error)}
         return {"deleted": deleted, "warning": None}
 
     def _is_written(self, job: _Job) -> bool:
-        """Whether this process committed this step's state already, with the metrics that checkpoints are ranked by. Rank 0 only."""
+        """Whether this process committed this step's state already, with the metrics that
+        checkpoints are ranked by. Rank 0 only.
+        """
         if job.step not in self._written:
             return False
         return not job.header["metrics"] or job.header["metrics"] == self._written[job.step]
@@ -233,7 +307,11 @@ class CheckpointStore:
     def _fail(self, step: int, error: str, started: float, stall_s: float | None = None) -> None:
         self._failures = [*self._failures, error]
         total_s = time.monotonic() - started
-        self._finished.append(SaveReport(step, error=error, stall_s=total_s if stall_s is None else stall_s, total_s=total_s))
+        self._finished.append(
+            SaveReport(
+                step, error=error, stall_s=total_s if stall_s is None else stall_s, total_s=total_s
+            )
+        )
 
     def _header(self, snapshot: Snapshot) -> dict[str, Any]:
         return {
@@ -257,7 +335,10 @@ def _owned(job: _Job) -> Staged:
 
 
 def _manifest(
-    header: Mapping[str, Any], records: Sequence[Mapping[str, Any]], pieces: Sequence[Sequence[Mapping[str, Any]]], aliases: dict[str, str]
+    header: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    pieces: Sequence[Sequence[Mapping[str, Any]]],
+    aliases: dict[str, str],
 ) -> Manifest:
     """The manifest of what all ranks wrote; `pieces`: by rank. Raises CheckpointError."""
     everything = [piece for held in pieces for piece in held]
@@ -266,33 +347,52 @@ def _manifest(
             **header,
             versions=_versions(),
             written_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            files={record["name"]: FileEntry(size_bytes=record["size_bytes"], sha256=record["sha256"], role=record["role"]) for record in records},
+            files={
+                record["name"]: FileEntry(
+                    size_bytes=record["size_bytes"], sha256=record["sha256"], role=record["role"]
+                )
+                for record in records
+            },
             model=join_parts([piece for piece in everything if piece["role"] == "model"]),
             aliases=aliases,
             optimizer=join_parts([piece for piece in everything if piece["role"] == "optimizer"]),
-            rng=[join_parts([piece for piece in held if piece["role"] == "rng"]) for held in pieces],
+            rng=[
+                join_parts([piece for piece in held if piece["role"] == "rng"]) for held in pieces
+            ],
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise CheckpointError(f"step {header['step']}: the manifest cannot hold {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise CheckpointError(
+            f"step {header['step']}: the manifest cannot hold {'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}."
+        ) from error
 
 
 @cache
 def _versions() -> dict[str, str]:
     """What wrote a checkpoint: for people, and for bug reports."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "code": _revision(), "torch": torch.__version__}
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "code": _revision(),
+        "torch": torch.__version__,
+    }
     for name in ("fermarsi", "accelerate", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # harness from a bare checkout
             found[name] = "not installed"
     found["cuda"] = str(torch.version.cuda)
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    found["device"] = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    )
     return found
 
 
 def _revision() -> str:
-    """A digest of the harness's own sources, which tells changed ones apart where a version or a commit does not."""
+    """A digest of the harness's own sources, which tells changed ones apart where a version or a
+    commit does not.
+    """
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):

@@ -1,4 +1,5 @@
-"""What can be wrong with data that a training would not show: leaks between splits, broken numbers, classes that make an accuracy a lie.
+"""What can be wrong with data that a training would not show: leaks between splits, broken numbers,
+classes that make an accuracy a lie.
 
 A launch of a new run does this on rank 0:
 

@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEPT = 512  # numbers of a channel by which it is told whether it has few values only
-FEW_VALUES = 32  # so many different ones or fewer: flags, grades, categories, whose ends are no ends of a range
+# So many different ones or fewer: flags, grades, categories, whose ends are no ends of a range
+FEW_VALUES = 32
 HEAP = 10  # numbers: every range has one at its end
 
 
 class Channels:
-    """(B, C, ...) has C channels; (B, D) has D columns, (B,) is one. `name`: the samples' key. NaN and infinity are counted apart."""
+    """(B, C, ...) has C channels; (B, D) has D columns, (B,) is one. `name`: the samples' key. NaN
+    and infinity are counted apart.
+    """
 
     def __init__(self, name: str, limits: tuple[float, float] | None) -> None:
         self.name = name
@@ -30,7 +33,12 @@ class Channels:
     def add(self, rows: Sequence[int], values: NDArray[Any]) -> None:
         """values: (B, ...) of the samples `rows`."""
         size = len(values)
-        grid = values.reshape(size, 1, 1) if values.ndim == 1 else values.reshape(size, values.shape[1], -1)  # (B, C, L)
+        # (B, C, L)
+        grid = (
+            values.reshape(size, 1, 1)
+            if values.ndim == 1
+            else values.reshape(size, values.shape[1], -1)
+        )
         finite = np.isfinite(grid) if grid.dtype.kind == "f" else None
         lowest, highest = grid, grid
         if finite is not None and not finite.all():
@@ -43,47 +51,83 @@ class Channels:
             low, high = self.limits
             self.outside += _rows(rows, (grid < low) | (grid > high))
         self._take_ends(lowest.min(axis=(0, 2)), highest.max(axis=(0, 2)), grid)
-        self.count = self.count + (size * grid.shape[2] if finite is None else finite.sum(axis=(0, 2)))
+        self.count = self.count + (
+            size * grid.shape[2] if finite is None else finite.sum(axis=(0, 2))
+        )
         if self.num_samples == 0:
             flat = grid.swapaxes(0, 1).reshape(grid.shape[1], -1)
             self._kept = flat[:, :: max(1, flat.shape[1] // KEPT)].copy()
-        self.num_samples, self.num_axes, self.is_float = self.num_samples + size, values.ndim - 1, values.dtype.kind == "f"
+        self.num_samples, self.num_axes, self.is_float = (
+            self.num_samples + size,
+            values.ndim - 1,
+            values.dtype.kind == "f",
+        )
 
     def has_few_values(self, channel: int) -> bool:
-        """Whether a channel has so few different values that they are rather names than measurements."""
+        """Whether a channel has so few different values that they are rather names than
+        measurements.
+        """
         return len(np.unique(self._kept[channel])) <= FEW_VALUES
 
     def constant(self) -> list[int]:
         """The channels that have one and the same number everywhere."""
-        return np.flatnonzero((self.low == self.high) & (self.count > 1)).tolist() if self.num_samples > 1 else []
+        return (
+            np.flatnonzero((self.low == self.high) & (self.count > 1)).tolist()
+            if self.num_samples > 1
+            else []
+        )
 
     def clipped(self, share: float) -> list[tuple[int, float, float]]:
         """(channel, end, share of its numbers there) where the share is above `share`.
 
-        An end at 0 is no sign of clipping: it is silence, background, none of it. Neither is the lower end of a picture, its darkness. Whole numbers
-        without a further axis (tokens, categories) have no ends.
+        An end at 0 is no sign of clipping: it is silence, background, none of it. Neither is the
+        lower end of a picture, its darkness. Whole numbers without a further axis (tokens,
+        categories) have no ends.
         """
         if self.num_axes < 2 and not self.is_float:
             return []
-        ends = [(self.high, self.at_high)] if self.num_axes >= 3 else [(self.low, self.at_low), (self.high, self.at_high)]
+        ends = (
+            [(self.high, self.at_high)]
+            if self.num_axes >= 3
+            else [(self.low, self.at_low), (self.high, self.at_high)]
+        )
         found = []
         for end, at_end in ends:
             shares = at_end / np.maximum(self.count, 1)
-            channels = np.flatnonzero((shares > share) & (at_end >= HEAP) & (end != 0) & (self.low < self.high)).tolist()
-            found += [(one, float(end[one]), float(shares[one])) for one in channels if not self.has_few_values(one)]
+            channels = np.flatnonzero(
+                (shares > share) & (at_end >= HEAP) & (end != 0) & (self.low < self.high)
+            ).tolist()
+            found += [
+                (one, float(end[one]), float(shares[one]))
+                for one in channels
+                if not self.has_few_values(one)
+            ]
         return found
 
     def _take_ends(self, low: NDArray[Any], high: NDArray[Any], grid: NDArray[Any]) -> None:
         at_low, at_high = ((grid == end[:, None]).sum(axis=(0, 2)) for end in (low, high))
         if self.num_samples == 0 or len(low) != len(self.low):
-            self.low, self.high, self.at_low, self.at_high = low.astype(np.float64), high.astype(np.float64), at_low, at_high
+            self.low, self.high, self.at_low, self.at_high = (
+                low.astype(np.float64),
+                high.astype(np.float64),
+                at_low,
+                at_high,
+            )
             self.count = np.zeros(len(low), dtype=np.int64)
             return
-        self.at_low = np.where(low < self.low, at_low, self.at_low + np.where(low == self.low, at_low, 0))
-        self.at_high = np.where(high > self.high, at_high, self.at_high + np.where(high == self.high, at_high, 0))
+        self.at_low = np.where(
+            low < self.low, at_low, self.at_low + np.where(low == self.low, at_low, 0)
+        )
+        self.at_high = np.where(
+            high > self.high, at_high, self.at_high + np.where(high == self.high, at_high, 0)
+        )
         self.low, self.high = np.minimum(low, self.low), np.maximum(high, self.high)
 
 
 def _rows(rows: Sequence[int], bad: NDArray[np.bool_]) -> list[int]:
     """Those samples that have a bad number; bad: (B, C, L)."""
-    return np.asarray(rows)[bad.any(axis=(1, 2))].tolist()  # type: ignore[no-any-return] # numpy's stubs: a list of int64 is one of int
+    # Numpy's stubs: a list of int64 is one of int
+    # See above
+    # See above
+    # See above
+    return np.asarray(rows)[bad.any(axis=(1, 2))].tolist()  # type: ignore[no-any-return] # see above

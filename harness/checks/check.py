@@ -3,8 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from harness.checks.classes import check_imbalance, check_missing, class_names, count_classes, in_order
-from harness.checks.leaks import check_conflicts, check_duplicates, check_groups, check_overlaps, check_recordings, check_time, columns_of_rules
+from harness.checks.classes import (
+    check_imbalance,
+    check_missing,
+    class_names,
+    count_classes,
+    in_order,
+)
+from harness.checks.leaks import (
+    check_conflicts,
+    check_duplicates,
+    check_groups,
+    check_overlaps,
+    check_recordings,
+    check_time,
+    columns_of_rules,
+)
 from harness.checks.numbers import check_numbers
 from harness.checks.report import Findings, Looked, Report
 from harness.checks.roles import Role, Roles, roles_of
@@ -17,14 +31,28 @@ SOME = 6  # samples of a class whose rows a report keeps
 
 
 def check_data(config: Config, splits: Mapping[str, Split]) -> Report:
-    """Look at the splits' samples as their sources give them, before any treatment. No collectives. Raises ConfigError and DataError."""
+    """Look at the splits' samples as their sources give them, before any treatment.
+
+    No collectives. Raises ConfigError and DataError.
+    """
     settings, roles = config.data.checks, roles_of(config.task)
     specs = {name: getattr(config.data, name) for name in ORDER if name in splits}
     sources = [spec.source for spec in specs.values()]
-    groups = list(dict.fromkeys([*((name,) for name in settings.groups), *columns_of_rules("ByGroup", sources)]))
-    times = [settings.time] if settings.time is not None else [name for (name,) in columns_of_rules("ByTime", sources)]
+    groups = list(
+        dict.fromkeys(
+            [*((name,) for name in settings.groups), *columns_of_rules("ByGroup", sources)]
+        )
+    )
+    times = (
+        [settings.time]
+        if settings.time is not None
+        else [name for (name,) in columns_of_rules("ByTime", sources)]
+    )
     asked = [*(name for columns in groups for name in columns), *times]
-    surveys = [survey(name, splits[name].source, settings.samples, roles, asked, settings.ranges) for name in specs]
+    surveys = [
+        survey(name, splits[name].source, settings.samples, roles, asked, settings.ranges)
+        for name in specs
+    ]
     findings = Findings(settings)
     check_duplicates(surveys, findings)
     check_conflicts(surveys, roles, findings)
@@ -38,13 +66,18 @@ def check_data(config: Config, splits: Mapping[str, Split]) -> Report:
         check_numbers(one, specs[one.split].treatments, findings)
     for role in roles.classes:
         _check_classes(config, surveys, role, findings)
-    return Report(findings.sorted(), [_looked(one, roles, surveys) for one in surveys], findings.notes)
+    return Report(
+        findings.sorted(), [_looked(one, roles, surveys) for one in surveys], findings.notes
+    )
 
 
 def _check_classes(config: Config, surveys: list[Survey], role: Role, findings: Findings) -> None:
     counts = count_classes(surveys, role)
     if len(counts) < len(surveys):
-        findings.notes.append(f"classes in {role.target!r} were not looked at: samples have none before the treatments, or more than one")
+        findings.notes.append(
+            f"classes in {role.target!r} were not looked at: samples have none before the "
+            "treatments, or more than one"
+        )
         return
     names = class_names(surveys, role)
     check_missing(counts, role, names, findings)
@@ -54,7 +87,9 @@ def _check_classes(config: Config, surveys: list[Survey], role: Role, findings: 
 
 def _has_weights(spec: Any) -> bool:
     if isinstance(spec, Mapping):
-        return spec.get("class_weights") is not None or any(_has_weights(value) for value in spec.values())
+        return spec.get("class_weights") is not None or any(
+            _has_weights(value) for value in spec.values()
+        )
     return False
 
 
@@ -68,7 +103,13 @@ def _looked(one: Survey, roles: Roles, surveys: list[Survey]) -> Looked:
         rows.setdefault("" if labels is None else names.get(labels[at], labels[at]), []).append(row)
     rows = {name: rows[name] for name in sorted(rows, key=in_order)}
     some = {name: _spread(of, min(SOME, len(of))) for name, of in rows.items()}
-    return Looked(one.split, one.num_samples, len(one.rows), {name: len(of) for name, of in rows.items()}, some)
+    return Looked(
+        one.split,
+        one.num_samples,
+        len(one.rows),
+        {name: len(of) for name, of in rows.items()},
+        some,
+    )
 
 
 def _spread(rows: list[int], count: int) -> list[int]:

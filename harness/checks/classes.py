@@ -12,9 +12,15 @@ Counts = Mapping[str, Counter[str]]
 
 
 def count_classes(surveys: Sequence[Survey], role: Role) -> Counts:
-    """Samples of each class by split, those that are ignored aside; {} if the target is not there before the treatments."""
+    """Samples of each class by split, those that are ignored aside; {} if the target is not there
+    before the treatments.
+    """
     labels = {one.split: one.labels(role.target) for one in surveys}
-    return {split: Counter(label for label in of if label != role.ignored) for split, of in labels.items() if of is not None}
+    return {
+        split: Counter(label for label in of if label != role.ignored)
+        for split, of in labels.items()
+        if of is not None
+    }
 
 
 def class_names(surveys: Sequence[Survey], role: Role) -> dict[str, str]:
@@ -26,7 +32,11 @@ def class_names(surveys: Sequence[Survey], role: Role) -> dict[str, str]:
         for row, number in zip(one.rows.tolist(), one.labels(role.target) or (), strict=False)
     }
     names = dict(pairs)
-    return {number: f"{number} ({name})" for number, name in names.items() if name != number} if len(names) == len(pairs) else {}
+    return (
+        {number: f"{number} ({name})" for number, name in names.items() if name != number}
+        if len(names) == len(pairs)
+        else {}
+    )
 
 
 def in_order(name: str) -> tuple[bool, int, str]:
@@ -36,18 +46,41 @@ def in_order(name: str) -> tuple[bool, int, str]:
 
 
 def check_missing(counts: Counts, role: Role, names: Mapping[str, str], findings: Findings) -> None:
-    """Classes that a split lacks: what training never sees cannot be learned; what another split lacks is only not measured."""
+    """Classes that a split lacks: what training never sees cannot be learned; what another split
+    lacks is only not measured.
+    """
     everywhere = set().union(*counts.values())
     for split, of in counts.items():
         absent = [names.get(label, label) for label in sorted(everywhere - set(of), key=in_order)]
         others = [other for other, has in counts.items() if other != split and set(has) - set(of)]
-        message = f"data.{split}: no sample of {len(absent):,} of {len(everywhere):,} classes in {role.target!r}: {named(absent)}."
-        advice = f"It is in data.{' and data.'.join(others)}. Split by harness.sources.split.Stratified, or add samples."
-        findings.add("missing_classes", [split], f"{message} {advice}", len(absent), at_most="error" if split == "train" else "warn")
+        message = (
+            f"data.{split}: no sample of {len(absent):,} of {len(everywhere):,} classes in "
+            f"{role.target!r}: {named(absent)}."
+        )
+        advice = (
+            f"It is in data.{' and data.'.join(others)}. Split by "
+            "harness.sources.split.Stratified, or add samples."
+        )
+        findings.add(
+            "missing_classes",
+            [split],
+            f"{message} {advice}",
+            len(absent),
+            at_most="error" if split == "train" else "warn",
+        )
 
 
-def check_imbalance(counts: Counts, role: Role, names: Mapping[str, str], targets: Mapping[str, Target], remedied: bool, findings: Findings) -> None:
-    """Classes of very different sizes, unless that is `remedied`, and targets that a network would reach which always says the same class."""
+def check_imbalance(
+    counts: Counts,
+    role: Role,
+    names: Mapping[str, str],
+    targets: Mapping[str, Target],
+    remedied: bool,
+    findings: Findings,
+) -> None:
+    """Classes of very different sizes, unless that is `remedied`, and targets that a network would
+    reach which always says the same class.
+    """
     if not counts.get("train"):
         return
     ordered = counts["train"].most_common()
@@ -60,19 +93,35 @@ def check_imbalance(counts: Counts, role: Role, names: Mapping[str, str], target
         if share >= target:
             reached.append(findings.notes[-1])
     if reached:
-        message = f"{'; '.join(reached)}. Ask for more than that, or for {role.prefix}balanced_accuracy."
+        message = (
+            f"{'; '.join(reached)}. Ask for more than that, or for {role.prefix}balanced_accuracy."
+        )
         findings.add("imbalance", list(counts), message, len(reached))
     if most > findings.settings.max_imbalance * least and not remedied:
         message = (
-            f"data.train: class {names.get(largest, largest)} of {role.target!r} has {most:,} samples, "
-            f"class {names.get(smallest, smallest)} {least:,}: always saying the former gives an accuracy of {most / counts['train'].total():.4g}."
+            f"data.train: class {names.get(largest, largest)} of {role.target!r} has {most:,} "
+            "samples, "
+            f"class {names.get(smallest, smallest)} {least:,}: always saying the former gives an "
+            f"accuracy of {most / counts['train'].total():.4g}."
         )
-        advice = f"Set data.train.balance: {role.target} or task.class_weights: balanced, and judge by {role.prefix}balanced_accuracy."
+        advice = (
+            f"Set data.train.balance: {role.target} or task.class_weights: balanced, and judge by "
+            f"{role.prefix}balanced_accuracy."
+        )
         findings.add("imbalance", ["train"], f"{message} {advice}", 1)
 
 
-def _accuracy_targets(targets: Mapping[str, Target], role: Role, counts: Counts) -> list[tuple[str, float]]:
-    """(split, value) of the targets for this head's accuracy; a name without a split means all that are evaluated."""
+def _accuracy_targets(
+    targets: Mapping[str, Target], role: Role, counts: Counts
+) -> list[tuple[str, float]]:
+    """(split, value) of the targets for this head's accuracy; a name without a split means all that
+    are evaluated.
+    """
     name = f"{role.prefix}accuracy"
-    wanted = [(split, targets[key].at_least) for split in ("train", "val") for key in (name, f"{split}/{name}") if key in targets and split in counts]
+    wanted = [
+        (split, targets[key].at_least)
+        for split in ("train", "val")
+        for key in (name, f"{split}/{name}")
+        if key in targets and split in counts
+    ]
     return [(split, value) for split, value in wanted if value is not None]

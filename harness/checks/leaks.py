@@ -1,4 +1,6 @@
-"""Samples of one split that another has too: the same content, group, rows of a recording, or a time that is not later."""
+"""Samples of one split that another has too: the same content, group, rows of a recording, or a
+time that is not later.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,39 +24,69 @@ def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
     for (one, of_one), (other, of_other) in combinations(zip(surveys, places, strict=True), 2):
         shared = [digest for digest in of_other if digest in of_one]
         count = sum(len(of_other[digest]) for digest in shared)
-        examples = [f"{other.name(of_other[digest][0])} = {one.name(of_one[digest][0])}" for digest in shared]
+        examples = [
+            f"{other.name(of_other[digest][0])} = {one.name(of_one[digest][0])}"
+            for digest in shared
+        ]
         share = f"{count:,} of {len(other.rows):,} samples ({count / len(other.rows):.1%})"
         message = f"{other.where}: {share} have the same content as some in {one.where}."
-        advice = "Take them out of one, split by what they have in common, or set data.checks.duplicates: warn if that is how such data is."
+        advice = (
+            "Take them out of one, split by what they have in common, or set "
+            "data.checks.duplicates: warn if that is how such data is."
+        )
         findings.add("duplicates", (one.split, other.split), f"{message} {advice}", count, examples)
     for one, of_one in zip(surveys, places, strict=True):
         again = sum(len(rows) - 1 for rows in of_one.values())
         if again and findings.wants("duplicates"):
-            findings.notes.append(f"{one.where}: {again:,} samples repeat the content of another one in it")
+            findings.notes.append(
+                f"{one.where}: {again:,} samples repeat the content of another one in it"
+            )
 
 
 def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings) -> None:
     """The same content with different classes, in one split or in two."""
     for role in roles.classes:
-        seen: dict[bytes, dict[str, str]] = defaultdict(dict)  # content -> class -> its first sample
+        # Content -> class -> its first sample
+        seen: dict[bytes, dict[str, str]] = defaultdict(dict)
         for one in surveys:
             labels = one.labels(role.target)
-            for row, digest, label in zip(one.rows.tolist(), one.digests, labels or (), strict=labels is not None):
+            for row, digest, label in zip(
+                one.rows.tolist(), one.digests, labels or (), strict=labels is not None
+            ):
                 if digest is not None and label not in seen[digest]:
                     seen[digest][label] = one.name(row)
         found = [by_class for by_class in seen.values() if len(by_class) > 1]
-        examples = [" but ".join(f"{name} is {label!r}" for label, name in list(by_class.items())[:2]) for by_class in found]
-        message = f"data: {len(found):,} contents come with different classes in {role.target!r}. Look at them: no network can tell them apart."
+        examples = [
+            " but ".join(f"{name} is {label!r}" for label, name in list(by_class.items())[:2])
+            for by_class in found
+        ]
+        message = (
+            f"data: {len(found):,} contents come with different classes in {role.target!r}. Look "
+            "at them: no network can tell them apart."
+        )
         findings.add("conflicts", [one.split for one in surveys], message, len(found), examples)
 
 
 def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The columns that rules of a kind, e.g. ByGroup, split by in specs of sources; several that one rule takes together are one entry."""
-    columns = [spec.get("column") for source in sources for spec in _specs(source) if str(spec[TARGET]).endswith(kind)]
-    return list(dict.fromkeys((column,) if isinstance(column, str) else tuple(column) for column in columns if column))
+    """The columns that rules of a kind, e.g. ByGroup, split by in specs of sources; several that
+    one rule takes together are one entry.
+    """
+    columns = [
+        spec.get("column")
+        for source in sources
+        for spec in _specs(source)
+        if str(spec[TARGET]).endswith(kind)
+    ]
+    return list(
+        dict.fromkeys(
+            (column,) if isinstance(column, str) else tuple(column) for column in columns if column
+        )
+    )
 
 
-def check_groups(surveys: Sequence[Survey], groups: Sequence[tuple[str, ...]], findings: Findings) -> None:
+def check_groups(
+    surveys: Sequence[Survey], groups: Sequence[tuple[str, ...]], findings: Findings
+) -> None:
     """A group, the samples that are alike in some columns, that is in two splits."""
     for columns in groups:
         column = columns[0] if len(columns) == 1 else list(columns)
@@ -64,28 +96,44 @@ def check_groups(surveys: Sequence[Survey], groups: Sequence[tuple[str, ...]], f
             shared = sorted((set(mine) & set(theirs)) - {""})
             examples = [f"{name!r}: {mine[name]:,} and {theirs[name]:,} samples" for name in shared]
             message = (
-                f"{other.where}: {len(shared):,} of {len(theirs):,} values of {column!r} are in {one.where} too: samples that are alike. "
+                f"{other.where}: {len(shared):,} of {len(theirs):,} values of {column!r} are in "
+                f"{one.where} too: samples that are alike. "
                 f"Split by it: {{_target_: harness.sources.split.ByGroup, column: {column}}}."
             )
             findings.add("shared_groups", (one.split, other.split), message, len(shared), examples)
 
 
 def check_recordings(surveys: Sequence[Survey], findings: Findings) -> None:
-    """A recording of which two splits have parts among each other. One split before, the other after is a split by time, and a note."""
+    """A recording of which two splits have parts among each other.
+
+    One split before, the other after is a split by time, and a note.
+    """
     if not all("recording" in one.known for one in surveys):
         return
     windows = {one.split: _windows(one) for one in surveys}
     for one, other in combinations(surveys, 2):
         mine, theirs = windows[one.split], windows[other.split]
         both = sorted(set(one.known["recording"]) & set(other.known["recording"]))
-        mixed = [name for name in both if name not in mine or name not in theirs or not _are_apart(mine[name][0], theirs[name][0])]
+        mixed = [
+            name
+            for name in both
+            if name not in mine
+            or name not in theirs
+            or not _are_apart(mine[name][0], theirs[name][0])
+        ]
         message = (
-            f"{other.where}: {len(mixed):,} of {len(set(other.known['recording'])):,} recordings are in {one.where} too: samples that are alike."
+            f"{other.where}: {len(mixed):,} of {len(set(other.known['recording'])):,} recordings "
+            f"are in {one.where} too: samples that are alike."
         )
         advice = "Split by recording, by what recordings have in common, or by time."
-        findings.add("shared_groups", (one.split, other.split), f"{message} {advice}", len(mixed), mixed)
+        findings.add(
+            "shared_groups", (one.split, other.split), f"{message} {advice}", len(mixed), mixed
+        )
         if len(both) > len(mixed) and findings.wants("shared_groups"):
-            findings.notes.append(f"{other.where}: {len(both) - len(mixed):,} recordings are in {one.where} too, at another time")
+            findings.notes.append(
+                f"{other.where}: {len(both) - len(mixed):,} recordings are in {one.where} too, at "
+                "another time"
+            )
 
 
 def check_overlaps(surveys: Sequence[Survey], findings: Findings) -> None:
@@ -96,16 +144,32 @@ def check_overlaps(surveys: Sequence[Survey], findings: Findings) -> None:
             (row, windows[one.split][recording][1][at])
             for recording, (spans, rows) in windows[other.split].items()
             if recording in windows[one.split]
-            for row, at in zip(rows.tolist(), _overlapped(spans, windows[one.split][recording][0]).tolist(), strict=True)
+            for row, at in zip(
+                rows.tolist(),
+                _overlapped(spans, windows[one.split][recording][0]).tolist(),
+                strict=True,
+            )
             if at >= 0
         ]
-        message = f"{other.where}: {len(pairs):,} of {other.num_samples:,} windows share rows of their recording with windows of {one.where}."
+        message = (
+            f"{other.where}: {len(pairs):,} of {other.num_samples:,} windows share rows of their "
+            f"recording with windows of {one.where}."
+        )
         examples = [f"{other.name(row)} and {one.name(int(over))}" for row, over in pairs]
-        findings.add("overlaps", (one.split, other.split), f"{message} Split by whole recordings, or leave a gap.", len(pairs), examples)
+        findings.add(
+            "overlaps",
+            (one.split, other.split),
+            f"{message} Split by whole recordings, or leave a gap.",
+            len(pairs),
+            examples,
+        )
 
 
 def check_time(surveys: Sequence[Survey], column: str, findings: Findings) -> None:
-    """Whether each split is later than the one before it. Raises ConfigError for what is no time."""
+    """Whether each split is later than the one before it.
+
+    Raises ConfigError for what is no time.
+    """
     times = {one.split: _times(one, column) for one in surveys}
     for one, other in combinations(surveys, 2):
         (rows, mine), (_, before) = times[other.split], times[one.split]
@@ -113,7 +177,10 @@ def check_time(surveys: Sequence[Survey], column: str, findings: Findings) -> No
         texts = other.texts(column)[1]
         examples = [f"{other.name(int(rows[at]))}: {texts[int(at)]}" for at in early[:8]]
         last = one.texts(column)[1][int(before.argmax())]
-        message = f"{other.where}: {len(early):,} of {len(mine):,} samples are not later than the last of {one.where}, of {last}. Split by time."
+        message = (
+            f"{other.where}: {len(early):,} of {len(mine):,} samples are not later than the last "
+            f"of {one.where}, of {last}. Split by time."
+        )
         findings.add("time_order", (one.split, other.split), message, len(early), examples)
 
 
@@ -145,7 +212,10 @@ def _windows(one: Survey) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int
     rows: dict[str, list[int]] = defaultdict(list)
     for row, recording in enumerate(one.known["recording"]):
         rows[recording].append(row)
-    ordered = {recording: np.array(of)[np.argsort(spans[of, 0], kind="stable")] for recording, of in rows.items()}
+    ordered = {
+        recording: np.array(of)[np.argsort(spans[of, 0], kind="stable")]
+        for recording, of in rows.items()
+    }
     return {recording: (spans[of], of) for recording, of in ordered.items()}
 
 
@@ -155,10 +225,14 @@ def _are_apart(spans: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
 
 
 def _overlapped(spans: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.int64]:
-    """spans (N, 2), others (M, 2) in the order of starts -> (N,): one of the others that shares rows with each, -1 if none does."""
-    before = np.searchsorted(others[:, 0], spans[:, 1]) - 1  # the last that starts before the span stops
+    """spans (N, 2), others (M, 2) in the order of starts -> (N,): one of the others that shares
+    rows with each, -1 if none does.
+    """
+    # The last that starts before the span stops
+    before = np.searchsorted(others[:, 0], spans[:, 1]) - 1
     furthest = np.maximum.accumulate(others[:, 1])
-    reaching = np.maximum.accumulate(np.where(others[:, 1] == furthest, np.arange(len(others)), 0))  # which of those so far stops last
+    # Which of those so far stops last
+    reaching = np.maximum.accumulate(np.where(others[:, 1] == furthest, np.arange(len(others)), 0))
     at = np.where(before >= 0, reaching[before], -1)
     return np.where((at >= 0) & (others[at, 1] > spans[:, 0]), at, -1)
 
@@ -173,6 +247,9 @@ def _times(one: Survey, column: str) -> tuple[NDArray[np.int64], NDArray[np.floa
         if dates.isna().any():
             at = int(dates.isna().to_numpy().argmax())
             place = f"data.checks.time: {one.name(int(rows[at]))}"
-            raise ConfigError(f"{place}: {texts[at]!r} in {column!r} is neither a number nor a date such as 2026-01-31. Name another column.")
+            raise ConfigError(
+                f"{place}: {texts[at]!r} in {column!r} is neither a number nor a date such as "
+                "2026-01-31. Name another column."
+            )
         numbers = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
     return rows, numbers.to_numpy(dtype=np.float64)

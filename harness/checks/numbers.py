@@ -13,27 +13,61 @@ _IMPUTE = "Impute"  # treatments whose names begin so fill in what is missing
 
 
 def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings: Findings) -> None:
-    """NaN, infinity and what is outside of data.checks.ranges, in any column; clipped ones; in the training split also channels that never change."""
+    """NaN, infinity and what is outside of data.checks.ranges, in any column; clipped ones; in the
+    training split also channels that never change.
+    """
     imputed = _imputed(treatments)
     for name, of in one.channels.items():
         what = f"{one.where}: {{}} of {of.num_samples:,} samples have {{}} in {name!r}."
         if of.is_nan and name in imputed:
-            findings.notes.append(f"{what.format(f'{len(of.is_nan):,}', 'missing numbers (NaN)')} {imputed[name]} fills them in")
-        for rows, bad in ((of.is_nan if name not in imputed else [], "NaN"), (of.is_infinite, "infinite numbers")):
-            message = f"{what.format(f'{len(rows):,}', bad)} Mend the data, leave them out, or fill them in by harness.treatments.Impute."
-            findings.add("not_finite", [one.split], message, len(rows), [one.name(row) for row in rows])
+            findings.notes.append(
+                f"{what.format(f'{len(of.is_nan):,}', 'missing numbers (NaN)')} {imputed[name]} "
+                "fills them in"
+            )
+        for rows, bad in (
+            (of.is_nan if name not in imputed else [], "NaN"),
+            (of.is_infinite, "infinite numbers"),
+        ):
+            message = (
+                f"{what.format(f'{len(rows):,}', bad)} Mend the data, leave them out, or fill them "
+                "in by harness.treatments.Impute."
+            )
+            findings.add(
+                "not_finite", [one.split], message, len(rows), [one.name(row) for row in rows]
+            )
         if of.limits is not None:
-            message = what.format(f"{len(of.outside):,}", f"numbers outside of {of.limits[0]:g} to {of.limits[1]:g}")
-            advice = "A unit that differs, or a broken device? Mend the data, or data.checks.ranges."
-            findings.add("out_of_range", [one.split], f"{message} {advice}", len(of.outside), [one.name(row) for row in of.outside])
+            message = what.format(
+                f"{len(of.outside):,}", f"numbers outside of {of.limits[0]:g} to {of.limits[1]:g}"
+            )
+            advice = (
+                "A unit that differs, or a broken device? Mend the data, or data.checks.ranges."
+            )
+            findings.add(
+                "out_of_range",
+                [one.split],
+                f"{message} {advice}",
+                len(of.outside),
+                [one.name(row) for row in of.outside],
+            )
         clipped = of.clipped(findings.settings.max_clipped)
         ends = [f"channel {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
-        message = f"{one.where}: numbers in {name!r} heap at the end of their range. Was the device driven too high, or are they cut off?"
+        message = (
+            f"{one.where}: numbers in {name!r} heap at the end of their range. Was the device "
+            "driven too high, or are they cut off?"
+        )
         findings.add("clipped", [one.split], message, len(clipped), ends)
         if one.split == "train":
             constant = of.constant()
-            message = f"{one.where}: {len(constant):,} of {len(of.low):,} channels of {name!r} never change: {named(list(map(str, constant)))}."
-            findings.add("constant", [one.split], f"{message} They say nothing: is that a broken sensor or an empty column?", len(constant))
+            message = (
+                f"{one.where}: {len(constant):,} of {len(of.low):,} channels of {name!r} never "
+                f"change: {named(list(map(str, constant)))}."
+            )
+            findings.add(
+                "constant",
+                [one.split],
+                f"{message} They say nothing: is that a broken sensor or an empty column?",
+                len(constant),
+            )
 
 
 def _imputed(treatments: Sequence[Mapping[str, Any]]) -> dict[str, str]:

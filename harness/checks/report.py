@@ -13,7 +13,11 @@ SHOWN = 5  # examples of a finding
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong. `check`: its setting in data.checks; `count`: of samples, groups, channels or classes; `examples`: some of them."""
+    """One thing that is wrong.
+
+    `check`: its setting in data.checks; `count`: of samples, groups, channels or classes;
+    `examples`: some of them.
+    """
 
     check: str
     level: Level
@@ -29,7 +33,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Looked:
-    """What was looked at of a split, how many samples each class has among it, and the rows of some of them, by class."""
+    """What was looked at of a split, how many samples each class has among it, and the rows of some
+    of them, by class.
+    """
 
     split: str
     num_samples: int
@@ -38,13 +44,19 @@ class Looked:
     some: Mapping[str, Sequence[int]]
 
     def __str__(self) -> str:
-        share = "all" if self.looked_at == self.num_samples else f"{self.looked_at:,} ({self.looked_at / self.num_samples:.1%})"
+        share = (
+            "all"
+            if self.looked_at == self.num_samples
+            else f"{self.looked_at:,} ({self.looked_at / self.num_samples:.1%})"
+        )
         return f"data.{self.split}: {self.num_samples:,} samples, {share} looked at"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings, worst first, what was looked at, and `notes`: what is worth knowing and wrong with nothing."""
+    """The findings, worst first, what was looked at, and `notes`: what is worth knowing and wrong
+    with nothing.
+    """
 
     findings: Sequence[Finding]
     looked: Sequence[Looked]
@@ -61,10 +73,17 @@ class Report:
         errors = self.errors()
         if errors:
             lines = "\n  ".join(f"{finding.check}: {finding}" for finding in errors)
-            raise DataError(f"the data does not stand up to data.checks:\n  {lines}\n`fermarsi data check CONFIG --html FILE` shows more.")
+            raise DataError(
+                f"the data does not stand up to data.checks:\n  {lines}\n`fermarsi data check "
+                "CONFIG --html FILE` shows more."
+            )
 
     def to_json(self) -> dict[str, Any]:
-        return {"findings": [asdict(one) for one in self.findings], "looked": [asdict(one) for one in self.looked], "notes": list(self.notes)}
+        return {
+            "findings": [asdict(one) for one in self.findings],
+            "looked": [asdict(one) for one in self.looked],
+            "notes": list(self.notes),
+        }
 
 
 class Findings:
@@ -79,11 +98,29 @@ class Findings:
         """Whether a check is on."""
         return bool(getattr(self.settings, check) != "off")
 
-    def add(self, check: str, splits: Sequence[str], message: str, count: int, examples: Sequence[str] = (), *, at_most: Level = "error") -> None:
+    def add(
+        self,
+        check: str,
+        splits: Sequence[str],
+        message: str,
+        count: int,
+        examples: Sequence[str] = (),
+        *,
+        at_most: Level = "error",
+    ) -> None:
         """Take a finding, if there is something (`count`) and the check is on."""
         level = getattr(self.settings, check)
         if count and level != "off":
-            self.found.append(Finding(check, "warn" if at_most == "warn" else level, tuple(splits), message, count, tuple(examples[:SHOWN])))
+            self.found.append(
+                Finding(
+                    check,
+                    "warn" if at_most == "warn" else level,
+                    tuple(splits),
+                    message,
+                    count,
+                    tuple(examples[:SHOWN]),
+                )
+            )
 
     def sorted(self) -> list[Finding]:
         """Errors first."""
@@ -92,4 +129,6 @@ class Findings:
 
 def named(values: Sequence[str]) -> str:
     """Some of many names."""
-    return ", ".join(values[:SHOWN]) + (f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else "")
+    return ", ".join(values[:SHOWN]) + (
+        f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
+    )

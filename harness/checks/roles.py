@@ -1,4 +1,6 @@
-"""Which columns of a sample are what the network sees, and which are what it is to say: as the config's task has it."""
+"""Which columns of a sample are what the network sees, and which are what it is to say: as the
+config's task has it.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,10 +36,15 @@ class Roles:
 
 
 def roles_of(task: Mapping[str, Any]) -> Roles:
-    """The roles that a task's spec gives to columns; of a task that is none of ours, what it calls input and target."""
+    """The roles that a task's spec gives to columns; of a task that is none of ours, what it calls
+    input and target.
+    """
     specs = dict(_tasks(task))
     inputs = dict.fromkeys(name for spec in specs.values() for name in _names(spec.get("input")))
-    return Roles(tuple(inputs), tuple(role for prefix, spec in specs.items() for role in _targets(prefix, spec)))
+    return Roles(
+        tuple(inputs),
+        tuple(role for prefix, spec in specs.items() for role in _targets(prefix, spec)),
+    )
 
 
 def _tasks(task: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -51,7 +58,9 @@ def _tasks(task: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _targets(prefix: str, spec: Mapping[str, Any]) -> Iterator[Role]:
     ignored = spec.get("ignore_index")
     for name in _names(spec.get("target")):
-        yield Role(name, _is(spec, Classification), prefix, None if ignored is None else str(ignored))
+        yield Role(
+            name, _is(spec, Classification), prefix, None if ignored is None else str(ignored)
+        )
 
 
 def _is(spec: Mapping[str, Any], kind: type) -> bool:
@@ -60,5 +69,11 @@ def _is(spec: Mapping[str, Any], kind: type) -> bool:
 
 
 def _names(value: Any) -> list[str]:
-    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+    values = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple)
+        else [value]
+    )
     return [name for name in values if isinstance(name, str)]

@@ -18,8 +18,12 @@ BLANK_SIZE = 8  # a sample of so many numbers, all equal, is empty rather than t
 
 @dataclass
 class Survey:
-    """What is known of a split. Of the n samples looked at, `rows` (n,): `digests` of their content (None: blank), `columns` of one text a sample,
-    and `channels`: what their numbers are like, by key. `known`: texts of all samples."""
+    """What is known of a split.
+
+    Of the n samples looked at, `rows` (n,): `digests` of their content (None: blank), `columns` of
+    one text a sample, and `channels`: what their numbers are like, by key. `known`: texts of all
+    samples.
+    """
 
     split: str
     num_samples: int
@@ -34,33 +38,61 @@ class Survey:
         return f"data.{self.split}"
 
     def name(self, row: int) -> str:
-        """A sample for people: its number, and its file or its place in a recording where that is known."""
-        texts = {column: values[row] for column, values in self.known.items() if column in ("path", "recording", "start", "stop")}
+        """A sample for people: its number, and its file or its place in a recording where that is
+        known.
+        """
+        texts = {
+            column: values[row]
+            for column, values in self.known.items()
+            if column in ("path", "recording", "start", "stop")
+        }
         place = texts.get("recording") or texts.get("path")
-        span = f" [{texts['start']}, {texts['stop']})" if "start" in texts and "stop" in texts else ""
+        span = (
+            f" [{texts['start']}, {texts['stop']})" if "start" in texts and "stop" in texts else ""
+        )
         return f"{self.where} {row:,}" + (f" ({place}{span})" if place else "")
 
     def labels(self, target: str) -> Sequence[str] | None:
-        """A target's values, one for each sample looked at; None if it is not there before the treatments, or has several values a sample."""
+        """A target's values, one for each sample looked at; None if it is not there before the
+        treatments, or has several values a sample.
+        """
         if target in self.columns:
             return self.columns[target]
-        return [self.known[target][row] for row in self.rows.tolist()] if target in self.known else None
+        return (
+            [self.known[target][row] for row in self.rows.tolist()]
+            if target in self.known
+            else None
+        )
 
     def texts(self, column: str) -> tuple[NDArray[np.int64], Sequence[str]]:
-        """Rows and texts of a column: of all samples if the source knows them, else of those looked at."""
+        """Rows and texts of a column: of all samples if the source knows them, else of those looked
+        at.
+        """
         if column in self.known:
             return np.arange(self.num_samples), self.known[column]
         return self.rows, self.columns[column]
 
     def groups(self, columns: Sequence[str]) -> list[str]:
-        """What samples have in these columns, together: of all samples if the source knows the columns, else of those looked at."""
+        """What samples have in these columns, together: of all samples if the source knows the
+        columns, else of those looked at.
+        """
         of_all = all(name in self.known for name in columns)
         texts = [self.known[name] if of_all else self.labels(name) or () for name in columns]
         return [" ".join(cells) if all(cells) else "" for cells in zip(*texts, strict=True)]
 
 
-def survey(split: str, source: Any, limit: int, roles: Roles, asked: Sequence[str], ranges: Mapping[str, tuple[float, float]]) -> Survey:
-    """Read at most `limit` samples. `asked`: columns of one text a sample that must be there. Raises ConfigError and DataError."""
+def survey(
+    split: str,
+    source: Any,
+    limit: int,
+    roles: Roles,
+    asked: Sequence[str],
+    ranges: Mapping[str, tuple[float, float]],
+) -> Survey:
+    """Read at most `limit` samples.
+
+    `asked`: columns of one text a sample that must be there. Raises ConfigError and DataError.
+    """
     size = len(source)
     rows = np.unique(np.linspace(0, size - 1, min(limit, size)).astype(np.int64))
     found = Survey(split, size, rows, known_of(source))
@@ -69,25 +101,47 @@ def survey(split: str, source: Any, limit: int, roles: Roles, asked: Sequence[st
     for indices, samples in blocks_of(source, rows, where):
         unknown = sorted(set(ranges) - set(samples))
         if unknown:
-            raise ConfigError(f"data.checks.ranges: samples of {where} have no {unknown[0]!r}, they have {', '.join(samples)}. Name one of those.")
+            raise ConfigError(
+                f"data.checks.ranges: samples of {where} have no {unknown[0]!r}, they have "
+                f"{', '.join(samples)}. Name one of those."
+            )
         found.digests += digests_of(samples, content_of(samples, roles))
-        for name in dict.fromkeys([*asked, *(target for target in targets if target in samples and is_one_a_sample(samples[target]))]):
+        for name in dict.fromkeys(
+            [
+                *asked,
+                *(
+                    target
+                    for target in targets
+                    if target in samples and is_one_a_sample(samples[target])
+                ),
+            ]
+        ):
             if name in samples or name not in found.known:
-                found.columns.setdefault(name, []).extend(one_a_sample(samples, name, found.known, f"data.checks: {where}"))
+                found.columns.setdefault(name, []).extend(
+                    one_a_sample(samples, name, found.known, f"data.checks: {where}")
+                )
         classes = {role.target for role in roles.classes}
         for name, values in samples.items():
             for at, numbers in _numbers(indices, values):
                 if name not in classes and numbers.dtype.kind in "iuf":
-                    found.channels.setdefault(name, Channels(name, ranges.get(name))).add(at, numbers)
+                    found.channels.setdefault(name, Channels(name, ranges.get(name))).add(
+                        at, numbers
+                    )
     return found
 
 
 def content_of(samples: Mapping[str, Values], roles: Roles) -> list[str]:
-    """By which columns samples are told apart: what the network sees, if that is there before any treatment; else all numbers but the targets."""
+    """By which columns samples are told apart: what the network sees, if that is there before any
+    treatment; else all numbers but the targets.
+    """
     if roles.inputs and all(name in samples for name in roles.inputs):
         return sorted(roles.inputs)
     targets = {role.target for role in roles.targets} - set(roles.inputs)
-    numbers = [name for name, values in samples.items() if name not in targets and not isinstance(values[0], str)]
+    numbers = [
+        name
+        for name, values in samples.items()
+        if name not in targets and not isinstance(values[0], str)
+    ]
     return sorted(numbers) or sorted(set(samples) - targets)
 
 
@@ -100,7 +154,9 @@ def digests_of(samples: Mapping[str, Values], names: Sequence[str]) -> list[byte
         for array in arrays:
             hashed.update(f"{array.dtype} {array.shape}".encode())
             hashed.update(np.ascontiguousarray(array).tobytes())
-        blank = all(array.size >= BLANK_SIZE and bool((array == array.flat[0]).all()) for array in arrays)
+        blank = all(
+            array.size >= BLANK_SIZE and bool((array == array.flat[0]).all()) for array in arrays
+        )
         digests.append(None if blank else hashed.digest())
     return digests
 
@@ -109,4 +165,8 @@ def _numbers(indices: list[int], values: Values) -> list[tuple[list[int], NDArra
     """(indices, their numbers): together, or one by one where shapes are unequal."""
     if isinstance(values, np.ndarray):
         return [(indices, values)]
-    return [([index], value[None]) for index, value in zip(indices, values, strict=True) if isinstance(value, np.ndarray)]
+    return [
+        ([index], value[None])
+        for index, value in zip(indices, values, strict=True)
+        if isinstance(value, np.ndarray)
+    ]

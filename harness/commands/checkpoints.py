@@ -19,7 +19,10 @@ from harness.tasks.task import Task, known_metrics
 
 @dataclass(frozen=True)
 class Shown:
-    """A checkpoint as a person sees it. `links`: latest, best; `ranked_by`: the metric to show, None for all."""
+    """A checkpoint as a person sees it.
+
+    `links`: latest, best; `ranked_by`: the metric to show, None for all.
+    """
 
     listed: Listed
     links: tuple[str, ...]
@@ -48,11 +51,33 @@ class Shown:
         one = self.listed
         links = ", ".join(self.links)
         if one.manifest is None:
-            return (f"{one.step:,}", "", "", "", "", "", links, f"no: {'; '.join(one.problems[:3])}")
+            return (
+                f"{one.step:,}",
+                "",
+                "",
+                "",
+                "",
+                "",
+                links,
+                f"no: {'; '.join(one.problems[:3])}",
+            )
         manifest = one.manifest
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items() if self.ranked_by in (None, name))
+        metrics = ", ".join(
+            f"{name} {value:.4g}"
+            for name, value in manifest.metrics.items()
+            if self.ranked_by in (None, name)
+        )
         size = f"{one.size_bytes / 1e6:,.1f} MB"
-        return (f"{one.step:,}", str(manifest.epoch), manifest.reason, str(manifest.world_size), size, metrics, links, "yes")
+        return (
+            f"{one.step:,}",
+            str(manifest.epoch),
+            manifest.reason,
+            str(manifest.world_size),
+            size,
+            metrics,
+            links,
+            "yes",
+        )
 
 
 def list_run(run: Path, verify: Verify) -> list[Shown]:
@@ -60,7 +85,9 @@ def list_run(run: Path, verify: Verify) -> list[Shown]:
     directory = run / "checkpoints"
     listed = list_checkpoints(directory, verify)
     if not listed:
-        raise CheckpointError(f"{directory}: no checkpoints. Give a run directory, e.g. runs/digits.")
+        raise CheckpointError(
+            f"{directory}: no checkpoints. Give a run directory, e.g. runs/digits."
+        )
     links: dict[Path, list[str]] = {}
     for name in ("latest", "best"):
         with suppress(OSError):
@@ -73,7 +100,9 @@ def list_run(run: Path, verify: Verify) -> list[Shown]:
 
 
 def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
-    """Delete all but the newest and the best checkpoints; returns the names deleted. Raises HarnessError, also if the run is being trained."""
+    """Delete all but the newest and the best checkpoints; returns the names deleted. Raises
+    HarnessError, also if the run is being trained.
+    """
     list_run(run, "size")
     lease = Lease(run)
     lease.take()
@@ -84,11 +113,16 @@ def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
 
 
 def _ranked_by(run: Path) -> BestRank | None:
-    """The metric by which the run's config ranks its checkpoints. Raises CheckpointError if that cannot be told: the best one might go."""
+    """The metric by which the run's config ranks its checkpoints.
+
+    Raises CheckpointError if that cannot be told: the best one might go.
+    """
     try:
         config = read_config(run / "config.yaml")
         task: Task = components.build(config.task, "task")
         named = StopController(config.stop, known_metrics(config, task)).best_metric()
     except HarnessError as error:
-        raise CheckpointError(f"{run}: which checkpoint is best cannot be told, so none is deleted: {error}") from error
+        raise CheckpointError(
+            f"{run}: which checkpoint is best cannot be told, so none is deleted: {error}"
+        ) from error
     return None if named is None else BestRank(*named)

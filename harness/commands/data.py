@@ -44,10 +44,19 @@ class Listed:
     def row(self) -> tuple[str, ...]:
         entry = self.entry
         source = str(entry.made_of.get("source", {}).get(TARGET, "")).rpartition(".")[2]
-        once = [str(spec[TARGET]).rpartition(".")[2] for spec in entry.made_of.get("treatments", ())]
+        once = [
+            str(spec[TARGET]).rpartition(".")[2] for spec in entry.made_of.get("treatments", ())
+        ]
         samples = "unfinished" if entry.num_samples is None else f"{entry.num_samples:,}"
         columns = ", ".join(f"{name} ({kind})" for name, kind in entry.columns.items())
-        return entry.key[:12], self.used_by, samples, f"{entry.size_bytes / 1e6:,.1f} MB", " > ".join([source, *once]), columns
+        return (
+            entry.key[:12],
+            self.used_by,
+            samples,
+            f"{entry.size_bytes / 1e6:,.1f} MB",
+            " > ".join([source, *once]),
+            columns,
+        )
 
 
 def build_store(path: Path, overrides: Sequence[str]) -> list[Listed]:
@@ -59,24 +68,36 @@ def build_store(path: Path, overrides: Sequence[str]) -> list[Listed]:
 
 
 def inspect_store(path: Path, overrides: Sequence[str]) -> list[Listed]:
-    """The entries of a config's store, and which of them its splits use; nothing is built. Raises HarnessError."""
+    """The entries of a config's store, and which of them its splits use; nothing is built. Raises
+    HarnessError.
+    """
     config, store = _read(path, overrides)
     return _listed(store, _prepare(config, Prospect(), build=False))
 
 
 def prune_store(paths: Sequence[Path]) -> list[Entry]:
-    """Delete the entries that no split of these configs uses. Raises ConfigError if they do not share one store."""
+    """Delete the entries that no split of these configs uses.
+
+    Raises ConfigError if they do not share one store.
+    """
     read = [_read(path, ()) for path in paths]
     if len({store.directory.resolve() for _, store in read}) > 1:
         raise ConfigError("the configs name several stores. Prune one store at a time.")
-    used = {Path(entry).name for config, _ in read for entry in _prepare(config, Prospect(), build=False).stored.values()}
+    used = {
+        Path(entry).name
+        for config, _ in read
+        for entry in _prepare(config, Prospect(), build=False).stored.values()
+    }
     return read[0][1].prune(used)
 
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[Config, Store]:
     config = read_config(path, overrides)
     if config.data.store is None:
-        raise ConfigError(f"{path}: the config has no store. Set data.store.dir, in the file or as data.store.dir=runs/store.")
+        raise ConfigError(
+            f"{path}: the config has no store. Set data.store.dir, in the file or as "
+            "data.store.dir=runs/store."
+        )
     return config, Store(config.data.store.dir)
 
 
@@ -91,13 +112,24 @@ def _listed(store: Store, prepared: Prepared) -> list[Listed]:
 
 
 def check_command(path: Path, overrides: Sequence[str], as_json: bool, page: Path | None) -> int:
-    """Check all splits of a config, print what was found, and write a page if one is asked for. Exit code: 2 if there is an error, else 0."""
+    """Check all splits of a config, print what was found, and write a page if one is asked for.
+
+    Exit code: 2 if there is an error, else 0.
+    """
     config = read_config(path, overrides)
     sources = Sources(config)
     names = [name for name in ORDER if getattr(config.data, name) is not None]
-    report = check_data(config, {name: Split(sources[name], (), f"data.{name}", _any_batch) for name in names})
+    report = check_data(
+        config, {name: Split(sources[name], (), f"data.{name}", _any_batch) for name in names}
+    )
     if page is not None:
-        write_page(page, f"fermarsi: data of {path.name}", report, {name: sources[name] for name in names}, roles_of(config.task))
+        write_page(
+            page,
+            f"fermarsi: data of {path.name}",
+            report,
+            {name: sources[name] for name in names},
+            roles_of(config.task),
+        )
     if as_json:
         print(json.dumps(report.to_json()))
     else:

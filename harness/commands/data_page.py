@@ -32,23 +32,42 @@ _STYLE = "<style>.error{color:#b00020;font-weight:600}.warn{color:#8a5a00;font-w
 Cell = NDArray[Any]
 
 
-def write_page(path: Path, title: str, report: Report, sources: Mapping[str, Any], roles: Roles) -> None:
-    """Write the page. `sources`: by split, to read the pictured samples from. Raises ConfigError if it cannot be written, and DataError."""
+def write_page(
+    path: Path, title: str, report: Report, sources: Mapping[str, Any], roles: Roles
+) -> None:
+    """Write the page.
+
+    `sources`: by split, to read the pictured samples from. Raises ConfigError if it cannot be
+    written, and DataError.
+    """
     parts = [_STYLE, _findings(report), "<h2>Samples</h2>", _counts(report.looked)]
-    parts += [f"<h3>data.{html.escape(one.split)}</h3>{_samples(one, sources[one.split], roles)}" for one in report.looked]
+    parts += [
+        f"<h3>data.{html.escape(one.split)}</h3>{_samples(one, sources[one.split], roles)}"
+        for one in report.looked
+    ]
     try:
-        path.write_text(PAGE.format(title=html.escape(title), body="\n".join(parts)), encoding="utf-8")
+        path.write_text(
+            PAGE.format(title=html.escape(title), body="\n".join(parts)), encoding="utf-8"
+        )
     except OSError as error:
-        raise ConfigError(f"--html: {path}: {error.strerror or error}. Give a file in a directory that exists and may be written to.") from error
+        raise ConfigError(
+            f"--html: {path}: {error.strerror or error}. Give a file in a directory that exists "
+            "and may be written to."
+        ) from error
 
 
 def _findings(report: Report) -> str:
     rows = []
     for one in report.findings:
         examples = "".join(f"<li>{html.escape(example)}" for example in one.examples)
-        rows.append(f"<tr><td class={one.level}>{one.level}<td>{html.escape(one.check)}<td>{html.escape(one.message)}<ul>{examples}</ul>")
+        rows.append(
+            "<tr><td "
+            f"class={one.level}>{one.level}<td>{html.escape(one.check)}<td>{html.escape(one.message)}<ul>{examples}</ul>"
+        )
     found = f"<table>{''.join(rows)}</table>" if rows else "<p class=reason>Nothing was found.</p>"
-    notes = "".join(f"<li>{html.escape(note)}" for note in [*map(str, report.looked), *report.notes])
+    notes = "".join(
+        f"<li>{html.escape(note)}" for note in [*map(str, report.looked), *report.notes]
+    )
     return f"<h2>Findings</h2>{found}<ul>{notes}</ul>"
 
 
@@ -59,7 +78,9 @@ def _counts(looked: Sequence[Looked]) -> str:
         return ""
     head = "".join(f"<th>data.{html.escape(one.split)}" for one in looked)
     rows = [
-        f"<tr><td>{html.escape(name)}" + "".join(f"<td>{one.classes.get(name, 0):,} ({_share(one, name):.1%})" for one in looked) for name in names
+        f"<tr><td>{html.escape(name)}"
+        + "".join(f"<td>{one.classes.get(name, 0):,} ({_share(one, name):.1%})" for one in looked)
+        for name in names
     ]
     return f"<table><tr><th>class{head}{''.join(rows)}</table>"
 
@@ -75,8 +96,16 @@ def _samples(one: Looked, source: Any, roles: Roles) -> str:
     shown = content_of(next(iter(read.values())), roles)
     pictures = [key for key in shown if _is_picture(next(iter(read.values()))[key][0])]
     drawn = [f"<p>{html.escape(key)}</p>{_drawn(key, read)}" for key in pictures]
-    rest = [key for key in next(iter(read.values())) if key not in pictures and not _is_picture(next(iter(read.values()))[key][0])]
-    more = f"<p>{len(one.some) - CLASSES:,} more classes are not shown.</p>" if len(one.some) > CLASSES else ""
+    rest = [
+        key
+        for key in next(iter(read.values()))
+        if key not in pictures and not _is_picture(next(iter(read.values()))[key][0])
+    ]
+    more = (
+        f"<p>{len(one.some) - CLASSES:,} more classes are not shown.</p>"
+        if len(one.some) > CLASSES
+        else ""
+    )
     return "".join(drawn) + (_table(read, rest) if not pictures else "") + more
 
 
@@ -91,12 +120,17 @@ def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> str
     for name, samples in read.items():
         for cells in zip(*(samples[key] for key in keys), strict=True):
             texts = (str(np.asarray(cell).tolist()).strip("[]") for cell in cells)
-            rows.append(f"<tr><td>{html.escape(name)}" + "".join(f"<td>{html.escape(text)}" for text in texts))
+            rows.append(
+                f"<tr><td>{html.escape(name)}"
+                + "".join(f"<td>{html.escape(text)}" for text in texts)
+            )
     return f"<table><tr><th>class{''.join(f'<th>{html.escape(key)}' for key in keys)}{''.join(rows)}</table>"
 
 
 def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> str:
-    """A figure with a row a class: pictures, the middle ones of clips, and lines of what has one axis of time."""
+    """A figure with a row a class: pictures, the middle ones of clips, and lines of what has one
+    axis of time.
+    """
     from matplotlib.figure import Figure
 
     widest = max(len(samples[key]) for samples in read.values())
@@ -111,26 +145,43 @@ def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> str:
     axes.spines[:].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
-    return f'<img alt="samples of {html.escape(key)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return (
+        f'<img alt="samples of {html.escape(key)}" '
+        f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    )
 
 
 def _draw(axes: Any, cell: Cell, column: int, row: int) -> None:
     """Into the square [column, column + 0.9] x [row, row + 0.9]; y points down."""
     if cell.ndim >= 3:
-        axes.imshow(_picture(cell), cmap="gray", extent=(column, column + 0.9, row + 0.9, row), interpolation="nearest")
+        axes.imshow(
+            _picture(cell),
+            cmap="gray",
+            extent=(column, column + 0.9, row + 0.9, row),
+            interpolation="nearest",
+        )
         return
     lines = cell.reshape(-1, cell.shape[-1])[:8].astype(float)
     lines = np.where(np.isfinite(lines), lines, np.nan)
     low, high = np.nanmin(lines, initial=np.inf), np.nanmax(lines, initial=-np.inf)
     for channel, line in enumerate(lines):
         height = (line - low) / max(high - low, 1e-12)
-        axes.plot(np.linspace(column, column + 0.9, len(line)), row + 0.8 - 0.7 * height, linewidth=0.6, color=f"C{channel}")
+        axes.plot(
+            np.linspace(column, column + 0.9, len(line)),
+            row + 0.8 - 0.7 * height,
+            linewidth=0.6,
+            color=f"C{channel}",
+        )
 
 
 def _picture(cell: Cell) -> Cell:
-    """(C, H, W), or of a clip (C, T, H, W) or (T, C, H, W) the middle one -> (H, W) or (H, W, 3) in [0, 1]."""
+    """(C, H, W), or of a clip (C, T, H, W) or (T, C, H, W) the middle one -> (H, W) or (H, W, 3) in
+    [0, 1].
+    """
     if cell.ndim > 3:
-        cell = cell[:, cell.shape[1] // 2] if cell.shape[0] in (1, *_RGB) else cell[cell.shape[0] // 2]
+        cell = (
+            cell[:, cell.shape[1] // 2] if cell.shape[0] in (1, *_RGB) else cell[cell.shape[0] // 2]
+        )
     cell = cell.reshape(-1, *cell.shape[-2:]).astype(float)
     cell = np.where(np.isfinite(cell), cell, np.nan)
     low, high = np.nanmin(cell, initial=np.inf), np.nanmax(cell, initial=-np.inf)

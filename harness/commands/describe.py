@@ -1,6 +1,8 @@
-"""`fermarsi describe`: a network as a micro-batch flows through it, and the memory that training it takes on each rank.
+"""`fermarsi describe`: a network as a micro-batch flows through it, and the memory that training it
+takes on each rank.
 
-Nothing is computed by rules: one real forward and backward pass is made and one step of the optimizer, and what they leave is measured.
+Nothing is computed by rules: one real forward and backward pass is made and one step of the
+optimizer, and what they leave is measured.
 """
 
 import sys
@@ -37,7 +39,9 @@ WIDTH = 160  # of a table that goes into a file or a pipe
 
 @dataclass
 class Row:
-    """A module: its own parameters and their memory, without those of modules inside it that have rows of their own. Buffers count as weights."""
+    """A module: its own parameters and their memory, without those of modules inside it that have
+    rows of their own. Buffers count as weights.
+    """
 
     name: str
     kind: str
@@ -58,7 +62,12 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """For a table with COLUMNS."""
         label = "  " * self.name.count(".") + self.name.rpartition(".")[2]
-        shapes = f"{_written(self.takes)} -> {_written(self.gives)}" + (f", {self.calls} times" if self.calls > 1 else "") if self.calls else ""
+        shapes = (
+            f"{_written(self.takes)} -> {_written(self.gives)}"
+            + (f", {self.calls} times" if self.calls > 1 else "")
+            if self.calls
+            else ""
+        )
         sizes = (self.weight_bytes, self.gradient_bytes, self.optimizer_bytes)
         counts = [f"{count:,}" if count else "" for count in (self.trained, self.frozen)]
         return label, self.kind, shapes, *counts, *(size_text(one) if one else "" for one in sizes)
@@ -66,7 +75,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Description:
-    """`total`: of the whole network, hence what each rank holds. `unreached`: trained parameters that no gradient reaches."""
+    """`total`: of the whole network, hence what each rank holds.
+
+    `unreached`: trained parameters that no gradient reaches.
+    """
 
     rows: Sequence[Row]
     total: Row
@@ -82,28 +94,47 @@ class Description:
         """What is to be said below the table."""
         total = self.total
         whole = total.weight_bytes + total.gradient_bytes + total.optimizer_bytes
-        yield f"each process holds {size_text(whole)}, all of it, however many there are; what a forward pass keeps for the backward comes on top"
+        yield (
+            f"each process holds {size_text(whole)}, all of it, however many there are; what a "
+            "forward pass keeps for the backward comes on top"
+        )
         sizes = ", ".join(map(str, self.world_sizes))
-        yield f"a step is {self.num_slots} micro-batches of {self.micro_size} samples: launch {sizes} processes"
+        yield (
+            f"a step is {self.num_slots} micro-batches of {self.micro_size} samples: launch "
+            f"{sizes} processes"
+        )
         if self.unreached:
-            yield f"no gradient reaches {', '.join(self.unreached)}: several processes cannot train this; freeze it, e.g. by parts"
+            yield (
+                f"no gradient reaches {', '.join(self.unreached)}: several processes cannot train "
+                "this; freeze it, e.g. by parts"
+            )
 
 
-def describe_network(path: Path, overrides: Sequence[str] = (), depth: int | None = None) -> Description:
+def describe_network(
+    path: Path, overrides: Sequence[str] = (), depth: int | None = None
+) -> Description:
     """The network of a config, down to `depth` modules inside each other. Raises HarnessError."""
     config = read_config(path, overrides)
     task: Task = components.build(config.task, "task")
     batch = to_device(_micro_batch(config, task), torch.device("cpu"))
-    accelerator = start_accelerator(config.train.precision, config.run.exactness, config.run.timeout_s)
+    accelerator = start_accelerator(
+        config.train.precision, config.run.exactness, config.run.timeout_s
+    )
     engine = Engine(config, accelerator, 1, task, batch)
     engine.wrap(Ranks())
-    rows = {name: Row(name, type(module).__name__) for name, module in engine.network.named_modules()}
+    rows = {
+        name: Row(name, type(module).__name__) for name, module in engine.network.named_modules()
+    }
     seed_ambient(seed_for(config.run.seed, "forward", 0, 0))
     with _watching(engine.network, rows):
-        engine.forward_backward(to_device(batch, engine.device), torch.ones((), device=engine.device))
+        engine.forward_backward(
+            to_device(batch, engine.device), torch.ones((), device=engine.device)
+        )
     named = list(engine.network.named_parameters())
     gradients = {parameter: _bytes(parameter.grad) for _, parameter in named}
-    unreached = [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+    unreached = [
+        name for name, parameter in named if parameter.requires_grad and parameter.grad is None
+    ]
     engine.update()
     for name, parameter in named:
         row = rows[name.rpartition(".")[0]]
@@ -114,18 +145,35 @@ def describe_network(path: Path, overrides: Sequence[str] = (), depth: int | Non
         row.optimizer_bytes += _bytes(engine.optimizer.state.get(parameter))
     for name, buffer in engine.network.named_buffers():
         rows[name.rpartition(".")[0]].weight_bytes += _bytes(buffer)
-    total = Row("", "total", optimizer_bytes=sum(_bytes(state) for owner, state in engine.optimizer.state.items() if not isinstance(owner, Tensor)))
+    total = Row(
+        "",
+        "total",
+        optimizer_bytes=sum(
+            _bytes(state)
+            for owner, state in engine.optimizer.state.items()
+            if not isinstance(owner, Tensor)
+        ),
+    )
     for row in rows.values():
         total.add(row)
     slots = config.batch.size // config.batch.micro_size
-    return Description(_folded(rows, depth), total, unreached, config.batch.micro_size, slots, fitting_world_sizes(slots))
+    return Description(
+        _folded(rows, depth),
+        total,
+        unreached,
+        config.batch.micro_size,
+        slots,
+        fitting_world_sizes(slots),
+    )
 
 
 def print_description(found: Description) -> None:
     """A table of the modules and what is to be said of them, on standard output."""
     table = Table()
     for index, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if index > 2 else "left", overflow="fold", no_wrap=index == 0)
+        table.add_column(
+            name, justify="right" if index > 2 else "left", overflow="fold", no_wrap=index == 0
+        )
     for row in found.rows:
         table.add_row(*row.cells())
     table.add_section()
@@ -149,12 +197,19 @@ def _watching(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
 
     def note(row: Row, args: Any, kwargs: Any, output: Any) -> None:
         if row.calls == 0:
-            taken = [shapes for value in (*args, *kwargs.values()) if (shapes := _shapes(value)) is not None]
+            taken = [
+                shapes
+                for value in (*args, *kwargs.values())
+                if (shapes := _shapes(value)) is not None
+            ]
             row.takes, row.gives = taken[0] if len(taken) == 1 else taken, _shapes(output)
         row.calls += 1
 
     hooks = [
-        module.register_forward_hook(lambda _, args, kwargs, output, row=rows[name]: note(row, args, kwargs, output), with_kwargs=True)
+        module.register_forward_hook(
+            lambda _, args, kwargs, output, row=rows[name]: note(row, args, kwargs, output),
+            with_kwargs=True,
+        )
         for name, module in network.named_modules()
     ]
     try:
@@ -177,11 +232,15 @@ def _folded(rows: Mapping[str, Row], depth: int | None) -> list[Row]:
 
 
 def _shapes(value: Any) -> Any:
-    """The shapes of the tensors in a value, as lists of lengths in the value's own form; None if there are none."""
+    """The shapes of the tensors in a value, as lists of lengths in the value's own form; None if
+    there are none.
+    """
     if isinstance(value, Tensor):
         return list(value.shape)
     if isinstance(value, Mapping):
-        return {str(key): shapes for key, item in value.items() if (shapes := _shapes(item)) is not None} or None
+        return {
+            str(key): shapes for key, item in value.items() if (shapes := _shapes(item)) is not None
+        } or None
     if isinstance(value, list | tuple):
         return [shapes for item in value if (shapes := _shapes(item)) is not None] or None
     return None
@@ -199,7 +258,13 @@ def _bytes(value: Any) -> int:
     """Of all tensors in a value, however deep."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    items = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return sum(map(_bytes, items))
 
 

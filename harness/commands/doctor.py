@@ -12,10 +12,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-REQUIRED = ("torch", "accelerate", "datasets", "safetensors", "wandb", "torchmetrics", "pydantic", "omegaconf")
+REQUIRED = (
+    "torch",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "wandb",
+    "torchmetrics",
+    "pydantic",
+    "omegaconf",
+)
 
 
-EXTRAS = {"torchvision": "images", "soundfile": "audio", "av": "video", "python_calamine": "tables", "timm": "images"}
+EXTRAS = {
+    "torchvision": "images",
+    "soundfile": "audio",
+    "av": "video",
+    "python_calamine": "tables",
+    "timm": "images",
+}
 
 
 _PROBE_BYTES = 32 * 2**20
@@ -45,7 +60,9 @@ def examine() -> list[Finding]:
 
 def _python() -> Finding:
     good = sys.version_info >= (3, 11)
-    return Finding("python", platform.python_version(), "" if good else "use Python 3.11 or newer", good)
+    return Finding(
+        "python", platform.python_version(), "" if good else "use Python 3.11 or newer", good
+    )
 
 
 def _package(name: str) -> Finding:
@@ -57,16 +74,26 @@ def _package(name: str) -> Finding:
 
 def _extra(module: str) -> Finding:
     if importlib.util.find_spec(module) is None:
-        return Finding(module, "missing (optional)", f"pip install 'fermarsi[{EXTRAS[module]}]' if you need {EXTRAS[module]}")
+        return Finding(
+            module,
+            "missing (optional)",
+            f"pip install 'fermarsi[{EXTRAS[module]}]' if you need {EXTRAS[module]}",
+        )
     return Finding(module, "there")
 
 
 def _processors() -> Finding:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     threads = os.environ.get("OMP_NUM_THREADS")
-    to_do = "" if threads else "with several processes set OMP_NUM_THREADS to cores / processes (launch/*.sh do)"
+    to_do = (
+        ""
+        if threads
+        else "with several processes set OMP_NUM_THREADS to cores / processes (launch/*.sh do)"
+    )
     return Finding("cores", f"{cores}; torch uses {torch.get_num_threads()} threads", to_do)
 
 
@@ -74,18 +101,32 @@ def _devices() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        return [Finding("GPU", "none", "train on the CPU with launch/cpu.sh; precision bf16 works, fp16 does not")]
+        return [
+            Finding(
+                "GPU",
+                "none",
+                "train on the CPU with launch/cpu.sh; precision bf16 works, fp16 does not",
+            )
+        ]
     findings = []
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         bf16 = "with" if torch.cuda.is_bf16_supported() else "without"
-        findings.append(Finding(f"GPU {index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16} bf16"))
+        findings.append(
+            Finding(
+                f"GPU {index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16} bf16"
+            )
+        )
     return findings
 
 
 def _determinism() -> Finding:
     value = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    return Finding("CUBLAS_WORKSPACE_CONFIG", value or "unset", "" if value else "set by fermarsi at the start of a run")
+    return Finding(
+        "CUBLAS_WORKSPACE_CONFIG",
+        value or "unset",
+        "" if value else "set by fermarsi at the start of a run",
+    )
 
 
 def _disk() -> Finding:
@@ -98,15 +139,32 @@ def _disk() -> Finding:
             os.fsync(file.fileno())
             rate = _PROBE_BYTES / (time.monotonic() - begun)
     except OSError as error:
-        return Finding("disk", f"{Path.cwd()}: {error.strerror}", "set run.dir to a directory that can be written to")
-    return Finding("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free, write + fsync {rate / 1e6:.0f} MB/s")
+        return Finding(
+            "disk",
+            f"{Path.cwd()}: {error.strerror}",
+            "set run.dir to a directory that can be written to",
+        )
+    return Finding(
+        "disk",
+        f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free, write + fsync {rate / 1e6:.0f} "
+        "MB/s",
+    )
 
 
 def _program(name: str) -> Finding:
     found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
-    return Finding(f"{name} (command)", found or "missing", "" if found else "activate fermarsi's environment", found is not None)
+    return Finding(
+        f"{name} (command)",
+        found or "missing",
+        "" if found else "activate fermarsi's environment",
+        found is not None,
+    )
 
 
 def _wandb() -> Finding:
     there = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
-    return Finding("W&B key", "there" if there else "none", "" if there else "run `wandb login`, or track offline: tracking.wandb.mode=offline")
+    return Finding(
+        "W&B key",
+        "there" if there else "none",
+        "" if there else "run `wandb login`, or track offline: tracking.wandb.mode=offline",
+    )

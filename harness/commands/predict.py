@@ -1,4 +1,6 @@
-"""What a trained network says: metrics and predictions from a checkpoint, without the training around it."""
+"""What a trained network says: metrics and predictions from a checkpoint, without the training
+around it.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +43,8 @@ class Trained:
 def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     """Build the network of a run or checkpoint and put its weights in. Raises HarnessError.
 
-    A checkpoint is data: the components that its config may name are limited to known packages; `allow` adds prefixes.
+    A checkpoint is data: the components that its config may name are limited to known packages;
+    `allow` adds prefixes.
     """
     found = find_checkpoint(path)
     config = read_config(found / "config.yaml", allow=allow)
@@ -56,7 +59,10 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
 
 
 def evaluate_split(trained: Trained, name: str) -> Result:
-    """Metrics of a split of the config that the network was trained by, e.g. "test". Raises ConfigError and DataError."""
+    """Metrics of a split of the config that the network was trained by, e.g. "test".
+
+    Raises ConfigError and DataError.
+    """
     split = open_split(trained, name)
     fit_task(trained, split)
     plan = EvaluationPlan(split, micro_size(trained), trained.config.data.num_workers)
@@ -64,17 +70,28 @@ def evaluate_split(trained: Trained, name: str) -> Result:
 
 
 def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = None) -> Split:
-    """A split of the trained config, with another source if one is given; treatments are those of the split."""
+    """A split of the trained config, with another source if one is given; treatments are those of
+    the split.
+    """
     if name not in ("train", "val", "test"):
         raise ConfigError(f"split: no such split: {name}. There are train, val and test.")
     spec = getattr(trained.config.data, name)
     if spec is None:
-        given = [one for one in ("train", "val", "test") if getattr(trained.config.data, one) is not None]
-        raise ConfigError(f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(given)}.")
+        given = [
+            one for one in ("train", "val", "test") if getattr(trained.config.data, one) is not None
+        ]
+        raise ConfigError(
+            f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(given)}."
+        )
     where = f"data.{name}" if source is None else "--source"
     treatments = build_treatments(trained.config, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
-    return Split(components.build(spec.source if source is None else source, f"{where}.source"), treatments, where, check)
+    return Split(
+        components.build(spec.source if source is None else source, f"{where}.source"),
+        treatments,
+        where,
+        check,
+    )
 
 
 def micro_size(trained: Trained) -> int:
@@ -83,20 +100,33 @@ def micro_size(trained: Trained) -> int:
 
 
 def fit_task(trained: Trained, split: Split) -> None:
-    """Let the task learn the shape of the outputs. Raises DataError if the network cannot take the split's samples."""
-    for _, batch in evaluation_batches(split, 1, 0, 1, trained.device, 0, np.zeros(1, dtype=np.int64)):
+    """Let the task learn the shape of the outputs.
+
+    Raises DataError if the network cannot take the split's samples.
+    """
+    for _, batch in evaluation_batches(
+        split, 1, 0, 1, trained.device, 0, np.zeros(1, dtype=np.int64)
+    ):
         with torch.no_grad():
             try:
                 trained.task.fit_to(trained.task.forward(trained.network, batch))
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise DataError(f"{split.where}: the network cannot take its samples: {type(error).__name__}: {error}") from error
+                raise DataError(
+                    f"{split.where}: the network cannot take its samples: {type(error).__name__}: "
+                    f"{error}"
+                ) from error
 
 
 def read_source(text: str) -> Mapping[str, Any]:
-    """A source spec from the command line: YAML such as `{_target_: harness.sources.digits.Digits, split: test}`. Raises ConfigError."""
+    """A source spec from the command line: YAML such as `{_target_: harness.sources.digits.Digits,
+    split: test}`. Raises ConfigError.
+    """
     spec = parse_value(text, "--source")
     if not isinstance(spec, dict) or "_target_" not in spec:
-        raise ConfigError("--source: give a component, e.g. '{_target_: harness.sources.digits.Digits, split: test}', or a --split of the config.")
+        raise ConfigError(
+            "--source: give a component, e.g. '{_target_: harness.sources.digits.Digits, split: "
+            "test}', or a --split of the config."
+        )
     problems = components.check(spec, "--source")
     if problems:
         raise ConfigError("\n".join(problems))
@@ -104,7 +134,10 @@ def read_source(text: str) -> Mapping[str, Any]:
 
 
 def predict(trained: Trained, split: Split) -> pd.DataFrame:
-    """One row a sample, in the source's order: its index and the task's predictions. Raises DataError."""
+    """One row a sample, in the source's order: its index and the task's predictions.
+
+    Raises DataError.
+    """
     fit_task(trained, split)
     tables = list(_tables(trained, split))
     return pd.concat(tables, ignore_index=True)
@@ -120,16 +153,23 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
         else:
             raise ConfigError(f"--out: {path}: give a name that ends in .parquet or .csv.")
     except OSError as error:
-        raise ConfigError(f"--out: {path}: {error.strerror or error}. Give a file in a directory that exists and may be written to.") from error
+        raise ConfigError(
+            f"--out: {path}: {error.strerror or error}. Give a file in a directory that exists and "
+            "may be written to."
+        ) from error
 
 
 def _tables(trained: Trained, split: Split) -> Iterator[pd.DataFrame]:
     size = micro_size(trained)
     with evaluating(trained.network), torch.no_grad():
-        for block, batch in evaluation_batches(split, size, 0, 1, trained.device, trained.config.data.num_workers):
+        for block, batch in evaluation_batches(
+            split, size, 0, 1, trained.device, trained.config.data.num_workers
+        ):
             columns = trained.task.predictions(trained.task.forward(trained.network, batch), batch)
             count = len(next(iter(columns.values())))
-            yield pd.DataFrame({"sample": np.arange(block * size, block * size + count), **dict(_flat(columns))})
+            yield pd.DataFrame(
+                {"sample": np.arange(block * size, block * size + count), **dict(_flat(columns))}
+            )
 
 
 def _flat(columns: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:

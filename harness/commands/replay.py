@@ -1,4 +1,7 @@
-"""`fermarsi replay`: stop settings tried on a training that has been. No torch, so that it answers at once."""
+"""`fermarsi replay`: stop settings tried on a training that has been.
+
+No torch, so that it answers at once.
+"""
 
 import itertools
 import json
@@ -21,18 +24,35 @@ def replay_command(
     as_json: bool = False,
     plot: Path | None = None,
 ) -> int:
-    """Print what settings would have decided; the exit code. `config` may be left out for a run's directory. Raises ConfigError."""
+    """Print what settings would have decided; the exit code. `config` may be left out for a run's
+    directory. Raises ConfigError.
+    """
     from harness.config.read import read_stop  # what reads YAML is not needed to replay
 
     if config is None:
         config = history / "config.yaml"
         if not config.is_file():
-            raise ConfigError(f"{history}: no config.yaml in it. Say with --config by which settings to judge.")
+            raise ConfigError(
+                f"{history}: no config.yaml in it. Say with --config by which settings to judge."
+            )
     recorded = read_history(history)
-    swept: list[dict[str, str]] = [dict(combination) for combination in itertools.product(*map(_swept, sweep))]
-    replays = [replay(recorded, read_stop(config, [*overrides, *(f"{key}={value}" for key, value in label.items())]), label) for label in swept]
+    swept: list[dict[str, str]] = [
+        dict(combination) for combination in itertools.product(*map(_swept, sweep))
+    ]
+    replays = [
+        replay(
+            recorded,
+            read_stop(config, [*overrides, *(f"{key}={value}" for key, value in label.items())]),
+            label,
+        )
+        for label in swept
+    ]
     if as_json:
-        whole = {"sweep": [{"settings": one.label, **one.to_json()} for one in replays]} if sweep else replays[0].to_json()
+        whole = (
+            {"sweep": [{"settings": one.label, **one.to_json()} for one in replays]}
+            if sweep
+            else replays[0].to_json()
+        )
         print(json.dumps(whole))
     else:
         print("\n".join(comparison(replays, recorded) if sweep else story(replays[0])))
@@ -46,7 +66,10 @@ def _swept(text: str) -> list[tuple[str, str]]:
     key, equals, values = text.partition("=")
     parts = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", values)
     if not equals or not key.strip() or not parts:
-        raise ConfigError(f"--sweep {text}: not of the form key=value,value. Write for example --sweep stop.improvement.patience=1,3,5.")
+        raise ConfigError(
+            f"--sweep {text}: not of the form key=value,value. Write for example --sweep "
+            "stop.improvement.patience=1,3,5."
+        )
     return [(key.strip(), part.strip()) for part in parts]
 
 
@@ -55,7 +78,15 @@ def story(one: Replay) -> list[str]:
     rows = [("", "step", "stale", "", "verdict")]
     for index, (evaluation, verdict) in enumerate(zip(one.evaluations, one.verdicts, strict=False)):
         marks = "best" if verdict.new_best else ""
-        rows.append((str(index), f"{evaluation.step:,}", str(one.stale(verdict)), marks, f"{verdict.reason or 'go on'}: {verdict.detail}"))
+        rows.append(
+            (
+                str(index),
+                f"{evaluation.step:,}",
+                str(one.stale(verdict)),
+                marks,
+                f"{verdict.reason or 'go on'}: {verdict.detail}",
+            )
+        )
         rows += [("", "", "", "", f"warning: {warning}") for warning in verdict.warnings]
     return [*_table(rows, left=(3, 4)), "", *_end(one)]
 
@@ -66,13 +97,21 @@ def _end(one: Replay) -> list[str]:
         return ["no evaluation with a metric that the settings name"]
     last = one.evaluations[-1]
     if one.stop_index is None:
-        lines = [f"does not stop within {len(one.evaluations)} evaluations, up to step {last.step:,}"]
+        lines = [
+            f"does not stop within {len(one.evaluations)} evaluations, up to step {last.step:,}"
+        ]
     else:
         stop = one.evaluations[one.stop_index]
-        lines = [f"stops at step {stop.step:,}, evaluation {one.stop_index + 1} of {len(one.evaluations)}: {one.verdicts[-1].reason}"]
+        lines = [
+            f"stops at step {stop.step:,}, evaluation {one.stop_index + 1} of "
+            f"{len(one.evaluations)}: {one.verdicts[-1].reason}"
+        ]
         lines.append(f"saves {_saved(one)}")
     if one.best is not None and one.best_after is not None:
-        lines.append(f"keeps {one.best.metric} {show(one.best.value, one.best_after.value)} of step {one.best.step:,}, {_lost(one)}")
+        lines.append(
+            f"keeps {one.best.metric} {show(one.best.value, one.best_after.value)} of step "
+            f"{one.best.step:,}, {_lost(one)}"
+        )
     return lines
 
 
@@ -81,7 +120,11 @@ def _saved(one: Replay) -> str:
     stop = last if one.stop_index is None else one.evaluations[one.stop_index]
     steps = f"{last.step - stop.step:,} of {last.step:,} steps"
     hours = last.hours - stop.hours
-    return f"{steps} and {show(hours, digits=3)} of {show(last.hours, digits=3)} hours" if hours > 0 else steps
+    return (
+        f"{steps} and {show(hours, digits=3)} of {show(last.hours, digits=3)} hours"
+        if hours > 0
+        else steps
+    )
 
 
 def _lost(one: Replay) -> str:
@@ -92,45 +135,82 @@ def _lost(one: Replay) -> str:
 
 def comparison(replays: Sequence[Replay], history: History) -> list[str]:
     """One line for each set of settings."""
-    rows = [(*replays[0].label, "stops at step", "reason", "best kept", "best lost", "saved"), *map(_row, replays)]
-    return [f"{history.path}: {len(history.evaluations)} evaluations", *_table(rows, left=range(len(rows[0])))]
+    rows = [
+        (*replays[0].label, "stops at step", "reason", "best kept", "best lost", "saved"),
+        *map(_row, replays),
+    ]
+    return [
+        f"{history.path}: {len(history.evaluations)} evaluations",
+        *_table(rows, left=range(len(rows[0]))),
+    ]
 
 
 def _row(one: Replay) -> tuple[str, ...]:
     kept = "none" if one.best is None else f"{show(one.best.value)} (step {one.best.step:,})"
-    lost = "" if one.best == one.best_after or one.best_after is None else f"{show(one.best_after.value)} (step {one.best_after.step:,})"
+    lost = (
+        ""
+        if one.best == one.best_after or one.best_after is None
+        else f"{show(one.best_after.value)} (step {one.best_after.step:,})"
+    )
     if one.stop_index is None:
         return (*one.label.values(), "never", "", kept, lost, "")
-    return (*one.label.values(), f"{one.evaluations[one.stop_index].step:,}", one.verdicts[-1].reason or "", kept, lost, _saved(one))
+    return (
+        *one.label.values(),
+        f"{one.evaluations[one.stop_index].step:,}",
+        one.verdicts[-1].reason or "",
+        kept,
+        lost,
+        _saved(one),
+    )
 
 
 def _table(rows: Sequence[Sequence[str]], left: Iterable[int]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = ["<" if column in set(left) else ">" for column in range(len(widths))]
-    return ["  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(
+            f"{cell:{side}{width}}" for cell, side, width in zip(row, aligned, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def draw(replays: Sequence[Replay], history: History, path: Path) -> None:
-    """A plot of the metrics that the verdicts rest on, with a line where each of the settings stops. Raises ConfigError."""
+    """A plot of the metrics that the verdicts rest on, with a line where each of the settings
+    stops. Raises ConfigError.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    names = {one.metric for whole in replays for verdict in whole.verdicts for one in verdict.criteria} | {
-        whole.best.metric for whole in replays if whole.best
-    }
+    names = {
+        one.metric for whole in replays for verdict in whole.verdicts for one in verdict.criteria
+    } | {whole.best.metric for whole in replays if whole.best}
     for name in sorted(names):
-        points = [(one.step, one.metrics[name]) for one in history.evaluations if name in one.metrics]
-        axes.plot([step for step, _ in points], [value for _, value in points], marker=".", label=name)
+        points = [
+            (one.step, one.metrics[name]) for one in history.evaluations if name in one.metrics
+        ]
+        axes.plot(
+            [step for step, _ in points], [value for _, value in points], marker=".", label=name
+        )
     for index, one in enumerate(replays):
         if one.stop_index is not None:
-            words = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in one.label.items())
+            words = ", ".join(
+                f"{key.rpartition('.')[2]}={value}" for key, value in one.label.items()
+            )
             label = f"{words + ': ' if words else ''}{one.verdicts[-1].reason}"
-            axes.axvline(one.evaluations[one.stop_index].step, color=f"C{index + len(names)}", linestyle="--", label=label)
+            axes.axvline(
+                one.evaluations[one.stop_index].step,
+                color=f"C{index + len(names)}",
+                linestyle="--",
+                label=label,
+            )
     axes.set_xlabel("step")
     axes.set_title(history.path.name)
     axes.legend()
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the plot cannot be written: {error}. Give a path like stops.png or stops.svg.") from error
+        raise ConfigError(
+            f"{path}: the plot cannot be written: {error}. Give a path like stops.png or stops.svg."
+        ) from error

@@ -1,4 +1,6 @@
-"""One self-contained HTML page about a run: why it ended, its curves, its confusion matrix, where its time went."""
+"""One self-contained HTML page about a run: why it ended, its curves, its confusion matrix, where
+its time went.
+"""
 
 import html
 import io
@@ -25,15 +27,25 @@ pre{{background:#f5f5f5;padding:1rem;overflow:auto}}.reason{{font-size:1.15rem}}
 
 
 def write_report(directory: Path) -> Path:
-    """Write report.html into a run directory and return its path. Raises ConfigError if there is nothing to report."""
+    """Write report.html into a run directory and return its path.
+
+    Raises ConfigError if there is nothing to report.
+    """
     records = list(read_records(directory / METRICS))
     if not records:
-        raise ConfigError(f"{directory}: no {METRICS} with records: no run has logged here. Give a run directory, e.g. runs/digits.")
+        raise ConfigError(
+            f"{directory}: no {METRICS} with records: no run has logged here. Give a run "
+            "directory, e.g. runs/digits."
+        )
     evaluations = [record for record in records if record["kind"] == "eval"]
     training = [record for record in records if record["kind"] == "train"]
     outcome = read_outcome(directory)
     config = directory / "config.yaml"
-    sections = [_summary(outcome, records[-1]), "<h2>Curves</h2>", _curves(training, evaluations, _targets(read_stop(config)))]
+    sections = [
+        _summary(outcome, records[-1]),
+        "<h2>Curves</h2>",
+        _curves(training, evaluations, _targets(read_stop(config))),
+    ]
     tables = evaluations[-1].get("tables", {}) if evaluations else {}
     if tables:
         sections += [f"<h2>At step {evaluations[-1]['step']:,}</h2>", _confusions(tables)]
@@ -42,7 +54,9 @@ def write_report(directory: Path) -> Path:
     sections += ["<h2>Config</h2>", f"<pre>{html.escape(config.read_text())}</pre>"]
     path = directory / "report.html"
     try:
-        path.write_text(PAGE.format(title=html.escape(f"fermarsi: {directory.name}"), body="\n".join(sections)))
+        path.write_text(
+            PAGE.format(title=html.escape(f"fermarsi: {directory.name}"), body="\n".join(sections))
+        )
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. Make the run directory writable.") from error
     return path
@@ -54,14 +68,21 @@ def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> str:
     best = outcome.best
     rows = {
         "step": f"{outcome.step:,} (epoch {outcome.epoch:.2f}, {outcome.samples:,} samples)",
-        "best": f"{best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint']}" if best else "none",
+        "best": f"{best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint']}"
+        if best
+        else "none",
         "last checkpoint": outcome.checkpoint or "none",
         "processes": f"{outcome.world_size}, launch {outcome.launches}",
         "time saved": f"about {outcome.time.get('saved_s', 0.0):,.1f} s of training before the budget's end",
         "exact": f"{'yes' if outcome.exact else 'no'}: {outcome.exact_reason}",
     }
-    cells = "".join(f"<tr><th>{html.escape(name)}<td>{html.escape(str(value))}" for name, value in rows.items())
-    return f"<p class=reason><b>{html.escape(outcome.reason)}</b>: {html.escape(outcome.detail)}</p><table>{cells}</table>"
+    cells = "".join(
+        f"<tr><th>{html.escape(name)}<td>{html.escape(str(value))}" for name, value in rows.items()
+    )
+    return (
+        f"<p class=reason><b>{html.escape(outcome.reason)}</b>: "
+        f"{html.escape(outcome.detail)}</p><table>{cells}</table>"
+    )
 
 
 def _targets(stop: StopSettings) -> dict[str, float]:
@@ -70,27 +91,44 @@ def _targets(stop: StopSettings) -> dict[str, float]:
     for name, target in stop.targets.items():
         value = target.at_most if target.at_least is None else target.at_least
         if value is not None:
-            found |= dict.fromkeys([name] if "/" in name else [f"train/{name}", f"val/{name}"], value)
+            found |= dict.fromkeys(
+                [name] if "/" in name else [f"train/{name}", f"val/{name}"], value
+            )
     return found
 
 
-def _curves(training: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], targets: Mapping[str, float]) -> str:
-    names = sorted({name.split("/", 1)[1] for record in evaluations for name in record if "/" in name} | {"loss"})
+def _curves(
+    training: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]],
+    targets: Mapping[str, float],
+) -> str:
+    names = sorted(
+        {name.split("/", 1)[1] for record in evaluations for name in record if "/" in name}
+        | {"loss"}
+    )
     figure, grid = _figure(len(names))
     for axes, name in zip(grid, names, strict=False):
         if name == "loss":
             axes.plot(*_points(training, "train/loss"), color="0.8", label="training steps")
         for split, color in (("train", "tab:blue"), ("val", "tab:orange")):
-            axes.plot(*_points(evaluations, f"{split}/{name}"), color=color, marker=".", label=split)
+            axes.plot(
+                *_points(evaluations, f"{split}/{name}"), color=color, marker=".", label=split
+            )
             if f"{split}/{name}" in targets:
-                axes.axhline(targets[f"{split}/{name}"], color=color, linestyle=":", label=f"{split} target")
+                axes.axhline(
+                    targets[f"{split}/{name}"], color=color, linestyle=":", label=f"{split} target"
+                )
         axes.set(title=name, xlabel="step")
         axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
 
 
 def _points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    pairs = [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float) and math.isfinite(record[name])]
+    pairs = [
+        (record["step"], record[name])
+        for record in records
+        if isinstance(record.get(name), int | float) and math.isfinite(record[name])
+    ]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
@@ -105,16 +143,31 @@ def _confusions(tables: Mapping[str, Any]) -> str:
             for row, column in np.ndindex(matrix.shape):
                 if matrix[row, column]:
                     color = "white" if shares[row, column] > 0.5 else "black"
-                    axes.text(column, row, int(matrix[row, column]), ha="center", va="center", fontsize=6, color=color)
+                    axes.text(
+                        column,
+                        row,
+                        int(matrix[row, column]),
+                        ha="center",
+                        va="center",
+                        fontsize=6,
+                        color=color,
+                    )
     return _svg(figure)
 
 
 def _time(seconds: Mapping[str, float]) -> str:
-    booked = {name.removesuffix("_s"): value for name, value in seconds.items() if name.endswith("_s") and name != "saved_s"}
+    booked = {
+        name.removesuffix("_s"): value
+        for name, value in seconds.items()
+        if name.endswith("_s") and name != "saved_s"
+    }
     figure, (axes,) = _figure(1, height=2.6)
     axes.barh(list(booked), list(booked.values()), color="tab:blue")
     axes.invert_yaxis()
-    axes.set(title=f"goodput {seconds.get('goodput', 0):.0%} of {sum(booked.values()):,.1f} s", xlabel="seconds")
+    axes.set(
+        title=f"goodput {seconds.get('goodput', 0):.0%} of {sum(booked.values()):,.1f} s",
+        xlabel="seconds",
+    )
     return _svg(figure) + f"<!-- {json.dumps(dict(seconds))} -->"
 
 

@@ -7,7 +7,9 @@ from harness.errors import ConfigError
 
 
 def compare(run: Path, other: Path | None) -> tuple[str, bool]:
-    """What two runs' traces say of each other, and whether they agree where both have steps; of one run, its last step. Raises ConfigError."""
+    """What two runs' traces say of each other, and whether they agree where both have steps; of one
+    run, its last step. Raises ConfigError.
+    """
     mine = _read(run)
     if other is None:
         return f"{run}: {len(mine)} steps traced, the last: {json.dumps(mine[max(mine)])}", True
@@ -16,7 +18,9 @@ def compare(run: Path, other: Path | None) -> tuple[str, bool]:
     for step in common:
         differing = [name for name in mine[step] if mine[step][name] != theirs[step].get(name)]
         if differing:
-            told = "; ".join(f"{name}: {mine[step][name]} and {theirs[step].get(name)}" for name in differing)
+            told = "; ".join(
+                f"{name}: {mine[step][name]} and {theirs[step].get(name)}" for name in differing
+            )
             return f"step {step} is the first that differs: {told}", False
     return f"equal, bit for bit, in all {len(common)} steps that both have", bool(common)
 

@@ -1,6 +1,8 @@
-"""YAML texts as plain values, by the rules of YAML 1.2: `no` and `on` are text, `1e-3` is a number, a date is text.
+"""YAML texts as plain values, by the rules of YAML 1.2: `no` and `on` are text, `1e-3` is a number,
+a date is text.
 
-What versions 1.1 and 1.2 read as different numbers (010) is refused, and so are duplicate keys, tags and anything that is not a plain value.
+What versions 1.1 and 1.2 read as different numbers (010) is refused, and so are duplicate keys,
+tags and anything that is not a plain value.
 """
 
 import math
@@ -47,11 +49,16 @@ _CLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Yaml12(_CLoader):  # type: ignore[misc]  # PyYAML's loader is chosen when it is imported
     """PyYAML's loader with the scalars of YAML 1.2."""
 
-    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}  # noqa: RUF012 - PyYAML's own attribute
+    # PyYAML's own attribute
+    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}  # noqa: RUF012 - see above
 
 
 for _name, (_pattern, _first) in _SCALARS.items():
-    Yaml12.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), list(_first) + ([""] if _name == "null" else []))
+    Yaml12.add_implicit_resolver(
+        _TAG + _name,
+        re.compile(rf"(?:{_pattern})\Z"),
+        list(_first) + ([""] if _name == "null" else []),
+    )
 
 
 class MalformedError(Exception):
@@ -64,9 +71,11 @@ class MalformedError(Exception):
 
 @dataclass
 class Document:
-    """One YAML text as plain values: None, bool, int, float, str, list, and dict with text or whole numbers as keys.
+    """One YAML text as plain values: None, bool, int, float, str, list, and dict with text or whole
+    numbers as keys.
 
-    lines: where each value stands, by its keys. mistakes: (line, keys, message) of single values. rest: what follows the value, as a comment does.
+    lines: where each value stands, by its keys. mistakes: (line, keys, message) of single values.
+    rest: what follows the value, as a comment does.
     """
 
     lines: dict[Keys, int] = field(default_factory=dict)
@@ -80,7 +89,9 @@ class Document:
             root = yaml.compose(text, Yaml12)
         except yaml.MarkedYAMLError as error:
             line = 1 if error.problem_mark is None else error.problem_mark.line + 1
-            raise MalformedError(line, f"not valid YAML: {error.problem or error.context}") from error
+            raise MalformedError(
+                line, f"not valid YAML: {error.problem or error.context}"
+            ) from error
         except (yaml.YAMLError, RecursionError) as error:
             raise MalformedError(1, f"not valid YAML: {str(error).splitlines()[0]}") from error
         self.rest = (text if root is None else text[root.end_mark.index :]).strip()
@@ -91,7 +102,11 @@ class Document:
         self.lines.setdefault(keys, line)
         self.num_nodes += 1
         if self.num_nodes > _MAX_NODES or len(keys) > _MAX_DEPTH:  # also an alias that holds itself
-            raise MalformedError(line, f"more than {_MAX_NODES:,} values, or nested more than {_MAX_DEPTH} deep. Put data into files of their own")
+            raise MalformedError(
+                line,
+                f"more than {_MAX_NODES:,} values, or nested more than {_MAX_DEPTH} deep. Put "
+                "data into files of their own",
+            )
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self._mapping(node, keys)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
@@ -107,20 +122,37 @@ class Document:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if key_node.tag == _TAG + "merge":
-                for source in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                for source in (
+                    value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                ):
                     inherited = self._value(source, keys)
                     if isinstance(inherited, dict):
                         merged = {**inherited, **merged}
                     else:
-                        self.mistakes.append((line, keys, "<< takes a mapping or a list of mappings. Give an alias of one."))
+                        self.mistakes.append(
+                            (
+                                line,
+                                keys,
+                                "<< takes a mapping or a list of mappings. Give an alias of one.",
+                            )
+                        )
                 continue
             key = self._scalar(key_node, keys) if isinstance(key_node, yaml.ScalarNode) else None
             if isinstance(key, bool) or not isinstance(key, str | int):
-                self.mistakes.append((line, keys, "a key is text or a whole number. Put it in quotes."))
+                self.mistakes.append(
+                    (line, keys, "a key is text or a whole number. Put it in quotes.")
+                )
                 continue
             here = (*keys, key)
             if key in found:
-                self.mistakes.append((line, here, f"the key comes twice; the first is in line {self.lines[here]}. Take one out."))
+                self.mistakes.append(
+                    (
+                        line,
+                        here,
+                        f"the key comes twice; the first is in line {self.lines[here]}. Take one "
+                        "out.",
+                    )
+                )
                 continue
             self.lines[here] = line
             found[key] = self._value(value_node, here)
@@ -129,14 +161,21 @@ class Document:
     def _scalar(self, node: yaml.ScalarNode, keys: Keys) -> Any:
         kind, text = node.tag.removeprefix(_TAG), node.value
         if kind == "octal":
-            message = f"{text} is octal in YAML 1.1 and decimal in 1.2. Write the number without the leading zero, or text in quotes."
+            message = (
+                f"{text} is octal in YAML 1.1 and decimal in 1.2. Write the number without the "
+                "leading zero, or text in quotes."
+            )
         elif kind in ("str", "merge"):
             return text
         else:
             try:
                 return _CONVERSIONS[kind](text)
             except (KeyError, ValueError) as error:
-                message = f"{text!r}: the tag !!{kind} is not taken. Leave it out." if isinstance(error, KeyError) else f"{text!r}: {error}."
+                message = (
+                    f"{text!r}: the tag !!{kind} is not taken. Leave it out."
+                    if isinstance(error, KeyError)
+                    else f"{text!r}: {error}."
+                )
         self.mistakes.append((node.start_mark.line + 1, keys, message))
         return None
 
@@ -175,6 +214,8 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def to_yaml(value: Any) -> str:
-    """A YAML text that `Document.read` and any other reader takes for the same plain values, floats to the last bit."""
+    """A YAML text that `Document.read` and any other reader takes for the same plain values, floats
+    to the last bit.
+    """
     text: str = yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=2**16)
     return text

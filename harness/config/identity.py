@@ -14,7 +14,9 @@ _ABSENT = object()
 
 
 def identity_changes(before: Config, now: Config) -> list[str]:
-    """What differs in the keys that identify a run, as "key: before -> now"; everything else may change between launches."""
+    """What differs in the keys that identify a run, as "key: before -> now"; everything else may
+    change between launches.
+    """
     old, new = dict(_identity(before)), dict(_identity(now))
     return [
         f"{dotted(keys)}: {_shown(old.get(keys, _ABSENT))} -> {_shown(new.get(keys, _ABSENT))}"
@@ -24,23 +26,36 @@ def identity_changes(before: Config, now: Config) -> list[str]:
 
 
 def rate_changes(before: Config, now: Config) -> list[str]:
-    """The keys that differ among those that decide the rates at which groups of parameters begin to learn, and which groups there are."""
+    """The keys that differ among those that decide the rates at which groups of parameters begin to
+    learn, and which groups there are.
+    """
     old, new = dict(_rates(before)), dict(_rates(now))
     return [key for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
 def config_hashes(config: Config) -> dict[str, str]:
-    """SHA-256 of what identifies the run, of what decides its course (optimizer, schedule, stop), and of the rest, for a checkpoint's manifest."""
+    """SHA-256 of what identifies the run, of what decides its course (optimizer, schedule, stop),
+    and of the rest, for a checkpoint's manifest.
+    """
     dump = _plain(config.model_dump(by_alias=True))
-    course = {name: dump.pop(name) for name in ("optimizer", "schedule", "train", "stop") if name in dump}
+    course = {
+        name: dump.pop(name) for name in ("optimizer", "schedule", "train", "stop") if name in dump
+    }
     for path, part in dump.get("parts", {}).items():
         part.pop("freeze", None)  # of the identity
-        course |= {f"parts.{path}.{option}": part.pop(option) for option in ("lr", "weight_decay") if option in part}
+        course |= {
+            f"parts.{path}.{option}": part.pop(option)
+            for option in ("lr", "weight_decay")
+            if option in part
+        }
     identity = [[dotted(keys), value] for keys, value in _identity(config)]
     for name in ("network", "task", "batch"):
         dump.pop(name)
     kinds = {"identity": identity, "course": course, "runtime": dump}
-    return {kind: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest() for kind, value in kinds.items()}
+    return {
+        kind: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+        for kind, value in kinds.items()
+    }
 
 
 def _identity(config: Config) -> Iterator[tuple[Keys, Any]]:
@@ -51,8 +66,11 @@ def _identity(config: Config) -> Iterator[tuple[Keys, Any]]:
     yield from _leaves({name: dump[name] for name in ("network", "task", "batch")}, ())
     yield from _leaves({TARGET: dump["optimizer"][TARGET]}, ("optimizer",))
     frozen = [path for path, part in config.parts.items() if part.freeze]
-    for path, part in config.parts.items():  # one that is not frozen says something only inside of a frozen one
-        if part.freeze or (part.freeze is False and any(path.startswith(f"{other}.") for other in frozen)):
+    # One that is not frozen says something only inside of a frozen one
+    for path, part in config.parts.items():
+        if part.freeze or (
+            part.freeze is False and any(path.startswith(f"{other}.") for other in frozen)
+        ):
             yield ("parts", path, "freeze"), part.freeze
 
 

@@ -1,4 +1,6 @@
-"""What pydantic finds wrong with a config, in words: one mistake a line, with the file, the key, the value and what is allowed."""
+"""What pydantic finds wrong with a config, in words: one mistake a line, with the file, the key,
+the value and what is allowed.
+"""
 
 import difflib
 import re
@@ -18,7 +20,8 @@ from harness.wording import Keys, did_you_mean, dotted
 ANY_KEY = "*"
 
 
-_COMPONENTS = ("network", "task", "optimizer", "schedule")  # sections whose keys are no key of the schema's
+# Sections whose keys are no key of the schema's
+_COMPONENTS = ("network", "task", "optimizer", "schedule")
 
 
 _EXPECTED = {
@@ -40,9 +43,12 @@ _EXPECTED = {
 
 
 def explain(error: ValidationError, reading: Reading) -> None:
-    """Add what a validation found to the reading's mistakes, but for what is a consequence of one that is there already."""
+    """Add what a validation found to the reading's mistakes, but for what is a consequence of one
+    that is there already.
+    """
     found: dict[Keys, list[ErrorDetails]] = {}
-    shallow: dict[Keys, list[ErrorDetails]] = {}  # a value that fits no branch of a union: one error a branch
+    # A value that fits no branch of a union: one error a branch
+    shallow: dict[Keys, list[ErrorDetails]] = {}
     for one in error.errors(include_url=False):
         keys, of_branch = _keys(one, reading.tree)
         (shallow if of_branch else found).setdefault(keys, []).append(one)
@@ -77,7 +83,9 @@ def _fields(model: type[BaseModel], keys: Keys) -> Iterator[tuple[Keys, FieldInf
 
 
 def _keys(error: ErrorDetails, tree: Any) -> tuple[Keys, bool]:
-    """The user's keys in pydantic's location, which also names branches of unions; and whether it ends with such a branch."""
+    """The user's keys in pydantic's location, which also names branches of unions; and whether it
+    ends with such a branch.
+    """
     keys: Keys = ()
     of_branch = False
     node = tree
@@ -96,22 +104,32 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], reading: Reading) -> str:
     kind, value = errors[0]["type"], errors[0]["input"]
     if kind == "missing":
         info = known_fields().get(_pattern(keys))
-        return f"is missing. {info.description if info and info.description else 'It has no default.'}"
+        return (
+            f"is missing. {info.description if info and info.description else 'It has no default.'}"
+        )
     if kind == "extra_forbidden":
         return f"no such key.{_suggestion(keys, value, reading.tree)}"
     if kind == "value_error":
         message = " ".join(dict.fromkeys(str(one["ctx"]["error"]) for one in errors))
-        shown = "" if isinstance(value, Mapping | BaseModel) or repr(value) in message else f"{value!r}: "
+        shown = (
+            ""
+            if isinstance(value, Mapping | BaseModel) or repr(value) in message
+            else f"{value!r}: "
+        )
         return shown + (message if message.endswith("?") else f"{message}.")
     if all(one["type"] in _EXPECTED for one in errors):
-        wanted = " or ".join(dict.fromkeys(_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in errors))
+        wanted = " or ".join(
+            dict.fromkeys(_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in errors)
+        )
         choices = re.findall("'(.*?)'", wanted)
         return f"{_shown(value)} is not allowed. Give {wanted}.{did_you_mean(value, choices)}"
     return f"{_shown(value)} is not allowed. {errors[0]['msg']}."
 
 
 def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
-    """Which key was meant: a sibling, or one that ends in the same way elsewhere; if none, the siblings."""
+    """Which key was meant: a sibling, or one that ends in the same way elsewhere; if none, the
+    siblings.
+    """
     rest: Keys = ()
     while isinstance(value, dict) and len(value) == 1 and TARGET not in value:
         ((key, value),) = value.items()
@@ -122,7 +140,9 @@ def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
     if close:
         meant = (*keys[:-1], close[0])
         return f" Did you mean {dotted((*meant, *rest) if _takes(meant, rest) else meant)}?"
-    known = [key for key in known_fields() if ANY_KEY not in key] + [inside for inside in _paths(tree, ()) if inside[0] in _COMPONENTS]
+    known = [key for key in known_fields() if ANY_KEY not in key] + [
+        inside for inside in _paths(tree, ()) if inside[0] in _COMPONENTS
+    ]
     given = (*keys, *rest)
     for tail in (given, given[-1:]):
         elsewhere = dict.fromkeys(dotted(key) for key in known if key[-len(tail) :] == tail)
@@ -134,7 +154,9 @@ def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
 def _takes(keys: Keys, rest: Keys) -> bool:
     """Whether the keys in `rest` may follow: they are known, or inside of a component."""
     info = known_fields().get(_pattern(keys))
-    return _pattern((*keys, *rest)) in known_fields() or (info is not None and not models_in(info.annotation) and "dict" in str(info.annotation))
+    return _pattern((*keys, *rest)) in known_fields() or (
+        info is not None and not models_in(info.annotation) and "dict" in str(info.annotation)
+    )
 
 
 def _pattern(keys: Keys) -> Keys:

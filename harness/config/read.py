@@ -1,7 +1,8 @@
 """A run's config: read from YAML with overrides, checked as a whole, written back resolved.
 
-Reading checks everything at once: the text (document.py), what files and overrides say together (reading.py), keys and values
-(schema.py), and that each component's target exists and takes its arguments (components.py), which imports the module of the target.
+Reading checks everything at once: the text (document.py), what files and overrides say together
+(reading.py), keys and values (schema.py), and that each component's target exists and takes its
+arguments (components.py), which imports the module of the target.
 """
 
 import re
@@ -26,17 +27,23 @@ from harness.wording import Keys, dotted
 _SPLITS = ("train", "val", "test")
 
 
-_GIVEN = {"network": (), "task": (), "optimizer": ("params",), "schedule": ("optimizer",)}  # arguments that the harness passes itself
+# Arguments that the harness passes itself
+_GIVEN = {"network": (), "task": (), "optimizer": ("params",), "schedule": ("optimizer",)}
 
 
 _OF_STOP = re.compile(r"\s*stop\s*[.=]")
 
 
-def read_config(path: Path, overrides: Sequence[str] = (), *, allow: Sequence[str] | None = None) -> Config:
-    """A config file over its bases, with `key=value` overrides. Raises ConfigError with all mistakes at once.
+def read_config(
+    path: Path, overrides: Sequence[str] = (), *, allow: Sequence[str] | None = None
+) -> Config:
+    """A config file over its bases, with `key=value` overrides.
 
-    allow: for somebody else's config, such as a checkpoint's: components outside of components.ALLOWED and these prefixes are refused, before
-    anything of theirs is imported. None: the config is the user's own.
+    Raises ConfigError with all mistakes at once.
+
+    allow: for somebody else's config, such as a checkpoint's: components outside of
+    components.ALLOWED and these prefixes are refused, before anything of theirs is imported. None:
+    the config is the user's own.
     """
     reading = config_reading.read(path, overrides)
     _name_run(reading)
@@ -47,7 +54,8 @@ def read_config(path: Path, overrides: Sequence[str] = (), *, allow: Sequence[st
     except ValidationError as error:
         explain(error, reading)
     for keys, spec, given in _components(reading.tree):
-        if isinstance(spec, Mapping) and TARGET in spec and not reading.mistaken(keys):  # what is no component the schema has said
+        # What is no component the schema has said
+        if isinstance(spec, Mapping) and TARGET in spec and not reading.mistaken(keys):
             _check_component(reading, keys, spec, given, allow)
     raise_all(reading.mistakes)
     assert config is not None
@@ -61,11 +69,20 @@ class _StopAlone(BaseModel):
 
 
 def read_stop(path: Path, overrides: Sequence[str] = ()) -> StopSettings:
-    """The stop section of a config alone, without torch. Raises ConfigError, also for overrides of anything else: they would have no effect."""
+    """The stop section of a config alone, without torch.
+
+    Raises ConfigError, also for overrides of anything else: they would have no effect.
+    """
     reading = config_reading.read(path, [text for text in overrides if _OF_STOP.match(text)])
     for text in overrides:
         if not _OF_STOP.match(text):
-            reading.mistakes.append(config_reading.Mistake(f"override {text}", (), "only stop.* has an effect here. Leave it out, or mend the key."))
+            reading.mistakes.append(
+                config_reading.Mistake(
+                    f"override {text}",
+                    (),
+                    "only stop.* has an effect here. Leave it out, or mend the key.",
+                )
+            )
     reading.interpolate(["stop"])
     settings = None
     try:
@@ -83,8 +100,13 @@ def describe(path: Path, overrides: Sequence[str] = ()) -> str:
 
 
 def resolved_yaml(config: Config) -> str:
-    """A YAML text that `read_config` reads as an equal config from any place: no base, no interpolation, defaults written out."""
-    header = f"# The resolved config of a run of fermarsi {_own_version()}; it can be launched again as it is.\n"
+    """A YAML text that `read_config` reads as an equal config from any place: no base, no
+    interpolation, defaults written out.
+    """
+    header = (
+        f"# The resolved config of a run of fermarsi {_own_version()}; it can be launched again as "
+        "it is.\n"
+    )
     return header + to_yaml(_plain(config.model_dump(by_alias=True)))
 
 
@@ -112,10 +134,20 @@ def _components(tree: Mapping[str, Any]) -> Iterator[tuple[Keys, Any, Collection
             yield ("data", name, "source"), split.get("source"), ()
             treatments = split.get("treatments")
             for index, spec in enumerate(treatments if isinstance(treatments, list) else []):
-                yield ("data", name, "treatments", index), without_stage(spec) if isinstance(spec, Mapping) else spec, ()
+                yield (
+                    ("data", name, "treatments", index),
+                    without_stage(spec) if isinstance(spec, Mapping) else spec,
+                    (),
+                )
 
 
-def _check_component(reading: Reading, keys: Keys, spec: Mapping[str, Any], given: Collection[str], allow: Sequence[str] | None) -> None:
+def _check_component(
+    reading: Reading,
+    keys: Keys,
+    spec: Mapping[str, Any],
+    given: Collection[str],
+    allow: Sequence[str] | None,
+) -> None:
     if allow is not None:
         try:
             components.allowed(spec, dotted(keys), allow)
@@ -128,13 +160,20 @@ def _check_component(reading: Reading, keys: Keys, spec: Mapping[str, Any], give
 
 
 def _plain(value: Any) -> Any:
-    """What YAML can hold. What is off or empty is left out, but for arguments of components, where null is a value."""
+    """What YAML can hold.
+
+    What is off or empty is left out, but for arguments of components, where null is a value.
+    """
     if isinstance(value, Mapping):
         if TARGET in value:
             return _plain_argument(value)
         plain = {key: _plain(item) for key, item in value.items()}
         return {key: item for key, item in plain.items() if item not in (None, {}, [])}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else _plain_argument(value)
+    return (
+        [_plain(item) for item in value]
+        if isinstance(value, list | tuple)
+        else _plain_argument(value)
+    )
 
 
 def _plain_argument(value: Any) -> Any:

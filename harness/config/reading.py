@@ -1,7 +1,9 @@
-"""From YAML files and `key=value` overrides to one tree of plain values that knows where each value came from.
+"""From YAML files and `key=value` overrides to one tree of plain values that knows where each value
+came from.
 
-OmegaConf resolves `${run.seed}`. It is imported only if there is something to resolve, since that takes as long as all the rest, and merging is done
-here, so that a mistake can be traced to its file and line.
+OmegaConf resolves `${run.seed}`. It is imported only if there is something to resolve, since that
+takes as long as all the rest, and merging is done here, so that a mistake can be traced to its file
+and line.
 """
 
 import functools
@@ -20,14 +22,17 @@ from harness.wording import Key, Keys, dotted
 MAX_BYTES = 2**20  # of one file; a checkpoint's config may be somebody else's
 
 
-_ONE_QUANTITY = ("every", "keep_every", "patience")  # mappings that are a number with its unit: given anew, they are replaced as a whole
+# Mappings that are a number with its unit: given anew, they are replaced as a whole
+_ONE_QUANTITY = ("every", "keep_every", "patience")
 
 
 _KEY = re.compile(r"\[(\d+)\]|(?:^|\.)([^.\[\]=]+)")
 
 
 class Mistake(NamedTuple):
-    """A mistake, the place it was made at (a file with a line, or an override), and the keys of the value."""
+    """A mistake, the place it was made at (a file with a line, or an override), and the keys of the
+    value.
+    """
 
     place: str
     keys: Keys
@@ -48,7 +53,10 @@ def raise_all(mistakes: Sequence[Mistake]) -> None:
 
 @dataclass
 class Reading:
-    """What files and overrides say together. `places`: where the value at some keys was given, if not where the one it is in was."""
+    """What files and overrides say together.
+
+    `places`: where the value at some keys was given, if not where the one it is in was.
+    """
 
     path: Path
     tree: dict[Any, Any] = field(default_factory=dict)
@@ -62,8 +70,12 @@ class Reading:
         return self.places.get(keys, str(self.path))
 
     def mistaken(self, keys: Keys) -> bool:
-        """Whether a mistake was found at these keys or around them: what else is wrong there would only repeat it."""
-        return any(keys[: len(mistake.keys)] == mistake.keys for mistake in self.mistakes if mistake.keys)
+        """Whether a mistake was found at these keys or around them: what else is wrong there would
+        only repeat it.
+        """
+        return any(
+            keys[: len(mistake.keys)] == mistake.keys for mistake in self.mistakes if mistake.keys
+        )
 
     def add(self, keys: Keys, message: str) -> None:
         """Note a mistake in the value at these keys."""
@@ -73,29 +85,47 @@ class Reading:
         """Lay a tree over this one: sections are merged, everything else is replaced."""
         self._merge(self.tree, over, (), places)
 
-    def _merge(self, into: dict[Any, Any], over: dict[Any, Any], keys: Keys, places: dict[Keys, str]) -> None:
+    def _merge(
+        self, into: dict[Any, Any], over: dict[Any, Any], keys: Keys, places: dict[Keys, str]
+    ) -> None:
         for key, value in over.items():
             here = (*keys, key)
             before = into.get(key)
-            if isinstance(before, dict) and isinstance(value, dict) and not _replaces(key, before, value):
+            if (
+                isinstance(before, dict)
+                and isinstance(value, dict)
+                and not _replaces(key, before, value)
+            ):
                 self.places[here] = places[here]
                 self._merge(before, value, here, places)
             else:
                 self._forget(here)
                 into[key] = value
-                self.places |= {inside: place for inside, place in places.items() if inside[: len(here)] == here}
+                self.places |= {
+                    inside: place for inside, place in places.items() if inside[: len(here)] == here
+                }
 
     def override(self, text: str) -> None:
-        """Set what `key=value` says: the value is YAML, the key is dotted, with list items by number."""
+        """Set what `key=value` says: the value is YAML, the key is dotted, with list items by
+        number.
+        """
         place = f"override {text}"
         name, equals, written = text.partition("=")
         keys = _parse_keys(name.strip())
         if not equals or not keys:
             hint = f" Write {name.lstrip('-+~')}=VALUE." if name.lstrip("-+~") else ""
-            self.mistakes.append(Mistake(place, (), f"not of the form key=value.{hint or ' Write e.g. run.seed=7.'}"))
+            self.mistakes.append(
+                Mistake(place, (), f"not of the form key=value.{hint or ' Write e.g. run.seed=7.'}")
+            )
             return
         if keys[0] == "base":
-            self.mistakes.append(Mistake(place, keys, "a base is named in a file, not by an override. Put it into the file."))
+            self.mistakes.append(
+                Mistake(
+                    place,
+                    keys,
+                    "a base is named in a file, not by an override. Put it into the file.",
+                )
+            )
             return
         try:
             value = parse_value(written, place, keys)
@@ -126,7 +156,10 @@ class Reading:
         self.places[(*here, key)] = place
 
     def _key_in(self, node: Any, key: Key, here: Keys, place: str) -> Key | None:
-        """The key as what is at `here` has it: a list by numbers, a mapping by either. None, and a mistake noted, if it can have no such key."""
+        """The key as what is at `here` has it: a list by numbers, a mapping by either.
+
+        None, and a mistake noted, if it can have no such key.
+        """
         number = int(key) if str(key).isdecimal() else None
         if isinstance(node, dict):
             return number if number in node else key
@@ -158,36 +191,58 @@ class Reading:
             except OmegaConfBaseException:
                 self._put(keys, None)
                 if sections is None or keys[0] in sections:
-                    self.add(keys, f"{text!r} is no interpolation. Write e.g. ${{run.seed}}, or \\${{ for the characters themselves.")
+                    self.add(
+                        keys,
+                        f"{text!r} is no interpolation. Write e.g. ${{run.seed}}, or \\${{ for "
+                        "the characters themselves.",
+                    )
         whole = OmegaConf.create(self.tree)
         for keys, text in open_texts:
             if (sections is not None and keys[0] not in sections) or self.mistaken(keys):
                 continue
             try:
                 value = functools.reduce(operator.getitem, keys, whole)
-                self._put(keys, OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value)
+                self._put(
+                    keys,
+                    OmegaConf.to_container(value, resolve=True)
+                    if isinstance(value, DictConfig | ListConfig)
+                    else value,
+                )
             except OmegaConfBaseException as error:
-                self.add(keys, f"{text!r}: {str(error).splitlines()[0].rstrip('.')}. Name a key of the config, or another source of the value.")
+                self.add(
+                    keys,
+                    f"{text!r}: {str(error).splitlines()[0].rstrip('.')}. Name a key of the "
+                    "config, or another source of the value.",
+                )
 
     def _put(self, keys: Keys, value: Any) -> None:
         functools.reduce(operator.getitem, keys[:-1], self.tree)[keys[-1]] = value
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Reading:
-    """A config file over its bases, with overrides, not yet interpolated. Raises ConfigError if a file cannot be read at all."""
+    """A config file over its bases, with overrides, not yet interpolated.
+
+    Raises ConfigError if a file cannot be read at all.
+    """
     reading = Reading(path)
     layers: list[tuple[dict[Any, Any], dict[Keys, str]]] = []
     files: list[Path] = []
     following: Path | None = path
     while following is not None:
         if following.resolve() in [file.resolve() for file in files]:
-            raise ConfigError(f"{path}: base: {' -> '.join(map(str, [*files, following]))} is a circle. Take one of the bases out.")
+            raise ConfigError(
+                f"{path}: base: {' -> '.join(map(str, [*files, following]))} is a circle. Take one "
+                "of the bases out."
+            )
         tree, places = _read_file(following, files[-1] if files else None, reading.mistakes)
         files.append(following)
         layers.append((tree, places))
         base = tree.pop("base", None)
         if base is not None and (not isinstance(base, str) or not base):
-            raise ConfigError(f"{places[('base',)]}: base: {base!r} is not the path of a file. Give one, relative to {files[-1]}.")
+            raise ConfigError(
+                f"{places[('base',)]}: base: {base!r} is not the path of a file. Give one, "
+                f"relative to {files[-1]}."
+            )
         following = None if base is None else files[-1].parent / Path(base).expanduser()
     for tree, places in reversed(layers):
         reading.merge(tree, places)
@@ -202,26 +257,51 @@ def parse_value(text: str, place: str, keys: Keys = ()) -> Any:
     try:
         value = document.read(text)
     except MalformedError as error:
-        raise ConfigError(str(Mistake(place, keys, f"{error}. Put text with special characters in quotes."))) from error
+        raise ConfigError(
+            str(Mistake(place, keys, f"{error}. Put text with special characters in quotes."))
+        ) from error
     if document.rest:
-        raise ConfigError(str(Mistake(place, keys, f"what stands behind {document.rest[0]} is no part of the value. Put the whole text in quotes.")))
+        raise ConfigError(
+            str(
+                Mistake(
+                    place,
+                    keys,
+                    f"what stands behind {document.rest[0]} is no part of the value. Put the "
+                    "whole text in quotes.",
+                )
+            )
+        )
     if document.mistakes:
-        raise ConfigError("\n".join(str(Mistake(place, (*keys, *inside), message)) for _, inside, message in document.mistakes))
+        raise ConfigError(
+            "\n".join(
+                str(Mistake(place, (*keys, *inside), message))
+                for _, inside, message in document.mistakes
+            )
+        )
     return value
 
 
-def _read_file(path: Path, asked_by: Path | None, mistakes: list[Mistake]) -> tuple[dict[Any, Any], dict[Keys, str]]:
+def _read_file(
+    path: Path, asked_by: Path | None, mistakes: list[Mistake]
+) -> tuple[dict[Any, Any], dict[Keys, str]]:
     by = f" (base of {asked_by})" if asked_by else ""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         text = data.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"{path}{by}: cannot be read: {error.strerror}. Give the path of a YAML file.") from error
+        raise ConfigError(
+            f"{path}{by}: cannot be read: {error.strerror}. Give the path of a YAML file."
+        ) from error
     except ValueError as error:
-        raise ConfigError(f"{path}{by}: not a text in UTF-8: {error}. Give the path of a YAML file.") from error
+        raise ConfigError(
+            f"{path}{by}: not a text in UTF-8: {error}. Give the path of a YAML file."
+        ) from error
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}{by}: larger than {MAX_BYTES:,} bytes. A config is small; put data into files of their own.")
+        raise ConfigError(
+            f"{path}{by}: larger than {MAX_BYTES:,} bytes. A config is small; put data into files "
+            "of their own."
+        )
     document = Document()
     try:
         tree = document.read(text)
@@ -229,13 +309,19 @@ def _read_file(path: Path, asked_by: Path | None, mistakes: list[Mistake]) -> tu
         raise ConfigError(f"{path}:{error.line}: {error}. Mend the file.") from error
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
-        raise ConfigError(f"{path}{by}: not a mapping of sections but {found}. Write e.g. `run: {{seed: 7}}`.")
-    mistakes += [Mistake(f"{path}:{line}", keys, message) for line, keys, message in document.mistakes]
+        raise ConfigError(
+            f"{path}{by}: not a mapping of sections but {found}. Write e.g. `run: {{seed: 7}}`."
+        )
+    mistakes += [
+        Mistake(f"{path}:{line}", keys, message) for line, keys, message in document.mistakes
+    ]
     return tree, {keys: f"{path}:{line}" for keys, line in document.lines.items() if keys}
 
 
 def _replaces(key: Any, before: dict[Any, Any], value: dict[Any, Any]) -> bool:
-    """Whether a mapping stands in the place of the one before instead of adding to it: a quantity, or another component with other arguments."""
+    """Whether a mapping stands in the place of the one before instead of adding to it: a quantity,
+    or another component with other arguments.
+    """
     targets = [str(one[TARGET]).replace(":", ".") for one in (before, value) if TARGET in one]
     return key in _ONE_QUANTITY or len(set(targets)) == 2
 
@@ -243,7 +329,11 @@ def _replaces(key: Any, before: dict[Any, Any], value: dict[Any, Any]) -> bool:
 def _parse_keys(name: str) -> Keys:
     """`a.b[0].c` -> ("a", "b", 0, "c"); nothing if it is no such path."""
     found = list(_KEY.finditer(name))
-    if "".join(match.group() for match in found) != name or name.startswith(".") or not all(part == part.strip() for part in name.split(".")):
+    if (
+        "".join(match.group() for match in found) != name
+        or name.startswith(".")
+        or not all(part == part.strip() for part in name.split("."))
+    ):
         return ()
     keys = tuple(int(match[1]) if match[1] else match[2] for match in found)
     return () if not keys or not isinstance(keys[0], str) or keys[0][0] in "-+~" else keys
@@ -252,5 +342,11 @@ def _parse_keys(name: str) -> Keys:
 def _texts(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
     if isinstance(value, str):
         yield keys, value
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, item in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield from _texts(item, (*keys, key))

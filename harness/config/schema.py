@@ -1,4 +1,6 @@
-"""What a config may hold, section by section. Values only: no torch here, and no default that depends on the machine.
+"""What a config may hold, section by section.
+
+Values only: no torch here, and no default that depends on the machine.
 
 docs/config.md is made from this file by docs/config_reference.py.
 """
@@ -25,28 +27,69 @@ _STEP_NAME = re.compile(r"step-\d+")
 class RunConfig(Section):
     """The run as a whole."""
 
-    name: str = Field(min_length=1, description="What the run is called; by default the config file's name without its ending.")
-    dir: Place = Field(description="The directory of all that the run leaves, relative to the working directory; by default runs/<run.name>.")
-    seed: int = Field(0, ge=0, lt=2**63, description="All randomness follows from it: initial weights, order of samples, augmentation, dropout.")
+    name: str = Field(
+        min_length=1,
+        description="What the run is called; by default the config file's name without its ending.",
+    )
+    dir: Place = Field(
+        description=(
+            "The directory of all that the run leaves, relative to the working directory; by "
+            "default runs/<run.name>."
+        )
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description=(
+            "All randomness follows from it: initial weights, order of samples, augmentation, "
+            "dropout."
+        ),
+    )
     resume: str | int = Field(
         "auto",
-        description="auto: go on from the newest valid checkpoint, or start; must: go on or fail; never: start, and fail if there are checkpoints; "
+        description="auto: go on from the newest valid checkpoint, or start; must: go on or fail; never: "
+        "start, and fail if there are checkpoints; "
         "a step, best, latest, or the path of a checkpoint (with a /): go on from that one.",
     )
-    overwrite: bool = Field(False, description="With resume: never, put what the run directory holds out of the way instead of failing.")
+    overwrite: bool = Field(
+        False,
+        description=(
+            "With resume: never, put what the run directory holds out of the way instead of "
+            "failing."
+        ),
+    )
     exactness: Literal["none", "resume", "elastic"] = Field(
         "resume",
-        description="resume: an interrupted run ends with the same bits as one never interrupted, on as many processes; "
-        "none: faster kernels that may differ from run to run are allowed; elastic (the same bits on any number of processes) is refused for now.",
+        description="resume: an interrupted run ends with the same bits as one never interrupted, on as "
+        "many processes; "
+        "none: faster kernels that may differ from run to run are allowed; elastic (the same bits "
+        "on any number of processes) is refused for now.",
     )
-    paranoid: bool = Field(False, description="Every process judges each evaluation and they compare their verdicts.")
-    init_from: Place | None = Field(None, description="A run, a checkpoint or a safetensors file whose weights a new run starts from.")
+    paranoid: bool = Field(
+        False, description="Every process judges each evaluation and they compare their verdicts."
+    )
+    init_from: Place | None = Field(
+        None,
+        description="A run, a checkpoint or a safetensors file whose weights a new run starts from.",
+    )
     init_prefix: dict[str, str] = Field(
         {},
-        description="With init_from: which weights, by how their names begin, go where, e.g. {encoder.: backbone.}; by default all, as named.",
+        description=(
+            "With init_from: which weights, by how their names begin, go where, e.g. {encoder.: "
+            "backbone.}; by default all, as named."
+        ),
     )
-    timeout_s: float = Field(1800.0, gt=0, description="Seconds after which a process that waits for the others gives up.")
-    max_crashes: int = Field(3, ge=1, description="After so many crashes in a row in the same step a launch ends at once and says so.")
+    timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds after which a process that waits for the others gives up.",
+    )
+    max_crashes: int = Field(
+        3,
+        ge=1,
+        description="After so many crashes in a row in the same step a launch ends at once and says so.",
+    )
 
     @field_validator("name")
     @classmethod
@@ -65,14 +108,19 @@ class RunConfig(Section):
         if "/" in value:
             return str(Path(value).expanduser())
         if value not in _RESUME and not _STEP_NAME.fullmatch(value):
-            raise ValueError(f"use {', '.join(_RESUME)}, a step, or the path of a checkpoint (with a /).{did_you_mean(value, _RESUME)}")
+            raise ValueError(
+                f"use {', '.join(_RESUME)}, a step, or the path of a checkpoint (with a "
+                f"/).{did_you_mean(value, _RESUME)}"
+            )
         return value
 
     @field_validator("exactness")
     @classmethod
     def _is_built(cls, value: str) -> str:
         if value == "elastic":
-            raise ValueError("not built yet; use resume (the same bits on as many processes) or none")
+            raise ValueError(
+                "not built yet; use resume (the same bits on as many processes) or none"
+            )
         return value
 
     @field_validator("overwrite", "init_from", "init_prefix")
@@ -80,31 +128,64 @@ class RunConfig(Section):
     def _has_an_effect(cls, value: object, info: ValidationInfo) -> object:
         resume = info.data.get("resume", "never")
         if info.field_name == "overwrite" and value and resume != "never":
-            raise ValueError(f"no effect with run.resume: {resume}; set run.resume: never, or leave it out")
+            raise ValueError(
+                f"no effect with run.resume: {resume}; set run.resume: never, or leave it out"
+            )
         if info.field_name == "init_from" and value is not None and resume not in ("auto", "never"):
-            raise ValueError(f"no effect with run.resume: {resume}, which never starts a new run; leave one of them out")
+            raise ValueError(
+                f"no effect with run.resume: {resume}, which never starts a new run; leave one of "
+                "them out"
+            )
         if info.field_name == "init_prefix" and value and info.data.get("init_from") is None:
             raise ValueError("no effect without run.init_from; give that too, or leave it out")
         return value
 
 
 class PartConfig(Section):
-    """A part of the network: a module or a parameter, by its path in it. Of parts inside each other the innermost that gives a setting counts."""
+    """A part of the network: a module or a parameter, by its path in it.
 
-    freeze: bool | None = Field(None, description="Not trained: its parameters stay, its BatchNorm and dropout do as in an evaluation.")
-    lr: float | None = Field(None, gt=0, description="Its learning rate, where it is not optimizer.lr. A schedule changes all in proportion.")
-    weight_decay: float | None = Field(None, ge=0, description="Its weight decay, where it is not that of the optimizer.")
-    init_from: Place | None = Field(None, description="A run, a checkpoint or a safetensors file whose weights the part starts from in a new run.")
+    Of parts inside each other the innermost that gives a setting counts.
+    """
+
+    freeze: bool | None = Field(
+        None,
+        description="Not trained: its parameters stay, its BatchNorm and dropout do as in an evaluation.",
+    )
+    lr: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "Its learning rate, where it is not optimizer.lr. A schedule changes all in proportion."
+        ),
+    )
+    weight_decay: float | None = Field(
+        None, ge=0, description="Its weight decay, where it is not that of the optimizer."
+    )
+    init_from: Place | None = Field(
+        None,
+        description=(
+            "A run, a checkpoint or a safetensors file whose weights the part starts from in a "
+            "new run."
+        ),
+    )
     prefix: str | None = Field(
-        None, description="With init_from: how the names of the part's weights begin there, e.g. `backbone.`; null: as they do here."
+        None,
+        description=(
+            "With init_from: how the names of the part's weights begin there, e.g. `backbone.`; "
+            "null: as they do here."
+        ),
     )
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.freeze and (self.lr is not None or self.weight_decay is not None):
-            raise ValueError("lr and weight_decay have no effect on a frozen part; leave them out, or freeze")
+            raise ValueError(
+                "lr and weight_decay have no effect on a frozen part; leave them out, or freeze"
+            )
         if self.prefix is not None and self.init_from is None:
-            raise ValueError("prefix has no effect without init_from; give that too, or leave it out")
+            raise ValueError(
+                "prefix has no effect without init_from; give that too, or leave it out"
+            )
         if self == PartConfig.model_construct():
             raise ValueError("says nothing; give one of freeze, lr, weight_decay, init_from")
         return self
@@ -114,7 +195,13 @@ class BatchConfig(Section):
     """How many samples an optimizer step and a forward pass see."""
 
     size: int = Field(ge=1, description="Samples an optimizer step sees, over all processes.")
-    micro_size: int = Field(ge=1, description="Samples a forward pass sees. size / micro_size is whole, and a multiple of the number of processes.")
+    micro_size: int = Field(
+        ge=1,
+        description=(
+            "Samples a forward pass sees. size / micro_size is whole, and a multiple of the "
+            "number of processes."
+        ),
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -125,7 +212,8 @@ class BatchConfig(Section):
             sizes = [size for size in (below, below + self.micro_size) if size]
             raise ValueError(
                 f"size {self.size} is not a multiple of micro_size {self.micro_size}; "
-                f"nearest that fit: size {' or '.join(map(str, sizes))}, or micro_size {' or '.join(map(str, nearest))}"
+                f"nearest that fit: size {' or '.join(map(str, sizes))}, or micro_size "
+                f"{' or '.join(map(str, nearest))}"
             )
         return self
 
@@ -133,26 +221,46 @@ class BatchConfig(Section):
 class TrainConfig(Section):
     """How a step is computed."""
 
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="Mixed precision: no (float32), bf16, or fp16 with a loss scaler (CUDA only).")
-    clip_grad_norm: float | None = Field(None, gt=0, description="The gradient's largest norm; larger ones are scaled down to it. null: no limit.")
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        "no",
+        description="Mixed precision: no (float32), bf16, or fp16 with a loss scaler (CUDA only).",
+    )
+    clip_grad_norm: float | None = Field(
+        None,
+        gt=0,
+        description="The gradient's largest norm; larger ones are scaled down to it. null: no limit.",
+    )
 
 
 class CheckpointConfig(Section):
     """When the run is saved and what is kept."""
 
-    every: Every | None = Field(None, description="The stretch between two checkpoints; null: one at each evaluation.")
+    every: Every | None = Field(
+        None, description="The stretch between two checkpoints; null: one at each evaluation."
+    )
     keep_last: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
     keep_best: int = Field(1, ge=1, description="How many of the best checkpoints are kept.")
-    keep_every: Every | None = Field(None, description="The first checkpoint of each such stretch is kept for good. null: none.")
-    verify: Literal["full", "size"] = Field("full", description="What is checked before a resume: hashes of all files (full) or their sizes.")
+    keep_every: Every | None = Field(
+        None, description="The first checkpoint of each such stretch is kept for good. null: none."
+    )
+    verify: Literal["full", "size"] = Field(
+        "full",
+        description="What is checked before a resume: hashes of all files (full) or their sizes.",
+    )
     max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
-    timeout_s: float = Field(1800.0, gt=0, description="Seconds after which a save counts as failed.")
+    timeout_s: float = Field(
+        1800.0, gt=0, description="Seconds after which a save counts as failed."
+    )
 
 
 class EvaluationConfig(Section):
     """How splits are evaluated."""
 
-    micro_size: int | None = Field(None, ge=1, description="Samples a forward pass sees in an evaluation; null: batch.micro_size.")
+    micro_size: int | None = Field(
+        None,
+        ge=1,
+        description="Samples a forward pass sees in an evaluation; null: batch.micro_size.",
+    )
 
 
 class InterruptConfig(Section):
@@ -161,7 +269,8 @@ class InterruptConfig(Section):
     grace_s: float | None = Field(
         None,
         gt=0,
-        description="Seconds from a signal to the kill. If a save cannot fit in, the last checkpoint is kept instead. "
+        description="Seconds from a signal to the kill. If a save cannot fit in, the last checkpoint is "
+        "kept instead. "
         "null: what torch's agent grants (PET_SHUTDOWN_TIMEOUT, or 30) under one, else not known.",
     )
 
@@ -169,8 +278,17 @@ class InterruptConfig(Section):
 class LogConfig(Section):
     """What is recorded between evaluations."""
 
-    every: Every = Field(Every(steps=20), description="The stretch between two log points, where losses are read and recorded.")
-    trace: bool = Field(False, description="Write each step's loss and digests of samples and parameters to trace.jsonl, to compare runs; slow.")
+    every: Every = Field(
+        Every(steps=20),
+        description="The stretch between two log points, where losses are read and recorded.",
+    )
+    trace: bool = Field(
+        False,
+        description=(
+            "Write each step's loss and digests of samples and parameters to trace.jsonl, to "
+            "compare runs; slow."
+        ),
+    )
 
 
 class Config(Section):
@@ -179,24 +297,50 @@ class Config(Section):
     run: RunConfig = Field(description="The run as a whole.")
     data: DataConfig = Field(description="The splits.")
     network: Spec = Field(description="The component that is trained, a torch.nn.Module.")
-    parts: dict[str, PartConfig] = Field({}, description="Parts of the network by path, e.g. encoder: frozen, at other rates, from earlier runs.")
-    task: Spec = Field(description="The component that makes of a batch a loss, predictions and metrics.")
-    batch: BatchConfig = Field(description="How many samples an optimizer step and a forward pass see.")
+    parts: dict[str, PartConfig] = Field(
+        {},
+        description=(
+            "Parts of the network by path, e.g. encoder: frozen, at other rates, from earlier runs."
+        ),
+    )
+    task: Spec = Field(
+        description="The component that makes of a batch a loss, predictions and metrics."
+    )
+    batch: BatchConfig = Field(
+        description="How many samples an optimizer step and a forward pass see."
+    )
     optimizer: Spec = Field(description="A torch optimizer; the harness gives it `params`.")
-    schedule: Spec | None = Field(None, description="A learning-rate schedule, stepped once an optimizer step; the harness gives it `optimizer`.")
+    schedule: Spec | None = Field(
+        None,
+        description=(
+            "A learning-rate schedule, stepped once an optimizer step; the harness gives it "
+            "`optimizer`."
+        ),
+    )
     train: TrainConfig = Field(TrainConfig(), description="How a step is computed.")
     stop: StopSettings = Field(description="When the run is evaluated and what ends it.")
-    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="When the run is saved and what is kept.")
-    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="How splits are evaluated.")
-    interrupt: InterruptConfig = Field(InterruptConfig(), description="What is known of those who interrupt the run.")
+    checkpoint: CheckpointConfig = Field(
+        CheckpointConfig(), description="When the run is saved and what is kept."
+    )
+    evaluation: EvaluationConfig = Field(
+        EvaluationConfig(), description="How splits are evaluated."
+    )
+    interrupt: InterruptConfig = Field(
+        InterruptConfig(), description="What is known of those who interrupt the run."
+    )
     log: LogConfig = Field(LogConfig(), description="What is recorded between evaluations.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Where else records go.")
 
     @field_validator("parts")
     @classmethod
-    def _begins_a_run(cls, value: dict[str, PartConfig], info: ValidationInfo) -> dict[str, PartConfig]:
+    def _begins_a_run(
+        cls, value: dict[str, PartConfig], info: ValidationInfo
+    ) -> dict[str, PartConfig]:
         resume = info.data["run"].resume if "run" in info.data else "auto"
         begun = [path for path, part in value.items() if part.init_from is not None]
         if begun and resume not in ("auto", "never"):
-            raise ValueError(f"{begun[0]}.init_from: no effect with run.resume: {resume}, which never starts a new run; leave one of them out")
+            raise ValueError(
+                f"{begun[0]}.init_from: no effect with run.resume: {resume}, which never starts a "
+                "new run; leave one of them out"
+            )
         return value

@@ -1,4 +1,6 @@
-"""What is known of the samples of a source before any treatment: what it tells of them without reading, and what they hold."""
+"""What is known of the samples of a source before any treatment: what it tells of them without
+reading, and what they hold.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,25 +22,43 @@ Values = NDArray[Any] | list[Any]
 
 
 def known_of(source: Any) -> Mapping[str, Sequence[str]]:
-    """{column: (N,) texts} without reading a sample, e.g. fields of file names; {} if the source tells nothing."""
+    """{column: (N,) texts} without reading a sample, e.g. fields of file names; {} if the source
+    tells nothing.
+    """
     known: Mapping[str, Sequence[str]] = source.known() if hasattr(source, "known") else {}
     return known
 
 
 def read_samples(source: Any, indices: Sequence[int], where: str) -> dict[str, Values]:
-    """{name: (B, ...) numbers, or a list of B texts or arrays of unequal shapes}. Raises DataError with the place of the trouble."""
+    """{name: (B, ...) numbers, or a list of B texts or arrays of unequal shapes}.
+
+    Raises DataError with the place of the trouble.
+    """
     try:
         together = getattr(source, "__getitems__", None)
-        read = together(list(indices)) if together is not None else [source[index] for index in indices]
-        columns = read if isinstance(read, Mapping) else {name: [sample[name] for sample in read] for name in read[0]}
+        read = (
+            together(list(indices))
+            if together is not None
+            else [source[index] for index in indices]
+        )
+        columns = (
+            read
+            if isinstance(read, Mapping)
+            else {name: [sample[name] for sample in read] for name in read[0]}
+        )
         return {name: _values(column) for name, column in columns.items()}
     except HarnessError as error:
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:
-        raise DataError(f"{where}: {type(error).__name__} while reading samples {indices[0]} to {indices[-1]}: {error}") from error
+        raise DataError(
+            f"{where}: {type(error).__name__} while reading samples {indices[0]} to {indices[-1]}: "
+            f"{error}"
+        ) from error
 
 
-def blocks_of(source: Any, rows: NDArray[np.int64], where: str) -> Iterator[tuple[list[int], dict[str, Values]]]:
+def blocks_of(
+    source: Any, rows: NDArray[np.int64], where: str
+) -> Iterator[tuple[list[int], dict[str, Values]]]:
     """(indices, samples) block by block over `rows`. Raises DataError."""
     if len(rows) == 0:
         return
@@ -51,9 +71,11 @@ def blocks_of(source: Any, rows: NDArray[np.int64], where: str) -> Iterator[tupl
 
 
 def column_of(source: Any, name: str, where: str) -> list[str]:
-    """(N,) texts of a column: as the source knows it, else as its samples hold it, which reads them all.
+    """(N,) texts of a column: as the source knows it, else as its samples hold it, which reads them
+    all.
 
-    Raises ConfigError, with `where` as the setting that names the column, if there is no such column of one value a sample.
+    Raises ConfigError, with `where` as the setting that names the column, if there is no such
+    column of one value a sample.
     """
     known = known_of(source)
     if name in known:
@@ -64,20 +86,35 @@ def column_of(source: Any, name: str, where: str) -> list[str]:
     return texts
 
 
-def one_a_sample(samples: Mapping[str, Values], name: str, known: Mapping[str, Sequence[str]], where: str) -> list[str]:
-    """A column (B,) of read samples as texts. Raises ConfigError if there is none, or if it holds more than one value a sample."""
+def one_a_sample(
+    samples: Mapping[str, Values], name: str, known: Mapping[str, Sequence[str]], where: str
+) -> list[str]:
+    """A column (B,) of read samples as texts.
+
+    Raises ConfigError if there is none, or if it holds more than one value a sample.
+    """
     if name not in samples:
         names = [*known, *(other for other in samples if other not in known)]
-        raise ConfigError(f"{where}: nothing is known of {name!r}, only of {', '.join(names)}.{did_you_mean(name, names)}")
+        raise ConfigError(
+            f"{where}: nothing is known of {name!r}, only of "
+            f"{', '.join(names)}.{did_you_mean(name, names)}"
+        )
     values = samples[name]
     if not is_one_a_sample(values):
-        raise ConfigError(f"{where}: {name!r} has {np.asarray(values[0]).size} values a sample, where one is needed. Name another column.")
+        raise ConfigError(
+            f"{where}: {name!r} has {np.asarray(values[0]).size} values a sample, where one is "
+            "needed. Name another column."
+        )
     return list(map(str, values.tolist() if isinstance(values, np.ndarray) else values))
 
 
 def is_one_a_sample(values: Values) -> bool:
     """Whether a column holds one number or text for each sample."""
-    return values.ndim == 1 if isinstance(values, np.ndarray) else all(isinstance(value, str) for value in values)
+    return (
+        values.ndim == 1
+        if isinstance(values, np.ndarray)
+        else all(isinstance(value, str) for value in values)
+    )
 
 
 def _values(column: Any) -> Values:

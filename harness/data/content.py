@@ -1,8 +1,10 @@
 """What files hold: the SHA-256 of their bytes, remembered from launch to launch.
 
-A remembered hash counts as long as size, time of modification, time of change and inode are those it was taken at. A rewrite of the same size that
-sets the time of modification back still moves the time of change, which nobody can set; a file that changed within the two seconds before it was
-hashed is hashed again, since it may have changed once more without a clock's showing it (git's "racy" entries).
+A remembered hash counts as long as size, time of modification, time of change and inode are those
+it was taken at. A rewrite of the same size that sets the time of modification back still moves the
+time of change, which nobody can set; a file that changed within the two seconds before it was
+hashed is hashed again, since it may have changed once more without a clock's showing it (git's
+"racy" entries).
 """
 
 import hashlib
@@ -24,13 +26,18 @@ from harness.errors import DataError
 
 
 def _identity(spec: Any) -> Any:
-    """A spec with the versions of what it names: a class's `version`, and for code from elsewhere the version or the bytes of its module."""
+    """A spec with the versions of what it names: a class's `version`, and for code from elsewhere
+    the version or the bytes of its module.
+    """
     if isinstance(spec, Mapping):
         plain = {key: _identity(value) for key, value in spec.items() if key != STAGE}
         if TARGET not in spec:
             return plain
         target = components.find(spec[TARGET])
-        return {**plain, "version": [getattr(target, "version", 1), _module_version(inspect.getmodule(target))]}
+        return {
+            **plain,
+            "version": [getattr(target, "version", 1), _module_version(inspect.getmodule(target))],
+        }
     return [_identity(item) for item in spec] if isinstance(spec, list | tuple) else spec
 
 
@@ -66,7 +73,10 @@ class Hashes:
             self._known = json.loads(memo.read_text())
 
     def of(self, paths: Sequence[Path], pause: Callable[[], None] = lambda: None) -> str:
-        """One digest of the names and bytes of files. `pause` is called between them. Raises DataError for one that cannot be read."""
+        """One digest of the names and bytes of files.
+
+        `pause` is called between them. Raises DataError for one that cannot be read.
+        """
         rows = []
         try:
             with ThreadPoolExecutor(_THREADS) as threads:
@@ -84,11 +94,22 @@ class Hashes:
         try:
             with path.open("rb") as file:
                 found = os.fstat(file.fileno())
-                stamp: list[object] = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+                stamp: list[object] = [
+                    found.st_size,
+                    found.st_mtime_ns,
+                    found.st_ctime_ns,
+                    found.st_ino,
+                ]
                 known = self._known.get(str(path.absolute()))
-                return known if known and known[:-1] == stamp else [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
+                return (
+                    known
+                    if known and known[:-1] == stamp
+                    else [*stamp, hashlib.file_digest(file, "sha256").hexdigest()]
+                )
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}. Make the file readable, or take it out of the source.") from error
+            raise DataError(
+                f"{path}: {error.strerror}. Make the file readable, or take it out of the source."
+            ) from error
 
     def _remember(self) -> None:
         temporary = self._memo.with_suffix(f".{os.getpid()}.tmp")

@@ -24,7 +24,9 @@ from harness.randomness import seed_for
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way out of a worker process: a raised one would arrive wrapped in the text of its traceback."""
+    """An error on its way out of a worker process: a raised one would arrive wrapped in the text of
+    its traceback.
+    """
 
     error: Mapping[str, Any]
 
@@ -40,12 +42,18 @@ class _Slots(Dataset[Any]):
         step, slot = divmod(number, self.sampling.num_slots)
         seed = seed_for(self.sampling.seed, "treatments", step, slot)
         samples = self.sampling.samples(step, slot)
-        seeds = self.sampling.sample_seeds(step, slot) if self.split.draws else np.zeros(len(samples), dtype=np.uint64)
+        seeds = (
+            self.sampling.sample_seeds(step, slot)
+            if self.split.draws
+            else np.zeros(len(samples), dtype=np.uint64)
+        )
         return _guarded(lambda: self.split.fetch(samples, seeds, seed, training=True))
 
 
 class _Blocks(Dataset[Any]):
-    """Evaluation micro-batches: block b holds the samples [b x size, (b + 1) x size) of the split, or of `chosen` ones; the last may be shorter."""
+    """Evaluation micro-batches: block b holds the samples [b x size, (b + 1) x size) of the split,
+    or of `chosen` ones; the last may be shorter.
+    """
 
     def __init__(self, split: Split, size: int, chosen: NDArray[np.int64] | None = None) -> None:
         self.split = split
@@ -58,27 +66,46 @@ class _Blocks(Dataset[Any]):
     def __getitem__(self, block: int) -> Batch | _Failure:
         samples = self.samples[block * self.size : (block + 1) * self.size]
         seed = seed_for(0, "evaluation", block)
-        return _guarded(lambda: self.split.fetch(samples, samples.astype(np.uint64), seed, training=False))
+        return _guarded(
+            lambda: self.split.fetch(samples, samples.astype(np.uint64), seed, training=False)
+        )
 
 
 class Feed:
     """The training micro-batches of one rank, step after step from `first_step` on."""
 
-    def __init__(self, split: Split, sampling: Sampling, slots: range, device: torch.device, num_workers: int, first_step: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        sampling: Sampling,
+        slots: range,
+        device: torch.device,
+        num_workers: int,
+        first_step: int,
+    ) -> None:
         self._dataset = _Slots(split, sampling)
         self._slots = slots
         self._num_slots = sampling.num_slots
         self._device = device
-        # The numbers know nothing of this feed: in a cycle the workers would only end when it is collected, and not in order.
-        self._batches = iter(_loader(self._dataset, _numbers(slots, sampling.num_slots, first_step), device, num_workers))
+        # The numbers know nothing of this feed: in a cycle the workers would only end when it is
+        # collected, and not in order.
+        self._batches = iter(
+            _loader(
+                self._dataset, _numbers(slots, sampling.num_slots, first_step), device, num_workers
+            )
+        )
 
     def next_step(self) -> list[Batch]:
         """The micro-batches of this rank's slots, in order, on the device. Raises DataError."""
         return [_opened(next(self._batches)) for _ in self._slots]
 
     def sample_batch(self, step: int) -> Batch:
-        """The micro-batch of this rank's first slot at a step, out of turn: the feed's position does not move."""
-        return to_device(_opened(self._dataset[step * self._num_slots + self._slots[0]]), self._device)
+        """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
+        does not move.
+        """
+        return to_device(
+            _opened(self._dataset[step * self._num_slots + self._slots[0]]), self._device
+        )
 
 
 def _numbers(slots: range, num_slots: int, step: int) -> Iterator[int]:
@@ -88,9 +115,17 @@ def _numbers(slots: range, num_slots: int, step: int) -> Iterator[int]:
 
 
 def evaluation_batches(
-    split: Split, size: int, rank: int, num_ranks: int, device: torch.device, num_workers: int, chosen: NDArray[np.int64] | None = None
+    split: Split,
+    size: int,
+    rank: int,
+    num_ranks: int,
+    device: torch.device,
+    num_workers: int,
+    chosen: NDArray[np.int64] | None = None,
 ) -> Iterator[tuple[int, Batch]]:
-    """(block number, micro-batch on the device) for this rank's consecutive share of a split's blocks; each sample exactly once over all ranks."""
+    """(block number, micro-batch on the device) for this rank's consecutive share of a split's
+    blocks; each sample exactly once over all ranks.
+    """
     blocks = _Blocks(split, size, chosen)
     mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
     if len(mine) == 0:
@@ -101,12 +136,18 @@ def evaluation_batches(
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
-def _loader(dataset: Dataset[Any], numbers: Iterable[int], device: torch.device, num_workers: int) -> Any:
+def _loader(
+    dataset: Dataset[Any], numbers: Iterable[int], device: torch.device, num_workers: int
+) -> Any:
     if num_workers == 0 and device.type == "cpu":
-        return map(dataset.__getitem__, numbers)  # nothing to move or to look ahead for: a DataLoader takes longer than a micro-batch
+        # Nothing to move or to look ahead for: a DataLoader takes longer than a micro-batch
+        return map(dataset.__getitem__, numbers)
     if num_workers:
         _end_workers_at_exit()
     loader: DataLoader[Any] = DataLoader(
@@ -116,14 +157,26 @@ def _loader(dataset: Dataset[Any], numbers: Iterable[int], device: torch.device,
         num_workers=num_workers,
         worker_init_fn=_begin_worker if num_workers else None,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(0),  # its own: iter() would draw from the ambient one
+        # Its own: iter() would draw from the ambient one
+        generator=torch.Generator().manual_seed(0),
     )
-    # One process here and no generator to synchronise: Accelerate only moves the tensors, and has nothing to shard, pad or reseed.
-    return prepare_data_loader(loader, device=device, num_processes=1, process_index=0, put_on_device=True, rng_types=[], non_blocking=True)
+    # One process here and no generator to synchronise: Accelerate only moves the tensors, and has
+    # nothing to shard, pad or reseed.
+    return prepare_data_loader(
+        loader,
+        device=device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        rng_types=[],
+        non_blocking=True,
+    )
 
 
 class _Singles(Sampler[list[int]]):
-    """Numbers, one at a time and possibly without end, in the form of batches: Accelerate drops a plain sampler when it wraps a loader."""
+    """Numbers, one at a time and possibly without end, in the form of batches: Accelerate drops a
+    plain sampler when it wraps a loader.
+    """
 
     def __init__(self, numbers: Iterable[int]) -> None:
         self._numbers = numbers
@@ -133,7 +186,9 @@ class _Singles(Sampler[list[int]]):
 
 
 def end_workers() -> None:
-    """End the loaders' workers: they ignore SIGTERM, by which multiprocessing would end them at exit, and it would then wait for them for ever."""
+    """End the loaders' workers: they ignore SIGTERM, by which multiprocessing would end them at
+    exit, and it would then wait for them for ever.
+    """
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
@@ -151,7 +206,9 @@ def _only(items: list[Any]) -> Any:
 
 def _begin_worker(worker: int) -> None:
     ignore_signals()
-    die_with_parent()  # at once: a worker holds copies of the sockets by whose end other ranks learn that this one is gone
+    # At once: a worker holds copies of the sockets by whose end other ranks learn that this one is
+    # gone
+    die_with_parent()
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,5 @@
-"""From a config's data section to splits: what treatments learn from the training split, what is done once and kept, what is left for every epoch.
+"""From a config's data section to splits: what treatments learn from the training split, what is
+done once and kept, what is left for every epoch.
 
 One list of treatments, three stages:
 
@@ -51,7 +52,9 @@ class Learned:
 
 @dataclass(frozen=True)
 class Prepared:
-    """By split: `keys`, digests of all that its samples follow from, and `stored`, the paths of entries of the store."""
+    """By split: `keys`, digests of all that its samples follow from, and `stored`, the paths of
+    entries of the store.
+    """
 
     keys: Mapping[str, str]
     stored: Mapping[str, str]
@@ -75,7 +78,9 @@ class Prospect:
 
 
 class Sources:
-    """The sources of a config by split, each built when it is first asked for: the store may make that unnecessary."""
+    """The sources of a config by split, each built when it is first asked for: the store may make
+    that unnecessary.
+    """
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -83,7 +88,9 @@ class Sources:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._built:
-            self._built[name] = components.build(split_config(self._config, name).source, f"data.{name}.source")
+            self._built[name] = components.build(
+                split_config(self._config, name).source, f"data.{name}.source"
+            )
         return self._built[name]
 
 
@@ -105,13 +112,25 @@ def prepare(
     *,
     build: bool = True,
 ) -> Prepared:
-    """Fit what has to learn (`learned`: what an earlier launch's treatments did), and build what the store lacks unless told not to. Rank 0 only.
+    """Fit what has to learn (`learned`: what an earlier launch's treatments did), and build what
+    the store lacks unless told not to. Rank 0 only.
 
-    memo: the directory where hashes of files are remembered if there is no store. Raises ConfigError and DataError; `prospect.pause` may raise too.
+    memo: the directory where hashes of files are remembered if there is no store. Raises
+    ConfigError and DataError; `prospect.pause` may raise too.
     """
     store = None if config.data.store is None else Store(config.data.store.dir)
     hashes = Hashes((memo if store is None else _made(store.directory)) / MEMO)
-    content = {name: _content(split_config(config, name).source, sources, name, hashes, prospect, in_full=store is not None) for name in names}
+    content = {
+        name: _content(
+            split_config(config, name).source,
+            sources,
+            name,
+            hashes,
+            prospect,
+            in_full=store is not None,
+        )
+        for name in names
+    }
     if learned is None:
         learned = _learned(config, content, sources, store, prospect)
     keys, stored = {}, {}
@@ -119,11 +138,21 @@ def prepare(
         split = split_config(config, name)
         treatments = build_treatments(config, name, learned)
         stages = [_identity(spec) for spec in split.treatments]
-        keys[name] = digest([VERSION, content[name], _identity(split.source), stages, [asdict(one) for one in learned]])
+        keys[name] = digest(
+            [
+                VERSION,
+                content[name],
+                _identity(split.source),
+                stages,
+                [asdict(one) for one in learned],
+            ]
+        )
         if store is not None:
             num_once = count_once(split.treatments, treatments)
             used = [asdict(one) for one in learned if one.treatment in split.treatments[:num_once]]
-            key = digest([VERSION, content[name], _identity(split.source), stages[:num_once], used])[:32]
+            key = digest(
+                [VERSION, content[name], _identity(split.source), stages[:num_once], used]
+            )[:32]
             path = store.find(key)
             if path is None and not build:
                 continue
@@ -136,35 +165,64 @@ def prepare(
                     "treatments": [dict(spec) for spec in split.treatments[:num_once]],
                     "left_out": list(getattr(whole.source, "skipped", ())),
                 }
-                tell = lambda done, of, name=name: prospect.progress(f"data.{name}", done, of)  # noqa: E731 - a name for it would be as long
-                path = store.build(key, whole, made_of, config.data.num_workers, prospect.pause, tell)
+                # A name for it would be as long
+                # See above
+                # See above
+                # See above
+                tell = lambda done, of, name=name: prospect.progress(f"data.{name}", done, of)  # noqa: E731 - see above
+                path = store.build(
+                    key, whole, made_of, config.data.num_workers, prospect.pause, tell
+                )
             stored[name] = str(path)
     return Prepared(keys, stored, learned)
 
 
-def open_splits(config: Config, names: Sequence[str], sources: Sources, prepared: Prepared, check: Callable[[Batch], None]) -> dict[str, Split]:
-    """The named splits, ready to be read. Called by every rank. Raises ConfigError and DataError."""
+def open_splits(
+    config: Config,
+    names: Sequence[str],
+    sources: Sources,
+    prepared: Prepared,
+    check: Callable[[Batch], None],
+) -> dict[str, Split]:
+    """The named splits, ready to be read.
+
+    Called by every rank. Raises ConfigError and DataError.
+    """
     splits = {}
     for name in names:
-        split, treatments = split_config(config, name), build_treatments(config, name, prepared.learned)
+        split, treatments = (
+            split_config(config, name),
+            build_treatments(config, name, prepared.learned),
+        )
         path = prepared.stored.get(name)
         done = 0 if path is None else count_once(split.treatments, treatments)
-        splits[name] = Split(sources[name] if path is None else Stored(Path(path)), treatments[done:], f"data.{name}", check)
+        splits[name] = Split(
+            sources[name] if path is None else Stored(Path(path)),
+            treatments[done:],
+            f"data.{name}",
+            check,
+        )
     return splits
 
 
 def build_treatments(config: Config, name: str, learned: Sequence[Learned]) -> list[Treatment]:
-    """A split's treatments, those that learn with what an equal one of the training split learned. Raises ConfigError if there is none."""
+    """A split's treatments, those that learn with what an equal one of the training split learned.
+
+    Raises ConfigError if there is none.
+    """
     treatments: list[Treatment] = []
     left = list(learned)
     for index, spec in enumerate(split_config(config, name).treatments):
         where = f"data.{name}.treatments[{index}]"
         treatment = components.build(without_stage(spec), where)
         if learns(treatment):
-            found = next((one for one in left if without_stage(one.treatment) == without_stage(spec)), None)
+            found = next(
+                (one for one in left if without_stage(one.treatment) == without_stage(spec)), None
+            )
             if found is None:
                 raise ConfigError(
-                    f"{where}: {spec[TARGET]} learns from the training split, and data.train.treatments has no equal one. "
+                    f"{where}: {spec[TARGET]} learns from the training split, and "
+                    "data.train.treatments has no equal one. "
                     "Use the same treatments in both, e.g. by a YAML anchor (&name and *name)."
                 )
             left.remove(found)
@@ -174,7 +232,10 @@ def build_treatments(config: Config, name: str, learned: Sequence[Learned]) -> l
 
 
 def fit(config: Config, sources: Sources, prospect: Prospect) -> list[Learned]:
-    """What the treatments of the training split learn from it, one after another. Raises DataError."""
+    """What the treatments of the training split learn from it, one after another.
+
+    Raises DataError.
+    """
     learned: list[Learned] = []
     ready: list[Treatment] = []
     for index, spec in enumerate(config.data.train.treatments):
@@ -182,7 +243,9 @@ def fit(config: Config, sources: Sources, prospect: Prospect) -> list[Learned]:
         treatment = components.build(without_stage(spec), where)
         if learns(treatment):
             before = Split(sources["train"], ready, "data.train", _no_check)
-            for block, batch in evaluation_batches(before, FIT_SAMPLES, 0, 1, torch.device("cpu"), config.data.num_workers):
+            for block, batch in evaluation_batches(
+                before, FIT_SAMPLES, 0, 1, torch.device("cpu"), config.data.num_workers
+            ):
                 prospect.pause()
                 treatment.observe(batch)
                 prospect.progress(where, min(len(before), (block + 1) * FIT_SAMPLES), len(before))
@@ -192,12 +255,25 @@ def fit(config: Config, sources: Sources, prospect: Prospect) -> list[Learned]:
     return learned
 
 
-def _learned(config: Config, content: Mapping[str, str], sources: Sources, store: Store | None, prospect: Prospect) -> Sequence[Learned]:
+def _learned(
+    config: Config,
+    content: Mapping[str, str],
+    sources: Sources,
+    store: Store | None,
+    prospect: Prospect,
+) -> Sequence[Learned]:
     """As `fit`, or what a run before this one left in the store for the same data and treatments."""
     train = config.data.train
     if store is None or not any(learns(components.find(spec[TARGET])) for spec in train.treatments):
         return fit(config, sources, prospect)
-    key = digest([VERSION, content["train"], _identity(train.source), [_identity(spec) for spec in train.treatments]])[:32]
+    key = digest(
+        [
+            VERSION,
+            content["train"],
+            _identity(train.source),
+            [_identity(spec) for spec in train.treatments],
+        ]
+    )[:32]
     path = store.directory / f"learned-{key}.json"
     if not path.exists():
         learned = fit(config, sources, prospect)
@@ -213,17 +289,28 @@ def learns(treatment: Any) -> bool:
 def count_once(specs: Sequence[Spec], treatments: Sequence[Treatment]) -> int:
     """How many treatments come before the first online one."""
     for count, (spec, treatment) in enumerate(zip(specs, treatments, strict=True)):
-        if spec.get(STAGE) == "online" or getattr(treatment, "training_only", False) or takes_seeds(treatment):
+        if (
+            spec.get(STAGE) == "online"
+            or getattr(treatment, "training_only", False)
+            or takes_seeds(treatment)
+        ):
             return count
     return len(specs)
 
 
-def _content(spec: Spec, sources: Sources, name: str, hashes: Hashes, prospect: Prospect, *, in_full: bool) -> str:
-    """A digest of what a source reads: of its files' bytes if it tells which, else of its samples, all of them if `in_full`."""
+def _content(
+    spec: Spec, sources: Sources, name: str, hashes: Hashes, prospect: Prospect, *, in_full: bool
+) -> str:
+    """A digest of what a source reads: of its files' bytes if it tells which, else of its samples,
+    all of them if `in_full`.
+    """
     target = components.find(spec[TARGET])
     if hasattr(target, "paths_of"):
         try:
-            return hashes.of(target.paths_of(**{key: value for key, value in spec.items() if key != TARGET}), prospect.pause)
+            return hashes.of(
+                target.paths_of(**{key: value for key, value in spec.items() if key != TARGET}),
+                prospect.pause,
+            )
         except HarnessError as error:
             raise type(error)(f"data.{name}.source: {error}") from error
     source = sources[name]
@@ -242,14 +329,19 @@ def _content(spec: Spec, sources: Sources, name: str, hashes: Hashes, prospect: 
 def _bytes(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return digest([str(value.dtype), list(value.shape), value.numpy().tobytes().hex()])
-    return digest([_bytes(item) if isinstance(item, torch.Tensor | np.ndarray) else item for item in value])
+    return digest(
+        [_bytes(item) if isinstance(item, torch.Tensor | np.ndarray) else item for item in value]
+    )
 
 
 def _made(directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"data.store.dir: {directory}: {error.strerror}. Name a directory that can be written to.") from error
+        raise ConfigError(
+            f"data.store.dir: {directory}: {error.strerror}. Name a directory that can be written "
+            "to."
+        ) from error
     return directory
 
 

@@ -1,8 +1,10 @@
-"""Which samples, in which slot, of which step: pure functions of (seed, epoch, position), with O(1) memory and seek.
+"""Which samples, in which slot, of which step: pure functions of (seed, epoch, position), with O(1)
+memory and seek.
 
-The order of an epoch is a keyed permutation of 0 … N-1: a Feistel network (Luby & Rackoff, "How to construct pseudorandom
-permutations from pseudorandom functions", SIAM J. Comput. 17, 1988) over a x b >= N cells, in its form for a domain of any size (Black & Rogaway,
-"Ciphers with arbitrary finite domains", CT-RSA 2002, sections 3 and 4: the generalised Feistel cipher and cycle walking).
+The order of an epoch is a keyed permutation of 0 … N-1: a Feistel network (Luby & Rackoff, "How to
+construct pseudorandom permutations from pseudorandom functions", SIAM J. Comput. 17, 1988) over a x
+b >= N cells, in its form for a domain of any size (Black & Rogaway, "Ciphers with arbitrary finite
+domains", CT-RSA 2002, sections 3 and 4: the generalised Feistel cipher and cycle walking).
 """
 
 import functools
@@ -25,11 +27,14 @@ _Words = NDArray[np.uint64]
 _CHUNK = 16384  # positions whose images are found at a time
 
 
-_ROUNDS = 12  # with six, successive samples of splits below some hundred samples were measurably not independent
+# With six, successive samples of splits below some hundred samples were measurably not independent
+_ROUNDS = 12
 
 
 def mix(words: _Words) -> _Words:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16)."""
+    """The finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number
+    generators", OOPSLA 2014, figure 16).
+    """
     words = words ^ (words >> np.uint64(30))  # a new array, changed in place from here on
     words *= np.uint64(0xBF58476D1CE4E5B9)
     words ^= words >> np.uint64(27)
@@ -55,25 +60,35 @@ class Permutation:
         """positions: (n,) in [0, size) -> (n,) images, all different for different positions."""
         size, keys = np.uint64(self.size), _keys(self.seed, f"order/{self.epoch}", _ROUNDS)
         walked = _scramble(positions.astype(np.uint64), size, keys)
-        while (outside := walked >= size).any():  # cycle walking: a x b < 2 N + 1, so that a step stays outside with probability below 1/2
+        # Cycle walking: a x b < 2 N + 1, so that a step stays outside with probability below 1/2
+        while (outside := walked >= size).any():
             walked[outside] = _scramble(walked[outside], size, keys)
         return walked.astype(np.int64)
 
 
 def _ordered(permutation: Permutation, positions: Integers) -> Integers:
-    """Images of ascending positions, from whole chunks: numpy takes about as long for a chunk as for a micro-batch."""
+    """Images of ascending positions, from whole chunks: numpy takes about as long for a chunk as
+    for a micro-batch.
+    """
     first, last = int(positions[0]) // _CHUNK, int(positions[-1]) // _CHUNK
-    images: Integers = np.concatenate([_chunk(permutation, number) for number in range(first, last + 1)])[positions - first * _CHUNK]
+    images: Integers = np.concatenate(
+        [_chunk(permutation, number) for number in range(first, last + 1)]
+    )[positions - first * _CHUNK]
     return images
 
 
 @functools.lru_cache(maxsize=4)
 def _chunk(permutation: Permutation, number: int) -> Integers:
-    return permutation(np.arange(number * _CHUNK, min((number + 1) * _CHUNK, permutation.size), dtype=np.int64))
+    return permutation(
+        np.arange(number * _CHUNK, min((number + 1) * _CHUNK, permutation.size), dtype=np.int64)
+    )
 
 
 def _scramble(cells: _Words, sizes: Any, keys: _Words) -> _Words:
-    """One step of the cycle among the a x b cells. cells: (n,); sizes: one or (n,); keys: (rounds,) or (rounds, n)."""
+    """One step of the cycle among the a x b cells.
+
+    cells: (n,); sizes: one or (n,); keys: (rounds,) or (rounds, n).
+    """
     a = np.ceil(np.sqrt(sizes)).astype(np.uint64)
     b = (sizes + a - np.uint64(1)) // a
     left, right = cells % a, cells // a
@@ -94,9 +109,10 @@ def _modulo(words: _Words, modulus: Any) -> _Words:
 class Balance:
     """Draws that give each of C classes the same share, however many of the N samples it has.
 
-    Draw g of a training goes to class g mod C, which has had g // C draws before it. They go through all members of the class before any comes
-    again, each time in another order. So after any number of whole epochs the classes' draws differ by at most one, and so do those of the members
-    of a class. `members`: (N,) samples, class after class; `begins`, `counts`: (C,).
+    Draw g of a training goes to class g mod C, which has had g // C draws before it. They go
+    through all members of the class before any comes again, each time in another order. So after
+    any number of whole epochs the classes' draws differ by at most one, and so do those of the
+    members of a class. `members`: (N,) samples, class after class; `begins`, `counts`: (C,).
     """
 
     members: Integers
@@ -105,16 +121,26 @@ class Balance:
 
     @classmethod
     def of(cls, classes: Sequence[str]) -> "Balance":
-        """classes: (N,), what each sample belongs to; classes take their turns in the order of their names."""
-        _, numbers, counts = np.unique(np.array(classes, dtype=np.str_), return_inverse=True, return_counts=True)
-        return cls(np.argsort(numbers, kind="stable").astype(np.int64), np.cumsum(counts) - counts, counts.astype(np.int64))
+        """classes: (N,), what each sample belongs to; classes take their turns in the order of
+        their names.
+        """
+        _, numbers, counts = np.unique(
+            np.array(classes, dtype=np.str_), return_inverse=True, return_counts=True
+        )
+        return cls(
+            np.argsort(numbers, kind="stable").astype(np.int64),
+            np.cumsum(counts) - counts,
+            counts.astype(np.int64),
+        )
 
     def samples(self, draws: Integers, seed: int) -> Integers:
         """draws: (n,) -> (n,) samples."""
         classes, turns = draws % len(self.counts), draws // len(self.counts)
         sizes = self.counts[classes]
         rounds = (turns // sizes).astype(np.uint64)
-        keys = mix(mix(_keys(seed, "balance", _ROUNDS)[:, None] + classes.astype(np.uint64)) + rounds)
+        keys = mix(
+            mix(_keys(seed, "balance", _ROUNDS)[:, None] + classes.astype(np.uint64)) + rounds
+        )
         limits = sizes.astype(np.uint64)
         cells = _scramble((turns % sizes).astype(np.uint64), limits, keys)
         while (outside := cells >= limits).any():
@@ -124,11 +150,13 @@ class Balance:
 
 @dataclass(frozen=True)
 class Sampling:
-    """The plan of a training: `num_samples` samples in batches of `size` = num_slots x `micro_size`, the same on any number of ranks.
+    """The plan of a training: `num_samples` samples in batches of `size` = num_slots x
+    `micro_size`, the same on any number of ranks.
 
-    Batch k holds the global positions [k * size, (k + 1) * size); an epoch is position // num_samples; batches run on across the end
-    of an epoch, so that each is full and each sample comes exactly once an epoch. With a `balance` an epoch is as long, and what comes in it is
-    drawn class by class.
+    Batch k holds the global positions [k * size, (k + 1) * size); an epoch is position //
+    num_samples; batches run on across the end of an epoch, so that each is full and each sample
+    comes exactly once an epoch. With a `balance` an epoch is as long, and what comes in it is drawn
+    class by class.
     """
 
     num_samples: int
@@ -145,8 +173,10 @@ class Sampling:
         """The consecutive slots that a rank works on."""
         if self.num_slots % num_ranks:
             raise ConfigError(
-                f"batch: {self.num_slots} slots (size {self.size} / micro_size {self.micro_size}) cannot be shared by {num_ranks} processes. "
-                f"Launch one of {', '.join(map(str, fitting_world_sizes(self.num_slots)))} processes, or change batch.size or batch.micro_size."
+                f"batch: {self.num_slots} slots (size {self.size} / micro_size {self.micro_size}) "
+                f"cannot be shared by {num_ranks} processes. "
+                f"Launch one of {', '.join(map(str, fitting_world_sizes(self.num_slots)))} "
+                "processes, or change batch.size or batch.micro_size."
             )
         share = self.num_slots // num_ranks
         return range(rank * share, (rank + 1) * share)
@@ -163,11 +193,20 @@ class Sampling:
         samples = np.empty_like(positions)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             inside = epochs == epoch
-            samples[inside] = _ordered(Permutation(self.num_samples, self.seed, epoch), positions[inside] - epoch * self.num_samples)
-        return samples if self.balance is None else self.balance.samples(epochs * self.num_samples + samples, self.seed)
+            samples[inside] = _ordered(
+                Permutation(self.num_samples, self.seed, epoch),
+                positions[inside] - epoch * self.num_samples,
+            )
+        return (
+            samples
+            if self.balance is None
+            else self.balance.samples(epochs * self.num_samples + samples, self.seed)
+        )
 
     def sample_seeds(self, step: int, slot: int) -> _Words:
-        """Seeds (micro_size,) uint64 for augmentation: a function of the seed and the global position (hence of epoch and sample) alone."""
+        """Seeds (micro_size,) uint64 for augmentation: a function of the seed and the global
+        position (hence of epoch and sample) alone.
+        """
         key = _keys(self.seed, "augmentation", 1)
         return mix(mix(self.positions(step, slot).astype(np.uint64) + key) + key)
 

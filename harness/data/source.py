@@ -12,7 +12,9 @@ Treatment = Callable[..., Batch]
 
 @runtime_checkable
 class Source(Protocol):
-    """Where samples come from; may also have `__getitems__(indices) -> batch of arrays (B, ...) | list of samples`, which is faster."""
+    """Where samples come from; may also have `__getitems__(indices) -> batch of arrays (B, ...) |
+    list of samples`, which is faster.
+    """
 
     def __len__(self) -> int: ...
 

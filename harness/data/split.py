@@ -1,7 +1,8 @@
-"""From a source to micro-batches on the device: whole micro-batches are fetched, treated and checked in DataLoader workers.
+"""From a source to micro-batches on the device: whole micro-batches are fetched, treated and
+checked in DataLoader workers.
 
-A DataLoader here has no state worth saving: what it yields is a function of the slot numbers it is asked for. So its look-ahead, its workers and
-their number cannot matter.
+A DataLoader here has no state worth saving: what it yields is a function of the slot numbers it is
+asked for. So its look-ahead, its workers and their number cannot matter.
 """
 
 import hashlib
@@ -22,25 +23,48 @@ FINGERPRINT_SAMPLES = 32
 
 
 class Split:
-    """A source with its treatments: indices in, a checked micro-batch of CPU tensors out. `where` names it in messages, e.g. `data.train`."""
+    """A source with its treatments: indices in, a checked micro-batch of CPU tensors out.
 
-    def __init__(self, source: Source, treatments: Sequence[Treatment], where: str, check: Callable[[Batch], None]) -> None:
+    `where` names it in messages, e.g. `data.train`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        treatments: Sequence[Treatment],
+        where: str,
+        check: Callable[[Batch], None],
+    ) -> None:
         self.source = source
         self.where = where
         self.check = check
         self._treatments = [(treatment, takes_seeds(treatment)) for treatment in treatments]
-        self._gather: Callable[[NDArray[np.int64]], Batch] | None = getattr(source, "gather", None)  # the store's: no list is made on the way
+        # The store's: no list is made on the way
+        self._gather: Callable[[NDArray[np.int64]], Batch] | None = getattr(source, "gather", None)
         self.draws = any(draws for _, draws in self._treatments)
-        # Ours never touch the ambient generators; to set and restore them takes longer than to gather a micro-batch.
+        # Ours never touch the ambient generators; to set and restore them takes longer than to
+        # gather a micro-batch.
         self._ambient = not all(_is_ours(part) for part in (source, *treatments))
         if len(source) == 0:
-            raise DataError(f"{where}.source: the split is empty. Give a source with at least one sample.")
+            raise DataError(
+                f"{where}.source: the split is empty. Give a source with at least one sample."
+            )
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def fetch(self, indices: NDArray[np.int64], seeds: NDArray[np.uint64], ambient_seed: int, *, training: bool) -> Batch:
-        """indices, seeds: (B,) -> {name: (B, ...) tensor}. Raises DataError with the place of the trouble."""
+    def fetch(
+        self,
+        indices: NDArray[np.int64],
+        seeds: NDArray[np.uint64],
+        ambient_seed: int,
+        *,
+        training: bool,
+    ) -> Batch:
+        """indices, seeds: (B,) -> {name: (B, ...) tensor}.
+
+        Raises DataError with the place of the trouble.
+        """
         try:
             with _seeded(ambient_seed) if self._ambient else nullcontext():
                 batch = _as_batch(self._read(indices))
@@ -53,29 +77,44 @@ class Split:
         except Exception as error:
             shown = ", ".join(map(str, indices[:4].tolist()))
             raise DataError(
-                f"{self.where}: {type(error).__name__} while reading samples {shown}{', …' if len(indices) > 4 else ''}: {error}"
+                f"{self.where}: {type(error).__name__} while reading samples "
+                f"{shown}{', …' if len(indices) > 4 else ''}: {error}"
             ) from error
         return batch
 
     def fingerprint(self) -> str:
-        """A digest of the number of samples and of some of them, spread over the split, as an evaluation gets them. Raises DataError."""
+        """A digest of the number of samples and of some of them, spread over the split, as an
+        evaluation gets them. Raises DataError.
+        """
         indices = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_SAMPLES).astype(np.int64))
         digest = hashlib.sha256(str(len(self)).encode())
-        for name, value in sorted(self.fetch(indices, indices.astype(np.uint64), 0, training=False).items()):
+        for name, value in sorted(
+            self.fetch(indices, indices.astype(np.uint64), 0, training=False).items()
+        ):
             digest.update(name.encode())
-            digest.update(value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
+            digest.update(
+                value.contiguous().numpy().tobytes()
+                if isinstance(value, Tensor)
+                else repr(value).encode()
+            )
         return digest.hexdigest()
 
     def _read(self, indices: NDArray[np.int64]) -> Any:
         if self._gather is not None:
             return self._gather(indices)
         together = getattr(self.source, "__getitems__", None)
-        return together(indices.tolist()) if together is not None else [self.source[index] for index in indices.tolist()]
+        return (
+            together(indices.tolist())
+            if together is not None
+            else [self.source[index] for index in indices.tolist()]
+        )
 
 
 def _is_ours(part: object) -> bool:
     """Whether a source or treatment is of this package, with the sources inside of it."""
-    return type(part).__module__.startswith("harness.") and all(map(_is_ours, getattr(part, "sources", {}).values()))
+    return type(part).__module__.startswith("harness.") and all(
+        map(_is_ours, getattr(part, "sources", {}).values())
+    )
 
 
 @contextmanager
@@ -87,8 +126,14 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _as_batch(read: Any) -> Batch:
-    """A batch of arrays, or a list of samples, as a dict of tensors (B, ...); what has no numbers stays a list."""
-    columns = read if isinstance(read, Mapping) else {name: [sample[name] for sample in read] for name in read[0]}
+    """A batch of arrays, or a list of samples, as a dict of tensors (B, ...); what has no numbers
+    stays a list.
+    """
+    columns = (
+        read
+        if isinstance(read, Mapping)
+        else {name: [sample[name] for sample in read] for name in read[0]}
+    )
     return {name: _as_tensor(values) for name, values in columns.items()}
 
 
@@ -96,7 +141,8 @@ def _as_tensor(values: Any) -> Any:
     if isinstance(values, Tensor):
         return values
     if isinstance(values, list) and values and isinstance(values[0], Tensor | np.ndarray):
-        if len({value.shape for value in values}) > 1:  # ragged: a treatment has to make one shape of them
+        # Ragged: a treatment has to make one shape of them
+        if len({value.shape for value in values}) > 1:
             return [torch.as_tensor(value) for value in values]
         if isinstance(values[0], Tensor):
             return torch.stack(values)

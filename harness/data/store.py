@@ -1,12 +1,15 @@
-"""Samples kept ready: what a source and the treatments that are done once give, as arrays that are mapped into memory.
+"""Samples kept ready: what a source and the treatments that are done once give, as arrays that are
+mapped into memory.
 
     STORE/<key>/shard-00000/<column>.npy     a shard's samples, (n, ...); ragged ones and text: <column>.values.npy, <column>.offsets.npy (n + 1,)
     STORE/<key>/known.json                   what the source knows of each sample
     STORE/<key>/manifest.json                written last: an entry without one is unfinished
 
-A key is a digest of all that decides what is in the entry (preparing.py), so an entry never changes. A shard is written under another name and
-renamed: what an interrupted build left behind is whole, and the next one goes on after it, whoever it was. Two builds of one entry at a time write
-the same shards, and the first to rename wins; no lock is needed.
+A key is a digest of all that decides what is in the entry (preparing.py), so an entry never
+changes. A shard is written under another name and
+renamed: what an interrupted build left behind is whole, and the next one goes on after it, whoever
+it was. Two builds of one entry at a time write the same shards, and the first to rename wins; no
+lock is needed.
 """
 
 import os
@@ -68,10 +71,21 @@ class Store:
         path = self.directory / key
         return path if (path / MANIFEST).exists() else None
 
-    def build(self, key: str, split: Split, made_of: Mapping[str, Any], num_workers: int, pause: Pause, progress: Progress) -> Path:
-        """Make an entry of all samples of a split, in its order, going on after what is there. `pause` may raise, to end the build between blocks.
+    def build(
+        self,
+        key: str,
+        split: Split,
+        made_of: Mapping[str, Any],
+        num_workers: int,
+        pause: Pause,
+        progress: Progress,
+    ) -> Path:
+        """Make an entry of all samples of a split, in its order, going on after what is there.
 
-        Raises DataError: for samples that cannot be read or kept, or if the disk does not take them.
+        `pause` may raise, to end the build between blocks.
+
+        Raises DataError: for samples that cannot be read or kept, or if the disk does not take
+        them.
         """
         path = self.directory / key
         with _telling(path):
@@ -91,26 +105,43 @@ class Store:
         known = split.source.known() if hasattr(split.source, "known") else {}
         with _telling(path):
             write_json(path / KNOWN, {name: list(values) for name, values in known.items()})
-            manifest = {"format": FORMAT, "num_samples": len(split), "num_shards": number, "columns": columns, "made_of": made_of}
+            manifest = {
+                "format": FORMAT,
+                "num_samples": len(split),
+                "num_shards": number,
+                "columns": columns,
+                "made_of": made_of,
+            }
             write_json(path / MANIFEST, manifest)
             sync_directory(path)
-        for left in path.glob(".shard-*"):  # of builds that were killed, or of one that was slower than this
+        # Of builds that were killed, or of one that was slower than this
+        for left in path.glob(".shard-*"):
             shutil.rmtree(left, ignore_errors=True)
         return path
 
     def entries(self) -> list[Entry]:
         """All entries, by key."""
-        paths = sorted(path for path in self.directory.iterdir() if path.is_dir()) if self.directory.is_dir() else []
+        paths = (
+            sorted(path for path in self.directory.iterdir() if path.is_dir())
+            if self.directory.is_dir()
+            else []
+        )
         found = []
         for path in paths:
             manifest = read_json(path / MANIFEST) if (path / MANIFEST).exists() else None
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            about = (None, {}, {}) if manifest is None else (manifest["num_samples"], manifest["made_of"], manifest["columns"])
+            about = (
+                (None, {}, {})
+                if manifest is None
+                else (manifest["num_samples"], manifest["made_of"], manifest["columns"])
+            )
             found.append(Entry(path.name, path, size, *about))
         return found
 
     def prune(self, keep: set[str]) -> list[Entry]:
-        """Delete the entries whose keys are not in `keep`; returns them. An entry loses its manifest first: half of one is never taken for whole."""
+        """Delete the entries whose keys are not in `keep`; returns them. An entry loses its
+        manifest first: half of one is never taken for whole.
+        """
         gone = [entry for entry in self.entries() if entry.key not in keep]
         for entry in gone:
             with _telling(entry.path):
@@ -120,18 +151,30 @@ class Store:
 
 
 class Stored:
-    """An entry as a source. A sample has the columns that were kept; ragged columns come as lists of arrays, text as lists of str."""
+    """An entry as a source.
+
+    A sample has the columns that were kept; ragged columns come as lists of arrays, text as lists
+    of str.
+    """
 
     def __init__(self, path: Path) -> None:
         manifest = read_json(path / MANIFEST)
         if manifest.get("format") != FORMAT:
-            raise DataError(f"{path}: format {manifest.get('format')} of another version of fermarsi. Delete it: it will be built again.")
+            raise DataError(
+                f"{path}: format {manifest.get('format')} of another version of fermarsi. Delete "
+                "it: it will be built again."
+            )
         self.path = path
         self.skipped: list[str] = manifest["made_of"].get("left_out", [])
-        self._shards = [_Shard(path / f"shard-{number:05}") for number in range(manifest["num_shards"])]
+        self._shards = [
+            _Shard(path / f"shard-{number:05}") for number in range(manifest["num_shards"])
+        ]
         self._begins = np.cumsum([0, *(shard.num_samples for shard in self._shards)])
         if self._begins[-1] != manifest["num_samples"]:
-            raise DataError(f"{path}: {self._begins[-1]} of {manifest['num_samples']} samples are there. Delete it: it will be built again.")
+            raise DataError(
+                f"{path}: {self._begins[-1]} of {manifest['num_samples']} samples are there. "
+                "Delete it: it will be built again."
+            )
 
     def __reduce__(self) -> tuple[type["Stored"], tuple[Path]]:
         return Stored, (self.path,)  # to a worker goes the path, not what is mapped
@@ -153,7 +196,10 @@ class Stored:
         which = np.searchsorted(self._begins, wanted, side="right") - 1
         order = np.argsort(which, kind="stable")
         back = np.argsort(order)
-        parts = [self._shards[number].read(wanted[which == number] - self._begins[number]) for number in np.unique(which)]
+        parts = [
+            self._shards[number].read(wanted[which == number] - self._begins[number])
+            for number in np.unique(which)
+        ]
         return {name: _taken(_joined([part[name] for part in parts]), back) for name in parts[0]}
 
     def known(self) -> Mapping[str, Sequence[str]]:
@@ -168,7 +214,11 @@ class _Shard:
         self.num_samples = int(described["num_samples"])
         self._columns: dict[str, tuple[str, list[NDArray[Any]]]] = {}
         for name, kind in described["columns"].items():
-            files = [f"{name}.npy"] if kind == "array" else [f"{name}.values.npy", f"{name}.offsets.npy"]
+            files = (
+                [f"{name}.npy"]
+                if kind == "array"
+                else [f"{name}.values.npy", f"{name}.offsets.npy"]
+            )
             self._columns[name] = (kind, [_mapped(path / file) for file in files])
 
     def read(self, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -178,23 +228,45 @@ class _Shard:
                 found[name] = arrays[0][rows]
                 continue
             values, offsets = arrays
-            pieces = [values[begin:end] for begin, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
-            found[name] = [piece.tobytes().decode() for piece in pieces] if kind == "text" else [piece.copy() for piece in pieces]
+            pieces = [
+                values[begin:end]
+                for begin, end in zip(
+                    offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True
+                )
+            ]
+            found[name] = (
+                [piece.tobytes().decode() for piece in pieces]
+                if kind == "text"
+                else [piece.copy() for piece in pieces]
+            )
         return found
 
 
-def _next_shard(split: Split, begin: int, num_workers: int, pause: Pause, progress: Progress) -> dict[str, list[Any]]:
+def _next_shard(
+    split: Split, begin: int, num_workers: int, pause: Pause, progress: Progress
+) -> dict[str, list[Any]]:
     """{column: one item a sample} from sample `begin` on, until a shard is full or the split ends."""
     shard: dict[str, list[Any]] = {}
     size = 0
     rest = np.arange(begin, len(split), dtype=np.int64)
-    for block, batch in evaluation_batches(split, BLOCK_SAMPLES, 0, 1, torch.device("cpu"), num_workers, rest):
+    for block, batch in evaluation_batches(
+        split, BLOCK_SAMPLES, 0, 1, torch.device("cpu"), num_workers, rest
+    ):
         pause()
         if shard and shard.keys() != batch.keys():
-            raise DataError(f"{split.where}: samples from {begin + block * BLOCK_SAMPLES} on have {', '.join(batch)}; before: {', '.join(shard)}.")
+            raise DataError(
+                f"{split.where}: samples from {begin + block * BLOCK_SAMPLES} on have "
+                f"{', '.join(batch)}; before: {', '.join(shard)}."
+            )
         for name, values in batch.items():
-            items = list(values.numpy()) if isinstance(values, torch.Tensor) else [_plain(item, name, split.where) for item in values]
-            size += sum(len(item.encode()) if isinstance(item, str) else item.nbytes for item in items)
+            items = (
+                list(values.numpy())
+                if isinstance(values, torch.Tensor)
+                else [_plain(item, name, split.where) for item in values]
+            )
+            size += sum(
+                len(item.encode()) if isinstance(item, str) else item.nbytes for item in items
+            )
             shard.setdefault(name, []).extend(items)
         progress(begin + len(next(iter(shard.values()))), len(split))
         if size >= SHARD_BYTES:
@@ -204,8 +276,13 @@ def _next_shard(split: Split, begin: int, num_workers: int, pause: Pause, progre
 
 def _plain(item: Any, name: str, where: str) -> Any:
     array = item.numpy() if isinstance(item, torch.Tensor) else item
-    if not isinstance(array, str) and not (isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.ndim):
-        raise DataError(f"{where}: {name}: a {type(item).__name__} cannot be kept in a store. Let a treatment before it make an array or text of it.")
+    if not isinstance(array, str) and not (
+        isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.ndim
+    ):
+        raise DataError(
+            f"{where}: {name}: a {type(item).__name__} cannot be kept in a store. Let a treatment "
+            "before it make an array or text of it."
+        )
     return array
 
 
@@ -226,7 +303,10 @@ def _fill(making: Path, columns: Mapping[str, list[Any]]) -> None:
     kinds = {}
     for name, items in columns.items():
         if "/" in name or name.startswith("."):
-            raise DataError(f"{making.parent}: a column cannot be called {name!r} in a store. Rename it in the source.")
+            raise DataError(
+                f"{making.parent}: a column cannot be called {name!r} in a store. Rename it in the "
+                "source."
+            )
         if isinstance(items[0], str):
             kinds[name] = "text"
             encoded = [np.frombuffer(item.encode(), dtype=np.uint8) for item in items]
@@ -237,10 +317,15 @@ def _fill(making: Path, columns: Mapping[str, list[Any]]) -> None:
             _save(making / f"{name}.npy", np.stack(encoded))
         else:
             if len({(item.dtype, item.shape[1:]) for item in encoded}) > 1:
-                raise DataError(f"{making.parent}: {name}: samples differ in dtype or in more than their first axis. Bring them to one shape.")
+                raise DataError(
+                    f"{making.parent}: {name}: samples differ in dtype or in more than their first "
+                    "axis. Bring them to one shape."
+                )
             _save(making / f"{name}.values.npy", np.concatenate(encoded))
             _save(making / f"{name}.offsets.npy", np.cumsum([0, *(len(item) for item in encoded)]))
-    write_json(making / MANIFEST, {"num_samples": len(next(iter(columns.values()))), "columns": kinds})
+    write_json(
+        making / MANIFEST, {"num_samples": len(next(iter(columns.values()))), "columns": kinds}
+    )
     sync_directory(making)
 
 
@@ -253,19 +338,29 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 def _mapped(path: Path) -> NDArray[Any]:
     try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # a plain array on the mapping: memmap's own indexing is slower
+        # A plain array on the mapping: memmap's own indexing is slower
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}. Delete {path.parent.parent}: it will be built again.") from error
+        raise DataError(
+            f"{path}: {error}. Delete {path.parent.parent}: it will be built again."
+        ) from error
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    if all(isinstance(part, np.ndarray) for part in parts) and len({part.shape[1:] for part in parts}) == 1:
+    if (
+        all(isinstance(part, np.ndarray) for part in parts)
+        and len({part.shape[1:] for part in parts}) == 1
+    ):
         return np.concatenate(parts)
     return [item for part in parts for item in part]
 
 
 def _taken(values: Any, order: NDArray[np.int64]) -> Any:
-    return values[order] if isinstance(values, np.ndarray) else [values[place] for place in order.tolist()]
+    return (
+        values[order]
+        if isinstance(values, np.ndarray)
+        else [values[place] for place in order.tolist()]
+    )
 
 
 @contextmanager
@@ -274,4 +369,6 @@ def _telling(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"{error.filename or path}: {error.strerror or error}"
-        raise DataError(f"{what}. Make room or set another data.store.dir; what is done is kept.") from error
+        raise DataError(
+            f"{what}. Make room or set another data.store.dir; what is done is kept."
+        ) from error

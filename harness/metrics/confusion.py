@@ -6,7 +6,10 @@ from torchmetrics import Metric
 
 
 class Confusion(Metric):  # type: ignore[misc]  # torchmetrics is not typed
-    """How often class t was taken for class p: a table (C, C) int64, rows are targets. Unlike in torchmetrics' own, no update waits for the GPU."""
+    """How often class t was taken for class p: a table (C, C) int64, rows are targets.
+
+    Unlike in torchmetrics' own, no update waits for the GPU.
+    """
 
     full_state_update = False
     confusion: Tensor
@@ -14,10 +17,16 @@ class Confusion(Metric):  # type: ignore[misc]  # torchmetrics is not typed
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state(
+            "confusion",
+            torch.zeros(num_classes, num_classes, dtype=torch.int64),
+            dist_reduce_fx="sum",
+        )
 
     def update(self, predicted: Tensor, targets: Tensor, counted: Tensor) -> None:
-        """predicted, targets: (...) class numbers; counted: (...) bool, False for a target that is ignored and may be any number."""
+        """predicted, targets: (...) class numbers; counted: (...) bool, False for a target that is
+        ignored and may be any number.
+        """
         cells = torch.where(counted, targets * self.num_classes + predicted, 0).flatten()
         self.confusion.view(-1).scatter_add_(0, cells, counted.flatten().to(torch.int64))
 

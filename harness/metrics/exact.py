@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 
 class ExactSum:
-    """A running sum without rounding: partials that do not overlap (Shewchuk, "Adaptive precision floating-point arithmetic", 1997, section 2.4)."""
+    """A running sum without rounding: partials that do not overlap (Shewchuk, "Adaptive precision
+    floating-point arithmetic", 1997, section 2.4).
+    """
 
     def __init__(self, partials: Sequence[float] = ()) -> None:
         self.partials = list(partials)
@@ -27,5 +29,7 @@ class ExactSum:
 
 
 def exact_sum(values: Sequence[float]) -> float:
-    """The sum, rounded once; NaN or infinite if a summand is (where math.fsum would raise on inf - inf)."""
+    """The sum, rounded once; NaN or infinite if a summand is (where math.fsum would raise on inf -
+    inf).
+    """
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

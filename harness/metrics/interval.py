@@ -1,4 +1,7 @@
-"""Metrics of an interval: torchmetrics in, the same bits out on any number of ranks. An update never waits for the device."""
+"""Metrics of an interval: torchmetrics in, the same bits out on any number of ranks.
+
+An update never waits for the device.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,11 +17,15 @@ from harness.ranks.ranks import Ranks
 class Updates(Protocol):
     """The part of a task that turns outputs into metric updates."""
 
-    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Mapping[str, Any]) -> None: ...
+    def update(
+        self, metrics: Mapping[str, Metric], outputs: Any, batch: Mapping[str, Any]
+    ) -> None: ...
 
 
 class IntervalMetrics:
-    """Metrics over the micro-batches since the last `reset`, on all ranks together. `number` orders micro-batches over all ranks.
+    """Metrics over the micro-batches since the last `reset`, on all ranks together.
+
+    `number` orders micro-batches over all ranks.
 
     Raises ConfigError for a metric whose states cannot be added up exactly.
     """
@@ -50,9 +57,11 @@ class IntervalMetrics:
                 state.take(metric, number)
 
     def compute(self, ranks: Ranks) -> dict[str, Tensor]:
-        """What each metric gives, on the CPU; one that gives a dict is spread as `<metric>_<key>`. Called by every rank; the host waits.
+        """What each metric gives, on the CPU; one that gives a dict is spread as `<metric>_<key>`.
+        Called by every rank; the host waits.
 
-        Raises DataError if a metric cannot be computed from what was seen, ConfigError if it gives something else than tensors.
+        Raises DataError if a metric cannot be computed from what was seen, ConfigError if it gives
+        something else than tensors.
         """
         computed: dict[str, Tensor] = {}
         for name, blank in self._blank.items():
@@ -60,29 +69,53 @@ class IntervalMetrics:
             for state in self._states[name]:
                 setattr(metric, state.name, state.merged(ranks))
             try:
-                # The class's own method: the instance's would gather over ranks by itself, a second time.
+                # The class's own method: the instance's would gather over ranks by itself, a second
+                # time.
                 value = type(metric).compute(metric)
             except (ValueError, RuntimeError, IndexError) as error:
                 reason = str(error).rstrip(". ")
-                raise DataError(f"metric {name}: cannot be computed: {reason}. Take it out of task.metrics or give a split that it fits.") from error
-            parts = {f"{name}_{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+                raise DataError(
+                    f"metric {name}: cannot be computed: {reason}. Take it out of task.metrics or "
+                    "give a split that it fits."
+                ) from error
+            parts = (
+                {f"{name}_{key}": part for key, part in value.items()}
+                if isinstance(value, Mapping)
+                else {name: value}
+            )
             for key, part in parts.items():
                 if not isinstance(part, Tensor):
-                    raise ConfigError(f"task.metrics.{name}: gives a {type(part).__name__}; only metrics that give tensors can be used.")
+                    raise ConfigError(
+                        f"task.metrics.{name}: gives a {type(part).__name__}; only metrics that "
+                        "give tensors can be used."
+                    )
                 computed[key] = part.squeeze() if part.numel() == 1 else part
         return computed
 
     def gathered(self, ranks: Ranks) -> dict[str, Any]:
-        """The whole interval over all ranks as a JSON value with exact floats. Called by every rank; the host waits."""
-        return {name: {state.name: state.stored(ranks) for state in states} for name, states in self._states.items()}
+        """The whole interval over all ranks as a JSON value with exact floats.
+
+        Called by every rank; the host waits.
+        """
+        return {
+            name: {state.name: state.stored(ranks) for state in states}
+            for name, states in self._states.items()
+        }
 
     def restore(self, stored: Mapping[str, Mapping[str, Any]], rank: int) -> None:
-        """Go on from what `gathered` gave, on any number of ranks: rank 0 takes it all, the others start empty. Raises CheckpointError."""
+        """Go on from what `gathered` gave, on any number of ranks: rank 0 takes it all, the others
+        start empty. Raises CheckpointError.
+        """
         self.reset()
         have = {name: sorted(states) for name, states in stored.items()}
-        want = {name: sorted(state.name for state in states) for name, states in self._states.items()}
+        want = {
+            name: sorted(state.name for state in states) for name, states in self._states.items()
+        }
         if have != want:
-            raise CheckpointError(f"train_metrics: the checkpoint holds the states {have}, the task needs {want}. Give it the metrics it had.")
+            raise CheckpointError(
+                f"train_metrics: the checkpoint holds the states {have}, the task needs {want}. "
+                "Give it the metrics it had."
+            )
         if rank == 0:
             for name, states in self._states.items():
                 for state in states:
@@ -94,7 +127,13 @@ def _blank(name: str, metric: Metric) -> Metric:
     blank = metric.clone().cpu()
     blank.reset()
     if hasattr(blank, "validate_args"):
-        blank.validate_args = False  # task.check has looked at the values, in a worker: here the host would wait for the GPU
-    if not blank._defaults or any(isinstance(part, Metric) for part in blank.modules() if part is not blank):
-        raise ConfigError(f"task.metrics.{name}: {type(metric).__name__} keeps no state of its own (a wrapper?). Give the wrapped metric itself.")
+        # Task.check has looked at the values, in a worker: here the host would wait for the GPU
+        blank.validate_args = False
+    if not blank._defaults or any(
+        isinstance(part, Metric) for part in blank.modules() if part is not blank
+    ):
+        raise ConfigError(
+            f"task.metrics.{name}: {type(metric).__name__} keeps no state of its own (a wrapper?). "
+            "Give the wrapped metric itself."
+        )
     return blank

@@ -1,7 +1,9 @@
-"""How the states of metrics are kept between updates and brought together over ranks, so that the order of additions cannot matter.
+"""How the states of metrics are kept between updates and brought together over ranks, so that the
+order of additions cannot matter.
 
-Integer sums add up in place on the device; floating-point sums are kept as one summand a micro-batch and added without rounding (Shewchuk,
-"Adaptive precision floating-point arithmetic", 1997); rows ("cat" states) are put in the order of their micro-batches.
+Integer sums add up in place on the device; floating-point sums are kept as one summand a
+micro-batch and added without rounding (Shewchuk, "Adaptive precision floating-point arithmetic",
+1997); rows ("cat" states) are put in the order of their micro-batches.
 """
 
 import base64
@@ -50,12 +52,18 @@ class _Count:
         self._sum = getattr(metric, self.name)
         if self._sum.is_floating_point() or self._sum.shape != self._default.shape:
             raise ConfigError(
-                f"task.metrics: {type(metric).__name__}.{self.name} began as integers {tuple(self._default.shape)} and became "
-                f"{self._sum.dtype} {tuple(self._sum.shape)}: it cannot be added up exactly. Use another metric."
+                f"task.metrics: {type(metric).__name__}.{self.name} began as integers "
+                f"{tuple(self._default.shape)} and became "
+                f"{self._sum.dtype} {tuple(self._sum.shape)}: it cannot be added up exactly. Use "
+                "another metric."
             )
 
     def merged(self, ranks: Ranks) -> Tensor:
-        return torch.stack(ranks.gather_rows(self._sum.to(torch.int64).reshape(1, -1))).sum(0).view(self._sum.shape)
+        return (
+            torch.stack(ranks.gather_rows(self._sum.to(torch.int64).reshape(1, -1)))
+            .sum(0)
+            .view(self._sum.shape)
+        )
 
     def stored(self, ranks: Ranks) -> dict[str, Any]:
         total = self.merged(ranks)
@@ -67,7 +75,9 @@ class _Count:
 
 
 class _Sum:
-    """A floating-point sum: one summand a micro-batch, in float64, added up without rounding whenever it is asked for."""
+    """A floating-point sum: one summand a micro-batch, in float64, added up without rounding
+    whenever it is asked for.
+    """
 
     def __init__(self, name: str, default: Tensor) -> None:
         self.name = name
@@ -86,17 +96,22 @@ class _Sum:
         summand = getattr(metric, self.name)
         if self._summands and summand.shape != self._summands[0].shape:
             raise ConfigError(
-                f"task.metrics: {type(metric).__name__}.{self.name} has the shape {tuple(self._summands[0].shape)} in one micro-batch and "
+                f"task.metrics: {type(metric).__name__}.{self.name} has the shape "
+                f"{tuple(self._summands[0].shape)} in one micro-batch and "
                 f"{tuple(summand.shape)} in another: it cannot be added up. Use another metric."
             )
         self._summands.append(summand)
 
     def merged(self, ranks: Ranks) -> Tensor:
         shape, columns = self._gathered(ranks)
-        return torch.tensor([exact_sum(column) for column in columns], dtype=torch.float64).view(shape)
+        return torch.tensor([exact_sum(column) for column in columns], dtype=torch.float64).view(
+            shape
+        )
 
     def stored(self, ranks: Ranks) -> dict[str, Any]:
-        """Each value as a few summands whose sum it is to the last bit, so that more can be added after a restore."""
+        """Each value as a few summands whose sum it is to the last bit, so that more can be added
+        after a restore.
+        """
         shape, columns = self._gathered(ranks)
         return {"shape": shape, "values": [_condensed(column) for column in columns]}
 
@@ -111,14 +126,25 @@ class _Sum:
         return torch.zeros(0, *self._zero.shape, dtype=torch.float64)
 
     def _gathered(self, ranks: Ranks) -> tuple[list[int], list[list[float]]]:
-        """The state's shape, which it may have found only in its first update, and for each of its values all summands of all ranks."""
+        """The state's shape, which it may have found only in its first update, and for each of its
+        values all summands of all ranks.
+        """
         seen = [torch.stack(self._summands).double().cpu()] if self._summands else []
         parts = [part for part in (self._carried, *seen) if len(part)]
-        shapes = [shape for held in ranks.gather([list(part.shape[1:]) for part in parts]) for shape in held]
+        shapes = [
+            shape
+            for held in ranks.gather([list(part.shape[1:]) for part in parts])
+            for shape in held
+        ]
         shape = shapes[0] if shapes else list(self._zero.shape)
         if any(other != shape for other in shapes):
-            raise ConfigError(f"task.metrics: the state {self.name} has the shapes {shapes} on different ranks: it cannot be added up.")
-        rows = torch.cat(ranks.gather_rows(torch.cat([torch.zeros(0, *shape, dtype=torch.float64), *parts])))
+            raise ConfigError(
+                f"task.metrics: the state {self.name} has the shapes {shapes} on different ranks: "
+                "it cannot be added up."
+            )
+        rows = torch.cat(
+            ranks.gather_rows(torch.cat([torch.zeros(0, *shape, dtype=torch.float64), *parts]))
+        )
         return shape, rows.reshape(len(rows), math.prod(shape)).T.tolist()
 
 
@@ -146,8 +172,15 @@ class _Rows:
 
     def stored(self, ranks: Ranks) -> dict[str, Any]:
         numbers, counts, rows = self._gathered(ranks)
-        packed = base64.b64encode(_as_bytes(rows).numpy().tobytes()).decode()  # there may be millions: as decimal text they would take seconds
-        return {"numbers": numbers, "counts": counts, "dtype": str(rows.dtype), "shape": list(rows.shape[1:]), "base64": packed}
+        # There may be millions: as decimal text they would take seconds
+        packed = base64.b64encode(_as_bytes(rows).numpy().tobytes()).decode()
+        return {
+            "numbers": numbers,
+            "counts": counts,
+            "dtype": str(rows.dtype),
+            "shape": list(rows.shape[1:]),
+            "base64": packed,
+        }
 
     def restore(self, stored: Any, metric: Metric) -> None:
         if not stored["numbers"]:
@@ -157,29 +190,49 @@ class _Rows:
         self._rows = list(zip(stored["numbers"], torch.split(rows, stored["counts"]), strict=True))
 
     def _gathered(self, ranks: Ranks) -> tuple[list[int], list[int], Tensor]:
-        """(numbers, rows of each, all rows) over all ranks, in the order of numbers. Bytes travel, so that any dtype can."""
+        """(numbers, rows of each, all rows) over all ranks, in the order of numbers.
+
+        Bytes travel, so that any dtype can.
+        """
         held = [rows.cpu() for _, rows in self._rows]
-        layout: list[Any] = [[number, len(rows), str(rows.dtype), list(rows.shape[1:])] for number, rows in self._rows]
+        layout: list[Any] = [
+            [number, len(rows), str(rows.dtype), list(rows.shape[1:])]
+            for number, rows in self._rows
+        ]
         layouts = ranks.gather(layout)
         # A rank without rows learns from the others what a row looks like.
-        dtype, shape = next(((kind, form) for layout in layouts for _, _, kind, form in layout), ("torch.float32", []))
+        dtype, shape = next(
+            ((kind, form) for layout in layouts for _, _, kind, form in layout),
+            ("torch.float32", []),
+        )
         none = torch.zeros(0, *shape, dtype=_dtype(dtype))
         parts = ranks.gather_rows(_as_bytes(torch.cat(held) if held else none))
         blocks: list[tuple[int, Tensor]] = []
         for layout, part in zip(layouts, parts, strict=True):
-            rows = torch.split(_from_bytes(part, dtype, shape), [count for _, count, _, _ in layout])
+            rows = torch.split(
+                _from_bytes(part, dtype, shape), [count for _, count, _, _ in layout]
+            )
             blocks += zip([number for number, _, _, _ in layout], rows, strict=True)
         blocks.sort(key=lambda block: block[0])
-        return [number for number, _ in blocks], [len(rows) for _, rows in blocks], torch.cat([none, *(rows for _, rows in blocks)])
+        return (
+            [number for number, _ in blocks],
+            [len(rows) for _, rows in blocks],
+            torch.cat([none, *(rows for _, rows in blocks)]),
+        )
 
 
 def states_of(name: str, metric: Metric) -> Sequence[State]:
-    """How to keep each state of a metric. Raises ConfigError for one that cannot be brought together exactly."""
+    """How to keep each state of a metric.
+
+    Raises ConfigError for one that cannot be brought together exactly.
+    """
     return [_state(name, metric, state, default) for state, default in metric._defaults.items()]
 
 
 def _state(name: str, metric: Metric, state: str, default: Any) -> State:
-    """How to keep a state, by what torchmetrics (1.9; it has no public name for either) says of its default and its reduction over ranks."""
+    """How to keep a state, by what torchmetrics (1.9; it has no public name for either) says of its
+    default and its reduction over ranks.
+    """
     reduction = metric._reductions[state]
     if reduction is dim_zero_cat and isinstance(default, list):
         return _Rows(state)
@@ -190,8 +243,10 @@ def _state(name: str, metric: Metric, state: str, default: Any) -> State:
             return _Count(state, default)
     reduced = getattr(reduction, "__name__", reduction)
     raise ConfigError(
-        f"task.metrics.{name}: {type(metric).__name__} keeps a state {state!r} that is reduced over ranks by {reduced}; only sums and concatenations "
-        "give the same value on any number of ranks. Choose a metric, or one of its options, that keeps those."
+        f"task.metrics.{name}: {type(metric).__name__} keeps a state {state!r} that is reduced "
+        f"over ranks by {reduced}; only sums and concatenations "
+        "give the same value on any number of ranks. Choose a metric, or one of its options, that "
+        "keeps those."
     )
 
 

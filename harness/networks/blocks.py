@@ -16,8 +16,9 @@ _BATCH_NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.B
 def norm_layer(kind: Norm, channels: int, num_axes: int) -> nn.Module:
     """A normalisation of (B, channels, ...) with `num_axes` axes after the channels.
 
-    "group" (Wu & He, "Group normalization", ECCV 2018) and "layer" look at one sample at a time: a network does the same on any number of ranks.
-    "batch" looks at its micro-batch, and its running statistics, used in evaluations, are those of rank 0's micro-batches.
+    "group" (Wu & He, "Group normalization", ECCV 2018) and "layer" look at one sample at a time: a
+    network does the same on any number of ranks. "batch" looks at its micro-batch, and its running
+    statistics, used in evaluations, are those of rank 0's micro-batches.
     """
     if kind == "none":
         return nn.Identity()
@@ -26,7 +27,9 @@ def norm_layer(kind: Norm, channels: int, num_axes: int) -> nn.Module:
     if kind == "layer":
         return nn.LayerNorm(channels) if num_axes == 0 else nn.GroupNorm(1, channels)
     if kind == "group":
-        return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)
+        return nn.GroupNorm(
+            next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels
+        )
     raise ConfigError(f"norm: {kind!r} is none of none, batch, group, layer.")
 
 
@@ -34,7 +37,10 @@ def activation_layer(name: str) -> nn.Module:
     """An activation by its name in torch.nn, e.g. "ReLU", "GELU", "Tanh"."""
     kind = getattr(nn, name, None)
     if not (isinstance(kind, type) and kind.__module__ == "torch.nn.modules.activation"):
-        raise ConfigError(f"activation: {name!r} is no activation of torch.nn. Give a name such as ReLU, GELU, SiLU, Tanh.")
+        raise ConfigError(
+            f"activation: {name!r} is no activation of torch.nn. Give a name such as ReLU, GELU, "
+            "SiLU, Tanh."
+        )
     layer: nn.Module = kind()
     return layer
 
@@ -48,15 +54,33 @@ def head(features: int, out_features: int | None, dropout: float = 0.0) -> nn.Mo
 
 
 class Mlp(nn.Sequential):
-    """A perceptron: (B, ...) with dims[0] numbers a sample, flattened -> (B, dims[-1]); after each hidden layer norm, activation, dropout."""
+    """A perceptron: (B, ...) with dims[0] numbers a sample, flattened -> (B, dims[-1]); after each
+    hidden layer norm, activation, dropout.
+    """
 
-    def __init__(self, dims: Sequence[int], activation: str = "ReLU", dropout: float = 0.0, norm: Norm = "none") -> None:
+    def __init__(
+        self,
+        dims: Sequence[int],
+        activation: str = "ReLU",
+        dropout: float = 0.0,
+        norm: Norm = "none",
+    ) -> None:
         if len(dims) < 2 or min(dims) < 1:
-            raise ConfigError(f"dims: {list(dims)}: needs the number of inputs and of outputs at least, each 1 or more.")
+            raise ConfigError(
+                f"dims: {list(dims)}: needs the number of inputs and of outputs at least, each 1 "
+                "or more."
+            )
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(dims[:-1]):
-            layers += [nn.Linear(before, after), norm_layer(norm, after, 0), activation_layer(activation), nn.Dropout(dropout)]
-        super().__init__(*(layer for layer in layers if not _idle(layer)), nn.Linear(dims[-2], dims[-1]))
+            layers += [
+                nn.Linear(before, after),
+                norm_layer(norm, after, 0),
+                activation_layer(activation),
+                nn.Dropout(dropout),
+            ]
+        super().__init__(
+            *(layer for layer in layers if not _idle(layer)), nn.Linear(dims[-2], dims[-1])
+        )
 
 
 def _idle(layer: nn.Module) -> bool:

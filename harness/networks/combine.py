@@ -10,7 +10,8 @@ from harness.errors import ConfigError
 
 
 class Chain(nn.Sequential):
-    """Each part takes what the part before it gives, e.g. an encoder, then a head: `{_target_: harness.networks.Chain, encoder: {...}, head: {...}}`.
+    """Each part takes what the part before it gives, e.g. an encoder, then a head: `{_target_:
+    harness.networks.Chain, encoder: {...}, head: {...}}`.
 
     The parts' names are those of their parameters: `encoder.0.weight`.
     """
@@ -18,20 +19,24 @@ class Chain(nn.Sequential):
     def __init__(self, **parts: nn.Module) -> None:
         super().__init__()
         if not parts:
-            raise ConfigError("a Chain needs a part at least. Give each a name of your own: encoder: {...}.")
+            raise ConfigError(
+                "a Chain needs a part at least. Give each a name of your own: encoder: {...}."
+            )
         for name, part in parts.items():
             self.add_module(name, part)
 
 
 class Fuse(nn.Module):
-    """Several encoders on several inputs, then a head: {key: tensor} -> what the head gives, as a task with a list of inputs calls a network.
+    """Several encoders on several inputs, then a head: {key: tensor} -> what the head gives, as a
+    task with a list of inputs calls a network.
 
     encoders: by the key of their input, each giving (B, F). `how` their features meet:
 
         concat      (B, sum of all F)
         sum         (B, F), each F the same
         attend      (B, F): a sum weighted, for each sample, by a softmax over the encoders of a learned score; `features` is F. Additive
-                    attention (Bahdanau, Cho & Bengio, ICLR 2015) over modalities (Hori et al., ICCV 2017).
+                    attention (Bahdanau, Cho & Bengio, ICLR 2015) over modalities (Hori et al., ICCV
+                    2017).
     """
 
     def __init__(
@@ -45,17 +50,26 @@ class Fuse(nn.Module):
         if how not in ("concat", "sum", "attend"):
             raise ConfigError(f"how: {how!r} is none of concat, sum, attend.")
         if (how == "attend") != (features is not None):
-            raise ConfigError("features: the number of features of each encoder belongs to how: attend, and to it alone.")
+            raise ConfigError(
+                "features: the number of features of each encoder belongs to how: attend, and to "
+                "it alone."
+            )
         if len(encoders) == 0:
             raise ConfigError("encoders: none. Give one for each input, by the input's key.")
         self.how = how
         self.encoders = nn.ModuleDict(encoders)
-        self.score = nn.Sequential(nn.Linear(features, features), nn.Tanh(), nn.Linear(features, 1)) if features is not None else None
+        self.score = (
+            nn.Sequential(nn.Linear(features, features), nn.Tanh(), nn.Linear(features, 1))
+            if features is not None
+            else None
+        )
         self.head = nn.Identity() if head is None else head
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         parts = [encoder(inputs[key]) for key, encoder in self.encoders.items()]
-        fused: Tensor = self.head(torch.cat(parts, 1) if self.how == "concat" else self._together(torch.stack(parts, 1)))
+        fused: Tensor = self.head(
+            torch.cat(parts, 1) if self.how == "concat" else self._together(torch.stack(parts, 1))
+        )
         return fused
 
     def _together(self, parts: Tensor) -> Tensor:
@@ -64,12 +78,16 @@ class Fuse(nn.Module):
 
 
 class Parallel(nn.Module):
-    """Several heads on the same input: x -> {name: what that head gives}; for a task whose loss takes a dict, e.g. harness.tasks.Supervised."""
+    """Several heads on the same input: x -> {name: what that head gives}; for a task whose loss
+    takes a dict, e.g. harness.tasks.Supervised.
+    """
 
     def __init__(self, **heads: nn.Module) -> None:
         super().__init__()
         if not heads:
-            raise ConfigError("a Parallel needs a head at least. Give each a name of your own: kind: {...}.")
+            raise ConfigError(
+                "a Parallel needs a head at least. Give each a name of your own: kind: {...}."
+            )
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

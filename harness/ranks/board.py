@@ -6,9 +6,11 @@ import torch.distributed as dist
 
 
 class Board:
-    """Notes that ranks leave for each other without a collective, over a connection of its own: for another thread, and when collectives fail.
+    """Notes that ranks leave for each other without a collective, over a connection of its own: for
+    another thread, and when collectives fail.
 
-    No call raises: without the store no note is left and none is found. Where the store's machine is cut off, a call may last.
+    No call raises: without the store no note is left and none is found. Where the store's machine
+    is cut off, a call may last.
     """
 
     def __init__(self) -> None:
@@ -24,5 +26,9 @@ class Board:
     def read(self, key: str) -> str | None:
         """A note, None if there is none."""
         with suppress(RuntimeError, ValueError):
-            return str(self._store.get(f"fermarsi/{key}").decode()) if self._store.check([f"fermarsi/{key}"]) else None
+            return (
+                str(self._store.get(f"fermarsi/{key}").decode())
+                if self._store.check([f"fermarsi/{key}"])
+                else None
+            )
         return None

@@ -12,19 +12,29 @@ MEETING = "fermarsi://"  # for init_process_group: see `_meet`
 
 
 def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
-    """As env://, but each restart by an elastic agent meets under keys of its own: the store outlives the workers, and with accelerate's default, a
-    static rendezvous, it is the same one after a restart, where the new workers would find the addresses of the dead (torch 2.15)."""
+    """As env://, but each restart by an elastic agent meets under keys of its own: the store
+    outlives the workers, and with accelerate's default, a static rendezvous, it is the same one
+    after a restart, where the new workers would find the addresses of the dead (torch 2.15).
+    """
     for store, rank, size in rendezvous("env://", **options):
-        yield PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, size
+        yield (
+            PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store),
+            rank,
+            size,
+        )
 
 
-register_rendezvous_handler("fermarsi", _meet)  # type: ignore[no-untyped-call]  # torch has no types there
+# Torch has no types there
+register_rendezvous_handler("fermarsi", _meet)  # type: ignore[no-untyped-call] # see above
 
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an exception is what a collective raises when another rank has gone."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("/gloo/", "nccl", "connection", "broken pipe"))
+        isinstance(error, RuntimeError)
+        and any(
+            word in str(error).lower() for word in ("/gloo/", "nccl", "connection", "broken pipe")
+        )
     )
 
 

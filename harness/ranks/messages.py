@@ -1,4 +1,6 @@
-"""What ranks send each other: JSON in frames of one size, with the rest of a long message behind; errors as what they are."""
+"""What ranks send each other: JSON in frames of one size, with the rest of a long message behind;
+errors as what they are.
+"""
 
 import json
 import traceback
@@ -45,7 +47,9 @@ def pack(reply: Any) -> tuple[Tensor, bytes]:
     """JSON -> a frame (FRAME_BYTES,) uint8, and what does not fit into it."""
     data = json.dumps(reply).encode()
     head = len(data).to_bytes(_LENGTH_BYTES, "little") + data[:_ROOM]
-    return torch.frombuffer(bytearray(head.ljust(FRAME_BYTES, b"\0")), dtype=torch.uint8), data[_ROOM:]
+    return torch.frombuffer(bytearray(head.ljust(FRAME_BYTES, b"\0")), dtype=torch.uint8), data[
+        _ROOM:
+    ]
 
 
 def rest_bytes(frame: Tensor) -> int:

@@ -7,7 +7,8 @@ from harness.ranks.ranks import Ranks
 
 
 class Pulse:
-    """An agreement that costs no wait: each step starts a maximum over ranks and reads the one that the step before started.
+    """An agreement that costs no wait: each step starts a maximum over ranks and reads the one that
+    the step before started.
 
     A level that one rank raises at step k is returned on every rank by the same later call (k + 1).
     """
@@ -18,7 +19,9 @@ class Pulse:
         self._work: dist.Work | None = None
 
     def beat(self, level: int) -> int:
-        """Send this rank's level, return the highest that any rank sent one call earlier (at once if alone). Called by every rank."""
+        """Send this rank's level, return the highest that any rank sent one call earlier (at once
+        if alone). Called by every rank.
+        """
         if self._ranks.size == 1:
             return level
         agreed = self.read()
@@ -27,7 +30,10 @@ class Pulse:
         return agreed
 
     def read(self) -> int:
-        """Finish the exchange in flight and return its level, 0 if there is none. Called by every rank."""
+        """Finish the exchange in flight and return its level, 0 if there is none.
+
+        Called by every rank.
+        """
         if self._work is None:
             return 0
         self._work.wait()

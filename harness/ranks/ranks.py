@@ -1,7 +1,8 @@
 """The processes of a launch: the only module that calls collectives.
 
-Every collective looks like a call (`ranks.decide(...)`), never like an attribute. Control messages are JSON in byte tensors
-on a gloo group of their own, so that they never mix with the gradients' collectives and never pass through pickle.
+Every collective looks like a call (`ranks.decide(...)`), never like an attribute. Control messages
+are JSON in byte tensors on a gloo group of their own, so that they never mix with the gradients'
+collectives and never pass through pickle.
 """
 
 import json
@@ -30,9 +31,18 @@ _BOARD_LIMIT_S = 3.0
 
 
 class Ranks:
-    """This process's place among `size` processes, and what they agree on. All methods that say so must be called by every rank."""
+    """This process's place among `size` processes, and what they agree on.
 
-    def __init__(self, rank: int = 0, size: int = 1, group: "dist.ProcessGroup | None" = None, timeout_s: float = 1800.0) -> None:
+    All methods that say so must be called by every rank.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        group: "dist.ProcessGroup | None" = None,
+        timeout_s: float = 1800.0,
+    ) -> None:
         self.rank = rank
         self.size = size
         self.timeout_s = timeout_s
@@ -42,16 +52,26 @@ class Ranks:
 
     @classmethod
     def join(cls, timeout_s: float = 1800.0) -> "Ranks":
-        """The ranks of the default process group, or one rank alone if there is none. Called by every rank."""
+        """The ranks of the default process group, or one rank alone if there is none.
+
+        Called by every rank.
+        """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls(timeout_s=timeout_s)
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        assert not isinstance(group, int)  # a number stands for a process outside of the group: this one is in it
+        # A number stands for a process outside of the group: this one is in it
+        assert not isinstance(group, int)
         return cls(dist.get_rank(), dist.get_world_size(), group, timeout_s)
 
     def channel(self, timeout_s: float | None = None) -> "Ranks":
-        """The same ranks on a group of their own, for another thread or for messages that are in flight for long. Called by every rank."""
-        return Ranks.join(self.timeout_s if timeout_s is None else timeout_s) if self.size > 1 else Ranks(timeout_s=self.timeout_s)
+        """The same ranks on a group of their own, for another thread or for messages that are in
+        flight for long. Called by every rank.
+        """
+        return (
+            Ranks.join(self.timeout_s if timeout_s is None else timeout_s)
+            if self.size > 1
+            else Ranks(timeout_s=self.timeout_s)
+        )
 
     def is_first(self) -> bool:
         return self.rank == 0
@@ -59,9 +79,12 @@ class Ranks:
     # -- decisions: JSON values in, the same JSON value (or the same error) out on every rank
 
     def decide(self, decision: Callable[[], T]) -> T:
-        """Rank 0 runs `decision`; every rank gets its result (a JSON value) or raises its error. Called by every rank."""
+        """Rank 0 runs `decision`; every rank gets its result (a JSON value) or raises its error.
+        Called by every rank.
+        """
         if self.size == 1:
-            return json.loads(json.dumps(decision()))  # type: ignore[no-any-return] # what several ranks would get
+            # What several ranks would get
+            return json.loads(json.dumps(decision()))  # type: ignore[no-any-return] # see above
         failure: BaseException | None = None
         reply: Any = None
         if self.rank == 0:
@@ -73,7 +96,8 @@ class Ranks:
         return result
 
     def together(self, work: Callable[[], T]) -> T:
-        """Every rank runs `work` and keeps its own result; if any rank fails, every rank raises the lowest failing rank's error.
+        """Every rank runs `work` and keeps its own result; if any rank fails, every rank raises the
+        lowest failing rank's error.
 
         `work` must not contain collectives. Called by every rank.
         """
@@ -85,7 +109,9 @@ class Ranks:
             result = work()
         except Exception as error:  # noqa: BLE001 - sent to all ranks below, then raised
             failure = error
-        replies = self._gather({"error": described(failure, self.rank)} if failure is not None else {"value": None})
+        replies = self._gather(
+            {"error": described(failure, self.rank)} if failure is not None else {"value": None}
+        )
         first = next((reply for reply in replies if "error" in reply), None)
         if failure is not None and first is not None and first["error"]["origin_rank"] == self.rank:
             raise owned(failure, self.rank)
@@ -94,7 +120,11 @@ class Ranks:
 
     def gather(self, value: T) -> list[T]:
         """Each rank's JSON value, in the order of ranks, on every rank. Called by every rank."""
-        return [value] if self.size == 1 else [reply["value"] for reply in self._gather({"value": value})]
+        return (
+            [value]
+            if self.size == 1
+            else [reply["value"] for reply in self._gather({"value": value})]
+        )
 
     def wait_for_all(self) -> None:
         """Return when every rank has come here. Called by every rank."""
@@ -103,28 +133,40 @@ class Ranks:
     # -- tensors
 
     def gather_rows(self, rows: Tensor) -> list[Tensor]:
-        """Each rank's tensor (n_r, ...) on the CPU, in the order of ranks; n may differ between ranks. Called by every rank; the host waits."""
+        """Each rank's tensor (n_r, ...) on the CPU, in the order of ranks; n may differ between
+        ranks. Called by every rank; the host waits.
+        """
         mine = rows.detach().cpu().contiguous()
         if self.size == 1:
             return [mine]
         kinds: list[Any] = self.gather([list(mine.shape), str(mine.dtype)])
         if any((shape[1:], dtype) != (kinds[0][0][1:], kinds[0][1]) for shape, dtype in kinds):
-            raise ValueError(f"rows that do not fit together, by rank: {kinds}")  # gloo would end a process by SIGABRT
+            # Gloo would end a process by SIGABRT
+            raise ValueError(f"rows that do not fit together, by rank: {kinds}")
         sizes = [math.prod(shape) * mine.element_size() for shape, _ in kinds]
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)  # bytes: gloo knows no uint64 and no float8
+        # Bytes: gloo knows no uint64 and no float8
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
         padded[: sizes[self.rank]] = mine.reshape(-1).view(torch.uint8)
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded, group=self._group)
-        return [part[:size].view(mine.dtype).view(shape) for part, size, (shape, _) in zip(parts, sizes, kinds, strict=True)]
+        return [
+            part[:size].view(mine.dtype).view(shape)
+            for part, size, (shape, _) in zip(parts, sizes, kinds, strict=True)
+        ]
 
     def sum_in_place(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, on the tensor's own device, by the default group; no host wait on a GPU. Called by every rank."""
+        """Sum over ranks, on the tensor's own device, by the default group; no host wait on a GPU.
+        Called by every rank.
+        """
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast_in_place(self, tensors: Sequence[Tensor]) -> None:
-        """Rank 0's values into every rank's tensors, one collective a dtype. Called by every rank."""
+        """Rank 0's values into every rank's tensors, one collective a dtype.
+
+        Called by every rank.
+        """
         if self.size == 1:
             return
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
@@ -134,18 +176,30 @@ class Ranks:
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
             dist.broadcast(flat.view(torch.uint8), 0)  # bytes: gloo knows no uint64 and no float8
             if self.rank != 0:
-                for tensor, part in zip(same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True):
+                for tensor, part in zip(
+                    same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True
+                ):
                     tensor.copy_(part.view_as(tensor))
 
     def start_maximum(self, tensor: Tensor) -> "dist.Work | None":
-        """Begin an element-wise maximum over ranks in place on the control group; `wait()` on the result before reading. Called by every rank."""
-        return dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True) if self.size > 1 else None
+        """Begin an element-wise maximum over ranks in place on the control group; `wait()` on the
+        result before reading. Called by every rank.
+        """
+        return (
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            if self.size > 1
+            else None
+        )
 
     # -- failures
 
     def publish_failure(self, error: BaseException) -> None:
-        """Leave this rank's error where its peers find it when their collectives break; the first one stays. No collective."""
-        self._noted(lambda board: board.post(_FAILURE, json.dumps(described(error, self.rank))), None)
+        """Leave this rank's error where its peers find it when their collectives break; the first
+        one stays. No collective.
+        """
+        self._noted(
+            lambda board: board.post(_FAILURE, json.dumps(described(error, self.rank))), None
+        )
 
     def published_failure(self) -> HarnessError | None:
         """The first error that any rank published, or None. No collective."""
@@ -153,13 +207,17 @@ class Ranks:
         return error_from_json(json.loads(text)) if text else None
 
     def missing(self, limit_s: float) -> list[int]:
-        """After a collective has failed: the ranks of which nothing is heard within `limit_s`; [] also if the store is lost. No collective."""
+        """After a collective has failed: the ranks of which nothing is heard within `limit_s`; []
+        also if the store is lost. No collective.
+        """
 
         def look(board: Board) -> list[int]:
             board.post(f"{_SURVIVOR}/{self.rank}", "here")
             deadline = time.monotonic() + limit_s
             while True:
-                silent = [rank for rank in range(self.size) if board.read(f"{_SURVIVOR}/{rank}") is None]
+                silent = [
+                    rank for rank in range(self.size) if board.read(f"{_SURVIVOR}/{rank}") is None
+                ]
                 if not silent or time.monotonic() >= deadline:
                     return [] if self.rank in silent else silent
                 time.sleep(0.1)
@@ -174,7 +232,9 @@ class Ranks:
             return None  # the store's host is gone
 
     def _noted(self, act: "Callable[[Board], T]", otherwise: T, limit_s: float = 0.0) -> T:
-        """The result of an act on the board; `otherwise` if there is none, or if it takes longer than it may: its machine may be cut off."""
+        """The result of an act on the board; `otherwise` if there is none, or if it takes longer
+        than it may: its machine may be cut off.
+        """
         found = [otherwise]
 
         def work() -> None:
@@ -193,18 +253,25 @@ class Ranks:
     def _attempt(self, decision: Callable[[], T]) -> tuple[dict[str, Any], BaseException | None]:
         try:
             reply = {"value": decision()}
-            json.dumps(reply)  # a value that is not JSON fails here, on rank 0, before its peers wait for it
+            # A value that is not JSON fails here, on rank 0, before its peers wait for it
+            json.dumps(reply)
             return reply, None
         except Exception as error:  # noqa: BLE001 - sent to all ranks, then raised on each
             return {"error": described(error, self.rank)}, owned(error, self.rank)
 
     def _broadcast(self, reply: Any) -> Any:
-        frame, rest = pack(reply) if self.rank == 0 else (torch.zeros(FRAME_BYTES, dtype=torch.uint8), b"")
+        frame, rest = (
+            pack(reply) if self.rank == 0 else (torch.zeros(FRAME_BYTES, dtype=torch.uint8), b"")
+        )
         dist.broadcast(frame, 0, group=self._group)
         extra = rest_bytes(frame)
         if extra == 0:
             return unpack(frame, b"")
-        tail = torch.frombuffer(bytearray(rest), dtype=torch.uint8) if self.rank == 0 else torch.empty(extra, dtype=torch.uint8)
+        tail = (
+            torch.frombuffer(bytearray(rest), dtype=torch.uint8)
+            if self.rank == 0
+            else torch.empty(extra, dtype=torch.uint8)
+        )
         dist.broadcast(tail, 0, group=self._group)
         return unpack(frame, tail.numpy().tobytes())
 
@@ -220,5 +287,7 @@ class Ranks:
                 mine[: len(rest)] = torch.frombuffer(bytearray(rest), dtype=torch.uint8)
             parts = [torch.empty_like(mine) for _ in range(self.size)]
             dist.all_gather(parts, mine, group=self._group)
-            tails = [part[:extra].numpy().tobytes() for part, extra in zip(parts, extras, strict=True)]
+            tails = [
+                part[:extra].numpy().tobytes() for part, extra in zip(parts, extras, strict=True)
+            ]
         return [unpack(one, tail) for one, tail in zip(frames, tails, strict=True)]

@@ -14,7 +14,9 @@ T = TypeVar("T")
 
 
 def slowly(ranks: Ranks, work: Callable[[], T], heard_s: float = HEARD_S) -> T:
-    """As `ranks.decide`, for work that may last longer than a rank waits for another: it goes on in a thread, and the others hear that it does."""
+    """As `ranks.decide`, for work that may last longer than a rank waits for another: it goes on in
+    a thread, and the others hear that it does.
+    """
     if ranks.size == 1:
         return ranks.decide(work)
     result: Future[T] = Future()
@@ -26,7 +28,8 @@ def slowly(ranks: Ranks, work: Callable[[], T], heard_s: float = HEARD_S) -> T:
             result.set_exception(error)
 
     if ranks.is_first():
-        # A daemon: if a peer is lost meanwhile, this rank leaves at once, and nothing waits for the work to end.
+        # A daemon: if a peer is lost meanwhile, this rank leaves at once, and nothing waits for the
+        # work to end.
         threading.Thread(target=run, name="fermarsi-slowly", daemon=True).start()
     while not ranks.decide(lambda: bool(wait([result], heard_s).done)):
         pass

@@ -1,7 +1,9 @@
-"""The step that a launch works on, noted in the run directory, so that the next launch knows a step that crashes again and again.
+"""The step that a launch works on, noted in the run directory, so that the next launch knows a step
+that crashes again and again.
 
-One line in `step-in-work`, written over by rank 0 at each step and taken away when a launch ends in order; no clock, no fsync: after a power cut
-the note may be old or gone, and then one crash is not counted.
+One line in `step-in-work`, written over by rank 0 at each step and taken away when a launch ends in
+order; no clock, no fsync: after a power cut the note may be old or gone, and then one crash is not
+counted.
 """
 
 import os
@@ -23,7 +25,9 @@ class Crash:
     times: int
 
     def __str__(self) -> str:
-        return f"step {self.step:,} crashed" + (f" {self.times} times in a row" if self.times > 1 else "")
+        return f"step {self.step:,} crashed" + (
+            f" {self.times} times in a row" if self.times > 1 else ""
+        )
 
 
 def last_crash(run: Path) -> Crash | None:
@@ -36,18 +40,25 @@ def last_crash(run: Path) -> Crash | None:
 
 
 def check_crashes(run: Path, most: int) -> Crash | None:
-    """The crash that ended the launch before. Raises RankError if its step has crashed `most` times in a row."""
+    """The crash that ended the launch before.
+
+    Raises RankError if its step has crashed `most` times in a row.
+    """
     crash = last_crash(run)
     if crash is not None and crash.times >= most:
         raise RankError(
-            f"{run}: {crash} (run.max_crashes: {most}), so this launch does not try again. Mend what breaks it: the output of those launches says "
+            f"{run}: {crash} (run.max_crashes: {most}), so this launch does not try again. Mend "
+            "what breaks it: the output of those launches says "
             f"what. Then remove {run / FILE}, or raise run.max_crashes."
         )
     return crash
 
 
 class StepNote:
-    """Entered around a training on rank 0 (`run` None: elsewhere, where it does nothing). What leaves a note behind is a crash."""
+    """Entered around a training on rank 0 (`run` None: elsewhere, where it does nothing).
+
+    What leaves a note behind is a crash.
+    """
 
     def __init__(self, run: Path | None) -> None:
         self._path = None if run is None else run / FILE
@@ -58,7 +69,11 @@ class StepNote:
         """Note that `step` is worked on: microseconds, and no wait for the disk."""
         if self._file is not None:
             with suppress(OSError):  # a full disk: saves fail too, and say so
-                os.pwrite(self._file, f"{step:>15} {self._before.step:>15} {self._before.times:>9}\n".encode(), 0)
+                os.pwrite(
+                    self._file,
+                    f"{step:>15} {self._before.step:>15} {self._before.times:>9}\n".encode(),
+                    0,
+                )
 
     def __enter__(self) -> "StepNote":
         if self._path is not None:
@@ -66,11 +81,18 @@ class StepNote:
                 self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        if self._path is not None and (error is None or isinstance(error, KeyboardInterrupt) or _is_told(error)):
+        if self._path is not None and (
+            error is None or isinstance(error, KeyboardInterrupt) or _is_told(error)
+        ):
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
 

@@ -1,8 +1,10 @@
 """One launch at a time in a run directory, on any file system that creates files exclusively.
 
-`<run>/lease/` holds a file named by the holder's fencing number, the highest there. Taking the lease is creating the next number, which only one
-process can do; whoever finds a higher number than its own is fenced out, even if it slept through everything. No clock is compared with another: a
-holder that cannot be looked up in this machine's process table is alive if its file, which a thread rewrites, changes while one watches it. No lock
+`<run>/lease/` holds a file named by the holder's fencing number, the highest there. Taking the
+lease is creating the next number, which only one process can do; whoever finds a higher number than
+its own is fenced out, even if it slept through everything. No clock is compared with another: a
+holder that cannot be looked up in this machine's process table is alive if its file, which a thread
+rewrites, changes while one watches it. No lock
 is used: locks are what shared file systems differ in.
 """
 
@@ -24,10 +26,15 @@ _NUMBER = re.compile(r"[0-9]{8,18}")
 
 
 class Lease:
-    """Held by rank 0 of a launch from `take` to `release`. `message`: what is to be told of the launch before, or None."""
+    """Held by rank 0 of a launch from `take` to `release`.
+
+    `message`: what is to be told of the launch before, or None.
+    """
 
     def __init__(self, directory: Path, *, beat_s: float = 5.0, watch_s: float = 30.0) -> None:
-        """`beat_s`: how often the holder shows that it lives; `watch_s`: how long another looks out for that."""
+        """`beat_s`: how often the holder shows that it lives; `watch_s`: how long another looks out
+        for that.
+        """
         self._directory = directory / "lease"
         self._run = directory
         self._beat_s = beat_s
@@ -39,9 +46,11 @@ class Lease:
         self.message: str | None = None
 
     def take(self, pause: Callable[[], None] = lambda: None) -> int:
-        """Hold the run directory; returns the number of launches so far, this one included. Raises ConfigError if another launch holds it.
+        """Hold the run directory; returns the number of launches so far, this one included. Raises
+        ConfigError if another launch holds it.
 
-        May wait for `watch_s` if the launch before ran elsewhere and did not end in order; `pause` is called while it waits. Creates the directory.
+        May wait for `watch_s` if the launch before ran elsewhere and did not end in order; `pause`
+        is called while it waits. Creates the directory.
         """
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -51,7 +60,10 @@ class Lease:
                     self.message = self._look_at(last, pause)
                 self._create(last + 1)
         except OSError as error:
-            raise ConfigError(f"{self._run}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
+            raise ConfigError(
+                f"{self._run}: {error.strerror}. Make the run directory writable or choose another "
+                "run.dir."
+            ) from error
         self._thread = threading.Thread(target=self._beat, name="fermarsi-lease", daemon=True)
         self._thread.start()
         return self._number
@@ -62,11 +74,20 @@ class Lease:
             last = self._last()
             token = self._read(self._number).get("token")
         except OSError as error:
-            raise CheckpointError(f"{self._directory}: {error.strerror}: this launch cannot show that the run is its own.") from error
+            raise CheckpointError(
+                f"{self._directory}: {error.strerror}: this launch cannot show that the run is its "
+                "own."
+            ) from error
         if last > self._number:
-            raise CheckpointError(f"{self._run}: launch {last} has taken the run over from this one, launch {self._number}. It changes nothing more.")
+            raise CheckpointError(
+                f"{self._run}: launch {last} has taken the run over from this one, launch "
+                f"{self._number}. It changes nothing more."
+            )
         if token != self._holder.get("token"):
-            raise CheckpointError(f"{self._directory}: the lease of this launch is gone. Leave that directory alone while a run trains.")
+            raise CheckpointError(
+                f"{self._directory}: the lease of this launch is gone. Leave that directory alone "
+                "while a run trains."
+            )
 
     def release(self) -> None:
         """Give the directory back, if it was taken here; the next launch need not wait then."""
@@ -75,13 +96,21 @@ class Lease:
         self._released.set()
         self._thread.join()
         self._thread = None
-        with suppress(OSError, CheckpointError):  # fenced out, or the directory is gone: nothing to give back
+        # Fenced out, or the directory is gone: nothing to give back
+        with suppress(OSError, CheckpointError):
             self.check()
             self._write({**self._holder, "released": True})
 
     def _create(self, number: int) -> None:
         """Become the holder, unless another process is quicker: then nothing happens."""
-        holder = {"number": number, "token": secrets.token_hex(8), "beat": 0, "beat_s": self._beat_s, "released": False, **_this_process()}
+        holder = {
+            "number": number,
+            "token": secrets.token_hex(8),
+            "beat": 0,
+            "beat_s": self._beat_s,
+            "released": False,
+            **_this_process(),
+        }
         try:
             descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
@@ -98,7 +127,10 @@ class Lease:
                 path.unlink(missing_ok=True)
 
     def _look_at(self, number: int, pause: Callable[[], None]) -> str | None:
-        """Return once launch `number` is over, with a message if it did not end in order. Raises ConfigError if it lives."""
+        """Return once launch `number` is over, with a message if it did not end in order.
+
+        Raises ConfigError if it lives.
+        """
         before = self._read(number)
         if before.get("released"):
             return None
@@ -107,7 +139,10 @@ class Lease:
         if lives is None:
             lives = self._changes(number, before, pause)
         if lives:
-            raise ConfigError(f"{self._run}: launch {number} holds this run and is alive ({who}). Stop it first, or choose another run.dir.")
+            raise ConfigError(
+                f"{self._run}: launch {number} holds this run and is alive ({who}). Stop it first, "
+                "or choose another run.dir."
+            )
         return f"{self._run}: took over from launch {number} ({who}), which did not end in order."
 
     def _changes(self, number: int, before: Mapping[str, Any], pause: Callable[[], None]) -> bool:
@@ -135,7 +170,9 @@ class Lease:
                 self._write(self._holder)
 
     def _write(self, holder: Mapping[str, Any]) -> None:
-        """Replace this launch's own file; harmless if it has been fenced out, for a lower number counts for nothing."""
+        """Replace this launch's own file; harmless if it has been fenced out, for a lower number
+        counts for nothing.
+        """
         temporary = self._directory / f".{self._number}-{holder['token']}"
         temporary.write_bytes(_encode(holder))
         os.replace(temporary, self._path(self._number))
@@ -149,16 +186,23 @@ class Lease:
         return holder if isinstance(holder, dict) else {}
 
     def _last(self) -> int:
-        return max((int(name) for name in os.listdir(self._directory) if _NUMBER.fullmatch(name)), default=0)
+        return max(
+            (int(name) for name in os.listdir(self._directory) if _NUMBER.fullmatch(name)),
+            default=0,
+        )
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:08}"
 
 
 def holder(run: Path) -> tuple[str | None, bool | None]:
-    """(who holds a run, whether they are alive); None for what is not known: nobody, or a process of another machine. Waits for nothing."""
+    """(who holds a run, whether they are alive); None for what is not known: nobody, or a process
+    of another machine. Waits for nothing.
+    """
     try:
-        number = max(int(path.name) for path in (run / "lease").iterdir() if _NUMBER.fullmatch(path.name))
+        number = max(
+            int(path.name) for path in (run / "lease").iterdir() if _NUMBER.fullmatch(path.name)
+        )
         found = json.loads((run / "lease" / f"{number:08}").read_bytes())
     except (OSError, ValueError):
         return None, False
@@ -173,11 +217,18 @@ def _encode(holder: Mapping[str, Any]) -> bytes:
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid), "machine": _machine()}
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "started": _start_of(pid),
+        "machine": _machine(),
+    }
 
 
 def _lives(holder: Mapping[str, Any]) -> bool | None:
-    """Whether the process that wrote a lease is alive; None if this machine's process table cannot tell."""
+    """Whether the process that wrote a lease is alive; None if this machine's process table cannot
+    tell.
+    """
     machine = _machine()
     if machine is None or holder.get("machine") != machine:
         return None
@@ -185,7 +236,10 @@ def _lives(holder: Mapping[str, Any]) -> bool | None:
 
 
 def _machine() -> str | None:
-    """Names a process table: the boot of a machine and the namespace of its process ids. None where there is no /proc."""
+    """Names a process table: the boot of a machine and the namespace of its process ids.
+
+    None where there is no /proc.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

@@ -6,8 +6,9 @@
     work_lost          training that a crash undid: done again after the resume
     idle               between two launches
 
-The sum of all but `idle` is the run's time; its goodput is compute / the sum of all. Between launches the ledger lives in `ledger.json` (for what
-came after the last checkpoint) and in each checkpoint (for what that checkpoint keeps).
+The sum of all but `idle` is the run's time; its goodput is compute / the sum of all. Between
+launches the ledger lives in `ledger.json` (for what came after the last checkpoint) and in each
+checkpoint (for what that checkpoint keeps).
 """
 
 import json
@@ -25,13 +26,18 @@ ACCOUNTS = ("start_up", "resume", *TRAINING, "work_lost", "idle")
 
 
 class Ledger:
-    """Books time to the account that is open; there is always one. `clock` and `wall` give seconds, the second one since the epoch.
+    """Books time to the account that is open; there is always one. `clock` and `wall` give seconds,
+    the second one since the epoch.
 
     `age_s`: how long the process had been there before, to be booked to start_up.
     """
 
     def __init__(
-        self, path: Path | None = None, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time, age_s: float = 0.0
+        self,
+        path: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        age_s: float = 0.0,
     ) -> None:
         self._path = path
         self._clock = clock
@@ -71,20 +77,29 @@ class Ledger:
         """The accounts, rounded to milliseconds, with the goodput."""
         totals = self.totals()
         whole = sum(totals.values())
-        return {**{f"{name}_s": round(value, 3) for name, value in totals.items()}, "goodput": round(totals["compute"] / whole, 4) if whole else 0.0}
+        return {
+            **{f"{name}_s": round(value, 3) for name, value in totals.items()},
+            "goodput": round(totals["compute"] / whole, 4) if whole else 0.0,
+        }
 
     def save(self) -> None:
         """Leave the accounts in the run directory, for a launch that comes after a crash."""
         if self._path is not None:
             temporary = self._path.with_suffix(".tmp")
-            with suppress(OSError):  # a full disk must not end a training; saves fail too, and say so
-                temporary.write_text(json.dumps({"totals": self.totals(), "wall_s": self._wall()}) + "\n")
+            # A full disk must not end a training; saves fail too, and say so
+            with suppress(OSError):
+                temporary.write_text(
+                    json.dumps({"totals": self.totals(), "wall_s": self._wall()}) + "\n"
+                )
                 os.replace(temporary, self._path)
 
     def resume(self, kept: Mapping[str, float] | None) -> None:
-        """Go on from the accounts of earlier launches. `kept`: those of the checkpoint, None when starting afresh.
+        """Go on from the accounts of earlier launches.
 
-        Training time that is in `ledger.json` and not in the checkpoint was lost; the time since its last line was idle.
+        `kept`: those of the checkpoint, None when starting afresh.
+
+        Training time that is in `ledger.json` and not in the checkpoint was lost; the time since
+        its last line was idle.
         """
         left = self._left_behind()
         kept = kept or {}
@@ -92,15 +107,23 @@ class Ledger:
         for name in ACCOUNTS:
             self._totals[name] += kept.get(name, 0.0) if name in TRAINING else known.get(name, 0.0)
         if left:
-            self._totals["work_lost"] += sum(max(0.0, known.get(name, 0.0) - kept.get(name, 0.0)) for name in TRAINING)
-            self._totals["idle"] += max(0.0, self._wall() - left["wall_s"] - (self._clock() - self._began))
+            self._totals["work_lost"] += sum(
+                max(0.0, known.get(name, 0.0) - kept.get(name, 0.0)) for name in TRAINING
+            )
+            self._totals["idle"] += max(
+                0.0, self._wall() - left["wall_s"] - (self._clock() - self._began)
+            )
 
     def _left_behind(self) -> dict[str, Any] | None:
         if self._path is None or not self._path.exists():
             return None
         try:
             left: dict[str, Any] = json.loads(self._path.read_text())
-            return left if isinstance(left["wall_s"], float) and set(left["totals"]) <= set(ACCOUNTS) else None
+            return (
+                left
+                if isinstance(left["wall_s"], float) and set(left["totals"]) <= set(ACCOUNTS)
+                else None
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None  # half a line after a power cut: the time it held is counted as idle
 
@@ -118,4 +141,6 @@ def process_age_s() -> float:
         began_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
         return 0.0
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK"))
+    return max(
+        0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")
+    )

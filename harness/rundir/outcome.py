@@ -20,7 +20,11 @@ INTERRUPTED = 75  # EX_TEMPFAIL: to be continued
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a launch. `reason`: targets_reached, no_improvement, diverged, budget, stop_requested, or interrupted (the next launch goes on)."""
+    """The end of a launch.
+
+    `reason`: targets_reached, no_improvement, diverged, budget, stop_requested, or interrupted (the
+    next launch goes on).
+    """
 
     reason: str
     detail: str
@@ -48,7 +52,10 @@ class Outcome:
 
 
 def exit_code(outcome: Outcome, *, under_agent: bool) -> int:
-    """The exit code of a training process. An elastic agent takes any code but 0 for a crash: under one, an interruption is a 0."""
+    """The exit code of a training process.
+
+    An elastic agent takes any code but 0 for a crash: under one, an interruption is a 0.
+    """
     if outcome.reason == "diverged":
         return DIVERGED
     return INTERRUPTED if outcome.reason == "interrupted" and not under_agent else 0
@@ -66,16 +73,22 @@ def write_outcome(directory: Path, outcome: Outcome) -> None:
         os.replace(temporary, directory / FILE)
     except OSError as error:
         raise CheckpointError(
-            f"{directory / FILE}: {error.strerror}, so it cannot say that {outcome.detail} Mend the disk and launch again: the checkpoints are safe."
+            f"{directory / FILE}: {error.strerror}, so it cannot say that {outcome.detail} Mend "
+            "the disk and launch again: the checkpoints are safe."
         ) from error
 
 
 def read_outcome(directory: Path) -> Outcome | None:
-    """The outcome of the run's last launch that ended by itself; None if there is none. Raises CheckpointError if it cannot be understood."""
+    """The outcome of the run's last launch that ended by itself; None if there is none. Raises
+    CheckpointError if it cannot be understood.
+    """
     path = directory / FILE
     if not path.exists():
         return None
     try:
         return Outcome.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be understood: {error}. Remove it; the checkpoints tell where the run stands.") from error
+        raise CheckpointError(
+            f"{path}: cannot be understood: {error}. Remove it; the checkpoints tell where the run "
+            "stands."
+        ) from error

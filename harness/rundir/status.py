@@ -38,12 +38,23 @@ def read_status(run: Path) -> Status:
 
 
 def _without_outcome(run: Path) -> Status:
-    """A launch takes the outcome of the one before away: it is going on, or it did not end by itself."""
+    """A launch takes the outcome of the one before away: it is going on, or it did not end by
+    itself.
+    """
     who, lives = holder(run)
     if lives:
         return Status("running", f"{run}: is going on ({who})", 1)
     if lives is None and who is not None:
-        return Status("unknown", f"{run}: is going on or crashed elsewhere ({who}); launched again it finds out, and goes on", 1)
+        return Status(
+            "unknown",
+            f"{run}: is going on or crashed elsewhere ({who}); launched again it finds out, and "
+            "goes on",
+            1,
+        )
     crash = last_crash(run)
     where = f": {crash}" if crash is not None else ""
-    return Status("crashed", f"{run}: did not end by itself{where}; launch it again to go on from its last checkpoint", 1)
+    return Status(
+        "crashed",
+        f"{run}: did not end by itself{where}; launch it again to go on from its last checkpoint",
+        1,
+    )

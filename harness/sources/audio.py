@@ -23,12 +23,15 @@ Wave = NDArray[np.float32]
 class Recordings(Collection):
     """WAV, FLAC or OGG files, all of one length, channel count and sampling rate.
 
-    A sample: `wave` (C, seconds x rate) float32 in [-1, 1], and `label` int64 if the path has a {label}. `files`: e.g. `speech/{label}/*.wav` or
-    `digits/{label}_{speaker}_{take}.wav`, or `speech/metadata.csv`, a table that lists them; `columns`, e.g. {age: number}, of what is said there
-    are put into samples, as `Collection` says. Classes are numbered as in `classes`, or else by name. Waves are fitted as `WaveReader` says.
+    A sample: `wave` (C, seconds x rate) float32 in [-1, 1], and `label` int64 if the path has a
+    {label}. `files`: e.g. `speech/{label}/*.wav` or `digits/{label}_{speaker}_{take}.wav`, or
+    `speech/metadata.csv`, a table that lists them; `columns`, e.g. {age: number}, of what is said
+    there are put into samples, as `Collection` says. Classes are numbered as in `classes`, or else
+    by name. Waves are fitted as `WaveReader` says.
 
-    `keep`: "memory" decodes all at the beginning, so that a corrupt file is found then (with `on_error: skip` it is left out and named in `skipped`);
-    "disk" looks at heads only and decodes what is read. Raises DataError that names the file.
+    `keep`: "memory" decodes all at the beginning, so that a corrupt file is found then (with
+    `on_error: skip` it is left out and named in `skipped`); "disk" looks at heads only and decodes
+    what is read. Raises DataError that names the file.
     """
 
     def __init__(
@@ -57,17 +60,28 @@ class Recordings(Collection):
 
 
 class WaveReader:
-    """Reads recordings, from files or from bytes, as waves (C, seconds x rate) float32; `name` is for messages. Raises DataError.
+    """Reads recordings, from files or from bytes, as waves (C, seconds x rate) float32; `name` is
+    for messages. Raises DataError.
 
-    A longer recording is cut, a shorter one filled up with silence: at its end, or with `align: centre` on both sides. `rate_hz`: a recording with
-    another one is refused, or with `resample` brought to it by a polyphase filter (scipy.signal.resample_poly).
+    A longer recording is cut, a shorter one filled up with silence: at its end, or with `align:
+    centre` on both sides. `rate_hz`: a recording with another one is refused, or with `resample`
+    brought to it by a polyphase filter (scipy.signal.resample_poly).
     """
 
-    def __init__(self, rate_hz: int, seconds: float, channels: int = 1, resample: bool = False, align: Literal["start", "centre"] = "start") -> None:
+    def __init__(
+        self,
+        rate_hz: int,
+        seconds: float,
+        channels: int = 1,
+        resample: bool = False,
+        align: Literal["start", "centre"] = "start",
+    ) -> None:
         if align not in ("start", "centre"):
             raise ConfigError(f"align: {align!r} is neither start nor centre.")
         if rate_hz < 1 or round(seconds * rate_hz) < 1:
-            raise ConfigError(f"rate_hz, seconds: {rate_hz} and {seconds} make no sample of a wave.")
+            raise ConfigError(
+                f"rate_hz, seconds: {rate_hz} and {seconds} make no sample of a wave."
+            )
         self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
         self._resample, self._align = resample, align
         _decoder()
@@ -81,18 +95,26 @@ class WaveReader:
         except soundfile.SoundFileError as error:
             raise DataError(f"{name}: cannot be decoded: {error}. It may be cut short.") from error
         if len(frames) != num_frames:
-            raise DataError(f"{name}: {len(frames)} frames where its head tells of {num_frames}. It may be cut short.")
+            raise DataError(
+                f"{name}: {len(frames)} frames where its head tells of {num_frames}. It may be cut "
+                "short."
+            )
         if len(frames) == 0:
             raise DataError(f"{name}: no sound in it. Take it away.")
         if not np.isfinite(frames).all():
             raise DataError(f"{name}: numbers in it are no sound (NaN or infinite). Take it away.")
         if rate_hz != self.rate_hz:
             common = gcd(rate_hz, self.rate_hz)
-            frames = resample_poly(frames, self.rate_hz // common, rate_hz // common, axis=0).astype(np.float32)
+            frames = resample_poly(
+                frames, self.rate_hz // common, rate_hz // common, axis=0
+            ).astype(np.float32)
         return self._fitted(frames.T)
 
     def check(self, file: Path | bytes, name: str) -> int:
-        """How many frames a recording tells of. Refuses one that is not what was asked for, or that ends before its end."""
+        """How many frames a recording tells of.
+
+        Refuses one that is not what was asked for, or that ends before its end.
+        """
         soundfile = _decoder()
         try:
             head = soundfile.info(_opened(file))
@@ -101,9 +123,15 @@ class WaveReader:
         if _is_cut(file):
             raise DataError(f"{name}: ends before its end: it was cut short. Fetch it again.")
         if head.channels != self.channels:
-            raise DataError(f"{name}: {head.channels} channels where {self.channels} are asked for. Set channels, or leave it out.")
+            raise DataError(
+                f"{name}: {head.channels} channels where {self.channels} are asked for. Set "
+                "channels, or leave it out."
+            )
         if head.samplerate != self.rate_hz and not self._resample:
-            raise DataError(f"{name}: {head.samplerate} Hz where {self.rate_hz} are asked for. Set resample: true, or rate_hz.")
+            raise DataError(
+                f"{name}: {head.samplerate} Hz where {self.rate_hz} are asked for. Set resample: "
+                "true, or rate_hz."
+            )
         return int(head.frames)
 
     def _fitted(self, wave: Wave) -> Wave:
@@ -118,7 +146,8 @@ class WaveReader:
 
 
 def _decoder() -> Any:
-    return need("soundfile", "audio", "sound")  # not kept by the source, which has to be able to go to a worker: a module cannot
+    # Not kept by the source, which has to be able to go to a worker: a module cannot
+    return need("soundfile", "audio", "sound")
 
 
 def _opened(file: Path | bytes) -> Path | BinaryIO:
@@ -126,18 +155,22 @@ def _opened(file: Path | bytes) -> Path | BinaryIO:
 
 
 def _is_cut(recording: Path | bytes) -> bool:
-    """Whether a file is shorter than it says; libsndfile plays a WAV or Ogg file that was cut to where it ends, without a word."""
+    """Whether a file is shorter than it says; libsndfile plays a WAV or Ogg file that was cut to
+    where it ends, without a word.
+    """
     with recording.open("rb") if isinstance(recording, Path) else BytesIO(recording) as file:
         head = file.read(12)
         length = file.seek(0, SEEK_END)
         if head[:4] == b"RIFF":
             told = int.from_bytes(head[4:8], "little")
-            return told < 2**31 - 1 and told + 8 > length + 1  # larger: written by a pipe, which did not know; 1: an odd end that was not filled up
+            # Larger: written by a pipe, which did not know; 1: an odd end that was not filled up
+            return told < 2**31 - 1 and told + 8 > length + 1
         if head[:4] == b"OggS":
             file.seek(max(0, length - 65_307))  # the largest page there can be
             tail = file.read()
             page = tail[max(0, tail.rfind(b"OggS")) :]
-            # RFC 3533, section 6: flags (4: the last page of a stream), and from byte 26 the number of segments and the length of each.
+            # RFC 3533, section 6: flags (4: the last page of a stream), and from byte 26 the number
+            # of segments and the length of each.
             whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
             return not (whole and page[5] & 4)
     return False

@@ -22,10 +22,13 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 @dataclass(frozen=True)
 class Layout:
-    """How files are to be read. `sheet`, `header`: of Excel, by name or number from 1; the row of the columns' names, from 1.
+    """How files are to be read.
 
-    `separator`, `decimal`, `encoding`: of CSV. `missing`: empty cells, and in columns of numbers those with one of the `marks`, a word or a number
-    such as -999, are refused, or kept as NaN or "".
+    `sheet`, `header`: of Excel, by name or number from 1; the row of the columns' names, from 1.
+
+    `separator`, `decimal`, `encoding`: of CSV. `missing`: empty cells, and in columns of numbers
+    those with one of the `marks`, a word or a number such as -999, are refused, or kept as NaN or
+    "".
     """
 
     sheet: str | int = 1
@@ -41,25 +44,41 @@ class Layout:
             raise ConfigError(f"header: {self.header}: rows are counted from 1.")
         if self.missing not in ("refuse", "keep"):
             raise ConfigError(f"missing: {self.missing!r} is neither refuse nor keep.")
-        if self.decimal not in (".", ",") or len(self.separator) != 1 or self.separator == self.decimal:
-            raise ConfigError(f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one sign each, decimal a point or a comma.")
+        if (
+            self.decimal not in (".", ",")
+            or len(self.separator) != 1
+            or self.separator == self.decimal
+        ):
+            raise ConfigError(
+                f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one sign each, "
+                "decimal a point or a comma."
+            )
 
 
 class Frame:
-    """The columns of one file: `cells[name]` is what the file has, a list, an array of numbers or pyarrow texts; `rows`: the places there."""
+    """The columns of one file: `cells[name]` is what the file has, a list, an array of numbers or
+    pyarrow texts; `rows`: the places there.
+    """
 
-    def __init__(self, path: Path, cells: dict[str, Any], rows: Sequence[int], layout: Layout) -> None:
+    def __init__(
+        self, path: Path, cells: dict[str, Any], rows: Sequence[int], layout: Layout
+    ) -> None:
         self.path = path
         self.cells = cells
         self.rows = rows
         self._layout = layout
-        self._marked = [number for number in map(_number_or_none, layout.marks) if number is not None]
+        self._marked = [
+            number for number in map(_number_or_none, layout.marks) if number is not None
+        ]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """(N,) float64, NaN where a value is missing and may be. Raises DataError with file, row and column of what is no number."""
+        """(N,) float64, NaN where a value is missing and may be.
+
+        Raises DataError with file, row and column of what is no number.
+        """
         cells = self.cells[name]
         if isinstance(cells, np.ndarray):
             values = cells.astype(np.float64)  # a copy
@@ -69,7 +88,11 @@ class Frame:
         if self._marked:
             values[np.isin(values, self._marked)] = np.nan
         if self._layout.missing == "refuse" and np.isnan(values).any():
-            self._refuse(name, int(np.isnan(values).argmax()), "nothing where a number belongs. Fill it in, or set missing: keep.")
+            self._refuse(
+                name,
+                int(np.isnan(values).argmax()),
+                "nothing where a number belongs. Fill it in, or set missing: keep.",
+            )
         if np.isinf(values).any():
             self._refuse(name, int(np.isinf(values).argmax()), "an infinite number. Mend it.")
         return values
@@ -77,44 +100,83 @@ class Frame:
     def integers(self, name: str) -> NDArray[np.int64]:
         """(N,) int64. Raises DataError as `numbers`, and for a fraction or a missing value."""
         cells = self.cells[name]
-        if isinstance(cells, np.ndarray) and np.can_cast(cells.dtype, np.int64) and not np.isin(cells, self._marked).any():
+        if (
+            isinstance(cells, np.ndarray)
+            and np.can_cast(cells.dtype, np.int64)
+            and not np.isin(cells, self._marked).any()
+        ):
             return cells.astype(np.int64)
         values = self.numbers(name)
         whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
         if not whole.all():
-            self._refuse(name, int((~whole).argmax()), f"{values[~whole][0]} where a whole number belongs. Mend it, or read the column as number.")
+            self._refuse(
+                name,
+                int((~whole).argmax()),
+                f"{values[~whole][0]} where a whole number belongs. Mend it, or read the column "
+                "as number.",
+            )
         return values.astype(np.int64)
 
     def texts(self, name: str) -> list[str]:
-        """N texts, "" where a value is missing and may be. A number is written as people do: 7, not 7.0."""
-        once: dict[str, str] = {}  # equal texts are one object: categories in a million rows are not a million
-        texts = [once.setdefault(text, text) for text in ("" if _is_empty(cell) else text_of(cell) for cell in _listed(self.cells[name]))]
+        """N texts, "" where a value is missing and may be.
+
+        A number is written as people do: 7, not 7.0.
+        """
+        # Equal texts are one object: categories in a million rows are not a million
+        once: dict[str, str] = {}
+        texts = [
+            once.setdefault(text, text)
+            for text in (
+                "" if _is_empty(cell) else text_of(cell) for cell in _listed(self.cells[name])
+            )
+        ]
         if self._layout.missing == "refuse" and "" in texts:
-            self._refuse(name, texts.index(""), "nothing where text belongs. Fill it in, or set missing: keep.")
+            self._refuse(
+                name,
+                texts.index(""),
+                "nothing where text belongs. Fill it in, or set missing: keep.",
+            )
         return texts
 
     def seconds(self, name: str) -> NDArray[np.float64]:
-        """(N,) float64: numbers as they are; dates, in ISO 8601 or as Excel and Parquet have them, as seconds since 1970, in UTC unless they say."""
+        """(N,) float64: numbers as they are; dates, in ISO 8601 or as Excel and Parquet have them,
+        as seconds since 1970, in UTC unless they say.
+        """
         cells = self.cells[name]
-        dates = [] if isinstance(cells, np.ndarray) else [_date_or_none(cell) for cell in _listed(cells)]
+        dates = (
+            []
+            if isinstance(cells, np.ndarray)
+            else [_date_or_none(cell) for cell in _listed(cells)]
+        )
         if not any(date is not None for date in dates):
             return self.numbers(name)
         for index, (date, cell) in enumerate(zip(dates, _listed(cells), strict=True)):
             if date is None and not _is_empty(cell):
                 self._refuse(name, index, f"{cell!r} where a date belongs. Mend it.")
-        return np.array([np.nan if date is None else (date - _EPOCH).total_seconds() for date in dates])
+        return np.array(
+            [np.nan if date is None else (date - _EPOCH).total_seconds() for date in dates]
+        )
 
     def _cast(self, cells: Any) -> NDArray[np.float64] | None:
-        """Texts as `_converted` reads them, but many times faster; None if there is one that needs a closer look."""
-        arrow, compute = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.compute")
+        """Texts as `_converted` reads them, but many times faster; None if there is one that needs
+        a closer look.
+        """
+        arrow, compute = (
+            importlib.import_module("pyarrow"),
+            importlib.import_module("pyarrow.compute"),
+        )
         trimmed = compute.utf8_trim_whitespace(cells)
         if self._layout.decimal == ",":
             if compute.any(compute.match_substring(trimmed, ".")).as_py():
                 return None
             trimmed = compute.replace_substring(trimmed, ",", ".")
-        missing = compute.is_in(trimmed, value_set=arrow.array(["", *self._layout.marks], arrow.string()))
+        missing = compute.is_in(
+            trimmed, value_set=arrow.array(["", *self._layout.marks], arrow.string())
+        )
         try:
-            values: NDArray[np.float64] = compute.cast(compute.if_else(missing, None, trimmed), arrow.float64()).to_numpy()
+            values: NDArray[np.float64] = compute.cast(
+                compute.if_else(missing, None, trimmed), arrow.float64()
+            ).to_numpy()
         except arrow.ArrowInvalid:
             return None
         return np.array(values)  # what pyarrow gives cannot be written to
@@ -125,8 +187,14 @@ class Frame:
             try:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
-                if not _is_empty(cell) and not (isinstance(cell, str) and cell.strip() in self._layout.marks):
-                    self._refuse(name, index, f"{cell!r} where a number belongs. Mend it, or read the column as text.")
+                if not _is_empty(cell) and not (
+                    isinstance(cell, str) and cell.strip() in self._layout.marks
+                ):
+                    self._refuse(
+                        name,
+                        index,
+                        f"{cell!r} where a number belongs. Mend it, or read the column as text.",
+                    )
                 values[index] = np.nan
         return values
 
@@ -136,7 +204,11 @@ class Frame:
         if "_" in text or (comma and "." in text):
             raise ValueError(text)
         word = text.strip().casefold()
-        return float(word == "true") if word in ("true", "false") else float(text.replace(",", ".") if comma else text)
+        return (
+            float(word == "true")
+            if word in ("true", "false")
+            else float(text.replace(",", ".") if comma else text)
+        )
 
     def _refuse(self, name: str, index: int, what: str) -> None:
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
@@ -147,7 +219,11 @@ def _is_empty(cell: Any) -> bool:
 
 
 def _listed(cells: Any) -> list[Any]:
-    return cells if isinstance(cells, list) else list(cells.tolist() if isinstance(cells, np.ndarray) else cells.to_pylist())
+    return (
+        cells
+        if isinstance(cells, list)
+        else list(cells.tolist() if isinstance(cells, np.ndarray) else cells.to_pylist())
+    )
 
 
 def text_of(cell: Any) -> str:

@@ -1,4 +1,7 @@
-"""Collections of files that are samples: pictures, recordings of sound, videos. Found by the form of their paths, or listed by a table."""
+"""Collections of files that are samples: pictures, recordings of sound, videos.
+
+Found by the form of their paths, or listed by a table.
+"""
 
 from collections.abc import Mapping, Sequence
 from os.path import abspath
@@ -17,17 +20,22 @@ from harness.sources.tables import Kind
 
 Keep = Literal["memory", "disk"]
 TABLES = (".csv", ".jsonl", ".ndjson", ".xlsx", ".parquet")
-FILE_NAME = "file_name"  # the column of files in a table that lists them, as in datasets' imagefolder and audiofolder
+# The column of files in a table that lists them, as in datasets' imagefolder and audiofolder
+FILE_NAME = "file_name"
 
 
 class Collection:
-    """One file a sample, an array called `what`, with its class's number under "label" if file names or a table tell classes.
+    """One file a sample, an array called `what`, with its class's number under "label" if file
+    names or a table tell classes.
 
-    `files`: a path, a pattern with {fields} or a list of them; or those of tables, .csv, .jsonl, .xlsx or .parquet, which list the files in a column
-    `file_name`, each relative to its table. What the other columns say are fields too: "label" is the class, others are for `split`; `columns` are
-    put into samples under their own names, as number (float32), integer (int64) or text.
+    `files`: a path, a pattern with {fields} or a list of them; or those of tables, .csv, .jsonl,
+    .xlsx or .parquet, which list the files in a column `file_name`, each relative to its table.
+    What the other columns say are fields too: "label" is the class, others are for `split`;
+    `columns` are put into samples under their own names, as number (float32), integer (int64) or
+    text.
 
-    A subclass says how a file is read; it is ready to do so before it calls this constructor. Raises ConfigError, and DataError that names the file.
+    A subclass says how a file is read; it is ready to do so before it calls this constructor.
+    Raises ConfigError, and DataError that names the file.
     """
 
     def __init__(
@@ -48,20 +56,32 @@ class Collection:
         found, self._tables = listed_files(files)
         labels = found.fields.get("label")
         if labels is not None and "" in labels:
-            raise DataError(f"{found.paths[labels.index('')]}: no label in its table. Fill it in, or leave the file out of the table.")
-        # Before the split and before files are left out: a class has its number whatever happens to some of its files.
+            raise DataError(
+                f"{found.paths[labels.index('')]}: no label in its table. Fill it in, or leave the "
+                "file out of the table."
+            )
+        # Before the split and before files are left out: a class has its number whatever happens to
+        # some of its files.
         self.classes = None if labels is None else class_names(classes, labels, "label")
         found = found.chosen(rows_of(part, split, found.fields, len(found.paths)).tolist())
-        self.files, read, self.skipped = read_each(found, self._read if keep == "memory" else self._check, on_error)
+        self.files, read, self.skipped = read_each(
+            found, self._read if keep == "memory" else self._check, on_error
+        )
         self._file_of = self._arrange(read, in_memory=keep == "memory")
         place = {name: number for number, name in enumerate(self.classes or ())}
-        self._of_files = {name: _column(self.files, name, kind) for name, kind in self._columns.items()}
+        self._of_files = {
+            name: _column(self.files, name, kind) for name, kind in self._columns.items()
+        }
         if labels is not None:
-            self._of_files["label"] = np.array([place[name] for name in self.files.fields["label"]], dtype=np.int64)
+            self._of_files["label"] = np.array(
+                [place[name] for name in self.files.fields["label"]], dtype=np.int64
+            )
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
-        """The files that a collection with these arguments reads; none but tables that list them is opened."""
+        """The files that a collection with these arguments reads; none but tables that list them is
+        opened.
+        """
         found, tables = listed_files(files)
         return [*tables, *found.paths]
 
@@ -74,7 +94,10 @@ class Collection:
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{<what>: (B, ...), label: (B,), a column: (B,) numbers or a list of B texts}"""
         columns = {name: column[self._file_of[indices]] for name, column in self._of_files.items()}
-        return {self._what: self._gather(indices), **{name: of.tolist() if of.dtype.kind == "U" else of for name, of in columns.items()}}
+        return {
+            self._what: self._gather(indices),
+            **{name: of.tolist() if of.dtype.kind == "U" else of for name, of in columns.items()},
+        }
 
     def paths(self) -> list[Path]:
         """Every file that is read, tables that list files too."""
@@ -83,10 +106,16 @@ class Collection:
     def known(self) -> dict[str, list[str]]:
         """{field: (N,) texts}: what paths and tables say of the samples, and the "path" itself."""
         fields = {"path": list(map(str, self.files.paths)), **self.files.fields}
-        return {name: [values[number] for number in self._file_of.tolist()] for name, values in fields.items()}
+        return {
+            name: [values[number] for number in self._file_of.tolist()]
+            for name, values in fields.items()
+        }
 
     def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
-        """Takes what was read, or only checked, of each file. Gives the file (N,) of each sample."""
+        """Takes what was read, or only checked, of each file.
+
+        Gives the file (N,) of each sample.
+        """
         self._arrays = np.stack(read) if in_memory else None
         return np.arange(len(read))
 
@@ -113,7 +142,8 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
         return found, []
     listed: dict[Path, dict[str, str]] = {}
     for number, table in enumerate(found.paths):
-        read_frame(table, Layout(missing="keep"), [FILE_NAME])  # says which columns there are if this one is not
+        # Says which columns there are if this one is not
+        read_frame(table, Layout(missing="keep"), [FILE_NAME])
         frame = read_frame(table, Layout(missing="keep"))
         of_path = {name: values[number] for name, values in found.fields.items()}
         texts = {name: frame.texts(name) for name in frame.cells if name not in of_path}
@@ -121,14 +151,26 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
         for index, (row, name) in enumerate(zip(frame.rows, names, strict=True)):
             path = Path(abspath(table.parent / name))
             if not name or path in listed:
-                raise DataError(f"{table}: row {row}: {f'{name} is listed before' if name else 'no file_name'}. List each file once.")
-            listed[path] = {**of_path, **{column: values[index] for column, values in texts.items()}}
+                raise DataError(
+                    f"{table}: row {row}: "
+                    f"{f'{name} is listed before' if name else 'no file_name'}. List each file "
+                    "once."
+                )
+            listed[path] = {
+                **of_path,
+                **{column: values[index] for column, values in texts.items()},
+            }
             if listed[path].keys() != next(iter(listed.values())).keys():
-                raise DataError(f"{table}: its columns are not those of {found.paths[0]}. Give all tables the same.")
+                raise DataError(
+                    f"{table}: its columns are not those of {found.paths[0]}. Give all tables the "
+                    "same."
+                )
     if not listed:
         raise DataError(f"{found.paths[0]}: lists no file. Give it a row for each file.")
     paths = sorted(listed)
-    return Files(paths, {name: [listed[path][name] for path in paths] for name in listed[paths[0]]}), found.paths
+    return Files(
+        paths, {name: [listed[path][name] for path in paths] for name in listed[paths[0]]}
+    ), found.paths
 
 
 def _kinds(columns: Mapping[str, Kind], taken: Sequence[str]) -> dict[str, Kind]:
@@ -136,21 +178,29 @@ def _kinds(columns: Mapping[str, Kind], taken: Sequence[str]) -> dict[str, Kind]
         if kind not in get_args(Kind):
             raise ConfigError(f"columns.{name}: {kind!r} is none of {', '.join(get_args(Kind))}.")
         if name in taken:
-            raise ConfigError(f"columns.{name}: taken: a sample has it without being asked. Leave it out, or rename the column.")
+            raise ConfigError(
+                f"columns.{name}: taken: a sample has it without being asked. Leave it out, or "
+                "rename the column."
+            )
     return dict(columns)
 
 
 def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
     """(number of files,) float32, int64 or text."""
     if name not in files.fields:
-        raise ConfigError(f"columns.{name}: nothing says it; known are {', '.join(files.fields) or 'no fields'}.")
+        raise ConfigError(
+            f"columns.{name}: nothing says it; known are {', '.join(files.fields) or 'no fields'}."
+        )
     texts = files.fields[name]
     if kind == "text":
         return np.array(texts, dtype=np.str_)
     values = np.empty(len(texts), dtype=np.float32 if kind == "number" else np.int64)
     for index, text in enumerate(texts):
         try:
-            values[index] = float(text.replace("_", "?")) if kind == "number" else int(text.replace("_", "?"))  # Python reads 12_5 as 125
+            # Python reads 12_5 as 125
+            values[index] = (
+                float(text.replace("_", "?")) if kind == "number" else int(text.replace("_", "?"))
+            )
         except (ValueError, OverflowError):
             _refuse(files.paths[index], name, text)
         if not np.isfinite(values[index]):
@@ -159,4 +209,7 @@ def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
 
 
 def _refuse(path: Path, name: str, text: str) -> None:
-    raise DataError(f"{path}: {text!r} as its {name!r}, where a number belongs. Mend the table, or leave {name} out of columns.")
+    raise DataError(
+        f"{path}: {text!r} as its {name!r}, where a number belongs. Mend the table, or leave "
+        f"{name} out of columns."
+    )

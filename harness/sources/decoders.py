@@ -1,4 +1,7 @@
-"""Frames of video files by their numbers, exactly: by torchcodec where it can decode, or by PyAV. Both give the same bytes; tests compare them."""
+"""Frames of video files by their numbers, exactly: by torchcodec where it can decode, or by PyAV.
+
+Both give the same bytes; tests compare them.
+"""
 
 import base64
 import functools
@@ -15,10 +18,12 @@ from numpy.typing import NDArray
 from harness.errors import DataError
 
 Frames = NDArray[np.uint8]
-Choose = Callable[[int], Sequence[int]]  # the number of frames there are -> those that are wanted, ascending
+# The number of frames there are -> those that are wanted, ascending
+Choose = Callable[[int], Sequence[int]]
 Decode = Callable[[str | bytes, Choose], tuple[int, Frames]]
 
-# A GIF of one pixel, to be decoded once: torchcodec can be imported where it finds no ffmpeg to decode with.
+# A GIF of one pixel, to be decoded once: torchcodec can be imported where it finds no ffmpeg to
+# decode with.
 _PIXEL = base64.b64decode("R0lGODdhAQABAIEAAAAAAAAAAAAAAAAAACwAAAAAAQABAAAIBAABBAQAOw==")
 _NONE: Frames = np.empty((0, 0, 0, 3), np.uint8)
 _TOGETHER = 32  # frames that torchcodec decodes at once
@@ -29,7 +34,9 @@ class _DeepError(Exception):
 
 
 def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
-    """How many frames a file has, and the chosen ones, (N, H, W, 3) RGB, upright. Raises DataError that names the file.
+    """How many frames a file has, and the chosen ones, (N, H, W, 3) RGB, upright.
+
+    Raises DataError that names the file.
 
     Frames are counted in the order they are shown in, whatever time there is between them.
     """
@@ -40,16 +47,24 @@ def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
             return decode(str(path), choose)
         except _DeepError as error:
             raise DataError(
-                f"{path}: its numbers ({error}) have more than 8 bits, which would be rounded. Save it with 8: ffmpeg -i IN -pix_fmt yuv420p OUT."
+                f"{path}: its numbers ({error}) have more than 8 bits, which would be rounded. "
+                "Save it with 8: ffmpeg -i IN -pix_fmt yuv420p OUT."
             ) from error
-        except Exception as error:  # noqa: BLE001  # both raise what they like: RuntimeError, IndexError, kinds of OSError
+        except Exception as error:  # noqa: BLE001 - see above
+            # Both raise what they like: RuntimeError, IndexError, kinds of OSError
             problem = error
-    raise DataError(f"{path}: no video that can be decoded: {str(problem).strip().splitlines()[-1]}. It may be cut short.") from problem
+    raise DataError(
+        f"{path}: no video that can be decoded: {str(problem).strip().splitlines()[-1]}. It may be "
+        "cut short."
+    ) from problem
 
 
 @functools.cache
 def decoders() -> tuple[Decode, ...]:
-    """What can decode here, the preferred one first. Raises DataError that says what to install if nothing can."""
+    """What can decode here, the preferred one first.
+
+    Raises DataError that says what to install if nothing can.
+    """
     able: list[Decode] = []
     reasons: list[str] = []
     decode: Decode
@@ -57,33 +72,55 @@ def decoders() -> tuple[Decode, ...]:
         try:
             decode(_PIXEL, lambda count: range(count))
             able.append(decode)
-        except Exception as error:  # noqa: BLE001  # a missing library shows in many ways, and each means that it cannot be used
-            reasons.append(f"{name}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+        except Exception as error:  # noqa: BLE001 - see above
+            # A missing library shows in many ways, and each means that it cannot be used
+            reasons.append(
+                f"{name}: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+            )
     if not able:
-        raise DataError(f"video needs a decoder, and none works ({'; '.join(reasons)}). Install one: pip install 'fermarsi[video]'.")
+        raise DataError(
+            f"video needs a decoder, and none works ({'; '.join(reasons)}). Install one: pip "
+            "install 'fermarsi[video]'."
+        )
     return tuple(able)
 
 
 def with_torchcodec(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
-    """A path or a file's content -> as `read_frames`. Raises what torchcodec raises, and ValueError for a file that it would miscount."""
+    """A path or a file's content -> as `read_frames`.
+
+    Raises what torchcodec raises, and ValueError for a file that it would miscount.
+    """
     with BytesIO(video) if isinstance(video, bytes) else Path(video).open("rb") as file:
         kind = _kind(file.read(12))
     if kind is None:
-        raise ValueError("torchcodec gives other frames than those asked for of anything but MP4, Matroska, WebM and GIF. pip install av reads it")
-    # One thread: a source is read by many workers, and is forked. "exact", the default, counts frames instead of trusting the head.
-    decoder = importlib.import_module("torchcodec.decoders").VideoDecoder(video, num_ffmpeg_threads=1, dimension_order="NHWC", seek_mode="exact")
+        raise ValueError(
+            "torchcodec gives other frames than those asked for of anything but MP4, Matroska, "
+            "WebM and GIF. pip install av reads it"
+        )
+    # One thread: a source is read by many workers, and is forked. "exact", the default, counts
+    # frames instead of trusting the head.
+    decoder = importlib.import_module("torchcodec.decoders").VideoDecoder(
+        video, num_ffmpeg_threads=1, dimension_order="NHWC", seek_mode="exact"
+    )
     _refuse_deep(str(decoder.metadata.pixel_format))
     indices = np.asarray(choose(len(decoder)), dtype=np.int64)
     found = []
-    # From the begin, without a gap: a seek loses frames where groups lean on the one before (torchcodec 0.17).
+    # From the begin, without a gap: a seek loses frames where groups lean on the one before
+    # (torchcodec 0.17).
     for begin in range(0, int(indices.max(initial=-1)) + 1, _TOGETHER):
-        frames = decoder.get_frames_in_range(begin, min(begin + _TOGETHER, len(decoder))).data.numpy()
+        frames = decoder.get_frames_in_range(
+            begin, min(begin + _TOGETHER, len(decoder))
+        ).data.numpy()
         found.append(frames[indices[(indices >= begin) & (indices < begin + _TOGETHER)] - begin])
     return len(decoder), np.concatenate(found) if found else _NONE
 
 
 def with_pyav(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
-    """A path or a file's content -> as `read_frames`. Raises what PyAV raises, and EOFError for a file that ends too early."""
+    """A path or a file's content -> as `read_frames`.
+
+    Raises what PyAV raises, and EOFError for a file that ends too early.
+    """
     av = importlib.import_module("av")
     with av.open(video if isinstance(video, str) else BytesIO(video)) as container:
         stream = container.streams.video[0]
@@ -96,7 +133,9 @@ def with_pyav(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
         stream.codec_context.thread_count = 1
         for number, frame in enumerate(container.decode(stream) if indices else ()):
             if number == indices[len(found)]:
-                found.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+                found.append(
+                    np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+                )
                 if len(found) == len(indices):
                     break
     if len(found) < len(indices):
@@ -105,12 +144,15 @@ def with_pyav(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
 
 
 def _refuse_deep(pixels: str) -> None:
-    if pixels.endswith(("le", "be")):  # ffmpeg's names of formats whose numbers take two bytes, such as yuv420p10le and gray16le
+    # Ffmpeg's names of formats whose numbers take two bytes, such as yuv420p10le and gray16le
+    if pixels.endswith(("le", "be")):
         raise _DeepError(pixels)
 
 
 def _refuse_cut(path: Path) -> None:
-    """Refuse a file that is shorter than its head says: what is left of it would be played without a word."""
+    """Refuse a file that is shorter than its head says: what is left of it would be played without
+    a word.
+    """
     try:
         with path.open("rb") as file:
             length = file.seek(0, SEEK_END)
@@ -127,7 +169,9 @@ def _told_length(file: BinaryIO, length: int) -> int:
     head = file.read(12)
     if head[:4] == b"RIFF":  # AVI
         return int.from_bytes(head[4:8], "little") + 8
-    if _kind(head) == "mp4":  # ISO 14496-12, section 4.2: boxes of a size (0: to the end; 1: eight bytes that follow) and a type
+    # ISO 14496-12, section 4.2: boxes of a size (0: to the end; 1: eight bytes that follow) and a
+    # type
+    if _kind(head) == "mp4":
         end = 0
         while end < length:
             file.seek(end)
@@ -137,7 +181,8 @@ def _told_length(file: BinaryIO, length: int) -> int:
                 return 0
             end += size
         return end
-    if _kind(head) == "mkv":  # RFC 8794: elements of an id and a size; the second at the top is the segment, all the rest
+    # RFC 8794: elements of an id and a size; the second at the top is the segment, all the rest
+    if _kind(head) == "mkv":
         begin, size = _ebml_size(file, 4)
         segment, told = _ebml_size(file, begin + size + 4)
         return segment + told
@@ -146,11 +191,15 @@ def _told_length(file: BinaryIO, length: int) -> int:
 
 def _kind(head: bytes) -> str | None:
     """A file by its first 12 bytes: "mp4" (MOV too), "mkv" (WebM too), "gif", or another."""
-    return "mp4" if head[4:8] == b"ftyp" else {b"\x1aE\xdf\xa3": "mkv", b"GIF8": "gif"}.get(head[:4])
+    return (
+        "mp4" if head[4:8] == b"ftyp" else {b"\x1aE\xdf\xa3": "mkv", b"GIF8": "gif"}.get(head[:4])
+    )
 
 
 def _ebml_size(file: BinaryIO, place: int) -> tuple[int, int]:
-    """The size at a place: (where it ends, the size; 0 if it is left open). As many zeros before the first 1 as bytes follow the first."""
+    """The size at a place: (where it ends, the size; 0 if it is left open). As many zeros before
+    the first 1 as bytes follow the first.
+    """
     file.seek(place)
     raw = file.read(8)
     more = 8 - raw[0].bit_length() if raw and raw[0] else 0

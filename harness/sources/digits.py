@@ -12,10 +12,13 @@ Part = Literal["train", "val", "test"]
 
 
 class Digits:
-    """1,797 handwritten digits (E. Alpaydin & C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998: its test part).
+    """1,797 handwritten digits (E.
 
-    A sample: `image` (1, 8, 8) float32 in [0, 1], `label` int64 in 0 … 9. Of each class, in the data's order, every fifth digit is for "test"
-    and the one before it for "val": train 1,085, val 357, test 355. Raises ConfigError for another split.
+    Alpaydin & C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998: its test part).
+
+    A sample: `image` (1, 8, 8) float32 in [0, 1], `label` int64 in 0 … 9. Of each class, in the
+    data's order, every fifth digit is for "test" and the one before it for "val": train 1,085, val
+    357, test 355. Raises ConfigError for another split.
     """
 
     def __init__(self, split: Part) -> None:
@@ -24,7 +27,8 @@ class Digits:
         found = load_digits()
         fifth = place_in_class(found.target) % 5
         mine = fifth == 4 if split == "test" else fifth == 3 if split == "val" else fifth < 3
-        self._images = (found.images[mine, None] / 16).astype(np.float32)  # counts of 0 … 16 ink cells
+        # Counts of 0 … 16 ink cells
+        self._images = (found.images[mine, None] / 16).astype(np.float32)
         self._labels = found.target[mine].astype(np.int64)
 
     def __len__(self) -> int:

@@ -1,4 +1,6 @@
-"""Finding and reading files: paths with {fields} in them, corrupt files among many, decoders that are not installed."""
+"""Finding and reading files: paths with {fields} in them, corrupt files among many, decoders that
+are not installed.
+"""
 
 import difflib
 import importlib
@@ -20,20 +22,28 @@ _SHOWN = 5  # files named in a warning
 
 @dataclass(frozen=True)
 class Files:
-    """Files and what their paths say of them: `fields[name][i]` belongs to `paths[i]`. In the order of their names."""
+    """Files and what their paths say of them: `fields[name][i]` belongs to `paths[i]`.
+
+    In the order of their names.
+    """
 
     paths: list[Path]
     fields: dict[str, list[str]]
 
     def chosen(self, rows: Sequence[int]) -> "Files":
         """Only those at `rows`, in that order."""
-        return Files([self.paths[row] for row in rows], {name: [values[row] for row in rows] for name, values in self.fields.items()})
+        return Files(
+            [self.paths[row] for row in rows],
+            {name: [values[row] for row in rows] for name, values in self.fields.items()},
+        )
 
 
 def find_files(templates: str | Sequence[str]) -> Files:
-    """The files of paths such as `data/{label}/*.wav` or `data/{label}_{speaker}_{take}.wav`: * and ** as everywhere, a {field} within one name.
+    """The files of paths such as `data/{label}/*.wav` or `data/{label}_{speaker}_{take}.wav`: * and
+    ** as everywhere, a {field} within one name.
 
-    Several templates must have the same fields. Raises DataError for a template that no file fits and for a folder of a {label} that is empty.
+    Several templates must have the same fields. Raises DataError for a template that no file fits
+    and for a folder of a {label} that is empty.
     """
     several = [templates] if isinstance(templates, str) else list(templates)
     found: dict[Path, dict[str, str]] = {}
@@ -41,11 +51,19 @@ def find_files(templates: str | Sequence[str]) -> Files:
         matches = _matches(template)
         fields = {name for values in matches.values() for name in values}
         if found and fields != set(next(iter(found.values()))):
-            raise ConfigError(f"files: {template} has the fields {sorted(fields)}, {several[0]} has others. Give all of them the same.")
+            raise ConfigError(
+                f"files: {template} has the fields {sorted(fields)}, {several[0]} has others. Give "
+                "all of them the same."
+            )
         found |= matches
-    empty = {name for template in several for name in _folders(template)} - {fields.get("label") for fields in found.values()}
+    empty = {name for template in several for name in _folders(template)} - {
+        fields.get("label") for fields in found.values()
+    }
     if empty:
-        raise DataError(f"{several[0]}: no file for {', '.join(map(repr, sorted(empty)))}, but a folder. Put samples into it, or take it away.")
+        raise DataError(
+            f"{several[0]}: no file for {', '.join(map(repr, sorted(empty)))}, but a folder. Put "
+            "samples into it, or take it away."
+        )
     paths = sorted(found)
     return Files(paths, {name: [found[path][name] for path in paths] for name in found[paths[0]]})
 
@@ -54,41 +72,68 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
     expanded = str(Path(template).expanduser())
     names = re.findall(r"\{(\w*)\}", expanded)
     if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
-        raise ConfigError(f"files: {template}: each {{field}} needs a name of its own, e.g. {{label}}.")
+        raise ConfigError(
+            f"files: {template}: each {{field}} needs a name of its own, e.g. {{label}}."
+        )
     found = {path: match for path, match in _paths(expanded) if path.is_file()}
     if not found:
         begin = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parent
-        there = next(folder for folder in (begin, *begin.parents) if folder.is_dir())  # tells a wrong path from wrong names in it
-        raise DataError(f"{template}: no such file (looked in {there}). Give the path of files, where * and {{field}} stand for anything in a name.")
+        # Tells a wrong path from wrong names in it
+        there = next(folder for folder in (begin, *begin.parents) if folder.is_dir())
+        raise DataError(
+            f"{template}: no such file (looked in {there}). Give the path of files, where * and "
+            f"{{field}} stand for anything in a name."
+        )
     return {path: {name: match[name] for name in names} for path, match in found.items()}
 
 
 def _folders(template: str) -> set[str]:
     """The labels that have folders of their own."""
     parent = str(Path(template).expanduser().parent)
-    return {match["label"] for path, match in _paths(parent) if path.is_dir()} if "{label}" in parent and "**" not in parent else set()
+    return (
+        {match["label"] for path, match in _paths(parent) if path.is_dir()}
+        if "{label}" in parent and "**" not in parent
+        else set()
+    )
 
 
 def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
     """What there is of a path with * and {field} in it, with the fields' values."""
     wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\{\w+\}|\*\*/|\*|\?)", template)
-    pattern = "".join(f"(?P<{piece[1:-1]}>[^/]+?)" if piece[:1] == "{" else wild.get(piece) or re.escape(piece) for piece in pieces)
-    globbed = "".join("*" if piece[:1] == "{" else piece if piece in wild else escape(piece) for piece in pieces)
-    return [(Path(name), match) for name in glob(globbed, recursive=True) if (match := re.fullmatch(pattern, name))]
+    pattern = "".join(
+        f"(?P<{piece[1:-1]}>[^/]+?)" if piece[:1] == "{" else wild.get(piece) or re.escape(piece)
+        for piece in pieces
+    )
+    globbed = "".join(
+        "*" if piece[:1] == "{" else piece if piece in wild else escape(piece) for piece in pieces
+    )
+    return [
+        (Path(name), match)
+        for name in glob(globbed, recursive=True)
+        if (match := re.fullmatch(pattern, name))
+    ]
 
 
-def read_each(files: Files, read: Callable[[Path], Read], on_error: OnError) -> tuple[Files, list[Read], list[str]]:
-    """What `read` gives for each file; files it raises DataError for end all ("stop") or are left out ("skip") with a warning that counts them.
+def read_each(
+    files: Files, read: Callable[[Path], Read], on_error: OnError
+) -> tuple[Files, list[Read], list[str]]:
+    """What `read` gives for each file; files it raises DataError for end all ("stop") or are left
+    out ("skip") with a warning that counts them.
 
-    Returns the files that were read, what was read, and the messages of those left out. Raises DataError also if none is left.
+    Returns the files that were read, what was read, and the messages of those left out. Raises
+    DataError also if none is left.
     """
     kept, values, skipped = read_all(files.paths, read, on_error, "files")
     return files.chosen(kept), values, skipped
 
 
-def read_all(items: Sequence[Item], read: Callable[[Item], Read], on_error: OnError, what: str) -> tuple[list[int], list[Read], list[str]]:
-    """As `read_each`, for anything: the places of the items that were read, what was read, and the messages of those left out."""
+def read_all(
+    items: Sequence[Item], read: Callable[[Item], Read], on_error: OnError, what: str
+) -> tuple[list[int], list[Read], list[str]]:
+    """As `read_each`, for anything: the places of the items that were read, what was read, and the
+    messages of those left out.
+    """
     if on_error not in get_args(OnError):
         raise ConfigError(f"on_error: {on_error!r} is neither stop nor skip.")
     kept: list[int] = []
@@ -100,11 +145,17 @@ def read_all(items: Sequence[Item], read: Callable[[Item], Read], on_error: OnEr
             kept.append(place)
         except DataError as error:
             if on_error == "stop":
-                raise DataError(f"{error} Or leave such {what} out with on_error: skip." if len(items) > 1 else str(error)) from error
+                raise DataError(
+                    f"{error} Or leave such {what} out with on_error: skip."
+                    if len(items) > 1
+                    else str(error)
+                ) from error
             skipped.append(str(error))
     if skipped:
         more = f" … and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-        message = f"{len(skipped)} of {len(items)} {what} left out: {' '.join(skipped[:_SHOWN])}{more}"
+        message = (
+            f"{len(skipped)} of {len(items)} {what} left out: {' '.join(skipped[:_SHOWN])}{more}"
+        )
         if not kept:
             raise DataError(message)
         warnings.warn(message, stacklevel=4)
@@ -116,11 +167,17 @@ def need(module: str, extra: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise DataError(f"{purpose} needs {module}, which is not there ({error}). Install it: pip install 'fermarsi[{extra}]'.") from error
+        raise DataError(
+            f"{purpose} needs {module}, which is not there ({error}). Install it: pip install "
+            f"'fermarsi[{extra}]'."
+        ) from error
 
 
 def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str) -> list[str]:
-    """The classes in the order of their numbers: as given, or those found, by name. Raises DataError for one that is unknown or has no sample."""
+    """The classes in the order of their numbers: as given, or those found, by name.
+
+    Raises DataError for one that is unknown or has no sample.
+    """
     found = set(labels)
     if classes is None:
         return sorted(found)
@@ -129,13 +186,21 @@ def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str
         raise ConfigError(f"classes: a name comes twice in {given}.")
     if found - set(given):
         name = min(found - set(given))
-        raise DataError(f"{where}: {name!r} is none of the classes {', '.join(given)}.{suggestion(name, given)} Add it to classes, or leave it out.")
+        raise DataError(
+            f"{where}: {name!r} is none of the classes "
+            f"{', '.join(given)}.{suggestion(name, given)} Add it to classes, or leave it out."
+        )
     if set(given) - found:
-        raise DataError(f"{where}: no sample of {', '.join(sorted(set(given) - found))}. Add some, or take the class away.")
+        raise DataError(
+            f"{where}: no sample of {', '.join(sorted(set(given) - found))}. Add some, or take the "
+            "class away."
+        )
     return given
 
 
 def suggestion(name: str, among: Collection[str]) -> str:
     """ " Did you mean ...?" if one of `among` looks like the name, else nothing."""
-    close = difflib.get_close_matches(name, list(among), 1) or [other for other in among if other.casefold().strip() == name.casefold().strip()]
+    close = difflib.get_close_matches(name, list(among), 1) or [
+        other for other in among if other.casefold().strip() == name.casefold().strip()
+    ]
     return f" Did you mean {close[0]!r}?" if close else ""

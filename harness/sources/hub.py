@@ -1,4 +1,6 @@
-"""Data sets as the library `datasets` reads them: of the Hugging Face Hub by name, or from files here."""
+"""Data sets as the library `datasets` reads them: of the Hugging Face Hub by name, or from files
+here.
+"""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -28,17 +30,23 @@ _WIDER = {
 
 
 class Hub:
-    """A data set of the Hub, `path: ylecun/mnist`; a folder of data files, of images or sound by class or with a metadata file, or one that
-    `save_to_disk` wrote; or a format, `path: csv | json | parquet | imagefolder | ...`, with `data_files` or `data_dir`. `name`, `split` (also as
-    `train[:90%]`), `data_files`, `data_dir` and `revision` are those of `datasets.load_dataset`; no code of a data set is ever run.
+    """A data set of the Hub, `path: ylecun/mnist`; a folder of data files, of images or sound by
+    class or with a metadata file, or one that `save_to_disk` wrote; or a format, `path: csv | json
+    | parquet | imagefolder | ...`, with `data_files` or `data_dir`. `name`, `split` (also as
+    `train[:90%]`), `data_files`, `data_dir` and `revision` are those of `datasets.load_dataset`; no
+    code of a data set is ever run.
 
-    A sample: each column under its name, or those of `columns: {of the data set: of the sample}`. Whole numbers become int64, others float32, names
-    of classes their numbers; lists of one length keep their shape; text stays text, for `harness.treatments.Encode`. Images come (C, H, W) with all
-    the counts that are in them, as `harness.sources.images.Images` gives them (datasets' own decoder would saturate 16 bits at 255); sound as
-    `audio`, a `harness.sources.audio.WaveReader`, does. `part` and `rule` divide a split further, by any column. Missing values are refused, or with
-    `missing: keep` NaN in numbers and "" in text. Heads of images and sound are looked at in the beginning; `on_error` is for those that cannot be.
+    A sample: each column under its name, or those of `columns: {of the data set: of the sample}`.
+    Whole numbers become int64, others float32, names of classes their numbers; lists of one length
+    keep their shape; text stays text, for `harness.treatments.Encode`. Images come (C, H, W) with
+    all the counts that are in them, as `harness.sources.images.Images` gives them (datasets' own
+    decoder would saturate 16 bits at 255); sound as `audio`, a `harness.sources.audio.WaveReader`,
+    does. `part` and `rule` divide a split further, by any column. Missing values are refused, or
+    with `missing: keep` NaN in numbers and "" in text. Heads of images and sound are looked at in
+    the beginning; `on_error` is for those that cannot be.
 
-    Files here are read anew when their content has changed, whatever their times say. Raises ConfigError and DataError.
+    Files here are read anew when their content has changed, whatever their times say. Raises
+    ConfigError and DataError.
     """
 
     def __init__(
@@ -59,17 +67,36 @@ class Hub:
         if missing not in ("refuse", "keep"):
             raise ConfigError(f"missing: {missing!r} is neither refuse nor keep.")
         self.path, self._missing = path, missing
-        settings = {"name": name, "data_files": data_files, "data_dir": data_dir, "revision": revision}
-        self._data, self._paths = _load(path, split, {key: value for key, value in settings.items() if value is not None})
-        self.columns = dict(columns) if columns is not None else {column: column for column in self._data.features}
+        settings = {
+            "name": name,
+            "data_files": data_files,
+            "data_dir": data_dir,
+            "revision": revision,
+        }
+        self._data, self._paths = _load(
+            path, split, {key: value for key, value in settings.items() if value is not None}
+        )
+        self.columns = (
+            dict(columns)
+            if columns is not None
+            else {column: column for column in self._data.features}
+        )
         for column in self.columns:
             if column not in self._data.features:
                 there = ", ".join(self._data.features)
-                raise ConfigError(f"columns: {path} has no {column!r}, only {there}.{suggestion(column, self._data.features)}")
+                raise ConfigError(
+                    f"columns: {path} has no {column!r}, only "
+                    f"{there}.{suggestion(column, self._data.features)}"
+                )
         if len(set(self.columns.values())) < len(self.columns):
             raise ConfigError(f"columns: two are called the same in {self.columns}.")
         self._readers = self._undecoded(audio)
-        rows = rows_of(part, rule, self._known(self._data, rule.columns) if rule is not None else {}, len(self._data)).tolist()
+        rows = rows_of(
+            part,
+            rule,
+            self._known(self._data, rule.columns) if rule is not None else {},
+            len(self._data),
+        ).tolist()
         self._data = self._data.with_format("arrow")  # decodes nothing
         self._refuse_missing()
         self.skipped: list[str] = []
@@ -78,7 +105,14 @@ class Hub:
             rows = [rows[place] for place in kept]
         if len(rows) < len(self._data):
             self._data = self._data.select(rows)
-        label = next((self._data.features[column] for column, called in self.columns.items() if called == "label"), None)
+        label = next(
+            (
+                self._data.features[column]
+                for column, called in self.columns.items()
+                if called == "label"
+            ),
+            None,
+        )
         self.classes: list[str] | None = getattr(label, "names", None)
 
     def __len__(self) -> int:
@@ -95,7 +129,12 @@ class Hub:
             if column in self._readers:
                 cells = table[column].to_pylist()
                 read = self._readers[column].read
-                batch[called] = np.stack([read(*self._file(cell, column, index)) for cell, index in zip(cells, indices, strict=True)])
+                batch[called] = np.stack(
+                    [
+                        read(*self._file(cell, column, index))
+                        for cell, index in zip(cells, indices, strict=True)
+                    ]
+                )
             else:
                 values = _array(table[column].combine_chunks(), f"{self.path}: column {column!r}")
                 batch[called] = values.astype(np.float32) if column in self._gappy else values
@@ -107,19 +146,28 @@ class Hub:
 
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts} of all that hold one text or whole number a sample."""
-        return self._known(self._data.with_format(None), [name for name, feature in self._data.features.items() if _is_plain(feature)])
+        return self._known(
+            self._data.with_format(None),
+            [name for name, feature in self._data.features.items() if _is_plain(feature)],
+        )
 
     def _known(self, data: Any, columns: Sequence[str]) -> dict[str, list[str]]:
         known = {}
         for column in columns:
-            if column in data.features and _is_plain(data.features[column]):  # `rows_of` says which are there
+            # `rows_of` says which are there
+            if column in data.features and _is_plain(data.features[column]):
                 names = getattr(data.features[column], "names", None)
                 cells = data.select_columns([column])[:][column]
-                known[column] = ["" if cell is None else names[cell] if names and cell >= 0 else str(cell) for cell in cells]
+                known[column] = [
+                    "" if cell is None else names[cell] if names and cell >= 0 else str(cell)
+                    for cell in cells
+                ]
         return known
 
     def _undecoded(self, audio: WaveReader | None) -> dict[str, ImageReader | WaveReader]:
-        """What reads the columns of images and sound, which `datasets` is told to leave as they are."""
+        """What reads the columns of images and sound, which `datasets` is told to leave as they
+        are.
+        """
         datasets = importlib.import_module("datasets")
         readers: dict[str, ImageReader | WaveReader] = {}
         for column, feature in self._data.features.items():
@@ -131,11 +179,15 @@ class Hub:
             elif column in self.columns and kind == "Audio":
                 if audio is None:
                     raise ConfigError(
-                        f"audio: {column!r} is sound. Set audio: {{_target_: harness.sources.audio.WaveReader, rate_hz: …, seconds: …}}."
+                        f"audio: {column!r} is sound. Set audio: {{_target_: "
+                        f"harness.sources.audio.WaveReader, rate_hz: …, seconds: …}}."
                     )
                 readers[column] = audio
         if audio is not None and audio not in readers.values():
-            raise ConfigError(f"audio: {self.path} has no column of sound among {', '.join(self.columns)}. Take it out.")
+            raise ConfigError(
+                f"audio: {self.path} has no column of sound among {', '.join(self.columns)}. Take "
+                "it out."
+            )
         return readers
 
     def _check(self, row: int) -> None:
@@ -143,29 +195,48 @@ class Hub:
         for column, reader in self._readers.items():
             reader.check(*self._file(cells[column][0].as_py(), column, row))
 
-    def _file(self, cell: Mapping[str, Any] | None, column: str, row: int) -> tuple[Path | bytes, str]:
+    def _file(
+        self, cell: Mapping[str, Any] | None, column: str, row: int
+    ) -> tuple[Path | bytes, str]:
         """The file or bytes that a cell holds, and its name."""
         if cell is None or (cell["bytes"] is None and not cell["path"]):
-            raise DataError(f"{self.path}: row {row + 1}, column {column!r}: nothing. Leave the row out.")
+            raise DataError(
+                f"{self.path}: row {row + 1}, column {column!r}: nothing. Leave the row out."
+            )
         if cell["bytes"] is not None:
             return cell["bytes"], f"{self.path}: row {row + 1}, column {column!r}"
         if not Path(cell["path"]).is_file():
-            raise DataError(f"{cell['path']}: no such file, which row {row + 1} of {self.path} names. Put it there, or leave the row out.")
+            raise DataError(
+                f"{cell['path']}: no such file, which row {row + 1} of {self.path} names. Put it "
+                "there, or leave the row out."
+            )
         return Path(cell["path"]), cell["path"]
 
     def _refuse_missing(self) -> None:
-        self._gappy = set()  # columns of whole numbers with some missing: floats in all batches, or none
+        # Columns of whole numbers with some missing: floats in all batches, or none
+        self._gappy = set()
         for column in (name for name in self.columns if name not in self._readers):
-            cells = self._data.data.column(column) if self._data._indices is None else self._data[:][column]  # the file's own pages, not a copy
+            # The file's own pages, not a copy
+            cells = (
+                self._data.data.column(column)
+                if self._data._indices is None
+                else self._data[:][column]
+            )
             empty = pc.is_null(cells, nan_is_null=True)
             if self._missing == "refuse" and pc.any(empty).as_py():
                 raise DataError(
-                    f"{self.path}: row {pc.index(empty, True).as_py() + 1}, column {column!r}: nothing. Fill it in, or set missing: keep."
+                    f"{self.path}: row {pc.index(empty, True).as_py() + 1}, column {column!r}: "
+                    "nothing. Fill it in, or set missing: keep."
                 )
-            if cells.null_count and (pa.types.is_integer(cells.type) or pa.types.is_boolean(cells.type)):
+            if cells.null_count and (
+                pa.types.is_integer(cells.type) or pa.types.is_boolean(cells.type)
+            ):
                 self._gappy.add(column)
             if pa.types.is_floating(cells.type) and pc.any(pc.is_inf(cells)).as_py():
-                raise DataError(f"{self.path}: row {pc.index(pc.is_inf(cells), True).as_py() + 1}, column {column!r}: an infinite number. Mend it.")
+                raise DataError(
+                    f"{self.path}: row {pc.index(pc.is_inf(cells), True).as_py() + 1}, column "
+                    f"{column!r}: an infinite number. Mend it."
+                )
 
 
 def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, list[Path]]:
@@ -175,16 +246,27 @@ def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         if saved:
-            found, paths = datasets.load_from_disk(str(folder)), sorted(file for file in folder.rglob("*") if file.is_file())
+            found, paths = (
+                datasets.load_from_disk(str(folder)),
+                sorted(file for file in folder.rglob("*") if file.is_file()),
+            )
         else:
             given = str(folder) if folder.exists() else path
             builder = datasets.load_dataset_builder(given, **settings)
-            paths = [Path(file) for files in (builder.config.data_files or {}).values() for file in files if "://" not in str(file)]
-            if paths:  # here: datasets would take a file for unchanged by its time of modification alone
+            paths = [
+                Path(file)
+                for files in (builder.config.data_files or {}).values()
+                for file in files
+                if "://" not in str(file)
+            ]
+            # Here: datasets would take a file for unchanged by its time of modification alone
+            if paths:
                 cache = Path(datasets.config.HF_DATASETS_CACHE)
                 cache.mkdir(parents=True, exist_ok=True)
                 content = Hashes(cache / "fermarsi-hashes.json").of(paths)
-                builder = datasets.load_dataset_builder(given, **settings, cache_dir=str(cache / "fermarsi" / content))
+                builder = datasets.load_dataset_builder(
+                    given, **settings, cache_dir=str(cache / "fermarsi" / content)
+                )
             builder.download_and_prepare()
             found = builder.as_dataset(split=split)
             written = found.values() if isinstance(found, dict) else [found]
@@ -197,50 +279,81 @@ def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, 
         if split is None and len(found) == 1:
             (found,) = found.values()
         elif split not in found:
-            raise ConfigError(f"split: {path} has {', '.join(found)}. Set split to one of them, not {split}.")
+            raise ConfigError(
+                f"split: {path} has {', '.join(found)}. Set split to one of them, not {split}."
+            )
         else:
             found = found[split]
     elif saved and split is not None:
-        raise ConfigError(f"split: {path} was saved without splits. Take split out; part and rule divide it.")
+        raise ConfigError(
+            f"split: {path} was saved without splits. Take split out; part and rule divide it."
+        )
     return found, paths
 
 
 def _reason(error: Exception) -> str:
-    cause = error.__cause__ if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None else error
+    cause = (
+        error.__cause__
+        if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None
+        else error
+    )
     text = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(error, ConnectionError) or "OfflineMode" in text or "offline" in text.lower():
-        return f"{text}. Without a network give the path of files here, or load it once where there is one (datasets keeps it in its cache)."
+        return (
+            f"{text}. Without a network give the path of files here, or load it once where there "
+            "is one (datasets keeps it in its cache)."
+        )
     return f"{text}. Look at path, name, split, data_files and data_dir."
 
 
 def _is_plain(feature: Any) -> bool:
     kind = str(getattr(feature, "dtype", ""))
-    return type(feature).__name__ in ("Value", "ClassLabel") and ("string" in kind or "int" in kind or kind == "bool")
+    return type(feature).__name__ in ("Value", "ClassLabel") and (
+        "string" in kind or "int" in kind or kind == "bool"
+    )
 
 
 def _array(cells: Any, where: str) -> Any:
     """An arrow array -> (B, ...) numbers, or a list of texts. Raises DataError."""
-    if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type) or pa.types.is_string_view(cells.type):
+    if (
+        pa.types.is_string(cells.type)
+        or pa.types.is_large_string(cells.type)
+        or pa.types.is_string_view(cells.type)
+    ):
         return [text or "" for text in cells.to_pylist()]
     shape = [len(cells)]
     while pa.types.is_nested(cells.type) or isinstance(cells.type, pa.BaseExtensionType):
         if isinstance(cells.type, pa.BaseExtensionType):  # Array2D and the like
             cells = cells.storage
-        elif not (pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type) or pa.types.is_fixed_size_list(cells.type)):
+        elif not (
+            pa.types.is_list(cells.type)
+            or pa.types.is_large_list(cells.type)
+            or pa.types.is_fixed_size_list(cells.type)
+        ):
             break
         else:
             lengths = pc.unique(pc.list_value_length(cells)).to_pylist()
             if len(lengths) != 1 or lengths[0] is None:
                 raise DataError(
-                    f"{where}: lists of different lengths, e.g. {lengths[:3]}. Cut or fill them to one, or leave the column out of columns."
+                    f"{where}: lists of different lengths, e.g. {lengths[:3]}. Cut or fill them to "
+                    "one, or leave the column out of columns."
                 )
             shape.append(lengths[0])
             cells = cells.flatten()
-    if not (pa.types.is_integer(cells.type) or pa.types.is_floating(cells.type) or pa.types.is_boolean(cells.type)):
-        raise DataError(f"{where}: {cells.type} is neither numbers nor text. Leave it out of columns.")
+    if not (
+        pa.types.is_integer(cells.type)
+        or pa.types.is_floating(cells.type)
+        or pa.types.is_boolean(cells.type)
+    ):
+        raise DataError(
+            f"{where}: {cells.type} is neither numbers nor text. Leave it out of columns."
+        )
     values: NDArray[Any] = cells.to_numpy(zero_copy_only=False).reshape(shape)
     if values.dtype == object:  # true, false and nothing
-        values = np.array([np.nan if value is None else value for value in values.ravel().tolist()], dtype=np.float32).reshape(shape)
+        values = np.array(
+            [np.nan if value is None else value for value in values.ravel().tolist()],
+            dtype=np.float32,
+        ).reshape(shape)
     if len(shape) == 1 and values.dtype.kind in "iu":
         return values.astype(np.int64)
     with np.errstate(over="ignore"):

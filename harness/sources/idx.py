@@ -1,4 +1,6 @@
-"""Files in the format of MNIST: https://yann.lecun.com/exdb/mnist (archived), "the IDX file format"."""
+"""Files in the format of MNIST: https://yann.lecun.com/exdb/mnist (archived), "the IDX file
+format".
+"""
 
 import gzip
 import math
@@ -15,22 +17,29 @@ from harness.sources.order import place_in_class
 Part = Literal["all", "train", "val"]
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}  # directories of data sets that Debian and Ubuntu bring along
+# Directories of data sets that Debian and Ubuntu bring along
+_PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}
 
 
 class Idx:
     """Images, and their labels if given, of a pair of idx files, gzipped or not.
 
-    A sample: `image` (1, H, W) as the file has it, mostly uint8 in 0 … 255 (harness.treatments.ToFloat scales it), and `label` int64. A file
-    with more axes than (N, H, W) keeps them as they are. `part` holds out a validation part of a training file: of each class, in the file's
-    order, every `val_every`-th sample is "val", the others are "train". Raises DataError for a file that is missing, cut short or no idx file.
+    A sample: `image` (1, H, W) as the file has it, mostly uint8 in 0 … 255
+    (harness.treatments.ToFloat scales it), and `label` int64. A file with more axes than (N, H, W)
+    keeps them as they are. `part` holds out a validation part of a training file: of each class, in
+    the file's order, every `val_every`-th sample is "val", the others are "train". Raises DataError
+    for a file that is missing, cut short or no idx file.
     """
 
-    def __init__(self, images: str, labels: str | None = None, part: Part = "all", val_every: int = 10) -> None:
+    def __init__(
+        self, images: str, labels: str | None = None, part: Part = "all", val_every: int = 10
+    ) -> None:
         if part not in get_args(Part):
             raise ConfigError(f"part: {part!r} is none of all, train, val.")
         if val_every < 2:
-            raise ConfigError(f"val_every: {val_every}: every second sample is the most that can be held out.")
+            raise ConfigError(
+                f"val_every: {val_every}: every second sample is the most that can be held out."
+            )
         if part != "all" and labels is None:
             raise ConfigError(f"part: {part!r} holds out samples of each class: give labels too.")
         found = read_idx(Path(images))
@@ -39,7 +48,10 @@ class Idx:
         if labels is not None:
             classes = read_idx(Path(labels))
             if classes.ndim != 1 or len(classes) != len(found) or classes.dtype.kind not in "iu":
-                raise DataError(f"{labels}: {classes.shape} of {classes.dtype} for {len(found)} images in {images}. Give the labels of these images.")
+                raise DataError(
+                    f"{labels}: {classes.shape} of {classes.dtype} for {len(found)} images in "
+                    f"{images}. Give the labels of these images."
+                )
             self._labels = classes.astype(np.int64)
         self._rows = np.arange(len(found))
         if part != "all" and self._labels is not None:
@@ -59,7 +71,11 @@ class Idx:
 
     def known(self) -> dict[str, list[str]]:
         """{label: (N,) texts} if there are labels."""
-        return {} if self._labels is None else {"label": list(map(str, self._labels[self._rows].tolist()))}
+        return (
+            {}
+            if self._labels is None
+            else {"label": list(map(str, self._labels[self._rows].tolist()))}
+        )
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{image: (B, 1, H, W), label: (B,)}"""
@@ -69,23 +85,47 @@ class Idx:
 
 
 def read_idx(path: Path) -> NDArray[Any]:
-    """The array of an idx file in the machine's byte order; a file that is not compressed stays on the disk until rows are read. Raises DataError."""
+    """The array of an idx file in the machine's byte order; a file that is not compressed stays on
+    the disk until rows are read. Raises DataError.
+    """
     path = path.expanduser()
     if not path.is_file():
-        package = next((f" It is in a package: apt-get install {name}." for part, name in _PACKAGES.items() if part in path.parts), "")
-        raise DataError(f"{path}: no such file (looked in {path.absolute().parent}).{package or ' Give the path of an idx file.'}")
+        package = next(
+            (
+                f" It is in a package: apt-get install {name}."
+                for part, name in _PACKAGES.items()
+                if part in path.parts
+            ),
+            "",
+        )
+        raise DataError(
+            f"{path}: no such file (looked in "
+            f"{path.absolute().parent}).{package or ' Give the path of an idx file.'}"
+        )
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     try:
-        data = np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8) if compressed else np.memmap(path, dtype=np.uint8, mode="r")
+        data = (
+            np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
+            if compressed
+            else np.memmap(path, dtype=np.uint8, mode="r")
+        )
     except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}. It may be cut short: fetch it again.") from error
+        raise DataError(
+            f"{path}: cannot be read: {error}. It may be cut short: fetch it again."
+        ) from error
     if len(data) < 4 or data[0] or data[1] or int(data[2]) not in _DTYPES:
-        raise DataError(f"{path}: begins with {bytes(data[:4]).hex(' ')}, which is no idx file. Give a file in MNIST's format.")
+        raise DataError(
+            f"{path}: begins with {bytes(data[:4]).hex(' ')}, which is no idx file. Give a file in "
+            "MNIST's format."
+        )
     dtype, num_axes = np.dtype(_DTYPES[int(data[2])]), int(data[3])
     begin = 4 + 4 * num_axes
     shape = [int(length) for length in data[4:begin].view(">u4")] if len(data) >= begin else []
     if num_axes == 0 or len(data) != begin + dtype.itemsize * math.prod(shape):
-        raise DataError(f"{path}: {len(data)} bytes do not hold the array {tuple(shape)} of {dtype.name} that its head tells of. Fetch it again.")
+        raise DataError(
+            f"{path}: {len(data)} bytes do not hold the array {tuple(shape)} of {dtype.name} that "
+            "its head tells of. Fetch it again."
+        )
     values: NDArray[Any] = data[begin:].view(dtype).reshape(shape)
     return values if dtype.isnative else values.astype(dtype.newbyteorder("="))

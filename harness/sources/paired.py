@@ -1,4 +1,6 @@
-"""Samples of several sources that belong together because they agree in something, e.g. a picture and a recording of the same class."""
+"""Samples of several sources that belong together because they agree in something, e.g. a picture
+and a recording of the same class.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,16 +16,22 @@ _READ_AT_ONCE = 256
 
 
 class Paired:
-    """For each sample of the first source one of each other source that has the same `by`, chosen by a hash of its place: the same ever after.
+    """For each sample of the first source one of each other source that has the same `by`, chosen
+    by a hash of its place: the same ever after.
 
-    sources: by the key that is taken of each, e.g. `{image: {...}, wave: {...}}`. A sample: these keys, and `by` (an integer). The split is as honest
-    as those of the sources: pair train with train, test with test. Each source is read once at the beginning, for its `by`. Raises DataError for a
-    value of the first source that another one lacks.
+    sources: by the key that is taken of each, e.g. `{image: {...}, wave: {...}}`. A sample: these
+    keys, and `by` (an integer). The split is as honest
+    as those of the sources: pair train with train, test with test. Each source is read once at the
+    beginning, for its `by`. Raises DataError for a value of the first source that another one
+    lacks.
     """
 
     def __init__(self, sources: Mapping[str, Any], by: str = "label") -> None:
         if len(sources) < 2 or by in sources:
-            raise ConfigError(f"sources: {', '.join(sources) or 'none'}: two at least are needed, by the keys taken of them, none of them {by!r}.")
+            raise ConfigError(
+                f"sources: {', '.join(sources) or 'none'}: two at least are needed, by the keys "
+                f"taken of them, none of them {by!r}."
+            )
         self.by = by
         self.sources = dict(sources)
         first, *others = sources
@@ -40,7 +48,10 @@ class Paired:
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{<key of each source>: (B, ...), <by>: (B,)}"""
-        taken = {key: read_samples(source, self._rows[key][indices].tolist(), f"sources.{key}")[key] for key, source in self.sources.items()}
+        taken = {
+            key: read_samples(source, self._rows[key][indices].tolist(), f"sources.{key}")[key]
+            for key, source in self.sources.items()
+        }
         return {**taken, self.by: self._values[indices]}
 
     def known(self) -> dict[str, Sequence[str]]:
@@ -52,18 +63,26 @@ class Paired:
         return columns
 
 
-def _partners(wanted: NDArray[np.int64], values: NDArray[np.int64], key: str, by: str) -> NDArray[np.int64]:
+def _partners(
+    wanted: NDArray[np.int64], values: NDArray[np.int64], key: str, by: str
+) -> NDArray[np.int64]:
     """wanted: (N,), values: (M,) -> (N,) rows of the latter."""
     rows_of = {value: np.flatnonzero(values == value) for value in np.unique(values).tolist()}
     missing = sorted(set(wanted.tolist()) - set(rows_of))
     if missing:
         raise DataError(
-            f"sources.{key}: no sample whose {by!r} is {missing[0]}, as the first source has. Give it some, or leave it out of the first."
+            f"sources.{key}: no sample whose {by!r} is {missing[0]}, as the first source has. Give "
+            "it some, or leave it out of the first."
         )
     chosen = np.empty(len(wanted), dtype=np.int64)
     for place, value in enumerate(wanted.tolist()):
         rows = rows_of[value]
-        chosen[place] = rows[int.from_bytes(hashlib.blake2b(f"{key}/{place}".encode(), digest_size=8).digest(), "big") % len(rows)]
+        chosen[place] = rows[
+            int.from_bytes(
+                hashlib.blake2b(f"{key}/{place}".encode(), digest_size=8).digest(), "big"
+            )
+            % len(rows)
+        ]
     return chosen
 
 
@@ -71,13 +90,21 @@ def _values(key: str, source: Any, by: str) -> NDArray[np.int64]:
     """(N,): `by` of each sample of a source."""
     found: list[Any] = []
     for begin in range(0, len(source), _READ_AT_ONCE):
-        samples = read_samples(source, range(begin, min(begin + _READ_AT_ONCE, len(source))), f"sources.{key}")
+        samples = read_samples(
+            source, range(begin, min(begin + _READ_AT_ONCE, len(source))), f"sources.{key}"
+        )
         for name in (key, by):
             if name not in samples:
                 has = ", ".join(sorted(samples))
-                raise DataError(f"sources.{key}: samples have no {name!r}, they have {has}. Name a source by the key taken of it.")
+                raise DataError(
+                    f"sources.{key}: samples have no {name!r}, they have {has}. Name a source by "
+                    "the key taken of it."
+                )
         found.extend(np.asarray(samples[by]).tolist())
     values = np.array(found)
     if values.dtype.kind not in "iu" or values.ndim != 1:
-        raise DataError(f"sources.{key}: {by!r} is {values.dtype} {values.shape[1:]} where one integer a sample is needed. Set by.")
+        raise DataError(
+            f"sources.{key}: {by!r} is {values.dtype} {values.shape[1:]} where one integer a "
+            "sample is needed. Set by."
+        )
     return values.astype(np.int64)

@@ -1,4 +1,6 @@
-"""One file of a measuring device, read: its recordings, their channels, labels, times, and where there are gaps in them."""
+"""One file of a measuring device, read: its recordings, their channels, labels, times, and where
+there are gaps in them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +18,14 @@ from harness.sources.units import Units
 Bounds = NDArray[np.int64]
 Gaps = Literal["refuse", "split"]
 _RATES_DIFFER = 0.05  # by so much of a rate two are not the same
-_LONG_STEP = 1.5  # from one row to the next, in steps at the rate that is asked for: one row is missing
+# From one row to the next, in steps at the rate that is asked for: one row is missing
+_LONG_STEP = 1.5
 
 
 @dataclass(frozen=True)
 class Recording:
-    """`values` (C, T) float32; T `labels` and `times` in seconds, or None; `stretches` (S, 2) begin and end of what has no gap in it.
+    """`values` (C, T) float32; T `labels` and `times` in seconds, or None; `stretches` (S, 2) begin
+    and end of what has no gap in it.
 
     `told`: what columns that tell recordings apart say of it.
     """
@@ -35,7 +39,9 @@ class Recording:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rows of a file that belong together: `values` (C, T), and for each of the T rows its number in the file, a label, a time and a key."""
+    """Rows of a file that belong together: `values` (C, T), and for each of the T rows its number
+    in the file, a label, a time and a key.
+    """
 
     path: Path
     rows: Sequence[int]
@@ -46,7 +52,11 @@ class Sheet:
 
     def __getitem__(self, span: slice) -> "Sheet":
         labels, times = (None if of is None else of[span] for of in (self.labels, self.times))
-        return Sheet(self.path, self.rows[span], self.values[:, span], labels, times)  # type: ignore[arg-type]  # mypy joins both kinds of array
+        # Mypy joins both kinds of array
+        # See above
+        # See above
+        # See above
+        return Sheet(self.path, self.rows[span], self.values[:, span], labels, times)  # type: ignore[arg-type] # see above
 
 
 class Reader:
@@ -66,7 +76,13 @@ class Reader:
     ) -> None:
         if (time is None) != (gap_s is None and rate_hz is None):
             raise ConfigError("time: give it with gap_s, rate_hz or both, or none of them.")
-        self._channels, self._label, self._told, self._units, self._layout = channels, label, list(recording), units, layout
+        self._channels, self._label, self._told, self._units, self._layout = (
+            channels,
+            label,
+            list(recording),
+            units,
+            layout,
+        )
         self._time, self._rate_hz, self._gaps = time, rate_hz, gaps
         self._gap_s = _LONG_STEP / rate_hz if gap_s is None and rate_hz is not None else gap_s
         self._first: tuple[Path, float] | None = None  # whose rate the others have to have
@@ -80,59 +96,102 @@ class Reader:
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float32)
         if np.isinf(narrow).any():
-            raise DataError(f"{path}: row {sheet.rows[int(np.isinf(narrow).any(axis=0).argmax())]}: a number that float32 cannot hold. Mend it.")
+            raise DataError(
+                f"{path}: row {sheet.rows[int(np.isinf(narrow).any(axis=0).argmax())]}: a number "
+                "that float32 cannot hold. Mend it."
+            )
         recordings = []
         for key, begin, end in _runs(sheet):
             part = sheet[begin:end]
             stretches = self._stretches(part)
             told = dict(zip(self._told, key, strict=True))
-            recordings.append(Recording(narrow[:, begin:end], part.labels, part.times, stretches, told))
+            recordings.append(
+                Recording(narrow[:, begin:end], part.labels, part.times, stretches, told)
+            )
         return recordings
 
     def _read_table(self, path: Path) -> Sheet:
-        named = [*self._channels, *self._told, *(name for name in (self._label, self._time) if name is not None)]
+        named = [
+            *self._channels,
+            *self._told,
+            *(name for name in (self._label, self._time) if name is not None),
+        ]
         frame = read_frame(path, self._layout, named)
         values = np.stack([frame.numbers(name) for name in self._channels])
         labels = None if self._label is None else np.array(frame.texts(self._label), dtype=np.str_)
         times = None if self._time is None else frame.seconds(self._time)
-        keys = list(zip(*(frame.texts(name) for name in self._told), strict=True)) if self._told else None
+        keys = (
+            list(zip(*(frame.texts(name) for name in self._told), strict=True))
+            if self._told
+            else None
+        )
         return Sheet(path, frame.rows, values, labels, times, keys)
 
     def _read_array(self, path: Path) -> Sheet:
         if self._label is not None or self._time is not None or self._told:
             raise DataError(
-                f"{path}: an array has no columns beside its channels. Leave label, time and recording out, and put {{label}} into the path."
+                f"{path}: an array has no columns beside its channels. Leave label, time and "
+                f"recording out, and put {{label}} into the path."
             )
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read: {error}. It may be cut short, or no array of numbers.") from error
+            raise DataError(
+                f"{path}: cannot be read: {error}. It may be cut short, or no array of numbers."
+            ) from error
         array = array[:, None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.shape[1] != len(self._channels) or array.dtype.kind not in "iuf":
-            raise DataError(f"{path}: {array.shape} of {array.dtype} where numbers (T, {len(self._channels)}) are needed, one column a channel.")
-        return Sheet(path, range(1, len(array) + 1), np.ascontiguousarray(array.T, dtype=np.float64))
+        if (
+            array.ndim != 2
+            or array.shape[1] != len(self._channels)
+            or array.dtype.kind not in "iuf"
+        ):
+            raise DataError(
+                f"{path}: {array.shape} of {array.dtype} where numbers (T, {len(self._channels)}) "
+                "are needed, one column a channel."
+            )
+        return Sheet(
+            path, range(1, len(array) + 1), np.ascontiguousarray(array.T, dtype=np.float64)
+        )
 
     def _stretches(self, part: Sheet) -> Bounds:
-        """(S, 2): the rows between gaps. Raises DataError for a gap that may not be, for times that go back, and for another rate."""
+        """(S, 2): the rows between gaps.
+
+        Raises DataError for a gap that may not be, for times that go back, and for another rate.
+        """
         missing: NDArray[np.bool_] = np.asarray(np.isnan(part.values).any(axis=0))
-        apart = missing[1:] | missing[:-1]  # (T - 1,): whether there is a gap between a row and the next
+        # (T - 1,): whether there is a gap between a row and the next
+        apart = missing[1:] | missing[:-1]
         if part.times is not None and self._gap_s is not None:
             steps = np.diff(part.times)
             if not (steps > 0).all() or np.isnan(part.times).any():
                 row = part.rows[int((~(steps > 0)).argmax()) + 1] if len(steps) else part.rows[0]
-                raise DataError(f"{part.path}: row {row}, column {self._time!r}: not after the time of the row before. Sort or mend it.")
+                raise DataError(
+                    f"{part.path}: row {row}, column {self._time!r}: not after the time of the row "
+                    "before. Sort or mend it."
+                )
             long = steps > self._gap_s
             apart = apart | long
             self._compare_rate(part.path, steps[~long])
         if self._gaps == "refuse" and (apart.any() or missing.any()):
-            row = part.rows[int(missing.argmax())] if missing.any() else part.rows[int(apart.argmax()) + 1]
-            what = "an empty cell" if missing.any() else f"more than {self._gap_s:g} s after the row before"
+            row = (
+                part.rows[int(missing.argmax())]
+                if missing.any()
+                else part.rows[int(apart.argmax()) + 1]
+            )
+            what = (
+                "an empty cell"
+                if missing.any()
+                else f"more than {self._gap_s:g} s after the row before"
+            )
             raise DataError(f"{part.path}: row {row}: {what}. Mend it, or set gaps: split.")
         edges = np.flatnonzero(np.concatenate([[True], apart, [True]]))
         return np.stack([edges[:-1], edges[1:]], axis=1)[~missing[edges[:-1]]]
 
     def _compare_rate(self, path: Path, steps: NDArray[np.float64]) -> None:
-        """steps: from row to row, in seconds, without gaps. On the average of them clocks that round do no harm."""
+        """steps: from row to row, in seconds, without gaps.
+
+        On the average of them clocks that round do no harm.
+        """
         if len(steps) == 0:
             return
         found = 1 / float(steps.mean())
@@ -142,11 +201,17 @@ class Reader:
             self._first = self._first or (path, found)
             wanted, whose = self._first[1], f"where {self._first[0]} has {self._first[1]:.4g}"
         if abs(found - wanted) > _RATES_DIFFER * wanted:
-            raise DataError(f"{path}: {found:.4g} rows a second by {self._time!r}, {whose}. Resample it, or leave it out.")
+            raise DataError(
+                f"{path}: {found:.4g} rows a second by {self._time!r}, {whose}. Resample it, or "
+                "leave it out."
+            )
 
 
 def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:
-    """(key, begin, end) of the rows that belong together. Raises DataError for a key that comes back."""
+    """(key, begin, end) of the rows that belong together.
+
+    Raises DataError for a key that comes back.
+    """
     length = sheet.values.shape[1]
     if sheet.keys is None:
         return [((), 0, length)]
@@ -155,7 +220,15 @@ def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:
     for begin, end in zip(begins, [*begins[1:], length], strict=True):
         key = sheet.keys[begin]
         if key in seen:
-            what = f"a recording ({', '.join(key)}) goes on that ended before row {sheet.rows[seen[key]]}"
-            raise DataError(f"{sheet.path}: row {sheet.rows[begin]}: {what}. Sort the rows by recording, or name a column that tells them apart.")
+            what = (
+                f"a recording ({', '.join(key)}) goes on that ended before row "
+                f"{sheet.rows[seen[key]]}"
+            )
+            raise DataError(
+                f"{sheet.path}: row {sheet.rows[begin]}: {what}. Sort the rows by recording, or "
+                "name a column that tells them apart."
+            )
         seen[key] = end
-    return [(key, begin, seen[key]) for key, begin in ((sheet.keys[begin], begin) for begin in begins)]
+    return [
+        (key, begin, seen[key]) for key, begin in ((sheet.keys[begin], begin) for begin in begins)
+    ]

@@ -20,19 +20,26 @@ Labels = Literal["pure", "majority"]
 class Series:
     """Windows of `length` rows, one every `stride`, of .csv, .parquet, .jsonl, .xlsx or .npy files.
 
-    A sample: `series` (C, length) float32, and `label` int64 where labels are known: from the column `label`, or from a {label} in the path. A file
-    is a recording, or holds one after another that columns tell apart: `recording: [subject, session]`. No window reaches from one recording into
-    another. An .npy file is an array (T, C), or (T,); its `channels` are named in its order.
+    A sample: `series` (C, length) float32, and `label` int64 where labels are known: from the
+    column `label`, or from a {label} in the path. A file
+    is a recording, or holds one after another that columns tell apart: `recording: [subject,
+    session]`. No window reaches from one recording into another. An .npy file is an array (T, C),
+    or (T,); its `channels` are named in its order.
 
-    `labels`: "pure" takes the windows with one label only, "majority" gives a window its most frequent one (of equals, the first class); an empty
-    label is none. `units`: `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds or dates. More than `gap_s`,
-    or at `rate_hz` one and a half steps, from one row to the next is a gap, and so is a row with an empty cell; `gaps` says whether to refuse them or
-    to split there. By their times all recordings have one rate, `rate_hz` if it is given. Classes are numbered as in `classes`, or else by name over
-    all files. A file that cannot be read ends all, or is left out with `on_error: skip`. Raises DataError with file, row and column.
+    `labels`: "pure" takes the windows with one label only, "majority" gives a window its most
+    frequent one (of equals, the first class); an empty label is none. `units`: `{temperature: degC,
+    acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds or dates. More than
+    `gap_s`, or at `rate_hz` one and a half steps, from one row to the next is a gap, and so is a
+    row with an empty cell; `gaps` says whether to refuse them or to split there. By their times all
+    recordings have one rate, `rate_hz` if it is given. Classes are numbered as in `classes`, or
+    else by name over all files. A file that cannot be read ends all, or is left out with `on_error:
+    skip`. Raises DataError with file, row and column.
 
-    Known of each window, for splits, checks and balanced sampling: the fields of its path and of `recording`, its "label" and first "time", its
-    "recording" (the path and what tells it apart), and where it begins and ends there: "start" and "stop", rows from 0. Split by what recordings have
-    in common, e.g. a subject, or by the fields that name a recording: windows that overlap are alike.
+    Known of each window, for splits, checks and balanced sampling: the fields of its path and of
+    `recording`, its "label" and first "time", its "recording" (the path and what tells it apart),
+    and where it begins and ends there: "start" and "stop", rows from 0. Split by what recordings
+    have in common, e.g. a subject, or by the fields that name a recording: windows that overlap are
+    alike.
     """
 
     def __init__(
@@ -59,31 +66,52 @@ class Series:
         on_error: OnError = "stop",
     ) -> None:
         if length < 1 or stride < 1 or not channels:
-            raise ConfigError(f"length, stride, channels: {length}, {stride}, {list(channels)}: at least one of each.")
+            raise ConfigError(
+                f"length, stride, channels: {length}, {stride}, {list(channels)}: at least one of "
+                "each."
+            )
         if labels not in ("pure", "majority") or gaps not in ("refuse", "split"):
-            raise ConfigError(f"labels, gaps: {labels!r}, {gaps!r}: labels is pure or majority, gaps is refuse or split.")
+            raise ConfigError(
+                f"labels, gaps: {labels!r}, {gaps!r}: labels is pure or majority, gaps is refuse "
+                "or split."
+            )
         self.channels, self.length = list(channels), length
         layout = Layout(sheet, header, separator, decimal, missing="keep")
         units_of = Units(units or {}, self.channels)
-        reader = Reader(self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout)
+        reader = Reader(
+            self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout
+        )
         found = find_files(files)
         twice = set(found.fields) & set(recording)
         if twice:
-            raise ConfigError(f"recording: {min(twice)!r} is a field of the path too. Rename one of them.")
+            raise ConfigError(
+                f"recording: {min(twice)!r} is a field of the path too. Rename one of them."
+            )
         found, read, self.skipped = read_each(found, reader.read, on_error)
         self._paths = found.paths
         self._recordings = [one for of_file in read for one in of_file]
-        self._fields = _fields(found.fields, [len(of_file) for of_file in read], [one.told for one in self._recordings])
-        names = [(path, one) for path, of_file in zip(found.paths, read, strict=True) for one in of_file]
+        self._fields = _fields(
+            found.fields, [len(of_file) for of_file in read], [one.told for one in self._recordings]
+        )
+        names = [
+            (path, one) for path, of_file in zip(found.paths, read, strict=True) for one in of_file
+        ]
         self._names = [" ".join([str(path), *one.told.values()]) for path, one in names]
         self.classes = self._number_classes(label, classes)
-        # All files are read whatever the part: it is all of them that the classes are numbered by and that are split.
+        # All files are read whatever the part: it is all of them that the classes are numbered by
+        # and that are split.
         self._windows, self._labels = self._cut(stride, labels)
         if len(self._windows) == 0:
             count = len(self._recordings)
-            raise DataError(f"{files}: no window of {length} rows in {count} recordings. Set a smaller length, or another rule for labels or gaps.")
+            raise DataError(
+                f"{files}: no window of {length} rows in {count} recordings. Set a smaller length, "
+                "or another rule for labels or gaps."
+            )
         rows = rows_of(part, split, self.known(), len(self._windows))
-        self._windows, self._labels = self._windows[rows], None if self._labels is None else self._labels[rows]
+        self._windows, self._labels = (
+            self._windows[rows],
+            None if self._labels is None else self._labels[rows],
+        )
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
@@ -97,13 +125,22 @@ class Series:
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts}"""
         numbers, starts = self._windows[:, 0].tolist(), self._windows[:, 1]
-        known = {name: [values[number] for number in numbers] for name, values in self._fields.items()}
+        known = {
+            name: [values[number] for number in numbers] for name, values in self._fields.items()
+        }
         known |= {"recording": [self._names[number] for number in numbers]}
-        known |= {"start": list(map(str, starts.tolist())), "stop": list(map(str, (starts + self.length).tolist()))}
+        known |= {
+            "start": list(map(str, starts.tolist())),
+            "stop": list(map(str, (starts + self.length).tolist())),
+        }
         if self._labels is not None and self.classes is not None:
             known["label"] = [self.classes[label] for label in self._labels.tolist()]
         times = [self._recordings[number].times for number in numbers]
-        begins = [str(of[begin]) for of, begin in zip(times, starts.tolist(), strict=True) if of is not None]
+        begins = [
+            str(of[begin])
+            for of, begin in zip(times, starts.tolist(), strict=True)
+            if of is not None
+        ]
         return {**known, "time": begins} if begins else known
 
     def __len__(self) -> int:
@@ -114,44 +151,77 @@ class Series:
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{series: (B, C, length), label: (B,)}"""
-        cut = [self._recordings[number].values[:, begin : begin + self.length] for number, begin in self._windows[indices].tolist()]
+        cut = [
+            self._recordings[number].values[:, begin : begin + self.length]
+            for number, begin in self._windows[indices].tolist()
+        ]
         series = {"series": np.stack(cut)}
         return series if self._labels is None else {**series, "label": self._labels[indices]}
 
     def _number_classes(self, label: str | None, classes: Sequence[Any] | None) -> list[str] | None:
         if label is not None:
-            names = {str(name) for one in self._recordings if one.labels is not None for name in np.unique(one.labels)} - {""}
+            names = {
+                str(name)
+                for one in self._recordings
+                if one.labels is not None
+                for name in np.unique(one.labels)
+            } - {""}
             return class_names(classes, sorted(names), label)
-        return class_names(classes, self._fields["label"], "label") if "label" in self._fields else None
+        return (
+            class_names(classes, self._fields["label"], "label")
+            if "label" in self._fields
+            else None
+        )
 
     def _cut(self, stride: int, rule: Labels) -> tuple[Bounds, NDArray[np.int64] | None]:
         """(N, 2): recording and beginning of each window; (N,): their classes."""
         windows, classes = [], []
         for number, one in enumerate(self._recordings):
-            begins = np.concatenate([np.arange(begin, end - self.length + 1, stride) for begin, end in one.stretches] or [np.empty(0, np.int64)])
+            begins = np.concatenate(
+                [np.arange(begin, end - self.length + 1, stride) for begin, end in one.stretches]
+                or [np.empty(0, np.int64)]
+            )
             if self.classes is not None:
                 if one.labels is None:
                     judged = np.full(len(begins), self.classes.index(self._fields["label"][number]))
                 else:
-                    judged = judge(np.stack([one.labels == name for name in self.classes]), begins, self.length, rule)
+                    judged = judge(
+                        np.stack([one.labels == name for name in self.classes]),
+                        begins,
+                        self.length,
+                        rule,
+                    )
                 begins, judged = begins[judged >= 0], judged[judged >= 0]
                 classes.append(judged)
             windows.append(np.stack([np.full(len(begins), number), begins], axis=1))
-        return np.concatenate(windows).astype(np.int64), np.concatenate(classes).astype(np.int64) if classes else None
+        return np.concatenate(windows).astype(np.int64), np.concatenate(classes).astype(
+            np.int64
+        ) if classes else None
 
 
-def _fields(of_paths: Mapping[str, Sequence[str]], counts: Sequence[int], told: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+def _fields(
+    of_paths: Mapping[str, Sequence[str]], counts: Sequence[int], told: Sequence[Mapping[str, str]]
+) -> dict[str, list[str]]:
     """What paths and columns say of each recording, of which there are so many a file."""
-    fields = {name: [value for value, count in zip(values, counts, strict=True) for _ in range(count)] for name, values in of_paths.items()}
+    fields = {
+        name: [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+        for name, values in of_paths.items()
+    }
     return fields | {name: [one[name] for one in told] for name in told[0]}
 
 
-def judge(is_class: NDArray[np.bool_], begins: Bounds, length: int, rule: Literal["pure", "majority"]) -> NDArray[np.int64]:
-    """is_class (K, T): which rows are of which class; begins (N,) -> (N,) classes of the windows, -1 for one that has none.
+def judge(
+    is_class: NDArray[np.bool_], begins: Bounds, length: int, rule: Literal["pure", "majority"]
+) -> NDArray[np.int64]:
+    """is_class (K, T): which rows are of which class; begins (N,) -> (N,) classes of the windows,
+    -1 for one that has none.
 
-    "pure": the class of all rows. "majority": the one of most rows, of equals the first; none if most rows have no class.
+    "pure": the class of all rows. "majority": the one of most rows, of equals the first; none if
+    most rows have no class.
     """
-    upto = np.concatenate([np.zeros((len(is_class), 1), dtype=np.int64), np.cumsum(is_class, axis=1)], axis=1)
+    upto = np.concatenate(
+        [np.zeros((len(is_class), 1), dtype=np.int64), np.cumsum(is_class, axis=1)], axis=1
+    )
     counts = upto[:, begins + length] - upto[:, begins]  # (K, N)
     best = counts.argmax(axis=0)
     most = counts.max(axis=0)

@@ -1,4 +1,7 @@
-"""Tables: CSV, Parquet, JSON lines and Excel, one row a sample. The same data gives the same samples, whichever of them it lies in."""
+"""Tables: CSV, Parquet, JSON lines and Excel, one row a sample.
+
+The same data gives the same samples, whichever of them it lies in.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,16 +24,21 @@ _Read = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64]]
 class Table:
     """Rows of .csv, .parquet, .jsonl or .xlsx files, held in memory.
 
-    A sample: `features` (D,) float32, the columns of that list in its order, and each of `columns` under its own name, as its kind says: number
-    (float32), integer (int64) or text, which a treatment such as `harness.treatments.Encode` makes numbers of. `features: null` takes every column
-    that neither `columns` nor `split` names. `files`: a path, a pattern such as data/{subject}/*.csv or a list; a {field} is a column of text too.
+    A sample: `features` (D,) float32, the columns of that list in its order, and each of `columns`
+    under its own name, as its kind says: number (float32), integer (int64) or text, which a
+    treatment such as `harness.treatments.Encode` makes numbers of. `features: null` takes every
+    column that neither `columns` nor `split` names. `files`: a path, a pattern such as
+    data/{subject}/*.csv or a list; a {field} is a column of text too.
 
-    `sheet` and `header` (of Excel; of Excel and CSV) count from 1, as a person does. Empty cells and, among numbers, `missing_marks` (words, or
-    numbers such as -999) are refused, or with `missing: keep` NaN in numbers and "" in text. A file that cannot be read ends all, or is left out
-    with `on_error: skip`; the messages are in `skipped`. Raises DataError with file, row and column.
+    `sheet` and `header` (of Excel; of Excel and CSV) count from 1, as a person does. Empty cells
+    and, among numbers, `missing_marks` (words, or numbers such as -999) are refused, or with
+    `missing: keep` NaN in numbers and "" in text. A file that cannot be read ends all, or is left
+    out with `on_error: skip`; the messages are in `skipped`. Raises DataError with file, row and
+    column.
 
-    Known of each row, for splits, checks and balanced sampling: its file ("path") and "row" there, the fields of its path, the columns that the split
-    asks for, and those of `columns` that are text or whole numbers.
+    Known of each row, for splits, checks and balanced sampling: its file ("path") and "row" there,
+    the fields of its path, the columns that the split asks for, and those of `columns` that are
+    text or whole numbers.
     """
 
     def __init__(
@@ -51,7 +59,9 @@ class Table:
     ) -> None:
         self.columns = _kinds(columns or {}, features)
         self.features = None if features is None else list(features)
-        layout = Layout(sheet, header, separator, decimal, encoding, missing, tuple(map(str, missing_marks)))
+        layout = Layout(
+            sheet, header, separator, decimal, encoding, missing, tuple(map(str, missing_marks))
+        )
         found = find_files(files)
         self._of_paths = set(found.fields)  # columns that the paths give, not the files
         asked = [*self.columns, *(() if split is None else split.columns)]
@@ -59,8 +69,12 @@ class Table:
             if self.columns[name] != "text":
                 raise ConfigError(f"columns.{name}: a field of the path is text. Set text.")
         self._asked = list(dict.fromkeys(name for name in asked if name not in self._of_paths))
-        wanted = None if self.features is None else list(dict.fromkeys([*self.features, *self._asked]))
-        found, read, self.skipped = read_each(found, lambda path: self._read(path, layout, wanted, split), on_error)
+        wanted = (
+            None if self.features is None else list(dict.fromkeys([*self.features, *self._asked]))
+        )
+        found, read, self.skipped = read_each(
+            found, lambda path: self._read(path, layout, wanted, split), on_error
+        )
         values = {name: _joined([one[0][name] for one in read]) for name in read[0][0]}
         counts = [len(one[0]["features"]) for one in read]
         known = {name: [cell for one in read for cell in one[1][name]] for name in read[0][1]}
@@ -69,7 +83,10 @@ class Table:
         chosen = rows_of(part, split, known, sum(counts))
         self._values = {name: _at(column, chosen) for name, column in values.items()}
         self._known = {name: _at(column, chosen) for name, column in known.items()}
-        self._file_of, self._rows = np.repeat(np.arange(len(counts)), counts)[chosen], np.concatenate([one[2] for one in read])[chosen]
+        self._file_of, self._rows = (
+            np.repeat(np.arange(len(counts)), counts)[chosen],
+            np.concatenate([one[2] for one in read])[chosen],
+        )
         self._paths = found.paths
 
     @staticmethod
@@ -83,9 +100,17 @@ class Table:
 
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts}"""
-        places = {"path": [str(self._paths[number]) for number in self._file_of.tolist()], "row": list(map(str, self._rows.tolist()))}
-        of_samples = {name: self._values[name] for name, kind in self.columns.items() if kind != "number"}
-        texts = {name: column if isinstance(column, list) else list(map(str, column.tolist())) for name, column in of_samples.items()}
+        places = {
+            "path": [str(self._paths[number]) for number in self._file_of.tolist()],
+            "row": list(map(str, self._rows.tolist())),
+        }
+        of_samples = {
+            name: self._values[name] for name, kind in self.columns.items() if kind != "number"
+        }
+        texts = {
+            name: column if isinstance(column, list) else list(map(str, column.tolist()))
+            for name, column in of_samples.items()
+        }
         return {**places, **texts, **{name: list(column) for name, column in self._known.items()}}
 
     def __len__(self) -> int:
@@ -98,7 +123,9 @@ class Table:
         """{features: (B, D), a column: (B,) numbers or a list of B texts}"""
         return {name: _at(column, np.asarray(indices)) for name, column in self._values.items()}
 
-    def _read(self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None) -> _Read:
+    def _read(
+        self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None
+    ) -> _Read:
         """What samples of the file have, what the split has to know of them, and their rows in it."""
         frame = read_frame(path, layout, wanted)
         absent = [name for name in self._asked if name not in frame.cells]
@@ -108,13 +135,30 @@ class Table:
             self.features = [name for name in frame.cells if name not in self._asked]
         elif wanted is None and set(self.features) | set(self._asked) != set(frame.cells):
             other = min(set(frame.cells) ^ (set(self.features) | set(self._asked)))
-            raise DataError(f"{path}: column {other!r} is not in all files. Name the columns that are wanted as features.")
-        features = np.stack([_float32(frame, name) for name in self.features], axis=1) if self.features else np.empty((len(frame), 0), np.float32)
+            raise DataError(
+                f"{path}: column {other!r} is not in all files. Name the columns that are wanted "
+                "as features."
+            )
+        features = (
+            np.stack([_float32(frame, name) for name in self.features], axis=1)
+            if self.features
+            else np.empty((len(frame), 0), np.float32)
+        )
         values: dict[str, Column] = {"features": features}
         for name, kind in self.columns.items():
             if name not in self._of_paths:
-                values[name] = frame.texts(name) if kind == "text" else frame.integers(name) if kind == "integer" else _float32(frame, name)
-        known = {name: frame.texts(name) for name in (() if split is None else split.columns) if name not in self._of_paths}
+                values[name] = (
+                    frame.texts(name)
+                    if kind == "text"
+                    else frame.integers(name)
+                    if kind == "integer"
+                    else _float32(frame, name)
+                )
+        known = {
+            name: frame.texts(name)
+            for name in (() if split is None else split.columns)
+            if name not in self._of_paths
+        }
         return values, known, np.asarray(frame.rows, dtype=np.int64)
 
 
@@ -123,7 +167,10 @@ def _kinds(columns: Mapping[str, Kind], features: Sequence[str] | None) -> dict[
         if kind not in get_args(Kind):
             raise ConfigError(f"columns.{name}: {kind!r} is none of {', '.join(get_args(Kind))}.")
         if name == "features" or name in (features or ()):
-            raise ConfigError(f"columns.{name}: taken: it would be in a sample twice. Leave it out of one list, or rename the column.")
+            raise ConfigError(
+                f"columns.{name}: taken: it would be in a sample twice. Leave it out of one list, "
+                "or rename the column."
+            )
     return dict(columns)
 
 
@@ -132,13 +179,19 @@ def _float32(frame: Frame, name: str) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     if np.isinf(narrow).any():
-        raise DataError(f"{frame.path}: row {frame.rows[int(np.isinf(narrow).argmax())]}, column {name!r}: too large for float32. Rescale it.")
+        raise DataError(
+            f"{frame.path}: row {frame.rows[int(np.isinf(narrow).argmax())]}, column {name!r}: too "
+            "large for float32. Rescale it."
+        )
     return narrow
 
 
 def _spread(files: Files, counts: Sequence[int]) -> dict[str, list[str]]:
     """The fields of each path, for each of its rows."""
-    return {name: [value for value, count in zip(values, counts, strict=True) for _ in range(count)] for name, values in files.fields.items()}
+    return {
+        name: [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
+        for name, values in files.fields.items()
+    }
 
 
 def _joined(columns: Sequence[Column]) -> Column:
@@ -147,4 +200,6 @@ def _joined(columns: Sequence[Column]) -> Column:
 
 
 def _at(column: Column, rows: NDArray[np.int64]) -> Column:
-    return column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows.tolist()]
+    return (
+        column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows.tolist()]
+    )

@@ -14,19 +14,25 @@ Part = Literal["all", "train", "val"]
 
 
 class Bytes:
-    """Windows of text files, byte by byte: each byte of a file but its first (and less than a window at its end) is to be predicted exactly once.
+    """Windows of text files, byte by byte: each byte of a file but its first (and less than a
+    window at its end) is to be predicted exactly once.
 
-    A sample: `tokens` (length + 1,) int64 in 0 … 255, for `harness.tasks.LanguageModelling`; a window begins with the last byte of the one before
-    it. No window reaches from one file into another. `files`: a path, a pattern such as texts/*.txt, or a list of them; those of a pattern in the
-    order of their names. `part`: "val" is the last `held_out` share of each file's windows, "train" the others. Raises DataError for a file that is
-    missing or shorter than a window.
+    A sample: `tokens` (length + 1,) int64 in 0 … 255, for `harness.tasks.LanguageModelling`; a
+    window begins with the last byte of the one before it. No window reaches from one file into
+    another. `files`: a path, a pattern such as texts/*.txt, or a list of them; those of a pattern
+    in the order of their names. `part`: "val" is the last `held_out` share of each file's windows,
+    "train" the others. Raises DataError for a file that is missing or shorter than a window.
     """
 
     unit: ClassVar[str] = "bytes"
 
-    def __init__(self, files: str | Sequence[str], length: int, part: Part = "all", held_out: float = 0.1) -> None:
+    def __init__(
+        self, files: str | Sequence[str], length: int, part: Part = "all", held_out: float = 0.1
+    ) -> None:
         if length < 1:
-            raise ConfigError(f"length: {length}: at least one of the {self.unit} has to be predicted.")
+            raise ConfigError(
+                f"length: {length}: at least one of the {self.unit} has to be predicted."
+            )
         if part not in get_args(Part):
             raise ConfigError(f"part: {part!r} is none of all, train, val.")
         if not 0 < held_out < 1:
@@ -38,11 +44,18 @@ class Bytes:
         windows = []
         for number, (path, text) in enumerate(zip(self._paths, self._texts, strict=True)):
             if len(text) < length + 1:
-                raise DataError(f"{path}: {len(text)} {self.unit}; a window needs {length + 1}. Give a longer file or a smaller length.")
+                raise DataError(
+                    f"{path}: {len(text)} {self.unit}; a window needs {length + 1}. Give a longer "
+                    "file or a smaller length."
+                )
             count = (len(text) - 1) // length
             kept = count - max(1, round(held_out * count))
             chosen = {"all": range(count), "train": range(kept), "val": range(kept, count)}[part]
-            windows.append(np.array([(number, index * length) for index in chosen], dtype=np.int64).reshape(-1, 2))
+            windows.append(
+                np.array([(number, index * length) for index in chosen], dtype=np.int64).reshape(
+                    -1, 2
+                )
+            )
         self._windows = np.concatenate(windows)  # (N, 2): which text, and where the window begins
 
     def __len__(self) -> int:
@@ -61,26 +74,44 @@ class Bytes:
         return self._paths
 
     def known(self) -> dict[str, list[str]]:
-        """{recording, start, stop: (N,)}: the file of each window, and what of it is to be predicted, [start, stop)."""
+        """{recording, start, stop: (N,)}: the file of each window, and what of it is to be
+        predicted, [start, stop).
+        """
         begins = self._windows[:, 1]
         spans = {"start": begins + 1, "stop": begins + len(self._reach)}
         recordings = [str(self._paths[number]) for number in self._windows[:, 0].tolist()]
-        return {"recording": recordings, **{name: [str(place) for place in places.tolist()] for name, places in spans.items()}}
+        return {
+            "recording": recordings,
+            **{name: [str(place) for place in places.tolist()] for name, places in spans.items()},
+        }
 
     def _read(self, path: Path) -> NDArray[Any]:
         """(length of the file,) whole numbers."""
-        return np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)  # nothing cannot be mapped
+        # Nothing cannot be mapped
+        return (
+            np.memmap(path, dtype=np.uint8, mode="r")
+            if path.stat().st_size
+            else np.empty(0, np.uint8)
+        )
 
 
 class Characters(Bytes):
-    """As `Bytes`, character by character: `tokens` are Unicode's numbers, which `harness.treatments.Vocabulary` turns into those of a vocabulary.
+    """As `Bytes`, character by character: `tokens` are Unicode's numbers, which
+    `harness.treatments.Vocabulary` turns into those of a vocabulary.
 
     Held in memory, four bytes a character. Raises DataError for a file that is not of the encoding.
     """
 
     unit: ClassVar[str] = "characters"
 
-    def __init__(self, files: str | Sequence[str], length: int, part: Part = "all", held_out: float = 0.1, encoding: str = "utf-8") -> None:
+    def __init__(
+        self,
+        files: str | Sequence[str],
+        length: int,
+        part: Part = "all",
+        held_out: float = 0.1,
+        encoding: str = "utf-8",
+    ) -> None:
         self._encoding = encoding
         super().__init__(files, length, part, held_out)
 
@@ -88,15 +119,25 @@ class Characters(Bytes):
         try:
             text = path.read_bytes().decode(self._encoding)
         except LookupError as error:
-            raise ConfigError(f"encoding: {error}. Give one that Python knows, e.g. utf-8 or latin-1.") from error
+            raise ConfigError(
+                f"encoding: {error}. Give one that Python knows, e.g. utf-8 or latin-1."
+            ) from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}: byte {error.start} is no {self._encoding} ({error.reason}). Set encoding, or read it with Bytes.") from error
+            raise DataError(
+                f"{path}: byte {error.start} is no {self._encoding} ({error.reason}). Set "
+                "encoding, or read it with Bytes."
+            ) from error
         return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
 def _paths(pattern: str) -> list[Path]:
     expanded = str(Path(pattern).expanduser())
-    found = sorted(path for name in glob(expanded, recursive=True) if (path := Path(name)).is_file())
+    found = sorted(
+        path for name in glob(expanded, recursive=True) if (path := Path(name)).is_file()
+    )
     if not found:
-        raise DataError(f"{pattern}: no such file (looked in {Path(expanded).absolute().parent}). Give the path of a text file, or a pattern.")
+        raise DataError(
+            f"{pattern}: no such file (looked in {Path(expanded).absolute().parent}). Give the "
+            "path of a text file, or a pattern."
+        )
     return found

@@ -1,4 +1,6 @@
-"""What the numbers of measuring devices are in: which of them can be, and what they are in another unit."""
+"""What the numbers of measuring devices are in: which of them can be, and what they are in another
+unit.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from harness.sources.files import suggestion
 
 @dataclass(frozen=True)
 class Unit:
-    """A number x in it is (x + offset) x factor of the quantity's first unit; x is between `least` and `most`."""
+    """A number x in it is (x + offset) x factor of the quantity's first unit; x is between `least`
+    and `most`.
+    """
 
     quantity: str
     factor: float = 1.0
@@ -64,32 +68,57 @@ UNITS = {
 
 
 class Units:
-    """Units of channels: `{temperature: degC}` looks that each number can be; `{acceleration: "g -> m/s2"}` brings them to another unit too."""
+    """Units of channels: `{temperature: degC}` looks that each number can be; `{acceleration: "g ->
+    m/s2"}` brings them to another unit too.
+    """
 
     def __init__(self, units: Mapping[str, str], channels: Sequence[str]) -> None:
         self._of: dict[int, tuple[str, Unit, Unit]] = {}
         for channel, text in units.items():
             if channel not in channels:
-                raise ConfigError(f"units.{channel}: no such channel, only {', '.join(channels)}.{suggestion(channel, channels)}")
+                raise ConfigError(
+                    f"units.{channel}: no such channel, only "
+                    f"{', '.join(channels)}.{suggestion(channel, channels)}"
+                )
             names = [name.strip() for name in str(text).split("->")]
             for name in names:
                 if name not in UNITS:
-                    raise ConfigError(f"units.{channel}: {name!r} is no unit that is known.{suggestion(name, UNITS)} Known are {', '.join(UNITS)}.")
+                    raise ConfigError(
+                        f"units.{channel}: {name!r} is no unit that is "
+                        f"known.{suggestion(name, UNITS)} Known are {', '.join(UNITS)}."
+                    )
             first, last = UNITS[names[0]], UNITS[names[-1]]
             if len(names) > 2 or first.quantity != last.quantity:
-                raise ConfigError(f"units.{channel}: {text}: {first.quantity} cannot become {last.quantity}. Give a unit, or two of one quantity.")
+                raise ConfigError(
+                    f"units.{channel}: {text}: {first.quantity} cannot become {last.quantity}. "
+                    "Give a unit, or two of one quantity."
+                )
             self._of[channels.index(channel)] = names[0], first, last
 
-    def apply(self, values: NDArray[np.float64], channels: Sequence[str], path: Path, rows: Sequence[int]) -> NDArray[np.float64]:
-        """values: (C, T) as they are in a file -> (C, T) in the units that are wanted. Raises DataError for a number that cannot be."""
+    def apply(
+        self, values: NDArray[np.float64], channels: Sequence[str], path: Path, rows: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """values: (C, T) as they are in a file -> (C, T) in the units that are wanted.
+
+        Raises DataError for a number that cannot be.
+        """
         converted = values.copy()
         for place, (name, first, last) in self._of.items():
             outside = (values[place] < first.least) | (values[place] > first.most)
             if outside.any():
                 index = int(outside.argmax())
-                ends = f"at least {first.least:g}" if first.most == inf else f"{first.least:g} to {first.most:g}"
-                what = f"{values[place, index]:g} {name}, which cannot be: {ends}. Mend it, or set another unit"
+                ends = (
+                    f"at least {first.least:g}"
+                    if first.most == inf
+                    else f"{first.least:g} to {first.most:g}"
+                )
+                what = (
+                    f"{values[place, index]:g} {name}, which cannot be: {ends}. Mend it, or set "
+                    "another unit"
+                )
                 raise DataError(f"{path}: row {rows[index]}, column {channels[place]!r}: {what}.")
             if first != last:
-                converted[place] = (values[place] + first.offset) * first.factor / last.factor - last.offset
+                converted[place] = (
+                    values[place] + first.offset
+                ) * first.factor / last.factor - last.offset
         return converted

@@ -15,21 +15,27 @@ from harness.sources.files import OnError
 from harness.sources.split import Part, Rule
 from harness.sources.tables import Kind
 
-_LUMA = np.array([299, 587, 114], dtype=np.uint32)  # ITU-R BT.601, thousandths of red, green and blue
+# ITU-R BT.601, thousandths of red, green and blue
+_LUMA = np.array([299, 587, 114], dtype=np.uint32)
 
 
 class Clips(Collection):
-    """Clips of `frames` frames, one of `stride`, from video files (MP4, AVI, MKV, WebM, GIF and what else ffmpeg reads).
+    """Clips of `frames` frames, one of `stride`, from video files (MP4, AVI, MKV, WebM, GIF and
+    what else ffmpeg reads).
 
-    A sample: `clip` (C, T, H, W) uint8, RGB, or one channel with `grey`, and `label` int64 if the path has a {label}. With `clips: every` a file
-    gives a clip every `step` frames, side by side (frames x stride) if it is not said; with `first` only that at its begin. Frames are counted in
-    the order they are shown in, and are exact wherever a clip begins. All have one size, or are brought to it by `size: [H, W]` (bilinear,
-    antialiased).
+    A sample: `clip` (C, T, H, W) uint8, RGB, or one channel with `grey`, and `label` int64 if the
+    path has a {label}. With `clips: every` a file gives a clip every `step` frames, side by side
+    (frames x stride) if it is not said; with `first` only that at its begin. Frames are counted in
+    the order they are shown in, and are exact wherever a clip begins. All have one size, or are
+    brought to it by `size: [H, W]` (bilinear, antialiased).
 
-    `files`, `columns`: as `Collection` has them; `split` divides whole files, so that clips that overlap are never in two parts. A file with fewer
-    frames than a clip needs is treated as one that cannot be decoded: `on_error` says how. `keep`: "memory" decodes all at the beginning; "disk"
-    counts frames and decodes what is read, going through its file each time: for many files rather than for hours in one.
-    Decoded by torchcodec where it works, or by PyAV. Raises DataError that names the file.
+    `files`, `columns`: as `Collection` has them; `split` divides whole files, so that clips that
+    overlap are never in two parts. A file with fewer
+    frames than a clip needs is treated as one that cannot be decoded: `on_error` says how. `keep`:
+    "memory" decodes all at the beginning; "disk"
+    counts frames and decodes what is read, going through its file each time: for many files rather
+    than for hours in one. Decoded by torchcodec where it works, or by PyAV. Raises DataError that
+    names the file.
     """
 
     def __init__(
@@ -49,9 +55,14 @@ class Clips(Collection):
         on_error: OnError = "stop",
     ) -> None:
         if frames < 1 or stride < 1 or (step is not None and step < 1):
-            raise ConfigError(f"frames, stride, step: {frames}, {stride}, {step}: at least one of each.")
+            raise ConfigError(
+                f"frames, stride, step: {frames}, {stride}, {step}: at least one of each."
+            )
         if clips not in ("every", "first") or (clips == "first" and step is not None):
-            raise ConfigError(f"clips, step: {clips!r}, {step}: clips is every or first, and step belongs to every.")
+            raise ConfigError(
+                f"clips, step: {clips!r}, {step}: clips is every or first, and step belongs to "
+                "every."
+            )
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ConfigError(f"size: {list(size)}: give [height, width].")
         self.frames, self.stride = frames, stride
@@ -63,10 +74,18 @@ class Clips(Collection):
         super().__init__("clip", files, part, split, classes, keep, on_error, columns)
 
     def known(self) -> dict[str, list[str]]:
-        """{field: (N,) texts}: what paths say of the clips, and recording, start, stop: the file and its frames [start, stop) that a clip spans."""
+        """{field: (N,) texts}: what paths say of the clips, and recording, start, stop: the file
+        and its frames [start, stop) that a clip spans.
+        """
         spans = {"start": self._begins, "stop": self._begins + self._reach[-1] + 1}
-        recording = {"recording": [str(self.files.paths[number]) for number in self._file_of.tolist()]}
-        return {**super().known(), **recording, **{name: [str(frame) for frame in frames.tolist()] for name, frames in spans.items()}}
+        recording = {
+            "recording": [str(self.files.paths[number]) for number in self._file_of.tolist()]
+        }
+        return {
+            **super().known(),
+            **recording,
+            **{name: [str(frame) for frame in frames.tolist()] for name, frames in spans.items()},
+        }
 
     def _begins_of(self, count: int) -> list[int]:
         """Where clips begin in a file of `count` frames."""
@@ -75,7 +94,9 @@ class Clips(Collection):
 
     def _used(self, count: int) -> NDArray[np.int64]:
         """The frames that any clip of a file has, ascending."""
-        return np.unique(np.add.outer(np.array(self._begins_of(count), dtype=np.int64), self._reach))
+        return np.unique(
+            np.add.outer(np.array(self._begins_of(count), dtype=np.int64), self._reach)
+        )
 
     def _check(self, path: Path) -> tuple[int, None]:
         """How many frames there are; the first is decoded."""
@@ -85,32 +106,49 @@ class Clips(Collection):
 
     def _read(self, path: Path) -> tuple[int, Frames]:
         """How many frames there are, and those that are used, (C, N, H, W)."""
-        count, frames = read_frames(path, lambda count: self._used(count).tolist() or range(min(count, 1)))
+        count, frames = read_frames(
+            path, lambda count: self._used(count).tolist() or range(min(count, 1))
+        )
         self._compare(path, count, frames)
         return count, self._prepared(frames)
 
     def _compare(self, path: Path, count: int, frames: Frames) -> None:
         if not self._begins_of(count):
-            raise DataError(f"{path}: {count} frames; a clip needs {self._reach[-1] + 1}. Leave it out, or set fewer frames or a smaller stride.")
+            raise DataError(
+                f"{path}: {count} frames; a clip needs {self._reach[-1] + 1}. Leave it out, or set "
+                "fewer frames or a smaller stride."
+            )
         size = frames.shape[1:3]
         first, others = self._alike or (path, size)
         if size != others and self._size is None:
-            raise DataError(f"{path}: {size[1]} x {size[0]}, but {first} has {others[1]} x {others[0]}. Set size, or give all the same.")
+            raise DataError(
+                f"{path}: {size[1]} x {size[0]}, but {first} has {others[1]} x {others[0]}. Set "
+                "size, or give all the same."
+            )
         self._alike = (first, others)
 
     def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
         begins = [self._begins_of(count) for count, _ in read]
         self._begins = np.array([begin for of_file in begins for begin in of_file], dtype=np.int64)
-        self._decoded: list[tuple[Frames, NDArray[np.int64]]] | None = [(frames, self._used(count)) for count, frames in read] if in_memory else None
+        self._decoded: list[tuple[Frames, NDArray[np.int64]]] | None = (
+            [(frames, self._used(count)) for count, frames in read] if in_memory else None
+        )
         return np.repeat(np.arange(len(read)), [len(of_file) for of_file in begins])
 
     def _gather(self, indices: list[int]) -> Frames:
         """(B, C, T, H, W)"""
-        return np.stack([self._clip(int(self._file_of[index]), self._begins[index] + self._reach) for index in indices])
+        return np.stack(
+            [
+                self._clip(int(self._file_of[index]), self._begins[index] + self._reach)
+                for index in indices
+            ]
+        )
 
     def _clip(self, number: int, wanted: NDArray[np.int64]) -> Frames:
         if self._decoded is None:
-            return self._prepared(read_frames(self.files.paths[number], lambda count: wanted.tolist())[1])
+            return self._prepared(
+                read_frames(self.files.paths[number], lambda count: wanted.tolist())[1]
+            )
         frames, used = self._decoded[number]
         return frames[:, np.searchsorted(used, wanted)]
 
@@ -120,5 +158,11 @@ class Clips(Collection):
             frames = ((frames @ _LUMA + 500) // 1000).astype(np.uint8)[..., None]
         channels = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
         if self._size is not None and channels.shape[2:] != tuple(self._size):
-            channels = torch.nn.functional.interpolate(channels, size=list(self._size), mode="bilinear", antialias=True, align_corners=False)
+            channels = torch.nn.functional.interpolate(
+                channels,
+                size=list(self._size),
+                mode="bilinear",
+                antialias=True,
+                align_corners=False,
+            )
         return np.ascontiguousarray(channels.numpy().transpose(1, 0, 2, 3))

@@ -24,7 +24,11 @@ class BestSoFar:
     def take(self, evaluation: Evaluation) -> bool:
         """Whether this evaluation is a new best."""
         value = evaluation.metrics.get(self.metric)
-        if value is None or math.isnan(value) or (self.value is not None and not (value - self.value) * SIGNS[self.mode] > 0):
+        if (
+            value is None
+            or math.isnan(value)
+            or (self.value is not None and not (value - self.value) * SIGNS[self.mode] > 0)
+        ):
             return False
         self.value, self.step = value, evaluation.step
         return True
@@ -43,4 +47,6 @@ class BestMetric(_Settings):
     """What the best checkpoint is best in."""
 
     metric: str = Field(description="A metric with its split, e.g. val/accuracy.")
-    mode: Mode | None = Field(None, description="Which way is better; null: what the metric declares.")
+    mode: Mode | None = Field(
+        None, description="Which way is better; null: what the metric declares."
+    )

@@ -12,7 +12,9 @@ class Every(_Settings):
     """A stretch of training: every N epochs or every K steps."""
 
     steps: int | None = Field(None, ge=1, description="Every so many optimizer steps.")
-    epochs: int | None = Field(None, ge=1, description="Every so many epochs, on the first step that completes one.")
+    epochs: int | None = Field(
+        None, ge=1, description="Every so many epochs, on the first step that completes one."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -39,7 +41,12 @@ def spent_budget(budget: Budget | None, evaluation: Evaluation) -> str | None:
     """A sentence on the first limit of the budget that an evaluation meets."""
     if budget is None:
         return None
-    used = {"epochs": evaluation.epoch, "steps": evaluation.step, "samples": evaluation.samples, "hours": evaluation.hours}
+    used = {
+        "epochs": evaluation.epoch,
+        "steps": evaluation.step,
+        "samples": evaluation.samples,
+        "hours": evaluation.hours,
+    }
     for unit in budget.given(*used):
         limit = getattr(budget, unit)
         if used[unit] >= limit:

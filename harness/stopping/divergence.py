@@ -1,4 +1,6 @@
-"""Running watches for trainings that go wrong: metrics past a bound at evaluations, training losses at log points."""
+"""Running watches for trainings that go wrong: metrics past a bound at evaluations, training losses
+at log points.
+"""
 
 import math
 from bisect import bisect_left, insort
@@ -19,7 +21,11 @@ class Divergence(_Settings):
     metric: str = Field(description="A metric with its split, e.g. val/loss.")
     above: float | None = Field(None, description="Diverged when the metric is above this.")
     below: float | None = Field(None, description="Diverged when the metric is below this.")
-    ratio_to_best: float | None = Field(None, gt=1, description="Diverged when the metric is so many times worse than its best so far.")
+    ratio_to_best: float | None = Field(
+        None,
+        gt=1,
+        description="Diverged when the metric is so many times worse than its best so far.",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -30,20 +36,36 @@ class Divergence(_Settings):
 def _of_divergence(where: str, divergence: Divergence, info: MetricInfo) -> Iterator[str]:
     if divergence.above is not None:
         if info.mode == "max":
-            yield f"{where}.above: of {divergence.metric} more is better. Write below, or ratio_to_best."
+            yield (
+                f"{where}.above: of {divergence.metric} more is better. Write below, or "
+                "ratio_to_best."
+            )
         elif info.upper is not None and divergence.above >= info.upper:
-            yield f"{where}.above: {divergence.metric} is never above {show(info.upper)}. Give a lower bound."
+            yield (
+                f"{where}.above: {divergence.metric} is never above {show(info.upper)}. Give a "
+                "lower bound."
+            )
     if divergence.below is not None:
         if info.mode == "min":
-            yield f"{where}.below: of {divergence.metric} less is better. Write above, or ratio_to_best."
+            yield (
+                f"{where}.below: of {divergence.metric} less is better. Write above, or "
+                "ratio_to_best."
+            )
         elif info.lower is not None and divergence.below <= info.lower:
-            yield f"{where}.below: {divergence.metric} is never below {show(info.lower)}. Give a higher bound."
+            yield (
+                f"{where}.below: {divergence.metric} is never below {show(info.lower)}. Give a "
+                "higher bound."
+            )
 
 
 class Spike(_Settings):
-    """A training loss more than `z` robust standard deviations above the median of the `steps` steps before it."""
+    """A training loss more than `z` robust standard deviations above the median of the `steps`
+    steps before it.
+    """
 
-    z: float = Field(10.0, gt=0, description="How many robust standard deviations above the median make a spike.")
+    z: float = Field(
+        10.0, gt=0, description="How many robust standard deviations above the median make a spike."
+    )
     steps: int = Field(100, ge=10, description="How many steps the median is of.")
     action: Literal["warn", "stop"] = Field("warn", description="What follows from a spike.")
 
@@ -51,7 +73,8 @@ class Spike(_Settings):
 _MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 
-_LEAST_SIGMA = 1e-3  # of the median: a loss that has stood still is not said to spike at its first tremble
+# Of the median: a loss that has stood still is not said to spike at its first tremble
+_LEAST_SIGMA = 1e-3
 
 
 def lost_loss(evaluation: Evaluation) -> str | None:
@@ -77,7 +100,11 @@ class BoundJudge:
         name, step = self._settings.metric, f"{evaluation.step:,}"
         if math.isnan(value):
             return f"{name} is undefined (NaN) at step {step}", None
-        above, below, ratio = self._settings.above, self._settings.below, self._settings.ratio_to_best
+        above, below, ratio = (
+            self._settings.above,
+            self._settings.below,
+            self._settings.ratio_to_best,
+        )
         if above is not None and value > above:
             return f"{name} {show(value, above)} is above {show(above, value)} at step {step}", None
         if below is not None and value < below:
@@ -87,16 +114,30 @@ class BoundJudge:
         if ratio is None or best is None:
             return None, None
         if best <= 0:
-            return None, f"{name}: ratio_to_best means nothing for a best of {show(best)} (step {step}). Give above or below instead."
+            return (
+                None,
+                f"{name}: ratio_to_best means nothing for a best of {show(best)} (step {step}). "
+                "Give above or below instead.",
+            )
         if self._best.mode == "min" and value > ratio * best:
-            return f"{name} {show(value)} is above {show(ratio)} times its best {show(best)} at step {step}", None
+            return (
+                f"{name} {show(value)} is above {show(ratio)} times its best {show(best)} at step "
+                f"{step}",
+                None,
+            )
         if self._best.mode == "max" and value * ratio < best:
-            return f"{name} {show(value)} is below its best {show(best)} divided by {show(ratio)} at step {step}", None
+            return (
+                f"{name} {show(value)} is below its best {show(best)} divided by {show(ratio)} at "
+                f"step {step}",
+                None,
+            )
         return None, None
 
 
 class LossWatch:
-    """The training losses, step by step: not finite, spiking, or skipped by the fp16 scaler too often in a row."""
+    """The training losses, step by step: not finite, spiking, or skipped by the fp16 scaler too
+    often in a row.
+    """
 
     def __init__(self, spike: Spike | None, skipped_steps: int) -> None:
         self._spike = spike
@@ -108,16 +149,24 @@ class LossWatch:
     def take(self, window: Window) -> tuple[str | None, list[str]]:
         """(a sentence if the training diverged in these steps, warnings)."""
         spikes: list[tuple[float, str]] = []
-        for index, (loss, norm, skipped) in enumerate(zip(window.losses, window.grad_norms, window.skipped, strict=True)):
+        for index, (loss, norm, skipped) in enumerate(
+            zip(window.losses, window.grad_norms, window.skipped, strict=True)
+        ):
             step = window.first_step + index
             self._skipped = self._skipped + 1 if skipped else 0
             if self._skipped >= self._limit:
-                return f"the fp16 scaler skipped {self._skipped} steps in a row, up to step {step:,}: gradients overflow at any scale", []
+                return (
+                    f"the fp16 scaler skipped {self._skipped} steps in a row, up to step "
+                    f"{step:,}: gradients overflow at any scale",
+                    [],
+                )
             if skipped:
                 continue  # the parameters did not change: the scaler deals with it
             if not math.isfinite(loss):
                 rank = window.offenders.get(step)
-                return f"the training loss is {show(loss)} at step {step:,}" + ("" if rank is None else f" on rank {rank}"), []
+                return f"the training loss is {show(loss)} at step {step:,}" + (
+                    "" if rank is None else f" on rank {rank}"
+                ), []
             if not math.isfinite(norm):
                 return f"the gradient norm is {show(norm)} at step {step:,}", []
             if self._spike is not None:
@@ -127,10 +176,16 @@ class LossWatch:
         if not spikes:
             return None, []
         worst = max(spikes)[1]
-        return None, [f"{worst}." if len(spikes) == 1 else f"{worst}; {len(spikes)} spikes since step {window.first_step:,}."]
+        return None, [
+            f"{worst}."
+            if len(spikes) == 1
+            else f"{worst}; {len(spikes)} spikes since step {window.first_step:,}."
+        ]
 
     def _take_loss(self, spike: Spike, step: int, loss: float) -> list[tuple[float, str]]:
-        """The robust z-score of a loss that spikes (Iglewicz & Hoaglin, "How to detect and handle outliers", 1993), in words."""
+        """The robust z-score of a loss that spikes (Iglewicz & Hoaglin, "How to detect and handle
+        outliers", 1993), in words.
+        """
         found = []
         if len(self._losses) == spike.steps:
             middle = _median(self._sorted)
@@ -138,8 +193,17 @@ class LossWatch:
             sigma = max(_MAD_TO_SIGMA * deviation, _LEAST_SIGMA * abs(middle))
             if loss - middle > spike.z * sigma and sigma > 0:
                 z = (loss - middle) / sigma
-                words = f"is {show(z, spike.z)} robust standard deviations above the median {show(middle)} of the {spike.steps} steps before"
-                found.append((z, f"the training loss {show(loss)} at step {step:,} {words}, where {show(spike.z)} are borne"))
+                words = (
+                    f"is {show(z, spike.z)} robust standard deviations above the median "
+                    f"{show(middle)} of the {spike.steps} steps before"
+                )
+                found.append(
+                    (
+                        z,
+                        f"the training loss {show(loss)} at step {step:,} {words}, where "
+                        f"{show(spike.z)} are borne",
+                    )
+                )
             del self._sorted[bisect_left(self._sorted, self._losses.popleft())]
         self._losses.append(loss)
         insort(self._sorted, loss)

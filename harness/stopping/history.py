@@ -1,4 +1,6 @@
-"""The evaluations of a training that has been: from a run's metrics.jsonl, any JSON lines, or a CSV file. No torch, no pandas: it starts at once."""
+"""The evaluations of a training that has been: from a run's metrics.jsonl, any JSON lines, or a CSV
+file. No torch, no pandas: it starts at once.
+"""
 
 import csv
 import json
@@ -19,7 +21,10 @@ _NOT_METRICS = (*POSITION, "kind", "")
 
 @dataclass(frozen=True)
 class History:
-    """Evaluations in the order of their steps. `known`: those of epoch, samples, hours and lr that every evaluation has."""
+    """Evaluations in the order of their steps.
+
+    `known`: those of epoch, samples, hours and lr that every evaluation has.
+    """
 
     path: Path
     evaluations: list[Evaluation]
@@ -34,37 +39,61 @@ class History:
 def read_history(path: Path) -> History:
     """A history from a run's directory, JSON lines or CSV.
 
-    Each record has a `step`, perhaps epoch, samples, hours (or elapsed_s) and lr; every other number is a metric. Records of other kinds than
-    "eval" are passed over, and records of one step are taken together (Lightning's CSV files keep training and validation apart).
-    Raises ConfigError for a file that cannot be read, records without a step and steps that go backwards.
+    Each record has a `step`, perhaps epoch, samples, hours (or elapsed_s) and lr; every other
+    number is a metric. Records of other kinds than "eval" are passed over, and records of one step
+    are taken together (Lightning's CSV files keep training and validation apart). Raises
+    ConfigError for a file that cannot be read, records without a step and steps that go backwards.
     """
     source = path / "metrics.jsonl" if path.is_dir() else path
     if not source.is_file():
-        raise ConfigError(f"{source}: no such file. Give a run's directory, its metrics.jsonl, or a history in JSON lines or CSV.")
+        raise ConfigError(
+            f"{source}: no such file. Give a run's directory, its metrics.jsonl, or a history in "
+            "JSON lines or CSV."
+        )
     records: dict[int, dict[str, float]] = {}
     last = -1
     try:
-        for where, values in _csv_records(source) if source.suffix.lower() == ".csv" else _json_records(source):
+        for where, values in (
+            _csv_records(source) if source.suffix.lower() == ".csv" else _json_records(source)
+        ):
             step = _step(where, values)
             if step < last:
                 raise ConfigError(
-                    f"{where}: step {step} comes after step {last}: steps go backwards. Sort the records and drop those that were undone."
+                    f"{where}: step {step} comes after step {last}: steps go backwards. Sort the "
+                    "records and drop those that were undone."
                 )
             known = records.setdefault(step, {})
-            twice = [name for name, value in values.items() if name in known and name not in POSITION and not _same(value, known[name])]
+            twice = [
+                name
+                for name, value in values.items()
+                if name in known and name not in POSITION and not _same(value, known[name])
+            ]
             if twice:
-                raise ConfigError(f"{where}: step {step} comes twice, with two values of {twice[0]}. Keep one record a step.")
+                raise ConfigError(
+                    f"{where}: step {step} comes twice, with two values of {twice[0]}. Keep one "
+                    "record a step."
+                )
             known.update(values)
             last = step
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise ConfigError(f"{source}: cannot be read as a history: {error}. Give JSON lines or CSV in UTF-8.") from error
+        raise ConfigError(
+            f"{source}: cannot be read as a history: {error}. Give JSON lines or CSV in UTF-8."
+        ) from error
     if not records:
-        raise ConfigError(f"{source}: no evaluation in it. Give a history with at least one record.")
-    return History(source, [_evaluation(step, values) for step, values in records.items()], _known(list(records.values())))
+        raise ConfigError(
+            f"{source}: no evaluation in it. Give a history with at least one record."
+        )
+    return History(
+        source,
+        [_evaluation(step, values) for step, values in records.items()],
+        _known(list(records.values())),
+    )
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Place and numbers of each record that tells of an evaluation; half a line that a crash left at the end is passed over."""
+    """Place and numbers of each record that tells of an evaluation; half a line that a crash left
+    at the end is passed over.
+    """
     with path.open(encoding="utf-8") as file:
         for line_number, line in enumerate(file, 1):
             where = f"{path}, line {line_number}"
@@ -75,11 +104,23 @@ def _json_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
             except ValueError as error:
                 if not line.endswith("\n"):
                     return
-                raise ConfigError(f"{where}: not valid JSON: {error}. Give one JSON object a line.") from error
+                raise ConfigError(
+                    f"{where}: not valid JSON: {error}. Give one JSON object a line."
+                ) from error
             if not isinstance(record, dict):
-                raise ConfigError(f'{where}: not a JSON object. Give one object a line, such as {{"step": 100, "val/accuracy": 0.91}}.')
+                raise ConfigError(
+                    f'{where}: not a JSON object. Give one object a line, such as {{"step": 100, '
+                    f'"val/accuracy": 0.91}}.'
+                )
             if record.get("kind", "eval") == "eval":
-                yield where, {name: number for name, value in record.items() if (number := _json_number(value)) is not None}
+                yield (
+                    where,
+                    {
+                        name: number
+                        for name, value in record.items()
+                        if (number := _json_number(value)) is not None
+                    },
+                )
 
 
 def _json_number(value: Any) -> float | None:
@@ -90,19 +131,34 @@ def _json_number(value: Any) -> float | None:
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Place and numbers of each row; an empty cell was not measured, a column of words is no metric."""
+    """Place and numbers of each row; an empty cell was not measured, a column of words is no
+    metric.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, skipinitialspace=True)
         columns = [name.strip() for name in rows.fieldnames or []]
         if "step" not in columns:
-            raise ConfigError(f"{path}: no column step (there are {', '.join(columns) or 'none'}). Name the column of optimizer steps step.")
+            raise ConfigError(
+                f"{path}: no column step (there are {', '.join(columns) or 'none'}). Name the "
+                "column of optimizer steps step."
+            )
         for row in rows:
             cells = {str(name).strip(): value for name, value in row.items()}
             where = f"{path}, line {rows.line_num}"
             if None in row or None in row.values():
-                raise ConfigError(f"{where}: {'more' if None in row else 'fewer'} cells than the header has columns. Mend the row.")
+                raise ConfigError(
+                    f"{where}: {'more' if None in row else 'fewer'} cells than the header has "
+                    "columns. Mend the row."
+                )
             if cells.get("kind") in (None, "", "eval"):
-                yield where, {name: number for name, cell in cells.items() if (number := _cell_number(cell)) is not None}
+                yield (
+                    where,
+                    {
+                        name: number
+                        for name, cell in cells.items()
+                        if (number := _cell_number(cell)) is not None
+                    },
+                )
 
 
 def _cell_number(cell: str) -> float | None:
@@ -118,8 +174,13 @@ def _cell_number(cell: str) -> float | None:
 def _step(where: str, values: Mapping[str, float]) -> int:
     step = values.get("step")
     if step is None or not math.isfinite(step) or step != int(step) or step < 0:
-        found = f"there are {', '.join(values) or 'no numbers'}" if step is None else f"step is {step}"
-        raise ConfigError(f"{where}: no step ({found}). Give each record the number of optimizer steps done, as step.")
+        found = (
+            f"there are {', '.join(values) or 'no numbers'}" if step is None else f"step is {step}"
+        )
+        raise ConfigError(
+            f"{where}: no step ({found}). Give each record the number of optimizer steps done, as "
+            "step."
+        )
     return int(step)
 
 
@@ -140,7 +201,16 @@ def _evaluation(step: int, values: Mapping[str, float]) -> Evaluation:
 
 
 def _known(records: list[dict[str, float]]) -> frozenset[str]:
-    sources = {"epoch": ("epoch",), "samples": ("samples",), "hours": ("hours", "elapsed_s"), "lr": ("lr",)}
+    sources = {
+        "epoch": ("epoch",),
+        "samples": ("samples",),
+        "hours": ("hours", "elapsed_s"),
+        "lr": ("lr",),
+    }
     return frozenset(
-        name for name, columns in sources.items() if all(any(math.isfinite(one.get(column, math.nan)) for column in columns) for one in records)
+        name
+        for name, columns in sources.items()
+        if all(
+            any(math.isfinite(one.get(column, math.nan)) for column in columns) for one in records
+        )
     )

@@ -1,6 +1,7 @@
 """Judging a recorded history again: what would these stop settings have decided on it?
 
-What a history does not hold is not replayed: requests to stop, and the losses of single steps (spikes, skipped steps).
+What a history does not hold is not replayed: requests to stop, and the losses of single steps
+(spikes, skipped steps).
 """
 
 import math
@@ -18,18 +19,40 @@ from harness.stopping.history import History
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Best, Evaluation, MetricInfo, Mode, Verdict
 
-_SMALLER_IS_BETTER = frozenset("loss error err mse rmse mae mape nll entropy perplexity ppl wer cer bpc fid brier ece".split())  # noqa: SIM905 - words
+# Words
+_SMALLER_IS_BETTER = frozenset(
+    ["loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "entropy", "perplexity", "ppl", "wer", "cer", "bpc", "fid", "brier", "ece"]
+)
 
 
-_SHARES = frozenset("accuracy acc f1 precision recall sensitivity specificity auc auroc ap map iou miou dice top1 top5".split())  # noqa: SIM905 - words
+# Words
+_SHARES = frozenset(
+    ["accuracy", "acc", "f1", "precision", "recall", "sensitivity", "specificity", "auc", "auroc", "ap", "map", "iou", "miou", "dice", "top1", "top5"]
+)
 
 
-_LARGER_IS_BETTER = _SHARES | {"r2", "mcc", "kappa", "bleu", "rouge", "psnr", "ssim", "reward", "correlation", "pearson", "spearman", "snr"}
+_LARGER_IS_BETTER = _SHARES | {
+    "r2",
+    "mcc",
+    "kappa",
+    "bleu",
+    "rouge",
+    "psnr",
+    "ssim",
+    "reward",
+    "correlation",
+    "pearson",
+    "spearman",
+    "snr",
+}
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What one set of settings decides on a history, up to where it stops. `best_after`: what the whole history had to offer."""
+    """What one set of settings decides on a history, up to where it stops.
+
+    `best_after`: what the whole history had to offer.
+    """
 
     label: Mapping[str, str]
     evaluations: list[Evaluation]
@@ -63,13 +86,20 @@ class Replay:
         }
 
     def stale(self, verdict: Verdict) -> int:
-        """Stale intervals in a row: with several criteria those of the freshest if all must run out, of the stalest if any may."""
+        """Stale intervals in a row: with several criteria those of the freshest if all must run
+        out, of the stalest if any may.
+        """
         counts = [one.stale for one in verdict.criteria] or [0]
         return min(counts) if self.need == "all" else max(counts)
 
 
-def replay(history: History, settings: StopSettings, label: Mapping[str, str] | None = None) -> Replay:
-    """Judge a history evaluation by evaluation until the settings stop. Raises ConfigError for settings that the history cannot answer."""
+def replay(
+    history: History, settings: StopSettings, label: Mapping[str, str] | None = None
+) -> Replay:
+    """Judge a history evaluation by evaluation until the settings stop.
+
+    Raises ConfigError for settings that the history cannot answer.
+    """
     infos = metric_infos(history, settings)
     found = [*problems(settings, infos), *_unanswered(history, settings)]
     if found:
@@ -93,13 +123,16 @@ def replay(history: History, settings: StopSettings, label: Mapping[str, str] | 
         verdicts=verdicts,
         stop_index=len(verdicts) - 1 if verdicts and verdicts[-1].stops else None,
         best=controller.best(),
-        best_after=None if after is None or after.value is None else Best(after.metric, after.value, after.step),
+        best_after=None
+        if after is None or after.value is None
+        else Best(after.metric, after.value, after.step),
         need=settings.improvement_needs,
     )
 
 
 def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricInfo]:
-    """What the metrics of a history declare, as far as one can tell: the mode from the settings or else from the name.
+    """What the metrics of a history declare, as far as one can tell: the mode from the settings or
+    else from the name.
 
     A share by its name (accuracy, F1, ...) is bounded by 0 and 1 if all its values are.
     """
@@ -107,14 +140,29 @@ def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricIn
     infos = {}
     for name in history.metrics:
         words = set(re.split(r"[^a-z0-9]+", name.lower()))
-        stated = next((one.mode for one in (*settings.improvement, settings.best) if one and one.metric == name and one.mode), None)
+        stated = next(
+            (
+                one.mode
+                for one in (*settings.improvement, settings.best)
+                if one and one.metric == name and one.mode
+            ),
+            None,
+        )
         guessed: Mode = hints.get(name, "max")
         if words & _LARGER_IS_BETTER:
             guessed = "max"
         if words & _SMALLER_IS_BETTER:
             guessed = "min"
-        values = [value for one in history.evaluations if (value := one.metrics.get(name)) is not None and math.isfinite(value)]
-        share = (stated or guessed) == "max" and words & _SHARES and all(0 <= value <= 1 for value in values)
+        values = [
+            value
+            for one in history.evaluations
+            if (value := one.metrics.get(name)) is not None and math.isfinite(value)
+        ]
+        share = (
+            (stated or guessed) == "max"
+            and words & _SHARES
+            and all(0 <= value <= 1 for value in values)
+        )
         infos[name] = MetricInfo(stated or guessed, *((0.0, 1.0) if share else (None, None)))
     return infos
 
@@ -131,13 +179,24 @@ def _hints(settings: StopSettings) -> Iterator[tuple[str, Mode]]:
 
 def _unanswered(history: History, settings: StopSettings) -> Iterator[str]:
     """Settings that need what the history does not hold."""
-    asked = [(f"stop.budget.{unit}", unit) for unit in ("epochs", "samples", "hours") if settings.budget and settings.budget.given(unit)]
+    asked = [
+        (f"stop.budget.{unit}", unit)
+        for unit in ("epochs", "samples", "hours")
+        if settings.budget and settings.budget.given(unit)
+    ]
     for index, one in enumerate(settings.improvement):
         where = f"stop.{place('improvement', index, settings.improvement)}"
-        asked += [(f"{where}.patience", one.patience.unit)] if one.patience.unit in ("epochs", "samples") else []
+        asked += (
+            [(f"{where}.patience", one.patience.unit)]
+            if one.patience.unit in ("epochs", "samples")
+            else []
+        )
         asked += [(f"{where}.cooldown", "lr")] if one.cooldown else []
     for where, unit in asked:
         column = "epoch" if unit == "epochs" else unit
         if column not in history.known:
             also = " (or elapsed_s)" if column == "hours" else ""
-            yield f"{where}: {history.path} does not have {column}{also} at each evaluation. Add it, or leave the setting out."
+            yield (
+                f"{where}: {history.path} does not have {column}{also} at each evaluation. Add it, "
+                "or leave the setting out."
+            )

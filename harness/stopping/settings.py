@@ -1,6 +1,9 @@
-"""The `stop:` section of a config: when a training is evaluated, and what ends it. Values only; controller.py judges by them.
+"""The `stop:` section of a config: when a training is evaluated, and what ends it.
 
-What depends on the metrics of a task (does the metric exist, can it reach the value) is checked by checks.py.
+Values only; controller.py judges by them.
+
+What depends on the metrics of a task (does the metric exist, can it reach the value) is checked by
+checks.py.
 """
 
 from collections.abc import Sequence
@@ -27,21 +30,53 @@ class TrainSample(_Settings):
 class StopSettings(_Settings):
     """The whole `stop:` section."""
 
-    every: Every = Field(Every(epochs=1), description="The interval: the stretch between two evaluations.")
-    targets: dict[str, Target] = Field({}, description="What metrics must reach; a name without a split means train/ and val/.")
-    targets_need: Need = Field("all", description="Whether all targets or any of them must be reached.")
+    every: Every = Field(
+        Every(epochs=1), description="The interval: the stretch between two evaluations."
+    )
+    targets: dict[str, Target] = Field(
+        {}, description="What metrics must reach; a name without a split means train/ and val/."
+    )
+    targets_need: Need = Field(
+        "all", description="Whether all targets or any of them must be reached."
+    )
     hold: int = Field(1, ge=1, description="Evaluations in a row at which the targets must hold.")
-    improvement: tuple[Improvement, ...] = Field((), description="What counts as getting better, and how long too little is borne: one, or a list.")
-    improvement_needs: Need = Field("all", description="Whether all criteria or any of them must have run out of patience.")
-    best: BestMetric | None = Field(None, description="What the best checkpoint is best in; null: the first improvement's metric.")
-    divergence: tuple[Divergence, ...] = Field((), description="What ends the training as diverged besides a non-finite loss: one, or a list.")
-    spike: Spike | None = Field(None, description="What is done about sudden jumps of the training loss: warn, stop, or a mapping; null: nothing.")
-    skipped_steps: int = Field(20, ge=1, description="With fp16, so many skipped steps in a row are divergence.")
+    improvement: tuple[Improvement, ...] = Field(
+        (),
+        description="What counts as getting better, and how long too little is borne: one, or a list.",
+    )
+    improvement_needs: Need = Field(
+        "all", description="Whether all criteria or any of them must have run out of patience."
+    )
+    best: BestMetric | None = Field(
+        None,
+        description="What the best checkpoint is best in; null: the first improvement's metric.",
+    )
+    divergence: tuple[Divergence, ...] = Field(
+        (),
+        description="What ends the training as diverged besides a non-finite loss: one, or a list.",
+    )
+    spike: Spike | None = Field(
+        None,
+        description=(
+            "What is done about sudden jumps of the training loss: warn, stop, or a mapping; "
+            "null: nothing."
+        ),
+    )
+    skipped_steps: int = Field(
+        20, ge=1, description="With fp16, so many skipped steps in a row are divergence."
+    )
     warmup: int = Field(0, ge=0, description="First intervals that are never stale.")
     train_metrics: Literal["interval", "full"] | TrainSample = Field(
-        "interval", description="What training metrics are of: the interval's own batches, the whole training split, or a fixed sample of it."
+        "interval",
+        description=(
+            "What training metrics are of: the interval's own batches, the whole training split, "
+            "or a fixed sample of it."
+        ),
     )
-    budget: Budget | None = Field(None, description="What the training may cost over all launches; the limit met first counts.")
+    budget: Budget | None = Field(
+        None,
+        description="What the training may cost over all launches; the limit met first counts.",
+    )
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -53,7 +88,9 @@ class StopSettings(_Settings):
     def _one_or_several(cls, value: object) -> object:
         if value is None:
             return ()
-        return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        return (
+            tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        )
 
     @field_serializer("improvement", "divergence")
     def _as_given(self, values: tuple[Any, ...]) -> Any:
@@ -79,7 +116,8 @@ class StopSettings(_Settings):
         if not self.improvement and self.improvement_needs != "all":
             problems.append("improvement_needs has no effect without improvement")
         problems += [
-            f"{place('improvement', index, self.improvement)}.patience: {criterion.patience.count} {unit} are no whole number of intervals of "
+            f"{place('improvement', index, self.improvement)}.patience: {criterion.patience.count} "
+            f"{unit} are no whole number of intervals of "
             f"{length} {unit}; give a multiple of {length}"
             for index, criterion in enumerate(self.improvement)
             if (unit := criterion.patience.unit) in ("epochs", "steps")

@@ -33,8 +33,9 @@ Reason = Literal["targets_reached", "no_improvement", "diverged", "budget", "sto
 class Evaluation:
     """One evaluation: where the training stood and the metrics by `split/name`.
 
-    `epoch`: epochs completed with the share of the present one; `hours`: over all launches; `lr`: the learning rate, which a cooldown needs.
-    A metric that is not in `metrics` was not measured; NaN was measured and is undefined.
+    `epoch`: epochs completed with the share of the present one; `hours`: over all launches; `lr`:
+    the learning rate, which a cooldown needs. A metric that is not in `metrics` was not measured;
+    NaN was measured and is undefined.
     """
 
     step: int
@@ -47,7 +48,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Window:
-    """The training steps read at a log point, from `first_step` on. `offenders`: step -> lowest rank with a non-finite loss."""
+    """The training steps read at a log point, from `first_step` on.
+
+    `offenders`: step -> lowest rank with a non-finite loss.
+    """
 
     first_step: int
     losses: list[float]
@@ -59,8 +63,10 @@ class Window:
 class CriterionVerdict(NamedTuple):
     """One improvement criterion at one evaluation.
 
-    `gain` is positive if the metric got better; `needed` was asked for, `reference` (of `reference_step`) is what both are measured from; None at
-    the first value. `stale`: intervals in a row that fell short; `spent` of `patience` `unit` (intervals, epochs, steps or samples) are used up.
+    `gain` is positive if the metric got better; `needed` was asked for, `reference` (of
+    `reference_step`) is what both are measured from; None at the first value. `stale`: intervals in
+    a row that fell short; `spent` of `patience` `unit` (intervals, epochs, steps or samples) are
+    used up.
     """
 
     metric: str
@@ -88,7 +94,10 @@ class Best:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Go on or stop, why, and in words. `improved`: some criterion's rate was reached; `new_best`: any strict gain of the best metric."""
+    """Go on or stop, why, and in words.
+
+    `improved`: some criterion's rate was reached; `new_best`: any strict gain of the best metric.
+    """
 
     action: Literal["go_on", "stop"]
     reason: Reason | None = None
@@ -104,13 +113,18 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; NaN and infinities as text."""
-        criteria = [{name: _plain(value) for name, value in one._asdict().items()} for one in self.criteria]
+        criteria = [
+            {name: _plain(value) for name, value in one._asdict().items()} for one in self.criteria
+        ]
         return {**self.__dict__, "criteria": criteria, "warnings": list(self.warnings)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Verdict":
         """The inverse of `to_json`, to the last bit."""
-        criteria = [CriterionVerdict(**{name: _number(name, item) for name, item in one.items()}) for one in value["criteria"]]
+        criteria = [
+            CriterionVerdict(**{name: _number(name, item) for name, item in one.items()})
+            for one in value["criteria"]
+        ]
         return cls(**{**value, "criteria": criteria, "warnings": list(value["warnings"])})
 
 

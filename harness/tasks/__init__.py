@@ -1,7 +1,8 @@
 """What is learned: how a batch becomes a loss, metric updates and predictions.
 
-A loss is a sum over *items* and the number of items, so that a batch's gradient is that of the mean over its items however they are
-spread over slots and ranks. An ignored target is no item. Losses are computed in float32 (float64 if the outputs are), under autocast too.
+A loss is a sum over *items* and the number of items, so that a batch's gradient is that of the mean
+over its items however they are spread over slots and ranks. An ignored target is no item. Losses
+are computed in float32 (float64 if the outputs are), under autocast too.
 
 `input` says how a batch goes into the network:
 

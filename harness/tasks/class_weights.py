@@ -9,10 +9,12 @@ from harness.tasks.task import Batch, counted, present
 
 
 class BalancedWeights:
-    """Learns how often each class is a target in the training split; class c weighs N / (C n_c), as scikit-learn's "balanced" has it.
+    """Learns how often each class is a target in the training split; class c weighs N / (C n_c), as
+    scikit-learn's "balanced" has it.
 
-    The mean of the weights over the split's N targets is 1, so that the loss is as large as without. It learns like a treatment: micro-batches of the
-    training split go through `observe`, then `finish`; `state` goes into a checkpoint and comes back by `restore`.
+    The mean of the weights over the split's N targets is 1, so that the loss is as large as
+    without. It learns like a treatment: micro-batches of the training split go through `observe`,
+    then `finish`; `state` goes into a checkpoint and comes back by `restore`.
     """
 
     def __init__(self, target: str, ignored: int | None) -> None:
@@ -30,7 +32,10 @@ class BalancedWeights:
     def finish(self) -> None:
         """Raises DataError if there was no target."""
         if not self._counts:
-            raise DataError(f"task.class_weights: balanced, but the training split has no {self.target!r} to count. Give samples with targets.")
+            raise DataError(
+                f"task.class_weights: balanced, but the training split has no {self.target!r} to "
+                "count. Give samples with targets."
+            )
 
     def state(self) -> dict[str, Any]:
         """How often each class came, by its number."""
@@ -41,12 +46,16 @@ class BalancedWeights:
         self._counts = Counter({int(label): count for label, count in state["counts"].items()})
 
     def weights(self, num_classes: int) -> Sequence[float]:
-        """One a class. Raises DataError for a class without a target, whose weight would be infinite."""
+        """One a class.
+
+        Raises DataError for a class without a target, whose weight would be infinite.
+        """
         assert self._counts, "the training split has not been observed"
         absent = [label for label in range(num_classes) if self._counts[label] == 0]
         if absent:
             raise DataError(
-                f"task.class_weights: balanced, but class {', '.join(map(str, absent))} of {num_classes} is no target in the training split. "
+                f"task.class_weights: balanced, but class {', '.join(map(str, absent))} of "
+                f"{num_classes} is no target in the training split. "
                 "Add samples of it, give the network fewer outputs, or list the weights."
             )
         total = self._counts.total()

@@ -11,19 +11,34 @@ from torchmetrics import Metric
 from harness.errors import ConfigError
 from harness.metrics.confusion import Confusion
 from harness.tasks.class_weights import BalancedWeights
-from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, Input, Learner, check_labels, counted, full, shown
+from harness.tasks.task import (
+    ACCURACY,
+    ERROR,
+    Basis,
+    Batch,
+    Input,
+    Learner,
+    check_labels,
+    counted,
+    full,
+    shown,
+)
 
 
 class Classification(Basis):
-    """One of C classes for each target: outputs (B, C, ...) logits, targets (B, ...) integers in [0, C); each target is an item.
+    """One of C classes for each target: outputs (B, C, ...) logits, targets (B, ...) integers in
+    [0, C); each target is an item.
 
-    The loss is the cross entropy (torch.nn.functional.cross_entropy, label smoothing as there). With `class_weights` (C values) an item's
-    loss is multiplied by its class's weight, and the mean is still over the *number* of items, not over the sum of their weights as in torch's
-    `reduction="mean"`: weights whose mean over the data is 1 keep the gradient's scale. "balanced" are such: N / (C n_c) for a class with n_c of the
-    training split's N targets. A target equal to `ignore_index` is no item.
+    The loss is the cross entropy (torch.nn.functional.cross_entropy, label smoothing as there).
+    With `class_weights` (C values) an item's loss is multiplied by its class's weight, and the mean
+    is still over the *number* of items, not over the sum of their weights as in torch's
+    `reduction="mean"`: weights whose mean over the data is 1 keep the gradient's scale. "balanced"
+    are such: N / (C n_c) for a class with n_c of the training split's N targets. A target equal to
+    `ignore_index` is no item.
 
-    Metrics: accuracy, balanced_accuracy (mean recall over the classes that occur among the targets) and f1 (macro, over the classes that occur
-    among the targets or the predictions), all from the table `confusion` (C, C). The user's `metrics` get (probabilities (B, C, ...), targets).
+    Metrics: accuracy, balanced_accuracy (mean recall over the classes that occur among the targets)
+    and f1 (macro, over the classes that occur among the targets or the predictions), all from the
+    table `confusion` (C, C). The user's `metrics` get (probabilities (B, C, ...), targets).
     """
 
     def __init__(
@@ -35,17 +50,28 @@ class Classification(Basis):
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
         ignore_index: int | None = None,
     ) -> None:
-        super().__init__(input, target, metrics, {"loss": ERROR, "accuracy": ACCURACY, "balanced_accuracy": ACCURACY, "f1": ACCURACY})
+        super().__init__(
+            input,
+            target,
+            metrics,
+            {"loss": ERROR, "accuracy": ACCURACY, "balanced_accuracy": ACCURACY, "f1": ACCURACY},
+        )
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
-        self._balanced = BalancedWeights(target, ignore_index) if class_weights == "balanced" else None
+        self._balanced = (
+            BalancedWeights(target, ignore_index) if class_weights == "balanced" else None
+        )
         self._weights: Tensor | None = None
         if isinstance(class_weights, str):
             if self._balanced is None:
-                raise ConfigError(f"class_weights: {class_weights!r} is neither balanced nor a list of weights.")
+                raise ConfigError(
+                    f"class_weights: {class_weights!r} is neither balanced nor a list of weights."
+                )
         elif class_weights is not None:
             if not all(math.isfinite(weight) and weight >= 0 for weight in class_weights):
-                raise ConfigError(f"class_weights: {list(class_weights)}: each must be finite and at least 0.")
+                raise ConfigError(
+                    f"class_weights: {list(class_weights)}: each must be finite and at least 0."
+                )
             self._weights = torch.tensor([float(weight) for weight in class_weights])
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
@@ -57,26 +83,42 @@ class Classification(Basis):
 
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
-            raise ConfigError(f"network: gives {shown(outputs)}; a classification needs logits (B, C, ...) of C >= 2 classes.")
+            raise ConfigError(
+                f"network: gives {shown(outputs)}; a classification needs logits (B, C, ...) of C "
+                ">= 2 classes."
+            )
         self.num_classes = outputs.shape[1]
-        if self._balanced is not None and self._balanced.state()["counts"]:  # without: only the shapes are wanted
+        # Without: only the shapes are wanted
+        if self._balanced is not None and self._balanced.state()["counts"]:
             self._weights = torch.tensor(self._balanced.weights(self.num_classes))
         if self._weights is not None and len(self._weights) != self.num_classes:
-            raise ConfigError(f"task.class_weights: {len(self._weights)} weights for {self.num_classes} classes. Give one for each class.")
+            raise ConfigError(
+                f"task.class_weights: {len(self._weights)} weights for {self.num_classes} classes. "
+                "Give one for each class."
+            )
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
-        check_labels(batch[self.target], self.target, self.num_classes, self.ignore_index, "class", "outputs")
+        check_labels(
+            batch[self.target], self.target, self.num_classes, self.ignore_index, "class", "outputs"
+        )
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
-        assert self._balanced is None or self._weights is not None, "the training split was to be observed before `fit_to`"
+        assert self._balanced is None or self._weights is not None, (
+            "the training split was to be observed before `fit_to`"
+        )
         if self._weights is not None and self._weights.device != outputs.device:
             self._weights = self._weights.to(outputs.device)
         logits = full(outputs)
         weights = None if self._weights is None else self._weights.to(logits.dtype)
         ignored = -100 if self.ignore_index is None else self.ignore_index
         return nn.functional.cross_entropy(
-            logits, batch[self.target].long(), weights, reduction="sum", label_smoothing=self.label_smoothing, ignore_index=ignored
+            logits,
+            batch[self.target].long(),
+            weights,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+            ignore_index=ignored,
         )
 
     def num_items(self, batch: Batch) -> Tensor:
@@ -84,7 +126,10 @@ class Classification(Basis):
 
     def metrics(self) -> dict[str, Metric]:
         if self.num_classes is None:
-            raise ConfigError("task: the number of classes is not known before the network's first forward pass (`fit_to`).")
+            raise ConfigError(
+                "task: the number of classes is not known before the network's first forward pass "
+                "(`fit_to`)."
+            )
         return {"confusion": Confusion(self.num_classes), **self._extras()}
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
@@ -102,13 +147,19 @@ class Classification(Basis):
 
 
 def confusion_values(table: Sequence[Sequence[int]]) -> dict[str, float]:
-    """accuracy, balanced accuracy and macro F1 of a table [target][predicted]; NaN if it is empty. The definitions are scikit-learn's."""
+    """accuracy, balanced accuracy and macro F1 of a table [target][predicted]; NaN if it is empty.
+    The definitions are scikit-learn's.
+    """
     classes = range(len(table))
     targets = [sum(row) for row in table]
     predicted = [sum(row[index] for row in table) for index in classes]
     right = [table[index][index] for index in classes]
     recalls = [right[index] / targets[index] for index in classes if targets[index]]
-    f1 = [2 * right[index] / (targets[index] + predicted[index]) for index in classes if targets[index] + predicted[index]]
+    f1 = [
+        2 * right[index] / (targets[index] + predicted[index])
+        for index in classes
+        if targets[index] + predicted[index]
+    ]
     total = sum(targets)
     return {
         "accuracy": sum(right) / total if total else math.nan,

@@ -16,11 +16,12 @@ from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, check_labels, coun
 class LanguageModelling(Basis):
     """The next token: outputs (B, T, V) logits, each token to be predicted is an item.
 
-    Without `target`, `input` holds tokens (B, T + 1): the network is given the first T and has to predict the last T. With it, both are (B, T)
-    and already shifted against each other. Tokens are integers in [0, V); one equal to `ignore_index` is no item, and token 0 as an input.
+    Without `target`, `input` holds tokens (B, T + 1): the network is given the first T and has to
+    predict the last T. With it, both are (B, T) and already shifted against each other. Tokens are
+    integers in [0, V); one equal to `ignore_index` is no item, and token 0 as an input.
 
-    Metrics: perplexity (exp of the mean negative log likelihood, without label smoothing) and accuracy over tokens. The user's `metrics` get
-    (logits (B, T, V), targets (B, T)).
+    Metrics: perplexity (exp of the mean negative log likelihood, without label smoothing) and
+    accuracy over tokens. The user's `metrics` get (logits (B, T, V), targets (B, T)).
     """
 
     def __init__(
@@ -31,7 +32,11 @@ class LanguageModelling(Basis):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
     ) -> None:
-        own = {"loss": ERROR, "perplexity": MetricInfo(mode="min", lower=1.0, upper=None), "accuracy": ACCURACY}
+        own = {
+            "loss": ERROR,
+            "perplexity": MetricInfo(mode="min", lower=1.0, upper=None),
+            "accuracy": ACCURACY,
+        }
         super().__init__(input, input if target is None else target, metrics, own)
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
@@ -48,7 +53,9 @@ class LanguageModelling(Basis):
 
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() != 3:
-            raise ConfigError(f"network: gives {shown(outputs)}; a language model gives logits (B, T, V).")
+            raise ConfigError(
+                f"network: gives {shown(outputs)}; a language model gives logits (B, T, V)."
+            )
         self.vocabulary = outputs.shape[2]
 
     def check_input(self, batch: Batch) -> None:
@@ -56,14 +63,27 @@ class LanguageModelling(Basis):
         tokens = batch[self.key]
         if tokens.dim() != 2 or tokens.shape[1] < (2 if self.shifts else 1):
             needed = "T + 1 >= 2" if self.shifts else "T >= 1"
-            raise DataError(f"{self.key}: a tensor {tuple(tokens.shape)} where tokens (B, {needed}) are needed. Cut the text into windows.")
+            raise DataError(
+                f"{self.key}: a tensor {tuple(tokens.shape)} where tokens (B, {needed}) are "
+                "needed. Cut the text into windows."
+            )
         check_labels(tokens, self.key, self.vocabulary, self.ignore_index, "token", "vocabulary")
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
         if batch[self.target].shape != batch[self.key].shape:
-            raise DataError(f"{self.target}: {tuple(batch[self.target].shape)} targets for {tuple(batch[self.key].shape)} tokens. Give one for each.")
-        check_labels(batch[self.target], self.target, self.vocabulary, self.ignore_index, "token", "vocabulary")
+            raise DataError(
+                f"{self.target}: {tuple(batch[self.target].shape)} targets for "
+                f"{tuple(batch[self.key].shape)} tokens. Give one for each."
+            )
+        check_labels(
+            batch[self.target],
+            self.target,
+            self.vocabulary,
+            self.ignore_index,
+            "token",
+            "vocabulary",
+        )
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         return self._cross_entropy(outputs, self._targets(batch), self.label_smoothing)
@@ -78,14 +98,20 @@ class LanguageModelling(Basis):
         targets = self._targets(batch)
         items = counted(targets, self.ignore_index)
         right = (outputs.argmax(2) == targets) & items
-        metrics["tokens"].update(self._cross_entropy(outputs, targets, 0.0), right.sum(), items.sum())
+        metrics["tokens"].update(
+            self._cross_entropy(outputs, targets, 0.0), right.sum(), items.sum()
+        )
         self._update_extras(metrics, full(outputs), targets)
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         nll, right, tokens = computed["tokens"].tolist()
         mean = nll / tokens if tokens else math.nan
         perplexity = math.exp(mean) if mean < 700 else mean if math.isnan(mean) else math.inf
-        return {"perplexity": perplexity, "accuracy": right / tokens if tokens else math.nan, **super().values(computed)}
+        return {
+            "perplexity": perplexity,
+            "accuracy": right / tokens if tokens else math.nan,
+            **super().values(computed),
+        }
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, T) the likeliest next tokens; `probability`: (B, T) theirs."""
@@ -98,11 +124,19 @@ class LanguageModelling(Basis):
 
     def _cross_entropy(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         logits = full(outputs).flatten(0, 1)
-        return nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum", label_smoothing=smoothing, ignore_index=self.ignore_index)
+        return nn.functional.cross_entropy(
+            logits,
+            targets.flatten(),
+            reduction="sum",
+            label_smoothing=smoothing,
+            ignore_index=self.ignore_index,
+        )
 
 
 class _Tokens(Metric):  # type: ignore[misc]  # torchmetrics is not typed
-    """Sums over tokens: the negative log likelihood (float), the tokens that were predicted right, and all tokens."""
+    """Sums over tokens: the negative log likelihood (float), the tokens that were predicted right,
+    and all tokens.
+    """
 
     full_state_update = False
     nll: Tensor

@@ -1,4 +1,6 @@
-"""What a task learns from the training split before the first step; in a launch rank 0 learns, every rank takes over."""
+"""What a task learns from the training split before the first step; in a launch rank 0 learns,
+every rank takes over.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +17,9 @@ def learners_of(task: Task) -> Mapping[str, Learner]:
 
 
 def learn(task: Task, batches: Iterable[Batch]) -> States:
-    """Let the task's learners see the training split, each sample once; returns their states as JSON. Nothing is read if there are none."""
+    """Let the task's learners see the training split, each sample once; returns their states as
+    JSON. Nothing is read if there are none.
+    """
     learners = learners_of(task)
     if learners:
         for batch in batches:

@@ -14,10 +14,12 @@ from harness.tasks.task import ERROR, Basis, Batch, Input, full, shown
 
 
 class Regression(Basis):
-    """Numbers: outputs and targets (B, ...) of the same shape, axes of length 1 aside; each number is an item.
+    """Numbers: outputs and targets (B, ...) of the same shape, axes of length 1 aside; each number
+    is an item.
 
-    `loss`: the mean squared error, the mean absolute error, or Huber's loss with `delta`. Metrics: mse, mae, and r2 (the coefficient of
-    determination, averaged over outputs). The user's `metrics` get (outputs, targets), both (B,) or (B, D).
+    `loss`: the mean squared error, the mean absolute error, or Huber's loss with `delta`. Metrics:
+    mse, mae, and r2 (the coefficient of determination, averaged over outputs). The user's `metrics`
+    get (outputs, targets), both (B,) or (B, D).
     """
 
     def __init__(
@@ -28,9 +30,22 @@ class Regression(Basis):
         loss: Literal["mse", "mae", "huber"] = "mse",
         delta: float = 1.0,
     ) -> None:
-        super().__init__(input, target, metrics, {"loss": ERROR, "mse": ERROR, "mae": ERROR, "r2": MetricInfo(mode="max", lower=None, upper=1.0)})
+        super().__init__(
+            input,
+            target,
+            metrics,
+            {
+                "loss": ERROR,
+                "mse": ERROR,
+                "mae": ERROR,
+                "r2": MetricInfo(mode="max", lower=None, upper=1.0),
+            },
+        )
         if loss not in ("mse", "mae", "huber"):
-            raise ConfigError(f"loss: {loss!r} is none of mse, mae, huber. For another loss use harness.tasks.Supervised.")
+            raise ConfigError(
+                f"loss: {loss!r} is none of mse, mae, huber. For another loss use "
+                "harness.tasks.Supervised."
+            )
         if not delta > 0:
             raise ConfigError(f"delta: {delta} is not above 0.")
         self.loss = loss
@@ -39,20 +54,32 @@ class Regression(Basis):
 
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
-            raise ConfigError(f"network: gives {shown(outputs)}; a regression needs a tensor (B, ...) of floating-point numbers.")
+            raise ConfigError(
+                f"network: gives {shown(outputs)}; a regression needs a tensor (B, ...) of "
+                "floating-point numbers."
+            )
         self._shape = _long_axes(outputs)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
         targets = batch[self.target]
         if targets.dtype == torch.bool or targets.is_complex():
-            raise DataError(f"{self.target}: {targets.dtype} where a regression needs numbers. Convert it by a treatment, or use a Classification.")
+            raise DataError(
+                f"{self.target}: {targets.dtype} where a regression needs numbers. Convert it by a "
+                "treatment, or use a Classification."
+            )
         if self._shape is not None and _long_axes(targets) != self._shape:
             shape = ", ".join(map(str, ["B", *self._shape]))
-            raise DataError(f"{self.target}: targets {tuple(targets.shape)} do not fit the network's outputs ({shape}). Change its last layer.")
+            raise DataError(
+                f"{self.target}: targets {tuple(targets.shape)} do not fit the network's outputs "
+                f"({shape}). Change its last layer."
+            )
         bad = ~targets.double().isfinite()
         if bad.any():
-            raise DataError(f"{self.target}: {int(bad.sum())} of {bad.numel()} targets are NaN or infinite. Take those samples out.")
+            raise DataError(
+                f"{self.target}: {int(bad.sum())} of {bad.numel()} targets are NaN or infinite. "
+                "Take those samples out."
+            )
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         predicted = full(outputs)
@@ -60,14 +87,21 @@ class Regression(Basis):
         predicted = predicted.reshape(targets.shape)
         if self.loss == "huber":
             return nn.functional.huber_loss(predicted, targets, reduction="sum", delta=self.delta)
-        return (nn.functional.mse_loss if self.loss == "mse" else nn.functional.l1_loss)(predicted, targets, reduction="sum")
+        return (nn.functional.mse_loss if self.loss == "mse" else nn.functional.l1_loss)(
+            predicted, targets, reduction="sum"
+        )
 
     def num_items(self, batch: Batch) -> Tensor:
         targets = batch[self.target]
         return torch.full((), targets.numel(), dtype=torch.int64, device=targets.device)
 
     def metrics(self) -> dict[str, Metric]:
-        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score(), **self._extras()}
+        return {
+            "mse": MeanSquaredError(),
+            "mae": MeanAbsoluteError(),
+            "r2": R2Score(),
+            **self._extras(),
+        }
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
         targets = _by_output(batch[self.target])

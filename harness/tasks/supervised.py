@@ -13,15 +13,18 @@ from harness.tasks.task import Basis, Batch, Input, full, present, shown
 
 
 class Supervised(Basis):
-    """A user's loss, `loss(outputs, target)` by component; each sample is an item. For a list of targets the loss gets a dict of them.
+    """A user's loss, `loss(outputs, target)` by component; each sample is an item. For a list of
+    targets the loss gets a dict of them.
 
-    `reduction` says what the loss gives, and is read from the loss where it has an attribute of that name, as those of torch.nn have:
+    `reduction` says what the loss gives, and is read from the loss where it has an attribute of
+    that name, as those of torch.nn have:
 
         "none"      numbers (B, ...): a sample's loss is the mean of its own
         "sum"       one number: the sum of the samples' losses
         "mean"      one number: the mean of the samples' losses
 
-    The user's `metrics` get (outputs, target). Outputs may be a dict of tensors, as `harness.networks.Parallel` gives.
+    The user's `metrics` get (outputs, target). Outputs may be a dict of tensors, as
+    `harness.networks.Parallel` gives.
     """
 
     def __init__(
@@ -33,15 +36,24 @@ class Supervised(Basis):
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         names = [target] if isinstance(target, str) else list(target)
-        super().__init__(input, names[0], metrics, {"loss": MetricInfo(mode="min", lower=None, upper=None)})
+        super().__init__(
+            input, names[0], metrics, {"loss": MetricInfo(mode="min", lower=None, upper=None)}
+        )
         stated = getattr(loss, "reduction", None)
         if reduction is not None and stated is not None and reduction != stated:
-            raise ConfigError(f"reduction: {reduction!r}, but the loss has {stated!r}. Give it once, to the loss.")
+            raise ConfigError(
+                f"reduction: {reduction!r}, but the loss has {stated!r}. Give it once, to the loss."
+            )
         self.reduction = reduction or stated
         if self.reduction not in ("none", "sum", "mean"):
-            raise ConfigError(f"reduction: {self.reduction!r} is none of none, sum, mean. Say which of them the loss gives.")
+            raise ConfigError(
+                f"reduction: {self.reduction!r} is none of none, sum, mean. Say which of them the "
+                "loss gives."
+            )
         if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
-            raise ConfigError("loss: has parameters, which would not be trained. Put them into the network.")
+            raise ConfigError(
+                "loss: has parameters, which would not be trained. Put them into the network."
+            )
         self.loss = loss
         self.targets = names
         self._several = not isinstance(target, str)
@@ -63,10 +75,16 @@ class Supervised(Basis):
         size = len(batch[self.target])
         if self.reduction == "none":
             if loss.dim() == 0 or len(loss) != size:
-                raise ConfigError(f'task.loss: gave {shown(loss)} where reduction "none" means numbers ({size}, ...). Name its reduction rightly.')
+                raise ConfigError(
+                    f'task.loss: gave {shown(loss)} where reduction "none" means numbers ({size}, '
+                    "...). Name its reduction rightly."
+                )
             return loss.flatten(1).mean(1).sum() if loss.dim() > 1 else loss.sum()
         if loss.dim() != 0:
-            raise ConfigError(f"task.loss: gave {shown(loss)} where reduction {self.reduction!r} means one number. Name its reduction rightly.")
+            raise ConfigError(
+                f"task.loss: gave {shown(loss)} where reduction {self.reduction!r} means one "
+                "number. Name its reduction rightly."
+            )
         return loss if self.reduction == "sum" else loss * size
 
     def num_items(self, batch: Batch) -> Tensor:

@@ -16,7 +16,9 @@ Batch = Mapping[str, Any]
 
 
 class Learner(Protocol):
-    """What learns from the training split before the first step, as a treatment may; what it learned is in every checkpoint."""
+    """What learns from the training split before the first step, as a treatment may; what it
+    learned is in every checkpoint.
+    """
 
     def observe(self, batch: Batch) -> None:
         """Take a treated micro-batch of the training split; each of its samples comes once."""
@@ -32,10 +34,14 @@ class Learner(Protocol):
 
 
 class Task(Protocol):
-    """What the loop, the evaluation and the prediction ask of a task; a user's own class by dotted path works like ours."""
+    """What the loop, the evaluation and the prediction ask of a task; a user's own class by dotted
+    path works like ours.
+    """
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """The network's outputs for a micro-batch: a tensor (B, ...), or a dict of them from several heads."""
+        """The network's outputs for a micro-batch: a tensor (B, ...), or a dict of them from
+        several heads.
+        """
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         """The sum of the losses of all items: a scalar tensor with a gradient."""
@@ -44,13 +50,20 @@ class Task(Protocol):
         """How many items: a scalar int64 tensor on the batch's device; no host wait."""
 
     def learners(self) -> Mapping[str, Learner]:
-        """What has to have seen the training split before `fit_to`, by name; a task of a user's own may lack this method."""
+        """What has to have seen the training split before `fit_to`, by name; a task of a user's own
+        may lack this method.
+        """
 
     def fit_to(self, outputs: Any) -> None:
-        """Learn from a first forward pass what the network gives, e.g. how many classes. Raises ConfigError if the task cannot use it."""
+        """Learn from a first forward pass what the network gives, e.g. how many classes.
+
+        Raises ConfigError if the task cannot use it.
+        """
 
     def check(self, batch: Batch) -> None:
-        """Raise DataError for a micro-batch (on the CPU, in a loader's worker) that the task cannot learn from."""
+        """Raise DataError for a micro-batch (on the CPU, in a loader's worker) that the task cannot
+        learn from.
+        """
 
     def check_input(self, batch: Batch) -> None:
         """The same for a micro-batch without targets, as a prediction has it."""
@@ -92,16 +105,28 @@ _TABLES = ("confusion", "tokens")  # metrics from which our tasks take their val
 class Basis(Task):
     """What our tasks share: the network's input, the target's presence, the user's own metrics."""
 
-    def __init__(self, input: Input, target: str, metrics: Mapping[str, Metric] | None, own: Mapping[str, MetricInfo]) -> None:
+    def __init__(
+        self,
+        input: Input,
+        target: str,
+        metrics: Mapping[str, Metric] | None,
+        own: Mapping[str, MetricInfo],
+    ) -> None:
         self.input = input
         self.target = target
         self._extra = dict(metrics or {})
         self._own = dict(own)
         for name, metric in self._extra.items():
             if not isinstance(metric, Metric):
-                raise ConfigError(f"metrics.{name}: a {type(metric).__name__} is no torchmetrics.Metric. Name one by its _target_.")
+                raise ConfigError(
+                    f"metrics.{name}: a {type(metric).__name__} is no torchmetrics.Metric. Name "
+                    "one by its _target_."
+                )
             if name in self._own or name in _TABLES or not re.fullmatch(r"[A-Za-z]\w*", name):
-                raise ConfigError(f"metrics.{name}: taken, or no word. The tasks' own are {', '.join([*self._own, *_TABLES])}.")
+                raise ConfigError(
+                    f"metrics.{name}: taken, or no word. The tasks' own are "
+                    f"{', '.join([*self._own, *_TABLES])}."
+                )
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the network; of an output object as `transformers` gives it, its logits."""
@@ -117,7 +142,13 @@ class Basis(Task):
         return {}
 
     def check_input(self, batch: Batch) -> None:
-        names = [self.input] if isinstance(self.input, str) else list(self.input.values()) if isinstance(self.input, Mapping) else self.input
+        names = (
+            [self.input]
+            if isinstance(self.input, str)
+            else list(self.input.values())
+            if isinstance(self.input, Mapping)
+            else self.input
+        )
         for name in names:
             present(batch, name, "task.input")
 
@@ -129,48 +160,85 @@ class Basis(Task):
         return {name: float(value) for name, value in computed.items() if value.dim() == 0}
 
     def infos(self) -> dict[str, MetricInfo]:
-        """The task's own, and the user's metrics that say which way is better; the others are only recorded."""
-        given = {name: _info(metric) for name, metric in self._extra.items() if metric.higher_is_better is not None}
+        """The task's own, and the user's metrics that say which way is better; the others are only
+        recorded.
+        """
+        given = {
+            name: _info(metric)
+            for name, metric in self._extra.items()
+            if metric.higher_is_better is not None
+        }
         return {**self._own, **given}
 
     def _extras(self) -> dict[str, Metric]:
         return {name: metric.clone() for name, metric in self._extra.items()}
 
-    def _update_extras(self, metrics: Mapping[str, Metric], outputs: Tensor, targets: Tensor) -> None:
+    def _update_extras(
+        self, metrics: Mapping[str, Metric], outputs: Tensor, targets: Tensor
+    ) -> None:
         for name in self._extra:
             metrics[name].update(outputs, targets)
 
 
 def detached(outputs: Any) -> Any:
     """Outputs without their graph: a tensor, or a mapping of them."""
-    return {name: detached(value) for name, value in outputs.items()} if isinstance(outputs, Mapping) else outputs.detach()
+    return (
+        {name: detached(value) for name, value in outputs.items()}
+        if isinstance(outputs, Mapping)
+        else outputs.detach()
+    )
 
 
 def _info(metric: Metric) -> MetricInfo:
-    bounds = [None if bound is None else float(bound) for bound in (metric.plot_lower_bound, metric.plot_upper_bound)]
-    return MetricInfo(mode="max" if metric.higher_is_better else "min", lower=bounds[0], upper=bounds[1])
+    bounds = [
+        None if bound is None else float(bound)
+        for bound in (metric.plot_lower_bound, metric.plot_upper_bound)
+    ]
+    return MetricInfo(
+        mode="max" if metric.higher_is_better else "min", lower=bounds[0], upper=bounds[1]
+    )
 
 
 def present(batch: Batch, name: str, setting: str) -> None:
-    """Raise DataError unless the batch has a tensor of this name; `setting` is the one that asks for it."""
+    """Raise DataError unless the batch has a tensor of this name; `setting` is the one that asks
+    for it.
+    """
     if name not in batch:
-        raise DataError(f"{setting}: samples have no {name!r}, they have {', '.join(sorted(batch))}. Name one of those, or add it by a treatment.")
+        raise DataError(
+            f"{setting}: samples have no {name!r}, they have {', '.join(sorted(batch))}. Name one "
+            "of those, or add it by a treatment."
+        )
     if not isinstance(batch[name], Tensor):
-        raise DataError(f"{setting}: {name!r} is no array of numbers but e.g. {str(batch[name][0])[:40]!r}. Encode it by a treatment.")
+        raise DataError(
+            f"{setting}: {name!r} is no array of numbers but e.g. {str(batch[name][0])[:40]!r}. "
+            "Encode it by a treatment."
+        )
 
 
-def check_labels(labels: Tensor, name: str, count: int | None, ignored: int | None, what: str, of: str) -> None:
-    """Whether labels are integers in [0, count), the ignored ones aside. `count` is None before the network's first forward pass."""
+def check_labels(
+    labels: Tensor, name: str, count: int | None, ignored: int | None, what: str, of: str
+) -> None:
+    """Whether labels are integers in [0, count), the ignored ones aside.
+
+    `count` is None before the network's first forward pass.
+    """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(f"{name}: {labels.dtype} where {what} numbers are needed. Convert them to integers by a treatment.")
+        raise DataError(
+            f"{name}: {labels.dtype} where {what} numbers are needed. Convert them to integers by "
+            "a treatment."
+        )
     wide = labels.long()
-    bad = counted(wide, ignored) & ((wide < 0) | (wide >= (count if count is not None else torch.iinfo(torch.int64).max)))
+    bad = counted(wide, ignored) & (
+        (wide < 0) | (wide >= (count if count is not None else torch.iinfo(torch.int64).max))
+    )
     if bad.any():
         first = int(wide[bad][0])
         allowed = "below 0" if count is None or first < 0 else f"outside of 0 … {count - 1}"
         raise DataError(
-            f"{name}: {what} {first} is {allowed} ({int(bad.sum())} of {bad.numel()} in this micro-batch). "
-            f"Number them from 0, give the network more {of}, or set task.ignore_index to leave them out."
+            f"{name}: {what} {first} is {allowed} ({int(bad.sum())} of {bad.numel()} in this "
+            "micro-batch). "
+            f"Number them from 0, give the network more {of}, or set task.ignore_index to leave "
+            "them out."
         )
 
 
@@ -180,7 +248,9 @@ def counted(targets: Tensor, ignored: int | None) -> Tensor:
 
 
 def full(outputs: Any) -> Any:
-    """In float32 at least: losses and probabilities in half precision would lose what small differences say."""
+    """In float32 at least: losses and probabilities in half precision would lose what small
+    differences say.
+    """
     if isinstance(outputs, Mapping):
         return {name: full(value) for name, value in outputs.items()}
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
@@ -188,4 +258,8 @@ def full(outputs: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A value's kind, for messages."""
-    return f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"a tensor {tuple(value.shape)} of {value.dtype}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )

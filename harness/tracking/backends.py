@@ -1,6 +1,8 @@
-"""The backends that a config asks for, and the two that keep their data on this machine: TensorBoard and Trackio.
+"""The backends that a config asks for, and the two that keep their data on this machine:
+TensorBoard and Trackio.
 
-Both are copies of metrics.jsonl that are made anew by each launch: that costs little, and leaves no step twice and none out, whatever happened.
+Both are copies of metrics.jsonl that are made anew by each launch: that costs little, and leaves no
+step twice and none out, whatever happened.
 """
 
 import time
@@ -15,8 +17,12 @@ from harness.tracking.settings import TrackingConfig, TrackioConfig
 from harness.tracking.weights_and_biases import WandbRun
 
 
-def open_backends(tracking: TrackingConfig, card: RunCard, say: Callable[[str], None], *, live: bool = True) -> list[Backend]:
-    """The backends that are on; nothing of theirs is imported or opened yet. `live`: while the run trains."""
+def open_backends(
+    tracking: TrackingConfig, card: RunCard, say: Callable[[str], None], *, live: bool = True
+) -> list[Backend]:
+    """The backends that are on; nothing of theirs is imported or opened yet. `live`: while the run
+    trains.
+    """
     found: list[Backend] = []
     if tracking.wandb is not None and tracking.wandb.mode != "disabled":
         found.append(WandbRun(tracking.wandb, card, say, live=live))
@@ -28,7 +34,11 @@ def open_backends(tracking: TrackingConfig, card: RunCard, say: Callable[[str], 
 
 
 class TensorBoardFiles:
-    """Event files in RUN/tensorboard. A reader that has older ones drops what it has: the new one says that all begins anew (a purge at step 0)."""
+    """Event files in RUN/tensorboard.
+
+    A reader that has older ones drops what it has: the new one says that all begins anew (a purge
+    at step 0).
+    """
 
     name = "TensorBoard"
 
@@ -59,7 +69,9 @@ class TensorBoardFiles:
     def finish(self, outcome: Outcome | None) -> None:
         """Close the file, with the outcome as a text."""
         if outcome is not None:
-            self._writer.add_text("outcome", f"**{outcome.reason}**: {outcome.detail}", outcome.step)
+            self._writer.add_text(
+                "outcome", f"**{outcome.reason}**: {outcome.detail}", outcome.step
+            )
         self._writer.close()
 
     def abandon(self) -> None:
@@ -67,9 +79,11 @@ class TensorBoardFiles:
 
 
 class TrackioRows:
-    """Rows in Trackio's local database (TRACKIO_DIR, by default in Hugging Face's cache), for `trackio show`. Nothing goes over a network.
+    """Rows in Trackio's local database (TRACKIO_DIR, by default in Hugging Face's cache), for
+    `trackio show`. Nothing goes over a network.
 
-    Trackio's own `init` would ask the environment for a remote server, and cannot take rows back; so its database is written to directly.
+    Trackio's own `init` would ask the environment for a remote server, and cannot take rows back;
+    so its database is written to directly.
     """
 
     name = "Trackio"
@@ -92,7 +106,10 @@ class TrackioRows:
     def row(self, row: Row) -> None:
         """Rows are written in batches."""
         self._waiting.append(row)
-        if len(self._waiting) >= self._BATCH or time.monotonic() - self._written_at >= self._BATCH_S:
+        if (
+            len(self._waiting) >= self._BATCH
+            or time.monotonic() - self._written_at >= self._BATCH_S
+        ):
             self._write()
 
     def event(self, record: Mapping[str, Any]) -> None:

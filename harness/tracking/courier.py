@@ -1,4 +1,7 @@
-"""How records get elsewhere: a thread for each backend reads metrics.jsonl as it grows. A training never waits for it, and never ends by it."""
+"""How records get elsewhere: a thread for each backend reads metrics.jsonl as it grows.
+
+A training never waits for it, and never ends by it.
+"""
 
 import threading
 import time
@@ -22,9 +25,12 @@ class RunCard:
 
 
 class Backend(Protocol):
-    """A place outside of the run directory's metrics.jsonl that records are sent to. Called from one thread, but for `abandon`; may raise anything.
+    """A place outside of the run directory's metrics.jsonl that records are sent to.
 
-    What it holds is always a beginning of the history without gaps: rows are given in the order of their steps, each once and whole.
+    Called from one thread, but for `abandon`; may raise anything.
+
+    What it holds is always a beginning of the history without gaps: rows are given in the order of
+    their steps, each once and whole.
     """
 
     name: str
@@ -45,10 +51,13 @@ class Backend(Protocol):
         """Give up for good what is under way; from any thread."""
 
 
-def deliver(backend: Backend, records: Iterable[Mapping[str, Any]], outcome: Callable[[], Outcome | None]) -> int:
+def deliver(
+    backend: Backend, records: Iterable[Mapping[str, Any]], outcome: Callable[[], Outcome | None]
+) -> int:
     """Send what the backend lacks, and end in order; the number of rows sent.
 
-    A row is sent once it is whole: when that of a later step comes, or the outcome tells that nothing more does. What is held back is sent later.
+    A row is sent once it is whole: when that of a later step comes, or the outcome tells that
+    nothing more does. What is held back is sent later.
     """
     lacks, sent = backend.begin(), 0
     held: Row | None = None
@@ -61,7 +70,11 @@ def deliver(backend: Backend, records: Iterable[Mapping[str, Any]], outcome: Cal
                 held, sent = None, sent + 1
             held = Row.of(record, held)
     ended = outcome()
-    if held is not None and ended is not None and (ended.finished or held.evaluated or held.step < ended.step):
+    if (
+        held is not None
+        and ended is not None
+        and (ended.finished or held.evaluated or held.step < ended.step)
+    ):
         backend.row(held)
         sent += 1
     backend.finish(ended)
@@ -69,7 +82,10 @@ def deliver(backend: Backend, records: Iterable[Mapping[str, Any]], outcome: Cal
 
 
 class Courier:
-    """Carries the records of a launch to a backend. A backend that fails is opened once more, then let go with one line."""
+    """Carries the records of a launch to a backend.
+
+    A backend that fails is opened once more, then let go with one line.
+    """
 
     def __init__(self, backend: Backend, directory: Path, warn: Callable[[str], None]) -> None:
         self._backend = backend
@@ -78,7 +94,9 @@ class Courier:
         self._ended = threading.Event()
         self._outcome: Outcome | None = None
         self._off = False
-        self._thread = threading.Thread(target=self._work, name=f"fermarsi-{backend.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, name=f"fermarsi-{backend.name}", daemon=True
+        )
         self._thread.start()
 
     def end(self, outcome: Outcome | None) -> None:
@@ -97,19 +115,30 @@ class Courier:
         if not self._off:
             self._off = True
             run = self._directory
-            self._warn(f"{self._backend.name} {why}; {run / METRICS} has everything, `fermarsi track sync {run}` sends what is missing.")
+            self._warn(
+                f"{self._backend.name} {why}; {run / METRICS} has everything, `fermarsi track sync "
+                f"{run}` sends what is missing."
+            )
 
     def _work(self) -> None:
         for tries_left in (1, 0):
             try:
-                deliver(self._backend, follow(self._directory / METRICS, self._ended), lambda: self._outcome)
+                deliver(
+                    self._backend,
+                    follow(self._directory / METRICS, self._ended),
+                    lambda: self._outcome,
+                )
                 return
-            except BaseException as error:  # noqa: BLE001 - wandb raises whatever its service process died of, SystemExit included
-                # A scheduler's SIGTERM to all processes kills W&B's service process: opened again it takes the rest.
+            except BaseException as error:  # noqa: BLE001 - see above
+                # Wandb raises whatever its service process died of, SystemExit included A
+                # scheduler's SIGTERM to all processes kills W&B's service process: opened again it
+                # takes the rest.
                 if self._off:
                     return
                 if tries_left and not isinstance(error, ImportError):
                     continue
-                self._give_up(f"failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
+                self._give_up(
+                    f"failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+                )
                 self._backend.abandon()
                 return

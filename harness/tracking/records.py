@@ -1,4 +1,6 @@
-"""metrics.jsonl, which is the truth about a run: a JSON object a line, in the order of steps, no step twice."""
+"""metrics.jsonl, which is the truth about a run: a JSON object a line, in the order of steps, no
+step twice.
+"""
 
 import json
 import os
@@ -14,7 +16,11 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Row:
-    """What one step has to show. `values`: the numbers of its training and evaluation records; `tables`: matrices by name, e.g. val/confusion."""
+    """What one step has to show.
+
+    `values`: the numbers of its training and evaluation records; `tables`: matrices by name, e.g.
+    val/confusion.
+    """
 
     step: int
     values: Mapping[str, float]
@@ -24,11 +30,20 @@ class Row:
     @classmethod
     def of(cls, record: Mapping[str, Any], before: "Row | None" = None) -> "Row":
         """The row of a record, or of several of one step: `before` holds those that came before."""
-        values = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
+        values = {
+            name: value
+            for name, value in record.items()
+            if isinstance(value, int | float) and name != "step"
+        }
         tables, evaluated = record.get("tables", {}), record["kind"] == "eval"
         if before is None:
             return cls(record["step"], values, tables, evaluated)
-        return cls(before.step, {**before.values, **values}, {**before.tables, **tables}, before.evaluated or evaluated)
+        return cls(
+            before.step,
+            {**before.values, **values},
+            {**before.tables, **tables},
+            before.evaluated or evaluated,
+        )
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -39,7 +54,9 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl that is being written, as they come, up to the last one written before `ended` was set."""
+    """The records of a metrics.jsonl that is being written, as they come, up to the last one
+    written before `ended` was set.
+    """
     line = b""
     with path.open("rb") as file:
         while True:
@@ -58,7 +75,11 @@ def cut_back(path: Path, step: int) -> None:
     """Drop the records after `step`: the steps they tell of will be done again. Raises OSError."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in read_records(path) if record.get("step", 0) <= step)
+        file.writelines(
+            json.dumps(record) + "\n"
+            for record in read_records(path)
+            if record.get("step", 0) <= step
+        )
     os.replace(temporary, path)
 
 

@@ -16,12 +16,15 @@ from harness.tracking.backends import open_backends
 from harness.tracking.courier import Courier, RunCard
 from harness.tracking.records import METRICS, cut_back
 
-_INTERRUPTED_S = 10.0  # what an interrupted launch, which has been granted little time, spends on sending what is left
+# What an interrupted launch, which has been granted little time, spends on sending what is left
+_INTERRUPTED_S = 10.0
 _FAILED_S = 2.0  # a launch that fails: other ranks may wait for this one to be gone
 
 
 class Tracker:
-    """The records of one launch, from the step it starts at: to metrics.jsonl and the console, from there to the backends of the config."""
+    """The records of one launch, from the step it starts at: to metrics.jsonl and the console, from
+    there to the backends of the config.
+    """
 
     def __init__(self, directory: Path, console: Console, *, enabled: bool) -> None:
         self.console = console
@@ -30,17 +33,28 @@ class Tracker:
         self._timeout_s = _FAILED_S
 
     def begin(self, config: Config, run_id: str, step: int) -> None:
-        """Cut metrics.jsonl back to `step` and start the backends. Raises CheckpointError if the file cannot be written."""
+        """Cut metrics.jsonl back to `step` and start the backends.
+
+        Raises CheckpointError if the file cannot be written.
+        """
         if self._path is None:
             return
         try:
             cut_back(self._path, step)
         except OSError as error:
-            raise CheckpointError(f"{self._path}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
+            raise CheckpointError(
+                f"{self._path}: {error.strerror}. Make the run directory writable or choose "
+                "another run.dir."
+            ) from error
         self._timeout_s = config.tracking.timeout_s
         directory = self._path.parent
-        card = RunCard(config.run.name, run_id, directory, config.model_dump(mode="json", by_alias=True))
-        self._couriers = [Courier(backend, directory, self.warn) for backend in open_backends(config.tracking, card, self.warn)]
+        card = RunCard(
+            config.run.name, run_id, directory, config.model_dump(mode="json", by_alias=True)
+        )
+        self._couriers = [
+            Courier(backend, directory, self.warn)
+            for backend in open_backends(config.tracking, card, self.warn)
+        ]
 
     def train(self, record: Mapping[str, Any]) -> None:
         """The training losses since the last record."""
@@ -65,9 +79,15 @@ class Tracker:
         """How a save ended."""
         self._write("event", {**position, "event": "save", "save": report.to_json()})
         if report.warning is not None:
-            self.warn(f"the checkpoint of step {report.step} is safe, but tidying up after it failed: {report.warning}")
+            self.warn(
+                f"the checkpoint of step {report.step} is safe, but tidying up after it failed: "
+                f"{report.warning}"
+            )
         if report.error is not None:
-            self.console.say(f"warning: the checkpoint of step {report.step} was not saved, training goes on: {report.error}")
+            self.console.say(
+                f"warning: the checkpoint of step {report.step} was not saved, training goes on: "
+                f"{report.error}"
+            )
 
     def event(self, name: str, position: Mapping[str, Any], **details: Any) -> None:
         """Anything else worth keeping, e.g. a resume."""
@@ -86,7 +106,13 @@ class Tracker:
     def close(self, outcome: Outcome | None = None) -> None:
         """Let what was written be sent, within a time limit; also called when a launch fails."""
         self.console.close()
-        limit_s = _FAILED_S if outcome is None else self._timeout_s if outcome.finished else min(_INTERRUPTED_S, self._timeout_s)
+        limit_s = (
+            _FAILED_S
+            if outcome is None
+            else self._timeout_s
+            if outcome.finished
+            else min(_INTERRUPTED_S, self._timeout_s)
+        )
         until = time.monotonic() + limit_s
         for courier in self._couriers:
             courier.end(outcome)
@@ -101,4 +127,7 @@ class Tracker:
             with self._path.open("a") as file:
                 file.write(json.dumps({"kind": kind, **record}) + "\n")
         except OSError as error:  # a full disk must not end a training; the console still tells
-            self.warn(f"{self._path}: a record of step {record.get('step')} was not written: {error.strerror}")
+            self.warn(
+                f"{self._path}: a record of step {record.get('step')} was not written: "
+                f"{error.strerror}"
+            )

@@ -1,7 +1,8 @@
 """One W&B run through all launches of a run.
 
-Online the server is asked up to which step it has rows; later ones are sent from metrics.jsonl, earlier ones never again. So a step appears once,
-however launches ended. Offline each launch keeps the whole history so far: the newest file is the run, older ones are beginnings of it.
+Online the server is asked up to which step it has rows; later ones are sent from metrics.jsonl,
+earlier ones never again. So a step appears once, however launches ended. Offline each launch keeps
+the whole history so far: the newest file is the run, older ones are beginnings of it.
 """
 
 import os
@@ -24,11 +25,17 @@ _ALERTS = {"diverged": "ERROR", "interrupted": "WARN"}  # anything else is INFO
 
 
 class WandbRun:
-    """A run in W&B. `live`: while it trains, what cannot be sent is kept offline and alerts are due; otherwise somebody waits for it to be sent."""
+    """A run in W&B.
+
+    `live`: while it trains, what cannot be sent is kept offline and alerts are due; otherwise
+    somebody waits for it to be sent.
+    """
 
     name = "Weights & Biases"
 
-    def __init__(self, options: WandbConfig, card: RunCard, say: Callable[[str], None], *, live: bool) -> None:
+    def __init__(
+        self, options: WandbConfig, card: RunCard, say: Callable[[str], None], *, live: bool
+    ) -> None:
         self._options = options
         self._card = card
         self._say = say
@@ -44,7 +51,8 @@ class WandbRun:
 
     def begin(self) -> int:
         """Go on with the run where W&B has it, or begin it."""
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # wandb's reports on itself to its makers: not asked for, and noisy without a network
+        # Wandb's reports on itself to its makers: not asked for, and noisy without a network
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         if self._wandb is not None:
@@ -53,7 +61,10 @@ class WandbRun:
         if self._mode == "online" and (trouble := _cannot_log_in(wandb)):
             if self._abandoned or not self._live:
                 raise ConnectionError(trouble)
-            self._say(f"tracking.wandb: {trouble}: working offline; `fermarsi track sync {self._card.directory}` sends it later.")
+            self._say(
+                f"tracking.wandb: {trouble}: working offline; `fermarsi track sync "
+                f"{self._card.directory}` sends it later."
+            )
             self._mode = "offline"
         options, card = self._options, self._card
         self._run: Any = wandb.init(
@@ -85,24 +96,43 @@ class WandbRun:
         return self._lacks
 
     def row(self, row: Row) -> None:
-        """A row of W&B's history, at its own step too, so that W&B itself refuses to take one twice."""
+        """A row of W&B's history, at its own step too, so that W&B itself refuses to take one
+        twice.
+        """
         self._run.log({**row.values, "step": row.step}, step=row.step)
         self._row, self._tables = row, row.tables or self._tables
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """The launches and where each went on from, in the config; checkpoints, if they are wanted, as references."""
+        """The launches and where each went on from, in the config; checkpoints, if they are wanted,
+        as references.
+        """
         if record["event"] == "launch":
-            self._launches.append({"launch": record["launch"], "from_step": record["step"], "world_size": record["world_size"]})
+            self._launches.append(
+                {
+                    "launch": record["launch"],
+                    "from_step": record["step"],
+                    "world_size": record["world_size"],
+                }
+            )
             self._run.config.update({"launches": self._launches}, allow_val_change=True)
-        elif record["event"] == "save" and self._options.checkpoints and record["step"] >= self._lacks:
+        elif (
+            record["event"] == "save"
+            and self._options.checkpoints
+            and record["step"] >= self._lacks
+        ):
             self._beside("checkpoints", lambda: self._refer_to(record["save"]))
 
     def finish(self, outcome: Outcome | None) -> None:
-        """The summary, charts of the last matrices and of the time ledger beside the last row, an alert."""
+        """The summary, charts of the last matrices and of the time ledger beside the last row, an
+        alert.
+        """
         if outcome is not None:
             best = {f"best/{name}": value for name, value in (outcome.best or {}).items()}
             time = {f"time/{name}": value for name, value in outcome.time.items()}
-            ended = {name: getattr(outcome, name) for name in ("reason", "detail", "launches", "world_size", "checkpoint", "exact")}
+            ended = {
+                name: getattr(outcome, name)
+                for name in ("reason", "detail", "launches", "world_size", "checkpoint", "exact")
+            }
             self._run.summary.update({**ended, **best, **time})
             if self._row is not None:
                 step = self._row.step
@@ -119,30 +149,52 @@ class WandbRun:
 
     def _kill(self) -> None:
         """End W&B's service process, and with it the exit hook that would wait for it."""
-        with suppress(BaseException):  # wandb's own innards in whatever state they are: nothing of this may reach the training
+        # Wandb's own innards in whatever state they are: nothing of this may reach the training
+        with suppress(BaseException):
             self._wandb.sdk.wandb_setup.singleton()._connection._proc._process.kill()
         with suppress(BaseException):
             self._wandb.teardown()
 
     def _beside(self, what: str, call: Callable[[], object]) -> None:
-        """What is not of the history must not end it: a server may know no artifacts, which tables are too."""
+        """What is not of the history must not end it: a server may know no artifacts, which tables
+        are too.
+        """
         if what not in self._broken:
             try:
                 call()
-            except Exception as error:  # noqa: BLE001 - whatever a server or wandb's client finds wrong with it
+            except Exception as error:  # noqa: BLE001 - see above
+                # Whatever a server or wandb's client finds wrong with it
                 self._broken.add(what)
                 self._say(f"Weights & Biases takes no {what} in this launch: {_first_line(error)}")
 
     def _charts(self, outcome: Outcome) -> dict[str, Any]:
         table, plot = self._wandb.Table, self._wandb.plot
-        seconds = [[name.removesuffix("_s"), value] for name, value in outcome.time.items() if name.endswith("_s")]
-        charts = {"time": plot.bar(table(columns=["account", "seconds"], data=seconds), "account", "seconds", title="time")}
+        seconds = [
+            [name.removesuffix("_s"), value]
+            for name, value in outcome.time.items()
+            if name.endswith("_s")
+        ]
+        charts = {
+            "time": plot.bar(
+                table(columns=["account", "seconds"], data=seconds),
+                "account",
+                "seconds",
+                title="time",
+            )
+        }
         for name, matrix in self._tables.items():
             if len(matrix) <= _LARGEST_TABLE:
-                cells = [[str(true), str(predicted), count] for true, row in enumerate(matrix) for predicted, count in enumerate(row)]
+                cells = [
+                    [str(true), str(predicted), count]
+                    for true, row in enumerate(matrix)
+                    for predicted, count in enumerate(row)
+                ]
                 columns = ["Actual", "Predicted", "nPredictions"]
                 charts[name] = self._wandb.plot_table(
-                    "wandb/confusion_matrix/v1", table(columns=columns, data=cells), {one: one for one in columns}, {"title": name}
+                    "wandb/confusion_matrix/v1",
+                    table(columns=columns, data=cells),
+                    {one: one for one in columns},
+                    {"title": name},
                 )
         return charts
 
@@ -153,17 +205,27 @@ class WandbRun:
         if not path.exists():
             return  # another has taken its place since
         metadata = {"step": save["step"], "size_bytes": save["size_bytes"]}
-        artifact = self._wandb.Artifact(f"checkpoint-{self._card.run_id}", type="checkpoint", metadata=metadata)
+        artifact = self._wandb.Artifact(
+            f"checkpoint-{self._card.run_id}", type="checkpoint", metadata=metadata
+        )
         artifact.add_reference(path.as_uri(), checksum=False)  # the manifest in it has the hashes
         self._run.log_artifact(artifact, aliases=["latest", path.name])
 
 
 def _cannot_log_in(wandb: Any) -> str | None:
-    """Why there is nothing to log in with, None if there is. Whether the server takes it shows when the run is opened."""
+    """Why there is nothing to log in with, None if there is.
+
+    Whether the server takes it shows when the run is opened.
+    """
     try:
         wandb.setup(settings=wandb.Settings(mode="online", silent=True))
-        return None if wandb.login(prompt=False) else "no API key (set WANDB_API_KEY or run `wandb login`)"
-    except Exception as error:  # noqa: BLE001 - a key that cannot be one, a broken settings file: all the same here
+        return (
+            None
+            if wandb.login(prompt=False)
+            else "no API key (set WANDB_API_KEY or run `wandb login`)"
+        )
+    except Exception as error:  # noqa: BLE001 - see above
+        # A key that cannot be one, a broken settings file: all the same here
         return _first_line(error)
 
 

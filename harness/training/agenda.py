@@ -18,7 +18,10 @@ class Call(IntEnum):
 
 @dataclass(frozen=True)
 class Due:
-    """What is to be done after a step. `read`: the host waits for the losses so far, before anything that relies on them."""
+    """What is to be done after a step.
+
+    `read`: the host waits for the losses so far, before anything that relies on them.
+    """
 
     read: bool
     log: bool
@@ -38,23 +41,40 @@ class Agenda:
     trace: bool = False
 
     def due(self, step: int, call: Call, *, owed: bool = False) -> Due:
-        """What follows step `step`. The budget's last step is evaluated and saved wherever it falls.
+        """What follows step `step`.
 
-        `owed`: the launch before left in the midst of this step's evaluation, and had done by then what comes before it.
+        The budget's last step is evaluated and saved wherever it falls.
+
+        `owed`: the launch before left in the midst of this step's evaluation, and had done by then
+        what comes before it.
         """
         last = self.last_step()
         ends = call in (Call.TIME_UP, Call.STOP_REQUESTED) or (last is not None and step >= last)
         evaluate = ends or owed or self.falls(self.evaluate_every, step)
-        save = ends or call == Call.INTERRUPTED or (evaluate if self.save_every is None else self.falls(self.save_every, step))
+        save = (
+            ends
+            or call == Call.INTERRUPTED
+            or (evaluate if self.save_every is None else self.falls(self.save_every, step))
+        )
         log = self.falls(self.log_every, step) and not owed
-        return Due(read=(log or evaluate or save or self.trace) and not owed, log=log, evaluate=evaluate, save=save)
+        return Due(
+            read=(log or evaluate or save or self.trace) and not owed,
+            log=log,
+            evaluate=evaluate,
+            save=save,
+        )
 
     def falls(self, every: Every, step: int) -> bool:
-        """Whether a stretch of `every` ends with this step: an epoch ends on the first step that completes it."""
+        """Whether a stretch of `every` ends with this step: an epoch ends on the first step that
+        completes it.
+        """
         if every.steps is not None:
             return step % every.steps == 0
         assert every.epochs is not None
-        return self.sampling.epochs_done(step) // every.epochs > self.sampling.epochs_done(step - 1) // every.epochs
+        return (
+            self.sampling.epochs_done(step) // every.epochs
+            > self.sampling.epochs_done(step - 1) // every.epochs
+        )
 
     def last_step(self) -> int | None:
         """The step at which the budget of epochs, steps or samples is spent; None without one."""
@@ -63,6 +83,8 @@ class Agenda:
         limits = [
             None if self.budget.steps is None else self.budget.steps,
             None if self.budget.epochs is None else self.sampling.step_of_epoch(self.budget.epochs),
-            None if self.budget.samples is None else self.sampling.steps_for_samples(self.budget.samples),
+            None
+            if self.budget.samples is None
+            else self.sampling.steps_for_samples(self.budget.samples),
         ]
         return min((limit for limit in limits if limit is not None), default=None)

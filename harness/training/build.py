@@ -37,19 +37,46 @@ from harness.training.warm_start import start_weights
 
 
 def build(
-    config: Config, accelerator: Accelerator, ranks: Ranks, place: Place, interruption: Interruption, ledger: Ledger, lease: Lease, tracker: Tracker
+    config: Config,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    place: Place,
+    interruption: Interruption,
+    ledger: Ledger,
+    lease: Lease,
+    tracker: Tracker,
 ) -> Run:
-    """All parts of a run, with the state of its checkpoint if there is one. Called by every rank. Raises HarnessError."""
+    """All parts of a run, with the state of its checkpoint if there is one.
+
+    Called by every rank. Raises HarnessError.
+    """
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
-    splits, keys, learned, balance = open_data(config, ranks, place, task, tracker.console, interruption)
-    sampling = Sampling(len(splits["train"]), config.batch.size, config.batch.micro_size, config.run.seed, balance)
+    splits, keys, learned, balance = open_data(
+        config, ranks, place, task, tracker.console, interruption
+    )
+    sampling = Sampling(
+        len(splits["train"]), config.batch.size, config.batch.micro_size, config.run.seed, balance
+    )
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
-    engine = ranks.together(lambda: Engine(config, accelerator, ranks.size, task, first_batch(splits["train"], sampling)))
+    engine = ranks.together(
+        lambda: Engine(
+            config, accelerator, ranks.size, task, first_batch(splits["train"], sampling)
+        )
+    )
     controller = ranks.together(lambda: StopController(config.stop, known_metrics(config, task)))
-    agenda = Agenda(sampling, config.log.every, config.stop.every, config.checkpoint.every, config.stop.budget, config.log.trace)
+    agenda = Agenda(
+        sampling,
+        config.log.every,
+        config.stop.every,
+        config.checkpoint.every,
+        config.stop.budget,
+        config.log.trace,
+    )
     with ledger.account("resume"):
         loaded = ranks.together(lambda: load_state(config, place, engine, keys, ranks))
-    for told in [] if loaded is not None else ranks.together(lambda: start_weights(engine.network, config)):
+    for told in (
+        [] if loaded is not None else ranks.together(lambda: start_weights(engine.network, config))
+    ):
         tracker.console.say(told)
     trainer = None if loaded is None else loaded.trainer
     step = 0 if loaded is None else loaded.manifest.step
@@ -75,14 +102,18 @@ def build(
         agenda=agenda,
         engine=engine,
         task=task,
-        feed=Feed(splits["train"], sampling, slots, accelerator.device, config.data.num_workers, step),
+        feed=Feed(
+            splits["train"], sampling, slots, accelerator.device, config.data.num_workers, step
+        ),
         losses=losses,
         train_metrics=train_metrics,
         plans=evaluation_plans(config, splits),
         controller=controller,
         store=open_store(config, ranks, place, lease),
         tracker=tracker,
-        trace=Trace(config.run.dir / "trace.jsonl", step) if config.log.trace and ranks.is_first() else None,
+        trace=Trace(config.run.dir / "trace.jsonl", step)
+        if config.log.trace and ranks.is_first()
+        else None,
         ledger=ledger,
         step=step,
         found=place.checkpoint,
@@ -90,7 +121,11 @@ def build(
         launches=place.launches,
         learned=[asdict(one) for one in learned],
         note=StepNote(config.run.dir if ranks.is_first() else None),
-        facts={"data": keys, "num_samples": {name: len(split) for name, split in splits.items()}, "config": config_hashes(config)},
+        facts={
+            "data": keys,
+            "num_samples": {name: len(split) for name, split in splits.items()},
+            "config": config_hashes(config),
+        },
     )
     restore_place(loaded, run)
     introduce(run)
@@ -98,18 +133,31 @@ def build(
 
 
 def introduce(run: Run) -> None:
-    """Record the launch, and tell a person what begins, how its training metrics are to be read, and what the stop settings say of the run so far."""
+    """Record the launch, and tell a person what begins, how its training metrics are to be read,
+    and what the stop settings say of the run so far.
+    """
     wanted = run.config.stop.train_metrics
-    kinds = {"interval": "of the interval's own batches, while the network changes", "full": "a true evaluation of the training split"}
-    metrics = f"a true evaluation of {wanted.samples:,} fixed training samples" if isinstance(wanted, TrainSample) else kinds[wanted]
+    kinds = {
+        "interval": "of the interval's own batches, while the network changes",
+        "full": "a true evaluation of the training split",
+    }
+    metrics = (
+        f"a true evaluation of {wanted.samples:,} fixed training samples"
+        if isinstance(wanted, TrainSample)
+        else kinds[wanted]
+    )
     place = {"launch": run.launches, "world_size": run.ranks.size, "run_id": run.run_id}
     run.tracker.event("launch", run.position(), **place, train_metrics=metrics)
     run.tracker.console.say(
-        f"{run.directory}: launch {run.launches} on {run.ranks.size} x {len(run.slots)} slots of {run.sampling.micro_size} samples, "
+        f"{run.directory}: launch {run.launches} on {run.ranks.size} x {len(run.slots)} slots of "
+        f"{run.sampling.micro_size} samples, "
         f"{run.sampling.num_samples:,} an epoch; train/ metrics: {metrics}"
     )
     if run.verdict is not None:
-        run.tracker.console.say(f"on the history so far the stop settings say: {run.verdict.action}: {run.verdict.detail}")
+        run.tracker.console.say(
+            f"on the history so far the stop settings say: {run.verdict.action}: "
+            f"{run.verdict.detail}"
+        )
 
 
 def open_store(config: Config, ranks: Ranks, place: Place, lease: Lease) -> CheckpointStore:
@@ -129,6 +177,8 @@ def open_store(config: Config, ranks: Ranks, place: Place, lease: Lease) -> Chec
 
 
 def first_batch(split: Split, sampling: Sampling) -> Batch:
-    """A micro-batch to find out what the network makes of one: as in training, but without its augmentation."""
+    """A micro-batch to find out what the network makes of one: as in training, but without its
+    augmentation.
+    """
     indices = np.arange(min(len(split), sampling.micro_size), dtype=np.int64)
     return split.fetch(indices, indices.astype(np.uint64), 0, training=False)

@@ -14,14 +14,22 @@ from harness.training.run import Run
 from harness.training.saving import report_saves
 
 
-def leave_early(config: Config, launches: int, world_size: int, cause: str, ledger: Ledger) -> Outcome:
-    """The outcome, written, of a launch that was asked to leave before its first step. Rank 0 only. Raises HarnessError."""
+def leave_early(
+    config: Config, launches: int, world_size: int, cause: str, ledger: Ledger
+) -> Outcome:
+    """The outcome, written, of a launch that was asked to leave before its first step.
+
+    Rank 0 only. Raises HarnessError.
+    """
     directory = config.run.dir
     found = choose(directory / "checkpoints", "auto", verify="size").path
     manifest = None if found is None else read_manifest(found)
     outcome = Outcome(
         reason="interrupted",
-        detail=f"{cause} before the first step of launch {launches}; to be continued from {found or 'the beginning'}.",
+        detail=(
+            f"{cause} before the first step of launch {launches}; to be continued from "
+            f"{found or 'the beginning'}."
+        ),
         step=0 if manifest is None else manifest.step,
         epoch=0.0 if manifest is None else float(manifest.epoch),
         samples=0 if manifest is None else manifest.samples,
@@ -41,7 +49,8 @@ def leave_early(config: Config, launches: int, world_size: int, cause: str, ledg
 def conclude(run: Run, verdict: Verdict | None, call: Call) -> Outcome:
     """Wait for the last save and leave the outcome. Called by every rank.
 
-    Raises CheckpointError if the run is over and its last state could not be saved: it is then not finished, and another launch goes on.
+    Raises CheckpointError if the run is over and its last state could not be saved: it is then not
+    finished, and another launch goes on.
     """
     with run.ledger.account("checkpoint_stall"):
         run.store.wait()
@@ -52,7 +61,9 @@ def conclude(run: Run, verdict: Verdict | None, call: Call) -> Outcome:
 
 
 def time_saved_s(run: Run) -> float:
-    """What the steps up to the end of the budget would have taken, at the pace of those done; 0 without a budget that is counted in steps."""
+    """What the steps up to the end of the budget would have taken, at the pace of those done; 0
+    without a budget that is counted in steps.
+    """
     last, totals = run.agenda.last_step(), run.ledger.totals()
     if last is None or run.step == 0:
         return 0.0
@@ -66,14 +77,22 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
         reason, detail = str(verdict.reason), verdict.detail
         if reason != "diverged" and (checkpoint is None or checkpoint.name != step_name(run.step)):
             raise CheckpointError(
-                f"{run.directory}: the training is over ({reason}: {detail}) and the checkpoint of its last step {run.step} could not be saved: "
-                "see the warnings above. Mend the disk and launch again: the run goes on from its last checkpoint."
+                f"{run.directory}: the training is over ({reason}: {detail}) and the checkpoint of "
+                f"its last step {run.step} could not be saved: "
+                "see the warnings above. Mend the disk and launch again: the run goes on from its "
+                "last checkpoint."
             )
     else:
         kept = "saved"
         if checkpoint is None or checkpoint.name != step_name(run.step):
-            kept = f"NOT saved ({run.unsaved or 'see the warnings above'}), the last checkpoint is {checkpoint}"
-        reason, detail = "interrupted", f"{run.interruption.cause} at step {run.step:,}: {kept}; to be continued."
+            kept = (
+                f"NOT saved ({run.unsaved or 'see the warnings above'}), the last checkpoint is "
+                f"{checkpoint}"
+            )
+        reason, detail = (
+            "interrupted",
+            f"{run.interruption.cause} at step {run.step:,}: {kept}; to be continued.",
+        )
     best = run.controller.best()
     path = None if best is None else run.directory / "checkpoints" / step_name(best.step)
     exact, exact_reason = run.exactness()
@@ -85,7 +104,9 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
         samples=run.samples,
         world_size=run.ranks.size,
         launches=run.launches,
-        best=None if best is None or path is None else {**asdict(best), "checkpoint": str(path) if path.exists() else None},
+        best=None
+        if best is None or path is None
+        else {**asdict(best), "checkpoint": str(path) if path.exists() else None},
         checkpoint=None if checkpoint is None else str(checkpoint),
         exact=exact,
         exact_reason=exact_reason,

@@ -1,4 +1,6 @@
-"""Metrics of a split: each sample exactly once, on the unwrapped network, summed exactly over ranks, without a trace in the training."""
+"""Metrics of a split: each sample exactly once, on the unwrapped network, summed exactly over
+ranks, without a trace in the training.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -34,13 +36,19 @@ class EvaluationPlan:
 
 
 def evaluation_plans(config: Config, splits: dict[str, Split]) -> dict[str, EvaluationPlan]:
-    """What is evaluated at each interval: the validation split, and the training split if its metrics are to be true ones."""
+    """What is evaluated at each interval: the validation split, and the training split if its
+    metrics are to be true ones.
+    """
     size = config.evaluation.micro_size or config.batch.micro_size
     plans = {}
     wanted = config.stop.train_metrics
     if wanted != "interval":
         train = splits["train"]
-        chosen = fixed_sample(len(train), wanted.samples, config.run.seed) if isinstance(wanted, TrainSample) else None
+        chosen = (
+            fixed_sample(len(train), wanted.samples, config.run.seed)
+            if isinstance(wanted, TrainSample)
+            else None
+        )
         plans["train"] = EvaluationPlan(train, size, config.data.num_workers, chosen)
     if "val" in splits:
         plans["val"] = EvaluationPlan(splits["val"], size, config.data.num_workers)
@@ -49,26 +57,38 @@ def evaluation_plans(config: Config, splits: dict[str, Split]) -> dict[str, Eval
 
 @dataclass(frozen=True)
 class Result:
-    """`values`: scalars by name, "loss" among them. `computed`: whatever the task's metrics gave, e.g. a confusion matrix (C, C)."""
+    """`values`: scalars by name, "loss" among them.
+
+    `computed`: whatever the task's metrics gave, e.g. a confusion matrix (C, C).
+    """
 
     values: Mapping[str, float]
     computed: Mapping[str, Tensor]
 
 
 def evaluate(
-    network: nn.Module, task: Task, plan: EvaluationPlan, ranks: Ranks, device: torch.device, pause: Callable[[], None] = lambda: None
+    network: nn.Module,
+    task: Task,
+    plan: EvaluationPlan,
+    ranks: Ranks,
+    device: torch.device,
+    pause: Callable[[], None] = lambda: None,
 ) -> Result:
-    """Metrics of the plan's samples, the same bits on every rank and on any number of ranks. Called by every rank.
+    """Metrics of the plan's samples, the same bits on every rank and on any number of ranks.
 
-    `pause` is called before each micro-batch; what it raises on one rank all raise. Raises DataError if a sample cannot be read or a metric is
-    undefined on the split.
+    Called by every rank.
+
+    `pause` is called before each micro-batch; what it raises on one rank all raise. Raises
+    DataError if a sample cannot be read or a metric is undefined on the split.
     """
     metrics = IntervalMetrics(task.metrics())
     sums: list[Tensor] = []
     items: list[Tensor] = []
 
     def run_mine() -> None:
-        batches = evaluation_batches(plan.split, plan.size, ranks.rank, ranks.size, device, plan.num_workers, plan.samples)
+        batches = evaluation_batches(
+            plan.split, plan.size, ranks.rank, ranks.size, device, plan.num_workers, plan.samples
+        )
         with preserved(), evaluating(network), torch.no_grad():
             for block, batch in batches:
                 pause()
@@ -83,18 +103,26 @@ def evaluate(
     loss_sums = torch.cat(ranks.gather_rows(torch.stack(sums) if sums else zero)).tolist()
     num_items = sum(ranks.gather(int(torch.stack(items).sum()) if items else 0))
     if num_items == 0:
-        raise DataError(f"{plan.split.where}: no item to evaluate: every target is ignored. Give a split with at least one item.")
+        raise DataError(
+            f"{plan.split.where}: no item to evaluate: every target is ignored. Give a split with "
+            "at least one item."
+        )
     computed = metrics.compute(ranks)
     loss = exact_sum(loss_sums) / num_items
-    return Result({"loss": loss, **defined(task.values(computed), loss, plan.split.where)}, computed)
+    return Result(
+        {"loss": loss, **defined(task.values(computed), loss, plan.split.where)}, computed
+    )
 
 
 def defined(values: Mapping[str, float], loss: float, where: str) -> Mapping[str, float]:
-    """The values, unless one is NaN while the loss is finite: then the metric has no meaning on this split. Raises DataError."""
+    """The values, unless one is NaN while the loss is finite: then the metric has no meaning on
+    this split. Raises DataError.
+    """
     undefined = [name for name, value in values.items() if math.isnan(value)]
     if undefined and math.isfinite(loss):
         raise DataError(
-            f"{where}: {', '.join(undefined)} is undefined on this split (no sample of a class it needs?). "
+            f"{where}: {', '.join(undefined)} is undefined on this split (no sample of a class it "
+            "needs?). "
             "Take the metric out of task.metrics or give a split on which it is defined."
         )
     return values

@@ -1,4 +1,6 @@
-"""One launch of a run in this process, among the others it was launched with: errors become one message and an exit code."""
+"""One launch of a run in this process, among the others it was launched with: errors become one
+message and an exit code.
+"""
 
 import os
 import sys
@@ -30,8 +32,13 @@ from harness.training.resume import Place, find_place, finished_outcome, take
 LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
 
 
-def train(config: Config, accelerator: Accelerator, ranks: Ranks, interruption: Interruption) -> Outcome:
-    """Run a training to its end, from wherever it stands. Called by every rank. Raises HarnessError."""
+def train(
+    config: Config, accelerator: Accelerator, ranks: Ranks, interruption: Interruption
+) -> Outcome:
+    """Run a training to its end, from wherever it stands.
+
+    Called by every rank. Raises HarnessError.
+    """
     directory = config.run.dir
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=process_age_s())
     lease = Lease(directory)
@@ -42,11 +49,18 @@ def train(config: Config, accelerator: Accelerator, ranks: Ranks, interruption: 
             finished = ranks.decide(lambda: finished_outcome(config))
             if finished is not None:
                 outcome = Outcome.from_json(finished)
-                console.say(f"{directory}: this run is finished: {outcome.detail} Ask for more (stop.*) to go on.")
+                console.say(
+                    f"{directory}: this run is finished: {outcome.detail} Ask for more (stop.*) to "
+                    "go on."
+                )
                 return outcome
             with ledger.account("resume"):
                 found = ranks.decide(lambda: find_place(config, console))
-            place = Place(found["run_id"], launches, None if found["checkpoint"] is None else Path(found["checkpoint"]))
+            place = Place(
+                found["run_id"],
+                launches,
+                None if found["checkpoint"] is None else Path(found["checkpoint"]),
+            )
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, place, interruption, ledger, lease, tracker)
             try:
@@ -56,7 +70,11 @@ def train(config: Config, accelerator: Accelerator, ranks: Ranks, interruption: 
                 run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
         except LeavingError as leaving:
             cause = str(leaving)
-            outcome = Outcome.from_json(ranks.decide(lambda: leave_early(config, launches, ranks.size, cause, ledger).to_json()))
+            outcome = Outcome.from_json(
+                ranks.decide(
+                    lambda: leave_early(config, launches, ranks.size, cause, ledger).to_json()
+                )
+            )
             console.outcome(outcome)
             return outcome
         finally:
@@ -80,10 +98,14 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
         with Interruption() as interruption:
             code = launch_among(interruption, path, overrides)
             if interruption.cause is not None:
-                interruption.stay_deaf()  # an exit code that says "in order" must not become that of a second signal
+                # An exit code that says "in order" must not become that of a second signal
+                interruption.stay_deaf()
             return code
     except KeyboardInterrupt:
-        print("interrupted twice: leaving at once; launch again to go on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted twice: leaving at once; launch again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
     finally:
         end_workers()
@@ -101,62 +123,92 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
         code = exit_code(train(config, accelerator, ranks, interruption), under_agent=agent)
     except LeavingError as leaving:  # before this launch held the run directory
         if ranks.is_first():
-            print(f"interrupted: {leaving} before the launch began; to be continued", file=sys.stderr)
+            print(
+                f"interrupted: {leaving} before the launch began; to be continued", file=sys.stderr
+            )
         code = 0 if agent else INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - a peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
+    except Exception as error:  # noqa: BLE001 - see above
+        # A peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
         return fail(error, ranks)
     leave()
     return code
 
 
 def before_joining(work: Callable[[], T]) -> T:
-    """What each process does before they know each other: a mistake is every process's, and told by the first of each node."""
+    """What each process does before they know each other: a mistake is every process's, and told by
+    the first of each node.
+    """
     try:
         return work()
     except HarnessError as error:
         if error.origin_rank is None:
-            error.origin_rank = int(os.environ.get("LOCAL_RANK", "0"))  # 0 is this process's rank until it has joined the others
+            # 0 is this process's rank until it has joined the others
+            error.origin_rank = int(os.environ.get("LOCAL_RANK", "0"))
         raise
 
 
 def meet(config: Config, interruption: Interruption) -> Accelerator:
-    """Join the other processes of the launch. Raises ConfigError, and RankError if they do not meet; in any case it ends within a time limit."""
-    interruption.give_up_after(config.run.timeout_s + MEETING_SPARE_S, f"RankError: {_not_met(config, 'whoever is there does not answer')}")
+    """Join the other processes of the launch.
+
+    Raises ConfigError, and RankError if they do not meet; in any case it ends within a time limit.
+    """
+    interruption.give_up_after(
+        config.run.timeout_s + MEETING_SPARE_S,
+        f"RankError: {_not_met(config, 'whoever is there does not answer')}",
+    )
     try:
         return start_accelerator(config.train.precision, config.run.exactness, config.run.timeout_s)
     except Exception as error:
         if not is_lost_peer(error):
             raise
-        raise RankError(_not_met(config, _first_line(error)), origin_rank=0) from error  # told by each process: none knows of the others
+        # Told by each process: none knows of the others
+        raise RankError(_not_met(config, _first_line(error)), origin_rank=0) from error
 
 
 def _not_met(config: Config, why: str) -> str:
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     return (
-        f"rank {rank}, before the first step: the {size} processes of this launch could not meet at {place} within {config.run.timeout_s:.0f} s "
-        f"(run.timeout_s): {why}. Is that the machine of rank 0, its name known here, its port free there and open to the others, and were all "
+        f"rank {rank}, before the first step: the {size} processes of this launch could not meet "
+        f"at {place} within {config.run.timeout_s:.0f} s "
+        f"(run.timeout_s): {why}. Is that the machine of rank 0, its name known here, its port "
+        "free there and open to the others, and were all "
         "processes started?"
     )
 
 
 def fail(error: Exception, ranks: Ranks) -> int:
-    """Print the error on the rank it comes from, and there alone; returns the exit code, the same on every rank."""
+    """Print the error on the rank it comes from, and there alone; returns the exit code, the same
+    on every rank.
+    """
     cause = ranks.published_failure()
-    if cause is not None and cause.origin_rank != ranks.rank and not isinstance(error, HarnessError) and is_lost_peer(error):
+    if (
+        cause is not None
+        and cause.origin_rank != ranks.rank
+        and not isinstance(error, HarnessError)
+        and is_lost_peer(error)
+    ):
         return cause.exit_code  # the rank that failed has printed it
     if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
         lost = ranks.missing(SURVIVORS_S)
-        who = f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}" if lost else "another process"
+        who = (
+            f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
+            if lost
+            else "another process"
+        )
         where = "before the first step" if ranks.step is None else f"step {ranks.step:,}"
         error = RankError(
-            f"rank {ranks.rank}, {where}: lost {who} ({_first_line(error)}). It was killed, crashed or hangs, or its machine cannot be reached; "
+            f"rank {ranks.rank}, {where}: lost {who} ({_first_line(error)}). It was killed, "
+            "crashed or hangs, or its machine cannot be reached; "
             "launch again to go on from the last checkpoint."
         )
     ranks.publish_failure(error)
     if isinstance(error, HarnessError):
-        first = ranks.published_failure()  # ranks that fail alike and at once publish one error between them
-        if error.origin_rank == ranks.rank or (error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)):
+        # Ranks that fail alike and at once publish one error between them
+        first = ranks.published_failure()
+        if error.origin_rank == ranks.rank or (
+            error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
+        ):
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     traceback.print_exception(error)

@@ -1,6 +1,7 @@
 """The training: `fit` and `train_step`. Read this file first.
 
-Every event of a training happens in `fit`, in order: step, read the losses, log, evaluate, judge, save, stop. All ranks take the same branches.
+Every event of a training happens in `fit`, in order: step, read the losses, log, evaluate, judge,
+save, stop. All ranks take the same branches.
 """
 
 import math
@@ -24,14 +25,19 @@ REQUESTS_POLL_S = 1.0
 
 
 def fit(run: Run) -> Outcome:
-    """Train until targets, a lack of improvement, divergence, the budget, a request or an interruption ends it. Called by every rank."""
-    if run.verdict is not None and run.verdict.stops:  # it was to end here, and was cut off before it could say so
+    """Train until targets, a lack of improvement, divergence, the budget, a request or an
+    interruption ends it. Called by every rank.
+    """
+    # It was to end here, and was cut off before it could say so
+    if run.verdict is not None and run.verdict.stops:
         return conclude(run, run.verdict, Call.NONE)
     run.engine.warm_up(run.feed.sample_batch(run.step))
-    run.ranks.together(run.interruption.check)  # asked to leave before the first step: nothing to save
+    # Asked to leave before the first step: nothing to save
+    run.ranks.together(run.interruption.check)
     run.ledger.begin_training()
     while True:
-        owed = run.evaluation_due  # the launch before left in the midst of this step's evaluation: it comes first
+        # The launch before left in the midst of this step's evaluation: it comes first
+        owed = run.evaluation_due
         if not owed:
             train_step(run)
         call = Call(run.pulse.beat(wish(run)))
@@ -46,14 +52,20 @@ def fit(run: Run) -> Outcome:
             else:
                 verdict = judge(run, metrics, call)
         ends = verdict is not None and verdict.stops
-        if (due.save or ends or call == Call.INTERRUPTED or (verdict is not None and verdict.new_best)) and not diverged(verdict):
+        if (
+            due.save
+            or ends
+            or call == Call.INTERRUPTED
+            or (verdict is not None and verdict.new_best)
+        ) and not diverged(verdict):
             save(run, verdict, call)
         if ends or call == Call.INTERRUPTED:
             return conclude(run, verdict, call)
 
 
 def train_step(run: Run) -> None:
-    """One optimizer step, by the gradient of the mean loss over the batch's items, however they are spread over slots and ranks.
+    """One optimizer step, by the gradient of the mean loss over the batch's items, however they are
+    spread over slots and ranks.
 
     Called by every rank; no host wait on a GPU.
     """
@@ -70,8 +82,11 @@ def train_step(run: Run) -> None:
             with run.engine.accumulating(last=slot == run.slots[-1]):
                 outputs, loss_sum = run.engine.forward_backward(batch, divisor)
             loss_sums.append(loss_sum)
-            run.train_metrics.update(run.task, outputs, batch, run.step * run.sampling.num_slots + slot)
-        seed_ambient(seed_for(run.sampling.seed, "update", run.step))  # the same on every rank, and at every step's boundary
+            run.train_metrics.update(
+                run.task, outputs, batch, run.step * run.sampling.num_slots + slot
+            )
+        # The same on every rank, and at every step's boundary
+        seed_ambient(seed_for(run.sampling.seed, "update", run.step))
         grad_norm, skipped = run.engine.update()
         run.losses.add(loss_sums, num_items, grad_norm, skipped)
     run.step += 1
@@ -83,7 +98,9 @@ def diverged(verdict: Verdict | None) -> bool:
 
 
 def wish(run: Run) -> Call:
-    """What this rank asks of all: to save and leave; rank 0 also looks for a file STOP in the run directory and at the budget of hours."""
+    """What this rank asks of all: to save and leave; rank 0 also looks for a file STOP in the run
+    directory and at the budget of hours.
+    """
     if run.interruption.cause is not None:
         return Call.INTERRUPTED
     now = time.monotonic()
@@ -98,7 +115,10 @@ def wish(run: Run) -> Call:
 
 
 def read_losses(run: Run) -> Verdict:
-    """The losses since the last read, judged for divergence by rank 0. Called by every rank; the host waits."""
+    """The losses since the last read, judged for divergence by rank 0.
+
+    Called by every rank; the host waits.
+    """
     with run.ledger.account("compute"):
         window = run.losses.read(run.step)
     verdict = Verdict.from_json(run.ranks.decide(lambda: run.controller.watch(window).to_json()))
@@ -120,9 +140,11 @@ def log_training(run: Run) -> None:
 
 
 def evaluate_splits(run: Run, call: Call) -> dict[str, float] | None:
-    """Metrics of the interval's training batches and of each evaluated split, by `split/name`; tracked. Called by every rank.
+    """Metrics of the interval's training batches and of each evaluated split, by `split/name`;
+    tracked. Called by every rank.
 
-    None if the launch is to leave, or is asked to in the midst: then all is as it was before, and `evaluation_due` says what is still to be done.
+    None if the launch is to leave, or is asked to in the midst: then all is as it was before, and
+    `evaluation_due` says what is still to be done.
     """
     run.evaluation_due = True
     if call == Call.INTERRUPTED:
@@ -130,37 +152,64 @@ def evaluate_splits(run: Run, call: Call) -> dict[str, float] | None:
     engine, pause = run.engine, run.interruption.check
     try:
         with run.ledger.account("evaluation"):
-            results = {split: evaluate(engine.network, run.task, plan, run.ranks, engine.device, pause) for split, plan in run.plans.items()}
+            results = {
+                split: evaluate(engine.network, run.task, plan, run.ranks, engine.device, pause)
+                for split, plan in run.plans.items()
+            }
     except LeavingError:
         return None
     run.evaluation_due = False
     with run.ledger.account("evaluation"):
         computed = run.train_metrics.compute(run.ranks)
         loss = run.losses.take_interval()
-        values = {"train/loss": loss, **{f"train/{name}": value for name, value in defined(run.task.values(computed), loss, "data.train").items()}}
+        values = {
+            "train/loss": loss,
+            **{
+                f"train/{name}": value
+                for name, value in defined(run.task.values(computed), loss, "data.train").items()
+            },
+        }
         tables = {f"train/{name}": value for name, value in computed.items()}
         run.train_metrics.reset()
         for split, result in results.items():
             values |= {f"{split}/{name}": value for name, value in result.values.items()}
             tables |= {f"{split}/{name}": value for name, value in result.computed.items()}
     record = {**run.position(), **values, "lr": run.engine.learning_rate()}
-    run.tracker.evaluation(record, {name: table.tolist() for name, table in tables.items() if table.dim() == 2})
+    run.tracker.evaluation(
+        record, {name: table.tolist() for name, table in tables.items() if table.dim() == 2}
+    )
     return values
 
 
 def judge(run: Run, metrics: Mapping[str, float], call: Call) -> Verdict:
-    """Rank 0's verdict on an evaluation, on every rank. With run.paranoid every rank judges too, and they compare. Called by every rank."""
+    """Rank 0's verdict on an evaluation, on every rank.
+
+    With run.paranoid every rank judges too, and they compare. Called by every rank.
+    """
     hours = run.ranks.decide(run.ledger.hours)
-    evaluation = Evaluation(run.step, run.epoch, run.samples, hours, metrics, lr=run.engine.learning_rate())
+    evaluation = Evaluation(
+        run.step, run.epoch, run.samples, hours, metrics, lr=run.engine.learning_rate()
+    )
     requested = call == Call.STOP_REQUESTED
     if run.config.run.paranoid:
-        verdicts = run.ranks.gather(run.ranks.together(lambda: run.controller.judge(evaluation, requested=requested).to_json()))
+        verdicts = run.ranks.gather(
+            run.ranks.together(
+                lambda: run.controller.judge(evaluation, requested=requested).to_json()
+            )
+        )
         differing = [rank for rank, verdict in enumerate(verdicts) if verdict != verdicts[0]]
         if differing:
-            raise RankError(f"step {run.step}: ranks {differing} judged otherwise than rank 0: {verdicts[differing[0]]} against {verdicts[0]}.")
+            raise RankError(
+                f"step {run.step}: ranks {differing} judged otherwise than rank 0: "
+                f"{verdicts[differing[0]]} against {verdicts[0]}."
+            )
         verdict = Verdict.from_json(verdicts[0])
     else:
-        verdict = Verdict.from_json(run.ranks.decide(lambda: run.controller.judge(evaluation, requested=requested).to_json()))
+        verdict = Verdict.from_json(
+            run.ranks.decide(
+                lambda: run.controller.judge(evaluation, requested=requested).to_json()
+            )
+        )
     run.tracker.verdict(verdict, run.position())
     run.engine.observe(metrics)
     return verdict

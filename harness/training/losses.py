@@ -1,7 +1,8 @@
-"""The losses of the training steps, kept on the device until a log point, summed exactly over slots and ranks.
+"""The losses of the training steps, kept on the device until a log point, summed exactly over slots
+and ranks.
 
-A step's loss is the exactly rounded sum (`math.fsum`) of its micro-batches' float32 loss sums over its number of items, so that it
-has the same bits on any number of ranks.
+A step's loss is the exactly rounded sum (`math.fsum`) of its micro-batches' float32 loss sums over
+its number of items, so that it has the same bits on any number of ranks.
 """
 
 import math
@@ -27,7 +28,10 @@ class StepLoss:
 
 
 class LossWindow:
-    """Collects on the device, reads at log points. `pending`: the steps since the last logged record; beside it the sum since the last evaluation."""
+    """Collects on the device, reads at log points.
+
+    `pending`: the steps since the last logged record; beside it the sum since the last evaluation.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -39,7 +43,9 @@ class LossWindow:
         self._interval = ExactSum()
         self._interval_items = 0
 
-    def add(self, loss_sums: Sequence[Tensor], num_items: Tensor, grad_norm: Tensor, skipped: bool) -> None:
+    def add(
+        self, loss_sums: Sequence[Tensor], num_items: Tensor, grad_norm: Tensor, skipped: bool
+    ) -> None:
         """Keep one step's values; no host wait."""
         self._sums.append(list(loss_sums))
         self._items.append(num_items)
@@ -47,7 +53,9 @@ class LossWindow:
         self._skipped.append(skipped)
 
     def read(self, step: int) -> Window:
-        """All steps up to `step` since the last read, with the lowest rank that brought a non-finite loss. The host waits. Called by every rank."""
+        """All steps up to `step` since the last read, with the lowest rank that brought a
+        non-finite loss. The host waits. Called by every rank.
+        """
         count = len(self._sums)
         first = step - count + 1
         if count == 0:
@@ -66,7 +74,8 @@ class LossWindow:
             steps.append(StepLoss(exact_sum(values), int(items[index]), norms[index]))
         skipped = self._skipped
         self._sums, self._items, self._norms, self._skipped = [], [], [], []
-        taken = [one for one, skip in zip(steps, skipped, strict=True) if not skip]  # a step that the scaler skipped changed nothing
+        # A step that the scaler skipped changed nothing
+        taken = [one for one, skip in zip(steps, skipped, strict=True) if not skip]
         self.pending += taken
         for one in taken:
             self._interval.add(one.loss_sum)
@@ -93,7 +102,11 @@ class LossWindow:
     def state(self) -> dict[str, Any]:
         """JSON: what was read and not yet taken. Call after `read`."""
         pending = [[one.loss_sum, one.num_items, one.grad_norm] for one in self.pending]
-        return {"pending": pending, "interval": self._interval.partials, "interval_items": self._interval_items}
+        return {
+            "pending": pending,
+            "interval": self._interval.partials,
+            "interval_items": self._interval_items,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""

@@ -12,11 +12,15 @@ from harness import components
 from harness.errors import ConfigError
 from harness.training.parts import _OPTIONS, Option, Parts, _options, _parameters
 
-_FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # have a fused kernel on the CPU and on CUDA
+# Have a fused kernel on the CPU and on CUDA
+_FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
 
 
 def build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: Parts) -> Optimizer:
-    """The optimizer of a config over the network's trained parameters, in groups by part. Raises ConfigError."""
+    """The optimizer of a config over the network's trained parameters, in groups by part.
+
+    Raises ConfigError.
+    """
     wanted = dict(spec)
     name = str(wanted["_target_"]).replace(":", ".")
     if name in _FUSED and not {"fused", "foreach", "capturable", "differentiable"} & wanted.keys():
@@ -32,7 +36,9 @@ def build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: Parts) -
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that one part, or none (""), gives settings of the optimizer: `options` by their names."""
+    """Parameters that one part, or none (""), gives settings of the optimizer: `options` by their
+    names.
+    """
 
     part: str
     options: Mapping[str, float]
@@ -40,9 +46,11 @@ class Group:
 
 
 def parameter_groups(network: nn.Module, parts: Parts) -> list[Group]:
-    """The trained parameters: those of no part with settings for the optimizer first, then those of each such part, by name.
+    """The trained parameters: those of no part with settings for the optimizer first, then those of
+    each such part, by name.
 
-    Raises ConfigError for a setting that no parameter takes, and for tied parameters with different ones.
+    Raises ConfigError for a setting that no parameter takes, and for tied parameters with different
+    ones.
     """
     groups: dict[str, Group] = {}
     taken: set[Option] = set()
@@ -52,7 +60,10 @@ def parameter_groups(network: nn.Module, parts: Parts) -> list[Group]:
             continue
         sayings = [found for one in twins if (found := _options(one, parts))]
         if any(found != sayings[0] for found in sayings):
-            raise ConfigError(f"parts: {' and '.join(twins)} are tied and get different settings. Give both the same.")
+            raise ConfigError(
+                f"parts: {' and '.join(twins)} are tied and get different settings. Give both the "
+                "same."
+            )
         givers = sayings[0] if sayings else {}
         taken |= set(givers.items())
         part = max(givers.values(), key=len, default="")
@@ -62,26 +73,42 @@ def parameter_groups(network: nn.Module, parts: Parts) -> list[Group]:
     for path, settings in parts.items():
         for option in _OPTIONS:
             if getattr(settings, option) is not None and (option, path) not in taken:
-                raise ConfigError(f"parts.{path}.{option}: no effect: no parameter that is trained takes it. Leave it out, or mend parts.")
+                raise ConfigError(
+                    f"parts.{path}.{option}: no effect: no parameter that is trained takes it. "
+                    "Leave it out, or mend parts."
+                )
     return [groups[part] for part in sorted(groups)]
 
 
 def check_options(optimizer: Optimizer, parts: Parts) -> None:
-    """Raise ConfigError for a setting of a part that the optimizer does not know: torch would keep it without a word."""
+    """Raise ConfigError for a setting of a part that the optimizer does not know: torch would keep
+    it without a word.
+    """
     for path, settings in parts.items():
         for option in _OPTIONS:
             if getattr(settings, option) is not None and option not in optimizer.defaults:
-                raise ConfigError(f"parts.{path}.{option}: {type(optimizer).__name__} has no {option}. Leave it out, or take another optimizer.")
+                raise ConfigError(
+                    f"parts.{path}.{option}: {type(optimizer).__name__} has no {option}. Leave it "
+                    "out, or take another optimizer."
+                )
 
 
-def check_proportions(optimizer: Optimizer, given: Sequence[float], schedule: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a schedule did not keep the proportions of the groups' rates, as some do that bring rates of their own.
+def check_proportions(
+    optimizer: Optimizer, given: Sequence[float], schedule: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError if a schedule did not keep the proportions of the groups' rates, as some do
+    that bring rates of their own.
 
     given: the rate of each group before the schedule was made.
     """
     now = [float(group["lr"]) for group in optimizer.param_groups]
-    if not all(math.isclose(rate * given[0], now[0] * own, abs_tol=1e-30) for rate, own in zip(now, given, strict=True)):
+    if not all(
+        math.isclose(rate * given[0], now[0] * own, abs_tol=1e-30)
+        for rate, own in zip(now, given, strict=True)
+    ):
         raise ConfigError(
-            f"schedule: {schedule['_target_']} sets rates of its own ({', '.join(f'{rate:g}' for rate in now)}), and those of parts have no effect. "
-            "Give it a list with a rate for each part, after that of the rest, by name; or use one of harness.schedules."
+            f"schedule: {schedule['_target_']} sets rates of its own "
+            f"({', '.join(f'{rate:g}' for rate in now)}), and those of parts have no effect. "
+            "Give it a list with a rate for each part, after that of the rest, by name; or use one "
+            "of harness.schedules."
         )

@@ -1,7 +1,8 @@
-"""What the config says of parts of the network, `parts.<path>`: which are frozen, and at what rate the others learn.
+"""What the config says of parts of the network, `parts.<path>`: which are frozen, and at what rate
+the others learn.
 
-A part is a module or a single parameter, by its path in the network: `encoder`, `encoders.image.0`. Where parts lie inside each other, each
-setting is that of the innermost part that gives it.
+A part is a module or a single parameter, by its path in the network: `encoder`, `encoders.image.0`.
+Where parts lie inside each other, each setting is that of the innermost part that gives it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,24 +32,39 @@ def check_parts(network: nn.Module, parts: Parts) -> None:
     for path in parts:
         if path not in names:
             top = ", ".join([name for name in names if "." not in name][:_SHOWN])
-            raise ConfigError(f"parts.{path}: the network has no part of this name.{did_you_mean(path, names) or f' At its top there are {top}.'}")
+            raise ConfigError(
+                f"parts.{path}: the network has no part of this "
+                f"name.{did_you_mean(path, names) or f' At its top there are {top}.'}"
+            )
 
 
 def freeze(network: nn.Module, parts: Parts) -> None:
-    """Take the parameters of frozen parts out of the training. Raises ConfigError if none is left, or if tied ones are to be both."""
+    """Take the parameters of frozen parts out of the training.
+
+    Raises ConfigError if none is left, or if tied ones are to be both.
+    """
     for name, twins in _parameters(network).items():
         said = {one: _said(one, "freeze", parts) for one in twins}
         if len({bool(said[one]) for one in twins if said[one] is not None}) > 1:
-            raise ConfigError(f"parts: {' and '.join(twins)} are tied: one tensor cannot be frozen and trained. Freeze both or none.")
+            raise ConfigError(
+                f"parts: {' and '.join(twins)} are tied: one tensor cannot be frozen and trained. "
+                "Freeze both or none."
+            )
         if any(said.values()):
             network.get_parameter(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        why = "every parameter is frozen" if any(part.freeze for part in parts.values()) else "the network has no parameter that is trained"
+        why = (
+            "every parameter is frozen"
+            if any(part.freeze for part in parts.values())
+            else "the network has no parameter that is trained"
+        )
         raise ConfigError(f"network: {why}. Leave something to train.")
 
 
 def training_mode(network: nn.Module, parts: Parts) -> None:
-    """The network in training mode, but for its frozen parts, whose statistics stay and whose dropout rests."""
+    """The network in training mode, but for its frozen parts, whose statistics stay and whose
+    dropout rests.
+    """
     network.train()
     modules = dict(network.named_modules(remove_duplicate=False))
     for path in sorted(parts, key=len):  # a part after those around it
@@ -76,10 +92,19 @@ def _around(name: str, parts: Parts) -> Iterator[str]:
 
 def _said(name: str, setting: str, parts: Parts) -> Any:
     """The setting of the innermost part around a name that gives it, None if none does."""
-    given = [value for path in _around(name, parts) if (value := getattr(parts[path], setting)) is not None]
+    given = [
+        value
+        for path in _around(name, parts)
+        if (value := getattr(parts[path], setting)) is not None
+    ]
     return given[-1] if given else None
 
 
 def _options(name: str, parts: Parts) -> dict[str, str]:
     """Which part gives each setting of the optimizer to a name."""
-    return {option: path for path in _around(name, parts) for option in _OPTIONS if getattr(parts[path], option) is not None}
+    return {
+        option: path
+        for path in _around(name, parts)
+        for option in _OPTIONS
+        if getattr(parts[path], option) is not None
+    }

@@ -1,4 +1,7 @@
-"""Where a launch goes on: what rank 0 finds in the run directory and decides for all. Nothing here is a collective."""
+"""Where a launch goes on: what rank 0 finds in the run directory and decides for all.
+
+Nothing here is a collective.
+"""
 
 import os
 import secrets
@@ -40,47 +43,75 @@ class Place:
     checkpoint: Path | None
 
 
-def load_state(config: Config, place: Place, engine: Engine, data: Mapping[str, str], ranks: Ranks) -> Loaded | None:
-    """Read the chosen checkpoint and put its weights and moments in. Raises CheckpointError, also if `data` (fingerprints by split) has changed."""
+def load_state(
+    config: Config, place: Place, engine: Engine, data: Mapping[str, str], ranks: Ranks
+) -> Loaded | None:
+    """Read the chosen checkpoint and put its weights and moments in.
+
+    Raises CheckpointError, also if `data` (fingerprints by split) has changed.
+    """
     if place.checkpoint is None:
         return None
-    loaded = load(place.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu"))
+    loaded = load(
+        place.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu")
+    )
     had = loaded.manifest.facts["data"]
     changed = [f"data.{name}" for name in sorted({*had, *data}) if had.get(name) != data.get(name)]
     if changed and config.run.exactness != "none":
         raise CheckpointError(
-            f"{place.checkpoint}: {', '.join(changed)} no longer gives the samples that the run began with, so it cannot go on exactly. "
-            "Bring the data back, choose another run.dir, or set run.exactness: none from the start of a run."
+            f"{place.checkpoint}: {', '.join(changed)} no longer gives the samples that the run "
+            "began with, so it cannot go on exactly. "
+            "Bring the data back, choose another run.dir, or set run.exactness: none from the "
+            "start of a run."
         )
     restore_network(engine.network, loaded)
     fresh = [dict(group) for group in engine.optimizer.param_groups]
     before = read_config(place.checkpoint / "config.yaml")
-    restore_optimizer(engine.optimizer, engine.parameter_names(), loaded.optimizer, engine.regrouped(loaded.trainer["optimizer"]))
+    restore_optimizer(
+        engine.optimizer,
+        engine.parameter_names(),
+        loaded.optimizer,
+        engine.regrouped(loaded.trainer["optimizer"]),
+    )
     engine.adopt_changes(before.optimizer, fresh, before.parts)
     engine.restore_rest(loaded.trainer["schedule"], loaded.trainer["scaler"])
     return loaded
 
 
 def restore_place(loaded: Loaded | None, run: Run) -> None:
-    """Where the launch before left: what it still had to do, and the ambient generators as they were; last, so that nothing draws after it.
+    """Where the launch before left: what it still had to do, and the ambient generators as they
+    were; last, so that nothing draws after it.
 
     On another number of ranks the generators are those of the step's boundary.
     """
     if loaded is not None:
-        run.evaluation_due, run.save_s = loaded.trainer.get("evaluation_due", False), loaded.trainer.get("save_s")
+        run.evaluation_due, run.save_s = (
+            loaded.trainer.get("evaluation_due", False),
+            loaded.trainer.get("save_s"),
+        )
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
     if loaded is not None and loaded.rng is not None:
         rng = loaded.rng
         run.ranks.together(lambda: restore_random(rng, run.engine.generators))
 
 
-SUPERSEDED = ("checkpoints", "config.yaml", "metrics.jsonl", "outcome.json", "ledger.json", "trace.jsonl", STEP_NOTE)
+SUPERSEDED = (
+    "checkpoints",
+    "config.yaml",
+    "metrics.jsonl",
+    "outcome.json",
+    "ledger.json",
+    "trace.jsonl",
+    STEP_NOTE,
+)
 
 
 def take(lease: Lease, console: Console, directory: Path, interruption: Interruption) -> int:
-    """Hold the run directory against other launches; returns the number of launches so far. Rank 0 only. Raises HarnessError.
+    """Hold the run directory against other launches; returns the number of launches so far. Rank 0
+    only. Raises HarnessError.
 
-    From here on a file PREEMPT is a request to this launch; one that is there already was meant for a launch before.
+    From here on a file PREEMPT is a request to this launch; one that is there already was meant for
+    a launch before.
     """
     launches = lease.take(interruption.check)
     if lease.message:
@@ -91,24 +122,32 @@ def take(lease: Lease, console: Console, directory: Path, interruption: Interrup
 
 
 def finished_outcome(config: Config) -> dict[str, Any] | None:
-    """The outcome of a run that the present settings would end where it ended; None if it goes on or has not begun. Rank 0 only."""
+    """The outcome of a run that the present settings would end where it ended; None if it goes on
+    or has not begun. Rank 0 only.
+    """
     outcome = read_outcome(config.run.dir)
     if outcome is None or not outcome.finished or config.run.resume not in ("auto", "must"):
         return None
     if outcome.reason == "stop_requested":
         return outcome.to_json() if (config.run.dir / "STOP").exists() else None
     if outcome.reason == "diverged":
-        return outcome.to_json() if read_config(config.run.dir / "config.yaml") == config else None  # with the same settings it would diverge again
+        # With the same settings it would diverge again
+        return outcome.to_json() if read_config(config.run.dir / "config.yaml") == config else None
     chosen = choose(config.run.dir / "checkpoints", config.run.resume, verify="size")
     if chosen.path is None:
         return None
     task: Task = components.build(config.task, "task")
-    verdict = StopController(config.stop, known_metrics(config, task)).restore(load_trainer(chosen.path)["stop"])
+    verdict = StopController(config.stop, known_metrics(config, task)).restore(
+        load_trainer(chosen.path)["stop"]
+    )
     return outcome.to_json() if verdict is not None and verdict.stops else None
 
 
 def find_place(config: Config, console: Console) -> dict[str, Any]:
-    """Choose the checkpoint to go on from, and leave the resolved config in the run directory. Rank 0 only. Raises HarnessError."""
+    """Choose the checkpoint to go on from, and leave the resolved config in the run directory.
+
+    Rank 0 only. Raises HarnessError.
+    """
     directory = config.run.dir
     if config.run.resume == "never" and config.run.overwrite:
         set_aside(directory, console)
@@ -125,7 +164,8 @@ def find_place(config: Config, console: Console) -> dict[str, Any]:
         changes = identity_changes(before, config)
         if changes:
             raise ConfigError(
-                f"{directory}: {choice.path.name} belongs to another training. What identifies a run has changed:\n  "
+                f"{directory}: {choice.path.name} belongs to another training. What identifies a "
+                "run has changed:\n  "
                 + "\n  ".join(changes)
                 + "\nTake the changes back, or choose another run.dir."
             )
@@ -138,29 +178,39 @@ def find_place(config: Config, console: Console) -> dict[str, Any]:
         (directory / "config.yaml").write_text(resolved_yaml(config))
         (directory / "outcome.json").unlink(missing_ok=True)  # it was of an earlier launch
     except OSError as error:
-        raise CheckpointError(f"{directory}: {error.strerror}. Make the run directory writable or choose another run.dir.") from error
+        raise CheckpointError(
+            f"{directory}: {error.strerror}. Make the run directory writable or choose another "
+            "run.dir."
+        ) from error
     return {"run_id": run_id, "checkpoint": None if choice.path is None else str(choice.path)}
 
 
 def check_schedule(before: Config, now: Config, directory: Path) -> None:
     """Refuse changes that a schedule's stored state would make ineffective. Raises ConfigError.
 
-    Torch's schedules store their arguments and compute each rate from the one before; ours are functions of the step and the present config.
+    Torch's schedules store their arguments and compute each rate from the one before; ours are
+    functions of the step and the present config.
     """
-    own = now.schedule is not None and str(now.schedule["_target_"]).replace(":", ".").startswith("harness.schedules.")
+    own = now.schedule is not None and str(now.schedule["_target_"]).replace(":", ".").startswith(
+        "harness.schedules."
+    )
     if own or (before.schedule is None and now.schedule is None):
         return
     changed = [] if before.schedule == now.schedule else ["schedule"]
     changed += rate_changes(before, now)
     if changed:
         raise ConfigError(
-            f"{directory}: {' and '.join(changed)} changed, which has no effect on a run with a torch schedule: its state holds the rates. "
-            "Take the change back, use one of harness.schedules (functions of the step), or begin another run with run.init_from."
+            f"{directory}: {' and '.join(changed)} changed, which has no effect on a run with a "
+            "torch schedule: its state holds the rates. "
+            "Take the change back, use one of harness.schedules (functions of the step), or begin "
+            "another run with run.init_from."
         )
 
 
 def set_aside(directory: Path, console: Console) -> None:
-    """Move what an earlier run left into a directory of its own inside the run directory; nothing is deleted. Rank 0 only."""
+    """Move what an earlier run left into a directory of its own inside the run directory; nothing
+    is deleted. Rank 0 only.
+    """
     present = [name for name in SUPERSEDED if (directory / name).exists()]
     if not (directory / "checkpoints").exists():
         return

@@ -30,9 +30,11 @@ from harness.training.trace import Trace
 class Run:
     """The parts of a training, built by build.py; they know nothing of each other.
 
-    `step`: the number of steps completed. `found`: the checkpoint that this launch went on from. `verdict`: what the stop settings say of the run as
-    it was found, None if it has no evaluation yet. `evaluation_due`: the evaluation of the last step was left in its midst. `save_s`: what the last
-    save took, None if none is known. `unsaved`: why an interrupted launch did not save its last step.
+    `step`: the number of steps completed. `found`: the checkpoint that this launch went on from.
+    `verdict`: what the stop settings say of the run as it was found, None if it has no evaluation
+    yet. `evaluation_due`: the evaluation of the last step was left in its midst. `save_s`: what the
+    last save took, None if none is known. `unsaved`: why an interrupted launch did not save its
+    last step.
     """
 
     config: Config
@@ -83,13 +85,26 @@ class Run:
         return self.samples / self.sampling.num_samples
 
     def exactness(self) -> tuple[bool, str]:
-        """Whether an interrupted run ends with the bits of one never interrupted, and why or why not."""
+        """Whether an interrupted run ends with the bits of one never interrupted, and why or why
+        not.
+        """
         if self.config.run.exactness == "none":
-            return False, "run.exactness is none: fast kernels that may differ from run to run are allowed"
+            return (
+                False,
+                "run.exactness is none: fast kernels that may differ from run to run are allowed",
+            )
         if self.engine.not_deterministic:
             return False, f"no deterministic kernel for: {', '.join(self.engine.not_deterministic)}"
-        return True, "deterministic kernels; order and randomness are functions of seed, epoch and position"
+        return (
+            True,
+            "deterministic kernels; order and randomness are functions of seed, epoch and position",
+        )
 
     def position(self) -> dict[str, Any]:
         """Where the run is, for a record."""
-        return {"step": self.step, "epoch": self.epoch, "samples": self.samples, "elapsed_s": round(self.ledger.elapsed_s(), 3)}
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "samples": self.samples,
+            "elapsed_s": round(self.ledger.elapsed_s(), 3),
+        }

@@ -18,11 +18,16 @@ from harness.training.run import Run
 
 
 def save(run: Run, verdict: Verdict | None, call: Call) -> None:
-    """Begin a checkpoint of the present step, unless the launch must leave sooner. Called by every rank; the host waits for the copy alone."""
+    """Begin a checkpoint of the present step, unless the launch must leave sooner.
+
+    Called by every rank; the host waits for the copy alone.
+    """
     if call == Call.INTERRUPTED and not is_worth_saving(run):
         return
     with run.ledger.account("checkpoint_stall"):
-        optimizer, optimizer_rest = optimizer_tensors(run.engine.optimizer, run.engine.parameter_names())
+        optimizer, optimizer_rest = optimizer_tensors(
+            run.engine.optimizer, run.engine.parameter_names()
+        )
         interval = run.train_metrics.gathered(run.ranks)
         exact, exact_reason = run.exactness()
         ranked_by = run.controller.best_metric()
@@ -54,7 +59,9 @@ def reason_to_save(verdict: Verdict | None, call: Call) -> Reason:
     return "best" if verdict is not None and verdict.new_best else "schedule"
 
 
-def trainer_state(run: Run, optimizer_rest: dict[str, Any], interval: dict[str, Any]) -> dict[str, Any]:
+def trainer_state(
+    run: Run, optimizer_rest: dict[str, Any], interval: dict[str, Any]
+) -> dict[str, Any]:
     """Everything but tensors that a run needs to go on."""
     engine = run.engine
     return {
@@ -75,26 +82,39 @@ def trainer_state(run: Run, optimizer_rest: dict[str, Any], interval: dict[str, 
 
 
 def is_worth_saving(run: Run) -> bool:
-    """Whether an interrupted launch has something to save and the time for it, once the save in flight has ended. Called by every rank."""
+    """Whether an interrupted launch has something to save and the time for it, once the save in
+    flight has ended. Called by every rank.
+    """
     with run.ledger.account("checkpoint_stall"):
         run.store.wait()
     report_saves(run)
     told: list[Any] = run.ranks.gather([run.interruption.age_s(), run.interruption.cause or ""])
     age_s, cause = max(told)
     run.interruption.ask(cause)  # where the word had not come yet
-    if run.found is not None and run.found.resolve() == (run.directory / "checkpoints" / step_name(run.step)).resolve():
+    if (
+        run.found is not None
+        and run.found.resolve() == (run.directory / "checkpoints" / step_name(run.step)).resolve()
+    ):
         return False  # asked again before the first step of this launch
     limit_s = granted_s(run.config.interrupt.grace_s, cause, os.environ)
     needed_s = run.ranks.decide(lambda: run.save_s)
     if limit_s is None or needed_s is None or needed_s <= limit_s - age_s:
         return True
-    run.unsaved = f"of the {limit_s:.1f} s granted {max(0.0, limit_s - age_s):.1f} s were left, and a save takes {needed_s:.1f} s"
-    run.tracker.warn(f"step {run.step:,} is not saved: {run.unsaved}; the next launch does the steps since the last checkpoint again")
+    run.unsaved = (
+        f"of the {limit_s:.1f} s granted {max(0.0, limit_s - age_s):.1f} s were left, and a save "
+        f"takes {needed_s:.1f} s"
+    )
+    run.tracker.warn(
+        f"step {run.step:,} is not saved: {run.unsaved}; the next launch does the steps since the "
+        "last checkpoint again"
+    )
     return False
 
 
 def report_saves(run: Run) -> None:
-    """Tell of the saves that ended since the last call; too many failures in a row end the run on every rank. Called by every rank."""
+    """Tell of the saves that ended since the last call; too many failures in a row end the run on
+    every rank. Called by every rank.
+    """
     for report in run.store.reports():
         run.tracker.save(report, run.position())
         if report.error is None and not report.skipped:

@@ -14,26 +14,34 @@ from harness.treatments.numbers import Batch, numbers
 
 
 class Resample:
-    """Waves or series (B, C, T) from one sampling rate to another: (B, C, ceil(T x to_hz / from_hz)) float32, by a polyphase filter that keeps out
-    what the new rate cannot hold (scipy.signal.resample_poly). Outside of the wave there is silence.
+    """Waves or series (B, C, T) from one sampling rate to another: (B, C, ceil(T x to_hz /
+    from_hz)) float32, by a polyphase filter that keeps out what the new rate cannot hold
+    (scipy.signal.resample_poly). Outside of the wave there is silence.
     """
 
     def __init__(self, from_hz: int, to_hz: int, key: str = "wave") -> None:
         if min(from_hz, to_hz) < 1 or from_hz == to_hz:
-            raise ConfigError(f"from_hz, to_hz: {from_hz}, {to_hz}: two different rates of at least 1 are needed.")
+            raise ConfigError(
+                f"from_hz, to_hz: {from_hz}, {to_hz}: two different rates of at least 1 are needed."
+            )
         self._up, self._down = to_hz // gcd(from_hz, to_hz), from_hz // gcd(from_hz, to_hz)
         self.key = key
 
     def __call__(self, batch: Batch) -> Batch:
         waves = _waves(batch, self.key).double().numpy()
-        return {**batch, self.key: torch.from_numpy(resample_poly(waves, self._up, self._down, axis=-1)).float()}
+        return {
+            **batch,
+            self.key: torch.from_numpy(resample_poly(waves, self._up, self._down, axis=-1)).float(),
+        }
 
 
 class LogMel:
-    """Waves to the logarithm of the power in mel bands: (B, C, T) -> (B, C, num_mels, 1 + T // hop) float32.
+    """Waves to the logarithm of the power in mel bands: (B, C, T) -> (B, C, num_mels, 1 + T // hop)
+    float32.
 
-    Frames of `window` samples under a Hann window, `hop` apart, centred (the wave mirrored at its ends); triangles of equal height on the mel scale
-    2595 log10(1 + f / 700) (O'Shaughnessy, "Speech communication", 1987) between `lowest_hz` and `highest_hz`, by default half of the rate;
+    Frames of `window` samples under a Hann window, `hop` apart, centred (the wave mirrored at its
+    ends); triangles of equal height on the mel scale 2595 log10(1 + f / 700) (O'Shaughnessy,
+    "Speech communication", 1987) between `lowest_hz` and `highest_hz`, by default half of the rate;
     then ln(power + floor).
     """
 
@@ -50,12 +58,21 @@ class LogMel:
     ) -> None:
         highest_hz = rate_hz / 2 if highest_hz is None else highest_hz
         if not (0 <= lowest_hz < highest_hz <= rate_hz / 2):
-            raise ConfigError(f"lowest_hz, highest_hz: {lowest_hz} to {highest_hz}: needed is 0 <= lowest < highest <= {rate_hz / 2}.")
+            raise ConfigError(
+                f"lowest_hz, highest_hz: {lowest_hz} to {highest_hz}: needed is 0 <= lowest < "
+                f"highest <= {rate_hz / 2}."
+            )
         if not (0 < hop <= window) or not floor > 0:
-            raise ConfigError(f"hop, window, floor: {hop}, {window}, {floor}: needed are 0 < hop <= window and a floor above 0.")
+            raise ConfigError(
+                f"hop, window, floor: {hop}, {window}, {floor}: needed are 0 < hop <= window and a "
+                "floor above 0."
+            )
         filters = mel_filters(num_mels, window, rate_hz, lowest_hz, highest_hz)
         if not (filters.sum(axis=1) > 0).all():
-            raise ConfigError(f"num_mels: {num_mels} bands are too narrow for a window of {window} samples. Set fewer, or a longer window.")
+            raise ConfigError(
+                f"num_mels: {num_mels} bands are too narrow for a window of {window} samples. Set "
+                "fewer, or a longer window."
+            )
         self.key = key
         self._hop = hop
         self._floor = floor
@@ -64,14 +81,25 @@ class LogMel:
 
     def __call__(self, batch: Batch) -> Batch:
         waves = _waves(batch, self.key, len(self._window) // 2 + 1)
-        spectra = torch.stft(waves.flatten(0, 1), len(self._window), self._hop, window=self._window, return_complex=True)  # (B x C, bins, frames)
+        # (B x C, bins, frames)
+        spectra = torch.stft(
+            waves.flatten(0, 1),
+            len(self._window),
+            self._hop,
+            window=self._window,
+            return_complex=True,
+        )
         power = spectra.real.square() + spectra.imag.square()
         mels = torch.log(self._filters @ power + self._floor)
         return {**batch, self.key: mels.view(*waves.shape[:2], *mels.shape[1:])}
 
 
-def mel_filters(num_mels: int, window: int, rate_hz: int, lowest_hz: float, highest_hz: float) -> NDArray[np.float64]:
-    """(num_mels, window // 2 + 1): triangles whose corners are evenly spaced in mel, rising from the last one's middle and falling to the next's."""
+def mel_filters(
+    num_mels: int, window: int, rate_hz: int, lowest_hz: float, highest_hz: float
+) -> NDArray[np.float64]:
+    """(num_mels, window // 2 + 1): triangles whose corners are evenly spaced in mel, rising from
+    the last one's middle and falling to the next's.
+    """
     low, high = (2595 * np.log10(1 + hz / 700) for hz in (lowest_hz, highest_hz))
     corners = 700 * (10 ** (np.linspace(low, high, num_mels + 2) / 2595) - 1)  # in Hz
     bins = np.arange(window // 2 + 1) * rate_hz / window
@@ -100,7 +128,9 @@ class Gain:
 
 
 class Shift:
-    """Earlier or later by up to `steps` samples in time; zeros come in where nothing was. In training only."""
+    """Earlier or later by up to `steps` samples in time; zeros come in where nothing was. In
+    training only.
+    """
 
     training_only = True
 
@@ -120,19 +150,32 @@ class Shift:
 
 
 class SpecMask:
-    """Bands of a spectrogram (B, C, F, T) and stretches of its time become `fill`. In training only.
+    """Bands of a spectrogram (B, C, F, T) and stretches of its time become `fill`.
 
-    `num_bands` of up to `band` rows and `num_stretches` of up to `stretch` columns, anywhere, of any width from 0 on (Park et al., "SpecAugment: a
-    simple data augmentation method for automatic speech recognition", Interspeech 2019, without its time warping).
+    In training only.
+
+    `num_bands` of up to `band` rows and `num_stretches` of up to `stretch` columns, anywhere, of
+    any width from 0 on (Park et al., "SpecAugment: a simple data augmentation method for automatic
+    speech recognition", Interspeech 2019, without its time warping).
     """
 
     training_only = True
 
     def __init__(
-        self, band: int = 8, stretch: int = 16, num_bands: int = 1, num_stretches: int = 1, fill: float = 0, key: str = "wave", salt: int = 0
+        self,
+        band: int = 8,
+        stretch: int = 16,
+        num_bands: int = 1,
+        num_stretches: int = 1,
+        fill: float = 0,
+        key: str = "wave",
+        salt: int = 0,
     ) -> None:
         if min(band, stretch, num_bands, num_stretches) < 0:
-            raise ConfigError(f"band, stretch, num_bands, num_stretches: {band}, {stretch}, {num_bands}, {num_stretches}: none can be below 0.")
+            raise ConfigError(
+                f"band, stretch, num_bands, num_stretches: {band}, {stretch}, {num_bands}, "
+                f"{num_stretches}: none can be below 0."
+            )
         self._axes = [("band", num_bands, band), ("stretch", num_stretches, stretch)]
         self.fill = fill
         self.key = key
@@ -142,19 +185,27 @@ class SpecMask:
         spectra = numbers(batch, self.key)
         if spectra.dim() != 4:
             raise DataError(
-                f"{self.key}: {tuple(spectra.shape)} where spectrograms (B, C, F, T) are needed. Put harness.treatments.LogMel before it."
+                f"{self.key}: {tuple(spectra.shape)} where spectrograms (B, C, F, T) are needed. "
+                "Put harness.treatments.LogMel before it."
             )
-        rows, columns = (self._hidden(seeds, *axis, length) for axis, length in zip(self._axes, spectra.shape[2:], strict=True))
+        rows, columns = (
+            self._hidden(seeds, *axis, length)
+            for axis, length in zip(self._axes, spectra.shape[2:], strict=True)
+        )
         hidden = torch.from_numpy(rows[:, :, None] | columns[:, None, :])
         return {**batch, self.key: spectra.masked_fill(hidden[:, None], self.fill)}
 
-    def _hidden(self, seeds: Seeds, name: str, count: int, widest: int, length: int) -> NDArray[np.bool_]:
+    def _hidden(
+        self, seeds: Seeds, name: str, count: int, widest: int, length: int
+    ) -> NDArray[np.bool_]:
         """(B, length): which places are masked."""
         places = np.arange(length)
         hidden = np.zeros((len(seeds), length), dtype=bool)
         for number in range(count):
             width = self._draws.integers(seeds, min(widest, length) + 1, name, str(number), "width")
-            begin = (self._draws.uniform(seeds, name, str(number), "begin") * (length - width + 1)).astype(np.int64)
+            begin = (
+                self._draws.uniform(seeds, name, str(number), "begin") * (length - width + 1)
+            ).astype(np.int64)
             hidden |= (places >= begin[:, None]) & (places < (begin + width)[:, None])
         return hidden
 
@@ -162,5 +213,8 @@ class SpecMask:
 def _waves(batch: Batch, key: str, shortest: int = 1) -> Tensor:
     waves = numbers(batch, key)
     if waves.dim() != 3 or not waves.is_floating_point() or waves.shape[-1] < shortest:
-        raise DataError(f"{key}: {tuple(waves.shape)} of {waves.dtype} where waves (B, C, T >= {shortest}) of floats are needed. Set the key.")
+        raise DataError(
+            f"{key}: {tuple(waves.shape)} of {waves.dtype} where waves (B, C, T >= {shortest}) of "
+            "floats are needed. Set the key."
+        )
     return waves

@@ -11,9 +11,11 @@ Seeds = NDArray[np.uint64]
 
 
 class Draws:
-    """The random numbers of one treatment, e.g. `Draws("RandomFlip", salt=0)`: another name or salt gives others for the same samples.
+    """The random numbers of one treatment, e.g. `Draws("RandomFlip", salt=0)`: another name or salt
+    gives others for the same samples.
 
-    Two treatments of one class and salt draw the same, which keeps an image and its mask together; give one of them another salt to make them differ.
+    Two treatments of one class and salt draw the same, which keeps an image and its mask together;
+    give one of them another salt to make them differ.
     """
 
     def __init__(self, name: str, salt: int) -> None:

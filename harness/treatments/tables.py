@@ -16,17 +16,26 @@ Statistic = Literal["mean", "median", "most_frequent"]
 
 
 class Encode:
-    """A column of text to the numbers of its categories, (B,) int64 in the order in which they are given.
+    """A column of text to the numbers of its categories, (B,) int64 in the order in which they are
+    given.
 
-    Without `categories` it learns them from the training split, in the order of their text as scikit-learn's OrdinalEncoder does; an empty text,
-    where a table has `missing: keep`, is one of them. Raises DataError for another text, or gives it the number len(categories) with `others: true`;
-    and for samples without the column, unless it is `optional`: a target, which new data to predict does not have.
+    Without `categories` it learns them from the training split, in the order of their text as
+    scikit-learn's OrdinalEncoder does; an empty text, where a table has `missing: keep`, is one of
+    them. Raises DataError for another text, or gives it the number len(categories) with `others:
+    true`; and for samples without the column, unless it is `optional`: a target, which new data to
+    predict does not have.
     """
 
     observe: Callable[[Batch], None]  # these two are there only if there is something to learn
     finish: Callable[[], None]
 
-    def __init__(self, key: str, categories: Sequence[Any] | None = None, others: bool = False, optional: bool = False) -> None:
+    def __init__(
+        self,
+        key: str,
+        categories: Sequence[Any] | None = None,
+        others: bool = False,
+        optional: bool = False,
+    ) -> None:
         self.key = key
         self.others = others
         self.optional = optional
@@ -60,19 +69,37 @@ class Encode:
         unknown = next((text for text in texts if text not in self._numbers), None)
         if unknown is not None and not self.others:
             shown = ", ".join(self.categories[:20]) + (", …" if len(self.categories) > 20 else "")
-            mend = "Put samples of it into the training split" if hasattr(self, "finish") else "Add it to categories"
-            raise DataError(f"{self.key}: {unknown!r} is none of the categories {shown}. {mend}, or set others: true.")
-        return {**batch, self.key: torch.tensor([self._numbers.get(text, len(self.categories)) for text in texts], dtype=torch.int64)}
+            mend = (
+                "Put samples of it into the training split"
+                if hasattr(self, "finish")
+                else "Add it to categories"
+            )
+            raise DataError(
+                f"{self.key}: {unknown!r} is none of the categories {shown}. {mend}, or set "
+                "others: true."
+            )
+        return {
+            **batch,
+            self.key: torch.tensor(
+                [self._numbers.get(text, len(self.categories)) for text in texts], dtype=torch.int64
+            ),
+        }
 
     def _texts(self, batch: Batch) -> list[str]:
         texts = batch.get(self.key)
         if not isinstance(texts, list):
-            raise DataError(f"Encode needs {self.key!r} as text; samples have {', '.join(sorted(batch))}. Read the column as text, or set key.")
+            raise DataError(
+                f"Encode needs {self.key!r} as text; samples have {', '.join(sorted(batch))}. Read "
+                "the column as text, or set key."
+            )
         return texts
 
 
 class OneHot:
-    """Numbers 0 … size-1 to rows with a 1 in their place: (B,) int64 -> (B, size) float32. Raises DataError for a number outside."""
+    """Numbers 0 … size-1 to rows with a 1 in their place: (B,) int64 -> (B, size) float32.
+
+    Raises DataError for a number outside.
+    """
 
     def __init__(self, key: str, size: int) -> None:
         self.key = key
@@ -80,22 +107,33 @@ class OneHot:
 
     def __call__(self, batch: Batch) -> Batch:
         values = numbers(batch, self.key)
-        if values.is_floating_point() or bool((values < 0).any()) or bool((values >= self.size).any()):
-            raise DataError(f"{self.key}: whole numbers from 0 to {self.size - 1} are needed. Put harness.treatments.Encode before it, or set size.")
+        if (
+            values.is_floating_point()
+            or bool((values < 0).any())
+            or bool((values >= self.size).any())
+        ):
+            raise DataError(
+                f"{self.key}: whole numbers from 0 to {self.size - 1} are needed. Put "
+                "harness.treatments.Encode before it, or set size."
+            )
         return {**batch, self.key: torch.nn.functional.one_hot(values, self.size).float()}
 
 
 class Impute:
-    """Numbers that are missing (NaN) become `value`: one for all, or one for each channel or column of (B, C, ...).
+    """Numbers that are missing (NaN) become `value`: one for all, or one for each channel or column
+    of (B, C, ...).
 
-    "mean", "median" and "most_frequent" (of equals the least) are learned from the training split, for each channel, as in scikit-learn's
-    SimpleImputer; the latter two hold its numbers in memory while they learn. `mark`: C more channels, 1 where a number was missing.
+    "mean", "median" and "most_frequent" (of equals the least) are learned from the training split,
+    for each channel, as in scikit-learn's SimpleImputer; the latter two hold its numbers in memory
+    while they learn. `mark`: C more channels, 1 where a number was missing.
     """
 
     observe: Callable[[Batch], None]  # these two are there only if there is something to learn
     finish: Callable[[], None]
 
-    def __init__(self, value: float | Sequence[float] | Statistic, mark: bool = False, key: str = "features") -> None:
+    def __init__(
+        self, value: float | Sequence[float] | Statistic, mark: bool = False, key: str = "features"
+    ) -> None:
         self.key = key
         self.mark = mark
         self._moments = Moments()
@@ -105,7 +143,9 @@ class Impute:
             if not self._value.isfinite().all():
                 raise ConfigError(f"value: {value}: numbers are needed.")
         elif value not in get_args(Statistic):
-            raise ConfigError(f"value: {value!r} is neither a number nor one of {', '.join(get_args(Statistic))}.")
+            raise ConfigError(
+                f"value: {value!r} is neither a number nor one of {', '.join(get_args(Statistic))}."
+            )
         else:
             self._statistic = value
             self.observe, self.finish = self._observe, self._finish
@@ -123,7 +163,14 @@ class Impute:
         else:
             each = np.concatenate(self._seen).T
             self._seen = []
-            values = [float(np.nanmedian(one) if self._statistic == "median" else _most_frequent(one[~np.isnan(one)])) for one in each]
+            values = [
+                float(
+                    np.nanmedian(one)
+                    if self._statistic == "median"
+                    else _most_frequent(one[~np.isnan(one)])
+                )
+                for one in each
+            ]
         self.restore({"value": values})
 
     def state(self) -> dict[str, Any]:
@@ -138,12 +185,23 @@ class Impute:
         values = numbers(batch, self.key)
         num_channels = values.shape[1] if values.dim() > 1 else 1
         if self._value.dim() and num_channels != len(self._value):
-            raise DataError(f"{self.key}: {tuple(values.shape)} does not have the {len(self._value)} channels or columns that there are values for.")
+            raise DataError(
+                f"{self.key}: {tuple(values.shape)} does not have the {len(self._value)} channels "
+                "or columns that there are values for."
+            )
         missing = values.isnan()
-        filled = torch.where(missing, by_channel(self._value.view(-1), values).to(values.dtype), values)
+        filled = torch.where(
+            missing, by_channel(self._value.view(-1), values).to(values.dtype), values
+        )
         if self.mark and values.dim() < 2:
-            raise DataError(f"{self.key}: {tuple(values.shape)} has no channels to which marks could be added. Join it first, or leave mark out.")
-        return {**batch, self.key: torch.cat([filled, missing.to(filled.dtype)], dim=1) if self.mark else filled}
+            raise DataError(
+                f"{self.key}: {tuple(values.shape)} has no channels to which marks could be added. "
+                "Join it first, or leave mark out."
+            )
+        return {
+            **batch,
+            self.key: torch.cat([filled, missing.to(filled.dtype)], dim=1) if self.mark else filled,
+        }
 
 
 def _most_frequent(values: NDArray[np.float64]) -> float:
@@ -152,7 +210,9 @@ def _most_frequent(values: NDArray[np.float64]) -> float:
 
 
 class Join:
-    """Columns side by side, as float32: numbers (B,) and rows (B, D) of `keys`, in that order, become `into` (B, sum of D)."""
+    """Columns side by side, as float32: numbers (B,) and rows (B, D) of `keys`, in that order,
+    become `into` (B, sum of D).
+    """
 
     def __init__(self, keys: Sequence[str], into: str = "features") -> None:
         self.keys = list(keys)
@@ -161,4 +221,9 @@ class Join:
     def __call__(self, batch: Batch) -> Batch:
         parts: list[Tensor] = [numbers(batch, key).float() for key in self.keys]
         kept = {name: value for name, value in batch.items() if name not in self.keys}
-        return {**kept, self.into: torch.cat([part[:, None] if part.dim() == 1 else part for part in parts], dim=1)}
+        return {
+            **kept,
+            self.into: torch.cat(
+                [part[:, None] if part.dim() == 1 else part for part in parts], dim=1
+            ),
+        }

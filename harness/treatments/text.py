@@ -15,15 +15,20 @@ _CODES = 0x110000  # of Unicode, 0 … 10FFFF
 
 
 class Vocabulary:
-    """Unicode's numbers, as `harness.sources.text.Characters` gives them, to those of a vocabulary that is learned from the training split.
+    """Unicode's numbers, as `harness.sources.text.Characters` gives them, to those of a vocabulary
+    that is learned from the training split.
 
-    (B, T) int64 -> (B, T) int64 in [0, size): the `size` - 1 most frequent characters (of equals the first in Unicode) have 1, 2, … in Unicode's
-    order, and 0 stands for every other, in validation, test and prediction too. A smaller vocabulary leaves numbers unused. `size` is the network's.
+    (B, T) int64 -> (B, T) int64 in [0, size): the `size` - 1 most frequent characters (of equals
+    the first in Unicode) have 1, 2, … in Unicode's order, and 0 stands for every other, in
+    validation, test and prediction too. A smaller vocabulary leaves numbers unused. `size` is the
+    network's.
     """
 
     def __init__(self, size: int, key: str = "tokens") -> None:
         if size < 2:
-            raise ConfigError(f"size: {size}: at least 2, one of which stands for unknown characters.")
+            raise ConfigError(
+                f"size: {size}: at least 2, one of which stands for unknown characters."
+            )
         self.size = size
         self.key = key
         self._counts: Counter[int] = Counter()
@@ -39,7 +44,9 @@ class Vocabulary:
         if not self._counts:
             raise DataError(f"{self.key}: no character to learn a vocabulary from.")
         frequent = sorted(self._counts, key=lambda code: (-self._counts[code], code))
-        self.restore({"characters": "".join(chr(code) for code in sorted(frequent[: self.size - 1]))})
+        self.restore(
+            {"characters": "".join(chr(code) for code in sorted(frequent[: self.size - 1]))}
+        )
 
     def state(self) -> dict[str, Any]:
         """{characters: those with the numbers 1, 2, …}"""
@@ -49,7 +56,9 @@ class Vocabulary:
         """state: as `state()` gave it."""
         self.characters: str = state["characters"]
         self._numbers = np.zeros(_CODES, dtype=np.int64)
-        self._numbers[[ord(character) for character in self.characters]] = np.arange(1, len(self.characters) + 1)
+        self._numbers[[ord(character) for character in self.characters]] = np.arange(
+            1, len(self.characters) + 1
+        )
 
     def __call__(self, batch: Batch) -> Batch:
         assert self._numbers is not None
@@ -57,7 +66,12 @@ class Vocabulary:
 
     def _codes(self, batch: Batch) -> NDArray[np.int64]:
         tokens = numbers(batch, self.key)
-        if tokens.is_floating_point() or (tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < _CODES):
-            raise DataError(f"{self.key}: not the numbers of characters. Read the text by harness.sources.text.Characters, or set key.")
+        if tokens.is_floating_point() or (
+            tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < _CODES
+        ):
+            raise DataError(
+                f"{self.key}: not the numbers of characters. Read the text by "
+                "harness.sources.text.Characters, or set key."
+            )
         codes: NDArray[np.int64] = tokens.numpy().astype(np.int64)
         return codes

@@ -17,7 +17,9 @@ LOSS = BestRank("val/loss", "min")
 
 
 def tensors_of(step: int) -> dict[str, Tensor]:
-    """A model's tensors that tell the step they are of: several dtypes, a scalar, an empty one, a tied one."""
+    """A model's tensors that tell the step they are of: several dtypes, a scalar, an empty one, a
+    tied one.
+    """
     weight = torch.full((6, 5), float(step)) + torch.arange(30.0).reshape(6, 5)
     return {
         "embed.weight": weight,
@@ -39,7 +41,10 @@ def snapshot(step: int, **changes: Any) -> Snapshot:
         "exact": True,
         "exact_reason": "nothing stands against it",
         "model": tensors_of(step),
-        "optimizer": {"exp_avg/embed.weight": torch.full((6, 5), step / 7, dtype=torch.float64), "step/embed.weight": torch.tensor(float(step))},
+        "optimizer": {
+            "exp_avg/embed.weight": torch.full((6, 5), step / 7, dtype=torch.float64),
+            "step/embed.weight": torch.tensor(float(step)),
+        },
         "rng": {"torch": torch.arange(16, dtype=torch.uint8) + step},
         "trainer": {"step": step, "lr": 0.1 * step, "history": [float("nan"), (1, 2)]},
         "metrics": {},
@@ -50,13 +55,25 @@ def snapshot(step: int, **changes: Any) -> Snapshot:
     return Snapshot(**{**state, **changes})
 
 
-def store_in(directory: Path, ranks: Ranks | None = None, retention: Retention | None = None, **changes: Any) -> CheckpointStore:
+def store_in(
+    directory: Path, ranks: Ranks | None = None, retention: Retention | None = None, **changes: Any
+) -> CheckpointStore:
     """A store that no other launch fences out."""
-    settings: dict[str, Any] = {"run_id": "run", "attempt": "run-1", "fence": lambda: None, "max_failures": 3, "timeout_s": 20.0}
-    return CheckpointStore(directory, ranks or Ranks(), retention or Retention(), **{**settings, **changes})
+    settings: dict[str, Any] = {
+        "run_id": "run",
+        "attempt": "run-1",
+        "fence": lambda: None,
+        "max_failures": 3,
+        "timeout_s": 20.0,
+    }
+    return CheckpointStore(
+        directory, ranks or Ranks(), retention or Retention(), **{**settings, **changes}
+    )
 
 
-def save_steps(directory: Path, *steps: int, best: BestRank | None = None, retention: Retention | None = None) -> list[SaveReport]:
+def save_steps(
+    directory: Path, *steps: int, best: BestRank | None = None, retention: Retention | None = None
+) -> list[SaveReport]:
     """Save the given steps one after another and return the reports; by default all are kept."""
     store = store_in(directory, retention=retention or Retention(keep_last=100))
     for step in steps:
@@ -79,7 +96,10 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.contiguous().reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8))
+    return torch.equal(
+        one.contiguous().reshape(-1).view(torch.uint8),
+        other.contiguous().reshape(-1).view(torch.uint8),
+    )
 
 
 def assert_is_step(path: Path, step: int, rank: int = 0, num_ranks: int = 1) -> None:

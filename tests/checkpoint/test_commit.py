@@ -23,7 +23,9 @@ def test_links_are_relative_and_lead_to_the_latest_and_the_best(tmp_path: Path) 
         store.save(snapshot(step, metrics={"val/loss": loss}), LOSS)
         store.wait()
         assert os.readlink(tmp_path / "run/latest") == f"step-{step:08}"
-        assert os.readlink(tmp_path / "run/best") == ("step-00000001" if step == 1 else "step-00000002")
+        assert os.readlink(tmp_path / "run/best") == (
+            "step-00000001" if step == 1 else "step-00000002"
+        )
         assert steps_in(tmp_path / "run") == sorted({1 if step == 1 else 2, step})
     store.close()
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -76,7 +78,11 @@ def test_a_replacement_that_was_cut_short_is_finished(tmp_path: Path) -> None:
     (tmp_path / "step-00000001").rename(tmp_path / "step-00000001.old")
     os.system(f"cp -r {tmp_path}/step-00000002 {tmp_path}/step-00000002.old")
     collect_leftovers(tmp_path, lambda: None)
-    assert names_in(tmp_path, lambda name: not name.startswith("aside-step-00000002-")) == ["latest", "step-00000001", "step-00000002"]
+    assert names_in(tmp_path, lambda name: not name.startswith("aside-step-00000002-")) == [
+        "latest",
+        "step-00000001",
+        "step-00000002",
+    ]
     assert len(names_in(tmp_path)) == 4
 
 
@@ -86,7 +92,8 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
         store.save(snapshot(step, metrics={"val/loss": loss}), LOSS)
     store.close()
     assert prune(tmp_path, Retention(keep_last=2), LOSS) == ["step-00000001"]
-    assert prune(tmp_path, Retention(keep_last=1), None) == ["step-00000003"]  # the best by the link
+    # The best by the link
+    assert prune(tmp_path, Retention(keep_last=1), None) == ["step-00000003"]
     assert prune(tmp_path, Retention(keep_last=1), BestRank("val/loss", "max")) == ["step-00000002"]
     assert prune(tmp_path, Retention(keep_last=1), None) == []
     assert prune(tmp_path / "nothing", Retention(), None) == []

@@ -37,7 +37,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoints(pristine: Path, tmp_path: Path) -> Iterator[Path]:
-    """Two checkpoints; afterwards whatever was done to the second is detected, with little memory, and the first one is used."""
+    """Two checkpoints; afterwards whatever was done to the second is detected, with little memory,
+    and the first one is used.
+    """
     directory = tmp_path / "checkpoints"
     shutil.copytree(pristine, directory, symlinks=True)
     yield directory
@@ -50,7 +52,10 @@ def checkpoints(pristine: Path, tmp_path: Path) -> Iterator[Path]:
     assert len(choice.skipped) == 1
     assert "step-00000002" in choice.skipped[0]
     assert_is_step(choice.path, 1)
-    with pytest.raises(CheckpointError, match=r"(?s)run\.resume: .*step-00000002.*In .* there are: step-00000001, step-00000002"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"(?s)run\.resume: .*step-00000002.*In .* there are: step-00000001, step-00000002",
+    ):
         choose(directory, 2)
 
 
@@ -70,7 +75,15 @@ def test_a_flipped_bit(checkpoints: Path, name: str, where: float) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
-    "length", [lambda size: 0, lambda size: 7, lambda size: 8, lambda size: min(size - 1, 100), lambda size: size // 2, lambda size: size - 1]
+    "length",
+    [
+        lambda size: 0,
+        lambda size: 7,
+        lambda size: 8,
+        lambda size: min(size - 1, 100),
+        lambda size: size // 2,
+        lambda size: size - 1,
+    ],
 )
 def test_a_truncated_file(checkpoints: Path, name: str, length: Callable[[int], int]) -> None:
     path = checkpoints / "step-00000002" / name
@@ -78,8 +91,18 @@ def test_a_truncated_file(checkpoints: Path, name: str, length: Callable[[int], 
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("become", [lambda path: None, lambda path: path.mkdir(), os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_a_file_that_is_gone_or_is_no_file(checkpoints: Path, name: str, become: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "become",
+    [
+        lambda path: None,
+        lambda path: path.mkdir(),
+        os.mkfifo,
+        lambda path: path.symlink_to("/dev/zero"),
+    ],
+)
+def test_a_file_that_is_gone_or_is_no_file(
+    checkpoints: Path, name: str, become: Callable[[Path], None]
+) -> None:
     path = checkpoints / "step-00000002" / name
     path.unlink()
     become(path)
@@ -87,8 +110,11 @@ def test_a_file_that_is_gone_or_is_no_file(checkpoints: Path, name: str, become:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_another_step(checkpoints: Path, name: str) -> None:
-    if name in ("config.yaml", "model.safetensors.index.json", "optimizer.safetensors.index.json"):  # the same at both steps
-        (checkpoints / "step-00000002" / name).write_bytes(b" " + (checkpoints / "step-00000001" / name).read_bytes())
+    # The same at both steps
+    if name in ("config.yaml", "model.safetensors.index.json", "optimizer.safetensors.index.json"):
+        (checkpoints / "step-00000002" / name).write_bytes(
+            b" " + (checkpoints / "step-00000001" / name).read_bytes()
+        )
     else:
         shutil.copyfile(checkpoints / "step-00000001" / name, checkpoints / "step-00000002" / name)
 
@@ -99,7 +125,9 @@ def test_a_whole_checkpoint_of_another_step(checkpoints: Path) -> None:
 
 
 def test_two_files_swapped(checkpoints: Path) -> None:
-    one, other, parked = (checkpoints / "step-00000002" / name for name in (FILES[2], FILES[4], "parked"))
+    one, other, parked = (
+        checkpoints / "step-00000002" / name for name in (FILES[2], FILES[4], "parked")
+    )
     one.rename(parked)
     other.rename(one)
     parked.rename(other)
@@ -130,7 +158,9 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object], sign: bool =
     change(body)
     if sign:
         body.pop("sha256", None)
-        body["sha256"] = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        body["sha256"] = hashlib.sha256(
+            json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
     (path / MANIFEST).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
 
 
@@ -162,7 +192,10 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "another dtype": lambda body: body["model"]["embed.weight"].update(dtype="I32"),
     "no parts": lambda body: body["model"]["embed.weight"].update(parts=[]),
     "overlapping rows": lambda body: body["model"]["embed.weight"].update(
-        parts=[{"file": FILES[2], "key": "embed.weight", "rows": [0, 4]}, {"file": FILES[2], "key": "more", "rows": [3, 6]}]
+        parts=[
+            {"file": FILES[2], "key": "embed.weight", "rows": [0, 4]},
+            {"file": FILES[2], "key": "more", "rows": [3, 6]},
+        ]
     ),
     "a missing tensor": lambda body: body["model"].pop("embed.weight"),
     "a missing file": lambda body: body["files"].pop(FILES[4]),
@@ -171,7 +204,9 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "lists itself": lambda body: body["files"].update({MANIFEST: body["files"]["config.yaml"]}),
     "alias of nothing": lambda body: body["aliases"].update(x="y"),
     "two ranks": lambda body: body.update(world_size=2),
-    "a part in a file that is not there": lambda body: body["model"]["embed.weight"]["parts"][0].update(file="nothing.safetensors"),
+    "a part in a file that is not there": lambda body: body["model"]["embed.weight"]["parts"][
+        0
+    ].update(file="nothing.safetensors"),
     "a metric that is no number": lambda body: body.update(metrics={"loss": "low"}),
     "a false float": lambda body: body.update(facts={"x": {"~float": "0x1p+0", "decimal": "3.0"}}),
 }
@@ -202,25 +237,39 @@ def test_a_manifest_survives_being_read_and_written(pristine: Path) -> None:
     assert dump_manifest(parse_manifest(data)) == data
 
 
-def test_sizes_alone_do_not_show_a_flipped_bit_and_a_load_does_not_hide_a_wrong_size(pristine: Path, tmp_path: Path) -> None:
+def test_sizes_alone_do_not_show_a_flipped_bit_and_a_load_does_not_hide_a_wrong_size(
+    pristine: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "step-00000002"
     shutil.copytree(pristine / "step-00000002", path)
     data = bytearray((path / FILES[4]).read_bytes())
     data[-1] ^= 1
     (path / FILES[4]).write_bytes(data)
     assert inspect(path, verify="size").problems == []
-    assert inspect(path, verify="full").problems == [f"{FILES[4]}: its SHA-256 is not the one that was written"]
+    assert inspect(path, verify="full").problems == [
+        f"{FILES[4]}: its SHA-256 is not the one that was written"
+    ]
     os.truncate(path / FILES[4], len(data) - 1)
-    with pytest.raises(CheckpointError, match=r"bytes instead of .*\. Resume from another checkpoint\."):
+    with pytest.raises(
+        CheckpointError, match=r"bytes instead of .*\. Resume from another checkpoint\."
+    ):
         load(path, rank=0, num_ranks=1, device=torch.device("cpu"))
 
 
-def test_if_there_are_checkpoints_and_none_is_valid_nothing_starts_over(pristine: Path, tmp_path: Path) -> None:
+def test_if_there_are_checkpoints_and_none_is_valid_nothing_starts_over(
+    pristine: Path, tmp_path: Path
+) -> None:
     directory = tmp_path / "checkpoints"
     shutil.copytree(pristine, directory, symlinks=True)
     for path in directory.glob("step-*/" + FILES[0]):
         path.unlink()
     for resume in ("auto", "must"):
-        with pytest.raises(CheckpointError, match=r"there are checkpoints and none is valid:\n.*step-00000002: skipped, not valid: .*config\.yaml"):
+        with pytest.raises(
+            CheckpointError,
+            match=(
+                r"there are checkpoints and none is valid:\n.*step-00000002: skipped, not valid: "
+                r".*config\.yaml"
+            ),
+        ):
             choose(directory, resume)
     assert [listed.manifest for listed in list_checkpoints(directory)] == [None, None]

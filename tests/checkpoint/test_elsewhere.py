@@ -12,7 +12,15 @@ from harness.checkpoint import export
 from harness.checkpoint.read import inspect
 from harness.checkpoint.state import files_beside
 from harness.errors import CheckpointError
-from tests.checkpoint.examples import assert_same, loaded_from, names_in, save_steps, snapshot, store_in, tensors_of
+from tests.checkpoint.examples import (
+    assert_same,
+    loaded_from,
+    names_in,
+    save_steps,
+    snapshot,
+    store_in,
+    tensors_of,
+)
 from tests.checkpoint.test_state import Tied
 
 
@@ -28,7 +36,9 @@ def test_an_export_is_one_file_with_all_weights(tmp_path: Path) -> None:
     assert names_in(tmp_path, lambda name: name.startswith(".")) == []
 
 
-def test_an_exported_network_with_tied_weights_loads_by_safetensors_own_function(tmp_path: Path) -> None:
+def test_an_exported_network_with_tied_weights_loads_by_safetensors_own_function(
+    tmp_path: Path,
+) -> None:
     net, other = Tied(), Tied()
     store = store_in(tmp_path)
     store.save(snapshot(1, model=net.state_dict()), None)
@@ -53,7 +63,10 @@ def test_an_export_overwrites_nothing_and_takes_nothing_damaged(tmp_path: Path) 
 def test_the_index_leads_to_every_tensor(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     path = tmp_path / "step-00000001"
-    for role, names in (("model", {*tensors_of(1)} - {"head.weight"}), ("optimizer", {"exp_avg/embed.weight", "step/embed.weight"})):
+    for role, names in (
+        ("model", {*tensors_of(1)} - {"head.weight"}),
+        ("optimizer", {"exp_avg/embed.weight", "step/embed.weight"}),
+    ):
         index = json.loads((path / f"{role}.safetensors.index.json").read_text())
         assert index["weight_map"].keys() == names
         for name, file in index["weight_map"].items():
@@ -73,12 +86,16 @@ def test_from_pretrained_reads_a_checkpoint_directory(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.aliases == {"lm_head.weight": "transformer.wte.weight"}
     assert manifest.files["config.json"].role == "beside"
-    other, told = transformers.GPT2LMHeadModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
+    other, told = transformers.GPT2LMHeadModel.from_pretrained(
+        path, local_files_only=True, output_loading_info=True
+    )
     assert not any(told.values())
     assert_same(other.state_dict(), net.state_dict())
     tokens = torch.arange(5)[None]
     assert torch.equal(other.eval()(tokens).logits, net(tokens).logits)
-    assert type(transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)) is type(net)
+    assert type(
+        transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+    ) is type(net)
     assert_same(loaded_from(path).model, net.state_dict())
 
 

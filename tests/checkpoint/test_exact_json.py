@@ -20,7 +20,9 @@ values = st.recursive(
         st.lists(inner)
         | st.lists(inner).map(tuple)
         | st.dictionaries(st.text(), inner)
-        | st.dictionaries(st.integers() | st.text() | st.tuples(st.integers(), st.floats(allow_nan=False)), inner)
+        | st.dictionaries(
+            st.integers() | st.text() | st.tuples(st.integers(), st.floats(allow_nan=False)), inner
+        )
         | st.dictionaries(st.text(), inner).map(OrderedDict)
         | st.dictionaries(st.integers(), st.integers()).map(Counter)
     ),
@@ -33,11 +35,15 @@ def same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, float):
-        return (math.isnan(one) and math.isnan(other)) or struct.pack("<d", one) == struct.pack("<d", other)
+        return (math.isnan(one) and math.isnan(other)) or struct.pack("<d", one) == struct.pack(
+            "<d", other
+        )
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
-        return same(list(one.keys()), list(other.keys())) and same(list(one.values()), list(other.values()))
+        return same(list(one.keys()), list(other.keys())) and same(
+            list(one.values()), list(other.values())
+        )
     return bool(one == other)
 
 
@@ -46,12 +52,18 @@ def test_whatever_can_be_stored_comes_back(value: Any) -> None:
     assert same(exact_json.loads(exact_json.dumps(value), "test"), value)
 
 
-@given(st.dictionaries(st.sampled_from(["a", "~b", "~float", "decimal", "~dict", ""]), st.floats() | st.none()))
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "~b", "~float", "decimal", "~dict", ""]), st.floats() | st.none()
+    )
+)
 def test_keys_that_look_like_marks_come_back(value: dict[str, Any]) -> None:
     assert same(exact_json.loads(exact_json.dumps(value), "test"), value)
 
 
-@pytest.mark.parametrize("value", [torch.zeros(1), {1, 2}, object(), b"bytes", {"deep": [({"er": 1 + 2j},)]}])
+@pytest.mark.parametrize(
+    "value", [torch.zeros(1), {1, 2}, object(), b"bytes", {"deep": [({"er": 1 + 2j},)]}]
+)
 def test_what_cannot_be_stored_is_refused_with_its_place(value: Any) -> None:
     with pytest.raises(CheckpointError, match=r"state.*cannot be stored exactly"):
         exact_json.dumps(value, "state")
@@ -86,7 +98,9 @@ def test_what_dumps_never_writes_is_refused(text: str) -> None:
         exact_json.loads(text.encode(errors="surrogateescape"), "test")
 
 
-def test_a_document_that_is_too_large_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_that_is_too_large_is_refused_before_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(exact_json, "MAX_BYTES", 10)
     with pytest.raises(CheckpointError, match="11 bytes of JSON"):
         exact_json.parse(b'"123456789"', "test")

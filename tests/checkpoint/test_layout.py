@@ -8,7 +8,9 @@ from harness.checkpoint import layout
 from harness.checkpoint.format import Spec
 from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
 
-shapes = st.lists(st.integers(0, 40), max_size=3).map(lambda shape: (shape[0] * 97, *shape[1:]) if shape else ())
+shapes = st.lists(st.integers(0, 40), max_size=3).map(
+    lambda shape: (shape[0] * 97, *shape[1:]) if shape else ()
+)
 specs = st.builds(Spec, st.sampled_from(["F32", "BF16", "I64", "BOOL"]), shapes)
 states = st.dictionaries(st.text("abc.", min_size=1, max_size=4), specs, max_size=12)
 many_ranks = st.integers(1, 9)
@@ -24,11 +26,16 @@ def pieces(shares: list[Share], role: str) -> dict[str, list[tuple[int, int]]]:
 
 
 def covers_once(stretches: list[tuple[int, int]], num_rows: int) -> bool:
-    return [begin for begin, _ in stretches] == [0, *(end for _, end in stretches[:-1])] and stretches[-1][1] == num_rows
+    return [begin for begin, _ in stretches] == [
+        0,
+        *(end for _, end in stretches[:-1]),
+    ] and stretches[-1][1] == num_rows
 
 
 @given(states, states, many_ranks)
-def test_every_row_is_in_exactly_one_share(model: dict[str, Spec], optimizer: dict[str, Spec], num_ranks: int) -> None:
+def test_every_row_is_in_exactly_one_share(
+    model: dict[str, Spec], optimizer: dict[str, Spec], num_ranks: int
+) -> None:
     original, layout.CUT_BYTES = layout.CUT_BYTES, 256
     try:
         shares = assign(model, optimizer, num_ranks)
@@ -43,49 +50,77 @@ def test_every_row_is_in_exactly_one_share(model: dict[str, Spec], optimizer: di
 
 
 @given(states, states, many_ranks)
-def test_no_share_exceeds_the_mean_by_more_than_what_cannot_be_cut(model: dict[str, Spec], optimizer: dict[str, Spec], num_ranks: int) -> None:
+def test_no_share_exceeds_the_mean_by_more_than_what_cannot_be_cut(
+    model: dict[str, Spec], optimizer: dict[str, Spec], num_ranks: int
+) -> None:
     original, layout.CUT_BYTES = layout.CUT_BYTES, 256
     try:
         shares = assign(model, optimizer, num_ranks)
     finally:
         layout.CUT_BYTES = original
     atoms = [spec.size_bytes for spec in model.values()]
-    atoms += [spec.size_bytes // spec.num_rows if spec.size_bytes >= 256 else spec.size_bytes for spec in optimizer.values()]
+    atoms += [
+        spec.size_bytes // spec.num_rows if spec.size_bytes >= 256 else spec.size_bytes
+        for spec in optimizer.values()
+    ]
     mean = sum(spec.size_bytes for spec in [*model.values(), *optimizer.values()]) / num_ranks
     assert max(share.size_bytes for share in shares) <= mean + max(atoms, default=0)
 
 
 @given(states, states, many_ranks)
-def test_the_shares_do_not_depend_on_the_order_of_names(model: dict[str, Spec], optimizer: dict[str, Spec], num_ranks: int) -> None:
-    assert assign(dict(reversed(model.items())), dict(reversed(optimizer.items())), num_ranks) == assign(model, optimizer, num_ranks)
+def test_the_shares_do_not_depend_on_the_order_of_names(
+    model: dict[str, Spec], optimizer: dict[str, Spec], num_ranks: int
+) -> None:
+    assert assign(
+        dict(reversed(model.items())), dict(reversed(optimizer.items())), num_ranks
+    ) == assign(model, optimizer, num_ranks)
 
 
 @given(st.integers(2, 64), st.integers(1, 30), st.integers(1, 200))
-def test_the_shares_of_a_transformer_with_adam_are_balanced(num_ranks: int, num_layers: int, width: int) -> None:
+def test_the_shares_of_a_transformer_with_adam_are_balanced(
+    num_ranks: int, num_layers: int, width: int
+) -> None:
     width *= 16
     model = {"embed": Spec("BF16", (8 * width, width))}
     for layer in range(num_layers):
         shapes = {"attention": (3 * width, width), "mlp": (4 * width, width), "norm": (width,)}
         model |= {f"{layer}.{name}": Spec("BF16", shape) for name, shape in shapes.items()}
-    optimizer = {f"{state}/{name}": Spec("F32", spec.shape) for name, spec in model.items() for state in ("exp_avg", "exp_avg_sq")}
+    optimizer = {
+        f"{state}/{name}": Spec("F32", spec.shape)
+        for name, spec in model.items()
+        for state in ("exp_avg", "exp_avg_sq")
+    }
     sizes = [share.size_bytes for share in assign(model, optimizer, num_ranks)]
     mean = sum(sizes) / num_ranks
-    forbids = max(spec.size_bytes for spec in model.values()) > mean or mean < 20 * layout.CUT_BYTES  # what is small is not worth a cut
+    # What is small is not worth a cut
+    forbids = max(spec.size_bytes for spec in model.values()) > mean or mean < 20 * layout.CUT_BYTES
     assert forbids or max(sizes) <= 1.05 * mean
 
 
 @given(states, st.integers(1, 5))
-def test_a_share_is_divided_into_parts_of_about_the_same_size(state: dict[str, Spec], count: int) -> None:
+def test_a_share_is_divided_into_parts_of_about_the_same_size(
+    state: dict[str, Spec], count: int
+) -> None:
     whole = [Piece(name, spec) for name, spec in state.items()]
     parts = divide(whole, count)
     assert sorted(piece.key for part in parts for piece in part) == sorted(state)
     assert all(parts)
     assert len(parts) <= count
     sizes = [sum(piece.spec.size_bytes for piece in part) for part in parts]
-    assert max(sizes, default=0) <= sum(sizes) / count + max((spec.size_bytes for spec in state.values()), default=0)
+    assert max(sizes, default=0) <= sum(sizes) / count + max(
+        (spec.size_bytes for spec in state.values()), default=0
+    )
 
 
 def test_tied_weights_and_only_they_are_aliases() -> None:
     weight, other = torch.zeros(4, 3), torch.zeros(4, 3)
-    tensors = {"a": weight, "b": other, "c": weight.detach(), "part": weight[:2], "turned": weight.t(), "empty": weight[:0], "empty2": weight[:0]}
+    tensors = {
+        "a": weight,
+        "b": other,
+        "c": weight.detach(),
+        "part": weight[:2],
+        "turned": weight.t(),
+        "empty": weight[:0],
+        "empty2": weight[:0],
+    }
     assert find_aliases(tensors) == {"c": "a"}

@@ -28,8 +28,16 @@ def rng_of(rank: int) -> dict[str, Tensor]:
 def large_state(step: int, rank: int) -> Snapshot:
     """State whose moments are cut between ranks."""
     model = {f"{index}.weight": torch.full((64, 32), float(step + index)) for index in range(5)}
-    moments = {f"exp_avg/{name}": torch.arange(64 * 32.0).reshape(64, 32) / (step + 1) for name in model}
-    return snapshot(step, model=model, optimizer=moments, rng=rng_of(rank), trainer={"lr": 0.5} if rank == 0 else {})
+    moments = {
+        f"exp_avg/{name}": torch.arange(64 * 32.0).reshape(64, 32) / (step + 1) for name in model
+    }
+    return snapshot(
+        step,
+        model=model,
+        optimizer=moments,
+        rng=rng_of(rank),
+        trainer={"lr": 0.5} if rank == 0 else {},
+    )
 
 
 def save_large(directory: Path, steps: list[int]) -> list[Any]:
@@ -59,12 +67,20 @@ def load_large(directory: Path) -> bool:
 def test_any_number_of_ranks_reads_what_another_number_wrote(tmp_path: Path) -> None:
     for size in (1, 2, 3):
         reports = on_ranks(size, save_large, tmp_path / str(size), [1, 2])
-        assert [[(one["step"], one["error"]) for one in of_rank] for of_rank in reports] == [[(1, None), (2, None)]] * size
+        assert [[(one["step"], one["error"]) for one in of_rank] for of_rank in reports] == [
+            [(1, None), (2, None)]
+        ] * size
         path = tmp_path / str(size) / "step-00000002"
         assert verify_checkpoint(path) == []
         assert len(names_in(path, lambda name: name.startswith("rng-"))) == size
-        sizes = [(path / f"model-0000{n}-of-0000{size}.safetensors").stat().st_size for n in range(1, size + 1)]
-        sizes = [mine + (path / f"optimizer-0000{n}-of-0000{size}.safetensors").stat().st_size for n, mine in enumerate(sizes, start=1)]
+        sizes = [
+            (path / f"model-0000{n}-of-0000{size}.safetensors").stat().st_size
+            for n in range(1, size + 1)
+        ]
+        sizes = [
+            mine + (path / f"optimizer-0000{n}-of-0000{size}.safetensors").stat().st_size
+            for n, mine in enumerate(sizes, start=1)
+        ]
         assert max(sizes) <= 1.1 * sum(sizes) / size
     for size in (1, 2, 3):
         assert on_ranks(2, load_large, tmp_path / str(size) / "step-00000002") == [size == 2] * 2
@@ -73,7 +89,10 @@ def test_any_number_of_ranks_reads_what_another_number_wrote(tmp_path: Path) -> 
 def test_one_rank_writes_the_same_tensors_as_two(tmp_path: Path) -> None:
     on_ranks(2, save_large, tmp_path / "two", [1])
     save_large(tmp_path / "one", [1])
-    one, two = loaded_from(tmp_path / "one/step-00000001"), loaded_from(tmp_path / "two/step-00000001")
+    one, two = (
+        loaded_from(tmp_path / "one/step-00000001"),
+        loaded_from(tmp_path / "two/step-00000001"),
+    )
     assert_same(one.model, two.model)
     assert_same(one.optimizer, two.optimizer)
 
@@ -105,17 +124,25 @@ def fail_on(directory: Path, rank: int, where: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("writing", "writing into the directory that rank 0 has made, .* failed: Input/output error"),
+        (
+            "writing",
+            "writing into the directory that rank 0 has made, .* failed: Input/output error",
+        ),
         ("a bug", "a bug"),
         ("copying", "model x: a str where a tensor is needed"),
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_failure_on_any_rank_is_every_ranks_and_costs_that_save_only(tmp_path: Path, rank: int, where: str, message: str) -> None:
+def test_a_failure_on_any_rank_is_every_ranks_and_costs_that_save_only(
+    tmp_path: Path, rank: int, where: str, message: str
+) -> None:
     for reports in on_ranks(2, fail_on, tmp_path, rank, where):
         assert [one["error"] is None for one in reports] == [True, False, True]
         assert re.search(message, reports[1]["error"])
-    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000001", "step-00000003"]
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == [
+        "step-00000001",
+        "step-00000003",
+    ]
     assert names_in(tmp_path, lambda name: name.startswith(".")) == []
     assert verify_checkpoint(tmp_path / "step-00000003") == []
 
@@ -123,7 +150,10 @@ def test_a_failure_on_any_rank_is_every_ranks_and_costs_that_save_only(tmp_path:
 def large_or_not(directory: Path) -> list[Any]:
     ranks = Ranks.join(20.0)
     store = store_in(directory, ranks)
-    store.save(snapshot(1, optimizer={"m/x": torch.ones(4 + ranks.rank, 2**18)}, rng=rng_of(ranks.rank)), LOSS)
+    store.save(
+        snapshot(1, optimizer={"m/x": torch.ones(4 + ranks.rank, 2**18)}, rng=rng_of(ranks.rank)),
+        LOSS,
+    )
     store.close()
     return [report.to_json() for report in store.reports()]
 
@@ -161,13 +191,18 @@ def test_a_rank_that_answers_too_late_costs_that_save_only(tmp_path: Path, rank:
     for reports, seconds in on_ranks(2, late, tmp_path, rank):
         assert [one["error"] is None for one in reports] == [False, True, True]
         assert seconds < 15
-    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000002", "step-00000003"]
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == [
+        "step-00000002",
+        "step-00000003",
+    ]
     loaded = loaded_from(tmp_path / "step-00000003", 1, 2)
     assert_same(loaded.rng or {}, rng_of(1))
 
 
 def hang(directory: Path, rank: int) -> list[Any]:
-    """One rank's disk hangs for longer than anybody waits: the loop goes on, saves fail, and the run ends."""
+    """One rank's disk hangs for longer than anybody waits: the loop goes on, saves fail, and the
+    run ends.
+    """
     ranks = Ranks.join(30.0)
     store = store_in(directory, ranks, timeout_s=0.5)
     original = write_module.write_files
@@ -197,7 +232,9 @@ def test_a_rank_whose_disk_hangs_does_not_hold_the_others_for_ever(tmp_path: Pat
     assert answers[0][0]  # rank 0 decides
     for _, reports in answers:
         assert sorted(step for step, error in reports if error is None) == [4]
-        assert any("rank 1 still writes the checkpoint before" in (error or "") for _, error in reports)
+        assert any(
+            "rank 1 still writes the checkpoint before" in (error or "") for _, error in reports
+        )
     assert_is_step_of(tmp_path / "step-00000004", 4)
 
 

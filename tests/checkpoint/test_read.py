@@ -7,7 +7,15 @@ import torch
 
 from harness.checkpoint.read import choose, find_checkpoint, list_checkpoints, load_trainer
 from harness.errors import CheckpointError
-from tests.checkpoint.examples import LOSS, assert_is_step, loaded_from, names_in, save_steps, snapshot, store_in
+from tests.checkpoint.examples import (
+    LOSS,
+    assert_is_step,
+    loaded_from,
+    names_in,
+    save_steps,
+    snapshot,
+    store_in,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +34,10 @@ def test_the_newest_is_the_one_of_the_highest_step_whatever_the_time(run: Path) 
 @pytest.mark.parametrize("resume", [9, "9", "step-00000009", Path("step-00000009")])
 def test_a_step_or_a_path_chooses_that_one(run: Path, resume: int | str | Path) -> None:
     assert choose(run / "checkpoints", resume).path == run / "checkpoints/step-00000009"
-    assert choose(run / "elsewhere", run / "checkpoints/step-00000009").path == run / "checkpoints/step-00000009"
+    assert (
+        choose(run / "elsewhere", run / "checkpoints/step-00000009").path
+        == run / "checkpoints/step-00000009"
+    )
 
 
 def test_a_link_is_followed(run: Path) -> None:
@@ -34,8 +45,16 @@ def test_a_link_is_followed(run: Path) -> None:
 
 
 @pytest.mark.parametrize("resume", [7, "7", "step-7", "best", Path("/nowhere")])
-def test_what_is_not_there_is_an_error_that_says_what_is(run: Path, resume: int | str | Path) -> None:
-    with pytest.raises(CheckpointError, match=r"run\.resume: .* there are: step-00000001, step-00000009, step-00000010, step-200000000"):
+def test_what_is_not_there_is_an_error_that_says_what_is(
+    run: Path, resume: int | str | Path
+) -> None:
+    with pytest.raises(
+        CheckpointError,
+        match=(
+            r"run\.resume: .* there are: step-00000001, step-00000009, step-00000010, "
+            r"step-200000000"
+        ),
+    ):
         choose(run / "checkpoints", resume)
 
 
@@ -49,7 +68,15 @@ def test_never_refuses_to_go_over_checkpoints(run: Path, tmp_path: Path) -> None
 
 
 def test_other_names_are_no_checkpoints(tmp_path: Path) -> None:
-    for name in ("step-1", "step-00000001.tmp", "step-000000001", "step-0000000a", "xstep-00000001", "step-00000001\n", ".tmp-step-00000001-abcd"):
+    for name in (
+        "step-1",
+        "step-00000001.tmp",
+        "step-000000001",
+        "step-0000000a",
+        "xstep-00000001",
+        "step-00000001\n",
+        ".tmp-step-00000001-abcd",
+    ):
         (tmp_path / name).mkdir()
     assert list_checkpoints(tmp_path) == []
 
@@ -58,13 +85,19 @@ def test_a_run_or_a_checkpoint_is_found_and_of_a_run_the_best(tmp_path: Path) ->
     checkpoints = tmp_path / "checkpoints"
     save_steps(checkpoints, 1, 2, 3)
     assert find_checkpoint(checkpoints / "step-00000002") == checkpoints / "step-00000002"
-    assert find_checkpoint(tmp_path) == find_checkpoint(checkpoints) == checkpoints / "step-00000003"
+    assert (
+        find_checkpoint(tmp_path) == find_checkpoint(checkpoints) == checkpoints / "step-00000003"
+    )
     store = store_in(checkpoints)
     store.save(snapshot(4, metrics={"val/loss": 0.1}), LOSS)
     store.wait()
     store.save(snapshot(5, metrics={"val/loss": 0.2}), LOSS)
     store.close()
-    assert find_checkpoint(tmp_path) == find_checkpoint(checkpoints / "best") == checkpoints / "step-00000004"
+    assert (
+        find_checkpoint(tmp_path)
+        == find_checkpoint(checkpoints / "best")
+        == checkpoints / "step-00000004"
+    )
     (checkpoints / "step-00000004" / "config.yaml").unlink()
     assert find_checkpoint(tmp_path) == checkpoints / "step-00000005"
     with pytest.raises(CheckpointError, match=r"config\.yaml"):

@@ -13,10 +13,15 @@ from harness.stopping.budget import Every
 LOSS = BestRank("loss", "min")
 metrics = st.one_of(st.just({}), st.fixed_dictionaries({"loss": st.floats()}))
 checkpoints = st.lists(st.integers(0, 200), min_size=1, max_size=15, unique=True).flatmap(
-    lambda steps: st.tuples(*(st.builds(Kept, st.just(step), st.just(step // 10), metrics) for step in sorted(steps)))
+    lambda steps: st.tuples(
+        *(st.builds(Kept, st.just(step), st.just(step // 10), metrics) for step in sorted(steps))
+    )
 )
 retentions = st.builds(
-    Retention, st.integers(1, 4), st.integers(0, 3), st.none() | st.builds(lambda n: Every(steps=n), st.integers(1, 50)) | st.just(Every(epochs=2))
+    Retention,
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.none() | st.builds(lambda n: Every(steps=n), st.integers(1, 50)) | st.just(Every(epochs=2)),
 )
 ranks = st.sampled_from([None, LOSS, BestRank("loss", "max")])
 
@@ -34,16 +39,22 @@ def test_the_newest_the_best_and_the_committed_always_stay(
 
 
 @given(checkpoints, retentions, ranks)
-def test_applied_again_it_deletes_nothing(kept: tuple[Kept, ...], retention: Retention, best: BestRank | None) -> None:
+def test_applied_again_it_deletes_nothing(
+    kept: tuple[Kept, ...], retention: Retention, best: BestRank | None
+) -> None:
     newest = kept[-1].step
     gone = retention.to_delete(kept, best, newest)
     assert retention.to_delete([one for one in kept if one.step not in gone], best, newest) == []
 
 
 @given(checkpoints, retentions, ranks)
-def test_a_larger_retention_keeps_no_less(kept: tuple[Kept, ...], retention: Retention, best: BestRank | None) -> None:
+def test_a_larger_retention_keeps_no_less(
+    kept: tuple[Kept, ...], retention: Retention, best: BestRank | None
+) -> None:
     larger = Retention(retention.keep_last + 1, retention.keep_best + 1, retention.keep_every)
-    assert set(larger.to_delete(kept, best, kept[-1].step)) <= set(retention.to_delete(kept, best, kept[-1].step))
+    assert set(larger.to_delete(kept, best, kept[-1].step)) <= set(
+        retention.to_delete(kept, best, kept[-1].step)
+    )
 
 
 def test_a_long_run_keeps_the_first_of_each_stretch() -> None:
@@ -57,7 +68,10 @@ def test_a_long_run_keeps_the_first_of_each_stretch() -> None:
 
 
 def test_an_earlier_checkpoint_wins_a_tie_and_nan_is_never_best() -> None:
-    kept = [Kept(step, 0, {"loss": loss}) for step, loss in ((1, math.nan), (2, 0.5), (3, 0.5), (4, 0.7))]
+    kept = [
+        Kept(step, 0, {"loss": loss})
+        for step, loss in ((1, math.nan), (2, 0.5), (3, 0.5), (4, 0.7))
+    ]
     assert ranking(kept, LOSS) == [2, 3, 4]
     assert ranking(kept, BestRank("loss", "max")) == [4, 2, 3]
     assert ranking(kept, BestRank("accuracy", "max")) == []

@@ -38,7 +38,11 @@ def frozen(net: nn.Module) -> Optimizer:
 
 def grouped(net: nn.Module) -> Optimizer:
     decay, rest = matrices(net), [parameter for parameter in net.parameters() if parameter.ndim < 2]
-    return AdamW([{"params": rest, "lr": 0.1 + 0.2, "weight_decay": 0.0, "name": "rest"}, {"params": decay}], lr=1e-3, betas=(0.8, 0.95))
+    return AdamW(
+        [{"params": rest, "lr": 0.1 + 0.2, "weight_decay": 0.0, "name": "rest"}, {"params": decay}],
+        lr=1e-3,
+        betas=(0.8, 0.95),
+    )
 
 
 BUILDS: dict[str, Build] = {
@@ -48,14 +52,27 @@ BUILDS: dict[str, Build] = {
     "Adam": plain(Adam, lr=0.1),
     "Adam amsgrad": plain(Adam, lr=0.1, amsgrad=True, foreach=True),
     "Adam fused": plain(Adam, lr=0.1, fused=True),
-    "Adam with tensors as hyper-parameters": plain(Adam, lr=torch.tensor(0.1, dtype=torch.float64), foreach=False),
+    "Adam with tensors as hyper-parameters": plain(
+        Adam, lr=torch.tensor(0.1, dtype=torch.float64), foreach=False
+    ),
     "AdamW maximize": plain(AdamW, lr=0.1, maximize=True),
     "AdamW in groups": grouped,
     "a frozen parameter": frozen,
     "Muon": lambda net: torch.optim.Muon(matrices(net), lr=0.1),
     **{
         name: plain(getattr(torch.optim, name), lr=0.1)
-        for name in ("Adadelta", "Adafactor", "Adagrad", "Adamax", "ASGD", "LBFGS", "NAdam", "RAdam", "RMSprop", "Rprop")
+        for name in (
+            "Adadelta",
+            "Adafactor",
+            "Adagrad",
+            "Adamax",
+            "ASGD",
+            "LBFGS",
+            "NAdam",
+            "RAdam",
+            "RMSprop",
+            "Rprop",
+        )
     },
 }
 
@@ -81,7 +98,9 @@ def names_of(net: nn.Module) -> dict[Tensor, str]:
 def through_disk(directory: Path, net: nn.Module, optimizer: Optimizer) -> Loaded:
     tensors, rest = optimizer_tensors(optimizer, names_of(net))
     store = store_in(directory)
-    store.save(snapshot(1, model=net.state_dict(), optimizer=tensors, trainer={"optimizer": rest}), None)
+    store.save(
+        snapshot(1, model=net.state_dict(), optimizer=tensors, trainer={"optimizer": rest}), None
+    )
     store.close()
     (report,) = store.reports()
     assert report.error is None
@@ -111,7 +130,12 @@ def assert_same_state(one: Optimizer, other: Optimizer) -> None:
     assert len(mine) == len(its)
     for left, right in zip(mine, its, strict=True):
         if isinstance(left, Tensor):
-            assert (left.dtype, left.shape, left.device, left.stride()) == (right.dtype, right.shape, right.device, right.stride())
+            assert (left.dtype, left.shape, left.device, left.stride()) == (
+                right.dtype,
+                right.shape,
+                right.device,
+                right.stride(),
+            )
             assert same_bits(left, right)
         else:
             assert type(left) is type(right)
@@ -120,7 +144,9 @@ def assert_same_state(one: Optimizer, other: Optimizer) -> None:
 
 @pytest.mark.parametrize("name", BUILDS)
 @pytest.mark.parametrize("steps", [0, 3])
-def test_an_optimizer_goes_on_as_if_nothing_had_happened(name: str, steps: int, tmp_path: Path) -> None:
+def test_an_optimizer_goes_on_as_if_nothing_had_happened(
+    name: str, steps: int, tmp_path: Path
+) -> None:
     build = BUILDS[name]
     net = network()
     optimizer = build(net)
@@ -153,7 +179,12 @@ def test_a_state_that_is_no_tensor_and_one_that_no_parameter_owns(tmp_path: Path
     net = network()
     optimizer = SGD(net.parameters(), lr=0.1)
     first = next(net.parameters())
-    optimizer.state[first] = {"history": [torch.ones(2), (torch.zeros(3), 0.1)], "nothing": None, "count": 3, "names": {"a": torch.tensor(True)}}
+    optimizer.state[first] = {
+        "history": [torch.ones(2), (torch.zeros(3), 0.1)],
+        "nothing": None,
+        "count": 3,
+        "names": {"a": torch.tensor(True)},
+    }
     optimizer.state["all"] = {"scale": torch.tensor(2.0), "label": "x"}
     loaded = through_disk(tmp_path, net, optimizer)
     other = SGD(net.parameters(), lr=0.1)
@@ -168,7 +199,15 @@ def test_moments_get_their_parameters_strides() -> None:
     optimizer.step()
     tensors, rest = optimizer_tensors(optimizer, names_of(net))
     other = Adam(net.parameters())
-    restore_optimizer(other, names_of(net), {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}, rest)
+    restore_optimizer(
+        other,
+        names_of(net),
+        {
+            key: tensor.clone(memory_format=torch.contiguous_format)
+            for key, tensor in tensors.items()
+        },
+        rest,
+    )
     assert_same_state(other, optimizer)
 
 
@@ -207,7 +246,10 @@ def test_what_cannot_be_stored_is_refused() -> None:
     net = network()
     with pytest.raises(CheckpointError, match=r"Extra also keeps \['more'\]"):
         optimizer_tensors(Extra(net.parameters()), names_of(net))
-    with pytest.raises(CheckpointError, match=r"group 0 has a parameter of shape \(4, 5\) that is not the network's"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"group 0 has a parameter of shape \(4, 5\) that is not the network's",
+    ):
         optimizer_tensors(SGD(net.parameters()), {})
 
 
@@ -215,9 +257,19 @@ def test_what_cannot_be_stored_is_refused() -> None:
     ("build", "message"),
     [
         (plain(AdamW), "the checkpoint has the state of Adam, this is AdamW"),
-        (lambda net: Adam([{"params": [parameter]} for parameter in net.parameters()]), "1 parameter groups in the checkpoint, 5 here"),
-        (lambda net: Adam(matrices(net)), r"parameter group 0: not in the checkpoint: nothing; only in the checkpoint: 0\.bias, 1\.bias, 1\.weight"),
-        (lambda net: Adam([{"params": net.parameters(), "new": 1}]), r"the checkpoint lacks \['new'\]"),
+        (
+            lambda net: Adam([{"params": [parameter]} for parameter in net.parameters()]),
+            "1 parameter groups in the checkpoint, 5 here",
+        ),
+        (
+            lambda net: Adam(matrices(net)),
+            r"parameter group 0: not in the checkpoint: nothing; only in the checkpoint: 0\.bias, "
+            r"1\.bias, 1\.weight",
+        ),
+        (
+            lambda net: Adam([{"params": net.parameters(), "new": 1}]),
+            r"the checkpoint lacks \['new'\]",
+        ),
     ],
 )
 def test_another_optimizer_is_refused_and_left_as_it_is(build: Build, message: str) -> None:
@@ -237,9 +289,16 @@ def test_a_missing_or_unknown_moment_is_refused() -> None:
     optimizer = Adam(net.parameters())
     train(net, optimizer, 0, 1)
     tensors, rest = optimizer_tensors(optimizer, names_of(net))
-    with pytest.raises(CheckpointError, match=r"not in the checkpoint: exp_avg/0\.bias; only in the checkpoint: more"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"not in the checkpoint: exp_avg/0\.bias; only in the checkpoint: more",
+    ):
         restore_optimizer(
-            optimizer, names_of(net), {key: value for key, value in tensors.items() if key != "exp_avg/0.bias"} | {"more": torch.ones(1)}, rest
+            optimizer,
+            names_of(net),
+            {key: value for key, value in tensors.items() if key != "exp_avg/0.bias"}
+            | {"more": torch.ones(1)},
+            rest,
         )
 
 
@@ -269,20 +328,37 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
 
 
 def test_weights_that_differ_are_not_put_into_tied_ones(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"head\.weight is tied to embed\.weight, and in the checkpoint they differ"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"head\.weight is tied to embed\.weight, and in the checkpoint they differ",
+    ):
         restore_network(Tied(), loaded_of(Tied(tied=False), tmp_path))
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (nn.Linear(5, 4, bias=False), "not in the checkpoint: nothing; only in the checkpoint: bias"),
-        (nn.Sequential(nn.Linear(5, 4)), r"not in the checkpoint: 0\.bias, 0\.weight; only in the checkpoint: bias, weight"),
-        (nn.Linear(4, 4), r"weight is torch\.float32 \(4, 4\), in the checkpoint torch\.float32 \(4, 5\)"),
-        (nn.Linear(5, 4).double(), r"weight is torch\.float64 \(4, 5\), in the checkpoint torch\.float32 \(4, 5\)"),
+        (
+            nn.Linear(5, 4, bias=False),
+            "not in the checkpoint: nothing; only in the checkpoint: bias",
+        ),
+        (
+            nn.Sequential(nn.Linear(5, 4)),
+            r"not in the checkpoint: 0\.bias, 0\.weight; only in the checkpoint: bias, weight",
+        ),
+        (
+            nn.Linear(4, 4),
+            r"weight is torch\.float32 \(4, 4\), in the checkpoint torch\.float32 \(4, 5\)",
+        ),
+        (
+            nn.Linear(5, 4).double(),
+            r"weight is torch\.float64 \(4, 5\), in the checkpoint torch\.float32 \(4, 5\)",
+        ),
     ],
 )
-def test_another_network_is_refused_and_left_as_it_is(other: nn.Module, message: str, tmp_path: Path) -> None:
+def test_another_network_is_refused_and_left_as_it_is(
+    other: nn.Module, message: str, tmp_path: Path
+) -> None:
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
         restore_network(other, loaded_of(nn.Linear(5, 4), tmp_path))

@@ -22,7 +22,17 @@ from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
-from tests.checkpoint.examples import LOSS, assert_is_step, assert_same, loaded_from, names_in, save_steps, snapshot, store_in, tensors_of
+from tests.checkpoint.examples import (
+    LOSS,
+    assert_is_step,
+    assert_same,
+    loaded_from,
+    names_in,
+    save_steps,
+    snapshot,
+    store_in,
+    tensors_of,
+)
 
 
 @pytest.fixture
@@ -45,7 +55,9 @@ def test_a_save_leaves_a_checkpoint_and_a_report(store: CheckpointStore, tmp_pat
     assert report.path == store.committed() == tmp_path / "step-00000003"
     assert (report.error, report.warning, report.skipped, report.deleted) == (None, None, False, [])
     assert 0 < report.stall_s < report.total_s
-    assert report.size_bytes == sum(path.stat().st_size for path in report.path.iterdir() if path.name != "manifest.json")
+    assert report.size_bytes == sum(
+        path.stat().st_size for path in report.path.iterdir() if path.name != "manifest.json"
+    )
     assert_is_step(report.path, 3)
     assert verify_checkpoint(report.path) == []
     assert names_in(tmp_path) == ["latest", "step-00000003"]
@@ -57,19 +69,42 @@ def test_equal_states_give_equal_files(tmp_path: Path) -> None:
     save_steps(tmp_path / "b", 1)
     for path in (tmp_path / "a" / "step-00000001").iterdir():
         if path.name != "manifest.json":  # holds when it was written
-            assert path.read_bytes() == (tmp_path / "b" / "step-00000001" / path.name).read_bytes(), path.name
+            assert (
+                path.read_bytes() == (tmp_path / "b" / "step-00000001" / path.name).read_bytes()
+            ), path.name
 
 
 def test_the_manifest_tells_what_was_saved(store: CheckpointStore) -> None:
-    report = save(store, 3, reason="final", exact=False, exact_reason="because", metrics={"val/loss": 0.1, "val/x": float("nan")})
+    report = save(
+        store,
+        3,
+        reason="final",
+        exact=False,
+        exact_reason="because",
+        metrics={"val/loss": 0.1, "val/x": float("nan")},
+    )
     manifest = inspect(report.path).manifest
     assert manifest is not None
-    assert (manifest.run_id, manifest.attempt, manifest.step, manifest.epoch, manifest.samples, manifest.world_size) == ("run", "run-1", 3, 0, 96, 1)
+    assert (
+        manifest.run_id,
+        manifest.attempt,
+        manifest.step,
+        manifest.epoch,
+        manifest.samples,
+        manifest.world_size,
+    ) == ("run", "run-1", 3, 0, 96, 1)
     assert (manifest.reason, manifest.exact, manifest.exact_reason) == ("final", False, "because")
     assert manifest.metrics["val/loss"] == 0.1
     assert manifest.versions["torch"] == torch.__version__
     assert manifest.versions["code"].startswith("sources ")
-    assert {entry.role for entry in manifest.files.values()} == {"model", "optimizer", "rng", "trainer", "config", "index"}
+    assert {entry.role for entry in manifest.files.values()} == {
+        "model",
+        "optimizer",
+        "rng",
+        "trainer",
+        "config",
+        "index",
+    }
 
 
 def test_files_get_the_umasks_mode(store: CheckpointStore) -> None:
@@ -81,7 +116,9 @@ def test_files_get_the_umasks_mode(store: CheckpointStore) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o640}
 
 
-def test_what_is_stored_is_what_was_there_when_save_returned(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_stored_is_what_was_there_when_save_returned(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = threading.Event()
     original = write_module.write_files
 
@@ -90,7 +127,12 @@ def test_what_is_stored_is_what_was_there_when_save_returned(store: CheckpointSt
         return original(*args)
 
     monkeypatch.setattr(write_module, "write_files", wait_and_write)
-    state = snapshot(1, metrics={"val/loss": 1.0}, facts={"list": [1]}, trainer={"step": 1, "lr": 0.1, "list": [1]})
+    state = snapshot(
+        1,
+        metrics={"val/loss": 1.0},
+        facts={"list": [1]},
+        trainer={"step": 1, "lr": 0.1, "list": [1]},
+    )
     store.save(state, LOSS)
     for tensor in [*state.model.values(), *state.optimizer.values(), *state.rng.values()]:
         tensor.fill_(0)
@@ -103,14 +145,20 @@ def test_what_is_stored_is_what_was_there_when_save_returned(store: CheckpointSt
     assert path is not None
     assert_is_step(path, 1)
     loaded = loaded_from(path)
-    assert (loaded.manifest.metrics, loaded.manifest.facts, loaded.trainer["list"]) == ({"val/loss": 1.0}, {"list": [1]}, [1])
+    assert (loaded.manifest.metrics, loaded.manifest.facts, loaded.trainer["list"]) == (
+        {"val/loss": 1.0},
+        {"list": [1]},
+        [1],
+    )
 
 
 def test_a_second_save_waits_for_the_first(store: CheckpointStore, tmp_path: Path) -> None:
     for step in range(1, 6):
         store.save(snapshot(step), None)
     store.wait()
-    assert [(report.step, report.error) for report in store.reports()] == [(step, None) for step in range(1, 6)]
+    assert [(report.step, report.error) for report in store.reports()] == [
+        (step, None) for step in range(1, 6)
+    ]
     for path in tmp_path.glob("step-*"):
         assert verify_checkpoint(path) == []
 
@@ -125,19 +173,30 @@ def test_memory_is_used_again(store: CheckpointStore) -> None:
     assert_same(loaded_from(store.committed() or Path()).model, {"large": large})
 
 
-def test_a_large_share_is_written_into_several_files(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_share_is_written_into_several_files(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stage_module, "_SHARD_BYTES", 64)
     path = save(store, 1).path
-    assert names_in(path, lambda name: name.startswith("model-")) == [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+    assert names_in(path, lambda name: name.startswith("model-")) == [
+        f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)
+    ]
     assert_is_step(path, 1)
     assert verify_checkpoint(path) == []
 
 
 def test_a_state_without_tensors_and_one_with_odd_ones(store: CheckpointStore) -> None:
     assert loaded_from(save(store, 1, model={}, optimizer={}).path).model == {}
-    odd = {"turned": torch.arange(6.0).reshape(2, 3).t(), "spread": torch.ones(1).expand(3), "conjugate": torch.tensor([1 + 2j]).conj()}
+    odd = {
+        "turned": torch.arange(6.0).reshape(2, 3).t(),
+        "spread": torch.ones(1).expand(3),
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+    }
     odd["grad"] = torch.ones(2, requires_grad=True)
-    assert_same(loaded_from(save(store, 2, model=odd).path).model, {name: tensor.detach().resolve_conj() for name, tensor in odd.items()})
+    assert_same(
+        loaded_from(save(store, 2, model=odd).path).model,
+        {name: tensor.detach().resolve_conj() for name, tensor in odd.items()},
+    )
 
 
 # -- the same step again
@@ -146,13 +205,18 @@ def test_a_state_without_tensors_and_one_with_odd_ones(store: CheckpointStore) -
 def test_the_same_step_again_writes_nothing(store: CheckpointStore) -> None:
     path = save(store, 1, metrics={"val/loss": 1.0}).path
     before = (path / "manifest.json").stat()
-    for changes in ({"metrics": {"val/loss": 1.0}, "reason": "final"}, {"metrics": {}, "reason": "interrupted"}):
+    for changes in (
+        {"metrics": {"val/loss": 1.0}, "reason": "final"},
+        {"metrics": {}, "reason": "interrupted"},
+    ):
         report = save(store, 1, **changes)
         assert (report.skipped, report.path, report.error) == (True, path, None)
     assert (path / "manifest.json").stat() == before
 
 
-def test_the_same_step_with_metrics_replaces_the_one_without(store: CheckpointStore, tmp_path: Path) -> None:
+def test_the_same_step_with_metrics_replaces_the_one_without(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
     save(store, 1, metrics={"val/loss": 1.0})
     save(store, 2)
     report = save(store, 2, metrics={"val/loss": 0.5}, reason="best")
@@ -169,7 +233,9 @@ def test_a_damaged_checkpoint_of_the_same_step_is_written_again(store: Checkpoin
     assert_is_step(path, 1)
 
 
-def test_another_launch_replaces_a_checkpoint_of_the_same_step_and_keeps_it_aside(tmp_path: Path) -> None:
+def test_another_launch_replaces_a_checkpoint_of_the_same_step_and_keeps_it_aside(
+    tmp_path: Path,
+) -> None:
     save_steps(tmp_path, 1, 2)
     store = store_in(tmp_path)
     assert save(store, 2, trainer={"lr": 7.0}).error is None
@@ -199,13 +265,16 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, when: int, code: int = e
 @pytest.mark.parametrize("name", ["fsync", "pwrite", "posix_fallocate", "mkdir", "rename", "open"])
 @pytest.mark.parametrize("when", [1, 2, 4, 7])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
-def test_a_failing_disk_costs_that_save_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, when: int, code: int) -> None:
+def test_a_failing_disk_costs_that_save_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, when: int, code: int
+) -> None:
     store = store_in(tmp_path)
     assert save(store, 1).error is None
     with monkeypatch.context() as patched:
         fail_at(patched, name, when, code)
         report = save(store, 2)
-    last = 2 if report.error is None else 1  # it may fail after the commit, or not be called so often
+    # It may fail after the commit, or not be called so often
+    last = 2 if report.error is None else 1
     if report.error is not None:
         assert os.strerror(code) in report.error
         assert report.path is None
@@ -217,18 +286,24 @@ def test_a_failing_disk_costs_that_save_only(tmp_path: Path, monkeypatch: pytest
     assert names_in(tmp_path, lambda name: name.startswith(".")) == []
 
 
-def test_a_file_system_without_preallocation_will_do(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_preallocation_will_do(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fail_at(monkeypatch, "posix_fallocate", 1, errno.EOPNOTSUPP)
     assert save(store, 1).error is None
 
 
-def test_too_little_space_is_found_before_anything_is_written(store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_found_before_anything_is_written(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     assert "0 MB free and 17 MB needed" in save(store, 1).error
     assert names_in(tmp_path) == []
 
 
-def test_failures_in_a_row_end_the_run_and_a_success_forgives(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_in_a_row_end_the_run_and_a_success_forgives(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patched:
         fail_at(patched, "fsync", 1)
         save(store, 1)
@@ -241,7 +316,11 @@ def test_failures_in_a_row_end_the_run_and_a_success_forgives(store: CheckpointS
             store.raise_if_failing()
             save(store, step)
     with pytest.raises(
-        CheckpointError, match=r"3 saves in a row have failed \(checkpoint\.max_failures: 3\), the last because: .*Input/output error"
+        CheckpointError,
+        match=(
+            r"3 saves in a row have failed \(checkpoint\.max_failures: 3\), the last because: "
+            r".*Input/output error"
+        ),
     ):
         store.raise_if_failing()
 
@@ -250,7 +329,10 @@ def test_failures_in_a_row_end_the_run_and_a_success_forgives(store: CheckpointS
     ("changes", "message"),
     [
         ({"model": {"x": [1.0]}}, "model x: a list where a tensor is needed"),
-        ({"trainer": {"a": {"b": object()}}}, r"trainer state\.a\.b: a builtins.object cannot be stored"),
+        (
+            {"trainer": {"a": {"b": object()}}},
+            r"trainer state\.a\.b: a builtins.object cannot be stored",
+        ),
         ({"beside": {"manifest.json": ""}}, "a name that is the checkpoint's own"),
         ({"beside": {"../x": ""}}, "no plain file name"),
         ({"beside": {"model-00001-of-00001.safetensors": "x"}}, "File exists"),
@@ -259,7 +341,9 @@ def test_failures_in_a_row_end_the_run_and_a_success_forgives(store: CheckpointS
         ({"reason": "whim"}, "the manifest cannot hold reason"),
     ],
 )
-def test_a_state_that_cannot_be_stored_is_reported(store: CheckpointStore, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_state_that_cannot_be_stored_is_reported(
+    store: CheckpointStore, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     report = save(store, 1, **changes)
     assert report.path is None
     assert message.replace("\\", "") in report.error
@@ -275,7 +359,9 @@ def test_what_fails_after_the_commit_is_a_warning(store: CheckpointStore, tmp_pa
     store.raise_if_failing()
 
 
-def test_a_disk_that_hangs_holds_the_loop_for_a_limited_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_hangs_holds_the_loop_for_a_limited_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = store_in(tmp_path, timeout_s=0.1, max_failures=2)
     hanging, let_go = threading.Event(), threading.Event()
     original = os.fsync
@@ -292,11 +378,18 @@ def test_a_disk_that_hangs_holds_the_loop_for_a_limited_time(tmp_path: Path, mon
     store.save(snapshot(2), None)
     store.save(snapshot(3), None)
     assert time.monotonic() - began < 5
-    with pytest.raises(CheckpointError, match=r"rank 0 still writes the checkpoint before, after 0 s\. Look at its disk\."):
+    with pytest.raises(
+        CheckpointError,
+        match=r"rank 0 still writes the checkpoint before, after 0 s\. Look at its disk\.",
+    ):
         store.raise_if_failing()
     let_go.set()
     store.wait()
-    assert [(report.step, report.error is None) for report in store.reports()] == [(2, False), (3, False), (1, True)]
+    assert [(report.step, report.error is None) for report in store.reports()] == [
+        (2, False),
+        (3, False),
+        (1, True),
+    ]
     assert_is_step(tmp_path / "step-00000001", 1)
     store.close()
 
@@ -317,8 +410,12 @@ def test_a_launch_that_was_fenced_out_changes_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == [".tmp-of-launch-2", "latest", "step-00000001"]
 
 
-def test_a_launch_that_slept_through_its_end_cannot_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It passed the fence, slept, and wakes up when another launch holds the run: its temporary directory has been collected."""
+def test_a_launch_that_slept_through_its_end_cannot_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passed the fence, slept, and wakes up when another launch holds the run: its temporary
+    directory has been collected.
+    """
     store = store_in(tmp_path, fence=lambda: None)
     original = os.rename
 
@@ -336,11 +433,20 @@ def test_a_launch_that_slept_through_its_end_cannot_commit(tmp_path: Path, monke
 # -- no pickle
 
 
-def test_neither_saving_nor_loading_touches_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_saving_nor_loading_touches_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("pickle")
 
-    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "dump"), (pickle, "dumps"), (torch, "load"), (torch, "save")):
+    for module, name in (
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "dump"),
+        (pickle, "dumps"),
+        (torch, "load"),
+        (torch, "save"),
+    ):
         monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     (report,) = save_steps(tmp_path, 1)

@@ -20,7 +20,9 @@ TASK = {"_target_": "harness.tasks.Classification", "input": "x", "target": "lab
 class Rows:
     """A source of columns that are given, and of what is known of them."""
 
-    def __init__(self, columns: Mapping[str, Any], known: Mapping[str, Sequence[Any]] | None = None) -> None:
+    def __init__(
+        self, columns: Mapping[str, Any], known: Mapping[str, Sequence[Any]] | None = None
+    ) -> None:
         self.columns = dict(columns)
         self._known = {name: list(map(str, values)) for name, values in (known or {}).items()}
 
@@ -37,7 +39,10 @@ class Rows:
 def clean(seed: int, size: int = 60, shape: tuple[int, ...] = (5,)) -> dict[str, NDArray[Any]]:
     """Normal numbers and three classes in turn."""
     numbers = np.random.default_rng(seed)
-    return {"x": numbers.normal(size=(size, *shape)).astype(np.float32), "label": np.arange(size) % 3}
+    return {
+        "x": numbers.normal(size=(size, *shape)).astype(np.float32),
+        "label": np.arange(size) % 3,
+    }
 
 
 def three(shape: tuple[int, ...] = (5,)) -> dict[str, dict[str, NDArray[Any]]]:
@@ -45,9 +50,22 @@ def three(shape: tuple[int, ...] = (5,)) -> dict[str, dict[str, NDArray[Any]]]:
     return {"train": clean(1, 60, shape), "val": clean(2, 30, shape), "test": clean(3, 30, shape)}
 
 
-def config_of(directory: Path, splits: Sequence[str] = ("train", "val", "test"), task: Mapping[str, Any] = TASK, **settings: Any) -> Config:
-    """A config with these splits. settings: data.checks, but for `targets`, `balance`, `treatments` and `split`, a rule of the sources."""
-    source = {"_target_": "harness.sources.tables.Table", "files": "x.csv", "split": settings.pop("split", None)}
+def config_of(
+    directory: Path,
+    splits: Sequence[str] = ("train", "val", "test"),
+    task: Mapping[str, Any] = TASK,
+    **settings: Any,
+) -> Config:
+    """A config with these splits.
+
+    settings: data.checks, but for `targets`, `balance`, `treatments` and `split`, a rule of the
+    sources.
+    """
+    source = {
+        "_target_": "harness.sources.tables.Table",
+        "files": "x.csv",
+        "split": settings.pop("split", None),
+    }
     section = {"source": source, "treatments": settings.pop("treatments", [])}
     balance = {"balance": settings.pop("balance")} if "balance" in settings else {}
     tree = {
@@ -56,7 +74,11 @@ def config_of(directory: Path, splits: Sequence[str] = ("train", "val", "test"),
         "task": dict(task),
         "batch": {"size": 6, "micro_size": 3},
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
-        "stop": {"every": {"epochs": 1}, "budget": {"epochs": 1}, "targets": settings.pop("targets", {})},
+        "stop": {
+            "every": {"epochs": 1},
+            "budget": {"epochs": 1},
+            "targets": settings.pop("targets", {}),
+        },
     }
     tree["data"]["checks"] = settings
     path = directory / "planted.yaml"
@@ -66,9 +88,17 @@ def config_of(directory: Path, splits: Sequence[str] = ("train", "val", "test"),
 
 def looked_at(directory: Path, splits: Mapping[str, Any], **settings: Any) -> Report:
     """The checks of splits given as columns or as sources."""
-    sources = {name: Rows(given) if isinstance(given, dict) else given for name, given in splits.items()}
+    sources = {
+        name: Rows(given) if isinstance(given, dict) else given for name, given in splits.items()
+    }
     config = config_of(directory, list(sources), **settings)
-    return check_data(config, {name: Split(source, (), f"data.{name}", lambda batch: None) for name, source in sources.items()})
+    return check_data(
+        config,
+        {
+            name: Split(source, (), f"data.{name}", lambda batch: None)
+            for name, source in sources.items()
+        },
+    )
 
 
 def only(report: Report) -> Finding:

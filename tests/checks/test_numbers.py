@@ -14,12 +14,19 @@ from harness.errors import ConfigError
 from tests.checks.planted import clean, looked_at, only, three
 
 
-@pytest.mark.parametrize(("bad", "word"), [(np.nan, "NaN"), (np.inf, "infinite numbers"), (-np.inf, "infinite numbers")])
+@pytest.mark.parametrize(
+    ("bad", "word"), [(np.nan, "NaN"), (np.inf, "infinite numbers"), (-np.inf, "infinite numbers")]
+)
 def test_numbers_that_are_none_are_found(tmp_path: Path, bad: float, word: str) -> None:
     splits = three((2, 40))
     splits["val"]["x"][[3, 8], 1, 5] = bad
     finding = only(looked_at(tmp_path, splits))
-    assert (finding.check, finding.level, finding.splits, finding.count) == ("not_finite", "error", ("val",), 2)
+    assert (finding.check, finding.level, finding.splits, finding.count) == (
+        "not_finite",
+        "error",
+        ("val",),
+        2,
+    )
     assert f"data.val: 2 of 30 samples have {word} in 'x'" in finding.message
     assert finding.examples == ("data.val 3", "data.val 8")
 
@@ -29,7 +36,10 @@ def test_missing_numbers_that_a_treatment_fills_in_are_fine(tmp_path: Path) -> N
     splits["train"]["x"][3, 1] = np.nan
     treatments = [{"_target_": "harness.treatments.Impute", "value": 0, "key": "x"}]
     report = looked_at(tmp_path, splits, treatments=treatments)
-    assert (report.findings, report.notes) == ([], ["data.train: 1 of 60 samples have missing numbers (NaN) in 'x'. Impute fills them in"])
+    assert (report.findings, report.notes) == (
+        [],
+        ["data.train: 1 of 60 samples have missing numbers (NaN) in 'x'. Impute fills them in"],
+    )
     splits["train"]["x"][4, 1] = np.inf
     assert only(looked_at(tmp_path, splits, treatments=treatments)).count == 1
 
@@ -48,12 +58,20 @@ def test_numbers_out_of_range_are_found(tmp_path: Path) -> None:
     splits["val"]["x"][7, 0, 3] = 451
     assert not looked_at(tmp_path, splits).findings
     finding = only(looked_at(tmp_path, splits, ranges={"x": [-20, 60]}))
-    assert (finding.check, finding.level, finding.count, finding.examples) == ("out_of_range", "error", 1, ("data.val 7",))
+    assert (finding.check, finding.level, finding.count, finding.examples) == (
+        "out_of_range",
+        "error",
+        1,
+        ("data.val 7",),
+    )
     assert "1 of 30 samples have numbers outside of -20 to 60 in 'x'" in finding.message
 
 
 def test_ranges_that_cannot_take_effect_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.checks\.ranges: samples of data\.train have no 'y', they have x, label"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.checks\.ranges: samples of data\.train have no 'y', they have x, label",
+    ):
         looked_at(tmp_path, three(), ranges={"y": [0, 1]})
     with pytest.raises(ConfigError, match=r"x: 2 to 1 holds no number"):
         looked_at(tmp_path, three(), ranges={"x": [2, 1]})
@@ -62,11 +80,18 @@ def test_ranges_that_cannot_take_effect_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("shape", "channel", "share"), [((2, 500), 1, "15."), ((5,), 1, "1")])
-def test_numbers_that_heap_at_the_end_of_their_range_are_found(tmp_path: Path, shape: tuple[int, ...], channel: int, share: str) -> None:
+def test_numbers_that_heap_at_the_end_of_their_range_are_found(
+    tmp_path: Path, shape: tuple[int, ...], channel: int, share: str
+) -> None:
     splits = {"train": clean(1, 300, shape), "val": clean(2, 60, shape)}
     splits["train"]["x"][:, channel] = np.minimum(splits["train"]["x"][:, channel], 1)
     finding = only(looked_at(tmp_path, splits))
-    assert (finding.check, finding.level, finding.splits, finding.count) == ("clipped", "warn", ("train",), 1)
+    assert (finding.check, finding.level, finding.splits, finding.count) == (
+        "clipped",
+        "warn",
+        ("train",),
+        1,
+    )
     assert finding.examples[0].startswith(f"channel {channel}: {share}")
     assert finding.examples[0].endswith("are 1")
     assert not looked_at(tmp_path, splits, max_clipped=0.3).findings
@@ -97,7 +122,11 @@ def test_silence_flags_grades_and_tokens_are_not_clipped(tmp_path: Path) -> None
 
 
 @given(
-    arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 3), st.integers(1, 4)), elements=st.sampled_from([0, 1, 2, 5, np.nan, np.inf])),
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 12), st.integers(1, 3), st.integers(1, 4)),
+        elements=st.sampled_from([0, 1, 2, 5, np.nan, np.inf]),
+    ),
     st.integers(1, 12),
 )
 def test_channels_are_the_same_in_blocks_as_in_whole(values: Any, size: int) -> None:
@@ -111,7 +140,10 @@ def test_channels_are_the_same_in_blocks_as_in_whole(values: Any, size: int) -> 
         assert channels.count[channel] == len(finite)
         if len(finite):
             assert (channels.low[channel], channels.high[channel]) == (finite.min(), finite.max())
-            assert (channels.at_low[channel], channels.at_high[channel]) == ((finite == finite.min()).sum(), (finite == finite.max()).sum())
+            assert (channels.at_low[channel], channels.at_high[channel]) == (
+                (finite == finite.min()).sum(),
+                (finite == finite.max()).sum(),
+            )
     flat = values.reshape(len(values), -1)
     assert channels.is_nan == np.flatnonzero(np.isnan(flat).any(axis=1)).tolist()
     assert channels.is_infinite == np.flatnonzero(np.isinf(flat).any(axis=1)).tolist()

@@ -38,7 +38,12 @@ def test_a_run_is_told_the_warnings_and_ends_with_all_errors_at_once(tmp_path: P
 
 def test_a_check_ends_a_run_or_warns_or_is_off(tmp_path: Path) -> None:
     others = {"constant": "off", "duplicates": "off"}
-    levels = {level: [one.level for one in looked_at(tmp_path, flawed(), **others, not_finite=level).findings] for level in ("error", "warn", "off")}
+    levels = {
+        level: [
+            one.level for one in looked_at(tmp_path, flawed(), **others, not_finite=level).findings
+        ]
+        for level in ("error", "warn", "off")
+    }
     assert levels == {"error": ["error"], "warn": ["warn"], "off": []}
 
 
@@ -51,17 +56,32 @@ def test_json_holds_all_of_it(tmp_path: Path) -> None:
 
 
 def page_of(directory: Path, splits: dict[str, Any], **settings: Any) -> str:
-    sources = {name: Rows(given) if isinstance(given, dict) else given for name, given in splits.items()}
-    write_page(directory / "page.html", "planted <data>", looked_at(directory, sources, **settings), sources, roles_of(TASK))
+    sources = {
+        name: Rows(given) if isinstance(given, dict) else given for name, given in splits.items()
+    }
+    write_page(
+        directory / "page.html",
+        "planted <data>",
+        looked_at(directory, sources, **settings),
+        sources,
+        roles_of(TASK),
+    )
     return (directory / "page.html").read_text(encoding="utf-8")
 
 
 def pictures(page: str) -> list[Any]:
-    return [imread(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    return [
+        imread(io.BytesIO(base64.b64decode(data)))
+        for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    ]
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7), (3, 4, 8, 8), (5, 2, 8, 8), (2, 60), (200,)])
-def test_the_page_has_a_picture_of_samples_of_each_class_of_each_split(tmp_path: Path, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8), (3, 9, 7), (3, 4, 8, 8), (5, 2, 8, 8), (2, 60), (200,)]
+)
+def test_the_page_has_a_picture_of_samples_of_each_class_of_each_split(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
     splits = {"train": clean(1, 30, shape), "val": clean(2, 9, shape)}
     page = page_of(tmp_path, splits)
     assert "<title>planted &lt;data&gt;</title>" in page
@@ -77,7 +97,14 @@ def test_the_page_has_a_picture_of_samples_of_each_class_of_each_split(tmp_path:
 def test_a_picture_shows_the_sample(tmp_path: Path) -> None:
     images = np.zeros((3, 1, 10, 10), dtype=np.uint8)
     images[:, :, :, 5:] = 200  # dark at the left, bright at the right
-    (picture,) = pictures(page_of(tmp_path, {"train": {"x": images, "label": np.arange(3)}}, duplicates="off", missing_classes="off"))
+    (picture,) = pictures(
+        page_of(
+            tmp_path,
+            {"train": {"x": images, "label": np.arange(3)}},
+            duplicates="off",
+            missing_classes="off",
+        )
+    )
     rows, columns = np.nonzero(picture[..., :3].max(axis=2) < 0.01)
     black = [(row, column) for row, column in zip(rows, columns, strict=True) if column > 50]
     assert len(black) > 1000
@@ -86,7 +113,18 @@ def test_a_picture_shows_the_sample(tmp_path: Path) -> None:
 
 
 def test_the_page_has_rows_of_tables_and_texts(tmp_path: Path) -> None:
-    page = page_of(tmp_path, {"train": Rows({"x": np.arange(12.0).reshape(6, 2) + 0.25, "note": list("<bcdef"), "label": np.arange(6) % 2})})
+    page = page_of(
+        tmp_path,
+        {
+            "train": Rows(
+                {
+                    "x": np.arange(12.0).reshape(6, 2) + 0.25,
+                    "note": list("<bcdef"),
+                    "label": np.arange(6) % 2,
+                }
+            )
+        },
+    )
     assert not pictures(page)
     assert "<tr><td>0<td>0.25, 1.25<td>&lt;<td>0<tr>" in page
     assert "<tr><td>1<td>2.25, 3.25<td>b<td>1<tr>" in page
@@ -94,13 +132,22 @@ def test_the_page_has_rows_of_tables_and_texts(tmp_path: Path) -> None:
 
 def test_the_page_has_the_findings_and_the_counts(tmp_path: Path) -> None:
     page = page_of(tmp_path, flawed(), targets={"val/accuracy": {"at_least": 0.9}})
-    assert "<td class=error>error<td>not_finite<td>data.test: 1 of 30 samples have infinite numbers" in page
+    assert (
+        "<td class=error>error<td>not_finite<td>data.test: 1 of 30 samples have infinite numbers"
+        in page
+    )
     assert "<td class=warn>warn<td>constant" in page
-    assert "<tr><th>class<th>data.train<th>data.val<th>data.test<tr><td>0<td>20 (33.3%)<td>10 (33.3%)<td>10 (33.3%)" in page
+    assert (
+        "<tr><th>class<th>data.train<th>data.val<th>data.test<tr><td>0<td>20 (33.3%)<td>10 "
+        "(33.3%)<td>10 (33.3%)" in page
+    )
     assert "always saying class 0 gives 0.3333" in page
 
 
 def test_a_page_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     report, sources = looked_at(tmp_path, {"train": clean(1)}), {"train": Rows(clean(1))}
-    with pytest.raises(ConfigError, match=r"--html: .*: No such file or directory\. Give a file in a directory that exists"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--html: .*: No such file or directory\. Give a file in a directory that exists",
+    ):
         write_page(tmp_path / "nowhere" / "page.html", "", report, sources, roles_of(TASK))

@@ -18,7 +18,12 @@ TRICKY = st.sampled_from([
 ])  # fmt: skip
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS | TRICKY
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS | TRICKY | st.integers(), inner, max_size=4), max_leaves=12
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(TEXTS | TRICKY | st.integers(), inner, max_size=4)
+    ),
+    max_leaves=12,
 )
 
 
@@ -41,7 +46,26 @@ def mistakes(text: str) -> list[tuple[int, str]]:
         *[(text, 0.001) for text in ("1e-3", "1E-3", "1.0e-3", "+1e-3", ".1e-2", "1.e-3", "0.001")],
         *[
             (text, text)
-            for text in ("no", "No", "NO", "yes", "on", "off", "y", "n", "2026-11-24", "1:30", "inf", "nan", "=", "1_", "1__0", "e3", "1e", "0x")
+            for text in (
+                "no",
+                "No",
+                "NO",
+                "yes",
+                "on",
+                "off",
+                "y",
+                "n",
+                "2026-11-24",
+                "1:30",
+                "inf",
+                "nan",
+                "=",
+                "1_",
+                "1__0",
+                "e3",
+                "1e",
+                "0x",
+            )
         ],
         *[(text, None) for text in ("", "~", "null", "Null", "NULL")],
         *[(text, True) for text in ("true", "True", "TRUE")],
@@ -63,7 +87,12 @@ def mistakes(text: str) -> list[tuple[int, str]]:
     ],
 )
 def test_a_plain_value_is_read_by_the_rules_of_yaml_1_2(text: str, value: Any) -> None:
-    for found in (read(text), read(f"a: {text}")["a"], read(f"[{text or '~'}]")[0], read(f"a: {{b: [{text or '~'}]}}")["a"]["b"][0]):
+    for found in (
+        read(text),
+        read(f"a: {text}")["a"],
+        read(f"[{text or '~'}]")[0],
+        read(f"a: {{b: [{text or '~'}]}}")["a"]["b"][0],
+    ):
         assert (found, type(found)) == (value, type(value))
 
 
@@ -74,7 +103,11 @@ def test_not_a_number_is_a_number() -> None:
 @pytest.mark.parametrize("text", ["010", "007", "00", "-07", "0_1"])
 def test_a_leading_zero_is_refused_since_readers_differ(text: str) -> None:
     assert mistakes(f"a: 1\nb: {text}") == [
-        (2, f"{text} is octal in YAML 1.1 and decimal in 1.2. Write the number without the leading zero, or text in quotes.")
+        (
+            2,
+            f"{text} is octal in YAML 1.1 and decimal in 1.2. Write the number without the "
+            "leading zero, or text in quotes.",
+        )
     ]
 
 
@@ -86,7 +119,11 @@ def test_a_key_that_comes_twice_is_refused_with_both_lines_at_any_depth() -> Non
     text = "a: 1\nb:\n  c: 1\n  'c': 2\na: 2\nd: [{e: 1, e: 2}]"
     document = Document()
     assert document.read(text) == {"a": 1, "b": {"c": 1}, "d": [{"e": 1}]}
-    assert [(line, keys) for line, keys, _ in document.mistakes] == [(4, ("b", "c")), (5, ("a",)), (6, ("d", 0, "e"))]
+    assert [(line, keys) for line, keys, _ in document.mistakes] == [
+        (4, ("b", "c")),
+        (5, ("a",)),
+        (6, ("d", 0, "e")),
+    ]
     assert document.mistakes[1][2] == "the key comes twice; the first is in line 1. Take one out."
 
 
@@ -97,7 +134,15 @@ def test_a_key_is_text_or_a_whole_number(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["!!python/object/apply:os.system [ls]", "!!set {a}", "!!binary aGk=", "!mine 3", "!!timestamp 2026-11-24", "!!bool no"]
+    "text",
+    [
+        "!!python/object/apply:os.system [ls]",
+        "!!set {a}",
+        "!!binary aGk=",
+        "!mine 3",
+        "!!timestamp 2026-11-24",
+        "!!bool no",
+    ],
 )
 def test_tags_make_nothing(text: str) -> None:
     ((line, message),) = mistakes(f"a: {text}")
@@ -112,7 +157,9 @@ def test_aliases_and_merge_keys_are_resolved() -> None:
         "e": {"b": 1, "c": 3},
         "f": {"b": 4, "c": 2},
     }
-    assert mistakes("<<: 3") == [(1, "<< takes a mapping or a list of mappings. Give an alias of one.")]
+    assert mistakes("<<: 3") == [
+        (1, "<< takes a mapping or a list of mappings. Give an alias of one.")
+    ]
 
 
 def test_values_know_their_lines() -> None:
@@ -143,7 +190,9 @@ def test_what_is_no_yaml_is_said_with_its_line(text: str, line: int) -> None:
 
 
 def test_aliases_that_multiply_are_refused() -> None:
-    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{index}: &a{index} [*a{index - 1}, *a{index - 1}]\n" for index in range(1, 30))
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{index}: &a{index} [*a{index - 1}, *a{index - 1}]\n" for index in range(1, 30)
+    )
     with pytest.raises(MalformedError, match="more than 100,000 values"):
         Document().read(bomb)
 
@@ -166,8 +215,13 @@ def test_readers_of_yaml_1_1_read_it_too(value: Any) -> None:
     assert_same(yaml.safe_load(to_yaml({"value": value}))["value"], value)
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{!r}", "{:.17e}", "{:.17g}", "{:+.17E}"]))
-def test_floats_are_read_to_the_last_bit_however_they_are_written(number: float, style: str) -> None:
+@given(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["{!r}", "{:.17e}", "{:.17g}", "{:+.17E}"]),
+)
+def test_floats_are_read_to_the_last_bit_however_they_are_written(
+    number: float, style: str
+) -> None:
     text = style.format(number)
     found = read(text)
     assert float(found) == number

@@ -1,4 +1,6 @@
-"""A config as a whole: what it may hold, what is said about what it may not, and how it is written back."""
+"""A config as a whole: what it may hold, what is said about what it may not, and how it is written
+back.
+"""
 
 import os
 import subprocess
@@ -69,13 +71,22 @@ def mistake(*overrides: str, text: str = BASE) -> str:
 
 def test_values_come_with_their_types_and_defaults() -> None:
     read = config()
-    assert (read.run.name, read.run.dir, read.run.seed, read.run.resume) == ("digits", Path("runs/digits"), 7, "auto")
+    assert (read.run.name, read.run.dir, read.run.seed, read.run.resume) == (
+        "digits",
+        Path("runs/digits"),
+        7,
+        "auto",
+    )
     assert read.optimizer == {"_target_": "tests.toy_parts.Optimizer", "lr": 0.001}
     assert read.data.train.treatments[0]["size"] == 3
     assert read.data.test is None
     assert (read.train.precision, read.train.clip_grad_norm) == ("no", None)
     assert read.log.every == Every(steps=20)
-    assert (read.checkpoint.every, read.checkpoint.keep_last, read.checkpoint.keep_best) == (None, 2, 1)
+    assert (read.checkpoint.every, read.checkpoint.keep_last, read.checkpoint.keep_best) == (
+        None,
+        2,
+        1,
+    )
     assert read.tracking.wandb is None
     assert read.stop.budget is not None
 
@@ -97,13 +108,17 @@ def test_a_number_with_an_exponent_is_one_everywhere() -> None:
     assert config("optimizer.lr=3e-4").optimizer["lr"] == 0.0003
     assert config("train.clip_grad_norm=1e1").train.clip_grad_norm == 10.0
     assert config("network.value={a: [1e-3]}").network["value"] == {"a": [0.001]}
-    assert config("stop.targets={val/loss: {at_most: 1e-2}}").stop.targets["val/loss"].at_most == 0.01
+    assert (
+        config("stop.targets={val/loss: {at_most: 1e-2}}").stop.targets["val/loss"].at_most == 0.01
+    )
 
 
 @pytest.mark.parametrize("precision", ["no", "'no'", '"no"', "bf16", "fp16"])
 def test_precision_is_text_even_where_yaml_1_1_has_a_boolean(precision: str) -> None:
     assert config(f"train.precision={precision}").train.precision == precision.strip("'\"")
-    assert config(text=f"{BASE}train: {{precision: {precision}}}\n").train.precision == precision.strip("'\"")
+    assert config(
+        text=f"{BASE}train: {{precision: {precision}}}\n"
+    ).train.precision == precision.strip("'\"")
 
 
 def test_paths_in_components_are_left_alone_and_the_home_is_found_in_others() -> None:
@@ -111,16 +126,35 @@ def test_paths_in_components_are_left_alone_and_the_home_is_found_in_others() ->
     home = Path.home()
     assert config("run.dir=~/runs/x").run.dir == home / "runs/x"
     assert config("run.init_from=~/a.safetensors").run.init_from == home / "a.safetensors"
-    assert config("run.resume=~/runs/x/checkpoints/step-3").run.resume == str(home / "runs/x/checkpoints/step-3")
+    assert config("run.resume=~/runs/x/checkpoints/step-3").run.resume == str(
+        home / "runs/x/checkpoints/step-3"
+    )
 
 
-@pytest.mark.parametrize("resume", ["auto", "never", "must", "best", "latest", 0, 1200, "step-00001200", "runs/a/checkpoints/step-3"])
+@pytest.mark.parametrize(
+    "resume",
+    [
+        "auto",
+        "never",
+        "must",
+        "best",
+        "latest",
+        0,
+        1200,
+        "step-00001200",
+        "runs/a/checkpoints/step-3",
+    ],
+)
 def test_ways_to_resume(resume: str | int) -> None:
-    assert config(f"run.resume={resume}").run.resume == (str(Path(resume)) if isinstance(resume, str) else resume)
+    assert config(f"run.resume={resume}").run.resume == (
+        str(Path(resume)) if isinstance(resume, str) else resume
+    )
 
 
 def test_a_config_over_a_base_with_overrides() -> None:
-    Path("child.yaml").write_text("base: digits.yaml\nnetwork: {width: 9}\nlog: {every: {epochs: 1}}\n")
+    Path("child.yaml").write_text(
+        "base: digits.yaml\nnetwork: {width: 9}\nlog: {every: {epochs: 1}}\n"
+    )
     read = read_config(Path("child.yaml"), ["network.depth=3"])
     assert read.network == {"_target_": "tests.toy_parts.Net", "width": 9, "depth": 3}
     assert read.log.every == Every(epochs=1)
@@ -137,47 +171,117 @@ def test_a_config_over_a_base_with_overrides() -> None:
         ("run.seed=1.0", "run.seed: 1.0 is not allowed. Give a whole number."),
         ("run.seed=true", "run.seed: True is not allowed. Give a whole number."),
         ("run.seed=-1", "run.seed: -1 is not allowed. Give a number of at least 0."),
-        ("run.name=2024", "run.name: 2024 is not allowed. Give text (a number or true and false in quotes)."),
+        (
+            "run.name=2024",
+            "run.name: 2024 is not allowed. Give text (a number or true and false in quotes).",
+        ),
         ("run.name=''", "run.name: '' is not allowed. Give text that is not empty."),
-        ("run.name=a/b", "run.name: 'a/b': a name has no / in it; run.dir says where the run is put."),
+        (
+            "run.name=a/b",
+            "run.name: 'a/b': a name has no / in it; run.dir says where the run is put.",
+        ),
         ("run.dir=3", "run.dir: 3 is not allowed. Give a path."),
         ("run.paranoid=yes", "run.paranoid: 'yes' is not allowed. Give true or false."),
         ("run.paranoid=1", "run.paranoid: 1 is not allowed. Give true or false."),
         ("run.timeout_s=0", "run.timeout_s: 0 is not allowed. Give a number above 0."),
         ("run.timeout_s=.inf", "run.timeout_s: inf is not allowed. Give a finite number."),
-        ("run.exactness=elastic", "run.exactness: 'elastic': not built yet; use resume (the same bits on as many processes) or none."),
-        ("run.exactness=resum", "run.exactness: 'resum' is not allowed. Give 'none', 'resume' or 'elastic'. Did you mean resume?"),
+        (
+            "run.exactness=elastic",
+            "run.exactness: 'elastic': not built yet; use resume (the same bits on as many "
+            "processes) or none.",
+        ),
+        (
+            "run.exactness=resum",
+            "run.exactness: 'resum' is not allowed. Give 'none', 'resume' or 'elastic'. Did you "
+            "mean resume?",
+        ),
         (
             "run.resume=atuo",
-            "run.resume: 'atuo': use auto, must, never, best, latest, a step, or the path of a checkpoint (with a /). Did you mean auto?",
+            "run.resume: 'atuo': use auto, must, never, best, latest, a step, or the path of a "
+            "checkpoint (with a /). Did you mean auto?",
         ),
         ("run.resume=-3", "run.resume: -3: a step is a whole number from 0 on."),
-        ("run.resume=true", "run.resume: True is not allowed. Give text (a number or true and false in quotes) or a whole number."),
-        ("run.overwrite=true", "run.overwrite: True: no effect with run.resume: auto; set run.resume: never, or leave it out."),
-        ("data.num_workers=-1", "data.num_workers: -1 is not allowed. Give a number of at least 0."),
-        ("data.train.treatments={_target_: a.b}", "data.train.treatments: {'_target_': 'a.b'} is not allowed. Give a list."),
-        ("data.train.treatments=[3]", "data.train.treatments[0]: 3: give a component: a mapping with _target_: pkg.mod.Name and its arguments."),
+        (
+            "run.resume=true",
+            "run.resume: True is not allowed. Give text (a number or true and false in quotes) or "
+            "a whole number.",
+        ),
+        (
+            "run.overwrite=true",
+            "run.overwrite: True: no effect with run.resume: auto; set run.resume: never, or "
+            "leave it out.",
+        ),
+        (
+            "data.num_workers=-1",
+            "data.num_workers: -1 is not allowed. Give a number of at least 0.",
+        ),
+        (
+            "data.train.treatments={_target_: a.b}",
+            "data.train.treatments: {'_target_': 'a.b'} is not allowed. Give a list.",
+        ),
+        (
+            "data.train.treatments=[3]",
+            "data.train.treatments[0]: 3: give a component: a mapping with _target_: pkg.mod.Name "
+            "and its arguments.",
+        ),
         ("data.train=null", "data.train: None is not allowed. Give a mapping."),
-        ("network=null", "network: None: give a component: a mapping with _target_: pkg.mod.Name and its arguments."),
-        ("network={width: 3}", "network: give a component: a mapping with _target_: pkg.mod.Name and its arguments."),
+        (
+            "network=null",
+            "network: None: give a component: a mapping with _target_: pkg.mod.Name and its "
+            "arguments.",
+        ),
+        (
+            "network={width: 3}",
+            "network: give a component: a mapping with _target_: pkg.mod.Name and its arguments.",
+        ),
         ("batch.size=0", "batch.size: 0 is not allowed. Give a number of at least 1."),
-        ("train.precision=false", "train.precision: False is not allowed. Give 'no', 'bf16' or 'fp16'."),
-        ("train.precision=fp61", "train.precision: 'fp61' is not allowed. Give 'no', 'bf16' or 'fp16'. Did you mean fp16?"),
-        ("train.clip_grad_norm=0", "train.clip_grad_norm: 0 is not allowed. Give a number above 0."),
+        (
+            "train.precision=false",
+            "train.precision: False is not allowed. Give 'no', 'bf16' or 'fp16'.",
+        ),
+        (
+            "train.precision=fp61",
+            "train.precision: 'fp61' is not allowed. Give 'no', 'bf16' or 'fp16'. Did you mean "
+            "fp16?",
+        ),
+        (
+            "train.clip_grad_norm=0",
+            "train.clip_grad_norm: 0 is not allowed. Give a number above 0.",
+        ),
         ("train.clip_grad_norm='1'", "train.clip_grad_norm: '1' is not allowed. Give a number."),
-        ("checkpoint.keep_last=0", "checkpoint.keep_last: 0 is not allowed. Give a number of at least 1."),
-        ("checkpoint.verify=hash", "checkpoint.verify: 'hash' is not allowed. Give 'full' or 'size'."),
+        (
+            "checkpoint.keep_last=0",
+            "checkpoint.keep_last: 0 is not allowed. Give a number of at least 1.",
+        ),
+        (
+            "checkpoint.verify=hash",
+            "checkpoint.verify: 'hash' is not allowed. Give 'full' or 'size'.",
+        ),
         ("checkpoint.every=3", "checkpoint.every: 3 is not allowed. Give a mapping."),
         ("log.every={}", "log.every: give exactly one of steps, epochs (none given)."),
-        ("log.every={steps: 1, epochs: 1}", "log.every: give exactly one of steps, epochs (steps and epochs given)."),
+        (
+            "log.every={steps: 1, epochs: 1}",
+            "log.every: give exactly one of steps, epochs (steps and epochs given).",
+        ),
         ("tracking.wandb={}", "tracking.wandb.project: is missing. The W&B project."),
-        ("tracking.wandb={project: x, tags: a}", "tracking.wandb.tags: 'a' is not allowed. Give a list."),
-        ("tracking.wandb={project: x, tags: [1]}", "tracking.wandb.tags[0]: 1 is not allowed. Give text (a number or true and false in quotes)."),
+        (
+            "tracking.wandb={project: x, tags: a}",
+            "tracking.wandb.tags: 'a' is not allowed. Give a list.",
+        ),
+        (
+            "tracking.wandb={project: x, tags: [1]}",
+            "tracking.wandb.tags[0]: 1 is not allowed. Give text (a number or true and false in "
+            "quotes).",
+        ),
         (
             "stop.train_metrics=intervall",
-            "stop.train_metrics: 'intervall' is not allowed. Give 'interval' or 'full' or a mapping. Did you mean interval?",
+            "stop.train_metrics: 'intervall' is not allowed. Give 'interval' or 'full' or a "
+            "mapping. Did you mean interval?",
         ),
-        ("stop.targets={accuracy: {at_least: high}}", "stop.targets.accuracy.at_least: 'high' is not allowed. Give a number."),
+        (
+            "stop.targets={accuracy: {at_least: high}}",
+            "stop.targets.accuracy.at_least: 'high' is not allowed. Give a number.",
+        ),
     ],
 )
 def test_a_value_that_is_not_allowed(override: str, message: str) -> None:
@@ -186,16 +290,26 @@ def test_a_value_that_is_not_allowed(override: str, message: str) -> None:
 
 def test_a_mistake_in_a_file_is_said_with_its_line() -> None:
     text = BASE.replace("size: 64", "size: many")
-    assert mistake(text=text) == "digits.yaml:10: batch.size: 'many' is not allowed. Give a whole number."
-    assert mistake("stop.budget=null") == "digits.yaml:12: stop: nothing ends the training: give targets, improvement or budget."
+    assert (
+        mistake(text=text)
+        == "digits.yaml:10: batch.size: 'many' is not allowed. Give a whole number."
+    )
+    assert (
+        mistake("stop.budget=null")
+        == "digits.yaml:12: stop: nothing ends the training: give targets, improvement or budget."
+    )
 
 
 def test_a_missing_section_or_key_is_said_with_what_it_is() -> None:
-    text = BASE.replace("batch: {size: 64, micro_size: 16}\n", "batch: {size: 64}\n").replace("task:", "tsk:")
+    text = BASE.replace("batch: {size: 64, micro_size: 16}\n", "batch: {size: 64}\n").replace(
+        "task:", "tsk:"
+    )
     assert mistakes(text=text) == [
-        "digits.yaml: task: is missing. The component that makes of a batch a loss, predictions and metrics.",
+        "digits.yaml: task: is missing. The component that makes of a batch a loss, predictions "
+        "and metrics.",
         "digits.yaml:10: batch.micro_size: is missing. "
-        "Samples a forward pass sees. size / micro_size is whole, and a multiple of the number of processes.",
+        "Samples a forward pass sees. size / micro_size is whole, and a multiple of the number of "
+        "processes.",
         "digits.yaml:9: tsk: no such key. Did you mean task?",
     ]
 
@@ -212,17 +326,26 @@ def test_a_missing_section_or_key_is_said_with_what_it_is() -> None:
         ("stop.bugdet.epochs=3", "stop.bugdet", "stop.budget.epochs"),
         ("stop.budget.epoch=3", "stop.budget.epoch", "stop.budget.epochs"),
         ("budget.steps=3", "budget", "stop.budget.steps"),
-        ("stop.targets.accuracy.at_leest=1", "stop.targets.accuracy.at_leest", "stop.targets.accuracy.at_least"),
+        (
+            "stop.targets.accuracy.at_leest=1",
+            "stop.targets.accuracy.at_leest",
+            "stop.targets.accuracy.at_least",
+        ),
         ("data.trian={}", "data.trian", "data.train"),
         ("micro_size=3", "micro_size", "batch.micro_size or evaluation.micro_size"),
     ],
 )
-def test_an_unknown_key_suggests_the_one_that_was_meant(override: str, key: str, meant: str) -> None:
+def test_an_unknown_key_suggests_the_one_that_was_meant(
+    override: str, key: str, meant: str
+) -> None:
     assert f"override {override}: {key}: no such key. Did you mean {meant}?" in mistakes(override)
 
 
 def test_an_unknown_key_that_resembles_none_lists_those_that_there_are() -> None:
-    assert mistake("train.qqq=3") == "override train.qqq=3: train.qqq: no such key. There are clip_grad_norm, precision."
+    assert (
+        mistake("train.qqq=3")
+        == "override train.qqq=3: train.qqq: no such key. There are clip_grad_norm, precision."
+    )
 
 
 def test_all_mistakes_are_said_at_once_each_in_one_line() -> None:
@@ -232,18 +355,31 @@ def test_all_mistakes_are_said_at_once_each_in_one_line() -> None:
         .replace("Net, width: 8", "Nett")
         .replace("lr: 1e-3", "lr: 010")
     )
-    assert mistakes("trian.precision=no", "run.exactness=elastic", "log.every.steps=0", "x", "run.dir=${nowhere}", text=text) == [
+    assert mistakes(
+        "trian.precision=no",
+        "run.exactness=elastic",
+        "log.every.steps=0",
+        "x",
+        "run.dir=${nowhere}",
+        text=text,
+    ) == [
         "digits.yaml:1: run.seed: the key comes twice; the first is in line 1. Take one out.",
-        "digits.yaml:11: optimizer.lr: 010 is octal in YAML 1.1 and decimal in 1.2. Write the number without the leading zero, or text in quotes.",
+        "digits.yaml:11: optimizer.lr: 010 is octal in YAML 1.1 and decimal in 1.2. Write the "
+        "number without the leading zero, or text in quotes.",
         "override x: not of the form key=value. Write x=VALUE.",
-        "override run.dir=${nowhere}: run.dir: '${nowhere}': Interpolation key 'nowhere' not found. "
+        "override run.dir=${nowhere}: run.dir: '${nowhere}': Interpolation key 'nowhere' not "
+        "found. "
         "Name a key of the config, or another source of the value.",
-        "override run.exactness=elastic: run.exactness: 'elastic': not built yet; use resume (the same bits on as many processes) or none.",
+        "override run.exactness=elastic: run.exactness: 'elastic': not built yet; use resume (the "
+        "same bits on as many processes) or none.",
         "digits.yaml:1: run.sed: no such key. Did you mean run.seed?",
-        "override log.every.steps=0: log.every.steps: 0 is not allowed. Give a number of at least 1.",
+        "override log.every.steps=0: log.every.steps: 0 is not allowed. Give a number of at least "
+        "1.",
         "override trian.precision=no: trian: no such key. Did you mean train.precision?",
-        "digits.yaml:8: network._target_: the module tests.toy_parts has no Nett. Did you mean Net?",
-        "digits.yaml:6: data.train.treatments[0].sise: tests.toy_parts.Treatment has no argument of this name. Did you mean size?",
+        "digits.yaml:8: network._target_: the module tests.toy_parts has no Nett. Did you mean "
+        "Net?",
+        "digits.yaml:6: data.train.treatments[0].sise: tests.toy_parts.Treatment has no argument "
+        "of this name. Did you mean size?",
     ]
 
 
@@ -258,7 +394,10 @@ def test_all_mistakes_are_said_at_once_each_in_one_line() -> None:
 )
 def test_a_batch_is_whole_micro_batches(size: int, micro_size: int, nearest: str) -> None:
     text = BASE.replace("{size: 64, micro_size: 16}", f"{{size: {size}, micro_size: {micro_size}}}")
-    assert mistake(text=text) == f"digits.yaml:10: batch: size {size} is not a multiple of micro_size {micro_size}; nearest that fit: {nearest}."
+    assert mistake(text=text) == (
+        f"digits.yaml:10: batch: size {size} is not a multiple of micro_size {micro_size}; "
+        f"nearest that fit: {nearest}."
+    )
     assert config("batch.size=64", "batch.micro_size=64").batch.size == 64
 
 
@@ -266,7 +405,8 @@ def test_settings_that_would_have_no_effect_together() -> None:
     assert config("run.overwrite=true", "run.resume=never").run.overwrite
     assert config("run.init_from=a.safetensors").run.init_from == Path("a.safetensors")
     assert mistake("run.init_from=a", "run.resume=must") == (
-        "override run.init_from=a: run.init_from: 'a': no effect with run.resume: must, which never starts a new run; leave one of them out."
+        "override run.init_from=a: run.init_from: 'a': no effect with run.resume: must, which "
+        "never starts a new run; leave one of them out."
     )
 
 
@@ -277,25 +417,40 @@ def test_keys_inside_components_may_be_new_and_are_checked_by_signature() -> Non
     assert config("network.depth=3").network["depth"] == 3
     assert config("data.train.source.split=x").data.train.source["split"] == "x"
     assert mistake("network.detph=3") == (
-        "override network.detph=3: network.detph: tests.toy_parts.Net has no argument of this name. Did you mean depth?"
+        "override network.detph=3: network.detph: tests.toy_parts.Net has no argument of this "
+        "name. Did you mean depth?"
     )
     assert mistake("data.val.source.spilt=x").startswith(
-        "override data.val.source.spilt=x: data.val.source.spilt: tests.toy_parts.Source has no argument"
+        "override data.val.source.spilt=x: data.val.source.spilt: tests.toy_parts.Source has no "
+        "argument"
     )
 
 
 def test_the_optimizer_is_given_params_and_the_schedule_the_optimizer() -> None:
     assert config("schedule={_target_: tests.toy_parts.Schedule}").schedule is not None
-    assert mistake("optimizer.params=3").endswith("the harness gives this argument to tests.toy_parts.Optimizer itself. Leave it out.")
-    assert "takes no argument params" in mistake("optimizer={_target_: tests.toy_parts.Schedule, optimizer: 3}")
-    assert "takes no argument optimizer" in mistake("schedule={_target_: tests.toy_parts.Net, width: 3}")
+    assert mistake("optimizer.params=3").endswith(
+        "the harness gives this argument to tests.toy_parts.Optimizer itself. Leave it out."
+    )
+    assert "takes no argument params" in mistake(
+        "optimizer={_target_: tests.toy_parts.Schedule, optimizer: 3}"
+    )
+    assert "takes no argument optimizer" in mistake(
+        "schedule={_target_: tests.toy_parts.Net, width: 3}"
+    )
 
 
 def test_another_optimizer_in_a_child_comes_with_its_own_arguments_alone() -> None:
-    Path("child.yaml").write_text("base: digits.yaml\noptimizer: {_target_: tests.toy_parts.OtherOptimizer}\n")
-    assert read_config(Path("child.yaml"), []).optimizer == {"_target_": "tests.toy_parts.OtherOptimizer"}
-    assert mistake("optimizer.momentum=0.9", "optimizer._target_=tests.toy_parts.OtherOptimizer").startswith(
-        "override optimizer.momentum=0.9: optimizer.momentum: tests.toy_parts.OtherOptimizer has no argument"
+    Path("child.yaml").write_text(
+        "base: digits.yaml\noptimizer: {_target_: tests.toy_parts.OtherOptimizer}\n"
+    )
+    assert read_config(Path("child.yaml"), []).optimizer == {
+        "_target_": "tests.toy_parts.OtherOptimizer"
+    }
+    assert mistake(
+        "optimizer.momentum=0.9", "optimizer._target_=tests.toy_parts.OtherOptimizer"
+    ).startswith(
+        "override optimizer.momentum=0.9: optimizer.momentum: tests.toy_parts.OtherOptimizer has "
+        "no argument"
     )
 
 
@@ -306,12 +461,16 @@ def test_somebody_elses_config_may_name_only_what_is_allowed() -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 1 + 6
     assert lines[1].startswith(
-        "  digits.yaml:8: network._target_: tests.toy_parts.Net is code from elsewhere. A checkpoint may name harness, torch.nn"
+        "  digits.yaml:8: network._target_: tests.toy_parts.Net is code from elsewhere. A "
+        "checkpoint may name harness, torch.nn"
     )
     read = read_config(path, allow=("tests",))
     assert read == read_config(path)
     components.allowed(read.data, "data", ["tests"])
-    with pytest.raises(ConfigError, match=r"^data\.train\.source\._target_: tests\.toy_parts\.Source is code from elsewhere"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.train\.source\._target_: tests\.toy_parts\.Source is code from elsewhere",
+    ):
         components.allowed(read.data, "data", [])
 
 
@@ -320,23 +479,32 @@ def test_somebody_elses_config_may_name_only_what_is_allowed() -> None:
 
 def test_the_stop_section_is_read_without_looking_at_the_rest() -> None:
     Path("stop.yaml").write_text("network: 3\nqqq: 1\nstop: {budget: {epochs: 3}, hold: 1}\n")
-    settings = read_stop(Path("stop.yaml"), ["stop.targets={accuracy: {at_least: 0.9}}", "stop.hold=2"])
+    settings = read_stop(
+        Path("stop.yaml"), ["stop.targets={accuracy: {at_least: 0.9}}", "stop.hold=2"]
+    )
     assert (settings.hold, settings.targets["accuracy"].at_least) == (2, 0.9)
 
 
 def test_mistakes_in_the_stop_section_are_said_as_ever() -> None:
     with pytest.raises(ConfigError) as caught:
-        read_stop(Path("digits.yaml"), ["stop.hodl=2", "stop.budget.epochs=0", "stpo.hold=3", "run.seed=3", "stop-hold=3"])
+        read_stop(
+            Path("digits.yaml"),
+            ["stop.hodl=2", "stop.budget.epochs=0", "stpo.hold=3", "run.seed=3", "stop-hold=3"],
+        )
     assert str(caught.value).splitlines() == [
         "5 mistakes:",
         "  override stpo.hold=3: only stop.* has an effect here. Leave it out, or mend the key.",
         "  override run.seed=3: only stop.* has an effect here. Leave it out, or mend the key.",
         "  override stop-hold=3: only stop.* has an effect here. Leave it out, or mend the key.",
-        "  override stop.budget.epochs=0: stop.budget.epochs: 0 is not allowed. Give a number of at least 1.",
+        "  override stop.budget.epochs=0: stop.budget.epochs: 0 is not allowed. Give a number of "
+        "at least 1.",
         "  override stop.hodl=2: stop.hodl: no such key. Did you mean stop.hold?",
     ]
     Path("empty.yaml").write_text("run: {}\n")
-    with pytest.raises(ConfigError, match=r"^empty\.yaml: stop: is missing\. When the run is evaluated and what ends it\.$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^empty\.yaml: stop: is missing\. When the run is evaluated and what ends it\.$",
+    ):
         read_stop(Path("empty.yaml"))
 
 
@@ -345,10 +513,18 @@ def test_stop_settings_are_read_without_torch_and_soon() -> None:
         "import sys, time; start = time.process_time()\n"
         "from pathlib import Path; from harness.config.read import read_stop\n"
         "read_stop(Path('digits.yaml'), ['stop.hold=1']); print(time.process_time() - start)\n"
-        "assert not {'torch', 'omegaconf', 'numpy', 'accelerate'} & set(sys.modules), sorted(sys.modules)\n"
+        "assert not {'torch', 'omegaconf', 'numpy', 'accelerate'} & set(sys.modules), "
+        "sorted(sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    seconds = [float(subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True).stdout) for _ in range(3)]
+    seconds = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", script], env=environment, check=True, capture_output=True
+            ).stdout
+        )
+        for _ in range(3)
+    ]
     assert min(seconds) < 0.5  # 0.2 on an idle machine
 
 
@@ -356,9 +532,20 @@ def test_stop_settings_are_read_without_torch_and_soon() -> None:
 
 
 def test_the_resolved_config_is_whole_and_says_who_wrote_it() -> None:
-    text = describe(Path("digits.yaml"), ["network.value=${run.seed}", "optimizer.lr=1e-3", "network.depth=null"])
+    text = describe(
+        Path("digits.yaml"),
+        ["network.value=${run.seed}", "optimizer.lr=1e-3", "network.depth=null"],
+    )
     assert text.startswith("# The resolved config of a run of fermarsi ")
-    for line in ("  precision: 'no'", "  lr: 0.001", "  value: 7", "  depth: null", "  dir: runs/digits", "  keep_last: 2", "    steps: 20"):
+    for line in (
+        "  precision: 'no'",
+        "  lr: 0.001",
+        "  value: 7",
+        "  depth: null",
+        "  dir: runs/digits",
+        "  keep_last: 2",
+        "    steps: 20",
+    ):
         assert line in text.splitlines()
 
 
@@ -381,11 +568,17 @@ LOOKALIKES = st.text(st.sampled_from("${}\\a:. "), max_size=12)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     value=VALUES | LOOKALIKES,
-    names=st.dictionaries(TEXTS.filter(lambda text: text.strip("_") != "target"), LOOKALIKES | st.floats(allow_nan=False), max_size=3),
+    names=st.dictionaries(
+        TEXTS.filter(lambda text: text.strip("_") != "target"),
+        LOOKALIKES | st.floats(allow_nan=False),
+        max_size=3,
+    ),
     clip=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     notes=TEXTS.filter(bool) | LOOKALIKES.filter(bool),
 )
-def test_any_resolved_config_reads_as_the_same(value: Any, names: dict[str, Any], clip: float, notes: str) -> None:
+def test_any_resolved_config_reads_as_the_same(
+    value: Any, names: dict[str, Any], clip: float, notes: str
+) -> None:
     tree = config().model_dump()
     tree["network"] |= {"value": [value, names]}
     tree["train"]["clip_grad_norm"] = clip
@@ -425,7 +618,9 @@ def test_any_resolved_config_reads_as_the_same(value: Any, names: dict[str, Any]
         ]),
     ],
 )  # fmt: skip
-def test_what_identifies_a_run_is_named_with_both_values(overrides: list[str], changes: list[str]) -> None:
+def test_what_identifies_a_run_is_named_with_both_values(
+    overrides: list[str], changes: list[str]
+) -> None:
     assert identity_changes(config(), config(*overrides)) == changes
 
 
@@ -445,4 +640,6 @@ def test_everything_else_may_change_between_launches(override: str) -> None:
 
 def test_what_is_no_number_is_the_same_as_itself() -> None:
     assert identity_changes(config("network.value=.nan"), config("network.value=.nan")) == []
-    assert identity_changes(config("network.value=.nan"), config("network.value=1")) == ["network.value: nan -> 1"]
+    assert identity_changes(config("network.value=.nan"), config("network.value=1")) == [
+        "network.value: nan -> 1"
+    ]

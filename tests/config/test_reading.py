@@ -64,7 +64,9 @@ def test_a_file_is_read_with_the_place_of_each_value(folder: Path) -> None:
         (b"#" * (MAX_BYTES + 1), "a.yaml: larger than 1,048,576 bytes."),
     ],
 )
-def test_a_file_that_is_no_config_is_refused(folder: Path, content: bytes | None, message: str) -> None:
+def test_a_file_that_is_no_config_is_refused(
+    folder: Path, content: bytes | None, message: str
+) -> None:
     if content is not None:
         Path("a.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
@@ -95,13 +97,21 @@ def test_a_file_lies_over_its_bases_which_are_relative_to_it(folder: Path) -> No
 def test_a_circle_of_bases_is_refused(folder: Path) -> None:
     Path("a.yaml").write_text("base: b.yaml\n")
     Path("b.yaml").write_text("base: ./a.yaml\n")
-    with pytest.raises(ConfigError, match=r"^a\.yaml: base: a\.yaml -> b\.yaml -> a\.yaml is a circle\. Take one of the bases out\.$"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^a\.yaml: base: a\.yaml -> b\.yaml -> a\.yaml is a circle\. Take one of the bases "
+            r"out\.$"
+        ),
+    ):
         read(Path("a.yaml"))
 
 
 def test_a_base_that_is_missing_is_said_with_the_file_that_asked(folder: Path) -> None:
     Path("a.yaml").write_text("base: b.yaml\n")
-    with pytest.raises(ConfigError, match=r"^b\.yaml \(base of a\.yaml\): cannot be read: No such file"):
+    with pytest.raises(
+        ConfigError, match=r"^b\.yaml \(base of a\.yaml\): cannot be read: No such file"
+    ):
         read(Path("a.yaml"))
 
 
@@ -125,12 +135,26 @@ def test_no_base_is_no_base(folder: Path) -> None:
         ("{a: {b: 1}}", "{a: null}", {"a": None}),
         ("{a: null}", "{a: {b: 1}}", {"a": {"b": 1}}),
         ("{every: {epochs: 1}}", "{every: {steps: 5}}", {"every": {"steps": 5}}),
-        ("{o: {_target_: m.A, lr: 1, x: 2}}", "{o: {lr: 3}}", {"o": {"_target_": "m.A", "lr": 3, "x": 2}}),
-        ("{o: {_target_: m.A, lr: 1, x: 2}}", "{o: {_target_: 'm:A', lr: 3}}", {"o": {"_target_": "m:A", "lr": 3, "x": 2}}),
-        ("{o: {_target_: m.A, lr: 1, x: 2}}", "{o: {_target_: m.B, lr: 3}}", {"o": {"_target_": "m.B", "lr": 3}}),
+        (
+            "{o: {_target_: m.A, lr: 1, x: 2}}",
+            "{o: {lr: 3}}",
+            {"o": {"_target_": "m.A", "lr": 3, "x": 2}},
+        ),
+        (
+            "{o: {_target_: m.A, lr: 1, x: 2}}",
+            "{o: {_target_: 'm:A', lr: 3}}",
+            {"o": {"_target_": "m:A", "lr": 3, "x": 2}},
+        ),
+        (
+            "{o: {_target_: m.A, lr: 1, x: 2}}",
+            "{o: {_target_: m.B, lr: 3}}",
+            {"o": {"_target_": "m.B", "lr": 3}},
+        ),
     ],
 )
-def test_sections_are_merged_and_all_else_is_replaced(folder: Path, below: str, above: str, merged: dict[str, Any]) -> None:
+def test_sections_are_merged_and_all_else_is_replaced(
+    folder: Path, below: str, above: str, merged: dict[str, Any]
+) -> None:
     Path("b.yaml").write_text(below)
     Path("a.yaml").write_text(above[:-1] + ", base: b.yaml}")
     assert read(Path("a.yaml")).tree == merged
@@ -144,7 +168,10 @@ def test_sections_are_merged_and_all_else_is_replaced(folder: Path, below: str, 
     [
         ("run.seed=8", {"run": {"seed": 8}, "list": [{"a": 1}, 2]}),
         ("run.lr=1e-3", {"run": {"seed": 7, "lr": 0.001}, "list": [{"a": 1}, 2]}),
-        ("new.deep.key=x", {"run": {"seed": 7}, "list": [{"a": 1}, 2], "new": {"deep": {"key": "x"}}}),
+        (
+            "new.deep.key=x",
+            {"run": {"seed": 7}, "list": [{"a": 1}, 2], "new": {"deep": {"key": "x"}}},
+        ),
         ("list[0].a=5", {"run": {"seed": 7}, "list": [{"a": 5}, 2]}),
         ("list.0.a=5", {"run": {"seed": 7}, "list": [{"a": 5}, 2]}),
         ("list[1]=[3, {b: 1e3}]", {"run": {"seed": 7}, "list": [{"a": 1}, [3, {"b": 1000.0}]]}),
@@ -152,7 +179,10 @@ def test_sections_are_merged_and_all_else_is_replaced(folder: Path, below: str, 
         ("run.name=a=b", {"run": {"seed": 7, "name": "a=b"}, "list": [{"a": 1}, 2]}),
         ("run.name=", {"run": {"seed": 7, "name": None}, "list": [{"a": 1}, 2]}),
         ("run=null", {"run": None, "list": [{"a": 1}, 2]}),
-        ("run.val/loss.at_most=0.5", {"run": {"seed": 7, "val/loss": {"at_most": 0.5}}, "list": [{"a": 1}, 2]}),
+        (
+            "run.val/loss.at_most=0.5",
+            {"run": {"seed": 7, "val/loss": {"at_most": 0.5}}, "list": [{"a": 1}, 2]},
+        ),
         ("run.name='a: # b'", {"run": {"seed": 7, "name": "a: # b"}, "list": [{"a": 1}, 2]}),
     ],
 )
@@ -162,7 +192,9 @@ def test_an_override_sets_one_value(text: str, tree: dict[str, Any]) -> None:
 
 def test_a_quantity_is_set_as_a_whole_and_the_last_override_counts() -> None:
     assert overridden({"every": {"epochs": 1}}, "every.steps=5") == {"every": {"steps": 5}}
-    assert overridden({"run": {"every": {"epochs": 1}}}, "run.every.steps=5") == {"run": {"every": {"steps": 5}}}
+    assert overridden({"run": {"every": {"epochs": 1}}}, "run.every.steps=5") == {
+        "run": {"every": {"steps": 5}}
+    }
     assert overridden({"run": {"seed": 1}}, "run.seed=2", "run.seed=3") == {"run": {"seed": 3}}
 
 
@@ -197,19 +229,37 @@ def test_an_overridden_value_knows_its_override() -> None:
         (".run=3", "override .run=3: not of the form key=value."),
         ("[0].a=3", "override [0].a=3: not of the form key=value."),
         ("list[x]=3", "override list[x]=3: not of the form key=value."),
-        ("base=b.yaml", "override base=b.yaml: base: a base is named in a file, not by an override."),
+        (
+            "base=b.yaml",
+            "override base=b.yaml: base: a base is named in a file, not by an override.",
+        ),
         ("list[2]=3", "override list[2]=3: list[2]: list is a list and its last item is [1]."),
         ("list.x=3", "override list.x=3: list.x: list is a list and its last item is [1]."),
         ("empty[0]=3", "override empty[0]=3: empty[0]: empty is a list and it is empty."),
-        ("run.seed.x=3", "override run.seed.x=3: run.seed.x: run.seed is 7 and has no keys. Set it as a whole."),
+        (
+            "run.seed.x=3",
+            "override run.seed.x=3: run.seed.x: run.seed is 7 and has no keys. Set it as a whole.",
+        ),
         ("run.seed=[", "override run.seed=[: run.seed: not valid YAML: "),
-        ("run.seed={a: 1, a: 2}", "override run.seed={a: 1, a: 2}: run.seed.a: the key comes twice"),
+        (
+            "run.seed={a: 1, a: 2}",
+            "override run.seed={a: 1, a: 2}: run.seed.a: the key comes twice",
+        ),
         ("run.seed=010", "override run.seed=010: run.seed: 010 is octal in YAML 1.1"),
-        ("run.name=#3", "override run.name=#3: run.name: what stands behind # is no part of the value. Put the whole text in quotes."),
-        ("run.name=fix #3", "override run.name=fix #3: run.name: what stands behind # is no part of the value."),
+        (
+            "run.name=#3",
+            "override run.name=#3: run.name: what stands behind # is no part of the value. Put "
+            "the whole text in quotes.",
+        ),
+        (
+            "run.name=fix #3",
+            "override run.name=fix #3: run.name: what stands behind # is no part of the value.",
+        ),
     ],
 )
-def test_an_override_that_cannot_be_taken_is_said_and_changes_nothing(text: str, message: str) -> None:
+def test_an_override_that_cannot_be_taken_is_said_and_changes_nothing(
+    text: str, message: str
+) -> None:
     found = reading({"run": {"seed": 7}, "list": [1, 2], "empty": []}, text)
     (said,) = messages(found)
     assert said.startswith(message)
@@ -217,7 +267,10 @@ def test_an_override_that_cannot_be_taken_is_said_and_changes_nothing(text: str,
 
 
 @given(
-    st.floats() | st.integers() | st.floats().map("{:e}".format) | st.sampled_from(["no", "on", "~", "010", "1_000", "1e-3", "[1, 1e3]", "{a: no}"])
+    st.floats()
+    | st.integers()
+    | st.floats().map("{:e}".format)
+    | st.sampled_from(["no", "on", "~", "010", "1_000", "1e-3", "[1, 1e3]", "{a: no}"])
 )
 def test_overrides_parse_like_yaml_in_a_file(written: Any) -> None:
     text = str(written)
@@ -244,7 +297,9 @@ def interpolated(tree: dict[Any, Any], *sections: str) -> Reading:
     return found
 
 
-def test_an_interpolation_is_the_value_it_names_with_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interpolation_is_the_value_it_names_with_its_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PLACE", "/data")
     tree = {
         "a": {"n": 7, "x": 1e-3, "list": [{"k": "${a.n}"}]},
@@ -266,18 +321,29 @@ def test_text_that_looks_like_no_interpolation_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("${run.sed}", "x.yaml: b.c: '${run.sed}': Interpolation key 'run.sed' not found. Name a key of the config"),
+        (
+            "${run.sed}",
+            "x.yaml: b.c: '${run.sed}': Interpolation key 'run.sed' not found. Name a key of the "
+            "config",
+        ),
         (
             "${oc.env:NOT_SET_AT_ALL}",
-            "x.yaml: b.c: '${oc.env:NOT_SET_AT_ALL}': KeyError raised while resolving interpolation: \"Environment variable",
+            "x.yaml: b.c: '${oc.env:NOT_SET_AT_ALL}': KeyError raised while resolving "
+            'interpolation: "Environment variable',
         ),
-        ("${", "x.yaml: b.c: '${' is no interpolation. Write e.g. ${run.seed}, or \\${ for the characters themselves."),
+        (
+            "${",
+            "x.yaml: b.c: '${' is no interpolation. Write e.g. ${run.seed}, or \\${ for the "
+            "characters themselves.",
+        ),
         ("${a", "x.yaml: b.c: '${a' is no interpolation."),
         ("${b.c}", "x.yaml: b.c: '${b.c}': Recursive interpolation detected."),
         ("${nope:3}", "x.yaml: b.c: '${nope:3}': Unsupported interpolation type nope."),
     ],
 )
-def test_an_interpolation_that_leads_nowhere_is_a_mistake_beside_the_others(text: str, message: str) -> None:
+def test_an_interpolation_that_leads_nowhere_is_a_mistake_beside_the_others(
+    text: str, message: str
+) -> None:
     found = interpolated({"a": 1, "b": {"c": text, "d": "${a}", "e": "${also.nowhere}"}})
     said = messages(found)
     assert len(said) == 2
@@ -286,7 +352,9 @@ def test_an_interpolation_that_leads_nowhere_is_a_mistake_beside_the_others(text
 
 
 def test_only_the_sections_asked_for_are_resolved() -> None:
-    found = interpolated({"a": {"n": 3}, "stop": {"hold": "${a.n}"}, "other": ["${nowhere}", "${"]}, "stop")
+    found = interpolated(
+        {"a": {"n": 3}, "stop": {"hold": "${a.n}"}, "other": ["${nowhere}", "${"]}, "stop"
+    )
     assert found.mistakes == []
     assert found.tree["stop"] == {"hold": 3}
     assert found.tree["other"][0] == "${nowhere}"
@@ -294,4 +362,7 @@ def test_only_the_sections_asked_for_are_resolved() -> None:
 
 @given(VALUES)
 def test_values_without_interpolations_pass_through(value: Any) -> None:
-    assert_same(interpolated({"value": value}).tree if "${" not in repr(value) else {"value": value}, {"value": value})
+    assert_same(
+        interpolated({"value": value}).tree if "${" not in repr(value) else {"value": value},
+        {"value": value},
+    )

@@ -37,7 +37,10 @@ class Together(Numbers):
     """The same, fetched whole."""
 
     def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
-        return {"x": np.array(indices, dtype=np.float32), "name": [f"n{index}" for index in indices]}
+        return {
+            "x": np.array(indices, dtype=np.float32),
+            "name": [f"n{index}" for index in indices],
+        }
 
 
 def add_noise(batch: Batch, seeds: np.ndarray[Any, Any]) -> Batch:
@@ -52,9 +55,19 @@ def split(source: Any, *treatments: Any, check: Any = lambda batch: None) -> Spl
     return Split(source, treatments, "data.train", check)
 
 
-def steps_of(source: Any, *treatments: Any, workers: int = 0, first: int = 0, count: int = 6, rank: int = 0, ranks: int = 1) -> list[list[Batch]]:
+def steps_of(
+    source: Any,
+    *treatments: Any,
+    workers: int = 0,
+    first: int = 0,
+    count: int = 6,
+    rank: int = 0,
+    ranks: int = 1,
+) -> list[list[Batch]]:
     sampling = Sampling(num_samples=len(source), size=12, micro_size=3, seed=3)
-    feed = Feed(split(source, *treatments), sampling, sampling.slots_of(rank, ranks), CPU, workers, first)
+    feed = Feed(
+        split(source, *treatments), sampling, sampling.slots_of(rank, ranks), CPU, workers, first
+    )
     return [feed.next_step() for _ in range(count)]
 
 
@@ -98,7 +111,9 @@ def test_loading_leaves_the_ambient_generators_alone() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_sample_is_named_with_its_split(workers: int) -> None:
-    with pytest.raises(DataError, match=r"data\.train: OSError while reading samples .*: disk on fire"):
+    with pytest.raises(
+        DataError, match=r"data\.train: OSError while reading samples .*: disk on fire"
+    ):
         steps_of(Numbers(29, bad=7), workers=workers, count=3)
 
 
@@ -119,7 +134,9 @@ def test_an_empty_split_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("count", "size", "ranks"), [(10, 3, 1), (10, 3, 3), (2, 3, 4), (9, 3, 2)])
-def test_an_evaluation_sees_each_sample_once_over_all_ranks(count: int, size: int, ranks: int) -> None:
+def test_an_evaluation_sees_each_sample_once_over_all_ranks(
+    count: int, size: int, ranks: int
+) -> None:
     seen = []
     for rank in range(ranks):
         for block, batch in evaluation_batches(split(Numbers(count)), size, rank, ranks, CPU, 0):

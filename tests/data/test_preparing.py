@@ -1,4 +1,6 @@
-"""The stages of treatments: what is learned from the training split, what is done once and kept, what is left for every epoch."""
+"""The stages of treatments: what is learned from the training split, what is done once and kept,
+what is left for every epoch.
+"""
 
 import json
 import os
@@ -72,7 +74,9 @@ def wine(tmp_path: Path) -> Path:
     return path
 
 
-def prepared(path: Path, *overrides: str, names: tuple[str, ...] = ("train", "val"), learned: Any = None) -> Any:
+def prepared(
+    path: Path, *overrides: str, names: tuple[str, ...] = ("train", "val"), learned: Any = None
+) -> Any:
     config = read_config(path, overrides)
     sources = Sources(config)
     memo = path.parent / "memo"
@@ -94,40 +98,64 @@ def run_on(path: Path, ranks: int, *overrides: str, code: int = 0) -> str:
 
 def test_treatments_learn_from_the_training_split_alone(wine: Path) -> None:
     ready, splits = prepared(wine)
-    raw = np.stack([Sources(read_config(wine))["train"][index]["features"] for index in range(len(splits["train"]))]).astype(np.float64)
+    raw = np.stack(
+        [
+            Sources(read_config(wine))["train"][index]["features"]
+            for index in range(len(splits["train"]))
+        ]
+    ).astype(np.float64)
     np.testing.assert_allclose(ready.learned[0].state["mean"], raw.mean(0), rtol=1e-12)
     np.testing.assert_allclose(ready.learned[0].state["std"], raw.std(0), rtol=1e-9)
     assert samples(splits["train"])["features"].mean(0).abs().max() < 1e-5
-    assert samples(splits["val"])["features"].mean(0).abs().max() > 0.02, "val is standardised by the training split's mean, not its own"
+    assert samples(splits["val"])["features"].mean(0).abs().max() > 0.02, (
+        "val is standardised by the training split's mean, not its own"
+    )
     assert json.loads(json.dumps(ready.to_json())) == ready.to_json()
 
 
 def test_without_the_same_treatment_in_train_a_split_cannot_be_prepared(wine: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.val\.treatments\[0\]: .*Standardise learns from the training split.*anchor"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.val\.treatments\[0\]: .*Standardise learns from the training split.*anchor",
+    ):
         prepared(wine, "data.val.treatments.0.key=label")
 
 
-def test_what_was_learned_is_in_the_run_and_its_checkpoints_and_is_used_by_evaluate_and_predict(wine: Path, tmp_path: Path) -> None:
+def test_what_was_learned_is_in_the_run_and_its_checkpoints_and_is_used_by_evaluate_and_predict(
+    wine: Path, tmp_path: Path
+) -> None:
     run_on(wine, 2)
     kept = json.loads((tmp_path / "run" / "treatments.json").read_text())
-    assert [one["treatment"]["_target_"].rpartition(".")[2] for one in kept] == ["Standardise", "Encode"]
+    assert [one["treatment"]["_target_"].rpartition(".")[2] for one in kept] == [
+        "Standardise",
+        "Encode",
+    ]
     assert load_trainer(find_checkpoint(tmp_path / "run"))["learned"] == kept
     told = json.loads(command("evaluate", str(tmp_path / "run"), "--split", "val", "--json").stdout)
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     best = json.loads((tmp_path / "run" / "outcome.json").read_text())["best"]
     (record,) = [one for one in records if one["kind"] == "eval" and one["step"] == best["step"]]
     assert told["loss"] == pytest.approx(record["val/loss"], rel=1e-6)
     # One wine alone: nothing could be learned from it, and its label need not be known.
     one = pd.read_csv(tmp_path / "wine" / "a.csv").drop(columns=["label", "row"])[:1]
     one.to_csv(tmp_path / "one.csv", index=False)
-    source = f"{{_target_: harness.sources.tables.Table, files: {tmp_path}/one.csv, features: {[str(index) for index in range(13)]}}}"
-    ends = command("predict", str(tmp_path / "run"), "--source", source, "--out", str(tmp_path / "one.parquet"))
+    source = (
+        f"{{_target_: harness.sources.tables.Table, files: {tmp_path}/one.csv, features: "
+        f"{[str(index) for index in range(13)]}}}"
+    )
+    ends = command(
+        "predict", str(tmp_path / "run"), "--source", source, "--out", str(tmp_path / "one.parquet")
+    )
     assert ends.exit_code == 0, ends.stderr
     assert len(pd.read_parquet(tmp_path / "one.parquet")) == 1
 
 
 @pytest.mark.parametrize("store", [False, True])
-def test_a_resumed_run_uses_what_was_learned_and_ends_with_the_same_bits(wine: Path, tmp_path: Path, store: bool) -> None:
+def test_a_resumed_run_uses_what_was_learned_and_ends_with_the_same_bits(
+    wine: Path, tmp_path: Path, store: bool
+) -> None:
     kept = [f"data.store.dir={tmp_path / 'store'}"] if store else []
     run_on(wine, 2, f"run.dir={tmp_path / 'whole'}", *kept)
     run_on(wine, 2, "stop.budget.epochs=2", *kept)
@@ -138,7 +166,9 @@ def test_a_resumed_run_uses_what_was_learned_and_ends_with_the_same_bits(wine: P
 
 
 @pytest.mark.parametrize("store", [False, True])
-def test_data_rewritten_at_the_same_size_and_time_refuses_an_exact_resume(wine: Path, tmp_path: Path, store: bool) -> None:
+def test_data_rewritten_at_the_same_size_and_time_refuses_an_exact_resume(
+    wine: Path, tmp_path: Path, store: bool
+) -> None:
     kept = [f"data.store.dir={tmp_path / 'store'}"] if store else []
     run_on(wine, 1, "stop.budget.epochs=1", *kept)
     file = tmp_path / "wine" / "b.csv"
@@ -153,14 +183,18 @@ def test_data_rewritten_at_the_same_size_and_time_refuses_an_exact_resume(wine: 
     run_on(wine, 1, *kept)
 
 
-def test_the_store_gives_the_same_samples_and_is_not_built_twice(wine: Path, tmp_path: Path) -> None:
+def test_the_store_gives_the_same_samples_and_is_not_built_twice(
+    wine: Path, tmp_path: Path
+) -> None:
     _, fresh = prepared(wine)
     kept = f"data.store.dir={tmp_path / 'store'}"
     ready, splits = prepared(wine, kept)
     entries = {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*.npy")}
     again, _ = prepared(wine, kept)
     assert again == ready
-    assert {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*.npy")} == entries
+    assert {
+        path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*.npy")
+    } == entries
     for name, split in fresh.items():
         for training in (False, True):
             one, other = samples(split, training=training), samples(splits[name], training=training)
@@ -186,8 +220,13 @@ def test_a_key_changes_with_what_is_kept_and_with_nothing_else(wine: Path, tmp_p
 
 def test_the_commands_build_inspect_and_prune(wine: Path, tmp_path: Path) -> None:
     kept = f"data.store.dir={tmp_path / 'store'}"
-    wine.write_text(wine.read_text().replace("data:\n", f"data:\n  store: {{dir: {tmp_path / 'store'}}}\n"))
-    assert {one["used_by"]: one["num_samples"] for one in json.loads(command("data", "inspect", str(wine), "--json").stdout)} == {}
+    wine.write_text(
+        wine.read_text().replace("data:\n", f"data:\n  store: {{dir: {tmp_path / 'store'}}}\n")
+    )
+    assert {
+        one["used_by"]: one["num_samples"]
+        for one in json.loads(command("data", "inspect", str(wine), "--json").stdout)
+    } == {}
     built = command("data", "build", str(wine), "--json")
     listed = json.loads(built.stdout.splitlines()[-1])
     assert {one["used_by"] for one in listed} == {"train", "val", "test"}
@@ -228,9 +267,35 @@ def test_hashes_are_remembered_only_while_nothing_can_have_changed(tmp_path: Pat
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     second = Hashes(memo).of([file])
     assert second != first
-    memo.write_text(json.dumps({str(file): [3, stamp.st_mtime_ns, file.stat().st_ctime_ns - RACY_NS, file.stat().st_ino, "old"]}))
-    assert Hashes(memo).of([file]) == second, "another time of change: what was remembered does not count"
-    memo.write_text(json.dumps({str(file): [3, file.stat().st_mtime_ns, file.stat().st_ctime_ns, file.stat().st_ino, "remembered"]}))
+    memo.write_text(
+        json.dumps(
+            {
+                str(file): [
+                    3,
+                    stamp.st_mtime_ns,
+                    file.stat().st_ctime_ns - RACY_NS,
+                    file.stat().st_ino,
+                    "old",
+                ]
+            }
+        )
+    )
+    assert Hashes(memo).of([file]) == second, (
+        "another time of change: what was remembered does not count"
+    )
+    memo.write_text(
+        json.dumps(
+            {
+                str(file): [
+                    3,
+                    file.stat().st_mtime_ns,
+                    file.stat().st_ctime_ns,
+                    file.stat().st_ino,
+                    "remembered",
+                ]
+            }
+        )
+    )
     assert Hashes(memo).of([file]) != second
 
 
@@ -241,33 +306,60 @@ class Images:
         return 61
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        pictures = [np.random.default_rng(index).integers(0, 256, (1, 12, 12), dtype=np.uint8) for index in indices]
+        pictures = [
+            np.random.default_rng(index).integers(0, 256, (1, 12, 12), dtype=np.uint8)
+            for index in indices
+        ]
         return {"image": np.stack(pictures), "label": np.asarray(indices) % 3}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
 
-def batches(world_size: int, num_workers: int, first_step: int, last_step: int) -> list[list[dict[str, torch.Tensor]]]:
+def batches(
+    world_size: int, num_workers: int, first_step: int, last_step: int
+) -> list[list[dict[str, torch.Tensor]]]:
     """Every micro-batch of the steps, in the order of slots, as `world_size` ranks get them."""
     treatments = [RandomFlip(), RandomCrop(padding=2), RandomErase(), ToFloat(), AddNoise(std=0.1)]
     sampling = Sampling(num_samples=61, size=24, micro_size=2, seed=5)
     split = Split(Images(), treatments, "data.train", lambda batch: None)
-    feeds = [Feed(split, sampling, sampling.slots_of(rank, world_size), torch.device("cpu"), num_workers, first_step) for rank in range(world_size)]
-    return [[batch for feed in feeds for batch in feed.next_step()] for _ in range(first_step, last_step)]
+    feeds = [
+        Feed(
+            split,
+            sampling,
+            sampling.slots_of(rank, world_size),
+            torch.device("cpu"),
+            num_workers,
+            first_step,
+        )
+        for rank in range(world_size)
+    ]
+    return [
+        [batch for feed in feeds for batch in feed.next_step()]
+        for _ in range(first_step, last_step)
+    ]
 
 
 REFERENCE: list[list[dict[str, torch.Tensor]]] = []
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
-@given(world_size=st.sampled_from([1, 2, 3, 4]), num_workers=st.sampled_from([0, 2]), first_step=st.integers(0, 8), count=st.integers(1, 3))
+@given(
+    world_size=st.sampled_from([1, 2, 3, 4]),
+    num_workers=st.sampled_from([0, 2]),
+    first_step=st.integers(0, 8),
+    count=st.integers(1, 3),
+)
 def test_batches_after_augmentation_are_the_same_on_any_ranks_and_workers_and_from_any_step(
     world_size: int, num_workers: int, first_step: int, count: int
 ) -> None:
     if not REFERENCE:
         REFERENCE.extend(batches(1, 0, 0, 11))
-    for step, found in zip(range(first_step, first_step + count), batches(world_size, num_workers, first_step, first_step + count), strict=True):
+    for step, found in zip(
+        range(first_step, first_step + count),
+        batches(world_size, num_workers, first_step, first_step + count),
+        strict=True,
+    ):
         assert len(found) == len(REFERENCE[step]) == 12
         for one, other in zip(found, REFERENCE[step], strict=True):
             assert all(torch.equal(one[name], other[name]) for name in ("image", "label"))
@@ -310,20 +402,31 @@ def test_a_rank_that_works_long_does_not_stay_when_another_is_lost() -> None:
 
 def test_learned_survives_json() -> None:
     one = Learned({"_target_": "x"}, {"mean": [0.1, 1e-300, 1 / 3]})
-    assert Learned(**json.loads(json.dumps({"treatment": one.treatment, "state": one.state}))) == one
+    assert (
+        Learned(**json.loads(json.dumps({"treatment": one.treatment, "state": one.state}))) == one
+    )
 
 
 @pytest.mark.parametrize("store", [False, True])
 def test_what_is_left_out_is_listed_in_the_run(wine: Path, tmp_path: Path, store: bool) -> None:
     (tmp_path / "wine" / "c.csv").write_text("0,1\nx,y\n")
-    wine.write_text(wine.read_text().replace("part: train\n", "part: train\n      on_error: skip\n"))
+    wine.write_text(
+        wine.read_text().replace("part: train\n", "part: train\n      on_error: skip\n")
+    )
     kept = [f"data.store.dir={tmp_path / 'store'}"] if store else []
     for launch in range(2):  # the second finds the store as the first left it
         config = read_config(wine, [f"run.dir={tmp_path / f'run{launch}'}", *kept])
         config.run.dir.mkdir()
-        with nullcontext() if store and launch else pytest.warns(UserWarning, match="1 of 3 files left out"):
+        with (
+            nullcontext()
+            if store and launch
+            else pytest.warns(UserWarning, match="1 of 3 files left out")
+        ):
             _, splits = prepared(wine, *kept)
         list_left_out(config, splits)
         left_out = json.loads((config.run.dir / "left_out.json").read_text())
         assert left_out.keys() == {"data.train", "data.val"}
-        assert all(len(messages) == 1 and f"{tmp_path}/wine/c.csv" in messages[0] for messages in left_out.values())
+        assert all(
+            len(messages) == 1 and f"{tmp_path}/wine/c.csv" in messages[0]
+            for messages in left_out.values()
+        )

@@ -52,7 +52,9 @@ def chi_square(counts: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> flo
 
 
 def drawn(draw: int, members: list[list[int]], seed: int) -> int:
-    """The sample of a balanced draw: the classes in turn, each class's members all before any comes again."""
+    """The sample of a balanced draw: the classes in turn, each class's members all before any comes
+    again.
+    """
     number = draw % len(members)
     turn = draw // len(members)
     mine = members[number]
@@ -61,7 +63,9 @@ def drawn(draw: int, members: list[list[int]], seed: int) -> int:
     return mine[walked(turn % len(mine), len(mine), round_keys)]
 
 
-def plan(num_samples: int, num_slots: int, micro_size: int, seed: int = 7, balance: Balance | None = None) -> Sampling:
+def plan(
+    num_samples: int, num_slots: int, micro_size: int, seed: int = 7, balance: Balance | None = None
+) -> Sampling:
     return Sampling(num_samples, num_slots * micro_size, micro_size, seed, balance)
 
 
@@ -74,10 +78,14 @@ def test_the_order_of_an_epoch_is_a_permutation(size: int, seed: int, epoch: int
 
 
 @given(st.integers(1, 10**12), SEEDS, st.integers(0, 1000), st.data())
-def test_it_is_what_the_papers_describe(size: int, seed: int, epoch: int, data: st.DataObject) -> None:
+def test_it_is_what_the_papers_describe(
+    size: int, seed: int, epoch: int, data: st.DataObject
+) -> None:
     positions = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=8))
     round_keys = keys(seed, f"order/{epoch}", 12)
-    assert Permutation(size, seed, epoch)(np.array(positions)).tolist() == [walked(position, size, round_keys) for position in positions]
+    assert Permutation(size, seed, epoch)(np.array(positions)).tolist() == [
+        walked(position, size, round_keys) for position in positions
+    ]
 
 
 @given(st.integers(1, 500), SEEDS)
@@ -92,7 +100,11 @@ def test_nothing_is_asked_of_an_empty_list_of_positions() -> None:
 
 
 def test_seeds_and_epochs_give_orders_of_their_own() -> None:
-    orders = {tuple(Permutation(50, seed, epoch)(np.arange(50)).tolist()) for seed in range(20) for epoch in range(20)}
+    orders = {
+        tuple(Permutation(50, seed, epoch)(np.arange(50)).tolist())
+        for seed in range(20)
+        for epoch in range(20)
+    }
     assert len(orders) == 400
 
 
@@ -108,7 +120,8 @@ def test_each_sample_is_as_likely_at_each_position_as_any_other(size: int) -> No
     counts = np.zeros((size, size), dtype=np.int64)
     for epoch in range(epochs):
         counts[np.arange(size), Permutation(size, 12345, epoch)(np.arange(size))] += 1
-    # Rows and columns have fixed sums: (size - 1)^2 degrees of freedom, of which the sum is nearly normal. Five standard deviations.
+    # Rows and columns have fixed sums: (size - 1)^2 degrees of freedom, of which the sum is nearly
+    # normal. Five standard deviations.
     freedom = (size - 1) ** 2
     assert abs(chi_square(counts) - freedom) < 5 * math.sqrt(2 * freedom)
 
@@ -128,18 +141,29 @@ def test_neighbours_in_the_source_are_not_neighbours_in_the_order() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 7), st.integers(1, 4))
-def test_each_sample_comes_once_an_epoch(num_samples: int, num_slots: int, micro_size: int, epochs: int) -> None:
+def test_each_sample_comes_once_an_epoch(
+    num_samples: int, num_slots: int, micro_size: int, epochs: int
+) -> None:
     sampling = plan(num_samples, num_slots, micro_size)
     steps = sampling.step_of_epoch(epochs)
-    seen = np.concatenate([sampling.samples(step, slot) for step in range(steps) for slot in range(num_slots)])
+    seen = np.concatenate(
+        [sampling.samples(step, slot) for step in range(steps) for slot in range(num_slots)]
+    )
     for epoch in range(epochs):
-        assert sorted(seen[epoch * num_samples : (epoch + 1) * num_samples].tolist()) == list(range(num_samples))
-    assert len(seen) == steps * sampling.size  # every batch is full: what is left over belongs to the next epoch
-    assert max(Counter(seen[epochs * num_samples :].tolist()).values(), default=0) <= -(-sampling.size // num_samples)
+        assert sorted(seen[epoch * num_samples : (epoch + 1) * num_samples].tolist()) == list(
+            range(num_samples)
+        )
+    # Every batch is full: what is left over belongs to the next epoch
+    assert len(seen) == steps * sampling.size
+    assert max(Counter(seen[epochs * num_samples :].tolist()).values(), default=0) <= -(
+        -sampling.size // num_samples
+    )
 
 
 @given(st.integers(1, 500), st.integers(1, 12), st.integers(1, 6), SEEDS, st.integers(0, 10**6))
-def test_every_world_size_trains_the_same_batches(num_samples: int, num_slots: int, micro_size: int, seed: int, step: int) -> None:
+def test_every_world_size_trains_the_same_batches(
+    num_samples: int, num_slots: int, micro_size: int, seed: int, step: int
+) -> None:
     sampling = plan(num_samples, num_slots, micro_size, seed)
     whole = [sampling.samples(step, slot).tolist() for slot in range(num_slots)]
     seeds = [sampling.sample_seeds(step, slot).tolist() for slot in range(num_slots)]
@@ -151,15 +175,31 @@ def test_every_world_size_trains_the_same_batches(num_samples: int, num_slots: i
 
 
 @given(st.integers(1, 300), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), SEEDS)
-def test_the_size_of_a_micro_batch_changes_only_where_a_batch_is_cut(num_samples: int, num_slots: int, micro_size: int, step: int, seed: int) -> None:
-    cut, whole = plan(num_samples, num_slots, micro_size, seed), plan(num_samples, 1, num_slots * micro_size, seed)
-    assert np.concatenate([cut.samples(step, slot) for slot in range(num_slots)]).tolist() == whole.samples(step, 0).tolist()
-    assert np.concatenate([cut.sample_seeds(step, slot) for slot in range(num_slots)]).tolist() == whole.sample_seeds(step, 0).tolist()
+def test_the_size_of_a_micro_batch_changes_only_where_a_batch_is_cut(
+    num_samples: int, num_slots: int, micro_size: int, step: int, seed: int
+) -> None:
+    cut, whole = (
+        plan(num_samples, num_slots, micro_size, seed),
+        plan(num_samples, 1, num_slots * micro_size, seed),
+    )
+    assert (
+        np.concatenate([cut.samples(step, slot) for slot in range(num_slots)]).tolist()
+        == whole.samples(step, 0).tolist()
+    )
+    assert (
+        np.concatenate([cut.sample_seeds(step, slot) for slot in range(num_slots)]).tolist()
+        == whole.sample_seeds(step, 0).tolist()
+    )
 
 
 def test_positions_count_on_across_slots_steps_and_epochs() -> None:
     sampling = plan(num_samples=10, num_slots=3, micro_size=4)
-    positions = [int(position) for step in range(4) for slot in range(3) for position in sampling.positions(step, slot)]
+    positions = [
+        int(position)
+        for step in range(4)
+        for slot in range(3)
+        for position in sampling.positions(step, slot)
+    ]
     assert positions == list(range(48))
 
 
@@ -191,7 +231,11 @@ def test_orders_are_those_that_checkpoints_of_earlier_versions_rely_on() -> None
     sampling = Sampling(num_samples=12, size=6, micro_size=3, seed=7)
     orders = [sampling.samples(step, slot).tolist() for step in range(3) for slot in range(2)]
     assert orders == [[8, 4, 10], [2, 0, 11], [3, 5, 6], [7, 1, 9], [0, 5, 4], [6, 8, 3]]
-    assert sampling.sample_seeds(1, 1).tolist() == [15111379685144918730, 15599686385046650983, 5945756174142771590]
+    assert sampling.sample_seeds(1, 1).tolist() == [
+        15111379685144918730,
+        15599686385046650983,
+        5945756174142771590,
+    ]
 
 
 # -- balanced draws
@@ -200,25 +244,42 @@ CLASSES = st.lists(st.sampled_from(["cat", "dog", "eel", "fox"]), min_size=1, ma
 
 
 def members_of(classes: list[str]) -> list[list[int]]:
-    return [[index for index, one in enumerate(classes) if one == name] for name in sorted(set(classes))]
+    return [
+        [index for index, one in enumerate(classes) if one == name] for name in sorted(set(classes))
+    ]
 
 
 @given(CLASSES, st.integers(1, 5), st.integers(1, 5), st.integers(1, 6), SEEDS)
-def test_classes_and_the_members_of_each_come_equally_often(classes: list[str], num_slots: int, micro_size: int, epochs: int, seed: int) -> None:
+def test_classes_and_the_members_of_each_come_equally_often(
+    classes: list[str], num_slots: int, micro_size: int, epochs: int, seed: int
+) -> None:
     sampling = plan(len(classes), num_slots, micro_size, seed, Balance.of(classes))
-    seen = np.concatenate([sampling.samples(step, slot) for step in range(sampling.step_of_epoch(epochs)) for slot in range(num_slots)])
+    seen = np.concatenate(
+        [
+            sampling.samples(step, slot)
+            for step in range(sampling.step_of_epoch(epochs))
+            for slot in range(num_slots)
+        ]
+    )
     counts = Counter(seen[: epochs * len(classes)].tolist())
     shares = [[counts[member] for member in members] for members in members_of(classes)]
     assert max(map(sum, shares)) - min(map(sum, shares)) <= 1
     assert all(max(of_class) - min(of_class) <= 1 for of_class in shares)
-    one_epoch = Counter(classes[index] for index in seen[(epochs - 1) * len(classes) : epochs * len(classes)].tolist())
+    one_epoch = Counter(
+        classes[index]
+        for index in seen[(epochs - 1) * len(classes) : epochs * len(classes)].tolist()
+    )
     assert all(abs(one_epoch[name] - len(classes) / len(shares)) < 1 for name in set(classes))
 
 
 @given(CLASSES, SEEDS, st.lists(st.integers(0, 10**15), min_size=1, max_size=8))
-def test_balanced_draws_are_those_of_plain_integers(classes: list[str], seed: int, draws: list[int]) -> None:
+def test_balanced_draws_are_those_of_plain_integers(
+    classes: list[str], seed: int, draws: list[int]
+) -> None:
     members = members_of(classes)
-    assert Balance.of(classes).samples(np.array(draws), seed).tolist() == [drawn(draw, members, seed) for draw in draws]
+    assert Balance.of(classes).samples(np.array(draws), seed).tolist() == [
+        drawn(draw, members, seed) for draw in draws
+    ]
 
 
 @given(CLASSES, st.integers(1, 12), st.integers(1, 6), SEEDS, st.integers(0, 10**9))
@@ -226,7 +287,11 @@ def test_every_world_size_and_every_seek_finds_the_same_balanced_batches(
     classes: list[str], num_slots: int, micro_size: int, seed: int, step: int
 ) -> None:
     sampling = plan(len(classes), num_slots, micro_size, seed, Balance.of(classes))
-    whole = plan(len(classes), 1, num_slots * micro_size, seed, Balance.of(classes)).samples(step, 0).tolist()
+    whole = (
+        plan(len(classes), 1, num_slots * micro_size, seed, Balance.of(classes))
+        .samples(step, 0)
+        .tolist()
+    )
     for num_ranks in fitting_world_sizes(num_slots):
         slots = [slot for rank in range(num_ranks) for slot in sampling.slots_of(rank, num_ranks)]
         assert np.concatenate([sampling.samples(step, slot) for slot in slots]).tolist() == whole
@@ -240,12 +305,18 @@ def test_balance_changes_neither_the_seeds_of_augmentation_nor_the_length_of_an_
 
 def test_the_members_of_a_class_come_in_another_order_each_time() -> None:
     balance = Balance.of(["a"] * 20 + ["b"] * 20)
-    rounds = {tuple(balance.samples(np.arange(40 * turn, 40 * turn + 40), 5)[first::2].tolist()) for turn in range(50) for first in (0, 1)}
+    rounds = {
+        tuple(balance.samples(np.arange(40 * turn, 40 * turn + 40), 5)[first::2].tolist())
+        for turn in range(50)
+        for first in (0, 1)
+    }
     assert len(rounds) == 100
 
 
 def test_balanced_orders_are_those_that_checkpoints_of_earlier_versions_rely_on() -> None:
-    sampling = Sampling(num_samples=8, size=6, micro_size=3, seed=7, balance=Balance.of(list("aaaaaabc")))
+    sampling = Sampling(
+        num_samples=8, size=6, micro_size=3, seed=7, balance=Balance.of(list("aaaaaabc"))
+    )
     orders = [sampling.samples(step, slot).tolist() for step in range(3) for slot in range(2)]
     assert orders == [[6, 7, 7], [1, 6, 3], [6, 4, 7], [2, 0, 6], [5, 6, 7], [7, 7, 6]]
 
@@ -254,7 +325,9 @@ def test_balanced_orders_are_those_that_checkpoints_of_earlier_versions_rely_on(
 
 
 @given(st.integers(1, 1000), st.integers(1, 300), st.integers(1, 50))
-def test_an_epoch_ends_on_the_first_step_that_completes_it(num_samples: int, size: int, epoch: int) -> None:
+def test_an_epoch_ends_on_the_first_step_that_completes_it(
+    num_samples: int, size: int, epoch: int
+) -> None:
     sampling = Sampling(num_samples, size, size, 0)
     step = sampling.step_of_epoch(epoch)
     assert sampling.epochs_done(step) >= epoch
@@ -269,18 +342,25 @@ def test_samples_are_seen_at_the_first_step_that_reaches_them(samples: int, size
 
 @given(st.integers(1, 200))
 def test_the_world_sizes_that_fit_are_the_divisors(num_slots: int) -> None:
-    assert fitting_world_sizes(num_slots) == [size for size in range(1, num_slots + 1) if num_slots / size == num_slots // size]
+    assert fitting_world_sizes(num_slots) == [
+        size for size in range(1, num_slots + 1) if num_slots / size == num_slots // size
+    ]
 
 
 @given(st.integers(1, 64), st.integers(1, 80))
-def test_a_world_size_that_does_not_fit_is_refused_with_those_that_do(num_slots: int, num_ranks: int) -> None:
+def test_a_world_size_that_does_not_fit_is_refused_with_those_that_do(
+    num_slots: int, num_ranks: int
+) -> None:
     sampling = plan(100, num_slots, 2)
     if num_ranks in fitting_world_sizes(num_slots):
         assert len(sampling.slots_of(0, num_ranks)) == num_slots // num_ranks
     else:
         with pytest.raises(ConfigError) as raised:
             sampling.slots_of(0, num_ranks)
-        assert f"Launch one of {', '.join(map(str, fitting_world_sizes(num_slots)))} processes" in str(raised.value)
+        assert (
+            f"Launch one of {', '.join(map(str, fitting_world_sizes(num_slots)))} processes"
+            in str(raised.value)
+        )
 
 
 @pytest.mark.torture
@@ -290,4 +370,6 @@ def test_every_size_up_to_two_thousand_is_permuted_in_every_one_of_many_epochs()
             order = Permutation(size, size * 31, epoch)(np.arange(size))
             assert np.array_equal(np.sort(order), np.arange(size)), (size, epoch)
     for size in (10**6, 10**6 + 3, 2**20, 1009**2):
-        assert np.array_equal(np.sort(Permutation(size, 5, 0)(np.arange(size))), np.arange(size)), size
+        assert np.array_equal(np.sort(Permutation(size, 5, 0)(np.arange(size))), np.arange(size)), (
+            size
+        )

@@ -22,7 +22,10 @@ MADE_OF = {"split": "train", "source": {"_target_": "x.Y"}, "treatments": []}
 
 
 class Mixed:
-    """Sample i: a fixed row, a ragged one of i % 5 + 1 steps, a text and a number. `first_read`: the first sample that was read."""
+    """Sample i: a fixed row, a ragged one of i % 5 + 1 steps, a text and a number.
+
+    `first_read`: the first sample that was read.
+    """
 
     def __init__(self, count: int = 300, stop_at: int | None = None) -> None:
         self.count = count
@@ -37,7 +40,12 @@ class Mixed:
             raise OSError("the disk is gone")
         self.first_read = min(self.first_read, index)
         steps = np.arange(2 * (index % 5 + 1), dtype=np.float32).reshape(-1, 2) + index
-        return {"row": np.full(3, index, dtype=np.int16), "steps": steps, "name": f"näme {index}", "y": index}
+        return {
+            "row": np.full(3, index, dtype=np.int16),
+            "steps": steps,
+            "name": f"näme {index}",
+            "y": index,
+        }
 
     def known(self) -> Mapping[str, list[str]]:
         return {"speaker": [str(index % 7) for index in range(self.count)]}
@@ -64,8 +72,12 @@ def test_what_was_kept_is_what_the_source_gives(tmp_path: Path) -> None:
     assert len(stored) == 300
     assert stored.known() == source.known()
     for indices in ([0], [299, 3, 3, 150], list(range(300)), [5, 10, 15, 295]):
-        kept = split(stored).fetch(np.array(indices), np.zeros(len(indices), np.uint64), 0, training=True)
-        fresh = split(source).fetch(np.array(indices), np.zeros(len(indices), np.uint64), 0, training=True)
+        kept = split(stored).fetch(
+            np.array(indices), np.zeros(len(indices), np.uint64), 0, training=True
+        )
+        fresh = split(source).fetch(
+            np.array(indices), np.zeros(len(indices), np.uint64), 0, training=True
+        )
         assert kept.keys() == fresh.keys()
         for name, values in fresh.items():
             for one, other in zip(kept[name], values, strict=True):
@@ -77,7 +89,9 @@ class StopBuildError(Exception):
     pass
 
 
-def test_a_build_goes_on_where_an_interrupted_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_goes_on_where_an_interrupted_one_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "SHARD_BYTES", 700)
     calls = 0
 
@@ -93,11 +107,17 @@ def test_a_build_goes_on_where_an_interrupted_one_stopped(tmp_path: Path, monkey
     assert [entry.num_samples for entry in Store(tmp_path).entries()] == [None]
     again = Mixed()
     build(tmp_path, again)
-    assert again.first_read == 3 * store_module.BLOCK_SAMPLES, "three shards of a block each were whole"
+    assert again.first_read == 3 * store_module.BLOCK_SAMPLES, (
+        "three shards of a block each were whole"
+    )
     build(tmp_path / "other", Mixed())
-    files = sorted(path.relative_to(tmp_path / "other") for path in (tmp_path / "other").rglob("*.npy"))
+    files = sorted(
+        path.relative_to(tmp_path / "other") for path in (tmp_path / "other").rglob("*.npy")
+    )
     assert files
-    assert all((tmp_path / file).read_bytes() == (tmp_path / "other" / file).read_bytes() for file in files)
+    assert all(
+        (tmp_path / file).read_bytes() == (tmp_path / "other" / file).read_bytes() for file in files
+    )
 
 
 def build_and_be_killed(directory: str, at_block: int) -> None:
@@ -113,7 +133,9 @@ def build_and_be_killed(directory: str, at_block: int) -> None:
     build(Path(directory), Mixed(), pause=pause)
 
 
-def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "SHARD_BYTES", 700)
     for _ in range(3):
         with pytest.raises(RanksFailed, match=r"signal 9|SIGKILL"):
@@ -127,7 +149,9 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(tmp_path: Path, m
 
 def test_two_builds_at_a_time_make_one_entry(tmp_path: Path) -> None:
     on_ranks(2, build_slowly, str(tmp_path))
-    assert [sample["y"] for sample in (Stored(tmp_path / "k")[index] for index in range(300))] == list(range(300))
+    assert [
+        sample["y"] for sample in (Stored(tmp_path / "k")[index] for index in range(300))
+    ] == list(range(300))
 
 
 def build_slowly(directory: str) -> None:
@@ -136,11 +160,15 @@ def build_slowly(directory: str) -> None:
 
 
 def test_a_sample_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.train: OSError while reading samples .*the disk is gone"):
+    with pytest.raises(
+        DataError, match=r"data\.train: OSError while reading samples .*the disk is gone"
+    ):
         build(tmp_path, Mixed(stop_at=100))
 
 
-def test_a_full_disk_is_told_and_what_is_done_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_and_what_is_done_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "SHARD_BYTES", 700)
     save, calls = store_module._save, 0
 
@@ -169,7 +197,9 @@ def test_a_damaged_entry_is_refused(tmp_path: Path, damage: str) -> None:
     elif damage == "missing":
         file.unlink()
     else:
-        (entry / "manifest.json").write_text(json.dumps({**json.loads((entry / "manifest.json").read_text()), "num_samples": 301}))
+        (entry / "manifest.json").write_text(
+            json.dumps({**json.loads((entry / "manifest.json").read_text()), "num_samples": 301})
+        )
     with pytest.raises(DataError, match=r"Delete .*it will be built again"):
         Stored(entry)
 

@@ -12,7 +12,9 @@ from tests.resume.parts import Storm
 
 
 class Poisoned(Storm):
-    """Gives NaN on rank `rank` in the training forward passes of step `step`, counted from the launch's first (the warm-up pass aside)."""
+    """Gives NaN on rank `rank` in the training forward passes of step `step`, counted from the
+    launch's first (the warm-up pass aside).
+    """
 
     def __init__(self, rank: int, step: int, slots: int, width: int = 16) -> None:
         super().__init__(width)
@@ -23,7 +25,11 @@ class Poisoned(Storm):
         if not self.training:
             return out
         self.passes += 1
-        sick = os.environ.get("RANK", "0") == str(self.rank) and self.passes and (self.passes - 1) // self.slots + 1 == self.step
+        sick = (
+            os.environ.get("RANK", "0") == str(self.rank)
+            and self.passes
+            and (self.passes - 1) // self.slots + 1 == self.step
+        )
         return out * (torch.nan if sick else 1.0)
 
 

@@ -26,7 +26,9 @@ SHORT_S = 5.0
 
 
 def decide_on_a_value(length: int) -> Any:
-    return Ranks.join().decide(lambda: {"asked": os.getpid(), "text": "x" * length, "number": 0.1, "nothing": None})
+    return Ranks.join().decide(
+        lambda: {"asked": os.getpid(), "text": "x" * length, "number": 0.1, "nothing": None}
+    )
 
 
 def decide_on_something_that_is_not_json() -> None:
@@ -34,14 +36,21 @@ def decide_on_something_that_is_not_json() -> None:
 
 
 def decide_after_a_failure(error: Exception) -> list[Any]:
-    """What a failed decision raises, then what the next decision gives: the ranks are still in step."""
+    """What a failed decision raises, then what the next decision gives: the ranks are still in
+    step.
+    """
     ranks = Ranks.join()
 
     def fail() -> None:
         raise error
 
     raised = caught(lambda: ranks.decide(fail))
-    return [type(raised), str(raised), getattr(raised, "origin_rank", None), ranks.decide(lambda: "next")]
+    return [
+        type(raised),
+        str(raised),
+        getattr(raised, "origin_rank", None),
+        ranks.decide(lambda: "next"),
+    ]
 
 
 def work_that_fails_on(failing: list[int]) -> list[Any]:
@@ -53,7 +62,12 @@ def work_that_fails_on(failing: list[int]) -> list[Any]:
         return ranks.rank * 10
 
     raised = caught(lambda: ranks.together(work))
-    return [type(raised), str(raised), getattr(raised, "origin_rank", None), ranks.together(lambda: ranks.rank * 10)]
+    return [
+        type(raised),
+        str(raised),
+        getattr(raised, "origin_rank", None),
+        ranks.together(lambda: ranks.rank * 10),
+    ]
 
 
 def work_with_a_bug_on(rank: int) -> tuple[str, str]:
@@ -125,11 +139,18 @@ def tell_failures(failing: list[int]) -> list[Any]:
         ranks.publish_failure(CheckpointError(f"rank {ranks.rank} found no room"))
     ranks.wait_for_all()
     after = ranks.published_failure()
-    return [before, type(after).__name__, str(after), after.origin_rank if after is not None else None]
+    return [
+        before,
+        type(after).__name__,
+        str(after),
+        after.origin_rank if after is not None else None,
+    ]
 
 
 def lose_rank_0(act: str) -> list[Any]:
-    """What the survivors meet when rank 0 dies: the error of `act`, whether it is told apart, the seconds it took, and that they can leave."""
+    """What the survivors meet when rank 0 dies: the error of `act`, whether it is told apart, the
+    seconds it took, and that they can leave.
+    """
     ranks = Ranks.join(SHORT_S)
     pulse = Pulse(ranks)
     pulse.beat(0)
@@ -200,7 +221,9 @@ def test_the_length_of_a_message_may_fall_anywhere_around_the_frame() -> None:
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_an_error_of_rank_0_is_raised_on_every_rank_as_it_was(n: int) -> None:
-    assert same_on_all(on_ranks(n, decide_after_a_failure, ConfigError("batch.size: 0 is too small"))) == [
+    assert same_on_all(
+        on_ranks(n, decide_after_a_failure, ConfigError("batch.size: 0 is too small"))
+    ) == [
         ConfigError,
         "batch.size: 0 is too small",
         0,
@@ -227,10 +250,14 @@ def test_a_decision_that_is_not_json_fails_on_every_rank() -> None:
 # -- work done by all
 
 
-@pytest.mark.parametrize(("failing", "origin"), [([0], 0), ([1], 1), ([2], 2), ([1, 2], 1), ([0, 1, 2], 0)])
+@pytest.mark.parametrize(
+    ("failing", "origin"), [([0], 0), ([1], 1), ([2], 2), ([1, 2], 1), ([0, 1, 2], 0)]
+)
 def test_if_one_fails_all_raise_the_error_of_the_lowest(failing: list[int], origin: int) -> None:
     results = on_ranks(3, work_that_fails_on, failing)
-    assert [result[:3] for result in results] == [[DataError, f"unreadable on rank {origin}", origin]] * 3
+    assert [result[:3] for result in results] == [
+        [DataError, f"unreadable on rank {origin}", origin]
+    ] * 3
     assert [result[3] for result in results] == [0, 10, 20]
 
 
@@ -256,7 +283,9 @@ def test_alone_an_error_passes_as_it_is() -> None:
 @SIZES
 @pytest.mark.parametrize("length", [1, 3 * FRAME_BYTES])
 def test_values_are_gathered_in_the_order_of_ranks(n: int, length: int) -> None:
-    assert same_on_all(on_ranks(n, gather_values, length)) == [[rank, "y" * (length * rank)] for rank in range(n)]
+    assert same_on_all(on_ranks(n, gather_values, length)) == [
+        [rank, "y" * (length * rank)] for rank in range(n)
+    ]
 
 
 @pytest.mark.parametrize("counts", [[2], [1, 4], [0, 3, 1], [0, 0], [5, 0]])
@@ -276,7 +305,13 @@ def test_a_sum_over_ranks(n: int) -> None:
 
 @SIZES
 def test_buffers_of_several_dtypes_and_layouts_become_rank_0s(n: int) -> None:
-    assert same_on_all(on_ranks(n, broadcast_buffers)) == [[[0.5] * 3] * 2, 7, [True], [[0.0] * 3] * 2, []]
+    assert same_on_all(on_ranks(n, broadcast_buffers)) == [
+        [[0.5] * 3] * 2,
+        7,
+        [True],
+        [[0.0] * 3] * 2,
+        [],
+    ]
 
 
 # -- the pulse
@@ -303,7 +338,12 @@ def test_channels_do_not_mix(n: int) -> None:
 @pytest.mark.parametrize("failing", [[0], [1]])
 def test_a_published_failure_is_read_by_every_rank(failing: list[int]) -> None:
     told = f"rank {failing[0]} found no room"
-    assert same_on_all(on_ranks(2, tell_failures, failing)) == [None, "CheckpointError", told, failing[0]]
+    assert same_on_all(on_ranks(2, tell_failures, failing)) == [
+        None,
+        "CheckpointError",
+        told,
+        failing[0],
+    ]
 
 
 def test_the_first_failure_published_stays() -> None:
@@ -329,7 +369,8 @@ def test_they_do_too_when_the_store_died_with_it() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}  # rank 0 keeps the store, as without an agent
+    # Rank 0 keeps the store, as without an agent
+    env = {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
     with pytest.raises(RanksFailed) as raised:
         on_ranks(2, lose_rank_0, "gather", env=env, timeout_s=40.0)
     assert raised.value.results == {1: [True, True, []]}
@@ -348,8 +389,19 @@ def test_leaving_waits_for_nobody() -> None:
     [
         (dist.DistNetworkError("Broken pipe"), True),
         (dist.DistStoreError("wait timeout after 1000ms, keys: /0"), True),
-        (RuntimeError("[/__w/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:39337"), True),
-        (RuntimeError("[/__w/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1000ms for recv operation to complete"), True),
+        (
+            RuntimeError(
+                "[/__w/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:39337"
+            ),
+            True,
+        ),
+        (
+            RuntimeError(
+                "[/__w/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1000ms for recv "
+                "operation to complete"
+            ),
+            True,
+        ),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 2x2)"), False),
         (ValueError("connection"), False),
         (HarnessError("gloo"), False),

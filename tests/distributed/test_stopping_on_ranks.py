@@ -1,4 +1,6 @@
-"""The stop controller on real processes: one verdict, the same on all ranks, whatever happens to one of them."""
+"""The stop controller on real processes: one verdict, the same on all ranks, whatever happens to
+one of them.
+"""
 
 import json
 import time
@@ -14,7 +16,9 @@ SMALL = ["network.width=16", "log.trace=false", "checkpoint.every=null"]
 
 
 def launch(directory: Path, ranks: int, *overrides: str, die_at: str = "") -> list[Launched]:
-    return train_on_ranks(ranks, STORM, [f"run.dir={directory}", *SMALL, *overrides], env={"DIE_AT": die_at})
+    return train_on_ranks(
+        ranks, STORM, [f"run.dir={directory}", *SMALL, *overrides], env={"DIE_AT": die_at}
+    )
 
 
 def outcome(directory: Path) -> dict[str, Any]:
@@ -35,10 +39,14 @@ def verdicts(directory: Path) -> list[Any]:
         ("budget", ["stop.budget.steps=13"]),
     ],
 )
-def test_any_number_of_ranks_stops_at_the_same_step_for_the_same_reason(tmp_path: Path, reason: str, overrides: list[str]) -> None:
+def test_any_number_of_ranks_stops_at_the_same_step_for_the_same_reason(
+    tmp_path: Path, reason: str, overrides: list[str]
+) -> None:
     ends = {}
     for ranks in (1, 2, 3):
-        launched = launch(tmp_path / str(ranks), ranks, "run.paranoid=true", "network.width=16", *overrides)
+        launched = launch(
+            tmp_path / str(ranks), ranks, "run.paranoid=true", "network.width=16", *overrides
+        )
         assert [one.exit_code for one in launched] == [0] * ranks, launched[0].stderr
         found = outcome(tmp_path / str(ranks))
         ends[ranks] = (found["reason"], found["step"])
@@ -66,7 +74,10 @@ def test_a_nan_on_one_rank_is_named_by_rank_and_step(tmp_path: Path, every: int)
     assert found["reason"] == "diverged"
     assert "rank 2" in found["detail"]
     assert "step 17" in found["detail"]
-    saved = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    saved = sorted(
+        int(path.name.removeprefix("step-"))
+        for path in (tmp_path / "run" / "checkpoints").glob("step-*")
+    )
     assert max(saved) <= 16
 
 
@@ -81,7 +92,12 @@ def test_an_interruption_between_intervals_leaves_the_verdicts_as_they_were(tmp_
 def test_labels_without_meaning_end_by_no_improvement_which_is_said(tmp_path: Path) -> None:
     shuffled = "data.train.treatments=[{_target_: tests.distributed.parts.Shuffled}]"
     ends = launch(
-        tmp_path / "run", 2, shuffled, "stop.improvement={metric: val/loss, at_least: 5%, patience: 4}", "stop.budget=null", "stop.every.epochs=1"
+        tmp_path / "run",
+        2,
+        shuffled,
+        "stop.improvement={metric: val/loss, at_least: 5%, patience: 4}",
+        "stop.budget=null",
+        "stop.every.epochs=1",
     )
     assert ends[0].exit_code == 0, ends[0].stderr
     assert outcome(tmp_path / "run")["reason"] == "no_improvement"

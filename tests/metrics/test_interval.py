@@ -1,4 +1,6 @@
-"""Metrics of an interval: right against scikit-learn, and the same bits however the micro-batches are spread."""
+"""Metrics of an interval: right against scikit-learn, and the same bits however the micro-batches
+are spread.
+"""
 
 import json
 import math
@@ -13,7 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics import CatMetric, MaxMetric, MeanMetric, Metric, SumMetric
-from torchmetrics.classification import MulticlassAUROC, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.classification import (
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef, R2Score
 from torchmetrics.wrappers import MinMaxMetric
 
@@ -32,7 +38,9 @@ CLASSES = 4
 class Direct:
     """A task that hands (outputs, target) to every metric."""
 
-    def update(self, metrics: Mapping[str, Metric], outputs: Tensor, batch: Mapping[str, Any]) -> None:
+    def update(
+        self, metrics: Mapping[str, Metric], outputs: Tensor, batch: Mapping[str, Any]
+    ) -> None:
         for metric in metrics.values():
             if isinstance(metric, SumMetric | MeanMetric | CatMetric):
                 metric.update(outputs[:, 0])
@@ -56,11 +64,14 @@ def every_kind() -> dict[str, Metric]:
     }
 
 
-def micro_batches(count: int, seed: int = 0, size: int = 5) -> list[tuple[Tensor, dict[str, Tensor]]]:
+def micro_batches(
+    count: int, seed: int = 0, size: int = 5
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
     numbers = torch.Generator().manual_seed(seed)
     return [
         (
-            torch.randn(size, CLASSES, generator=numbers) * 10 ** float(torch.randint(-3, 4, (), generator=numbers)),
+            torch.randn(size, CLASSES, generator=numbers)
+            * 10 ** float(torch.randint(-3, 4, (), generator=numbers)),
             {"target": torch.arange(index, index + size) % CLASSES},
         )
         for index in range(count)
@@ -75,13 +86,23 @@ def bits(computed: Mapping[str, Tensor]) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in computed.items()}
 
 
-def spread(batches: Sequence[tuple[Tensor, Mapping[str, Any]]], ranks: int, owner: Sequence[int] | None = None) -> list[dict[str, Tensor]]:
-    """What each of `ranks` ranks computes; micro-batch i is seen by owner[i], by default in consecutive shares."""
+def spread(
+    batches: Sequence[tuple[Tensor, Mapping[str, Any]]],
+    ranks: int,
+    owner: Sequence[int] | None = None,
+) -> list[dict[str, Tensor]]:
+    """What each of `ranks` ranks computes; micro-batch i is seen by owner[i], by default in
+    consecutive shares.
+    """
 
     def work(mine: Ranks) -> dict[str, Tensor]:
         metrics = IntervalMetrics(every_kind())
         for number, (outputs, batch) in enumerate(batches):
-            if (owner[number] == mine.rank) if owner is not None else (number in share(len(batches), mine.rank, ranks)):
+            if (
+                (owner[number] == mine.rank)
+                if owner is not None
+                else (number in share(len(batches), mine.rank, ranks))
+            ):
                 metrics.update(Direct(), outputs, batch, number)
         return metrics.compute(mine)
 
@@ -89,7 +110,9 @@ def spread(batches: Sequence[tuple[Tensor, Mapping[str, Any]]], ranks: int, owne
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.randoms(use_true_random=False))
-def test_the_same_bits_however_micro_batches_are_spread(count: int, ranks: int, random: Any) -> None:
+def test_the_same_bits_however_micro_batches_are_spread(
+    count: int, ranks: int, random: Any
+) -> None:
     batches = micro_batches(count, seed=count)
     alone = bits(spread(batches, 1)[0])
     owner = [random.randrange(ranks) for _ in batches]
@@ -122,11 +145,20 @@ def test_values_are_those_of_scikit_learn() -> None:
     targets = torch.cat([batch["target"] for _, batch in batches])
     predicted = outputs.argmax(1)
     assert computed["confusion"].tolist() == oracle.confusion_matrix(targets, predicted).tolist()
-    assert float(computed["f1"]) == pytest.approx(oracle.f1_score(targets, predicted, average="macro"), rel=1e-6)
-    assert float(computed["mse"]) == pytest.approx(oracle.mean_squared_error(outputs[:, 1], outputs[:, 0]), rel=1e-6)
-    assert float(computed["r2"]) == pytest.approx(oracle.r2_score(outputs[:, 1], outputs[:, 0]), rel=1e-6)
+    assert float(computed["f1"]) == pytest.approx(
+        oracle.f1_score(targets, predicted, average="macro"), rel=1e-6
+    )
+    assert float(computed["mse"]) == pytest.approx(
+        oracle.mean_squared_error(outputs[:, 1], outputs[:, 0]), rel=1e-6
+    )
+    assert float(computed["r2"]) == pytest.approx(
+        oracle.r2_score(outputs[:, 1], outputs[:, 0]), rel=1e-6
+    )
     assert float(computed["auroc"]) == pytest.approx(
-        oracle.roc_auc_score(targets, torch.cat([one.softmax(1) for one, _ in batches]).double(), multi_class="ovr"), abs=1e-6
+        oracle.roc_auc_score(
+            targets, torch.cat([one.softmax(1) for one, _ in batches]).double(), multi_class="ovr"
+        ),
+        abs=1e-6,
     )
 
 
@@ -135,12 +167,16 @@ def test_a_floating_point_sum_is_rounded_once() -> None:
     values = [1e8, 1e-8, -1e8, 1e-8] * 100
     for number, value in enumerate(values):
         metrics.update(Direct(), torch.tensor([[value]]), {"x": torch.zeros(1)}, number)
-    assert float(metrics.compute(Ranks())["sum"]) == math.fsum(np.float32(value) for value in values)
+    assert float(metrics.compute(Ranks())["sum"]) == math.fsum(
+        np.float32(value) for value in values
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3), (1, 1)])
 @pytest.mark.parametrize("seen", [0, 5])
-def test_an_interval_goes_on_after_a_restore_on_another_number_of_ranks(before: int, after: int, seen: int) -> None:
+def test_an_interval_goes_on_after_a_restore_on_another_number_of_ranks(
+    before: int, after: int, seen: int
+) -> None:
     batches = micro_batches(9)
 
     def first(ranks: Ranks) -> Any:
@@ -198,19 +234,30 @@ def test_millions_of_rows_are_stored_compactly() -> None:
 
 def test_another_set_of_metrics_is_refused_on_a_restore() -> None:
     stored = IntervalMetrics({"confusion": Confusion(3)}).gathered(Ranks())
-    with pytest.raises(CheckpointError, match=r"holds the states \{'confusion': \['confusion'\]\}, the task needs \{'mse'"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"holds the states \{'confusion': \['confusion'\]\}, the task needs \{'mse'",
+    ):
         IntervalMetrics({"mse": MeanSquaredError()}).restore(stored, 0)
 
 
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (MaxMetric(nan_strategy="disable"), r"m: MaxMetric keeps a state 'max_value' that is reduced over ranks by dim_zero_max"),
-        (PearsonCorrCoef(), r"m: PearsonCorrCoef keeps a state 'mean_x' that is reduced over ranks by None"),
+        (
+            MaxMetric(nan_strategy="disable"),
+            r"m: MaxMetric keeps a state 'max_value' that is reduced over ranks by dim_zero_max",
+        ),
+        (
+            PearsonCorrCoef(),
+            r"m: PearsonCorrCoef keeps a state 'mean_x' that is reduced over ranks by None",
+        ),
         (MinMaxMetric(MeanSquaredError()), r"m: MinMaxMetric keeps no state of its own"),
     ],
 )
-def test_metrics_that_depend_on_how_samples_are_spread_are_refused(metric: Metric, message: str) -> None:
+def test_metrics_that_depend_on_how_samples_are_spread_are_refused(
+    metric: Metric, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         IntervalMetrics({"m": metric})
 
@@ -234,13 +281,17 @@ class Odd(Metric):  # type: ignore[misc]
 
 def test_a_count_that_becomes_a_float_is_refused() -> None:
     metrics = IntervalMetrics({"m": Odd("float")})
-    with pytest.raises(ConfigError, match=r"Odd\.count began as integers \(\) and became torch\.float32"):
+    with pytest.raises(
+        ConfigError, match=r"Odd\.count began as integers \(\) and became torch\.float32"
+    ):
         metrics.update(Direct(), *micro_batches(1)[0], 0)
 
 
 def test_a_dict_of_results_is_spread_and_other_results_are_refused() -> None:
     outputs, batch = micro_batches(1)[0]
-    spreading = IntervalMetrics({"m": Odd({"low": torch.tensor([1.0]), "high": torch.tensor([1.0, 2.0])})})
+    spreading = IntervalMetrics(
+        {"m": Odd({"low": torch.tensor([1.0]), "high": torch.tensor([1.0, 2.0])})}
+    )
     spreading.update(Direct(), outputs, batch, 0)
     computed = spreading.compute(Ranks())
     assert float(computed["m_low"]) == 1
@@ -255,7 +306,9 @@ def test_a_dict_of_results_is_spread_and_other_results_are_refused() -> None:
 def test_what_cannot_be_computed_is_an_error_of_the_data() -> None:
     metrics = IntervalMetrics({"r2": R2Score()})
     metrics.update(Direct(), torch.ones(1, 2), {"x": torch.zeros(1)}, 0)
-    with pytest.raises(DataError, match="metric r2: cannot be computed: Needs at least two samples"):
+    with pytest.raises(
+        DataError, match="metric r2: cannot be computed: Needs at least two samples"
+    ):
         metrics.compute(Ranks())
 
 
@@ -265,8 +318,15 @@ def test_classification_metrics_are_those_of_scikit_learn(num_classes: int, data
     pairs = data.draw(st.lists(st.tuples(labels, labels, st.booleans()), min_size=1, max_size=40))
     task = Classification("x", "y", ignore_index=num_classes - 1)
     targets = [target for target, _, _ in pairs if target != num_classes - 1]
-    predicted = [wrong if is_wrong else target for target, wrong, is_wrong in pairs if target != num_classes - 1]
-    outputs = torch.nn.functional.one_hot(torch.tensor([wrong if is_wrong else target for target, wrong, is_wrong in pairs]), num_classes).float()
+    predicted = [
+        wrong if is_wrong else target
+        for target, wrong, is_wrong in pairs
+        if target != num_classes - 1
+    ]
+    outputs = torch.nn.functional.one_hot(
+        torch.tensor([wrong if is_wrong else target for target, wrong, is_wrong in pairs]),
+        num_classes,
+    ).float()
     task.fit_to(outputs)
     metrics = IntervalMetrics(task.metrics())
     metrics.update(task, outputs, {"y": torch.tensor([target for target, _, _ in pairs])}, 0)
@@ -277,11 +337,18 @@ def test_classification_metrics_are_those_of_scikit_learn(num_classes: int, data
         return
     table = computed["confusion"]
     assert table.dtype == torch.int64
-    assert table.tolist() == oracle.confusion_matrix(targets, predicted, labels=range(num_classes)).tolist()
+    assert (
+        table.tolist()
+        == oracle.confusion_matrix(targets, predicted, labels=range(num_classes)).tolist()
+    )
     assert values["accuracy"] == oracle.accuracy_score(targets, predicted)
-    recalls = oracle.recall_score(targets, predicted, labels=sorted(set(targets)), average="macro", zero_division=0)
+    recalls = oracle.recall_score(
+        targets, predicted, labels=sorted(set(targets)), average="macro", zero_division=0
+    )
     assert values["balanced_accuracy"] == pytest.approx(recalls, rel=1e-12)
-    assert values["f1"] == pytest.approx(oracle.f1_score(targets, predicted, average="macro"), rel=1e-12)
+    assert values["f1"] == pytest.approx(
+        oracle.f1_score(targets, predicted, average="macro"), rel=1e-12
+    )
 
 
 def test_an_update_does_not_look_at_values_on_the_device() -> None:
@@ -290,4 +357,6 @@ def test_an_update_does_not_look_at_values_on_the_device() -> None:
     outputs = torch.zeros(6, 3, device="meta")
     task.fit_to(outputs)
     metrics = IntervalMetrics(task.metrics())
-    metrics.update(task, outputs, {"x": outputs, "y": torch.zeros(6, dtype=torch.int64, device="meta")}, 0)
+    metrics.update(
+        task, outputs, {"x": outputs, "y": torch.zeros(6, dtype=torch.int64, device="meta")}, 0
+    )

@@ -1,4 +1,6 @@
-"""Parts of a training in whose midst something asks it to leave: ASK="moment:count:rank:how,...", see `ask`."""
+"""Parts of a training in whose midst something asks it to leave: ASK="moment:count:rank:how,...",
+see `ask`.
+"""
 
 import os
 import signal
@@ -17,9 +19,11 @@ _counts: dict[str, int] = {}
 
 
 def ask(moment: str) -> None:
-    """Do what ASK says of the `count`-th such moment of a launch on this rank: send itself a signal, or leave a file in RUN_DIR.
+    """Do what ASK says of the `count`-th such moment of a launch on this rank: send itself a
+    signal, or leave a file in RUN_DIR.
 
-    `how`: a signal's name, or +seconds and a signal's name for one that comes later, wherever the process is then; or PREEMPT, or STOP.
+    `how`: a signal's name, or +seconds and a signal's name for one that comes later, wherever the
+    process is then; or PREEMPT, or STOP.
     """
     count = _counts[moment] = _counts.get(moment, 0) + 1
     for one in filter(None, os.environ.get("ASK", "").split(",")):
@@ -30,13 +34,17 @@ def ask(moment: str) -> None:
                 (Path(os.environ["RUN_DIR"]) / name).touch()
                 time.sleep(1.5)  # rank 0 looks once a second
             elif after_s:
-                threading.Timer(float(after_s), os.kill, [os.getpid(), signal.Signals[name]]).start()
+                threading.Timer(
+                    float(after_s), os.kill, [os.getpid(), signal.Signals[name]]
+                ).start()
             else:
                 os.kill(os.getpid(), signal.Signals[name])
 
 
 class Restless(Storm):
-    """Moments: `built`, `forward` (in training; the first is the warm-up pass, then one a slot), `evaluated` (the first is the probe)."""
+    """Moments: `built`, `forward` (in training; the first is the warm-up pass, then one a slot),
+    `evaluated` (the first is the probe).
+    """
 
     def __init__(self, width: int = 400) -> None:
         super().__init__(width)

@@ -60,7 +60,12 @@ def test_a_launch_does_not_try_the_same_step_for_ever(tmp_path: Path) -> None:
     run = tmp_path / "run"
 
     def launch(*overrides: str, die_at: str = "") -> list[Launched]:
-        return train_on_ranks(2, STORM, [f"run.dir={run}", "run.max_crashes=2", "stop.budget.steps=9", *overrides], env={"DIE_AT": die_at})
+        return train_on_ranks(
+            2,
+            STORM,
+            [f"run.dir={run}", "run.max_crashes=2", "stop.budget.steps=9", *overrides],
+            env={"DIE_AT": die_at},
+        )
 
     survivor = launch(die_at="1:5")[0]
     assert survivor.exit_code == 1
@@ -69,7 +74,9 @@ def test_a_launch_does_not_try_the_same_step_for_ever(tmp_path: Path) -> None:
     assert -9 in [one.exit_code for one in launch(die_at="0:5")]
     ends = launch()
     assert [one.exit_code for one in ends] == [1, 1]
-    assert [one.stderr.count("step 5 crashed 2 times in a row (run.max_crashes: 2)") for one in ends] == [1, 0]
+    assert [
+        one.stderr.count("step 5 crashed 2 times in a row (run.max_crashes: 2)") for one in ends
+    ] == [1, 0]
     status = read_status(run)
     assert (status.state, status.exit_code) == ("crashed", 1)
     assert "step 5 crashed 2 times in a row" in status.text

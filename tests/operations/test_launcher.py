@@ -1,4 +1,7 @@
-"""Under the real launcher: its workers killed, itself killed, itself asked to leave. A worker that is left alone saves and goes."""
+"""Under the real launcher: its workers killed, itself killed, itself asked to leave.
+
+A worker that is left alone saves and goes.
+"""
 
 import json
 import os
@@ -27,13 +30,28 @@ SLOW = ["data.train.source._target_=tests.operations.parts.Slow"]  # DELAY_S a m
 class Launcher:
     """`accelerate launch ... harness/train.py storm.yaml`, and its workers."""
 
-    def __init__(self, directory: Path, flags: Sequence[str], *overrides: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch" / "accelerate-cpu.yaml"), *flags]
+    def __init__(
+        self, directory: Path, flags: Sequence[str], *overrides: str, **environment: str
+    ) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(ROOT / "launch" / "accelerate-cpu.yaml"),
+            *flags,
+        ]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_ERROR_FILE": "", **environment}
         self.log = directory.with_suffix(".log")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, str(ROOT / "harness" / "train.py"), str(STORM), f"run.dir={directory}", *overrides],
+                [
+                    *command,
+                    str(ROOT / "harness" / "train.py"),
+                    str(STORM),
+                    f"run.dir={directory}",
+                    *overrides,
+                ],
                 env=env,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -42,8 +60,17 @@ class Launcher:
         self.directory = directory
 
     def workers(self) -> list[int]:
-        found = subprocess.run(["pgrep", "-f", f"harness/train.py .*run.dir={self.directory}( |$)"], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in found.stdout.split() if int(pid) != self.process.pid and "accelerate.commands" not in command_of(int(pid))]
+        found = subprocess.run(
+            ["pgrep", "-f", f"harness/train.py .*run.dir={self.directory}( |$)"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return [
+            int(pid)
+            for pid in found.stdout.split()
+            if int(pid) != self.process.pid and "accelerate.commands" not in command_of(int(pid))
+        ]
 
     def until(self, condition: Callable[[], Any], limit_s: float = LIMIT_S) -> float:
         """Wait for a condition; the seconds that it took."""
@@ -55,7 +82,12 @@ class Launcher:
 
     def until_step(self, step: int) -> None:
         """Wait until a checkpoint of this step or a later one is there."""
-        self.until(lambda: self.process.poll() is not None or any(number >= step for number in steps_of(self.directory)))
+        self.until(
+            lambda: (
+                self.process.poll() is not None
+                or any(number >= step for number in steps_of(self.directory))
+            )
+        )
         assert self.process.poll() is None, self.log.read_text()
 
     def end(self) -> None:
@@ -73,7 +105,10 @@ def command_of(pid: int) -> str:
 
 
 def steps_of(directory: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in (directory / "checkpoints").glob("step-" + "[0-9]" * 8)]
+    return [
+        int(path.name.removeprefix("step-"))
+        for path in (directory / "checkpoints").glob("step-" + "[0-9]" * 8)
+    ]
 
 
 @pytest.fixture
@@ -90,9 +125,12 @@ def launcher() -> Iterator[Callable[..., Launcher]]:
 
 
 @pytest.mark.torture
-def test_a_worker_that_is_killed_is_started_again_by_the_agent_and_the_run_goes_on_exactly(tmp_path: Path, launcher: Any) -> None:
+def test_a_worker_that_is_killed_is_started_again_by_the_agent_and_the_run_goes_on_exactly(
+    tmp_path: Path, launcher: Any
+) -> None:
     finish(tmp_path / "whole", 2)
-    launched = launcher(tmp_path / "run", [*AGENT, "--max_restarts", "3"], DIE_AT="1:25")  # counted in each launch: the second ends at 40 before
+    # Counted in each launch: the second ends at 40 before
+    launched = launcher(tmp_path / "run", [*AGENT, "--max_restarts", "3"], DIE_AT="1:25")
     assert launched.process.wait(LIMIT_S) == 0, launched.log.read_text()
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert (outcome["reason"], outcome["launches"]) == ("budget", 2)
@@ -104,13 +142,26 @@ def test_a_worker_that_is_killed_is_started_again_by_the_agent_and_the_run_goes_
     ("flags", "ranks", "number"),
     [
         pytest.param(AGENT, 2, signal.SIGKILL, id="agent-killed"),
-        pytest.param(["--config_file", "{directory}/one.yaml"], 1, signal.SIGTERM, id="one-process-launcher-tells-nobody", marks=pytest.mark.torture),
+        pytest.param(
+            ["--config_file", "{directory}/one.yaml"],
+            1,
+            signal.SIGTERM,
+            id="one-process-launcher-tells-nobody",
+            marks=pytest.mark.torture,
+        ),
     ],
 )
-def test_workers_whose_launcher_is_gone_save_and_leave(tmp_path: Path, launcher: Any, flags: list[str], ranks: int, number: int) -> None:
+def test_workers_whose_launcher_is_gone_save_and_leave(
+    tmp_path: Path, launcher: Any, flags: list[str], ranks: int, number: int
+) -> None:
     long = ["stop.budget.steps=100000", *SLOW]
-    (tmp_path / "one.yaml").write_text("{compute_environment: LOCAL_MACHINE, distributed_type: 'NO', mixed_precision: 'no', num_processes: 1}")
-    launched = launcher(tmp_path / "run", [flag.format(directory=tmp_path) for flag in flags], *long, DELAY_S="0.02")
+    (tmp_path / "one.yaml").write_text(
+        "{compute_environment: LOCAL_MACHINE, distributed_type: 'NO', mixed_precision: 'no', "
+        "num_processes: 1}"
+    )
+    launched = launcher(
+        tmp_path / "run", [flag.format(directory=tmp_path) for flag in flags], *long, DELAY_S="0.02"
+    )
     launched.until_step(7)
     workers = launched.workers()
     assert len(workers) == ranks
@@ -125,11 +176,14 @@ def test_workers_whose_launcher_is_gone_save_and_leave(tmp_path: Path, launcher:
 
 
 @pytest.mark.torture
-def test_a_signal_to_the_agent_reaches_all_and_the_next_launch_goes_on_exactly(tmp_path: Path, launcher: Any) -> None:
+def test_a_signal_to_the_agent_reaches_all_and_the_next_launch_goes_on_exactly(
+    tmp_path: Path, launcher: Any
+) -> None:
     launched = launcher(tmp_path / "run", AGENT, *SLOW, DELAY_S="0.05")
     launched.until_step(7)
     launched.process.terminate()
-    assert launched.process.wait(LIMIT_S) == 1  # whatever its workers said: scripts ask `fermarsi status`
+    # Whatever its workers said: scripts ask `fermarsi status`
+    assert launched.process.wait(LIMIT_S) == 1
     assert read_status(tmp_path / "run").exit_code == 75, launched.log.read_text()
     for one in (tmp_path / "run", tmp_path / "whole"):
         ends: list[Launched] = train_on_ranks(2, STORM, [f"run.dir={one}", *SLOW])

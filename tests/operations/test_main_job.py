@@ -1,4 +1,6 @@
-"""The main job as users start it: through accelerate's launcher, by path, by module, from anywhere; stopped, killed, gone on with."""
+"""The main job as users start it: through accelerate's launcher, by path, by module, from anywhere;
+stopped, killed, gone on with.
+"""
 
 import json
 import os
@@ -29,7 +31,13 @@ LIMIT_S = 240
 def start(*command: str | Path, cwd: Path) -> "subprocess.Popen[str]":
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.Popen(
-        [str(part) for part in command], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
@@ -46,7 +54,11 @@ def outcome(directory: Path) -> dict[str, Any]:
 
 def weights(directory: Path) -> dict[str, str]:
     manifest = json.loads((directory / "checkpoints" / "latest" / "manifest.json").read_text())
-    return {name: entry["sha256"] for name, entry in manifest["files"].items() if entry["role"] in ("model", "optimizer")}
+    return {
+        name: entry["sha256"]
+        for name, entry in manifest["files"].items()
+        if entry["role"] in ("model", "optimizer")
+    }
 
 
 def test_digits_reach_their_targets_with_two_processes_through_the_launcher(tmp_path: Path) -> None:
@@ -58,7 +70,9 @@ def test_digits_reach_their_targets_with_two_processes_through_the_launcher(tmp_
     assert end["epoch"] < 50
     assert end["exact"]
     assert "targets_reached" in output
-    evaluations = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     last = [one for one in evaluations if one["kind"] == "eval"][-1]
     assert min(last["train/accuracy"], last["val/accuracy"]) >= 0.95
     names: set[str] = set()
@@ -76,7 +90,12 @@ def test_killed_in_the_middle_it_ends_as_one_that_was_not(tmp_path: Path) -> Non
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    workers = subprocess.run(["pgrep", "-f", "harness/train.py.*run.dir=killed"], capture_output=True, text=True, check=True).stdout.split()
+    workers = subprocess.run(
+        ["pgrep", "-f", "harness/train.py.*run.dir=killed"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     for pid in workers:
         os.kill(int(pid), signal.SIGKILL)
     process.communicate(timeout=LIMIT_S)
@@ -84,22 +103,41 @@ def test_killed_in_the_middle_it_ends_as_one_that_was_not(tmp_path: Path) -> Non
     code, output = run(CPU, "2", CONFIG, "run.dir=killed", *goal, cwd=tmp_path)
     assert code == 0, output
     assert "going on from step-" in output
-    assert [one.exit_code for one in train_on_ranks(2, CONFIG, [f"run.dir={tmp_path / 'whole'}", *goal])] == [0, 0]
+    assert [
+        one.exit_code for one in train_on_ranks(2, CONFIG, [f"run.dir={tmp_path / 'whole'}", *goal])
+    ] == [0, 0]
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     assert outcome(tmp_path / "killed")["launches"] == 2
     assert outcome(tmp_path / "killed")["time"]["idle_s"] >= 0
 
 
-@pytest.mark.parametrize("how", [[ROOT / "harness" / "train.py"], ["-m", "harness.train"]], ids=["path", "module"])
+@pytest.mark.parametrize(
+    "how", [[ROOT / "harness" / "train.py"], ["-m", "harness.train"]], ids=["path", "module"]
+)
 def test_one_process_by_path_and_by_module(tmp_path: Path, how: list[Any]) -> None:
-    # With workers: they ignore the signals that ask a run to save, and must not keep the process from ending.
-    code, output = run(sys.executable, *how, CONFIG, "run.dir=run", "stop.budget.epochs=1", "data.num_workers=2", cwd=tmp_path)
+    # With workers: they ignore the signals that ask a run to save, and must not keep the process
+    # from ending.
+    code, output = run(
+        sys.executable,
+        *how,
+        CONFIG,
+        "run.dir=run",
+        "stop.budget.epochs=1",
+        "data.num_workers=2",
+        cwd=tmp_path,
+    )
     assert code == 0, output
     assert outcome(tmp_path / "run")["reason"] == "budget"
 
 
 def test_a_mistake_leaves_the_launcher_with_one_message_of_ours(tmp_path: Path) -> None:
-    code, output = run(Path(sys.executable).parent / "fermarsi", "train", CONFIG, "batch.micro_size=7", cwd=tmp_path)
+    code, output = run(
+        Path(sys.executable).parent / "fermarsi",
+        "train",
+        CONFIG,
+        "batch.micro_size=7",
+        cwd=tmp_path,
+    )
     assert code == 2
     assert output.startswith("ConfigError: ")
     assert "Traceback" not in output
@@ -113,7 +151,8 @@ def test_a_finished_run_stays_finished_until_more_is_asked_for(tmp_path: Path) -
     assert again.exit_code == 0
     assert "this run is finished: the budget of 2 epochs is spent" in again.stdout
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    (tmp_path / "run" / "outcome.json").unlink()  # as if killed between the last checkpoint and the outcome
+    # As if killed between the last checkpoint and the outcome
+    (tmp_path / "run" / "outcome.json").unlink()
     again = command(*short, "stop.budget.epochs=2")
     assert again.exit_code == 0, again.stderr
     assert outcome(tmp_path / "run")["reason"] == "budget"
@@ -130,16 +169,33 @@ def test_the_other_commands_on_a_trained_run(tmp_path: Path) -> None:
     assert evaluated.exit_code == 0, evaluated.stderr
     assert json.loads(evaluated.stdout)["accuracy"] > 0.9
     table = tmp_path / "predictions.parquet"
-    predicted = command("predict", trained, "--out", table, "--source", "{_target_: harness.sources.digits.Digits, split: test}")
+    predicted = command(
+        "predict",
+        trained,
+        "--out",
+        table,
+        "--source",
+        "{_target_: harness.sources.digits.Digits, split: test}",
+    )
     assert predicted.exit_code == 0, predicted.stderr
     rows = pd.read_parquet(table)
     truth = Digits(split="test")
-    share = np.mean([truth[index]["label"] == row for index, row in zip(rows["sample"], rows["predicted"], strict=True)])
+    share = np.mean(
+        [
+            truth[index]["label"] == row
+            for index, row in zip(rows["sample"], rows["predicted"], strict=True)
+        ]
+    )
     assert share == pytest.approx(json.loads(evaluated.stdout)["accuracy"])
     verified = command("checkpoints", "verify", trained, "--json")
     assert verified.exit_code == 0, verified.stderr
-    assert {link for one in json.loads(verified.stdout) for link in one["links"]} == {"best", "latest"}
-    assert command("checkpoints", "list", trained).stdout.count("yes") == len(json.loads(verified.stdout))
+    assert {link for one in json.loads(verified.stdout) for link in one["links"]} == {
+        "best",
+        "latest",
+    }
+    assert command("checkpoints", "list", trained).stdout.count("yes") == len(
+        json.loads(verified.stdout)
+    )
     assert command("status", trained).exit_code == 0
     assert command("status", tmp_path / "nothing").exit_code == 2
     assert command("report", trained).exit_code == 0

@@ -1,4 +1,6 @@
-"""What a user can do wrong ends with exit code 2 and one message, on one rank, and nothing is written over."""
+"""What a user can do wrong ends with exit code 2 and one message, on one rank, and nothing is
+written over.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,9 @@ STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 
 
-def launch(directory: Path, *overrides: str, ranks: int = 1, config: Path = STORM) -> list[Launched]:
+def launch(
+    directory: Path, *overrides: str, ranks: int = 1, config: Path = STORM
+) -> list[Launched]:
     return train_on_ranks(ranks, config, [f"run.dir={directory}", *overrides])
 
 
@@ -38,8 +42,15 @@ def assert_refused(ends: Sequence[Launched], *words: str) -> None:
 
 def contents(directory: Path) -> dict[str, str]:
     """What must not change: everything but the lease."""
-    paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and "lease" not in path.parts]
-    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and "lease" not in path.parts
+    ]
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 @pytest.mark.parametrize(
@@ -63,7 +74,9 @@ def contents(directory: Path) -> dict[str, str]:
     ],
     ids=lambda value: value[0] if isinstance(value, list) and "=" in value[0] else "",
 )
-def test_a_mistake_in_the_config_or_the_data(tmp_path: Path, overrides: list[str], words: list[str]) -> None:
+def test_a_mistake_in_the_config_or_the_data(
+    tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
     assert_refused(launch(tmp_path / "run", *overrides), *words)
 
 
@@ -73,56 +86,103 @@ def test_on_two_ranks_the_message_comes_once(tmp_path: Path) -> None:
 
 
 def test_a_missing_config(tmp_path: Path) -> None:
-    assert_refused(launch(tmp_path / "run", config=tmp_path / "none.yaml"), "none.yaml", "No such file")
+    assert_refused(
+        launch(tmp_path / "run", config=tmp_path / "none.yaml"), "none.yaml", "No such file"
+    )
 
 
 def test_a_missing_data_file(tmp_path: Path) -> None:
-    source = "data.train.source={_target_: harness.sources.idx.Idx, images: /nowhere/images, labels: /nowhere/labels}"
-    assert_refused(launch(tmp_path / "run", source, config=DIGITS), "data.train.source", "/nowhere/images")
+    source = (
+        "data.train.source={_target_: harness.sources.idx.Idx, images: /nowhere/images, labels: "
+        "/nowhere/labels}"
+    )
+    assert_refused(
+        launch(tmp_path / "run", source, config=DIGITS), "data.train.source", "/nowhere/images"
+    )
 
 
 def test_labels_that_the_network_has_no_output_for(tmp_path: Path) -> None:
-    assert_refused(launch(tmp_path / "run", "network.dims=[64, 16, 5]", ranks=2, config=DIGITS), "data.train", "label", "0 … 4")
+    assert_refused(
+        launch(tmp_path / "run", "network.dims=[64, 16, 5]", ranks=2, config=DIGITS),
+        "data.train",
+        "label",
+        "0 … 4",
+    )
 
 
 def test_slots_that_the_ranks_cannot_share(tmp_path: Path) -> None:
-    assert_refused(launch(tmp_path / "run", "batch.size=8", ranks=3), "batch: 4 slots", "1, 2, 4 processes")
+    assert_refused(
+        launch(tmp_path / "run", "batch.size=8", ranks=3), "batch: 4 slots", "1, 2, 4 processes"
+    )
 
 
 def test_a_run_directory_that_belongs_to_another_training_stays_as_it_is(tmp_path: Path) -> None:
     assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
     before = contents(tmp_path / "run")
-    changed = ["run.seed=12", "network.width=300", "batch.micro_size=4", "data.train.source.count=100", "optimizer._target_=torch.optim.SGD"]
-    named = ["run.seed: 11 -> 12", "network.width", "batch.micro_size", "data.train.source.count", "optimizer._target_"]
+    changed = [
+        "run.seed=12",
+        "network.width=300",
+        "batch.micro_size=4",
+        "data.train.source.count=100",
+        "optimizer._target_=torch.optim.SGD",
+    ]
+    named = [
+        "run.seed: 11 -> 12",
+        "network.width",
+        "batch.micro_size",
+        "data.train.source.count",
+        "optimizer._target_",
+    ]
     assert_refused(launch(tmp_path / "run", *changed), *named)
     assert contents(tmp_path / "run") == before
-    assert_refused(launch(tmp_path / "run", "run.resume=never"), "run.resume is never", "run.overwrite")
+    assert_refused(
+        launch(tmp_path / "run", "run.resume=never"), "run.resume is never", "run.overwrite"
+    )
     assert contents(tmp_path / "run") == before
 
 
 def test_what_does_not_identify_a_run_may_change(tmp_path: Path) -> None:
     free = ["schedule=null"]
     assert launch(tmp_path / "run", *free, "stop.budget.steps=7")[0].exit_code == 0
-    more = ["stop.budget.steps=9", "log.every.steps=1", "optimizer.lr=2e-3", "stop.targets={accuracy: {at_least: 0.999}}"]
+    more = [
+        "stop.budget.steps=9",
+        "log.every.steps=1",
+        "optimizer.lr=2e-3",
+        "stop.targets={accuracy: {at_least: 0.999}}",
+    ]
     ends = launch(tmp_path / "run", *free, *more, ranks=2)
     assert [one.exit_code for one in ends] == [0, 0]
-    rates = [json.loads(line).get("lr") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [
+        json.loads(line).get("lr")
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [rate for rate in rates if rate is not None][-1] == 2e-3
 
 
 def test_a_change_that_a_schedules_state_would_swallow(tmp_path: Path) -> None:
     assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
-    assert_refused(launch(tmp_path / "run", "schedule.T_max=80"), "schedule changed", "harness.schedules")
+    assert_refused(
+        launch(tmp_path / "run", "schedule.T_max=80"), "schedule changed", "harness.schedules"
+    )
     assert_refused(launch(tmp_path / "run", "optimizer.lr=2e-3"), "optimizer.lr changed")
     ours = "schedule={_target_: harness.schedules.WarmupCosine, total_steps: 40}"
     assert launch(tmp_path / "other", "stop.budget.steps=7", ours)[0].exit_code == 0
-    assert launch(tmp_path / "other", "stop.budget.steps=9", ours.replace("40", "80"))[0].exit_code == 0
+    assert (
+        launch(tmp_path / "other", "stop.budget.steps=9", ours.replace("40", "80"))[0].exit_code
+        == 0
+    )
 
 
 def test_overwriting_moves_the_earlier_run_aside(tmp_path: Path) -> None:
     assert launch(tmp_path / "run", "stop.budget.steps=7")[0].exit_code == 0
     before = contents(tmp_path / "run")
-    ends = launch(tmp_path / "run", "stop.budget.steps=7", "run.resume=never", "run.overwrite=true", "run.seed=12")
+    ends = launch(
+        tmp_path / "run",
+        "stop.budget.steps=7",
+        "run.resume=never",
+        "run.overwrite=true",
+        "run.seed=12",
+    )
     assert ends[0].exit_code == 0, ends[0].stderr
     assert contents(tmp_path / "run" / "superseded-1") == before
 
@@ -173,7 +233,12 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     place.mkdir()
 
     def mount(options: str) -> Path:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             pytest.skip(f"this user may not mount: {done.stderr.strip()}")
         return place
@@ -183,13 +248,19 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def test_a_run_directory_on_a_read_only_disk(disk: Callable[[str], Path]) -> None:
-    assert_refused(launch(disk("ro") / "run", ranks=2), "Read-only file system", "Make the run directory writable")
+    assert_refused(
+        launch(disk("ro") / "run", ranks=2),
+        "Read-only file system",
+        "Make the run directory writable",
+    )
 
 
 def test_a_run_directory_on_a_full_disk(disk: Callable[[str], Path]) -> None:
     place = disk("size=64k")
     (place / "rest").write_bytes(b"x" * 65536)
-    assert_refused(launch(place / "run", ranks=2), "No space left on device", "choose another run.dir")
+    assert_refused(
+        launch(place / "run", ranks=2), "No space left on device", "choose another run.dir"
+    )
 
 
 def test_a_disk_that_is_too_small_for_a_checkpoint(disk: Callable[[str], Path]) -> None:
@@ -208,7 +279,9 @@ def test_another_number_of_processes_after_a_requeue(tmp_path: Path) -> None:
     refused = launch(tmp_path / "run", ranks=5)
     assert_refused(refused, "batch: 12 slots", "1, 2, 3, 4, 6, 12 processes")
     assert contents(tmp_path / "run" / "checkpoints") == before
-    assert [one.exit_code for one in launch(tmp_path / "run", "stop.budget.steps=9", ranks=3)] == [0] * 3
+    assert [one.exit_code for one in launch(tmp_path / "run", "stop.budget.steps=9", ranks=3)] == [
+        0
+    ] * 3
 
 
 def test_processes_that_cannot_meet_leave_in_time_and_say_where_they_looked(tmp_path: Path) -> None:
@@ -221,12 +294,18 @@ def test_processes_that_cannot_meet_leave_in_time_and_say_where_they_looked(tmp_
             ({"MASTER_ADDR": "no-such-host.invalid"}, "could not meet at no-such-host.invalid:"),
         ):
             began = time.monotonic()
-            env = {"TORCHELASTIC_USE_AGENT_STORE": "False", **environment}  # rank 0 keeps the store, as without an agent
-            ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / 'run'}", "run.timeout_s=3"], env=env)
+            # Rank 0 keeps the store, as without an agent
+            env = {"TORCHELASTIC_USE_AGENT_STORE": "False", **environment}
+            ends = train_on_ranks(
+                2, STORM, [f"run.dir={tmp_path / 'run'}", "run.timeout_s=3"], env=env
+            )
             assert time.monotonic() - began < 25
             assert [one.exit_code for one in ends] == [1, 1]
             for rank, end in enumerate(ends):
-                assert f"RankError: rank {rank}, before the first step: the 2 processes of this launch {words}" in end.stderr
+                assert (
+                    f"RankError: rank {rank}, before the first step: the 2 processes of this "
+                    f"launch {words}" in end.stderr
+                )
                 assert "Traceback" not in end.stderr
 
 
@@ -245,14 +324,17 @@ def test_a_process_that_hangs_is_given_up_and_named(tmp_path: Path) -> None:
     limits = ["run.timeout_s=2", "checkpoint.timeout_s=2", "stop.budget.steps=100000"]
     first, second = train_on_ranks(2, STORM, [f"run.dir={run}", *limits], meanwhile=stop_one)
     assert (first.exit_code, second.exit_code) == (1, -9)
-    assert re.search(r"^RankError: rank 0, step \d+: lost rank 1 \(.*[Tt]imed out", first.stderr, re.MULTILINE), first.stderr
+    assert re.search(
+        r"^RankError: rank 0, step \d+: lost rank 1 \(.*[Tt]imed out", first.stderr, re.MULTILINE
+    ), first.stderr
 
 
 def test_clocks_an_hour_apart_decide_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert launch(run, "stop.budget.steps=14")[0].exit_code == 0
     ledger = json.loads((run / "ledger.json").read_text())
-    (run / "ledger.json").write_text(json.dumps({**ledger, "wall_s": ledger["wall_s"] + 3600}))  # written where it is an hour later
+    # Written where it is an hour later
+    (run / "ledger.json").write_text(json.dumps({**ledger, "wall_s": ledger["wall_s"] + 3600}))
     oldest, *_ = list_checkpoints(run / "checkpoints")
     for path in (oldest.path, *oldest.path.iterdir(), *(run / "lease").iterdir()):
         os.utime(path, (time.time() + 3600,) * 2)
@@ -275,7 +357,10 @@ def test_the_status_of_a_run_while_it_goes_on_and_after_it_was_killed(tmp_path: 
 
     train_on_ranks(1, STORM, [f"run.dir={run}", "stop.budget.steps=100000"], meanwhile=look)
     seen.append(command("status", run, "--json"))
-    assert [(json.loads(one.stdout)["state"], one.exit_code) for one in seen] == [("running", 1), ("crashed", 1)]
+    assert [(json.loads(one.stdout)["state"], one.exit_code) for one in seen] == [
+        ("running", 1),
+        ("crashed", 1),
+    ]
     assert re.search(r"step \d+ crashed; launch it again", json.loads(seen[1].stdout)["text"])
 
 
@@ -284,7 +369,16 @@ def test_the_lease_of_a_machine_that_died(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert launch(run, "stop.budget.steps=7")[0].exit_code == 0
     (held,) = (run / "lease").iterdir()
-    held.write_text(json.dumps({**json.loads(held.read_text()), "released": False, "machine": "another", "host": "node-7"}))
+    held.write_text(
+        json.dumps(
+            {
+                **json.loads(held.read_text()),
+                "released": False,
+                "machine": "another",
+                "host": "node-7",
+            }
+        )
+    )
     assert "crashed elsewhere" in command("status", run).stdout or (run / "outcome.json").exists()
     began = time.monotonic()
     ends = launch(run, "stop.budget.steps=9", ranks=2)

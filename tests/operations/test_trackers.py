@@ -1,4 +1,6 @@
-"""TensorBoard's event files and Trackio's database, read back, hold what metrics.jsonl holds; and no backend can hold a training up."""
+"""TensorBoard's event files and Trackio's database, read back, hold what metrics.jsonl holds; and
+no backend can hold a training up.
+"""
 
 import json
 import socket
@@ -26,7 +28,13 @@ def written(run: Path) -> dict[int, dict[str, float]]:
     rows: dict[int, dict[str, float]] = {}
     for record in read_records(run / "metrics.jsonl"):
         if record["kind"] in ("train", "eval"):
-            rows.setdefault(record["step"], {}).update({name: one for name, one in record.items() if isinstance(one, int | float) and name != "step"})
+            rows.setdefault(record["step"], {}).update(
+                {
+                    name: one
+                    for name, one in record.items()
+                    if isinstance(one, int | float) and name != "step"
+                }
+            )
     return rows
 
 
@@ -35,7 +43,9 @@ def in_tensorboard(directory: Path) -> dict[int, dict[str, float]]:
     rows: dict[int, dict[str, float]] = {}
     for name in events.Tags()["scalars"]:
         for scalar in events.Scalars(name):
-            assert name not in rows.setdefault(scalar.step, {}), f"{name} of step {scalar.step} twice"
+            assert name not in rows.setdefault(scalar.step, {}), (
+                f"{name} of step {scalar.step} twice"
+            )
             rows[scalar.step][name] = scalar.value
     return dict(sorted(rows.items()))
 
@@ -49,21 +59,34 @@ def in_trackio(database: Path) -> dict[int, dict[str, float]]:
     return rows
 
 
-def assert_alike(found: Mapping[int, Mapping[str, float]], expected: Mapping[int, Mapping[str, float]]) -> None:
+def assert_alike(
+    found: Mapping[int, Mapping[str, float]], expected: Mapping[int, Mapping[str, float]]
+) -> None:
     assert list(found) == list(expected)
     for step, row in expected.items():
         assert found[step] == pytest.approx(row, rel=1e-6, nan_ok=True)
 
 
-def test_tensorboard_and_trackio_hold_the_run_after_a_kill_and_a_resume_from_an_older_checkpoint(tmp_path: Path) -> None:
+def test_tensorboard_and_trackio_hold_the_run_after_a_kill_and_a_resume_from_an_older_checkpoint(
+    tmp_path: Path,
+) -> None:
     run, trackio = tmp_path / "run", tmp_path / "trackio"
-    settings = [f"run.dir={run}", "network.width=16", "tracking.backends=[tensorboard,trackio]", "checkpoint.keep_last=3"]
-    (killed,) = train_on_ranks(1, STORM, settings, env={"DIE_AT": "0:30", "TRACKIO_DIR": str(trackio)})
+    settings = [
+        f"run.dir={run}",
+        "network.width=16",
+        "tracking.backends=[tensorboard,trackio]",
+        "checkpoint.keep_last=3",
+    ]
+    (killed,) = train_on_ranks(
+        1, STORM, settings, env={"DIE_AT": "0:30", "TRACKIO_DIR": str(trackio)}
+    )
     assert killed.exit_code == -9
     seen = in_tensorboard(run / "tensorboard")
     assert set(seen) <= set(written(run))
     older = min(path.name for path in (run / "checkpoints").glob("step-*"))
-    (ended,) = train_on_ranks(1, STORM, [*settings, f"run.resume={older}"], env={"TRACKIO_DIR": str(trackio)})
+    (ended,) = train_on_ranks(
+        1, STORM, [*settings, f"run.resume={older}"], env={"TRACKIO_DIR": str(trackio)}
+    )
     assert (ended.exit_code, "warning: T" in ended.stdout) == (0, False), ended.stdout
     assert_alike(in_tensorboard(run / "tensorboard"), written(run))
     assert_alike(in_trackio(trackio / "fermarsi.db"), written(run))
@@ -71,17 +94,28 @@ def test_tensorboard_and_trackio_hold_the_run_after_a_kill_and_a_resume_from_an_
 
 def test_a_sync_makes_what_no_launch_has_made(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    (ended,) = train_on_ranks(1, STORM, [f"run.dir={run}", "network.width=16", "stop.budget.steps=12"])
+    (ended,) = train_on_ranks(
+        1, STORM, [f"run.dir={run}", "network.width=16", "stop.budget.steps=12"]
+    )
     assert ended.exit_code == 0
     synced = command("track", "sync", run, "tracking.backends=[tensorboard]")
-    assert (synced.exit_code, synced.stdout.strip()) == (0, f"TensorBoard: {len(written(run))} rows sent"), synced.stderr
+    assert (synced.exit_code, synced.stdout.strip()) == (
+        0,
+        f"TensorBoard: {len(written(run))} rows sent",
+    ), synced.stderr
     assert_alike(in_tensorboard(run / "tensorboard"), written(run))
     nowhere = command("track", "sync", run)
-    assert (nowhere.exit_code, "its config tracks nothing. Say where to" in nowhere.stderr) == (2, True)
+    assert (nowhere.exit_code, "its config tracks nothing. Say where to" in nowhere.stderr) == (
+        2,
+        True,
+    )
     other = command("track", "sync", run, "optimizer.lr=1")
     assert (other.exit_code, "only tracking.* has an effect here" in other.stderr) == (2, True)
     empty = command("track", "sync", tmp_path)
-    assert (empty.exit_code, f"{tmp_path}: no metrics.jsonl of a run here" in empty.stderr) == (2, True)
+    assert (empty.exit_code, f"{tmp_path}: no metrics.jsonl of a run here" in empty.stderr) == (
+        2,
+        True,
+    )
 
 
 def trackio_without_a_network(directory: str) -> list[str]:
@@ -95,13 +129,25 @@ def trackio_without_a_network(directory: str) -> list[str]:
     socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
     socket.getaddrinfo = lambda *arguments, **more: asked.append(str(arguments)) or []  # type: ignore[func-returns-value]
     trackio = TrackioRows(RunCard("a", "1", Path(directory), {"x": 1}), "p")
-    assert deliver(trackio, [{"kind": "train", "step": step, "train/loss": 9.0} for step in (2, 3, 4)], lambda: ENDED) == 3
-    assert deliver(trackio, records(2, 4), lambda: ENDED) == 2  # the launch after, with another learning rate
+    assert (
+        deliver(
+            trackio,
+            [{"kind": "train", "step": step, "train/loss": 9.0} for step in (2, 3, 4)],
+            lambda: ENDED,
+        )
+        == 3
+    )
+    # The launch after, with another learning rate
+    assert deliver(trackio, records(2, 4), lambda: ENDED) == 2
     return asked
 
 
 def test_trackio_asks_no_network_even_if_the_environment_names_a_server(tmp_path: Path) -> None:
-    env = {"TRACKIO_DIR": str(tmp_path), "TRACKIO_SPACE_ID": "a/b", "TRACKIO_SERVER_URL": "http://example.org"}
+    env = {
+        "TRACKIO_DIR": str(tmp_path),
+        "TRACKIO_SPACE_ID": "a/b",
+        "TRACKIO_SERVER_URL": "http://example.org",
+    }
     assert on_ranks(1, trackio_without_a_network, str(tmp_path), env=env) == [[]]
     assert in_trackio(tmp_path / "p.db") == {2: {"train/loss": 1.0}, 4: {"train/loss": 1.0}}
 
@@ -145,10 +191,14 @@ def records(*steps: int) -> list[dict[str, Any]]:
     return [{"kind": "train", "step": step, "train/loss": 1.0} for step in steps]
 
 
-def courier(backend: Recorder, directory: Path, outcome: Outcome | None = ENDED, limit_s: float = 5.0) -> list[str]:
+def courier(
+    backend: Recorder, directory: Path, outcome: Outcome | None = ENDED, limit_s: float = 5.0
+) -> list[str]:
     """What is said when a backend is given two rows."""
     said: list[str] = []
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records(2, 4)))
+    (directory / "metrics.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records(2, 4))
+    )
     one = Courier(backend, directory, said.append)
     one.end(outcome)
     one.wait(time.monotonic() + limit_s)
@@ -161,7 +211,9 @@ def test_a_row_is_sent_when_it_is_whole() -> None:
     assert deliver(backend, [*records(2, 4), evaluation], lambda: None) == 1
     assert [row.step for row in backend.rows] == [2]
     assert deliver(backend, [*records(2, 4), evaluation], lambda: ENDED) == 2
-    assert backend.rows[-1] == Row(4, {"train/loss": 1.0, "val/loss": 2.0}, {"val/confusion": [[1]]}, True)
+    assert backend.rows[-1] == Row(
+        4, {"train/loss": 1.0, "val/loss": 2.0}, {"val/confusion": [[1]]}, True
+    )
 
 
 def test_a_row_whose_evaluation_may_still_come_waits_for_the_next_launch() -> None:

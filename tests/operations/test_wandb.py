@@ -1,4 +1,6 @@
-"""The real wandb package, offline: what it kept is what metrics.jsonl holds, and nothing it does ends a training."""
+"""The real wandb package, offline: what it kept is what metrics.jsonl holds, and nothing it does
+ends a training.
+"""
 
 import json
 import struct
@@ -16,8 +18,12 @@ STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"
 OFFLINE = ["network.width=16", "tracking.wandb={project: tests, mode: offline}"]
 
 
-def launch(directory: Path, *overrides: str, ranks: int = 1, env: dict[str, str] | None = None) -> str:
-    ends = train_on_ranks(ranks, STORM, [f"run.dir={directory}", *OFFLINE, *overrides], env=env or {})
+def launch(
+    directory: Path, *overrides: str, ranks: int = 1, env: dict[str, str] | None = None
+) -> str:
+    ends = train_on_ranks(
+        ranks, STORM, [f"run.dir={directory}", *OFFLINE, *overrides], env=env or {}
+    )
     assert [one.exit_code for one in ends] == [0] * ranks, ends[0].stderr
     return ends[0].stdout
 
@@ -25,7 +31,12 @@ def launch(directory: Path, *overrides: str, ranks: int = 1, env: dict[str, str]
 def newest(directory: Path) -> list[wandb_internal_pb2.Record]:
     """What the .wandb file of a run directory's last launch holds."""
     found = []
-    for data in _records(max(directory.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns).read_bytes()):
+    for data in _records(
+        max(
+            directory.glob("wandb/offline-run-*/run-*.wandb"),
+            key=lambda path: path.stat().st_mtime_ns,
+        ).read_bytes()
+    ):
         found.append(wandb_internal_pb2.Record())
         found[-1].ParseFromString(data)
     return found
@@ -38,12 +49,17 @@ def rows_kept(directory: Path) -> dict[int, dict[str, Any]]:
         if record.HasField("history"):
             step = record.history.step.num
             assert step not in found, f"step {step} twice"
-            found[step] = {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
+            found[step] = {
+                (item.key or item.nested_key[0]): json.loads(item.value_json)
+                for item in record.history.item
+            }
     return found
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """LevelDB's log format after 7 bytes of W&B's: blocks of 32 KiB, chunks with checksum, length, and type (1 whole, 2 first, 3 middle, 4 last)."""
+    """LevelDB's log format after 7 bytes of W&B's: blocks of 32 KiB, chunks with checksum, length,
+    and type (1 whole, 2 first, 3 middle, 4 last).
+    """
     assert data[:4] == b":W&B"
     begin, whole = 7, b""
     while begin + 7 <= len(data):
@@ -66,7 +82,11 @@ def rows_written(directory: Path) -> dict[int, dict[str, Any]]:
     for line in (directory / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         if record["kind"] in ("train", "eval"):
-            numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
+            numbers = {
+                name: value
+                for name, value in record.items()
+                if isinstance(value, int | float) and name != "step"
+            }
             found.setdefault(record["step"], {}).update(numbers)
     return found
 
@@ -94,22 +114,44 @@ def test_after_three_interruptions_the_newest_file_is_the_whole_run(tmp_path: Pa
     assert_kept_what_was_written(run)
     records = newest(run)
     outcome = json.loads((run / "outcome.json").read_text())
-    kept = {item.key: json.loads(item.value_json) for record in records for item in record.summary.update if item.key}
+    kept = {
+        item.key: json.loads(item.value_json)
+        for record in records
+        for item in record.summary.update
+        if item.key
+    }
     assert (kept["reason"], kept["detail"], kept["launches"]) == ("budget", outcome["detail"], 4)
-    assert (kept["best/value"], kept["time/compute_s"]) == (outcome["best"]["value"], outcome["time"]["compute_s"])
-    lineage = [json.loads(item.value_json) for record in records for item in record.config.update if item.key == "launches"][-1]
+    assert (kept["best/value"], kept["time/compute_s"]) == (
+        outcome["best"]["value"],
+        outcome["time"]["compute_s"],
+    )
+    lineage = [
+        json.loads(item.value_json)
+        for record in records
+        for item in record.config.update
+        if item.key == "launches"
+    ][-1]
     assert [one["launch"] for one in lineage] == [1, 2, 3, 4]
     assert [one["from_step"] for one in lineage] == sorted(one["from_step"] for one in lineage)
-    assert [record.alert.title for record in records if record.HasField("alert")] == ["storm: budget"]
+    assert [record.alert.title for record in records if record.HasField("alert")] == [
+        "storm: budget"
+    ]
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode == 0:  # not in an unpacked archive
-        assert next(record.run.git.commit for record in records if record.HasField("run")) == head.stdout.strip()
+        assert (
+            next(record.run.git.commit for record in records if record.HasField("run"))
+            == head.stdout.strip()
+        )
     last = max(rows_kept(run).items())[1]
     assert {"time_table", "val/confusion_table"} <= last.keys()
 
 
 def test_online_without_a_key_works_offline_and_says_so(tmp_path: Path) -> None:
-    out = launch(tmp_path / "run", "tracking.wandb.mode=online", env={"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")})
+    out = launch(
+        tmp_path / "run",
+        "tracking.wandb.mode=online",
+        env={"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")},
+    )
     assert "no API key" in out
     assert "working offline" in out
     assert rows_kept(tmp_path / "run")

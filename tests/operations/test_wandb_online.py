@@ -1,4 +1,6 @@
-"""The real wandb package against a server on loopback that fails to order: one history without gap or duplicate, and no training is delayed."""
+"""The real wandb package against a server on loopback that fails to order: one history without gap
+or duplicate, and no training is delayed.
+"""
 
 import json
 import os
@@ -30,7 +32,9 @@ def arguments(run: Path, *overrides: str) -> list[str]:
     return [f"run.dir={run}", "network.width=16", "tracking.wandb={project: tests}", *overrides]
 
 
-def launch(server: WandbServer, run: Path, *overrides: str, dies_at: str = "", meanwhile: Any = None) -> Launched:
+def launch(
+    server: WandbServer, run: Path, *overrides: str, dies_at: str = "", meanwhile: Any = None
+) -> Launched:
     env = {**server.environment(run.parent), "WANDB_MODE": "online", "DIE_AT": dies_at}
     return train_on_ranks(1, STORM, arguments(run, *overrides), env=env, meanwhile=meanwhile)[0]
 
@@ -42,19 +46,27 @@ def synced(run: str) -> list[str]:
 
 
 def sync(server: WandbServer, run: Path) -> list[str]:
-    (lines,) = on_ranks(1, synced, str(run), env={**server.environment(run.parent), "WANDB_MODE": "online"})
+    (lines,) = on_ranks(
+        1, synced, str(run), env={**server.environment(run.parent), "WANDB_MODE": "online"}
+    )
     return list(lines)
 
 
 def run_id(run: Path) -> str:
-    return next(str(record["run_id"]) for record in read_records(run / "metrics.jsonl") if record.get("event") == "launch")
+    return next(
+        str(record["run_id"])
+        for record in read_records(run / "metrics.jsonl")
+        if record.get("event") == "launch"
+    )
 
 
 def assert_server_has_what_was_written(server: WandbServer, run: Path) -> None:
     written: dict[int, dict[str, Any]] = {}
     for record in read_records(run / "metrics.jsonl"):
         if record["kind"] in ("train", "eval"):
-            numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+            numbers = {
+                name: value for name, value in record.items() if isinstance(value, int | float)
+            }
             written.setdefault(record["step"], {}).update(numbers)
     rows = server.history(run_id(run))
     assert [row["_step"] for row in rows] == list(written)
@@ -73,7 +85,11 @@ def core_processes(pids: Sequence[int]) -> list[int]:
             state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if command[0].endswith(b"wandb-core") and any(str(pid).encode() in command for pid in pids) and state != "Z":
+        if (
+            command[0].endswith(b"wandb-core")
+            and any(str(pid).encode() in command for pid in pids)
+            and state != "Z"
+        ):
             found.append(int(directory.name))
     return found
 
@@ -85,11 +101,21 @@ def wait_for(what: Any) -> None:
         time.sleep(0.02)
 
 
-def test_one_history_after_a_kill_and_a_resume_from_an_older_checkpoint(tmp_path: Path, server: WandbServer) -> None:
+def test_one_history_after_a_kill_and_a_resume_from_an_older_checkpoint(
+    tmp_path: Path, server: WandbServer
+) -> None:
     run = tmp_path / "run"
-    assert launch(server, run, "tracking.wandb.checkpoints=true", "checkpoint.keep_last=3", dies_at="0:30").exit_code == -9
+    assert (
+        launch(
+            server, run, "tracking.wandb.checkpoints=true", "checkpoint.keep_last=3", dies_at="0:30"
+        ).exit_code
+        == -9
+    )
     saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-    assert launch(server, run, f"run.resume={saved[0]}", "tracking.wandb.checkpoints=true").exit_code == 0
+    assert (
+        launch(server, run, f"run.resume={saved[0]}", "tracking.wandb.checkpoints=true").exit_code
+        == 0
+    )
     assert_server_has_what_was_written(server, run)
     found, outcome = run_id(run), json.loads((run / "outcome.json").read_text())
     assert server.runs.keys() == {found}
@@ -101,12 +127,16 @@ def test_one_history_after_a_kill_and_a_resume_from_an_older_checkpoint(tmp_path
     assert config["optimizer"]["value"]["lr"] == 1e-3
     summary = server.summaries[found]
     assert (summary["reason"], summary["best/value"]) == ("budget", outcome["best"]["value"])
-    assert [(alert["title"], alert["severity"]) for alert in server.alerts] == [("storm: budget", "INFO")]
+    assert [(alert["title"], alert["severity"]) for alert in server.alerts] == [
+        ("storm: budget", "INFO")
+    ]
     assert server.ends[found][-1] == 0
     assert {one["artifactTypeName"] for one in server.artifacts} == {"checkpoint", "run_table"}
 
 
-def test_an_interruption_is_told_although_it_killed_wandb_core_too(tmp_path: Path, server: WandbServer) -> None:
+def test_an_interruption_is_told_although_it_killed_wandb_core_too(
+    tmp_path: Path, server: WandbServer
+) -> None:
     run = tmp_path / "run"
 
     def terminate_all(pids: Sequence[int]) -> None:  # as Slurm does with the processes of a step
@@ -114,19 +144,38 @@ def test_an_interruption_is_told_although_it_killed_wandb_core_too(tmp_path: Pat
         for pid in [*core_processes(pids), *pids]:
             os.kill(pid, signal.SIGTERM)
 
-    endless = ["stop.budget.steps=100000", "stop.improvement.patience=10000", "checkpoint.every.steps=500"]
+    endless = [
+        "stop.budget.steps=100000",
+        "stop.improvement.patience=10000",
+        "checkpoint.every.steps=500",
+    ]
     end = launch(server, run, *endless, meanwhile=terminate_all)
     assert (end.exit_code, "warning" in end.stdout) == (75, False), end.stdout
-    assert [(alert["title"], alert["severity"]) for alert in server.alerts] == [("storm: interrupted", "WARN")]
+    assert [(alert["title"], alert["severity"]) for alert in server.alerts] == [
+        ("storm: interrupted", "WARN")
+    ]
     assert launch(server, run, *endless, dies_at="0:30:term").exit_code == 75
     sync(server, run)
     rows = [row["_step"] for row in server.history(run_id(run))]
-    assert rows == list(dict.fromkeys(record["step"] for record in read_records(run / "metrics.jsonl") if record["kind"] != "event"))[: len(rows)]
+    assert (
+        rows
+        == list(
+            dict.fromkeys(
+                record["step"]
+                for record in read_records(run / "metrics.jsonl")
+                if record["kind"] != "event"
+            )
+        )[: len(rows)]
+    )
     assert len(server.alerts) == 2  # a sync is no news
 
 
-@pytest.mark.parametrize("fault", ["error", "hang", pytest.param("refuse", marks=pytest.mark.torture)])
-def test_what_a_server_missed_is_sent_by_a_sync(tmp_path: Path, server: WandbServer, fault: Fault) -> None:
+@pytest.mark.parametrize(
+    "fault", ["error", "hang", pytest.param("refuse", marks=pytest.mark.torture)]
+)
+def test_what_a_server_missed_is_sent_by_a_sync(
+    tmp_path: Path, server: WandbServer, fault: Fault
+) -> None:
     run = tmp_path / "run"
     if fault == "refuse":
         server.refuse()
@@ -160,15 +209,30 @@ def test_a_connection_that_breaks_midway_loses_nothing(tmp_path: Path, server: W
         time.sleep(0.5)
         server.fault = "slow"
 
-    assert launch(server, run, "stop.budget.steps=400", "stop.every.steps=40", meanwhile=breaks).exit_code == 0
+    assert (
+        launch(
+            server, run, "stop.budget.steps=400", "stop.every.steps=40", meanwhile=breaks
+        ).exit_code
+        == 0
+    )
     assert_server_has_what_was_written(server, run)
 
 
-def test_a_process_ends_in_time_with_a_server_that_hangs(tmp_path: Path, server: WandbServer) -> None:
+def test_a_process_ends_in_time_with_a_server_that_hangs(
+    tmp_path: Path, server: WandbServer
+) -> None:
     server.fault = "hang"
-    command = [sys.executable, "-m", "harness.train", str(STORM), *arguments(tmp_path / "run", "stop.budget.steps=6", "tracking.timeout_s=2")]
+    command = [
+        sys.executable,
+        "-m",
+        "harness.train",
+        str(STORM),
+        *arguments(tmp_path / "run", "stop.budget.steps=6", "tracking.timeout_s=2"),
+    ]
     env = {**os.environ, **server.environment(tmp_path), "WANDB_MODE": "online"}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         output, _ = process.communicate(timeout=120)
     ended = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert process.returncode == 0, output
@@ -179,7 +243,9 @@ def test_a_process_ends_in_time_with_a_server_that_hangs(tmp_path: Path, server:
 
 
 def leave_while_wandb_is_stuck(directory: str) -> tuple[float, float]:
-    """The seconds that 20,000 records and the end of a launch that fails take on a rank whose W&B answers nothing."""
+    """The seconds that 20,000 records and the end of a launch that fails take on a rank whose W&B
+    answers nothing.
+    """
     from harness.config.read import read_config
     from harness.console import Console
     from harness.tracking.tracker import Tracker
@@ -190,14 +256,23 @@ def leave_while_wandb_is_stuck(directory: str) -> tuple[float, float]:
     tracker.begin(config, "stuck", 0)
     begun = time.monotonic()
     for step in range(1, 20_001):
-        tracker.train({"step": step, "epoch": 0.5, "samples": step, "elapsed_s": 1.0, "train/loss": 2.0})
+        tracker.train(
+            {"step": step, "epoch": 0.5, "samples": step, "elapsed_s": 1.0, "train/loss": 2.0}
+        )
     written = time.monotonic()
     tracker.close()
     return written - begun, time.monotonic() - written
 
 
-def test_a_rank_that_fails_leaves_within_two_seconds_however_stuck_wandb_is(tmp_path: Path, server: WandbServer) -> None:
+def test_a_rank_that_fails_leaves_within_two_seconds_however_stuck_wandb_is(
+    tmp_path: Path, server: WandbServer
+) -> None:
     server.fault = "hang"
-    ((writing_s, leaving_s),) = on_ranks(1, leave_while_wandb_is_stuck, str(tmp_path), env={**server.environment(tmp_path), "WANDB_MODE": "online"})
+    ((writing_s, leaving_s),) = on_ranks(
+        1,
+        leave_while_wandb_is_stuck,
+        str(tmp_path),
+        env={**server.environment(tmp_path), "WANDB_MODE": "online"},
+    )
     assert writing_s < 10, "half a millisecond a record: a file opened and closed"
     assert leaving_s < 3.5

@@ -1,4 +1,6 @@
-"""What the wandb package needs of a W&B server, on loopback, with failures to order: GraphQL by the operations' names, and the file stream."""
+"""What the wandb package needs of a W&B server, on loopback, with failures to order: GraphQL by the
+operations' names, and the file stream.
+"""
 
 import json
 import re
@@ -13,9 +15,13 @@ Fault = Literal["none", "error", "hang", "slow"]
 
 
 class WandbServer:
-    """The state of a server. `runs`: what was upserted by id; lines of history by run and offset, where a later one replaces an earlier one.
+    """The state of a server.
 
-    `fault`: what comes over the requests from now on: answered by status 500, never, or after a second.
+    `runs`: what was upserted by id; lines of history by run and offset, where a later one replaces
+    an earlier one.
+
+    `fault`: what comes over the requests from now on: answered by status 500, never, or after a
+    second.
     """
 
     def __init__(self) -> None:
@@ -47,7 +53,12 @@ class WandbServer:
 
     def environment(self, home: Path) -> dict[str, str]:
         """What leads the wandb package here, and away from the user's own settings."""
-        return {"WANDB_BASE_URL": f"http://127.0.0.1:{self.port}", "WANDB_API_KEY": "0" * 40, "HOME": str(home), "NETRC": str(home / "none")}
+        return {
+            "WANDB_BASE_URL": f"http://127.0.0.1:{self.port}",
+            "WANDB_API_KEY": "0" * 40,
+            "HOME": str(home),
+            "NETRC": str(home / "none"),
+        }
 
     def history(self, run_id: str) -> list[dict[str, Any]]:
         """The rows that the server would show, in their order."""
@@ -56,7 +67,12 @@ class WandbServer:
     def __enter__(self) -> "WandbServer":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.closed.set()
         self.refuse()
 
@@ -72,33 +88,77 @@ class WandbServer:
 
     def answer(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
         """The data of a GraphQL operation."""
-        project = {"id": "p", "name": given.get("project") or "tests", "entity": {"id": "e", "name": "me"}}
+        project = {
+            "id": "p",
+            "name": given.get("project") or "tests",
+            "entity": {"id": "e", "name": "me"},
+        }
         if operation == "RunResumeStatus":
-            return {"model": {**project, "bucket": self._bucket(given["name"]) if given["name"] in self.runs else None}}
+            return {
+                "model": {
+                    **project,
+                    "bucket": self._bucket(given["name"]) if given["name"] in self.runs else None,
+                }
+            }
         if operation == "UpsertBucket":
             run_id = given.get("name") or given["id"]
             inserted = run_id not in self.runs
-            self.runs.setdefault(run_id, {}).update({name: value for name, value in given.items() if value is not None})
-            return {"upsertBucket": {"bucket": {**self._bucket(run_id), "sweepName": None, "project": project}, "inserted": inserted}}
+            self.runs.setdefault(run_id, {}).update(
+                {name: value for name, value in given.items() if value is not None}
+            )
+            return {
+                "upsertBucket": {
+                    "bucket": {**self._bucket(run_id), "sweepName": None, "project": project},
+                    "inserted": inserted,
+                }
+            }
         if operation == "CreateRunFiles":
-            files = [{"name": name, "uploadUrl": f"http://127.0.0.1:{self.port}/upload"} for name in given["files"]]
+            files = [
+                {"name": name, "uploadUrl": f"http://127.0.0.1:{self.port}/upload"}
+                for name in given["files"]
+            ]
             return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
         if operation == "NotifyScriptableRunAlert":
             self.alerts.append(given)
             return {"notifyScriptableRunAlert": {"success": True}}
         if operation == "CreateArtifact":
             self.artifacts.append(given["input"])
-            return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": {"latestArtifact": None}}}}
+            return {
+                "createArtifact": {
+                    "artifact": {
+                        "id": "a",
+                        "state": "COMMITTED",
+                        "artifactSequence": {"latestArtifact": None},
+                    }
+                }
+            }
         if operation == "ArtifactType":
             return {"project": {"artifact": None}}
-        viewer = {"id": "u", "entity": "me", "username": "me", "email": "me@example.org", "flags": "{}", "teams": {"edges": []}}
+        viewer = {
+            "id": "u",
+            "entity": "me",
+            "username": "me",
+            "email": "me@example.org",
+            "flags": "{}",
+            "teams": {"edges": []},
+        }
         return {"viewer": viewer, "serverInfo": {"features": []}}
 
     def _bucket(self, run_id: str) -> dict[str, Any]:
         lines = self.lines.get(run_id, {})
         counts = {"historyLineCount": len(lines), "eventsLineCount": 0, "logLineCount": 0}
-        tails = {"historyTail": json.dumps([lines[max(lines)]] if lines else []), "eventsTail": "[]", "wandbConfig": '{"t": 1}'}
-        texts = {"summaryMetrics": "{}", "config": self.runs[run_id].get("config", "{}"), "notes": "", "description": "", "tags": []}
+        tails = {
+            "historyTail": json.dumps([lines[max(lines)]] if lines else []),
+            "eventsTail": "[]",
+            "wandbConfig": '{"t": 1}',
+        }
+        texts = {
+            "summaryMetrics": "{}",
+            "config": self.runs[run_id].get("config", "{}"),
+            "notes": "",
+            "description": "",
+            "tags": [],
+        }
         return {"id": run_id, "name": run_id, "displayName": run_id, **counts, **tails, **texts}
 
 
@@ -133,7 +193,9 @@ class _Answer(BaseHTTPRequestHandler):
             self._reply({})
         else:
             named = re.search(r"(?:query|mutation)\s+(\w+)", body["query"])
-            self._reply({"data": state.answer(named[1] if named else "", body.get("variables") or {})})
+            self._reply(
+                {"data": state.answer(named[1] if named else "", body.get("variables") or {})}
+            )
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -1,4 +1,6 @@
-"""A training in which everything that could go wrong with exactness is present, and which can be made to die at a given step."""
+"""A training in which everything that could go wrong with exactness is present, and which can be
+made to die at a given step.
+"""
 
 import os
 import random
@@ -23,7 +25,9 @@ class Blobs:
         generator = np.random.default_rng(seed)
         centres = np.random.default_rng(1).normal(size=(NUM_CLASSES, NUM_FEATURES))
         self.labels = generator.integers(0, NUM_CLASSES, count)
-        self.points = (centres[self.labels] + generator.normal(size=(count, NUM_FEATURES))).astype(np.float32)
+        self.points = (centres[self.labels] + generator.normal(size=(count, NUM_FEATURES))).astype(
+            np.float32
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,17 +40,31 @@ class Blobs:
 
 
 class Jitter:
-    """Noise from the given seeds, and some from the ambient generators, as a user's treatment may draw it."""
+    """Noise from the given seeds, and some from the ambient generators, as a user's treatment may
+    draw it.
+    """
 
     training_only = True
 
     def __call__(self, batch: Batch, seeds: np.ndarray[Any, Any]) -> Batch:
-        noise = torch.from_numpy(np.stack([np.random.default_rng(int(seed)).normal(size=NUM_FEATURES) for seed in seeds]).astype(np.float32))
-        return {**batch, "x": batch["x"] + 0.1 * noise + 0.01 * random.random() + 0.01 * float(np.random.rand()) + 0.01 * torch.rand(())}
+        noise = torch.from_numpy(
+            np.stack(
+                [np.random.default_rng(int(seed)).normal(size=NUM_FEATURES) for seed in seeds]
+            ).astype(np.float32)
+        )
+        return {
+            **batch,
+            "x": batch["x"]
+            + 0.1 * noise
+            + 0.01 * random.random()
+            + 0.01 * float(np.random.rand())
+            + 0.01 * torch.rand(()),
+        }
 
 
 class Storm(nn.Module):
-    """Dropout, BatchNorm, and randomness from everywhere; larger than DDP's first bucket, and defined in another order than it is used.
+    """Dropout, BatchNorm, and randomness from everywhere; larger than DDP's first bucket, and
+    defined in another order than it is used.
 
     x: (B, 6) -> (B, 3).
     """
@@ -65,17 +83,24 @@ class Storm(nn.Module):
         hidden = hidden + self.dropout(self.second(hidden)).relu()
         hidden = hidden + self.third(hidden).relu()
         if self.training:
-            hidden = hidden * (1 + 0.01 * random.random() + 0.01 * float(np.random.rand()) + 0.01 * torch.rand(()))
+            hidden = hidden * (
+                1 + 0.01 * random.random() + 0.01 * float(np.random.rand()) + 0.01 * torch.rand(())
+            )
         out: Tensor = self.last(hidden)
         return out
 
 
 class Mortal(torch.optim.AdamW):
-    """AdamW in two groups whose process dies in the step that DIE_AT="rank:step[:before]" names, counted from the start of the launch."""
+    """AdamW in two groups whose process dies in the step that DIE_AT="rank:step[:before]" names,
+    counted from the start of the launch.
+    """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, **options: Any) -> None:
         held = list(params)
-        matrices, vectors = [one for one in held if one.dim() > 1], [one for one in held if one.dim() <= 1]
+        matrices, vectors = (
+            [one for one in held if one.dim() > 1],
+            [one for one in held if one.dim() <= 1],
+        )
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "lr": lr / 2}]
         super().__init__(groups, lr=lr, **options)
         self.calls = 0

@@ -1,4 +1,6 @@
-"""A run that was cut off ends as one that never was: losses, samples, parameters, moments, randomness, verdicts."""
+"""A run that was cut off ends as one that never was: losses, samples, parameters, moments,
+randomness, verdicts.
+"""
 
 import json
 from collections.abc import Sequence
@@ -13,8 +15,12 @@ from tests.pool import Launched, train_on_ranks
 STORM = Path(__file__).with_name("storm.yaml")
 
 
-def launch(directory: Path, ranks: int, *overrides: str, die_at: str = "", config: Path = STORM) -> list[Launched]:
-    return train_on_ranks(ranks, config, [f"run.dir={directory}", *overrides], env={"DIE_AT": die_at})
+def launch(
+    directory: Path, ranks: int, *overrides: str, die_at: str = "", config: Path = STORM
+) -> list[Launched]:
+    return train_on_ranks(
+        ranks, config, [f"run.dir={directory}", *overrides], env={"DIE_AT": die_at}
+    )
 
 
 def finish(directory: Path, ranks: int, *overrides: str) -> None:
@@ -27,19 +33,36 @@ def trace(directory: Path) -> list[dict[str, Any]]:
 
 
 def last_state(directory: Path) -> dict[str, Any]:
-    """Hashes of the last checkpoint's tensors, and what it holds beside them, without the clock's part."""
+    """Hashes of the last checkpoint's tensors, and what it holds beside them, without the clock's
+    part.
+    """
     last = list_checkpoints(directory / "checkpoints")[-1]
     assert last.manifest is not None, last.problems
-    hashes = {name: entry.sha256 for name, entry in last.manifest.files.items() if entry.role in ("model", "optimizer", "rng")}
+    hashes = {
+        name: entry.sha256
+        for name, entry in last.manifest.files.items()
+        if entry.role in ("model", "optimizer", "rng")
+    }
     trainer = load_trainer(last.path)
     stop = trainer["stop"]
     stop["evaluations"] = [[*row[:3], *row[4:]] for row in stop["evaluations"]]  # without the hours
-    return {"step": last.step, "files": hashes, **{name: trainer[name] for name in ("stop", "optimizer", "schedule", "losses", "train_metrics")}}
+    return {
+        "step": last.step,
+        "files": hashes,
+        **{
+            name: trainer[name]
+            for name in ("stop", "optimizer", "schedule", "losses", "train_metrics")
+        },
+    }
 
 
 def evaluations(directory: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in one.items() if name != "elapsed_s"} for one in records if one["kind"] in ("train", "eval")]
+    return [
+        {name: value for name, value in one.items() if name != "elapsed_s"}
+        for one in records
+        if one["kind"] in ("train", "eval")
+    ]
 
 
 def assert_same(run: Path, reference: Path) -> None:
@@ -65,9 +88,17 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     ("ranks", "deaths"),
-    [(1, ["0:1"]), (1, ["0:17:before", "0:3", "0:9"]), (2, ["1:20", "0:12:before"]), (3, ["2:16"]), (4, ["3:30:before"])],
+    [
+        (1, ["0:1"]),
+        (1, ["0:17:before", "0:3", "0:9"]),
+        (2, ["1:20", "0:12:before"]),
+        (3, ["2:16"]),
+        (4, ["3:30:before"]),
+    ],
 )
-def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, references: Any, ranks: int, deaths: Sequence[str]) -> None:
+def test_a_killed_run_ends_with_the_same_bits(
+    tmp_path: Path, references: Any, ranks: int, deaths: Sequence[str]
+) -> None:
     for death in deaths:
         assert -9 in [one.exit_code for one in launch(tmp_path / "run", ranks, die_at=death)]
     finish(tmp_path / "run", ranks)
@@ -75,7 +106,9 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, references: Any, r
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(tmp_path: Path, references: Any, ranks: int) -> None:
+def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
+    tmp_path: Path, references: Any, ranks: int
+) -> None:
     ends = launch(tmp_path / "run", ranks, die_at=f"{ranks - 1}:9:term")
     assert [one.exit_code for one in ends] == [75] * ranks
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
@@ -103,17 +136,25 @@ def test_saving_at_every_step_changes_nothing(tmp_path: Path, references: Any) -
     assert trace(tmp_path / "run") == trace(references(2))
 
 
-def test_the_number_of_ranks_may_change_and_the_samples_stay_the_same(tmp_path: Path, references: Any) -> None:
+def test_the_number_of_ranks_may_change_and_the_samples_stay_the_same(
+    tmp_path: Path, references: Any
+) -> None:
     for ranks, death in [(2, "1:12"), (1, "0:9"), (4, "2:15")]:
         launch(tmp_path / "run", ranks, die_at=death)
     finish(tmp_path / "run", 2)
-    assert [one["samples"] for one in trace(tmp_path / "run")] == [one["samples"] for one in trace(references(2))]
+    assert [one["samples"] for one in trace(tmp_path / "run")] == [
+        one["samples"] for one in trace(references(2))
+    ]
 
 
 def test_a_plateau_that_is_fed_by_the_evaluations_goes_on_where_it_was(tmp_path: Path) -> None:
-    plateau = "schedule={_target_: harness.schedules.Plateau, metric: val/loss, mode: min, patience: 1, at_least: 30%, factor: 0.5}"
+    plateau = (
+        "schedule={_target_: harness.schedules.Plateau, metric: val/loss, mode: min, patience: 1, "
+        "at_least: 30%, factor: 0.5}"
+    )
     finish(tmp_path / "whole", 2, plateau)
-    assert len({one["lr"] for one in evaluations(tmp_path / "whole") if "lr" in one}) >= 3  # it dropped, and dropped again
+    # It dropped, and dropped again
+    assert len({one["lr"] for one in evaluations(tmp_path / "whole") if "lr" in one}) >= 3
     launch(tmp_path / "cut", 2, plateau, die_at="1:23")
     launch(tmp_path / "cut", 2, plateau, die_at="0:9:term")
     finish(tmp_path / "cut", 2, plateau)

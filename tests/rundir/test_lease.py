@@ -37,7 +37,9 @@ def killed_holder(directory: Path) -> Iterator[int]:
         f"from harness.rundir.lease import Lease; from pathlib import Path; "
         f"Lease(Path({str(directory)!r})).take(); print('taken', flush=True); input()"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"taken\n"
         process.kill()
@@ -56,10 +58,16 @@ def test_launches_are_counted_and_a_lease_given_back_is_taken_at_once(tmp_path: 
     assert os.listdir(tmp_path / "run/lease") == ["00000003"]
 
 
-def test_a_second_launch_is_refused_and_told_who_holds_the_run(lease: Lease, tmp_path: Path) -> None:
+def test_a_second_launch_is_refused_and_told_who_holds_the_run(
+    lease: Lease, tmp_path: Path
+) -> None:
     lease.take()
     with pytest.raises(
-        ConfigError, match=rf"launch 1 holds this run and is alive \({os.uname().nodename}, process {os.getpid()}\)\. Stop it first"
+        ConfigError,
+        match=(
+            rf"launch 1 holds this run and is alive \({os.uname().nodename}, process "
+            rf"{os.getpid()}\)\. Stop it first"
+        ),
     ) as raised:
         Lease(tmp_path / "run").take()
     assert raised.value.exit_code == 2
@@ -71,7 +79,10 @@ def test_the_lease_of_a_dead_process_is_taken_over_at_once_with_a_message(tmp_pa
         pass
     lease = Lease(tmp_path / "run", watch_s=1e6)
     assert lease.take() == 2
-    assert lease.message == f"{tmp_path}/run: took over from launch 1 ({os.uname().nodename}, process {pid}), which did not end in order."
+    assert lease.message == (
+        f"{tmp_path}/run: took over from launch 1 ({os.uname().nodename}, process {pid}), "
+        "which did not end in order."
+    )
     lease.release()
 
 
@@ -82,7 +93,9 @@ def test_a_process_that_waits_to_be_reaped_is_dead(tmp_path: Path) -> None:
         lease.release()
 
 
-def test_another_process_with_the_same_number_is_not_the_holder(lease: Lease, tmp_path: Path) -> None:
+def test_another_process_with_the_same_number_is_not_the_holder(
+    lease: Lease, tmp_path: Path
+) -> None:
     lease.take()
     lease.release()
     rewrite(tmp_path / "run/lease/00000001", released=False, started="12345")
@@ -102,7 +115,9 @@ def test_a_holder_elsewhere_is_alive_while_its_lease_changes(lease: Lease, tmp_p
 def test_a_holder_elsewhere_that_does_not_change_is_dead(lease: Lease, tmp_path: Path) -> None:
     lease.take()
     lease.release()
-    rewrite(tmp_path / "run/lease/00000001", released=False, machine="another boot/pid:[1]", host="far")
+    rewrite(
+        tmp_path / "run/lease/00000001", released=False, machine="another boot/pid:[1]", host="far"
+    )
     other = Lease(tmp_path / "run", **FAST)
     began = time.monotonic()
     assert other.take() == 2
@@ -143,14 +158,18 @@ def test_a_lease_that_was_never_completed_is_dead(tmp_path: Path, content: bytes
     lease.release()
 
 
-def test_whoever_was_fenced_out_is_told_and_gives_nothing_back(lease: Lease, tmp_path: Path) -> None:
+def test_whoever_was_fenced_out_is_told_and_gives_nothing_back(
+    lease: Lease, tmp_path: Path
+) -> None:
     lease.take()
     lease.check()
     rewrite(tmp_path / "run/lease/00000001", machine="another")
     lease._released.set()  # its thread sleeps, as it would
     other = Lease(tmp_path / "run", **FAST)
     assert other.take() == 2
-    with pytest.raises(CheckpointError, match="launch 2 has taken the run over from this one, launch 1"):
+    with pytest.raises(
+        CheckpointError, match="launch 2 has taken the run over from this one, launch 1"
+    ):
         lease.check()
     lease.release()
     other.check()
@@ -199,8 +218,12 @@ def test_of_many_launches_at_once_one_gets_the_run(tmp_path: Path) -> None:
         lease.release()
 
 
-def test_a_launch_that_comes_too_late_is_not_fooled_by_numbers_that_were_cleared_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It found launch 1 dead; before it could become number 2, launches 2 and 3 came and cleared up."""
+def test_a_launch_that_comes_too_late_is_not_fooled_by_numbers_that_were_cleared_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found launch 1 dead; before it could become number 2, launches 2 and 3 came and cleared
+    up.
+    """
     Lease(tmp_path)
     lease = Lease(tmp_path, **FAST)
 
@@ -220,5 +243,7 @@ def test_a_launch_that_comes_too_late_is_not_fooled_by_numbers_that_were_cleared
 
 def test_a_directory_that_cannot_be_written_to_is_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(ConfigError, match=r"run: .*\. Make the run directory writable or choose another run\.dir\."):
+    with pytest.raises(
+        ConfigError, match=r"run: .*\. Make the run directory writable or choose another run\.dir\."
+    ):
         Lease(tmp_path / "run").take()

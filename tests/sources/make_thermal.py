@@ -1,8 +1,10 @@
-"""Pictures as a thermal camera gives them, made from Fashion-MNIST: 16-bit TIFF files of centikelvin, a folder for each class.
+"""Pictures as a thermal camera gives them, made from Fashion-MNIST: 16-bit TIFF files of
+centikelvin, a folder for each class.
 
     python tests/sources/make_thermal.py runs/thermal_frames [NUM_TRAIN NUM_TEST]
 
-Needs Debian's and Ubuntu's package dataset-fashion-mnist. Cloth of brightness b is at 18 + 0.24 b degrees
+Needs Debian's and Ubuntu's package dataset-fashion-mnist. Cloth of brightness b is at 18 + 0.24 b
+degrees
 Celsius: 291.15 to 352.35 K, which is 29115 to 35235 counts.
 """
 
@@ -22,11 +24,16 @@ def centikelvin(brightness: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 
 def make(folder: Path, num_train: int, num_test: int) -> None:
-    """folder/{train,test}/<class>/<number>.tiff: the first samples of each of Fashion-MNIST's files. Those that are there already stay."""
+    """folder/{train,test}/<class>/<number>.tiff: the first samples of each of Fashion-MNIST's
+    files. Those that are there already stay.
+    """
     from harness.sources.idx import Idx
 
     for part, name, count in (("train", "train", num_train), ("test", "t10k", num_test)):
-        source = Idx(str(FASHION / f"{name}-images-idx3-ubyte.gz"), str(FASHION / f"{name}-labels-idx1-ubyte.gz"))
+        source = Idx(
+            str(FASHION / f"{name}-images-idx3-ubyte.gz"),
+            str(FASHION / f"{name}-labels-idx1-ubyte.gz"),
+        )
         for number in range(count):
             sample = source[number]
             path = folder / part / str(sample["label"]) / f"{number:05}.tiff"

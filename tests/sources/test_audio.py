@@ -32,7 +32,10 @@ def tones(folder: Path, ending: str = ".wav") -> str:
     for label, hertz in (("high", 880), ("low", 220)):
         for speaker in "ab":
             for take in range(3):
-                record(folder / label / f"{speaker}_{take}{ending}", tone(hertz + 10 * take, 0.2 + 0.1 * take))
+                record(
+                    folder / label / f"{speaker}_{take}{ending}",
+                    tone(hertz + 10 * take, 0.2 + 0.1 * take),
+                )
     return str(folder / "{label}" / ("{speaker}_{take}" + ending))
 
 
@@ -65,7 +68,10 @@ def test_a_recording_is_cut_and_filled_up_in_the_middle_when_asked(tmp_path: Pat
 
 def test_another_rate_is_refused_or_brought_to_the_one_asked_for(tmp_path: Path) -> None:
     path = record(tmp_path / "a.wav", tone(300, 1.0, 11025), 11025)
-    with pytest.raises(DataError, match=rf"^{path}: 11025 Hz where 8000 are asked for\. Set resample: true, or rate_hz"):
+    with pytest.raises(
+        DataError,
+        match=rf"^{path}: 11025 Hz where 8000 are asked for\. Set resample: true, or rate_hz",
+    ):
         Recordings(str(path), RATE, 1.0)
     wave = Recordings(str(path), RATE, 1.0, resample=True)[0]["wave"][0]
     assert wave[100:-100] == pytest.approx(tone(300, 1.0)[100:-100, 0], abs=5e-3)
@@ -84,21 +90,33 @@ def test_speakers_and_takes_make_the_split(tmp_path: Path) -> None:
     files = tones(tmp_path)
     by_take = Recordings(files, RATE, 0.2, part="test", split=ByValue("take", test=[0]))
     assert {path.stem for path in by_take.files.paths} == {"a_0", "b_0"}
-    groups = [Recordings(files, RATE, 0.2, part=part, split=ByGroup("speaker", val=0.5, test=0)).files for part in ("train", "val")]  # type: ignore[arg-type]
+    groups = [
+        Recordings(files, RATE, 0.2, part=part, split=ByGroup("speaker", val=0.5, test=0)).files
+        for part in ("train", "val")
+    ]  # type: ignore[arg-type]
     assert {len(set(group.fields["speaker"])) for group in groups} == {1}
     assert set(groups[0].paths).isdisjoint(groups[1].paths)
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk"])
 @pytest.mark.parametrize("ending", [".wav", ".flac", ".ogg"])
-@pytest.mark.parametrize(("left", "what"), [(0.0, "no sound file"), (0.5, "cannot be decoded|ends before its end|no sound file")])
-def test_a_corrupt_recording_among_many_is_named_or_left_out_and_counted(tmp_path: Path, ending: str, left: float, what: str, keep: Any) -> None:
+@pytest.mark.parametrize(
+    ("left", "what"),
+    [(0.0, "no sound file"), (0.5, "cannot be decoded|ends before its end|no sound file")],
+)
+def test_a_corrupt_recording_among_many_is_named_or_left_out_and_counted(
+    tmp_path: Path, ending: str, left: float, what: str, keep: Any
+) -> None:
     if keep == "disk" and ending == ".flac" and left:
-        pytest.skip("the head of a FLAC file does not tell that its end is missing; reading it does")
+        pytest.skip(
+            "the head of a FLAC file does not tell that its end is missing; reading it does"
+        )
     files = tones(tmp_path, ending)
     bad = tmp_path / "low" / f"a_1{ending}"
     bad.write_bytes(bad.read_bytes()[: int(left * bad.stat().st_size)])
-    with pytest.raises(DataError, match=rf"^{bad}: ({what}): .* Or leave such files out with on_error: skip"):
+    with pytest.raises(
+        DataError, match=rf"^{bad}: ({what}): .* Or leave such files out with on_error: skip"
+    ):
         Recordings(files, RATE, 0.2, keep=keep)
     with pytest.warns(UserWarning, match=rf"^1 of 12 files left out: {bad}: ({what})"):
         source = Recordings(files, RATE, 0.2, keep=keep, on_error="skip")
@@ -108,7 +126,9 @@ def test_a_corrupt_recording_among_many_is_named_or_left_out_and_counted(tmp_pat
 
 
 @pytest.mark.parametrize("ending", [".wav", ".ogg"])
-def test_a_recording_that_was_cut_anywhere_is_not_taken_for_a_shorter_one(tmp_path: Path, ending: str) -> None:
+def test_a_recording_that_was_cut_anywhere_is_not_taken_for_a_shorter_one(
+    tmp_path: Path, ending: str
+) -> None:
     path = record(tmp_path / f"a{ending}", np.random.default_rng(0).normal(0, 0.1, (30_001, 1)))
     whole = path.read_bytes()
     assert len(Recordings(str(path), RATE, 1.0)) == 1
@@ -160,7 +180,10 @@ def test_the_spoken_digits_are_split_as_usual() -> None:
     for part, count in (("train", 2400), ("val", 300), ("test", 300)):
         source = Recordings(files, RATE, 1.0, part=part, split=rule, keep="disk")  # type: ignore[arg-type]
         assert len(source) == count
-        assert np.bincount([int(label) for label in source.files.fields["label"]]).tolist() == [count // 10] * 10
+        assert (
+            np.bincount([int(label) for label in source.files.fields["label"]]).tolist()
+            == [count // 10] * 10
+        )
         assert len(set(source.files.fields["speaker"])) == 6
     assert source.classes == [str(digit) for digit in range(10)]
     assert source[0]["wave"].std() > 0.001

@@ -17,8 +17,16 @@ def lay(folder: Path, *names: str) -> None:
 def test_fields_are_read_from_folders_and_names(tmp_path: Path) -> None:
     lay(tmp_path, "b/x_1.wav", "a/y_12.wav", "a/y_2.wav", "a/notes.txt", "a/deep/y_2.wav")
     found = find_files(str(tmp_path / "{label}/{speaker}_{take}.wav"))
-    assert [str(path.relative_to(tmp_path)) for path in found.paths] == ["a/y_12.wav", "a/y_2.wav", "b/x_1.wav"]
-    assert found.fields == {"label": ["a", "a", "b"], "speaker": ["y", "y", "x"], "take": ["12", "2", "1"]}
+    assert [str(path.relative_to(tmp_path)) for path in found.paths] == [
+        "a/y_12.wav",
+        "a/y_2.wav",
+        "b/x_1.wav",
+    ]
+    assert found.fields == {
+        "label": ["a", "a", "b"],
+        "speaker": ["y", "y", "x"],
+        "take": ["12", "2", "1"],
+    }
     assert found.chosen([2, 0]).fields["take"] == ["1", "12"]
 
 
@@ -32,19 +40,31 @@ def test_stars_stand_for_anything_in_one_name_and_two_for_folders(tmp_path: Path
 
 def test_several_patterns_give_each_file_once(tmp_path: Path) -> None:
     lay(tmp_path, "a/1.wav", "a/2.flac", "b/1.wav")
-    found = find_files([str(tmp_path / "{label}/*.wav"), str(tmp_path / "{label}/*.flac"), str(tmp_path / "{label}/1.*")])
-    assert [(path.name, label) for path, label in zip(found.paths, found.fields["label"], strict=True)] == [
+    found = find_files(
+        [
+            str(tmp_path / "{label}/*.wav"),
+            str(tmp_path / "{label}/*.flac"),
+            str(tmp_path / "{label}/1.*"),
+        ]
+    )
+    assert [
+        (path.name, label) for path, label in zip(found.paths, found.fields["label"], strict=True)
+    ] == [
         ("1.wav", "a"),
         ("2.flac", "a"),
         ("1.wav", "b"),
     ]
-    with pytest.raises(ConfigError, match=r"has the fields \[\], .* has others\. Give all of them the same"):
+    with pytest.raises(
+        ConfigError, match=r"has the fields \[\], .* has others\. Give all of them the same"
+    ):
         find_files([str(tmp_path / "{label}/*.wav"), str(tmp_path / "a/*.flac")])
 
 
 def test_a_class_without_a_file_is_named(tmp_path: Path) -> None:
     lay(tmp_path, "a/1.wav", "b/1.mp3")
-    with pytest.raises(DataError, match=r"no file for 'b', but a folder\. Put samples into it, or take it away"):
+    with pytest.raises(
+        DataError, match=r"no file for 'b', but a folder\. Put samples into it, or take it away"
+    ):
         find_files(str(tmp_path / "{label}/*.wav"))
 
 
@@ -63,7 +83,10 @@ def test_classes_are_numbered_as_given_or_by_name() -> None:
     assert class_names(None, ["b", "a", "b"], "label") == ["a", "b"]
     assert class_names(["b", "a"], ["b", "a", "b"], "label") == ["b", "a"]
     assert class_names([1, 0], ["0", "1"], "label") == ["1", "0"]
-    with pytest.raises(DataError, match=r"^label: 'aple' is none of the classes apple, pear\. Did you mean 'apple'\?"):
+    with pytest.raises(
+        DataError,
+        match=r"^label: 'aple' is none of the classes apple, pear\. Did you mean 'apple'\?",
+    ):
         class_names(["apple", "pear"], ["aple", "pear", "apple"], "label")
     with pytest.raises(DataError, match=r"^label: no sample of pear"):
         class_names(["apple", "pear"], ["apple"], "label")

@@ -25,7 +25,14 @@ from harness.sources.tables import Table
 
 ROOT = Path(__file__).parents[2]
 ROWS: list[dict[str, Any]] = [
-    {"id": number, "size": number / 3, "count": number * 7 % 5, "kind": "abc"[number % 3], "who": f"s{number // 4}"} for number in range(20)
+    {
+        "id": number,
+        "size": number / 3,
+        "count": number * 7 % 5,
+        "kind": "abc"[number % 3],
+        "who": f"s{number // 4}",
+    }
+    for number in range(20)
 ]
 
 
@@ -49,11 +56,19 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("form", "ending"), [("csv", ".csv"), ("json", ".jsonl"), ("parquet", ".parquet")])
-def test_csv_json_lines_and_parquet_give_what_tables_give(tmp_path: Path, form: str, ending: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "ending"), [("csv", ".csv"), ("json", ".jsonl"), ("parquet", ".parquet")]
+)
+def test_csv_json_lines_and_parquet_give_what_tables_give(
+    tmp_path: Path, form: str, ending: str
+) -> None:
     path = write_rows(tmp_path / f"a{ending}", ROWS)
     source = Hub(form, data_files=path)
-    table = Table(path, features=["size"], columns={"id": "integer", "count": "integer", "kind": "text", "who": "text"})
+    table = Table(
+        path,
+        features=["size"],
+        columns={"id": "integer", "count": "integer", "kind": "text", "who": "text"},
+    )
     chosen = [7, 0, 19]
     batch, other = source.__getitems__(chosen), table.__getitems__(chosen)
     assert batch["size"].dtype == np.float32
@@ -70,7 +85,13 @@ def test_csv_json_lines_and_parquet_give_what_tables_give(tmp_path: Path, form: 
 def test_columns_are_chosen_and_renamed_and_rows_divided_by_groups(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.csv", ROWS)
     parts = [
-        Hub("csv", data_files=path, columns={"size": "features", "kind": "label"}, part=part, rule=ByGroup("who", val=0, test=0.4))  # type: ignore[arg-type]
+        Hub(
+            "csv",
+            data_files=path,
+            columns={"size": "features", "kind": "label"},
+            part=part,
+            rule=ByGroup("who", val=0, test=0.4),
+        )  # type: ignore[arg-type]
         for part in ("train", "test")
     ]
     assert [len(part) for part in parts] == [12, 8]
@@ -80,11 +101,15 @@ def test_columns_are_chosen_and_renamed_and_rows_divided_by_groups(tmp_path: Pat
     assert {*parts[0].known()["id"], *parts[1].known()["id"]} == {str(row["id"]) for row in ROWS}
     sliced = Hub("csv", data_files=path, split="train[5:8]")
     assert sliced.__getitems__([0, 2])["id"].tolist() == [5, 7]
-    with pytest.raises(ConfigError, match=r"^columns: csv has no 'sice', only .* Did you mean 'size'\?"):
+    with pytest.raises(
+        ConfigError, match=r"^columns: csv has no 'sice', only .* Did you mean 'size'\?"
+    ):
         Hub("csv", data_files=path, columns={"sice": "features"})
     two = {"train": path, "test": write_rows(tmp_path / "b.csv", ROWS[:3])}
     assert len(Hub("csv", data_files=two, split="test")) == 3
-    with pytest.raises(ConfigError, match=r"^split: csv has train, test\. Set split to one of them"):
+    with pytest.raises(
+        ConfigError, match=r"^split: csv has train, test\. Set split to one of them"
+    ):
         Hub("csv", data_files=two)
 
 
@@ -108,7 +133,10 @@ def test_missing_values_are_named_or_kept(tmp_path: Path, ending: str) -> None:
         rows[row][name] = None
     path = write_rows(tmp_path / f"a{ending}", rows)
     form = {".csv": "csv", ".jsonl": "json"}[ending]
-    with pytest.raises(DataError, match=rf"^{form}: row 2, column 'size': nothing\. Fill it in, or set missing: keep"):
+    with pytest.raises(
+        DataError,
+        match=rf"^{form}: row 2, column 'size': nothing\. Fill it in, or set missing: keep",
+    ):
         Hub(form, data_files=path)
     source = Hub(form, data_files=path, missing="keep")
     batch = source.__getitems__([0, 1, 2, 3])
@@ -136,15 +164,26 @@ def test_a_folder_of_thermal_images_keeps_every_count_and_gives_classes(tmp_path
     assert (batch["label"].tolist(), source.classes) == ([0, 0, 0, 1, 1, 1], ["a", "b"])
     assert source.known()["label"] == ["a", "a", "a", "b", "b", "b"]
     own = Images(str(tmp_path / "frames/{label}/*.png"))
-    assert own.__getitems__([3, 1])["image"].tolist() == source.__getitems__([3, 1])["image"].tolist()
+    assert (
+        own.__getitems__([3, 1])["image"].tolist() == source.__getitems__([3, 1])["image"].tolist()
+    )
     assert len(source.paths()) == 6
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves the metadata file open
+# Datasets leaves the metadata file open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
-def test_a_folder_of_images_with_a_metadata_file_gives_its_columns(tmp_path: Path, name: str) -> None:
+def test_a_folder_of_images_with_a_metadata_file_gives_its_columns(
+    tmp_path: Path, name: str
+) -> None:
     counts = pictures(tmp_path / "frames")
-    write_rows(tmp_path / "frames" / name, [{"file_name": f"{'ab'[n % 2]}/{n}.png", "degrees": n / 2, "camera": "xy"[n // 3]} for n in range(6)])
+    write_rows(
+        tmp_path / "frames" / name,
+        [
+            {"file_name": f"{'ab'[n % 2]}/{n}.png", "degrees": n / 2, "camera": "xy"[n // 3]}
+            for n in range(6)
+        ],
+    )
     by_camera: Any = ByValue("camera", test=["y"])
     source = Hub("imagefolder", data_dir=str(tmp_path / "frames"), part="test", rule=by_camera)
     found = source.__getitems__([0, 1, 2])
@@ -152,15 +191,21 @@ def test_a_folder_of_images_with_a_metadata_file_gives_its_columns(tmp_path: Pat
     assert sorted(order) == [3, 4, 5]
     assert found["image"][:, 0].tolist() == counts[order].tolist()
     assert tmp_path / "frames" / name in source.paths()
-    again = Images(str(tmp_path / "frames" / name), columns={"degrees": "number"}, part="test", split=by_camera)
-    assert sorted(again.__getitems__([0, 1, 2])["degrees"].tolist()) == sorted(found["degrees"].tolist())
+    again = Images(
+        str(tmp_path / "frames" / name), columns={"degrees": "number"}, part="test", split=by_camera
+    )
+    assert sorted(again.__getitems__([0, 1, 2])["degrees"].tolist()) == sorted(
+        found["degrees"].tolist()
+    )
 
 
 def test_images_that_cannot_be_read_are_named_or_left_out(tmp_path: Path) -> None:
     pictures(tmp_path / "frames")
     bad = tmp_path / "frames/a/2.png"
     bad.write_bytes(b"no image")
-    with pytest.raises(DataError, match=rf"^{bad}: no image: .* Or leave such samples out with on_error: skip"):
+    with pytest.raises(
+        DataError, match=rf"^{bad}: no image: .* Or leave such samples out with on_error: skip"
+    ):
         Hub(str(tmp_path / "frames"))
     with pytest.warns(UserWarning, match=rf"^1 of 6 samples left out: {bad}: no image"):
         source = Hub(str(tmp_path / "frames"), on_error="skip")
@@ -171,7 +216,10 @@ def test_images_that_cannot_be_read_are_named_or_left_out(tmp_path: Path) -> Non
 
 def test_a_saved_data_set_with_arrays_classes_and_bytes(tmp_path: Path) -> None:
     counts = pictures(tmp_path / "frames")
-    files = [{"bytes": (tmp_path / "frames/a/0.png").read_bytes(), "path": None}, {"bytes": (tmp_path / "frames/b/1.png").read_bytes(), "path": None}]
+    files = [
+        {"bytes": (tmp_path / "frames/a/0.png").read_bytes(), "path": None},
+        {"bytes": (tmp_path / "frames/b/1.png").read_bytes(), "path": None},
+    ]
     features = datasets.Features(
         {
             "label": datasets.ClassLabel(names=["no", "yes"]),
@@ -180,14 +228,31 @@ def test_a_saved_data_set_with_arrays_classes_and_bytes(tmp_path: Path) -> None:
             "picture": datasets.Image(),
         }
     )
-    columns: dict[str, Any] = {"label": [1, 0], "grid": [[[1, 2, 3], [4, 5, 6]], [[0] * 3] * 2], "vector": [[0.5, 1.0], [2.0, 3.0]], "picture": files}
+    columns: dict[str, Any] = {
+        "label": [1, 0],
+        "grid": [[[1, 2, 3], [4, 5, 6]], [[0] * 3] * 2],
+        "vector": [[0.5, 1.0], [2.0, 3.0]],
+        "picture": files,
+    }
     saved = datasets.Dataset.from_dict(columns, features=features)
-    datasets.DatasetDict({"train": saved, "test": saved.select([1])}).save_to_disk(str(tmp_path / "saved"))
-    source = Hub(str(tmp_path / "saved"), split="train", columns={"label": "label", "grid": "grid", "vector": "features", "picture": "image"})
+    datasets.DatasetDict({"train": saved, "test": saved.select([1])}).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    source = Hub(
+        str(tmp_path / "saved"),
+        split="train",
+        columns={"label": "label", "grid": "grid", "vector": "features", "picture": "image"},
+    )
     batch = source.__getitems__([1, 0])
     assert (batch["label"].tolist(), source.classes) == ([0, 1], ["no", "yes"])
-    assert (batch["grid"].dtype, batch["grid"].tolist()) == (np.uint8, [columns["grid"][1], columns["grid"][0]])
-    assert (batch["features"].dtype, batch["features"].tolist()) == (np.float32, [[2.0, 3.0], [0.5, 1.0]])
+    assert (batch["grid"].dtype, batch["grid"].tolist()) == (
+        np.uint8,
+        [columns["grid"][1], columns["grid"][0]],
+    )
+    assert (batch["features"].dtype, batch["features"].tolist()) == (
+        np.float32,
+        [[2.0, 3.0], [0.5, 1.0]],
+    )
     assert batch["image"][:, 0].tolist() == counts[[1, 0]].tolist()
     assert len(Hub(str(tmp_path / "saved"), split="test")) == 1
     with pytest.raises(ConfigError, match=r"has train, test\. Set split to one of them, not val"):
@@ -204,9 +269,20 @@ def test_a_folder_of_sound_is_read_by_soundfile(tmp_path: Path) -> None:
         path = tmp_path / "sound" / "ab"[number % 2] / f"{number}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, wave[: 100 - number], 8000, subtype="FLOAT")
-    with pytest.raises(ConfigError, match=r"^audio: 'audio' is sound\. Set audio: \{_target_: harness\.sources\.audio\.WaveReader"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"^audio: 'audio' is sound\. Set audio: \{_target_: "
+            r"harness\.sources\.audio\.WaveReader"
+        ),
+    ):
         Hub("audiofolder", data_dir=str(tmp_path / "sound"))
-    source = Hub("audiofolder", data_dir=str(tmp_path / "sound"), audio=WaveReader(8000, 0.0125), columns={"audio": "wave", "label": "label"})
+    source = Hub(
+        "audiofolder",
+        data_dir=str(tmp_path / "sound"),
+        audio=WaveReader(8000, 0.0125),
+        columns={"audio": "wave", "label": "label"},
+    )
     batch = source.__getitems__([0, 1, 2, 3])
     assert batch["wave"].shape == (4, 1, 100)
     assert batch["wave"][1, 0, :98] == pytest.approx(waves[2, :98], abs=1e-6)
@@ -219,15 +295,25 @@ def test_a_folder_of_sound_is_read_by_soundfile(tmp_path: Path) -> None:
 def test_without_a_network_one_message_says_what_to_do(tmp_path: Path) -> None:
     code = "from harness.sources.hub import Hub\nHub('fermarsi/no_such', split='train')"
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100
+    )
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("harness.errors.DataError: fermarsi/no_such: datasets cannot load it: ")
-    assert "Without a network give the path of files here, or load it once where there is one" in last
+    assert (
+        "Without a network give the path of files here, or load it once where there is one" in last
+    )
 
 
 def test_what_is_no_data_is_refused_with_one_message(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"^parquet: datasets cannot load it: .*Look at path, name, split, data_files and data_dir"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"^parquet: datasets cannot load it: .*Look at path, name, split, data_files and "
+            r"data_dir"
+        ),
+    ):
         Hub("parquet", data_files=str(tmp_path / "a.parquet"))
     with pytest.raises(DataError, match=r"^csv: datasets cannot load it: .*nowhere\.csv"):
         Hub("csv", data_files=str(tmp_path / "nowhere.csv"))

@@ -29,19 +29,37 @@ def save(path: Path, counts: NDArray[Any], **settings: Any) -> str:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-@given(counts=st.lists(st.integers(0, 65535), min_size=6, max_size=6), ending=st.sampled_from([".png", ".tiff", "lzw.tiff"]))
-def test_every_count_of_sixteen_bits_survives(tmp_path: Path, counts: list[int], ending: str) -> None:
+@given(
+    counts=st.lists(st.integers(0, 65535), min_size=6, max_size=6),
+    ending=st.sampled_from([".png", ".tiff", "lzw.tiff"]),
+)
+def test_every_count_of_sixteen_bits_survives(
+    tmp_path: Path, counts: list[int], ending: str
+) -> None:
     frame = np.array(counts, dtype=np.uint16).reshape(2, 3)
-    source = Images(save(tmp_path / f"a{ending}", frame, **({"compression": "tiff_lzw"} if "lzw" in ending else {})))
+    source = Images(
+        save(
+            tmp_path / f"a{ending}",
+            frame,
+            **({"compression": "tiff_lzw"} if "lzw" in ending else {}),
+        )
+    )
     image = source[0]["image"]
     assert image.dtype == np.int32
     assert image.tolist() == [frame.tolist()]
 
 
 @pytest.mark.parametrize("ending", [".png", ".tiff"])
-def test_counts_above_255_and_above_32767_reach_the_network_as_degrees(tmp_path: Path, ending: str) -> None:
+def test_counts_above_255_and_above_32767_reach_the_network_as_degrees(
+    tmp_path: Path, ending: str
+) -> None:
     frame = np.array([[0, 255, 256, 27315], [32767, 32768, 40000, 65535]], dtype=np.uint16)
-    split = Split(Images(save(tmp_path / f"a{ending}", frame)), [ToDegrees(0.01, -273.15)], "data.train", lambda batch: None)
+    split = Split(
+        Images(save(tmp_path / f"a{ending}", frame)),
+        [ToDegrees(0.01, -273.15)],
+        "data.train",
+        lambda batch: None,
+    )
     found = split.fetch(np.array([0]), np.array([0], dtype=np.uint64), 0, training=True)["image"]
     assert found.shape == (1, 1, 2, 4)
     assert found.numpy()[0, 0] == pytest.approx(frame * 0.01 - 273.15, abs=1e-4)
@@ -50,22 +68,51 @@ def test_counts_above_255_and_above_32767_reach_the_network_as_degrees(tmp_path:
 
 def test_a_big_endian_tiff_gives_the_same_counts(tmp_path: Path) -> None:
     counts = np.array([[1, 40000]], dtype=">u2")
-    tags = [(256, 3, 2), (257, 3, 1), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 1), (279, 4, 4)]
+    tags = [
+        (256, 3, 2),
+        (257, 3, 1),
+        (258, 3, 16),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 8),
+        (277, 3, 1),
+        (278, 3, 1),
+        (279, 4, 4),
+    ]
     entries = b"".join(
-        struct.pack(">HHI", tag, kind, 1) + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value)) for tag, kind, value in tags
+        struct.pack(">HHI", tag, kind, 1)
+        + (struct.pack(">HH", value, 0) if kind == 3 else struct.pack(">I", value))
+        for tag, kind, value in tags
     )
-    (tmp_path / "b.tiff").write_bytes(b"MM\0*" + struct.pack(">I", 12) + counts.tobytes() + struct.pack(">H", len(tags)) + entries + bytes(4))
+    (tmp_path / "b.tiff").write_bytes(
+        b"MM\0*"
+        + struct.pack(">I", 12)
+        + counts.tobytes()
+        + struct.pack(">H", len(tags))
+        + entries
+        + bytes(4)
+    )
     save(tmp_path / "a.tiff", counts.astype(np.uint16))
-    assert Images(str(tmp_path / "?.tiff")).__getitems__([0, 1])["image"].tolist() == [[[[1, 40000]]]] * 2
+    assert (
+        Images(str(tmp_path / "?.tiff")).__getitems__([0, 1])["image"].tolist()
+        == [[[[1, 40000]]]] * 2
+    )
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk"])
-@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (3, np.uint8), (4, np.uint8), (1, np.float32)])
-def test_images_of_every_kind_are_kept_as_they_are(tmp_path: Path, channels: int, dtype: Any, keep: Any) -> None:
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, np.uint8), (3, np.uint8), (4, np.uint8), (1, np.float32)]
+)
+def test_images_of_every_kind_are_kept_as_they_are(
+    tmp_path: Path, channels: int, dtype: Any, keep: Any
+) -> None:
     draw = np.random.default_rng(0)
     frames = [(255 * draw.random((3, 5, channels))).astype(dtype) for _ in range(4)]
     for number, frame in enumerate(frames):
-        save(tmp_path / "ab"[number % 2] / f"{number}.tiff", frame[..., 0] if channels == 1 else frame)
+        save(
+            tmp_path / "ab"[number % 2] / f"{number}.tiff",
+            frame[..., 0] if channels == 1 else frame,
+        )
     source = Images(str(tmp_path / "{label}/*.tiff"), keep=keep)
     batch = source.__getitems__([0, 1, 2, 3])
     assert batch["image"].shape == (4, channels, 3, 5)
@@ -78,15 +125,25 @@ def test_images_of_every_kind_are_kept_as_they_are(tmp_path: Path, channels: int
 
 def png_of_sixteen_bits_in_colour() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" + bytes(6))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" + bytes(6)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_what_would_be_rounded_without_a_word_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_of_sixteen_bits_in_colour())
-    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.png: 16 bits in colour, which Pillow would round to 8\. Save it as"):
+    with pytest.raises(
+        DataError,
+        match=rf"^{tmp_path}/a\.png: 16 bits in colour, which Pillow would round to 8\. Save it as",
+    ):
         Images(str(tmp_path / "a.png"))
     Image.new("P", (2, 2)).save(tmp_path / "b.png")
     with pytest.raises(DataError, match=r"b\.png: an image of mode P\. Save it as"):
@@ -106,9 +163,16 @@ def test_what_would_be_rounded_without_a_word_is_refused(tmp_path: Path) -> None
         (np.zeros((3, 5), np.uint16), "5 x 3 I;16, but"),
     ],
 )
-def test_images_that_are_not_alike_are_refused_with_both_named(tmp_path: Path, other: NDArray[Any], what: str, keep: Any) -> None:
-    first, second = save(tmp_path / "1.png", np.zeros((3, 5), np.uint8)), save(tmp_path / "2.png", other)
-    with pytest.raises(DataError, match=rf"^{second}: {what} {first} has 5 x 3 L\. All images must be alike"):
+def test_images_that_are_not_alike_are_refused_with_both_named(
+    tmp_path: Path, other: NDArray[Any], what: str, keep: Any
+) -> None:
+    first, second = (
+        save(tmp_path / "1.png", np.zeros((3, 5), np.uint8)),
+        save(tmp_path / "2.png", other),
+    )
+    with pytest.raises(
+        DataError, match=rf"^{second}: {what} {first} has 5 x 3 L\. All images must be alike"
+    ):
         Images(str(tmp_path / "*.png"), keep=keep)
 
 
@@ -118,9 +182,15 @@ def test_a_corrupt_image_among_many_is_named_or_left_out_and_counted(tmp_path: P
         save(tmp_path / f"{number}.png", draw.integers(0, 65536, (20, 20)).astype(np.uint16))
     bad = tmp_path / "0.png"  # the first: the others are not measured by it
     whole = bad.read_bytes()
-    for content, what in ((whole[: len(whole) // 2], "cannot be decoded"), (b"", "no image"), (b"\x89PNG\r\n\x1a\n", "no image")):
+    for content, what in (
+        (whole[: len(whole) // 2], "cannot be decoded"),
+        (b"", "no image"),
+        (b"\x89PNG\r\n\x1a\n", "no image"),
+    ):
         bad.write_bytes(content)
-        with pytest.raises(DataError, match=rf"^{bad}: {what}: .* Or leave such files out with on_error: skip"):
+        with pytest.raises(
+            DataError, match=rf"^{bad}: {what}: .* Or leave such files out with on_error: skip"
+        ):
             Images(str(tmp_path / "*.png"))
         with pytest.warns(UserWarning, match=rf"^1 of 6 files left out: {bad}: {what}"):
             source = Images(str(tmp_path / "*.png"), on_error="skip")
@@ -130,10 +200,22 @@ def test_a_corrupt_image_among_many_is_named_or_left_out_and_counted(tmp_path: P
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 @pytest.mark.parametrize("keep", ["memory", "disk"])
-def test_a_table_lists_the_images_and_says_what_they_show(tmp_path: Path, ending: str, keep: Any) -> None:
-    rows = [{"file_name": f"p/{n}.png", "label": "ba"[n % 2], "degrees": 20.5 + n, "count": 7 * n, "site": f"s{n // 2}"} for n in range(4)]
+def test_a_table_lists_the_images_and_says_what_they_show(
+    tmp_path: Path, ending: str, keep: Any
+) -> None:
+    rows = [
+        {
+            "file_name": f"p/{n}.png",
+            "label": "ba"[n % 2],
+            "degrees": 20.5 + n,
+            "count": 7 * n,
+            "site": f"s{n // 2}",
+        }
+        for n in range(4)
+    ]
     for number in range(5):
-        save(tmp_path / "p" / f"{number}.png", np.full((2, 2), number, np.uint8))  # 4.png is not listed
+        # 4.png is not listed
+        save(tmp_path / "p" / f"{number}.png", np.full((2, 2), number, np.uint8))
     text = (
         "\n".join(map(json.dumps, rows))
         if ending == "jsonl"
@@ -141,7 +223,9 @@ def test_a_table_lists_the_images_and_says_what_they_show(tmp_path: Path, ending
     )
     table = tmp_path / f"metadata.{ending}"
     table.write_text(text)
-    source = Images(str(table), columns={"degrees": "number", "count": "integer", "site": "text"}, keep=keep)
+    source = Images(
+        str(table), columns={"degrees": "number", "count": "integer", "site": "text"}, keep=keep
+    )
     batch = source.__getitems__([3, 0])
     assert batch["image"][:, 0, 0, 0].tolist() == [3, 0]
     assert (batch["label"].tolist(), source.classes) == ([0, 1], ["a", "b"])
@@ -153,7 +237,10 @@ def test_a_table_lists_the_images_and_says_what_they_show(tmp_path: Path, ending
     by_site: Any = ByValue("site", test=["s1"])
     assert len(Images(str(table), part="test", split=by_site, keep=keep)) == 2
     (tmp_path / "p" / "2.png").unlink()
-    with pytest.raises(DataError, match=rf"^{tmp_path}/p/2\.png: no image: .* Or leave such files out with on_error: skip"):
+    with pytest.raises(
+        DataError,
+        match=rf"^{tmp_path}/p/2\.png: no image: .* Or leave such files out with on_error: skip",
+    ):
         Images(str(table), keep=keep)
 
 
@@ -167,15 +254,36 @@ def test_what_a_table_says_has_to_be_of_the_kind_that_is_asked_for(tmp_path: Pat
         with pytest.raises((DataError, ConfigError), match=what):
             Images(str(table), **settings)
 
-    refused("file_name,age\n0.png,3\n1.png,old\n", r"1\.png: 'old' as its 'age', where a number belongs", columns={"age": "number"})
-    refused("file_name,age\n0.png,3\n1.png,3.5\n", r"1\.png: '3\.5' as its 'age', where a number belongs", columns={"age": "integer"})
-    refused("file_name,age\n0.png,3\n1.png,\n", r"1\.png: '' as its 'age'", columns={"age": "number"})
-    refused("file_name,age\n0.png,3\n", r"^columns\.sex: nothing says it; known are age", columns={"sex": "text"})
+    refused(
+        "file_name,age\n0.png,3\n1.png,old\n",
+        r"1\.png: 'old' as its 'age', where a number belongs",
+        columns={"age": "number"},
+    )
+    refused(
+        "file_name,age\n0.png,3\n1.png,3.5\n",
+        r"1\.png: '3\.5' as its 'age', where a number belongs",
+        columns={"age": "integer"},
+    )
+    refused(
+        "file_name,age\n0.png,3\n1.png,\n", r"1\.png: '' as its 'age'", columns={"age": "number"}
+    )
+    refused(
+        "file_name,age\n0.png,3\n",
+        r"^columns\.sex: nothing says it; known are age",
+        columns={"sex": "text"},
+    )
     refused("file_name,age\n0.png,3\n", r"^columns\.label: taken", columns={"label": "integer"})
-    refused("file_name,age\n0.png,3\n", r"^columns\.age: 'date' is none of number, integer, text", columns={"age": "date"})
+    refused(
+        "file_name,age\n0.png,3\n",
+        r"^columns\.age: 'date' is none of number, integer, text",
+        columns={"age": "date"},
+    )
     refused("name,age\n0.png,3\n", r"metadata\.csv: no column 'file_name', only name, age")
     refused("file_name,label\n0.png,a\n1.png,\n", r"1\.png: no label in its table")
-    refused("file_name,label\n0.png,a\n./0.png,b\n", r"metadata\.csv: row 3: \./0\.png is listed before\. List each file once")
+    refused(
+        "file_name,label\n0.png,a\n./0.png,b\n",
+        r"metadata\.csv: row 3: \./0\.png is listed before\. List each file once",
+    )
     refused("file_name,label\n,a\n", r"metadata\.csv: row 2: no file_name")
     refused("file_name,label\n", r"metadata\.csv: lists no file")
 
@@ -201,6 +309,9 @@ def test_thermal_frames_are_not_saturated(tmp_path: Path) -> None:
     assert len(np.unique(counts)) == 256
     assert (counts > 32767).mean() > 0.1
     assert centikelvin(np.array([255], np.uint8)).tolist() == [35235]
-    parts = [Images(files, part=part, split=Stratified("label", key="number", val=0.2, test=0)) for part in ("train", "val")]  # type: ignore[arg-type]
+    parts = [
+        Images(files, part=part, split=Stratified("label", key="number", val=0.2, test=0))
+        for part in ("train", "val")
+    ]  # type: ignore[arg-type]
     assert sum(map(len, parts)) == 200
     assert {path for one in parts for path in one.files.paths} == set(source.files.paths)

@@ -15,7 +15,9 @@ from tests.pool import command, train_on_ranks
 ROOT = Path(__file__).parents[2]
 RECORDINGS = ROOT.parent / "shared" / "data" / "fsdd"
 CONFIG, ENV = ROOT / "configs" / "digits_seen_and_heard.yaml", {"FERMARSI_FSDD": str(RECORDINGS)}
-needs_recordings = pytest.mark.skipif(not RECORDINGS.is_dir(), reason=f"needs the spoken digits in {RECORDINGS}")
+needs_recordings = pytest.mark.skipif(
+    not RECORDINGS.is_dir(), reason=f"needs the spoken digits in {RECORDINGS}"
+)
 
 
 class Tones:
@@ -52,18 +54,44 @@ def test_pairs_agree_and_are_spread_over_the_second_source() -> None:
 def test_a_pair_does_not_depend_on_when_or_how_it_is_read() -> None:
     one, other = (Paired({"image": Digits("val"), "wave": Tones(40, 10)}) for _ in range(2))
     backwards = list(range(len(one)))[::-1]
-    assert np.array_equal(one.__getitems__(backwards)["wave"], [other[index]["wave"] for index in backwards])
+    assert np.array_equal(
+        one.__getitems__(backwards)["wave"], [other[index]["wave"] for index in backwards]
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Paired({"image": Digits("val")}), ConfigError, r"^sources: image: two at least are needed"),
-        (lambda: Paired({"image": Digits("val"), "label": Digits("val")}), ConfigError, r"none of them 'label'"),
-        (lambda: Paired({"image": Digits("val"), "wave": Tones(40, 9)}), DataError, r"^sources\.wave: no sample whose 'label' is 9"),
-        (lambda: Paired({"image": Digits("val"), "sound": Tones(9, 3)}), DataError, r"^sources\.sound: samples have no 'sound', they have extra"),
-        (lambda: Paired({"image": Digits("val"), "wave": Tones(9, 3)}, by="wave"), ConfigError, r"none of them 'wave'"),
-        (lambda: Paired({"wave": Tones(9, 3), "extra": Tones(9, 3)}, by="speaker"), DataError, r"^sources\.wave: samples have no 'speaker'"),
+        (
+            lambda: Paired({"image": Digits("val")}),
+            ConfigError,
+            r"^sources: image: two at least are needed",
+        ),
+        (
+            lambda: Paired({"image": Digits("val"), "label": Digits("val")}),
+            ConfigError,
+            r"none of them 'label'",
+        ),
+        (
+            lambda: Paired({"image": Digits("val"), "wave": Tones(40, 9)}),
+            DataError,
+            r"^sources\.wave: no sample whose 'label' is 9",
+        ),
+        (
+            lambda: Paired({"image": Digits("val"), "sound": Tones(9, 3)}),
+            DataError,
+            r"^sources\.sound: samples have no 'sound', they have extra",
+        ),
+        (
+            lambda: Paired({"image": Digits("val"), "wave": Tones(9, 3)}, by="wave"),
+            ConfigError,
+            r"none of them 'wave'",
+        ),
+        (
+            lambda: Paired({"wave": Tones(9, 3), "extra": Tones(9, 3)}, by="speaker"),
+            DataError,
+            r"^sources\.wave: samples have no 'speaker'",
+        ),
     ],
 )
 def test_what_cannot_be_paired_is_refused(make: Any, error: type[Exception], message: str) -> None:
@@ -73,9 +101,12 @@ def test_what_cannot_be_paired_is_refused(make: Any, error: type[Exception], mes
 
 @needs_recordings
 def test_a_network_that_looks_and_listens_soon_tells_digits_apart(tmp_path: Path) -> None:
-    ends = train_on_ranks(2, CONFIG, [f"run.dir={tmp_path / 'run'}", "stop.budget.epochs=2"], env=ENV, timeout_s=240)
+    ends = train_on_ranks(
+        2, CONFIG, [f"run.dir={tmp_path / 'run'}", "stop.budget.epochs=2"], env=ENV, timeout_s=240
+    )
     assert [end.exit_code for end in ends] == [0, 0], ends[0].stderr
-    assert json.loads((tmp_path / "run" / "outcome.json").read_text())["best"]["value"] > 0.5  # by chance 0.1
+    # By chance 0.1
+    assert json.loads((tmp_path / "run" / "outcome.json").read_text())["best"]["value"] > 0.5
 
 
 @needs_recordings
@@ -83,6 +114,8 @@ def test_a_network_that_looks_and_listens_soon_tells_digits_apart(tmp_path: Path
 def test_a_network_that_looks_and_listens_reaches_its_target(tmp_path: Path) -> None:
     ends = train_on_ranks(2, CONFIG, [f"run.dir={tmp_path / 'run'}"], env=ENV, timeout_s=900)
     assert [end.exit_code for end in ends] == [0, 0], ends[0].stderr
-    assert json.loads((tmp_path / "run" / "outcome.json").read_text())["reason"] == "targets_reached"
+    assert (
+        json.loads((tmp_path / "run" / "outcome.json").read_text())["reason"] == "targets_reached"
+    )
     evaluated = command("evaluate", tmp_path / "run", "--split", "test", "--json", timeout_s=300)
     assert json.loads(evaluated.stdout)["accuracy"] >= 0.98

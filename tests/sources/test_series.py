@@ -43,7 +43,9 @@ def first_rows(source: Series) -> list[float]:
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl", ".xlsx", ".npy"])
-def test_every_format_gives_the_same_windows_and_none_across_recordings(tmp_path: Path, ending: str) -> None:
+def test_every_format_gives_the_same_windows_and_none_across_recordings(
+    tmp_path: Path, ending: str
+) -> None:
     for name, count, begin in (("a", 10, 0), ("b", 3, 100), ("c", 7, 200)):
         write(recording(count, begin), tmp_path / f"{name}{ending}")
     source = Series(str(tmp_path / f"*{ending}"), CHANNELS, length=4, stride=3)
@@ -51,18 +53,29 @@ def test_every_format_gives_the_same_windows_and_none_across_recordings(tmp_path
     batch = source.__getitems__([2, 0])
     assert batch.keys() == {"series"}
     assert batch["series"].dtype == np.float32
-    assert batch["series"].tolist() == [[[6, 7, 8, 9], [-6, -7, -8, -9]], [[0, 1, 2, 3], [0, -1, -2, -3]]]
+    assert batch["series"].tolist() == [
+        [[6, 7, 8, 9], [-6, -7, -8, -9]],
+        [[0, 1, 2, 3], [0, -1, -2, -3]],
+    ]
     assert (source[2]["series"] == batch["series"][0]).all()
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(1, 8), st.integers(1, 8))
-def test_windows_are_all_that_fit(tmp_path_factory: pytest.TempPathFactory, counts: list[int], length: int, stride: int) -> None:
+def test_windows_are_all_that_fit(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], length: int, stride: int
+) -> None:
     folder = tmp_path_factory.mktemp("series")
     for number, count in enumerate(counts):
         np.save(folder / f"{number}.npy", 100.0 * number + np.arange(count))
-    expected = [100.0 * number + begin for number, count in enumerate(counts) for begin in range(0, count - length + 1, stride)]
+    expected = [
+        100.0 * number + begin
+        for number, count in enumerate(counts)
+        for begin in range(0, count - length + 1, stride)
+    ]
     if not expected:
-        with pytest.raises(DataError, match=rf"no window of {length} rows in {len(counts)} recordings"):
+        with pytest.raises(
+            DataError, match=rf"no window of {length} rows in {len(counts)} recordings"
+        ):
             Series(str(folder / "*.npy"), ["x"], length, stride)
         return
     source = Series(str(folder / "*.npy"), ["x"], length, stride)
@@ -76,7 +89,10 @@ def test_labels_come_from_the_path_and_splits_divide_whole_recordings(tmp_path: 
             write(recording(8, begin + 100 * number), tmp_path / label / f"subject{number}.csv")
     files = str(tmp_path / "{label}/{subject}.csv")
     rule = ByGroup("subject", val=0.2, test=0.2)
-    parts = {part: Series(files, CHANNELS, 4, 2, part=part, split=rule) for part in ("train", "val", "test")}  # type: ignore[arg-type]
+    parts = {
+        part: Series(files, CHANNELS, 4, 2, part=part, split=rule)
+        for part in ("train", "val", "test")
+    }  # type: ignore[arg-type]
     assert [len(one) for one in parts.values()] == [18, 6, 6]
     subjects = [set(one.known()["subject"]) for one in parts.values()]
     assert sum(map(len, subjects)) == len(set.union(*subjects)) == 5
@@ -94,7 +110,9 @@ def test_a_window_has_the_label_of_its_rows(tmp_path: Path) -> None:
     assert first_rows(pure) == [0, 1, 5]
     assert pure.classes == ["run", "walk"]
     assert pure.__getitems__([0, 1, 2])["label"].tolist() == [1, 1, 0]
-    majority = Series(path, CHANNELS, 4, 1, label="activity", labels="majority", classes=["walk", "run"])
+    majority = Series(
+        path, CHANNELS, 4, 1, label="activity", labels="majority", classes=["walk", "run"]
+    )
     assert first_rows(majority) == [0, 1, 2, 3, 4, 5, 6]  # of the one at 7 half has no label
     assert majority.__getitems__(list(range(7)))["label"].tolist() == [0, 0, 0, 0, 1, 1, 1]
 
@@ -117,15 +135,30 @@ def test_gaps_are_refused_or_split_at(tmp_path: Path) -> None:
     frame = recording(12)
     frame.loc[frame.index >= 6, "t"] += 1.0
     path = write(frame, tmp_path / "a.csv")
-    with pytest.raises(DataError, match=rf"^{path}: row 8: more than 0\.15 s after the row before\. Mend it, or set gaps: split"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"^{path}: row 8: more than 0\.15 s after the row before\. Mend it, or set gaps: "
+            r"split"
+        ),
+    ):
         Series(path, CHANNELS, 4, 1, time="t", gap_s=0.15)
-    assert first_rows(Series(path, CHANNELS, 4, 1, time="t", gap_s=0.15, gaps="split")) == [0, 1, 2, 6, 7, 8]
+    assert first_rows(Series(path, CHANNELS, 4, 1, time="t", gap_s=0.15, gaps="split")) == [
+        0,
+        1,
+        2,
+        6,
+        7,
+        8,
+    ]
     assert len(Series(path, CHANNELS, 4, 1, time="t", gap_s=2)) == 9
 
     frame = recording(12)
     frame.loc[[0, 5], "y"] = None
     path = write(frame, tmp_path / "b.csv")
-    with pytest.raises(DataError, match=rf"^{path}: row 2: an empty cell\. Mend it, or set gaps: split"):
+    with pytest.raises(
+        DataError, match=rf"^{path}: row 2: an empty cell\. Mend it, or set gaps: split"
+    ):
         Series(path, CHANNELS, 4, 1)
     assert first_rows(Series(path, CHANNELS, 4, 1, gaps="split")) == [1, 6, 7, 8]
 
@@ -135,7 +168,13 @@ def test_time_that_does_not_go_on_is_refused(tmp_path: Path) -> None:
         frame = recording(6)
         frame.loc[2, "t"] = time
         path = write(frame, tmp_path / f"{number}.csv")
-        with pytest.raises(DataError, match=rf"^{path}: row 4, column 't': not after the time of the row before\. Sort or mend it"):
+        with pytest.raises(
+            DataError,
+            match=(
+                rf"^{path}: row 4, column 't': not after the time of the row before\. Sort or "
+                r"mend it"
+            ),
+        ):
             Series(path, CHANNELS, 2, 1, time="t", gap_s=9, gaps="split")
 
 
@@ -145,10 +184,18 @@ def test_a_corrupt_recording_among_many_is_named_or_left_out_and_counted(tmp_pat
         write(recording(5), tmp_path / f"{number}.csv")
     (tmp_path / "2.npy").write_bytes((tmp_path / "2.npy").read_bytes()[:-8])
     (tmp_path / "2.csv").write_text("x,y\n1,2\n1,high\n")
-    for ending, what in ((".npy", "cannot be read"), (".csv", "row 3, column 'y': 'high' where a number belongs")):
-        with pytest.raises(DataError, match=rf"^{tmp_path}/2{ending}: {what}.* Or leave such files out with on_error: skip"):
+    for ending, what in (
+        (".npy", "cannot be read"),
+        (".csv", "row 3, column 'y': 'high' where a number belongs"),
+    ):
+        with pytest.raises(
+            DataError,
+            match=rf"^{tmp_path}/2{ending}: {what}.* Or leave such files out with on_error: skip",
+        ):
             Series(str(tmp_path / f"*{ending}"), CHANNELS, 2, 1)
-        with pytest.warns(UserWarning, match=rf"^1 of 4 files left out: {tmp_path}/2{ending}: {what}"):
+        with pytest.warns(
+            UserWarning, match=rf"^1 of 4 files left out: {tmp_path}/2{ending}: {what}"
+        ):
             source = Series(str(tmp_path / f"*{ending}"), CHANNELS, 2, 1, on_error="skip")
         assert len(source) == 12
         assert len(source.skipped) == 1
@@ -161,14 +208,23 @@ def test_what_is_known_of_windows_is_where_they_lie(tmp_path: Path) -> None:
     known = source.known()
     assert known["subject"] == ["anna"] * 6
     assert known["label"] == ["run"] * 3 + ["walk"] * 3
-    assert known["recording"] == [str(tmp_path / label / "anna.csv") for label in ("run", "walk") for _ in range(3)]
+    assert known["recording"] == [
+        str(tmp_path / label / "anna.csv") for label in ("run", "walk") for _ in range(3)
+    ]
     assert [known["start"], known["stop"]] == [["0", "2", "4"] * 2, ["4", "6", "8"] * 2]
     assert known["time"] == ["0.0", "0.2", "0.4"] * 2
-    assert source.paths() == Series.paths_of(str(tmp_path / "{label}/{subject}.csv"), length=4) == sorted(tmp_path.glob("*/*.csv"))
+    assert (
+        source.paths()
+        == Series.paths_of(str(tmp_path / "{label}/{subject}.csv"), length=4)
+        == sorted(tmp_path.glob("*/*.csv"))
+    )
 
 
 def test_a_file_can_hold_recordings_that_columns_tell_apart(tmp_path: Path) -> None:
-    frames = [recording(count, begin).assign(who=who, day=day) for who, day, count, begin in (("a", 1, 6, 0), ("a", 2, 3, 100), ("b", 2, 9, 200))]
+    frames = [
+        recording(count, begin).assign(who=who, day=day)
+        for who, day, count, begin in (("a", 1, 6, 0), ("a", 2, 3, 100), ("b", 2, 9, 200))
+    ]
     path = write(pd.concat(frames), tmp_path / "all.csv")
     source = Series(path, CHANNELS, 4, 2, recording=["who", "day"])
     assert first_rows(source) == [0, 2, 200, 202, 204]
@@ -176,12 +232,24 @@ def test_a_file_can_hold_recordings_that_columns_tell_apart(tmp_path: Path) -> N
     assert source.known()["recording"] == [f"{path} a 1"] * 2 + [f"{path} b 2"] * 3
     assert source.known()["start"] == ["0", "2", "0", "2", "4"]
     assert len(Series(path, CHANNELS, 4, 2)) == 8
-    timed = Series(path, CHANNELS, 4, 2, recording=["who", "day"], time="t", gap_s=0.2)  # each begins at 0 s
+    # Each begins at 0 s
+    timed = Series(path, CHANNELS, 4, 2, recording=["who", "day"], time="t", gap_s=0.2)
     assert first_rows(timed) == first_rows(source)
-    parts = [Series(path, CHANNELS, 4, 2, recording=["who", "day"], part=part, split=ByGroup("who", 0, 0.4)) for part in ("train", "test")]  # type: ignore[arg-type]
+    parts = [
+        Series(
+            path, CHANNELS, 4, 2, recording=["who", "day"], part=part, split=ByGroup("who", 0, 0.4)
+        )
+        for part in ("train", "test")
+    ]  # type: ignore[arg-type]
     assert sorted(map(len, parts)) == [2, 3]
     back = write(pd.concat([*frames, frames[0]]), tmp_path / "back.csv")
-    with pytest.raises(DataError, match=rf"^{back}: row 20: a recording \(a, 1\) goes on that ended before row 8\. Sort the rows by recording"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"^{back}: row 20: a recording \(a, 1\) goes on that ended before row 8\. Sort the "
+            r"rows by recording"
+        ),
+    ):
         Series(back, CHANNELS, 4, 2, recording=["who", "day"])
     with pytest.raises(ConfigError, match=r"^recording: 'who' is a field of the path too"):
         Series(str(tmp_path / "{who}.csv"), CHANNELS, 4, 2, recording=["who"])
@@ -191,7 +259,10 @@ def test_windows_can_be_split_one_by_one_for_a_comparison(tmp_path: Path) -> Non
     for number in range(4):
         write(recording(40, 1000 * number), tmp_path / f"{number}.npy")
     rule = Stratified("recording", key="start", val=0.2, test=0.2)
-    parts = [Series(str(tmp_path / "*.npy"), CHANNELS, 4, 2, part=part, split=rule) for part in ("train", "val", "test")]  # type: ignore[arg-type]
+    parts = [
+        Series(str(tmp_path / "*.npy"), CHANNELS, 4, 2, part=part, split=rule)
+        for part in ("train", "val", "test")
+    ]  # type: ignore[arg-type]
     windows = [set(first_rows(one)) for one in parts]
     assert sum(map(len, windows)) == len(set.union(*windows)) == 4 * 19
     assert all(len(set(one.known()["recording"])) == 4 for one in parts)
@@ -204,43 +275,71 @@ def test_recordings_of_another_rate_are_refused(tmp_path: Path) -> None:
         write(frame, tmp_path / f"{name}.csv")
     files = str(tmp_path / "*.csv")
     with pytest.raises(
-        DataError, match=rf"^{tmp_path}/c\.csv: 25 rows a second by 't', where {tmp_path}/a\.csv has 10\. Resample it, or leave it out"
+        DataError,
+        match=(
+            rf"^{tmp_path}/c\.csv: 25 rows a second by 't', where {tmp_path}/a\.csv has 10\. "
+            r"Resample it, or leave it out"
+        ),
     ):
         Series(files, CHANNELS, 4, 2, time="t", gap_s=1)
-    with pytest.raises(DataError, match=rf"^{tmp_path}/a\.csv: 10 rows a second by 't', where rate_hz says 25"):
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path}/a\.csv: 10 rows a second by 't', where rate_hz says 25"
+    ):
         Series(files, CHANNELS, 4, 2, time="t", rate_hz=25, gaps="split", gap_s=1)
     with pytest.warns(UserWarning, match=r"^1 of 3 files left out: .*c\.csv: 25 rows a second"):
         assert len(Series(files, CHANNELS, 4, 2, time="t", rate_hz=10, on_error="skip")) == 48
     frame = recording(50).drop(index=20)
     path = write(frame, tmp_path / "one_is_missing.csv")
-    with pytest.raises(DataError, match=rf"^{path}: row 22: more than 0\.15 s after the row before"):
+    with pytest.raises(
+        DataError, match=rf"^{path}: row 22: more than 0\.15 s after the row before"
+    ):
         Series(path, CHANNELS, 4, 2, time="t", rate_hz=10)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".jsonl", ".xlsx"])
 def test_times_may_be_dates(tmp_path: Path, ending: str) -> None:
     frame = recording(12)
-    frame["t"] = pd.Timestamp("2026-11-24 23:59:59") + pd.to_timedelta(np.arange(12) * 250, unit="ms")
+    frame["t"] = pd.Timestamp("2026-11-24 23:59:59") + pd.to_timedelta(
+        np.arange(12) * 250, unit="ms"
+    )
     if ending in (".csv", ".jsonl"):
         frame["t"] = [time.isoformat() for time in frame["t"]]
     path = write(frame, tmp_path / f"a{ending}")
     source = Series(path, CHANNELS, 4, 4, time="t", rate_hz=4)
     seconds = pd.Timestamp("2026-11-24 23:59:59", tz="UTC").timestamp()
-    assert [float(time) for time in source.known()["time"]] == pytest.approx([seconds, seconds + 1, seconds + 2], abs=1e-3)
+    assert [float(time) for time in source.known()["time"]] == pytest.approx(
+        [seconds, seconds + 1, seconds + 2], abs=1e-3
+    )
     frame["t"] = [time if row != 3 else "later" for row, time in enumerate(map(str, frame["t"]))]
     path = write(frame, tmp_path / f"b{ending}")
-    with pytest.raises(DataError, match=rf"^{path}: row {4 if ending in ('.jsonl', '.parquet') else 5}, column 't': 'later' where a date belongs"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"^{path}: row {4 if ending in ('.jsonl', '.parquet') else 5}, column 't': 'later' "
+            r"where a date belongs"
+        ),
+    ):
         Series(path, CHANNELS, 4, 4, time="t", rate_hz=4)
 
 
 def test_numbers_that_cannot_be_in_their_unit_are_named(tmp_path: Path) -> None:
-    path = write(pd.DataFrame({"x": [20.0, 21.0, -300.0], "y": [1.0, 1.0, 1.0]}), tmp_path / "a.csv")
+    path = write(
+        pd.DataFrame({"x": [20.0, 21.0, -300.0], "y": [1.0, 1.0, 1.0]}), tmp_path / "a.csv"
+    )
     assert len(Series(path, CHANNELS, 3, 1)) == 1
-    with pytest.raises(DataError, match=rf"^{path}: row 4, column 'x': -300 degC, which cannot be: at least -273\.15\. Mend it, or set another unit"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"^{path}: row 4, column 'x': -300 degC, which cannot be: at least -273\.15\. Mend "
+            r"it, or set another unit"
+        ),
+    ):
         Series(path, CHANNELS, 3, 1, units={"x": "degC"})
     with pytest.raises(DataError, match=r"row 2, column 'x': 20 1, which cannot be: 0 to 1"):
         Series(path, CHANNELS, 3, 1, units={"x": "1"})
-    converted = Series(path, CHANNELS, 2, 9, units={"x": "deg -> rad", "y": "g -> m/s2"})[0]["series"]
+    converted = Series(path, CHANNELS, 2, 9, units={"x": "deg -> rad", "y": "g -> m/s2"})[0][
+        "series"
+    ]
     np.testing.assert_allclose(converted, [np.radians([20, 21]), [9.80665, 9.80665]], rtol=1e-6)
 
 
@@ -256,7 +355,9 @@ def test_numbers_that_cannot_be_in_their_unit_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_units_become_others(number: float, units: str, expected: float) -> None:
-    found = Units({"x": units}, ["x"]).apply(np.array([[number, np.nan]], dtype=np.float64), ["x"], Path("a"), [1, 2])
+    found = Units({"x": units}, ["x"]).apply(
+        np.array([[number, np.nan]], dtype=np.float64), ["x"], Path("a"), [1, 2]
+    )
     assert found[0, 0] == pytest.approx(expected)
     assert np.isnan(found[0, 1])
 
@@ -264,8 +365,12 @@ def test_units_become_others(number: float, units: str, expected: float) -> None
 @given(st.sampled_from(sorted(UNITS)), st.sampled_from(sorted(UNITS)), st.floats(0, 1))
 def test_there_and_back_is_where_one_was(one: str, other: str, number: float) -> None:
     if UNITS[one].quantity == UNITS[other].quantity:
-        there = Units({"x": f"{one} -> {other}"}, ["x"]).apply(np.array([[number]]), ["x"], Path("a"), [1])
-        assert Units({"x": f"{other} -> {one}"}, ["x"]).apply(there, ["x"], Path("a"), [1])[0, 0] == pytest.approx(number, abs=1e-9)
+        there = Units({"x": f"{one} -> {other}"}, ["x"]).apply(
+            np.array([[number]]), ["x"], Path("a"), [1]
+        )
+        assert Units({"x": f"{other} -> {one}"}, ["x"]).apply(there, ["x"], Path("a"), [1])[
+            0, 0
+        ] == pytest.approx(number, abs=1e-9)
 
 
 def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
@@ -294,7 +399,10 @@ def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
         ({"time": "t"}, r"^time: give it with gap_s"),
         ({"units": {"z": "g"}}, r"^units\.z: no such channel, only x, y"),
         ({"units": {"x": "gee"}}, r"^units\.x: 'gee' is no unit that is known"),
-        ({"units": {"x": "degrC"}}, r"^units\.x: 'degrC' is no unit that is known\. Did you mean 'degC'\?"),
+        (
+            {"units": {"x": "degrC"}},
+            r"^units\.x: 'degrC' is no unit that is known\. Did you mean 'degC'\?",
+        ),
         ({"units": {"x": "g -> K"}}, r"^units\.x: g -> K: acceleration cannot become temperature"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Sources of every kind under the loop: they train, and what they give does not depend on workers, ranks or where a run began."""
+"""Sources of every kind under the loop: they train, and what they give does not depend on workers,
+ranks or where a run began.
+"""
 
 import json
 from pathlib import Path
@@ -88,20 +90,26 @@ def train(tmp_path: Path, config: str) -> dict[str, Any]:
 
 
 def test_digits_in_an_excel_sheet_are_learned_and_evaluated(tmp_path: Path) -> None:
-    words = np.array(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
+    words = np.array(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    )
     found = load_digits()
     frame = pd.DataFrame(found.data, columns=[f"cell{number}" for number in range(64)])
     frame = frame.assign(label=words[found.target], row=np.arange(len(frame)), pen="blue")
     with pd.ExcelWriter(tmp_path / "digits.xlsx") as book:
         pd.DataFrame({"made by": ["hand"]}).to_excel(book, sheet_name="about", index=False)
         frame.to_excel(book, sheet_name="digits", index=False)
-    assert train(tmp_path, TABLE.format(file=tmp_path / "digits.xlsx"))["reason"] == "targets_reached"
+    assert (
+        train(tmp_path, TABLE.format(file=tmp_path / "digits.xlsx"))["reason"] == "targets_reached"
+    )
     evaluated = command("evaluate", tmp_path / "run", "--split", "test", "--json")
     assert json.loads(evaluated.stdout)["accuracy"] > 0.9
 
     frame.drop(columns=["label", "row", "pen"]).head(20).to_csv(tmp_path / "new.csv", index=False)
     source = f"{{_target_: harness.sources.tables.Table, files: {tmp_path / 'new.csv'}}}"
-    predicted = command("predict", tmp_path / "run", "--source", source, "--out", tmp_path / "predicted.csv")
+    predicted = command(
+        "predict", tmp_path / "run", "--source", source, "--out", tmp_path / "predicted.csv"
+    )
     assert predicted.exit_code == 0, predicted.stderr
     assert (pd.read_csv(tmp_path / "predicted.csv")["predicted"] == found.target[:20]).mean() > 0.8
 
@@ -116,8 +124,12 @@ def test_two_kinds_of_shaking_are_told_apart_in_subjects_never_seen(tmp_path: Pa
             t[150:] += 0.5  # a gap
             folder = tmp_path / "shaking" / label
             folder.mkdir(parents=True, exist_ok=True)
-            pd.DataFrame({"t": t, "x": wave, "y": 0.5 * wave + draw.normal(0, 0.1, 300)}).to_csv(folder / f"{subject}.csv", index=False)
-    assert train(tmp_path, SERIES.format(folder=tmp_path / "shaking"))["reason"] == "targets_reached"
+            pd.DataFrame({"t": t, "x": wave, "y": 0.5 * wave + draw.normal(0, 0.1, 300)}).to_csv(
+                folder / f"{subject}.csv", index=False
+            )
+    assert (
+        train(tmp_path, SERIES.format(folder=tmp_path / "shaking"))["reason"] == "targets_reached"
+    )
 
 
 @pytest.fixture
@@ -126,21 +138,47 @@ def sounds(tmp_path: Path) -> Split:
     for number in range(24):
         soundfile.write(tmp_path / f"{number % 3}_{number}.wav", draw.normal(0, 0.1, 900), 8000)
     source = Recordings(str(tmp_path / "{label}_{number}.wav"), 8000, 0.1)
-    treatments = [Gain(6), Shift(50), LogMel(8000, 20, 128, 64), Normalise(-5, 3, key="wave"), SpecMask(4, 4)]
+    treatments = [
+        Gain(6),
+        Shift(50),
+        LogMel(8000, 20, 128, 64),
+        Normalise(-5, 3, key="wave"),
+        SpecMask(4, 4),
+    ]
     return Split(source, treatments, "data.train", lambda batch: None)
 
 
-def test_batches_after_augmentation_are_the_same_for_any_ranks_and_workers_and_after_a_resume(sounds: Split) -> None:
+def test_batches_after_augmentation_are_the_same_for_any_ranks_and_workers_and_after_a_resume(
+    sounds: Split,
+) -> None:
     sampling = Sampling(num_samples=24, size=12, micro_size=2, seed=3)
 
     def steps(num_ranks: int, num_workers: int, first_step: int = 0) -> list[torch.Tensor]:
         feeds = [
-            Feed(sounds, sampling, sampling.slots_of(rank, num_ranks), torch.device("cpu"), num_workers, first_step) for rank in range(num_ranks)
+            Feed(
+                sounds,
+                sampling,
+                sampling.slots_of(rank, num_ranks),
+                torch.device("cpu"),
+                num_workers,
+                first_step,
+            )
+            for rank in range(num_ranks)
         ]
-        return [torch.cat([batch["wave"] for feed in feeds for batch in feed.next_step()]) for _ in range(first_step, 5)]
+        return [
+            torch.cat([batch["wave"] for feed in feeds for batch in feed.next_step()])
+            for _ in range(first_step, 5)
+        ]
 
     whole = steps(1, 0)
-    assert not torch.equal(whole[0].sort(0)[0], whole[2].sort(0)[0])  # another epoch treats otherwise
+    # Another epoch treats otherwise
+    assert not torch.equal(whole[0].sort(0)[0], whole[2].sort(0)[0])
     for num_ranks, num_workers in ((1, 2), (2, 0), (3, 0)):
-        assert all(torch.equal(one, other) for one, other in zip(whole, steps(num_ranks, num_workers), strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(whole[3:], steps(2, 0, first_step=3), strict=True))
+        assert all(
+            torch.equal(one, other)
+            for one, other in zip(whole, steps(num_ranks, num_workers), strict=True)
+        )
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(whole[3:], steps(2, 0, first_step=3), strict=True)
+    )

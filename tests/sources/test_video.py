@@ -21,8 +21,12 @@ from tests.pool import command, train_on_ranks
 from tests.sources.make_motion import MOTIONS, make, motion, write
 
 ROOT = Path(__file__).parents[2]
-BOTH = [pytest.param(decoders.with_torchcodec, id="torchcodec"), pytest.param(decoders.with_pyav, id="PyAV")]
-# codec, pixels, ending, options: without loss, with B-frames, with groups that lean on the one before, with times in AVI, with no times at all.
+BOTH = [
+    pytest.param(decoders.with_torchcodec, id="torchcodec"),
+    pytest.param(decoders.with_pyav, id="PyAV"),
+]
+# codec, pixels, ending, options: without loss, with B-frames, with groups that lean on the one
+# before, with times in AVI, with no times at all.
 KINDS = [
     ("ffv1", "gray", "mkv", {}),
     ("libx264", "yuv420p", "mp4", {"g": "10", "bf": "2"}),
@@ -45,7 +49,11 @@ def works(decode: Any) -> bool:
 def numbered(count: int, height: int = 32, width: int = 48) -> NDArray[np.uint8]:
     """(T, H, W): each frame shows its number in binary, as eight bars, upright and from the left."""
     bits = (np.arange(count)[:, None] >> np.arange(8)) & 1
-    return np.repeat(np.repeat(bits, width // 8, axis=1)[:, None], height, axis=1).astype(np.uint8) * 200 + 20
+    return (
+        np.repeat(np.repeat(bits, width // 8, axis=1)[:, None], height, axis=1).astype(np.uint8)
+        * 200
+        + 20
+    )
 
 
 def numbers_in(frames: NDArray[Any]) -> list[int]:
@@ -55,28 +63,56 @@ def numbers_in(frames: NDArray[Any]) -> list[int]:
     return [int(number) for number in (columns[:, width // 2 :: width] << np.arange(8)).sum(axis=1)]
 
 
-@pytest.mark.parametrize(("codec", "pixels", "ending", "options"), KINDS, ids=[f"{codec}-{ending}" for codec, _, ending, _ in KINDS])
-def test_every_frame_is_the_one_that_was_asked_for(tmp_path: Path, codec: str, pixels: str, ending: str, options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("codec", "pixels", "ending", "options"),
+    KINDS,
+    ids=[f"{codec}-{ending}" for codec, _, ending, _ in KINDS],
+)
+def test_every_frame_is_the_one_that_was_asked_for(
+    tmp_path: Path, codec: str, pixels: str, ending: str, options: dict[str, str]
+) -> None:
     path = write(tmp_path / f"a.{ending}", numbered(60), codec, pixels, options)
     for decode in decoders.decoders():
         if decode is decoders.with_torchcodec and ending in ("avi", "h264", "ts"):
-            with pytest.raises(ValueError, match="pip install av reads it"):  # it gives other frames of these without a word, and PyAV is asked
+            # It gives other frames of these without a word, and PyAV is asked
+            with pytest.raises(ValueError, match="pip install av reads it"):
                 decode(str(path), range)
             continue
         count, frames = decode(str(path), range)
         assert (count, numbers_in(frames[..., 0])) == (60, list(range(60)))
         for wanted in ([41], [9, 10, 11], [3, 30, 59], [25, 27, 29, 31], [55]):
-            assert numbers_in(decode(str(path), lambda count, wanted=wanted: wanted)[1][..., 0]) == wanted  # type: ignore[misc]  # bound at once
+            # Bound at once
+            assert (
+                numbers_in(decode(str(path), lambda count, wanted=wanted: wanted)[1][..., 0])
+                == wanted
+            )  # type: ignore[misc] # see above
     assert numbers_in(decoders.read_frames(path, lambda count: [17, 40])[1][..., 0]) == [17, 40]
 
 
-@pytest.mark.skipif(not (works(decoders.with_torchcodec) and works(decoders.with_pyav)), reason="needs torchcodec, with ffmpeg's libraries, and PyAV")
-@pytest.mark.parametrize(("codec", "pixels", "ending", "options"), KINDS[:4], ids=[f"{codec}-{ending}" for codec, _, ending, _ in KINDS[:4]])
-def test_both_decoders_give_the_same_bytes(tmp_path: Path, codec: str, pixels: str, ending: str, options: dict[str, str]) -> None:
+@pytest.mark.skipif(
+    not (works(decoders.with_torchcodec) and works(decoders.with_pyav)),
+    reason="needs torchcodec, with ffmpeg's libraries, and PyAV",
+)
+@pytest.mark.parametrize(
+    ("codec", "pixels", "ending", "options"),
+    KINDS[:4],
+    ids=[f"{codec}-{ending}" for codec, _, ending, _ in KINDS[:4]],
+)
+def test_both_decoders_give_the_same_bytes(
+    tmp_path: Path, codec: str, pixels: str, ending: str, options: dict[str, str]
+) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (20, 34, 50, 3), dtype=np.uint8)
     frames[:, ::2] = frames[:, 1::2]
-    path = write(tmp_path / f"a.{ending}", frames if pixels != "gray" else frames[..., 0], codec, pixels, options)
-    (count, one), (_, other) = (decode(str(path), range) for decode in (decoders.with_torchcodec, decoders.with_pyav))
+    path = write(
+        tmp_path / f"a.{ending}",
+        frames if pixels != "gray" else frames[..., 0],
+        codec,
+        pixels,
+        options,
+    )
+    (count, one), (_, other) = (
+        decode(str(path), range) for decode in (decoders.with_torchcodec, decoders.with_pyav)
+    )
     assert (count, one.shape) == (20, (20, 34, 50, 3))
     assert (one == other).all()  # in colour too: both leave it to the same arithmetic of ffmpeg's
 
@@ -85,11 +121,18 @@ def test_both_decoders_give_the_same_bytes(tmp_path: Path, codec: str, pixels: s
 def test_a_film_that_was_held_upright_is_upright(tmp_path: Path, decode: Any) -> None:
     if not works(decode):
         pytest.skip("this decoder does not work here")
-    lying = np.rot90(numbered(6, 32, 48), -1, (1, 2))  # 48 x 32, and a note to turn it by 90 degrees
+    # 48 x 32, and a note to turn it by 90 degrees
+    lying = np.rot90(numbered(6, 32, 48), -1, (1, 2))
     path = write(tmp_path / "a.mp4", np.ascontiguousarray(lying), "libx264", "yuv420p")
     matrix = path.read_bytes()
-    upright, quarter = (b"".join(value.to_bytes(4, "big", signed=True) for value in values) for values in (
-        (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30), (0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30)))  # fmt: skip
+    upright, quarter = (
+        b"".join(value.to_bytes(4, "big", signed=True) for value in values)
+        for values in (
+            # Fmt: skip
+            (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30),
+            (0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30),
+        )
+    )
     assert matrix.count(upright) == 2  # of the film and of the track
     at = matrix.rindex(upright)
     path.write_bytes(matrix[:at] + quarter + matrix[at + 36 :])
@@ -99,23 +142,46 @@ def test_a_film_that_was_held_upright_is_upright(tmp_path: Path, decode: Any) ->
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk"])
-def test_clips_are_cut_by_stride_and_step_and_say_where_they_are_from(tmp_path: Path, keep: Any) -> None:
+def test_clips_are_cut_by_stride_and_step_and_say_where_they_are_from(
+    tmp_path: Path, keep: Any
+) -> None:
     for label, name, count in (("b", "long", 23), ("a", "short", 13)):
         write(tmp_path / label / f"{name}.mkv", numbered(count), "ffv1", "gray")
-    source = Clips(str(tmp_path / "{label}/{name}.mkv"), frames=4, stride=3, step=5, grey=True, keep=keep)
+    source = Clips(
+        str(tmp_path / "{label}/{name}.mkv"), frames=4, stride=3, step=5, grey=True, keep=keep
+    )
     batch = source.__getitems__([3, 0, 1, 2])
     assert (batch["clip"].shape, batch["clip"].dtype) == ((4, 1, 4, 32, 48), np.uint8)
-    assert [numbers_in(clip[0]) for clip in batch["clip"]] == [[10, 13, 16, 19], [0, 3, 6, 9], [0, 3, 6, 9], [5, 8, 11, 14]]
+    assert [numbers_in(clip[0]) for clip in batch["clip"]] == [
+        [10, 13, 16, 19],
+        [0, 3, 6, 9],
+        [0, 3, 6, 9],
+        [5, 8, 11, 14],
+    ]
     assert batch["label"].tolist() == [1, 0, 1, 1]
     assert (source[3]["clip"] == batch["clip"][0]).all()
     known = source.known()
-    assert (known["name"], known["start"], known["stop"]) == (["short", "long", "long", "long"], ["0", "0", "5", "10"], ["10", "10", "15", "20"])
-    assert known["recording"] == [str(path) for path in (source.paths()[0], *[source.paths()[1]] * 3)]
+    assert (known["name"], known["start"], known["stop"]) == (
+        ["short", "long", "long", "long"],
+        ["0", "0", "5", "10"],
+        ["10", "10", "15", "20"],
+    )
+    assert known["recording"] == [
+        str(path) for path in (source.paths()[0], *[source.paths()[1]] * 3)
+    ]
     first = Clips(str(tmp_path / "*/*.mkv"), frames=4, stride=3, clips="first", keep=keep)
-    assert [numbers_in(clip[2]) for clip in first.__getitems__([0, 1])["clip"]] == [[0, 3, 6, 9]] * 2
+    assert [numbers_in(clip[2]) for clip in first.__getitems__([0, 1])["clip"]] == [
+        [0, 3, 6, 9]
+    ] * 2
     assert len(Clips(str(tmp_path / "*/*.mkv"), frames=4, keep=keep)) == 3 + 5  # side by side
     for part in ("train", "test"):  # whole files
-        cut = Clips(str(tmp_path / "*/{name}.mkv"), frames=4, part=part, split=ByGroup("name", val=0, test=0.5), keep=keep)  # type: ignore[arg-type]
+        cut = Clips(
+            str(tmp_path / "*/{name}.mkv"),
+            frames=4,
+            part=part,
+            split=ByGroup("name", val=0, test=0.5),
+            keep=keep,
+        )  # type: ignore[arg-type]
         assert len(set(cut.known()["recording"])) == 1
 
 
@@ -125,7 +191,8 @@ def test_colours_come_in_their_order_and_a_size_may_be_set(tmp_path: Path) -> No
     path = write(tmp_path / "a.mkv", frames, "ffv1", "yuv444p")
     clip = Clips(str(path), frames=2)[1]["clip"]
     assert clip.shape == (3, 2, 32, 48)
-    assert abs(clip[:, :, 0, 0].astype(int) - [[200], [100], [20]]).max() <= 2  # RGB to YUV and back, each in whole numbers
+    # RGB to YUV and back, each in whole numbers
+    assert abs(clip[:, :, 0, 0].astype(int) - [[200], [100], [20]]).max() <= 2
     small = Clips(str(path), frames=2, size=[8, 12])[1]["clip"]
     assert small.shape == (3, 2, 8, 12)
     assert (small[:, :, 1, 1] == clip[:, :, 0, 0]).all()
@@ -140,36 +207,67 @@ def test_bad_films_are_named_or_left_out_and_counted(tmp_path: Path) -> None:
     films = {
         "ends before its end: it was cut short": whole[: len(whole) // 2],
         "no video that can be decoded": b"no film at all" * 20,
-        "5 frames; a clip needs 8": write(tmp_path / "s" / "a.mkv", numbered(5), "ffv1", "gray").read_bytes(),
-        "64 x 32, but .*48 x 32": write(tmp_path / "s" / "b.mkv", numbered(12, 32, 64), "ffv1", "gray").read_bytes(),
+        "5 frames; a clip needs 8": write(
+            tmp_path / "s" / "a.mkv", numbered(5), "ffv1", "gray"
+        ).read_bytes(),
+        "64 x 32, but .*48 x 32": write(
+            tmp_path / "s" / "b.mkv", numbered(12, 32, 64), "ffv1", "gray"
+        ).read_bytes(),
     }
     for keep in ("memory", "disk"):
         for what, content in films.items():
             bad.write_bytes(content)
-            named = tmp_path / ("1.mkv" if "but" in what else "0.mkv")  # the first one is what the others are measured by
+            # The first one is what the others are measured by
+            named = tmp_path / ("1.mkv" if "but" in what else "0.mkv")
             with pytest.raises(
-                DataError, match=rf"^{named}: .*{what if 'but' not in what else ', but'}.*Or leave such files out with on_error: skip"
+                DataError,
+                match=(
+                    rf"^{named}: .*{what if 'but' not in what else ', but'}.*Or leave such files "
+                    r"out with on_error: skip"
+                ),
             ):
                 Clips(str(tmp_path / "*.mkv"), frames=8, keep=keep)
             if "but" not in what:
                 with pytest.warns(UserWarning, match=rf"^1 of 4 files left out: {bad}: {what}"):
-                    assert len(Clips(str(tmp_path / "*.mkv"), frames=8, keep=keep, on_error="skip")) == 3
+                    assert (
+                        len(Clips(str(tmp_path / "*.mkv"), frames=8, keep=keep, on_error="skip"))
+                        == 3
+                    )
 
 
-@pytest.mark.parametrize(("ending", "codec"), [("mp4", "mpeg4"), ("avi", "mjpeg"), ("webm", "libvpx-vp9")])
-def test_a_film_that_was_cut_short_is_refused_at_any_length(tmp_path: Path, ending: str, codec: str) -> None:
-    options = {"movflags": "+faststart"} if ending == "mp4" else {}  # its index at the begin, so that what is left could be played
-    whole = write(tmp_path / f"whole.{ending}", numbered(30), codec, "yuvj420p" if codec == "mjpeg" else "yuv420p", options).read_bytes()
+@pytest.mark.parametrize(
+    ("ending", "codec"), [("mp4", "mpeg4"), ("avi", "mjpeg"), ("webm", "libvpx-vp9")]
+)
+def test_a_film_that_was_cut_short_is_refused_at_any_length(
+    tmp_path: Path, ending: str, codec: str
+) -> None:
+    # Its index at the begin, so that what is left could be played
+    options = {"movflags": "+faststart"} if ending == "mp4" else {}
+    whole = write(
+        tmp_path / f"whole.{ending}",
+        numbered(30),
+        codec,
+        "yuvj420p" if codec == "mjpeg" else "yuv420p",
+        options,
+    ).read_bytes()
     assert len(Clips(str(tmp_path / f"whole.{ending}"), frames=30)) == 1
     for share in (0.3, 0.6, 0.9, 0.99):
         (tmp_path / f"cut.{ending}").write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(DataError, match=r"cut\.\w+: (ends before its end|no video that can be decoded)"):
+        with pytest.raises(
+            DataError, match=r"cut\.\w+: (ends before its end|no video that can be decoded)"
+        ):
             Clips(str(tmp_path / f"cut.{ending}"), frames=2, keep="disk")
 
 
 def test_a_film_of_more_than_8_bits_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mkv", numbered(4), "ffv1", "gray16le")
-    with pytest.raises(DataError, match=r"a\.mkv: its numbers \(gray16le\) have more than 8 bits, which would be rounded\. Save it with 8: ffmpeg"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"a\.mkv: its numbers \(gray16le\) have more than 8 bits, which would be rounded\. "
+            r"Save it with 8: ffmpeg"
+        ),
+    ):
         Clips(str(path), frames=2)
 
 
@@ -186,9 +284,14 @@ def test_settings_that_make_no_clip_are_refused() -> None:
 
 
 def test_without_a_decoder_one_message_says_what_to_install(tmp_path: Path) -> None:
-    hidden = "import sys\nsys.modules['av'] = None\nsys.modules['torchcodec'] = None\nsys.modules['torchcodec.decoders'] = None\n"
+    hidden = (
+        "import sys\nsys.modules['av'] = None\nsys.modules['torchcodec'] = None\n"
+        "sys.modules['torchcodec.decoders'] = None\n"
+    )
     code = f"{hidden}from harness.sources.video import Clips\nClips('x.mp4', 2)"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert "DataError: video needs a decoder, and none works (torchcodec: " in ended.stderr
     assert "Install one: pip install 'fermarsi[video]'." in ended.stderr
     alone = hidden.replace("sys.modules['av'] = None\n", "")
@@ -197,11 +300,15 @@ def test_without_a_decoder_one_message_says_what_to_install(tmp_path: Path) -> N
 from pathlib import Path
 from harness.sources.decoders import decoders, read_frames
 print(decoders()[0].__name__, read_frames(Path({str(path)!r}), range)[0])"""
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
     assert ended.stdout.split() == ["with_pyav", "4"]
 
 
-def test_torchcodec_that_is_there_but_cannot_decode_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchcodec_that_is_there_but_cannot_decode_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(video: Any, choose: Any) -> Any:
         raise RuntimeError("Could not load libtorchcodec")
 
@@ -216,7 +323,13 @@ def test_clips_come_from_workers_as_from_the_process_itself(tmp_path: Path) -> N
     make(tmp_path, 12)
     source = Clips(str(tmp_path / "{label}/*.mkv"), frames=4, stride=2, keep="disk")
     split = Split(source, [], "data.val", lambda batch: None)
-    alone, forked = ([batch["clip"] for _, batch in evaluation_batches(split, 8, 0, 1, torch.device("cpu"), workers)] for workers in (0, 2))
+    alone, forked = (
+        [
+            batch["clip"]
+            for _, batch in evaluation_batches(split, 8, 0, 1, torch.device("cpu"), workers)
+        ]
+        for workers in (0, 2)
+    )
     assert len(alone) == 5
     assert all(torch.equal(one, other) for one, other in zip(alone, forked, strict=True))
     assert (pickle.loads(pickle.dumps(source))[5]["clip"] == source[5]["clip"]).all()
@@ -227,14 +340,26 @@ def test_no_frame_of_the_motions_says_what_moves_how() -> None:
         forth, back = motion(kind, 5, noise=0), motion(opposite, 5, noise=0)
         assert (forth[::-1] == back).all()  # the same frames, in the other order
         assert len({frame.tobytes() for frame in forth}) == len(forth)
-    middle = [np.mean([motion(kind, seed, noise=0)[11:13] for seed in range(20)]) for kind in MOTIONS]
+    middle = [
+        np.mean([motion(kind, seed, noise=0)[11:13] for seed in range(20)]) for kind in MOTIONS
+    ]
     assert max(middle) - min(middle) < 2
 
 
 def test_the_config_of_motions_trains(tmp_path: Path) -> None:
     make(tmp_path / "motion", 96)
-    overrides = [f"run.dir={tmp_path / 'run'}", "stop.budget.epochs=1", "data.train.source.step=24", "network.widths=[8,16]"]
-    ends = train_on_ranks(2, ROOT / "configs" / "video_motion.yaml", overrides, env={"FERMARSI_MOTION": str(tmp_path / "motion")})
+    overrides = [
+        f"run.dir={tmp_path / 'run'}",
+        "stop.budget.epochs=1",
+        "data.train.source.step=24",
+        "network.widths=[8,16]",
+    ]
+    ends = train_on_ranks(
+        2,
+        ROOT / "configs" / "video_motion.yaml",
+        overrides,
+        env={"FERMARSI_MOTION": str(tmp_path / "motion")},
+    )
     assert [one.exit_code for one in ends] == [0, 0]
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["samples"] >= 64
 
@@ -243,6 +368,11 @@ def test_the_config_of_motions_trains(tmp_path: Path) -> None:
 def test_motions_are_told_apart(tmp_path: Path) -> None:
     make(tmp_path / "motion", 1200)
     overrides, env = [f"run.dir={tmp_path / 'run'}"], {"FERMARSI_MOTION": str(tmp_path / "motion")}
-    assert [one.exit_code for one in train_on_ranks(2, ROOT / "configs" / "video_motion.yaml", overrides, env=env, timeout_s=900)] == [0, 0]
+    assert [
+        one.exit_code
+        for one in train_on_ranks(
+            2, ROOT / "configs" / "video_motion.yaml", overrides, env=env, timeout_s=900
+        )
+    ] == [0, 0]
     evaluated = command("evaluate", tmp_path / "run", "--split", "test", "--json", timeout_s=300)
     assert json.loads(evaluated.stdout)["accuracy"] >= 0.93

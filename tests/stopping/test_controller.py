@@ -35,10 +35,19 @@ def settings(**stop: Any) -> StopSettings:
 
 
 def evaluation(number: int, row: Row, metric: str = "val/gain") -> Evaluation:
-    """The number-th evaluation, from 1: an interval is 100 steps, one epoch, 3200 samples and six minutes. A bare number is a value of `metric`."""
+    """The number-th evaluation, from 1: an interval is 100 steps, one epoch, 3200 samples and six
+    minutes. A bare number is a value of `metric`.
+    """
     values = dict(row) if isinstance(row, Mapping) else {metric: row}
     lr = values.pop("lr", None)
-    return Evaluation(step=100 * number, epoch=float(number), samples=3200 * number, hours=0.1 * number, metrics=values, lr=lr)
+    return Evaluation(
+        step=100 * number,
+        epoch=float(number),
+        samples=3200 * number,
+        hours=0.1 * number,
+        metrics=values,
+        lr=lr,
+    )
 
 
 def judge(stop: StopSettings, rows: Sequence[Row], metric: str = "val/gain") -> list[Verdict]:
@@ -46,7 +55,9 @@ def judge(stop: StopSettings, rows: Sequence[Row], metric: str = "val/gain") -> 
     return [controller.judge(evaluation(number, row, metric)) for number, row in enumerate(rows, 1)]
 
 
-def improve(at_least: float | str = 0.0, patience: Any = 1, metric: str = "val/gain", **more: Any) -> dict[str, Any]:
+def improve(
+    at_least: float | str = 0.0, patience: Any = 1, metric: str = "val/gain", **more: Any
+) -> dict[str, Any]:
     return {"metric": metric, "at_least": at_least, "patience": patience, **more}
 
 
@@ -75,12 +86,48 @@ SLACK = {"steps": 10**9}  # a budget that never ends the training
 Case = tuple[str, dict[str, Any], Sequence[Row], int | None, str | None]
 CASES: list[Case] = [
     # -- targets
-    ("a target is reached by exactly its value", {"targets": ACCURATE}, [both(0.95, 0.95)], 0, "targets_reached"),
-    ("nothing is rounded up to a target", {"targets": ACCURATE}, [both(1.0, math.nextafter(0.95, 0))], None, None),
-    ("at_most is reached by exactly its value", {"targets": {"val/loss": {"at_most": 0.2}}}, of("val/loss", 0.2), 0, "targets_reached"),
-    ("nothing is rounded down to a target", {"targets": {"val/loss": {"at_most": 0.2}}}, of("val/loss", math.nextafter(0.2, 1)), None, None),
-    ("without a split the training metric must hold too", {"targets": ACCURATE}, [both(0.94, 0.96)], None, None),
-    ("without a split the validation metric must hold too", {"targets": ACCURATE}, [both(0.96, 0.94)], None, None),
+    (
+        "a target is reached by exactly its value",
+        {"targets": ACCURATE},
+        [both(0.95, 0.95)],
+        0,
+        "targets_reached",
+    ),
+    (
+        "nothing is rounded up to a target",
+        {"targets": ACCURATE},
+        [both(1.0, math.nextafter(0.95, 0))],
+        None,
+        None,
+    ),
+    (
+        "at_most is reached by exactly its value",
+        {"targets": {"val/loss": {"at_most": 0.2}}},
+        of("val/loss", 0.2),
+        0,
+        "targets_reached",
+    ),
+    (
+        "nothing is rounded down to a target",
+        {"targets": {"val/loss": {"at_most": 0.2}}},
+        of("val/loss", math.nextafter(0.2, 1)),
+        None,
+        None,
+    ),
+    (
+        "without a split the training metric must hold too",
+        {"targets": ACCURATE},
+        [both(0.94, 0.96)],
+        None,
+        None,
+    ),
+    (
+        "without a split the validation metric must hold too",
+        {"targets": ACCURATE},
+        [both(0.96, 0.94)],
+        None,
+        None,
+    ),
     (
         "both splits must hold at the same evaluation",
         {"targets": ACCURATE},
@@ -88,14 +135,62 @@ CASES: list[Case] = [
         2,
         "targets_reached",
     ),
-    ("with a split the other one does not matter", {"targets": {"val/accuracy": {"at_least": 0.95}}}, [both(0.1, 0.95)], 0, "targets_reached"),
-    ("all targets at once", {"targets": EITHER}, results((0.9, 0.3), (0.9, 0.2)), 1, "targets_reached"),
-    ("all targets, but never at once", {"targets": EITHER}, results((0.9, 0.3), (0.8, 0.1)), None, None),
-    ("any target", {"targets": EITHER, "targets_need": "any"}, results((0.5, 0.2)), 0, "targets_reached"),
-    ("any target, but none holds", {"targets": EITHER, "targets_need": "any"}, results((0.89, 0.21)), None, None),
-    ("half of a target is none", {"targets": {**ACCURATE, "val/f1": {"at_least": 1.0}}, "targets_need": "any"}, [both(0.5, 0.99)], None, None),
-    ("hold: as often in a row as asked", {"targets": ACCURATE, "hold": 2}, [both(0.96, 0.96), both(0.97, 0.95)], 1, "targets_reached"),
-    ("hold: once too few", {"targets": ACCURATE, "hold": 3}, [both(0.96, 0.96), both(0.97, 0.95)], None, None),
+    (
+        "with a split the other one does not matter",
+        {"targets": {"val/accuracy": {"at_least": 0.95}}},
+        [both(0.1, 0.95)],
+        0,
+        "targets_reached",
+    ),
+    (
+        "all targets at once",
+        {"targets": EITHER},
+        results((0.9, 0.3), (0.9, 0.2)),
+        1,
+        "targets_reached",
+    ),
+    (
+        "all targets, but never at once",
+        {"targets": EITHER},
+        results((0.9, 0.3), (0.8, 0.1)),
+        None,
+        None,
+    ),
+    (
+        "any target",
+        {"targets": EITHER, "targets_need": "any"},
+        results((0.5, 0.2)),
+        0,
+        "targets_reached",
+    ),
+    (
+        "any target, but none holds",
+        {"targets": EITHER, "targets_need": "any"},
+        results((0.89, 0.21)),
+        None,
+        None,
+    ),
+    (
+        "half of a target is none",
+        {"targets": {**ACCURATE, "val/f1": {"at_least": 1.0}}, "targets_need": "any"},
+        [both(0.5, 0.99)],
+        None,
+        None,
+    ),
+    (
+        "hold: as often in a row as asked",
+        {"targets": ACCURATE, "hold": 2},
+        [both(0.96, 0.96), both(0.97, 0.95)],
+        1,
+        "targets_reached",
+    ),
+    (
+        "hold: once too few",
+        {"targets": ACCURATE, "hold": 3},
+        [both(0.96, 0.96), both(0.97, 0.95)],
+        None,
+        None,
+    ),
     (
         "hold: starts again after a miss",
         {"targets": ACCURATE, "hold": 2},
@@ -110,54 +205,300 @@ CASES: list[Case] = [
         None,
         None,
     ),
-    ("NaN reaches no target", {"targets": {"val/f1": {"at_least": 0.0}}}, of("val/f1", NAN), None, None),
-    ("NaN reaches no target from above", {"targets": {"val/energy": {"at_most": 9.0}}}, of("val/energy", NAN), None, None),
-    ("infinity reaches a target", {"targets": {"val/gain": {"at_least": 60.0}}}, of("val/gain", INF), 0, "targets_reached"),
-    ("a value of an earlier evaluation reaches no target", {"targets": ACCURATE}, [both(0.9, 0.96), {"train/accuracy": 0.96}], None, None),
-    ("targets count in warm-up", {"targets": ACCURATE, "improvement": GAINS, "warmup": 5}, [both(0.95, 0.95)], 0, "targets_reached"),
+    (
+        "NaN reaches no target",
+        {"targets": {"val/f1": {"at_least": 0.0}}},
+        of("val/f1", NAN),
+        None,
+        None,
+    ),
+    (
+        "NaN reaches no target from above",
+        {"targets": {"val/energy": {"at_most": 9.0}}},
+        of("val/energy", NAN),
+        None,
+        None,
+    ),
+    (
+        "infinity reaches a target",
+        {"targets": {"val/gain": {"at_least": 60.0}}},
+        of("val/gain", INF),
+        0,
+        "targets_reached",
+    ),
+    (
+        "a value of an earlier evaluation reaches no target",
+        {"targets": ACCURATE},
+        [both(0.9, 0.96), {"train/accuracy": 0.96}],
+        None,
+        None,
+    ),
+    (
+        "targets count in warm-up",
+        {"targets": ACCURATE, "improvement": GAINS, "warmup": 5},
+        [both(0.95, 0.95)],
+        0,
+        "targets_reached",
+    ),
     # -- improvement by an absolute gain
     ("the first value is never stale", {"improvement": improve()}, [-5.0], None, None),
-    ("a gain of exactly what was asked counts", {"improvement": improve(0.125)}, [0.5, 0.625], None, None),
-    ("a gain just below does not", {"improvement": improve(0.125)}, [0.5, math.nextafter(0.625, 0)], 1, "no_improvement"),
-    ("asked for nothing, any gain counts", {"improvement": improve()}, [0.5, math.nextafter(0.5, 1)], None, None),
-    ("asked for nothing, a tie does not", {"improvement": improve()}, [0.5, 0.5], 1, "no_improvement"),
-    ("one stale interval short of patience", {"improvement": improve(patience=3)}, [0.5, 0.4, 0.4], None, None),
-    ("as many stale intervals as patience", {"improvement": improve(patience=3)}, [0.5, 0.4, 0.4, 0.4], 3, "no_improvement"),
-    ("stale intervals are counted in a row", {"improvement": improve(patience=3)}, [0.5, 0.4, 0.4, 0.6, 0.4, 0.4], None, None),
-    ("less is better in a metric to be minimised", {"improvement": FALLS}, of("val/energy", 3, 2, 1, 0, -1), None, None),
-    ("more is no better there", {"improvement": FALLS}, of("val/energy", 3, 4, 5), 2, "no_improvement"),
-    ("slow progress counts once it adds up", {"improvement": improve(0.125, 3)}, [0.5, 0.5625, 0.59375, 0.625, 0.6875], None, None),
-    ("slow progress that adds up too late", {"improvement": improve(0.125, 2)}, [0.5, 0.5625, 0.59375, 0.625], 2, "no_improvement"),
-    ("the reference is where the rate was reached", {"improvement": improve(0.125, 2)}, [0.5, 0.6, 0.65, 0.7, 0.77], 4, "no_improvement"),
-    ("from previous: progress below the rate never adds up", {"improvement": improve(0.125, 3, **PREVIOUS)}, [0, 0.1, 0.2, 0.3], 3, "no_improvement"),
-    ("from previous: a recovery counts", {"improvement": improve(0.125, 2, **PREVIOUS)}, [1.0, 0.0, 0.5, 0.0, 0.5], None, None),
-    ("from best: a recovery does not", {"improvement": improve(0.125, 2)}, [1.0, 0.0, 0.5, 0.0, 0.5], 2, "no_improvement"),
-    ("the example of docs/stopping.md", {"improvement": improve("5%", 3)}, [0.80, 0.82, 0.85, 0.86, 0.86, 0.84], 5, "no_improvement"),
+    (
+        "a gain of exactly what was asked counts",
+        {"improvement": improve(0.125)},
+        [0.5, 0.625],
+        None,
+        None,
+    ),
+    (
+        "a gain just below does not",
+        {"improvement": improve(0.125)},
+        [0.5, math.nextafter(0.625, 0)],
+        1,
+        "no_improvement",
+    ),
+    (
+        "asked for nothing, any gain counts",
+        {"improvement": improve()},
+        [0.5, math.nextafter(0.5, 1)],
+        None,
+        None,
+    ),
+    (
+        "asked for nothing, a tie does not",
+        {"improvement": improve()},
+        [0.5, 0.5],
+        1,
+        "no_improvement",
+    ),
+    (
+        "one stale interval short of patience",
+        {"improvement": improve(patience=3)},
+        [0.5, 0.4, 0.4],
+        None,
+        None,
+    ),
+    (
+        "as many stale intervals as patience",
+        {"improvement": improve(patience=3)},
+        [0.5, 0.4, 0.4, 0.4],
+        3,
+        "no_improvement",
+    ),
+    (
+        "stale intervals are counted in a row",
+        {"improvement": improve(patience=3)},
+        [0.5, 0.4, 0.4, 0.6, 0.4, 0.4],
+        None,
+        None,
+    ),
+    (
+        "less is better in a metric to be minimised",
+        {"improvement": FALLS},
+        of("val/energy", 3, 2, 1, 0, -1),
+        None,
+        None,
+    ),
+    (
+        "more is no better there",
+        {"improvement": FALLS},
+        of("val/energy", 3, 4, 5),
+        2,
+        "no_improvement",
+    ),
+    (
+        "slow progress counts once it adds up",
+        {"improvement": improve(0.125, 3)},
+        [0.5, 0.5625, 0.59375, 0.625, 0.6875],
+        None,
+        None,
+    ),
+    (
+        "slow progress that adds up too late",
+        {"improvement": improve(0.125, 2)},
+        [0.5, 0.5625, 0.59375, 0.625],
+        2,
+        "no_improvement",
+    ),
+    (
+        "the reference is where the rate was reached",
+        {"improvement": improve(0.125, 2)},
+        [0.5, 0.6, 0.65, 0.7, 0.77],
+        4,
+        "no_improvement",
+    ),
+    (
+        "from previous: progress below the rate never adds up",
+        {"improvement": improve(0.125, 3, **PREVIOUS)},
+        [0, 0.1, 0.2, 0.3],
+        3,
+        "no_improvement",
+    ),
+    (
+        "from previous: a recovery counts",
+        {"improvement": improve(0.125, 2, **PREVIOUS)},
+        [1.0, 0.0, 0.5, 0.0, 0.5],
+        None,
+        None,
+    ),
+    (
+        "from best: a recovery does not",
+        {"improvement": improve(0.125, 2)},
+        [1.0, 0.0, 0.5, 0.0, 0.5],
+        2,
+        "no_improvement",
+    ),
+    (
+        "the example of docs/stopping.md",
+        {"improvement": improve("5%", 3)},
+        [0.80, 0.82, 0.85, 0.86, 0.86, 0.84],
+        5,
+        "no_improvement",
+    ),
     # -- improvement by a share
-    ("a share of exactly what was asked counts", {"improvement": improve("25%")}, [0.5, 0.625], None, None),
-    ("a share just below does not", {"improvement": improve("25%")}, [0.5, math.nextafter(0.625, 0)], 1, "no_improvement"),
-    ("0 % asks for any gain", {"improvement": improve("0%")}, [0.5, math.nextafter(0.5, 1)], None, None),
-    ("0 % is not reached by a tie", {"improvement": improve("0%")}, [0.5, 0.5], 1, "no_improvement"),
-    ("a share of a negative value is one of its size", {"improvement": improve("25%")}, [-8.0, -6.0], None, None),
-    ("just below a share of a negative value", {"improvement": improve("25%")}, [-8.0, math.nextafter(-6.0, -7)], 1, "no_improvement"),
-    ("a share of a negative value that falls", {"improvement": improve("25%", metric="val/energy")}, of("val/energy", -8.0, -10.0), None, None),
-    ("a fall to zero is all of it", {"improvement": improve("100%", metric="val/energy")}, of("val/energy", 8.0, 0.0), None, None),
+    (
+        "a share of exactly what was asked counts",
+        {"improvement": improve("25%")},
+        [0.5, 0.625],
+        None,
+        None,
+    ),
+    (
+        "a share just below does not",
+        {"improvement": improve("25%")},
+        [0.5, math.nextafter(0.625, 0)],
+        1,
+        "no_improvement",
+    ),
+    (
+        "0 % asks for any gain",
+        {"improvement": improve("0%")},
+        [0.5, math.nextafter(0.5, 1)],
+        None,
+        None,
+    ),
+    (
+        "0 % is not reached by a tie",
+        {"improvement": improve("0%")},
+        [0.5, 0.5],
+        1,
+        "no_improvement",
+    ),
+    (
+        "a share of a negative value is one of its size",
+        {"improvement": improve("25%")},
+        [-8.0, -6.0],
+        None,
+        None,
+    ),
+    (
+        "just below a share of a negative value",
+        {"improvement": improve("25%")},
+        [-8.0, math.nextafter(-6.0, -7)],
+        1,
+        "no_improvement",
+    ),
+    (
+        "a share of a negative value that falls",
+        {"improvement": improve("25%", metric="val/energy")},
+        of("val/energy", -8.0, -10.0),
+        None,
+        None,
+    ),
+    (
+        "a fall to zero is all of it",
+        {"improvement": improve("100%", metric="val/energy")},
+        of("val/energy", 8.0, 0.0),
+        None,
+        None,
+    ),
     ("from zero any gain counts", {"improvement": improve("50%")}, [0.0, 1e-9], None, None),
-    ("from zero no gain is stale", {"improvement": improve("50%")}, [0.0, 0.0], 1, "no_improvement"),
+    (
+        "from zero no gain is stale",
+        {"improvement": improve("50%")},
+        [0.0, 0.0],
+        1,
+        "no_improvement",
+    ),
     ("across zero any gain counts", {"improvement": improve("500%")}, [-1.0, 0.5], None, None),
-    ("across zero a loss is stale", {"improvement": improve("5%")}, [1.0, -0.5], 1, "no_improvement"),
-    ("a share of the previous value", {"improvement": improve("50%", 2, **PREVIOUS)}, [4.0, 2.0, 3.0, 2.0, 3.0], None, None),
+    (
+        "across zero a loss is stale",
+        {"improvement": improve("5%")},
+        [1.0, -0.5],
+        1,
+        "no_improvement",
+    ),
+    (
+        "a share of the previous value",
+        {"improvement": improve("50%", 2, **PREVIOUS)},
+        [4.0, 2.0, 3.0, 2.0, 3.0],
+        None,
+        None,
+    ),
     # -- patience in other units
-    ("patience in epochs", {"improvement": improve(patience={"epochs": 2})}, [1.0, 1.0, 1.0], 2, "no_improvement"),
-    ("patience in epochs, one short", {"improvement": improve(patience={"epochs": 2})}, [1.0, 1.0], None, None),
-    ("patience in steps, at exactly them", {"improvement": improve(patience={"steps": 200})}, [1.0, 1.0, 1.0], 2, "no_improvement"),
-    ("patience in steps, at the first past them", {"improvement": improve(patience={"steps": 201})}, [1.0, 1.0, 1.0, 1.0], 3, "no_improvement"),
-    ("patience in samples, at exactly them", {"improvement": improve(patience={"samples": 6400})}, [1.0, 1.0, 1.0], 2, "no_improvement"),
-    ("patience in samples, one sample short", {"improvement": improve(patience={"samples": 6401})}, [1.0, 1.0, 1.0], None, None),
-    ("patience counts from the last improvement", {"improvement": improve(patience={"steps": 200})}, [1.0, 1.0, 2.0, 2.0], None, None),
+    (
+        "patience in epochs",
+        {"improvement": improve(patience={"epochs": 2})},
+        [1.0, 1.0, 1.0],
+        2,
+        "no_improvement",
+    ),
+    (
+        "patience in epochs, one short",
+        {"improvement": improve(patience={"epochs": 2})},
+        [1.0, 1.0],
+        None,
+        None,
+    ),
+    (
+        "patience in steps, at exactly them",
+        {"improvement": improve(patience={"steps": 200})},
+        [1.0, 1.0, 1.0],
+        2,
+        "no_improvement",
+    ),
+    (
+        "patience in steps, at the first past them",
+        {"improvement": improve(patience={"steps": 201})},
+        [1.0, 1.0, 1.0, 1.0],
+        3,
+        "no_improvement",
+    ),
+    (
+        "patience in samples, at exactly them",
+        {"improvement": improve(patience={"samples": 6400})},
+        [1.0, 1.0, 1.0],
+        2,
+        "no_improvement",
+    ),
+    (
+        "patience in samples, one sample short",
+        {"improvement": improve(patience={"samples": 6401})},
+        [1.0, 1.0, 1.0],
+        None,
+        None,
+    ),
+    (
+        "patience counts from the last improvement",
+        {"improvement": improve(patience={"steps": 200})},
+        [1.0, 1.0, 2.0, 2.0],
+        None,
+        None,
+    ),
     # -- several criteria
-    ("all must run out, one has", {"improvement": [GAINS, FALLS]}, [{"val/gain": 1, "val/energy": -v} for v in range(9)], None, None),
-    ("all must run out, both have", {"improvement": [GAINS, FALLS]}, [{"val/gain": 1, "val/energy": 1}] * 3, 2, "no_improvement"),
+    (
+        "all must run out, one has",
+        {"improvement": [GAINS, FALLS]},
+        [{"val/gain": 1, "val/energy": -v} for v in range(9)],
+        None,
+        None,
+    ),
+    (
+        "all must run out, both have",
+        {"improvement": [GAINS, FALLS]},
+        [{"val/gain": 1, "val/energy": 1}] * 3,
+        2,
+        "no_improvement",
+    ),
     (
         "all must have run out at once",
         {"improvement": [GAINS, FALLS]},
@@ -172,19 +513,73 @@ CASES: list[Case] = [
         2,
         "no_improvement",
     ),
-    ("any may run out, none has", {"improvement": [GAINS, FALLS], "improvement_needs": "any"}, [{"val/gain": 1, "val/energy": 1}] * 2, None, None),
+    (
+        "any may run out, none has",
+        {"improvement": [GAINS, FALLS], "improvement_needs": "any"},
+        [{"val/gain": 1, "val/energy": 1}] * 2,
+        None,
+        None,
+    ),
     # -- values that are none
     ("NaN is stale", {"improvement": GAINS}, [1.0, NAN, NAN], 2, "no_improvement"),
-    ("NaN is no reference", {"improvement": improve(patience=3)}, [1.0, NAN, 0.5, 0.9], 3, "no_improvement"),
-    ("NaN is no previous value", {"improvement": improve(patience=2, **PREVIOUS)}, [1.0, NAN, 0.5], 2, "no_improvement"),
-    ("the first value that is one is the reference", {"improvement": GAINS}, [NAN, 1.0, 1.0], None, None),
+    (
+        "NaN is no reference",
+        {"improvement": improve(patience=3)},
+        [1.0, NAN, 0.5, 0.9],
+        3,
+        "no_improvement",
+    ),
+    (
+        "NaN is no previous value",
+        {"improvement": improve(patience=2, **PREVIOUS)},
+        [1.0, NAN, 0.5],
+        2,
+        "no_improvement",
+    ),
+    (
+        "the first value that is one is the reference",
+        {"improvement": GAINS},
+        [NAN, 1.0, 1.0],
+        None,
+        None,
+    ),
     ("nothing but NaN is no improvement", {"improvement": GAINS}, [NAN, NAN], 1, "no_improvement"),
-    ("what was not measured is not stale", {"improvement": GAINS}, [1.0, {}, {}, {}, 1.0], None, None),
-    ("infinity is the best there is", {"improvement": GAINS}, [1.0, INF, INF, 5.0], 3, "no_improvement"),
+    (
+        "what was not measured is not stale",
+        {"improvement": GAINS},
+        [1.0, {}, {}, {}, 1.0],
+        None,
+        None,
+    ),
+    (
+        "infinity is the best there is",
+        {"improvement": GAINS},
+        [1.0, INF, INF, 5.0],
+        3,
+        "no_improvement",
+    ),
     # -- warm-up and cooldown
-    ("warm-up is never stale", {"improvement": GAINS, "warmup": 4}, [9.0, 1.0, 1.0, 1.0, 1.0], None, None),
-    ("after warm-up the count begins", {"improvement": GAINS, "warmup": 4}, [9.0, 1.0, 1.0, 1.0, 1.0, 1.0], 5, "no_improvement"),
-    ("what warm-up reached is the reference", {"improvement": GAINS, "warmup": 1}, [9.0, 8.0, 8.5], 2, "no_improvement"),
+    (
+        "warm-up is never stale",
+        {"improvement": GAINS, "warmup": 4},
+        [9.0, 1.0, 1.0, 1.0, 1.0],
+        None,
+        None,
+    ),
+    (
+        "after warm-up the count begins",
+        {"improvement": GAINS, "warmup": 4},
+        [9.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        5,
+        "no_improvement",
+    ),
+    (
+        "what warm-up reached is the reference",
+        {"improvement": GAINS, "warmup": 1},
+        [9.0, 8.0, 8.5],
+        2,
+        "no_improvement",
+    ),
     (
         "a drop of the learning rate begins the count again",
         {"improvement": improve(patience=2, cooldown=1)},
@@ -210,11 +605,41 @@ CASES: list[Case] = [
     ("a loss that is NaN", {"budget": SLACK}, of("val/loss", 1.0, NAN), 1, "diverged"),
     ("a training loss that is infinite", {"budget": SLACK}, of("train/loss", INF), 0, "diverged"),
     ("another metric that is infinite", {"budget": SLACK}, of("val/gain", INF, -INF), None, None),
-    ("a metric at its bound", {"budget": SLACK, "divergence": {"metric": "val/loss", "above": 10.0}}, of("val/loss", 10.0), None, None),
-    ("a metric above", {"budget": SLACK, "divergence": {"metric": "val/loss", "above": 10.0}}, of("val/loss", 10.5), 0, "diverged"),
-    ("a metric below", {"budget": SLACK, "divergence": {"metric": "val/r2", "below": -1.0}}, of("val/r2", -1.0, -1.5), 1, "diverged"),
-    ("as many times the best as asked", {"budget": SLACK, "divergence": THRICE}, of("val/loss", 5, 2, 6), None, None),
-    ("more than that", {"budget": SLACK, "divergence": THRICE}, of("val/loss", 5, 2, 6.5), 2, "diverged"),
+    (
+        "a metric at its bound",
+        {"budget": SLACK, "divergence": {"metric": "val/loss", "above": 10.0}},
+        of("val/loss", 10.0),
+        None,
+        None,
+    ),
+    (
+        "a metric above",
+        {"budget": SLACK, "divergence": {"metric": "val/loss", "above": 10.0}},
+        of("val/loss", 10.5),
+        0,
+        "diverged",
+    ),
+    (
+        "a metric below",
+        {"budget": SLACK, "divergence": {"metric": "val/r2", "below": -1.0}},
+        of("val/r2", -1.0, -1.5),
+        1,
+        "diverged",
+    ),
+    (
+        "as many times the best as asked",
+        {"budget": SLACK, "divergence": THRICE},
+        of("val/loss", 5, 2, 6),
+        None,
+        None,
+    ),
+    (
+        "more than that",
+        {"budget": SLACK, "divergence": THRICE},
+        of("val/loss", 5, 2, 6.5),
+        2,
+        "diverged",
+    ),
     (
         "a share of the best where more is better",
         {"budget": SLACK, "divergence": {"metric": "val/gain", "ratio_to_best": 4.0}},
@@ -222,36 +647,93 @@ CASES: list[Case] = [
         2,
         "diverged",
     ),
-    ("a watched metric that is NaN", {"budget": SLACK, "divergence": {"metric": "val/gain", "below": -9.0}}, [1.0, NAN], 1, "diverged"),
+    (
+        "a watched metric that is NaN",
+        {"budget": SLACK, "divergence": {"metric": "val/gain", "below": -9.0}},
+        [1.0, NAN],
+        1,
+        "diverged",
+    ),
     (
         "one of two watches is enough",
-        {"budget": SLACK, "divergence": [{"metric": "val/gain", "below": -9.0}, {"metric": "val/loss", "above": 9.0}]},
+        {
+            "budget": SLACK,
+            "divergence": [
+                {"metric": "val/gain", "below": -9.0},
+                {"metric": "val/loss", "above": 9.0},
+            ],
+        },
         [{"val/gain": 0.0, "val/loss": 9.5}],
         0,
         "diverged",
     ),
     # -- budget: an interval is 100 steps, one epoch, 3200 samples, 0.1 hours
     ("a budget of epochs", {"budget": {"epochs": 3}}, [1.0] * 5, 2, "budget"),
-    ("a budget of steps is spent at the first evaluation past it", {"budget": {"steps": 201}}, [1.0] * 5, 2, "budget"),
+    (
+        "a budget of steps is spent at the first evaluation past it",
+        {"budget": {"steps": 201}},
+        [1.0] * 5,
+        2,
+        "budget",
+    ),
     ("a budget of steps at exactly it", {"budget": {"steps": 200}}, [1.0] * 5, 1, "budget"),
     ("a budget of samples", {"budget": {"samples": 6400}}, [1.0] * 5, 1, "budget"),
     ("a budget of hours", {"budget": {"hours": 0.25}}, [1.0] * 5, 2, "budget"),
-    ("the tightest budget counts", {"budget": {"epochs": 4, "steps": 9000, "hours": 0.2}}, [1.0] * 5, 1, "budget"),
+    (
+        "the tightest budget counts",
+        {"budget": {"epochs": 4, "steps": 9000, "hours": 0.2}},
+        [1.0] * 5,
+        1,
+        "budget",
+    ),
     ("within the budget", {"budget": {"epochs": 6, "steps": 501}}, [1.0] * 5, None, None),
     # -- precedence at one evaluation: diverged, targets_reached, (stop_requested,) no_improvement, budget
-    ("diverged before targets", {"targets": ACCURATE}, [{**both(1.0, 1.0), "val/loss": NAN}], 0, "diverged"),
-    ("targets before patience", {"targets": {"val/gain": {"at_least": 1.0}}, "improvement": improve(0.5)}, [0.75, 1.0], 1, "targets_reached"),
-    ("targets before the budget", {"targets": ACCURATE, "budget": {"steps": 100}}, [both(1.0, 1.0)], 0, "targets_reached"),
-    ("patience before the budget", {"improvement": improve(), "budget": {"steps": 200}}, [1.0, 1.0], 1, "no_improvement"),
+    (
+        "diverged before targets",
+        {"targets": ACCURATE},
+        [{**both(1.0, 1.0), "val/loss": NAN}],
+        0,
+        "diverged",
+    ),
+    (
+        "targets before patience",
+        {"targets": {"val/gain": {"at_least": 1.0}}, "improvement": improve(0.5)},
+        [0.75, 1.0],
+        1,
+        "targets_reached",
+    ),
+    (
+        "targets before the budget",
+        {"targets": ACCURATE, "budget": {"steps": 100}},
+        [both(1.0, 1.0)],
+        0,
+        "targets_reached",
+    ),
+    (
+        "patience before the budget",
+        {"improvement": improve(), "budget": {"steps": 200}},
+        [1.0, 1.0],
+        1,
+        "no_improvement",
+    ),
 ]
 
 
 def first_stop(verdicts: Sequence[Verdict]) -> tuple[int | None, str | None]:
-    return next(((index, verdict.reason) for index, verdict in enumerate(verdicts) if verdict.stops), (None, None))
+    return next(
+        ((index, verdict.reason) for index, verdict in enumerate(verdicts) if verdict.stops),
+        (None, None),
+    )
 
 
-@pytest.mark.parametrize(("stop", "rows", "index", "reason"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_a_history_is_judged_as_written(stop: dict[str, Any], rows: Sequence[Row], index: int | None, reason: str | None) -> None:
+@pytest.mark.parametrize(
+    ("stop", "rows", "index", "reason"),
+    [case[1:] for case in CASES],
+    ids=[case[0] for case in CASES],
+)
+def test_a_history_is_judged_as_written(
+    stop: dict[str, Any], rows: Sequence[Row], index: int | None, reason: str | None
+) -> None:
     verdicts = judge(settings(**stop), rows)
     assert first_stop(verdicts) == (index, reason)
     for verdict in verdicts:
@@ -259,17 +741,28 @@ def test_a_history_is_judged_as_written(stop: dict[str, Any], rows: Sequence[Row
         assert verdict.detail.endswith(".")
 
 
-@pytest.mark.parametrize(("stop", "rows"), [case[1:3] for case in CASES], ids=[case[0] for case in CASES])
-def test_a_history_is_judged_the_same_in_two_launches(stop: dict[str, Any], rows: Sequence[Row]) -> None:
+@pytest.mark.parametrize(
+    ("stop", "rows"), [case[1:3] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_a_history_is_judged_the_same_in_two_launches(
+    stop: dict[str, Any], rows: Sequence[Row]
+) -> None:
     whole = StopController(settings(**stop), INFOS)
     verdicts = [whole.judge(evaluation(number, row)) for number, row in enumerate(rows, 1)]
     for split in range(len(rows) + 1):
-        first, second = StopController(settings(**stop), INFOS), StopController(settings(**stop), INFOS)
+        first, second = (
+            StopController(settings(**stop), INFOS),
+            StopController(settings(**stop), INFOS),
+        )
         for number, row in enumerate(rows[:split], 1):
             first.judge(evaluation(number, row))
         last = second.restore(exact_json.loads(exact_json.dumps(first.state()), "state"))
-        assert str(last) == str(verdicts[split - 1] if split else None)  # as text, in which NaN equals NaN
-        later = [second.judge(evaluation(number, row)) for number, row in enumerate(rows[split:], split + 1)]
+        # As text, in which NaN equals NaN
+        assert str(last) == str(verdicts[split - 1] if split else None)
+        later = [
+            second.judge(evaluation(number, row))
+            for number, row in enumerate(rows[split:], split + 1)
+        ]
         assert str(later) == str(verdicts[split:])
         assert exact_json.dumps(second.state()) == exact_json.dumps(whole.state())
         assert second.best() == whole.best()
@@ -279,13 +772,17 @@ def test_a_history_is_judged_the_same_in_two_launches(stop: dict[str, Any], rows
 
 
 def test_the_sentence_for_no_improvement_has_the_numbers() -> None:
-    verdicts = judge(settings(improvement=improve("5%", 2, "val/accuracy")), [0.95, 0.5, 0.952], "val/accuracy")
+    verdicts = judge(
+        settings(improvement=improve("5%", 2, "val/accuracy")), [0.95, 0.5, 0.952], "val/accuracy"
+    )
     assert verdicts[0].detail == "val/accuracy 0.95 is the first value."
     assert verdicts[1].detail == (
-        "val/accuracy lost 47.4 % on its best 0.95 (step 100) where 5 % was asked; 1 of 2 intervals without enough improvement."
+        "val/accuracy lost 47.4 % on its best 0.95 (step 100) where 5 % was asked; 1 of 2 "
+        "intervals without enough improvement."
     )
     assert verdicts[2].detail == (
-        "val/accuracy gained 0.211 % on its best 0.95 (step 100) where 5 % was asked; 2 of 2 intervals without enough improvement."
+        "val/accuracy gained 0.211 % on its best 0.95 (step 100) where 5 % was asked; 2 of 2 "
+        "intervals without enough improvement."
     )
 
 
@@ -297,26 +794,47 @@ def test_a_reference_that_is_no_longer_the_best_is_not_called_so() -> None:
 
 def test_other_sentences_have_the_numbers_too() -> None:
     assert judge(settings(targets=ACCURATE, hold=2), [both(0.951, 1.0)] * 2)[1].detail == (
-        "train/accuracy 0.951 is at least 0.95 and val/accuracy 1 is at least 0.95, 2 of 2 evaluations in a row at step 200."
+        "train/accuracy 0.951 is at least 0.95 and val/accuracy 1 is at least 0.95, 2 of 2 "
+        "evaluations in a row at step 200."
     )
-    assert judge(settings(targets=ACCURATE), [both(0.94, 1.0)])[0].detail == "train/accuracy 0.94 is below 0.95."
-    assert judge(settings(improvement=improve(0.5, 1, "val/energy")), [{"val/energy": 3.0}, {"val/energy": 2.75}])[1].detail == (
-        "val/energy fell by 0.25 from its best 3 (step 100) where 0.5 was asked; 1 of 1 intervals without enough improvement."
+    assert (
+        judge(settings(targets=ACCURATE), [both(0.94, 1.0)])[0].detail
+        == "train/accuracy 0.94 is below 0.95."
+    )
+    assert judge(
+        settings(improvement=improve(0.5, 1, "val/energy")),
+        [{"val/energy": 3.0}, {"val/energy": 2.75}],
+    )[1].detail == (
+        "val/energy fell by 0.25 from its best 3 (step 100) where 0.5 was asked; 1 of 1 intervals "
+        "without enough improvement."
     )
     assert judge(settings(improvement=improve()), [1.0, 1.0])[1].detail == (
-        "val/gain gained nothing on its best 1 (step 100); 1 of 1 intervals without enough improvement."
+        "val/gain gained nothing on its best 1 (step 100); 1 of 1 intervals without enough "
+        "improvement."
     )
-    assert judge(settings(budget={"epochs": 1}), [1.0])[0].detail == "the budget of 1 epoch is spent at step 100."
-    assert judge(settings(budget={"hours": 0.1}), [1.0])[0].detail == "the budget of 0.1 hours is spent at step 100."
+    assert (
+        judge(settings(budget={"epochs": 1}), [1.0])[0].detail
+        == "the budget of 1 epoch is spent at step 100."
+    )
+    assert (
+        judge(settings(budget={"hours": 0.1}), [1.0])[0].detail
+        == "the budget of 0.1 hours is spent at step 100."
+    )
     diverging = settings(budget=SLACK, divergence=THRICE)
-    assert judge(diverging, [{"val/loss": 2.0}, {"val/loss": 7.0}])[1].detail == "val/loss 7 is above 3 times its best 2 at step 200."
+    assert (
+        judge(diverging, [{"val/loss": 2.0}, {"val/loss": 7.0}])[1].detail
+        == "val/loss 7 is above 3 times its best 2 at step 200."
+    )
     assert judge(diverging, [{"val/loss": NAN}])[0].detail == "val/loss is nan at step 100."
 
 
 def test_numbers_that_differ_look_different() -> None:
     verdict = judge(settings(improvement=improve("5%")), [1.0, 1.049999])[1]
     assert "gained 4.9999 % on its best 1 (step 100) where 5 % was asked" in verdict.detail
-    assert "val/accuracy 0.949999 is below 0.95" in judge(settings(targets=ACCURATE), [both(1.0, 0.949999)])[0].detail
+    assert (
+        "val/accuracy 0.949999 is below 0.95"
+        in judge(settings(targets=ACCURATE), [both(1.0, 0.949999)])[0].detail
+    )
 
 
 def test_each_criterion_is_told_of() -> None:
@@ -335,9 +853,25 @@ def test_each_criterion_is_told_of() -> None:
         "unit": "intervals",
         "out": False,
     }
-    later = judge(settings(improvement=improve("25%", {"epochs": 3}, "val/energy")), [{"val/energy": 2.0}, {"val/energy": 1.75}])[1].criteria[0]
-    assert (later.value, later.reference, later.reference_step, later.gain, later.needed) == (1.75, 2.0, 100, 0.25, 0.5)
-    assert (later.improved, later.stale, later.spent, later.patience, later.unit, later.out) == (False, 1, 1, 3, "epochs", False)
+    later = judge(
+        settings(improvement=improve("25%", {"epochs": 3}, "val/energy")),
+        [{"val/energy": 2.0}, {"val/energy": 1.75}],
+    )[1].criteria[0]
+    assert (later.value, later.reference, later.reference_step, later.gain, later.needed) == (
+        1.75,
+        2.0,
+        100,
+        0.25,
+        0.5,
+    )
+    assert (later.improved, later.stale, later.spent, later.patience, later.unit, later.out) == (
+        False,
+        1,
+        1,
+        3,
+        "epochs",
+        False,
+    )
 
 
 @pytest.mark.parametrize("rows", [[0.0, 1e-9], [-1.0, 0.5], [1.0, -0.5]])
@@ -354,7 +888,10 @@ def test_a_share_with_meaning_does_not_warn(rows: list[float]) -> None:
 
 
 def test_nan_is_not_passed_over_in_silence() -> None:
-    assert "undefined (NaN) at step 200" in judge(settings(improvement=GAINS), [1.0, NAN])[1].warnings[0]
+    assert (
+        "undefined (NaN) at step 200"
+        in judge(settings(improvement=GAINS), [1.0, NAN])[1].warnings[0]
+    )
 
 
 def test_a_ratio_to_a_best_of_zero_warns() -> None:
@@ -381,7 +918,10 @@ def test_a_request_stops_with_its_own_reason() -> None:
     ],
 )
 def test_a_request_in_the_order_of_reasons(stop: dict[str, Any], row: Row, reason: str) -> None:
-    assert StopController(settings(**stop), INFOS).judge(evaluation(1, row), requested=True).reason == reason
+    assert (
+        StopController(settings(**stop), INFOS).judge(evaluation(1, row), requested=True).reason
+        == reason
+    )
 
 
 def test_a_request_is_not_judged_again() -> None:
@@ -423,7 +963,10 @@ def test_best_and_patience_are_two_states() -> None:
     [
         ({"improvement": [FALLS, GAINS]}, ("val/energy", "min")),
         ({"improvement": FALLS, "best": {"metric": "val/f1"}}, ("val/f1", "max")),
-        ({"targets": {"accuracy": {"at_least": 0.5}, "val/loss": {"at_most": 0.5}}}, ("val/accuracy", "max")),
+        (
+            {"targets": {"accuracy": {"at_least": 0.5}, "val/loss": {"at_most": 0.5}}},
+            ("val/accuracy", "max"),
+        ),
         ({"budget": SLACK}, ("val/loss", "min")),
     ],
 )
@@ -447,16 +990,24 @@ def at(step: int, size: int, num_samples: int, value: float = 1.0) -> Evaluation
 
 
 def test_patience_in_epochs_counts_completed_epochs_when_intervals_are_epochs() -> None:
-    """Batches run on across the end of an epoch: epochs of 1000 samples end at 1020, 2010 and 3000 samples with batches of 30."""
-    controller = StopController(settings(every={"epochs": 1}, improvement=improve(patience={"epochs": 2})), INFOS)
+    """Batches run on across the end of an epoch: epochs of 1000 samples end at 1020, 2010 and 3000
+    samples with batches of 30.
+    """
+    controller = StopController(
+        settings(every={"epochs": 1}, improvement=improve(patience={"epochs": 2})), INFOS
+    )
     verdicts = [controller.judge(at(step, 30, 1000)) for step in (34, 67, 100)]
     assert first_stop(verdicts) == (2, "no_improvement")
 
 
 def test_patience_in_epochs_is_exact_when_intervals_are_steps() -> None:
-    """0.1 epochs an interval, in floats that do not add up: one epoch is ten intervals, never nine or eleven."""
+    """0.1 epochs an interval, in floats that do not add up: one epoch is ten intervals, never nine
+    or eleven.
+    """
     for start in range(1, 30):
-        controller = StopController(settings(every={"steps": 1}, improvement=improve(patience={"epochs": 1})), INFOS)
+        controller = StopController(
+            settings(every={"steps": 1}, improvement=improve(patience={"epochs": 1})), INFOS
+        )
         verdicts = [controller.judge(at(step, 100, 1000)) for step in range(start, start + 12)]
         assert first_stop(verdicts) == (10, "no_improvement")
 
@@ -465,10 +1016,20 @@ def test_patience_in_epochs_is_exact_when_intervals_are_steps() -> None:
 
 
 def window(
-    losses: Sequence[float], norms: Sequence[float] = (), skipped: Sequence[int] = (), first: int = 1, offenders: dict[int, int] | None = None
+    losses: Sequence[float],
+    norms: Sequence[float] = (),
+    skipped: Sequence[int] = (),
+    first: int = 1,
+    offenders: dict[int, int] | None = None,
 ) -> Window:
     count = len(losses)
-    return Window(first, list(losses), list(norms) or [1.0] * count, [step in skipped for step in range(first, first + count)], offenders or {})
+    return Window(
+        first,
+        list(losses),
+        list(norms) or [1.0] * count,
+        [step in skipped for step in range(first, first + count)],
+        offenders or {},
+    )
 
 
 def watcher(**stop: Any) -> StopController:
@@ -482,7 +1043,10 @@ def test_a_lost_loss_is_named_with_step_and_rank() -> None:
 
 
 def test_a_lost_gradient_norm_is_named_with_its_step() -> None:
-    assert watcher().watch(window([1.0, 1.0], [1.0, INF], first=8)).detail == "the gradient norm is inf at step 9."
+    assert (
+        watcher().watch(window([1.0, 1.0], [1.0, INF], first=8)).detail
+        == "the gradient norm is inf at step 9."
+    )
 
 
 def test_finite_losses_go_on_and_an_empty_window_too() -> None:
@@ -512,17 +1076,22 @@ def test_a_spike_is_measured_in_robust_standard_deviations() -> None:
         verdict = watcher(spike={"z": 4.0, "steps": 20}).watch(window([*noisy(20), loss]))
         assert bool(verdict.warnings) == spikes
         assert not verdict.stops
-    stopped = watcher(spike={"z": 4.0, "steps": 20, "action": "stop"}).watch(window([*noisy(20), 9.0, 1.0]))
+    stopped = watcher(spike={"z": 4.0, "steps": 20, "action": "stop"}).watch(
+        window([*noisy(20), 9.0, 1.0])
+    )
     assert stopped.reason == "diverged"
     assert stopped.detail == (
-        "the training loss 9 at step 21 is 21.58 robust standard deviations above the median 1 of the 20 steps before, where 4 are borne."
+        "the training loss 9 at step 21 is 21.58 robust standard deviations above the median 1 of "
+        "the 20 steps before, where 4 are borne."
     )
 
 
 def test_spikes_are_not_judged_before_the_window_is_full_nor_downwards() -> None:
     assert watcher(spike={"z": 4.0, "steps": 20}).watch(window([*noisy(15), 99.0])).warnings == []
     assert watcher(spike={"z": 4.0, "steps": 20}).watch(window([*noisy(20), -99.0])).warnings == []
-    assert watcher(spike={"z": 4.0, "steps": 20}).watch(window([1.0] * 20 + [1.0009])).warnings == []
+    assert (
+        watcher(spike={"z": 4.0, "steps": 20}).watch(window([1.0] * 20 + [1.0009])).warnings == []
+    )
 
 
 def test_spikes_of_one_window_are_one_warning() -> None:
@@ -555,7 +1124,9 @@ def test_the_present_settings_judge_the_recorded_history() -> None:
     patient = StopController(settings(improvement=improve(patience=9)), INFOS)
     for number, value in enumerate([1.0, 0.9, 0.8, 0.7], 1):
         patient.judge(evaluation(number, value))
-    verdict = StopController(settings(improvement=improve(patience=3)), INFOS).restore(patient.state())
+    verdict = StopController(settings(improvement=improve(patience=3)), INFOS).restore(
+        patient.state()
+    )
     assert verdict is not None
     assert verdict.reason == "no_improvement"
     again = StopController(settings(improvement=improve(patience=4)), INFOS)
@@ -600,10 +1171,17 @@ def test_the_latest_metrics_are_those_of_the_very_step() -> None:
 
 
 def test_a_verdict_is_the_same_after_a_trip_through_json() -> None:
-    for verdict in judge(settings(improvement=[improve("5%", 9), improve(0.5, {"epochs": 3})]), [0.1, INF, -INF, 1 / 3]):
-        assert Verdict.from_json(json.loads(json.dumps(verdict.to_json(), allow_nan=False))) == verdict
+    for verdict in judge(
+        settings(improvement=[improve("5%", 9), improve(0.5, {"epochs": 3})]),
+        [0.1, INF, -INF, 1 / 3],
+    ):
+        assert (
+            Verdict.from_json(json.loads(json.dumps(verdict.to_json(), allow_nan=False))) == verdict
+        )
     (lost,) = judge(settings(improvement=improve()), [NAN])
-    criterion = Verdict.from_json(json.loads(json.dumps(lost.to_json(), allow_nan=False))).criteria[0]
+    criterion = Verdict.from_json(json.loads(json.dumps(lost.to_json(), allow_nan=False))).criteria[
+        0
+    ]
     assert criterion.value is not None
     assert math.isnan(criterion.value)
 
@@ -614,25 +1192,58 @@ def test_a_verdict_is_the_same_after_a_trip_through_json() -> None:
 @pytest.mark.parametrize(
     ("stop", "words"),
     [
-        ({"targets": {"acc": {"at_least": 0.9}}}, ["no metric train/acc (acc without a split", "Did you mean accuracy?"]),
-        ({"targets": {"acuracy": {"at_least": 0.9}}}, ["no metric train/acuracy", "Did you mean accuracy?", "val/energy"]),
-        ({"improvement": improve(metric="val/acc")}, ["stop.improvement.metric: there is no metric val/acc", "Did you mean val/accuracy?"]),
-        ({"improvement": improve(metric="accuracy")}, ["no metric accuracy", "Did you mean val/accuracy?"]),
+        (
+            {"targets": {"acc": {"at_least": 0.9}}},
+            ["no metric train/acc (acc without a split", "Did you mean accuracy?"],
+        ),
+        (
+            {"targets": {"acuracy": {"at_least": 0.9}}},
+            ["no metric train/acuracy", "Did you mean accuracy?", "val/energy"],
+        ),
+        (
+            {"improvement": improve(metric="val/acc")},
+            ["stop.improvement.metric: there is no metric val/acc", "Did you mean val/accuracy?"],
+        ),
+        (
+            {"improvement": improve(metric="accuracy")},
+            ["no metric accuracy", "Did you mean val/accuracy?"],
+        ),
         ({"improvement": [GAINS, improve(metric="val/x")]}, ["stop.improvement[1].metric"]),
         ({"budget": SLACK, "best": {"metric": "f1"}}, ["stop.best.metric", "Did you mean val/f1?"]),
-        ({"budget": SLACK, "best": {"metric": "val/f1", "mode": "min"}}, ["stop.best.mode: min, but of val/f1 more is better"]),
-        ({"budget": SLACK, "divergence": {"metric": "loss", "above": 3.0}}, ["stop.divergence.metric"]),
+        (
+            {"budget": SLACK, "best": {"metric": "val/f1", "mode": "min"}},
+            ["stop.best.mode: min, but of val/f1 more is better"],
+        ),
+        (
+            {"budget": SLACK, "divergence": {"metric": "loss", "above": 3.0}},
+            ["stop.divergence.metric"],
+        ),
         ({"targets": {"val/accuracy": {"at_least": 1.01}}}, ["never above 1", "not at least 1.01"]),
-        ({"targets": {"accuracy": {"at_least": 95.0}}}, ["stop.targets.accuracy.at_least: train/accuracy is never above 1"]),
+        (
+            {"targets": {"accuracy": {"at_least": 95.0}}},
+            ["stop.targets.accuracy.at_least: train/accuracy is never above 1"],
+        ),
         ({"targets": {"val/loss": {"at_most": -0.1}}}, ["never below 0"]),
         ({"targets": {"val/accuracy": {"at_most": 0.1}}}, ["more is better", "at_least: 0.1"]),
         ({"targets": {"val/loss": {"at_least": 0.1}}}, ["less is better", "at_most: 0.1"]),
-        ({"improvement": improve(5, metric="val/accuracy")}, ["stop.improvement.at_least", "5%", "0.05"]),
+        (
+            {"improvement": improve(5, metric="val/accuracy")},
+            ["stop.improvement.at_least", "5%", "0.05"],
+        ),
         ({"improvement": improve(1.5, metric="val/r2")}, ["bounded by 1", "1.5%", "0.015"]),
-        ({"improvement": improve(mode="min")}, ["stop.improvement.mode: min, but of val/gain more is better"]),
-        ({"budget": SLACK, "divergence": {"metric": "val/accuracy", "above": 0.5}}, ["more is better"]),
+        (
+            {"improvement": improve(mode="min")},
+            ["stop.improvement.mode: min, but of val/gain more is better"],
+        ),
+        (
+            {"budget": SLACK, "divergence": {"metric": "val/accuracy", "above": 0.5}},
+            ["more is better"],
+        ),
         ({"budget": SLACK, "divergence": {"metric": "val/loss", "below": 0.5}}, ["less is better"]),
-        ({"budget": SLACK, "divergence": {"metric": "val/accuracy", "below": 0.0}}, ["never below 0"]),
+        (
+            {"budget": SLACK, "divergence": {"metric": "val/accuracy", "below": 0.0}},
+            ["never below 0"],
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(stop: dict[str, Any], words: list[str]) -> None:
@@ -657,7 +1268,11 @@ def test_settings_just_within_are_taken(stop: dict[str, Any]) -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    stop = settings(targets={"val/x": {"at_least": 1.0}}, improvement=improve(5, metric="val/accuracy", mode="min"), best={"metric": "y"})
+    stop = settings(
+        targets={"val/x": {"at_least": 1.0}},
+        improvement=improve(5, metric="val/accuracy", mode="min"),
+        best={"metric": "y"},
+    )
     with pytest.raises(ConfigError, match="4 problems") as refused:
         StopController(stop, INFOS)
     assert len(str(refused.value).splitlines()) == 5
@@ -666,13 +1281,19 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_a_target_on_two_splits_needs_both() -> None:
     only_train = {"train/accuracy": MetricInfo("max", 0.0, 1.0)}
     with pytest.raises(
-        ConfigError, match=r"no metric val/accuracy \(accuracy without a split means train/accuracy and val/accuracy\)\. Write train/acc"
+        ConfigError,
+        match=(
+            r"no metric val/accuracy \(accuracy without a split means train/accuracy and "
+            r"val/accuracy\)\. Write train/acc"
+        ),
     ):
         StopController(settings(targets=ACCURATE), only_train)
 
 
 def test_a_name_that_a_metric_has_means_that_metric() -> None:
-    controller = StopController(settings(targets={"accuracy": {"at_least": 0.5}}), {"accuracy": MetricInfo("max")})
+    controller = StopController(
+        settings(targets={"accuracy": {"at_least": 0.5}}), {"accuracy": MetricInfo("max")}
+    )
     assert controller.judge(evaluation(1, 0.5, "accuracy")).reason == "targets_reached"
 
 
@@ -687,5 +1308,6 @@ def test_large_numbers_are_written_in_full() -> None:
     for step in (10_000, 32_345):
         verdict = controller.judge(Evaluation(step, 0.0, step, 0.0, {"val/gain": 123_456.5}))
     assert verdict.detail == (
-        "val/gain gained nothing on its best 123,456 (step 10,000) where 0.5 was asked; 22,345 of 50,000 steps without enough improvement."
+        "val/gain gained nothing on its best 123,456 (step 10,000) where 0.5 was asked; 22,345 of "
+        "50,000 steps without enough improvement."
     )

@@ -1,4 +1,6 @@
-"""What holds of every history and all settings: judging is a fold, and it does not depend on what it should not depend on."""
+"""What holds of every history and all settings: judging is a fold, and it does not depend on what
+it should not depend on.
+"""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +25,9 @@ NEVER = {"steps": 10**12}
 
 any_float = st.floats(width=32) | st.sampled_from([0.0, 0.5, 1.0, math.nan, math.inf, -math.inf])
 near = st.integers(-8, 8).map(lambda number: number / 8)  # ties and returns happen
-units = st.integers(1, 5).flatmap(lambda count: st.sampled_from([count, {"steps": count * 7}, {"samples": count * 50}]))
+units = st.integers(1, 5).flatmap(
+    lambda count: st.sampled_from([count, {"steps": count * 7}, {"samples": count * 50}])
+)
 gains = st.sampled_from([0.0, 0.125, 0.3, "0%", "5%", "12.5%", "100%"])
 
 
@@ -41,7 +45,9 @@ def improvements(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def all_settings(draw: st.DrawFn) -> StopSettings:
     """Any settings but what cannot be combined."""
-    chosen: dict[str, Any] = {"budget": draw(st.sampled_from([NEVER, {"steps": 120}, {"hours": 1.5, "epochs": 9}]))}
+    chosen: dict[str, Any] = {
+        "budget": draw(st.sampled_from([NEVER, {"steps": 120}, {"hours": 1.5, "epochs": 9}]))
+    }
     if draw(st.booleans()):
         chosen["improvement"] = draw(st.lists(improvements(), min_size=1, max_size=3))
         chosen["improvement_needs"] = draw(st.sampled_from(["all", "any"]))
@@ -51,15 +57,26 @@ def all_settings(draw: st.DrawFn) -> StopSettings:
         chosen["targets_need"] = draw(st.sampled_from(["all", "any"]))
         chosen["hold"] = draw(st.integers(1, 3))
     if draw(st.booleans()):
-        chosen["divergence"] = [{"metric": "val/loss", "ratio_to_best": 3.0}, {"metric": "val/gain", "below": -0.9}]
+        chosen["divergence"] = [
+            {"metric": "val/loss", "ratio_to_best": 3.0},
+            {"metric": "val/gain", "below": -0.9},
+        ]
     if draw(st.booleans()):
-        chosen["spike"] = {"z": draw(st.sampled_from([2.0, 6.0])), "steps": 10, "action": draw(st.sampled_from(["warn", "stop"]))}
+        chosen["spike"] = {
+            "z": draw(st.sampled_from([2.0, 6.0])),
+            "steps": 10,
+            "action": draw(st.sampled_from(["warn", "stop"])),
+        }
     return StopSettings.model_validate(chosen)
 
 
 @st.composite
-def evaluations(draw: st.DrawFn, values: st.SearchStrategy[float] = near | any_float, max_size: int = 12) -> list[Evaluation]:
-    """Evaluations at increasing steps, with values missing here and there, and a learning rate that drops now and then."""
+def evaluations(
+    draw: st.DrawFn, values: st.SearchStrategy[float] = near | any_float, max_size: int = 12
+) -> list[Evaluation]:
+    """Evaluations at increasing steps, with values missing here and there, and a learning rate that
+    drops now and then.
+    """
     found = []
     step, lr = 0, 1.0
     for _ in range(draw(st.integers(0, max_size))):
@@ -77,7 +94,9 @@ def windows(draw: st.DrawFn, first: int = 1) -> Window:
     return Window(first, losses, norms, [draw(st.booleans()) for _ in losses], {})
 
 
-def judge(settings: StopSettings, history: Sequence[Evaluation], infos: dict[str, MetricInfo] = INFOS) -> list[Verdict]:
+def judge(
+    settings: StopSettings, history: Sequence[Evaluation], infos: dict[str, MetricInfo] = INFOS
+) -> list[Verdict]:
     controller = StopController(settings, infos)
     return [controller.judge(evaluation) for evaluation in history]
 
@@ -88,12 +107,25 @@ def stop_of(verdicts: Sequence[Verdict]) -> int | None:
 
 def decisions(verdicts: Sequence[Verdict]) -> list[Any]:
     """All but the words and the numbers."""
-    return [(one.action, one.reason, one.improved, one.new_best, [(c.improved, c.stale, c.out) for c in one.criteria]) for one in verdicts]
+    return [
+        (
+            one.action,
+            one.reason,
+            one.improved,
+            one.new_best,
+            [(c.improved, c.stale, c.out) for c in one.criteria],
+        )
+        for one in verdicts
+    ]
 
 
 @given(all_settings(), evaluations(), st.lists(windows(), max_size=12), st.data())
-def test_judging_is_a_fold(settings: StopSettings, history: list[Evaluation], seen: list[Window], data: st.DataObject) -> None:
-    """Interrupted after any event and gone on in another process, the same verdicts follow: between evaluations too."""
+def test_judging_is_a_fold(
+    settings: StopSettings, history: list[Evaluation], seen: list[Window], data: st.DataObject
+) -> None:
+    """Interrupted after any event and gone on in another process, the same verdicts follow: between
+    evaluations too.
+    """
     unordered: list[Evaluation | Window] = [*history, *seen]
     events = in_order(data.draw(st.permutations(unordered)), history)
     whole = StopController(settings, INFOS)
@@ -112,7 +144,9 @@ def test_judging_is_a_fold(settings: StopSettings, history: list[Evaluation], se
     assert controller.best() == whole.best()
 
 
-def in_order(mixed: Sequence[Evaluation | Window], history: list[Evaluation]) -> list[Evaluation | Window]:
+def in_order(
+    mixed: Sequence[Evaluation | Window], history: list[Evaluation]
+) -> list[Evaluation | Window]:
     """The same mixture, with the evaluations in the order of their steps."""
     ordered = iter(history)
     return [next(ordered) if isinstance(event, Evaluation) else event for event in mixed]
@@ -123,10 +157,19 @@ def take(controller: StopController, event: Evaluation | Window) -> Verdict:
 
 
 @given(all_settings(), evaluations(), evaluations())
-def test_what_comes_later_changes_nothing_before(settings: StopSettings, history: list[Evaluation], later: list[Evaluation]) -> None:
+def test_what_comes_later_changes_nothing_before(
+    settings: StopSettings, history: list[Evaluation], later: list[Evaluation]
+) -> None:
     last = history[-1].step if history else 0
-    shifted = [Evaluation(last + one.step, one.epoch, last * 50 + one.samples, one.hours, one.metrics, one.lr) for one in later]
-    assert str(judge(settings, [*history, *shifted])[: len(history)]) == str(judge(settings, history))
+    shifted = [
+        Evaluation(
+            last + one.step, one.epoch, last * 50 + one.samples, one.hours, one.metrics, one.lr
+        )
+        for one in later
+    ]
+    assert str(judge(settings, [*history, *shifted])[: len(history)]) == str(
+        judge(settings, history)
+    )
 
 
 @given(all_settings(), evaluations())
@@ -143,40 +186,79 @@ def test_verdicts_survive_json(settings: StopSettings, history: list[Evaluation]
     st.integers(1, 6),
     st.integers(0, 40),
 )
-def test_more_patience_never_stops_earlier(history: list[Evaluation], at_least: float | str, start: str, unit: str, patience: int, more: int) -> None:
+def test_more_patience_never_stops_earlier(
+    history: list[Evaluation],
+    at_least: float | str,
+    start: str,
+    unit: str,
+    patience: int,
+    more: int,
+) -> None:
     stops = []
     for count in (patience, patience + more):
-        improvement = {"metric": "val/gain", "at_least": at_least, "from": start, "patience": {unit: count}}
+        improvement = {
+            "metric": "val/gain",
+            "at_least": at_least,
+            "from": start,
+            "patience": {unit: count},
+        }
         settings = StopSettings.model_validate(
-            {"every": {"steps": 1}, "improvement": improvement} if unit != "steps" else {"improvement": improvement}
+            {"every": {"steps": 1}, "improvement": improvement}
+            if unit != "steps"
+            else {"improvement": improvement}
         )
         stops.append(stop_of(judge(settings, history)))
     assert stops[1] is None or (stops[0] is not None and stops[0] <= stops[1])
 
 
 def with_gain(history: Sequence[Evaluation], values: Sequence[float]) -> list[Evaluation]:
-    return [Evaluation(one.step, one.epoch, one.samples, one.hours, {"val/gain": value}, one.lr) for one, value in zip(history, values, strict=True)]
+    return [
+        Evaluation(one.step, one.epoch, one.samples, one.hours, {"val/gain": value}, one.lr)
+        for one, value in zip(history, values, strict=True)
+    ]
 
 
-@given(st.lists(st.floats(-1e60, 1e60).filter(lambda value: value == 0 or abs(value) > 1e-60), max_size=12), improvements(), st.integers(-300, 300))
-def test_scaling_by_a_power_of_two_changes_no_verdict_on_shares(values: list[float], improvement: dict[str, Any], power: int) -> None:
+@given(
+    st.lists(
+        st.floats(-1e60, 1e60).filter(lambda value: value == 0 or abs(value) > 1e-60), max_size=12
+    ),
+    improvements(),
+    st.integers(-300, 300),
+)
+def test_scaling_by_a_power_of_two_changes_no_verdict_on_shares(
+    values: list[float], improvement: dict[str, Any], power: int
+) -> None:
     """A power of two scales every float exactly: no bit of any comparison changes."""
     improvement |= {"metric": "val/gain", "at_least": "5%", "cooldown": 0}
     settings = StopSettings.model_validate({"improvement": improvement})
     history = [Evaluation(step, 0.0, step * 50, 0.0, {}) for step in range(1, len(values) + 1)]
     scaled = [math.ldexp(value, power) for value in values]
-    assert decisions(judge(settings, with_gain(history, scaled))) == decisions(judge(settings, with_gain(history, values)))
+    assert decisions(judge(settings, with_gain(history, scaled))) == decisions(
+        judge(settings, with_gain(history, values))
+    )
 
 
-@given(st.lists(st.integers(-(10**6), 10**6), max_size=12), improvements(), st.integers(0, 150), st.integers(-12, 12))
-def test_scaling_by_a_power_of_ten_changes_no_verdict_on_shares(values: list[int], improvement: dict[str, Any], percent: int, power: int) -> None:
-    """A power of ten does not scale floats exactly: a gain that is exactly the share asked for may then fall on either side, and is left out here."""
+@given(
+    st.lists(st.integers(-(10**6), 10**6), max_size=12),
+    improvements(),
+    st.integers(0, 150),
+    st.integers(-12, 12),
+)
+def test_scaling_by_a_power_of_ten_changes_no_verdict_on_shares(
+    values: list[int], improvement: dict[str, Any], percent: int, power: int
+) -> None:
+    """A power of ten does not scale floats exactly: a gain that is exactly the share asked for may
+    then fall on either side, and is left out here.
+    """
     improvement |= {"metric": "val/gain", "at_least": f"{percent}%", "cooldown": 0}
     settings = StopSettings.model_validate({"improvement": improvement})
     history = [Evaluation(step, 0.0, step * 50, 0.0, {}) for step in range(1, len(values) + 1)]
     plain = judge(settings, with_gain(history, [float(value) for value in values]))
     on_the_edge = [
-        one for verdict in plain for one in verdict.criteria if one.gain and one.reference and 100 * one.gain == percent * abs(one.reference)
+        one
+        for verdict in plain
+        for one in verdict.criteria
+        if one.gain and one.reference and 100 * one.gain == percent * abs(one.reference)
     ]
     assume(not on_the_edge)
     scaled = [value * 10.0**power if power >= 0 else value / 10.0**-power for value in values]
@@ -184,12 +266,26 @@ def test_scaling_by_a_power_of_ten_changes_no_verdict_on_shares(values: list[int
 
 
 @given(evaluations(), improvements(), st.floats(-1, 1), st.integers(1, 3))
-def test_negating_a_metric_and_its_mode_changes_no_verdict(history: list[Evaluation], improvement: dict[str, Any], bound: float, hold: int) -> None:
+def test_negating_a_metric_and_its_mode_changes_no_verdict(
+    history: list[Evaluation], improvement: dict[str, Any], bound: float, hold: int
+) -> None:
     improvement |= {"metric": "val/gain"}
     watch = {"metric": "val/gain"}
     common = {"improvement": improvement, "hold": hold}
-    up = StopSettings.model_validate({**common, "targets": {"val/gain": {"at_least": bound}}, "divergence": {**watch, "below": -0.9}})
-    down = StopSettings.model_validate({**common, "targets": {"val/gain": {"at_most": -bound}}, "divergence": {**watch, "above": 0.9}})
+    up = StopSettings.model_validate(
+        {
+            **common,
+            "targets": {"val/gain": {"at_least": bound}},
+            "divergence": {**watch, "below": -0.9},
+        }
+    )
+    down = StopSettings.model_validate(
+        {
+            **common,
+            "targets": {"val/gain": {"at_most": -bound}},
+            "divergence": {**watch, "above": 0.9},
+        }
+    )
     negated = [
         Evaluation(
             one.step,
@@ -201,12 +297,16 @@ def test_negating_a_metric_and_its_mode_changes_no_verdict(history: list[Evaluat
         )
         for one in history
     ]
-    assert decisions(judge(down, negated, {**INFOS, "val/gain": MetricInfo("min")})) == decisions(judge(up, history))
+    assert decisions(judge(down, negated, {**INFOS, "val/gain": MetricInfo("min")})) == decisions(
+        judge(up, history)
+    )
 
 
 @given(all_settings(), evaluations(max_size=20))
 def test_counts_are_what_they_say(settings: StopSettings, history: list[Evaluation]) -> None:
-    """Best is the best of the history; nothing is out without being stale, nothing improved is stale."""
+    """Best is the best of the history; nothing is out without being stale, nothing improved is
+    stale.
+    """
     controller = StopController(settings, INFOS)
     for evaluation in history:
         verdict = controller.judge(evaluation)
@@ -216,8 +316,12 @@ def test_counts_are_what_they_say(settings: StopSettings, history: list[Evaluati
     ranked = controller.best_metric()
     assert ranked is not None
     name, mode = ranked
-    values = [one.metrics[name] for one in history if not math.isnan(one.metrics.get(name, math.nan))]
+    values = [
+        one.metrics[name] for one in history if not math.isnan(one.metrics.get(name, math.nan))
+    ]
     best = controller.best()
-    assert (best.value if best else None) == ((max if mode == "max" else min)(values) if values else None)
+    assert (best.value if best else None) == (
+        (max if mode == "max" else min)(values) if values else None
+    )
     if best:
         assert best.step == next(one.step for one in history if one.metrics.get(name) == best.value)

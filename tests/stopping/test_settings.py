@@ -13,14 +13,55 @@ from harness.stopping.settings import StopSettings
 
 GOOD: list[dict[str, Any]] = [
     {"targets": {"accuracy": {"at_least": 0.95}}},
-    {"targets": {"accuracy": {"at_least": 1}, "val/loss": {"at_most": 0.2}}, "targets_need": "any", "hold": 3},
+    {
+        "targets": {"accuracy": {"at_least": 1}, "val/loss": {"at_most": 0.2}},
+        "targets_need": "any",
+        "hold": 3,
+    },
     {"improvement": {"metric": "val/accuracy", "at_least": "5%", "patience": 5}},
-    {"improvement": {"metric": "val/accuracy", "at_least": 0.05, "from": "previous", "patience": {"epochs": 4}, "cooldown": 2}, "warmup": 3},
-    {"improvement": [{"metric": "val/loss", "patience": 1}, {"metric": "val/f1", "patience": {"samples": 9}}], "improvement_needs": "any"},
-    {"every": {"steps": 50}, "budget": {"hours": 0.5, "steps": 90}, "divergence": {"metric": "val/loss", "above": 10}, "spike": "stop"},
-    {"budget": {"epochs": 1}, "divergence": [{"metric": "val/loss", "ratio_to_best": 3}], "spike": {"z": 6.5, "steps": 40, "action": "warn"}},
-    {"budget": {"samples": 1}, "train_metrics": {"samples": 5000}, "best": {"metric": "val/f1", "mode": "max"}, "skipped_steps": 9},
-    {"budget": {"samples": 1}, "train_metrics": "full", "targets": None, "improvement": None, "divergence": None, "spike": None, "best": None},
+    {
+        "improvement": {
+            "metric": "val/accuracy",
+            "at_least": 0.05,
+            "from": "previous",
+            "patience": {"epochs": 4},
+            "cooldown": 2,
+        },
+        "warmup": 3,
+    },
+    {
+        "improvement": [
+            {"metric": "val/loss", "patience": 1},
+            {"metric": "val/f1", "patience": {"samples": 9}},
+        ],
+        "improvement_needs": "any",
+    },
+    {
+        "every": {"steps": 50},
+        "budget": {"hours": 0.5, "steps": 90},
+        "divergence": {"metric": "val/loss", "above": 10},
+        "spike": "stop",
+    },
+    {
+        "budget": {"epochs": 1},
+        "divergence": [{"metric": "val/loss", "ratio_to_best": 3}],
+        "spike": {"z": 6.5, "steps": 40, "action": "warn"},
+    },
+    {
+        "budget": {"samples": 1},
+        "train_metrics": {"samples": 5000},
+        "best": {"metric": "val/f1", "mode": "max"},
+        "skipped_steps": 9,
+    },
+    {
+        "budget": {"samples": 1},
+        "train_metrics": "full",
+        "targets": None,
+        "improvement": None,
+        "divergence": None,
+        "spike": None,
+        "best": None,
+    },
 ]
 
 
@@ -32,8 +73,17 @@ def test_what_is_written_is_read_as_the_same(given_settings: dict[str, Any]) -> 
 
 
 def test_one_alone_is_written_as_a_mapping() -> None:
-    written = StopSettings.model_validate({"improvement": {"metric": "val/f1", "at_least": "5%", "patience": 5}}).model_dump()
-    assert written["improvement"] == {"metric": "val/f1", "at_least": "5%", "from": "best", "patience": 5, "cooldown": 0, "mode": None}
+    written = StopSettings.model_validate(
+        {"improvement": {"metric": "val/f1", "at_least": "5%", "patience": 5}}
+    ).model_dump()
+    assert written["improvement"] == {
+        "metric": "val/f1",
+        "at_least": "5%",
+        "from": "best",
+        "patience": 5,
+        "cooldown": 0,
+        "mode": None,
+    }
     in_epochs = Improvement(metric="val/f1", patience=Patience(epochs=5)).model_dump()
     assert in_epochs["patience"] == {"epochs": 5}
 
@@ -51,7 +101,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"every": {"steps": 1, "epochs": 1}, "budget": {"steps": 1}}, "(steps and epochs given)"),
     ({"every": {"steps": 0}, "budget": {"steps": 1}}, "every.steps"),
     ({"targets": {"accuracy": {}}}, "exactly one of at_least, at_most"),
-    ({"targets": {"accuracy": {"at_least": 0.1, "at_most": 0.2}}}, "exactly one of at_least, at_most"),
+    (
+        {"targets": {"accuracy": {"at_least": 0.1, "at_most": 0.2}}},
+        "exactly one of at_least, at_most",
+    ),
     ({"targets": {"accuracy": {"at_least": float("nan")}}}, "at_least"),
     ({"targets": {"accuracy": {"at_least": float("inf")}}}, "at_least"),
     ({"targets": {"accuracy": {"at_least": "95%"}}}, "at_least"),
@@ -66,12 +119,30 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"improvement": {"metric": "val/f1", "patience": -1}}, "patience"),
     ({"improvement": {"metric": "val/f1", "patience": 0}}, "patience"),
     ({"improvement": {"metric": "val/f1", "patience": 1.5}}, "patience"),
-    ({"improvement": {"metric": "val/f1", "patience": {"epochs": 1, "steps": 5}}}, "exactly one of intervals, epochs, steps, samples"),
-    ({"improvement": {"metric": "val/f1", "patience": {}}}, "exactly one of intervals, epochs, steps, samples"),
-    ({"improvement": {"metric": "val/f1", "patience": 1, "at_least": -0.1}}, "neither can be negative"),
-    ({"improvement": {"metric": "val/f1", "patience": 1, "at_least": "-5%"}}, "neither a gain like 0.05 nor a share like 5%"),
-    ({"improvement": {"metric": "val/f1", "patience": 1, "at_least": "0.05"}}, "neither a gain like 0.05 nor a share like 5%"),
-    ({"improvement": {"metric": "val/f1", "patience": 1, "at_least": float("inf")}}, "neither a gain"),
+    (
+        {"improvement": {"metric": "val/f1", "patience": {"epochs": 1, "steps": 5}}},
+        "exactly one of intervals, epochs, steps, samples",
+    ),
+    (
+        {"improvement": {"metric": "val/f1", "patience": {}}},
+        "exactly one of intervals, epochs, steps, samples",
+    ),
+    (
+        {"improvement": {"metric": "val/f1", "patience": 1, "at_least": -0.1}},
+        "neither can be negative",
+    ),
+    (
+        {"improvement": {"metric": "val/f1", "patience": 1, "at_least": "-5%"}},
+        "neither a gain like 0.05 nor a share like 5%",
+    ),
+    (
+        {"improvement": {"metric": "val/f1", "patience": 1, "at_least": "0.05"}},
+        "neither a gain like 0.05 nor a share like 5%",
+    ),
+    (
+        {"improvement": {"metric": "val/f1", "patience": 1, "at_least": float("inf")}},
+        "neither a gain",
+    ),
     ({"improvement": {"metric": "val/f1", "patience": 1, "at_least": True}}, "neither a gain"),
     ({"improvement": {"metric": "val/f1", "patience": 1, "from": "last"}}, "from"),
     ({"improvement": {"metric": "val/f1", "patience": 1, "mode": "higher"}}, "mode"),
@@ -80,9 +151,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"improvement": {"metric": "val/f1", "patience": {"epochs": 3}}, "every": {"epochs": 2}},
         "3 epochs are no whole number of intervals of 2 epochs",
     ),
-    ({"improvement": {"metric": "val/f1", "patience": {"steps": 25}}, "every": {"steps": 10}}, "improvement.patience: 25 steps"),
-    ({"divergence": {"metric": "val/loss"}, "budget": {"steps": 1}}, "exactly one of above, below, ratio_to_best"),
-    ({"divergence": {"metric": "val/loss", "ratio_to_best": 1.0}, "budget": {"steps": 1}}, "ratio_to_best"),
+    (
+        {"improvement": {"metric": "val/f1", "patience": {"steps": 25}}, "every": {"steps": 10}},
+        "improvement.patience: 25 steps",
+    ),
+    (
+        {"divergence": {"metric": "val/loss"}, "budget": {"steps": 1}},
+        "exactly one of above, below, ratio_to_best",
+    ),
+    (
+        {"divergence": {"metric": "val/loss", "ratio_to_best": 1.0}, "budget": {"steps": 1}},
+        "ratio_to_best",
+    ),
     ({"spike": "ignore", "budget": {"steps": 1}}, "spike.action"),
     ({"spike": {"steps": 9}, "budget": {"steps": 1}}, "spike.steps"),
     ({"train_metrics": {"samples": 0}, "budget": {"steps": 1}}, "train_metrics"),
@@ -104,8 +184,12 @@ def test_all_that_has_no_effect_is_told_at_once() -> None:
 
 
 def test_a_patience_that_is_a_multiple_is_taken() -> None:
-    StopSettings.model_validate({"every": {"epochs": 2}, "improvement": {"metric": "val/f1", "patience": {"epochs": 4}}})
-    StopSettings.model_validate({"every": {"epochs": 2}, "improvement": {"metric": "val/f1", "patience": {"steps": 25}}})
+    StopSettings.model_validate(
+        {"every": {"epochs": 2}, "improvement": {"metric": "val/f1", "patience": {"epochs": 4}}}
+    )
+    StopSettings.model_validate(
+        {"every": {"epochs": 2}, "improvement": {"metric": "val/f1", "patience": {"steps": 25}}}
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,8 +205,12 @@ def test_a_patience_that_is_a_multiple_is_taken() -> None:
         ("0%", 0.0, 0.0),
     ],
 )
-def test_a_gain_is_absolute_or_a_share(at_least: float | str, absolute: float, share: float) -> None:
-    improvement = Improvement.model_validate({"metric": "val/f1", "patience": 1, "at_least": at_least})
+def test_a_gain_is_absolute_or_a_share(
+    at_least: float | str, absolute: float, share: float
+) -> None:
+    improvement = Improvement.model_validate(
+        {"metric": "val/f1", "patience": 1, "at_least": at_least}
+    )
     assert (improvement.absolute, improvement.share) == (absolute, share)
 
 
@@ -134,5 +222,8 @@ def test_patience_keeps_its_unit_and_number(unit: str, count: int) -> None:
 
 def test_the_parts_that_others_use() -> None:
     assert Every(steps=5).epochs is None
-    assert Budget(epochs=2, hours=1.5).given("epochs", "steps", "samples", "hours") == ["epochs", "hours"]
+    assert Budget(epochs=2, hours=1.5).given("epochs", "steps", "samples", "hours") == [
+        "epochs",
+        "hours",
+    ]
     assert StopSettings(budget=Budget(steps=1)).every == Every(epochs=1)

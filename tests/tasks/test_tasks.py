@@ -84,13 +84,27 @@ def tasks_with_batches() -> list[tuple[Task, Tensor, dict[str, Tensor]]]:
     tokens[2, 3:] = -100
     return [
         (Classification("x", "y"), LOGITS, {"y": LABELS}),
-        (Classification("x", "y", label_smoothing=0.1, class_weights=[1, 2, 0.5], ignore_index=2), LOGITS, {"y": LABELS}),
-        (Classification("x", "y"), torch.randn(6, 3, 4, 4, generator=numbers), {"y": torch.randint(0, 3, (6, 4, 4), generator=numbers)}),
+        (
+            Classification(
+                "x", "y", label_smoothing=0.1, class_weights=[1, 2, 0.5], ignore_index=2
+            ),
+            LOGITS,
+            {"y": LABELS},
+        ),
+        (
+            Classification("x", "y"),
+            torch.randn(6, 3, 4, 4, generator=numbers),
+            {"y": torch.randint(0, 3, (6, 4, 4), generator=numbers)},
+        ),
         (Regression("x", "y"), LOGITS, {"y": LOGITS.flip(0)}),
         (Regression("x", "y", loss="mae"), LOGITS[:, :1], {"y": LOGITS[:, 1]}),
         (Regression("x", "y", loss="huber", delta=0.5), LOGITS[:, 0], {"y": LOGITS[:, 1:2]}),
         (LanguageModelling("x"), torch.randn(6, 7, 5, generator=numbers), {"x": tokens}),
-        (LanguageModelling("x", "y"), torch.randn(6, 8, 5, generator=numbers), {"x": tokens, "y": tokens}),
+        (
+            LanguageModelling("x", "y"),
+            torch.randn(6, 8, 5, generator=numbers),
+            {"x": tokens, "y": tokens},
+        ),
         (Supervised("x", "y", nn.CrossEntropyLoss(reduction="none")), LOGITS, {"y": LABELS}),
         (Supervised("x", "y", nn.CrossEntropyLoss()), LOGITS, {"y": LABELS}),
         (Supervised("x", "y", nn.MSELoss(reduction="sum")), LOGITS, {"y": LOGITS.flip(0)}),
@@ -99,7 +113,9 @@ def tasks_with_batches() -> list[tuple[Task, Tensor, dict[str, Tensor]]]:
 
 @pytest.mark.parametrize(("task", "outputs", "batch"), tasks_with_batches())
 @given(cut=st.integers(1, 5))
-def test_a_loss_is_a_sum_whatever_the_micro_batches(task: Task, outputs: Tensor, batch: dict[str, Tensor], cut: int) -> None:
+def test_a_loss_is_a_sum_whatever_the_micro_batches(
+    task: Task, outputs: Tensor, batch: dict[str, Tensor], cut: int
+) -> None:
     whole = task.loss_sum(outputs, batch)
     assert whole.dim() == 0
     assert task.num_items(batch).dtype == torch.int64
@@ -111,7 +127,9 @@ def test_a_loss_is_a_sum_whatever_the_micro_batches(task: Task, outputs: Tensor,
 
 
 @pytest.mark.parametrize(("task", "outputs", "batch"), tasks_with_batches())
-def test_losses_and_probabilities_are_computed_in_float32_under_autocast(task: Task, outputs: Tensor, batch: dict[str, Tensor]) -> None:
+def test_losses_and_probabilities_are_computed_in_float32_under_autocast(
+    task: Task, outputs: Tensor, batch: dict[str, Tensor]
+) -> None:
     coarse = outputs.bfloat16()
     expected = task.loss_sum(coarse.float(), batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -123,10 +141,15 @@ def test_losses_and_probabilities_are_computed_in_float32_under_autocast(task: T
 def test_the_mean_over_items_is_that_of_torch() -> None:
     task = Classification("x", "y", label_smoothing=0.1, ignore_index=2)
     mean = task.loss_sum(LOGITS, {"y": LABELS}) / task.num_items({"y": LABELS})
-    assert torch.allclose(mean, functional.cross_entropy(LOGITS, LABELS, label_smoothing=0.1, ignore_index=2))
+    assert torch.allclose(
+        mean, functional.cross_entropy(LOGITS, LABELS, label_smoothing=0.1, ignore_index=2)
+    )
     regression = Regression("x", "y")
     batch = {"y": LOGITS.flip(0)}
-    assert torch.allclose(regression.loss_sum(LOGITS, batch) / regression.num_items(batch), functional.mse_loss(LOGITS, batch["y"]))
+    assert torch.allclose(
+        regression.loss_sum(LOGITS, batch) / regression.num_items(batch),
+        functional.mse_loss(LOGITS, batch["y"]),
+    )
 
 
 def test_class_weights_multiply_an_items_loss_and_do_not_change_the_number_of_items() -> None:
@@ -137,28 +160,51 @@ def test_class_weights_multiply_an_items_loss_and_do_not_change_the_number_of_it
     assert int(task.num_items({"y": LABELS})) == 6
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=40).map(lambda drawn: [0, 1, 2, 3, *drawn]), st.integers(1, 40))
-def test_balanced_weights_are_scikit_learns_however_the_split_is_cut(labels: list[int], size: int) -> None:
-    batches = [{"y": torch.tensor(labels[begin : begin + size])} for begin in range(0, len(labels), size)]
-    task, logits = learned(Classification("x", "y", class_weights="balanced"), *batches), torch.zeros(len(labels), 4)
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=40).map(lambda drawn: [0, 1, 2, 3, *drawn]),
+    st.integers(1, 40),
+)
+def test_balanced_weights_are_scikit_learns_however_the_split_is_cut(
+    labels: list[int], size: int
+) -> None:
+    batches = [
+        {"y": torch.tensor(labels[begin : begin + size])} for begin in range(0, len(labels), size)
+    ]
+    task, logits = (
+        learned(Classification("x", "y", class_weights="balanced"), *batches),
+        torch.zeros(len(labels), 4),
+    )
     task.fit_to(logits)
     weights = compute_class_weight("balanced", classes=np.arange(4), y=np.array(labels))
     each = [float(task.loss_sum(logits[:1], {"y": torch.tensor([label])})) for label in range(4)]
     assert each == pytest.approx((weights * math.log(4)).tolist(), rel=1e-6)
     whole = {"y": torch.tensor(labels)}
     assert int(task.num_items(whole)) == len(labels)
-    assert float(task.loss_sum(logits, whole)) == pytest.approx(len(labels) * math.log(4), rel=1e-5)  # the weights' mean over the split is 1
-    assert sum(float(task.loss_sum(logits[: len(batch["y"])], batch)) for batch in batches) == pytest.approx(len(labels) * math.log(4), rel=1e-5)
+    # The weights' mean over the split is 1
+    assert float(task.loss_sum(logits, whole)) == pytest.approx(len(labels) * math.log(4), rel=1e-5)
+    assert sum(
+        float(task.loss_sum(logits[: len(batch["y"])], batch)) for batch in batches
+    ) == pytest.approx(len(labels) * math.log(4), rel=1e-5)
 
 
 def test_balanced_weights_count_items_only() -> None:
-    task = learned(Classification("x", "y", class_weights="balanced", ignore_index=-1), {"y": torch.tensor([[0, 0, -1], [0, 1, -1]])})
+    task = learned(
+        Classification("x", "y", class_weights="balanced", ignore_index=-1),
+        {"y": torch.tensor([[0, 0, -1], [0, 1, -1]])},
+    )
     task.fit_to(torch.zeros(1, 2))
-    assert float(task.loss_sum(torch.zeros(1, 2), {"y": torch.tensor([1])})) == pytest.approx(4 / 2 * math.log(2))
+    assert float(task.loss_sum(torch.zeros(1, 2), {"y": torch.tensor([1])})) == pytest.approx(
+        4 / 2 * math.log(2)
+    )
 
 
 def test_heads_learn_their_own_balanced_weights() -> None:
-    task = Joint({"kind": Classification("x", "y", class_weights="balanced"), "size": Classification("x", "z")})
+    task = Joint(
+        {
+            "kind": Classification("x", "y", class_weights="balanced"),
+            "size": Classification("x", "z"),
+        }
+    )
     assert list(task.learners()) == ["kind_class_weights"]
     learned(task, {"y": torch.tensor([0, 0, 0, 1]), "z": torch.tensor([0, 1, 0, 1])})
     logits = {"kind": torch.zeros(1, 2), "size": torch.zeros(1, 2)}
@@ -168,18 +214,33 @@ def test_heads_learn_their_own_balanced_weights() -> None:
 
 
 def test_balanced_weights_need_every_class() -> None:
-    with pytest.raises(DataError, match=r"balanced, but class 1, 3 of 4 is no target in the training split\. Add samples"):
-        learned(Classification("x", "y", class_weights="balanced"), {"y": torch.tensor([0, 2])}).fit_to(torch.zeros(1, 4))
+    with pytest.raises(
+        DataError,
+        match=r"balanced, but class 1, 3 of 4 is no target in the training split\. Add samples",
+    ):
+        learned(
+            Classification("x", "y", class_weights="balanced"), {"y": torch.tensor([0, 2])}
+        ).fit_to(torch.zeros(1, 4))
     with pytest.raises(DataError, match="no 'y' to count"):
-        learned(Classification("x", "y", class_weights="balanced", ignore_index=7), {"y": torch.tensor([7, 7])})
+        learned(
+            Classification("x", "y", class_weights="balanced", ignore_index=7),
+            {"y": torch.tensor([7, 7])},
+        )
     with pytest.raises(DataError, match=r"task\.target: samples have no 'y'"):
         learned(Classification("x", "y", class_weights="balanced"), {"z": torch.tensor([0])})
 
 
-@pytest.mark.parametrize(("outputs", "targets"), [((4, 1), (4,)), ((4,), (4, 1)), ((4, 1, 3), (4, 3))])
-def test_axes_of_length_one_never_broadcast(outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "targets"), [((4, 1), (4,)), ((4,), (4, 1)), ((4, 1, 3), (4, 3))]
+)
+def test_axes_of_length_one_never_broadcast(
+    outputs: tuple[int, ...], targets: tuple[int, ...]
+) -> None:
     task = Regression("x", "y")
-    predicted, batch = torch.arange(math.prod(outputs)).float().view(outputs), {"x": torch.zeros(4), "y": torch.zeros(targets)}
+    predicted, batch = (
+        torch.arange(math.prod(outputs)).float().view(outputs),
+        {"x": torch.zeros(4), "y": torch.zeros(targets)},
+    )
     task.fit_to(predicted)
     task.check(batch)
     assert float(task.loss_sum(predicted, batch)) == float((predicted**2).sum())
@@ -197,7 +258,8 @@ def test_a_language_model_predicts_the_next_token() -> None:
     task = LanguageModelling("x")
     batch = {"x": torch.tensor([[0, 1, 2, 3], [4, 0, 1, -100], [1, 2, -100, -100]])}
     outputs = task.forward(Model(), batch)
-    assert seen[0].tolist() == [[0, 1, 2], [4, 0, 1], [1, 2, 0]]  # ignored tokens are token 0 as an input
+    # Ignored tokens are token 0 as an input
+    assert seen[0].tolist() == [[0, 1, 2], [4, 0, 1], [1, 2, 0]]
     task.check(batch)
     assert int(task.num_items(batch)) == 6
     assert float(task.loss_sum(outputs, batch)) == pytest.approx(0, abs=1e-5)
@@ -217,8 +279,15 @@ def test_perplexity_is_that_of_the_mean_loss() -> None:
 
 def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity() -> None:
     batch = {"x": torch.tensor([[0, 1]])}
-    assert values_of(LanguageModelling("x"), torch.tensor([[[1e4, 0.0]]]), batch)["perplexity"] == math.inf
-    assert math.isnan(values_of(LanguageModelling("x"), torch.tensor([[[1e4, 0.0]]]), {"x": torch.tensor([[0, -100]])})["perplexity"])
+    assert (
+        values_of(LanguageModelling("x"), torch.tensor([[[1e4, 0.0]]]), batch)["perplexity"]
+        == math.inf
+    )
+    assert math.isnan(
+        values_of(
+            LanguageModelling("x"), torch.tensor([[[1e4, 0.0]]]), {"x": torch.tensor([[0, -100]])}
+        )["perplexity"]
+    )
 
 
 # -- metrics
@@ -233,11 +302,15 @@ def test_regression_metrics_are_those_of_scikit_learn() -> None:
 
 
 def test_a_users_metric_is_judged_by_what_it_declares() -> None:
-    task = Classification("x", "y", metrics={"auroc": MulticlassAUROC(3), "table": MulticlassConfusionMatrix(3)})
+    task = Classification(
+        "x", "y", metrics={"auroc": MulticlassAUROC(3), "table": MulticlassConfusionMatrix(3)}
+    )
     assert task.infos()["auroc"] == MetricInfo(mode="max", lower=0.0, upper=1.0)
     assert "table" not in task.infos()  # says neither way is better
     values = values_of(task, LOGITS, {"y": LABELS})
-    assert values["auroc"] == pytest.approx(oracle.roc_auc_score(LABELS, LOGITS.softmax(1), multi_class="ovr"))
+    assert values["auroc"] == pytest.approx(
+        oracle.roc_auc_score(LABELS, LOGITS.softmax(1), multi_class="ovr")
+    )
     assert "table" not in values
     regression = Regression("x", "y", metrics={"rmse": MeanSquaredError(squared=False)})
     assert regression.infos()["rmse"] == MetricInfo(mode="min", lower=0.0, upper=None)
@@ -250,11 +323,21 @@ def test_a_users_metrics_are_not_shared_between_intervals() -> None:
     assert task.metrics()["auroc"] is not task.metrics()["auroc"]
 
 
-@pytest.mark.parametrize("task", [Classification("x", "y"), Regression("x", "y"), LanguageModelling("x"), Supervised("x", "y", nn.MSELoss())])
+@pytest.mark.parametrize(
+    "task",
+    [
+        Classification("x", "y"),
+        Regression("x", "y"),
+        LanguageModelling("x"),
+        Supervised("x", "y", nn.MSELoss()),
+    ],
+)
 def test_every_value_is_declared(task: Task) -> None:
     assert "loss" in task.infos()
     batch = {"x": torch.tensor([[0, 1, 1], [1, 1, 0]]), "y": torch.tensor([0, 1])}
-    outputs = {Classification: torch.eye(2), LanguageModelling: torch.rand(2, 2, 2)}.get(type(task), torch.tensor([0.5, 1.0]))
+    outputs = {Classification: torch.eye(2), LanguageModelling: torch.rand(2, 2, 2)}.get(
+        type(task), torch.tensor([0.5, 1.0])
+    )
     assert values_of(task, outputs, batch).keys() | {"loss"} == task.infos().keys()
     for name, value in values_of(task, outputs, batch).items():
         info = task.infos()[name]
@@ -273,19 +356,51 @@ def refused(task: Task, outputs: Any, batch: dict[str, Any], message: str) -> No
 
 
 def test_a_missing_key_is_named_with_those_there_are() -> None:
-    refused(Classification("image", "label"), None, {"img": LOGITS}, r"task\.input: samples have no 'image', they have img\. Name one of those")
-    refused(Classification("x", "label"), None, {"x": LOGITS, "y": LABELS}, r"task\.target: samples have no 'label', they have x, y\.")
-    refused(Classification("x", "y"), None, {"x": LOGITS, "y": ["cat", "dog"]}, r"task\.target: 'y' is no array of numbers but e\.g\. 'cat'")
+    refused(
+        Classification("image", "label"),
+        None,
+        {"img": LOGITS},
+        r"task\.input: samples have no 'image', they have img\. Name one of those",
+    )
+    refused(
+        Classification("x", "label"),
+        None,
+        {"x": LOGITS, "y": LABELS},
+        r"task\.target: samples have no 'label', they have x, y\.",
+    )
+    refused(
+        Classification("x", "y"),
+        None,
+        {"x": LOGITS, "y": ["cat", "dog"]},
+        r"task\.target: 'y' is no array of numbers but e\.g\. 'cat'",
+    )
     refused(Classification(["x", "z"], "y"), None, {"x": LOGITS, "y": LABELS}, r"no 'z'")
     refused(Classification({"a": "z"}, "y"), None, {"x": LOGITS, "y": LABELS}, r"no 'z'")
 
 
 def test_labels_outside_of_the_classes_are_named() -> None:
     batch = {"x": LOGITS, "y": torch.tensor([0, 1, 3, 3])}
-    Classification("x", "y").check(batch)  # before the network's first forward pass the number of classes is not known
-    refused(Classification("x", "y"), LOGITS, batch, r"y: class 3 is outside of 0 … 2 \(2 of 4 in this micro-batch\)\. Number them from 0, give the")
-    refused(Classification("x", "y"), None, {"x": LOGITS, "y": torch.tensor([-1, 0])}, r"y: class -1 is below 0 \(1 of 2")
-    refused(Classification("x", "y"), None, {"x": LOGITS, "y": torch.tensor([0.0, 1.0])}, r"y: torch\.float32 where class numbers are needed")
+    # Before the network's first forward pass the number of classes is not known
+    Classification("x", "y").check(batch)
+    refused(
+        Classification("x", "y"),
+        LOGITS,
+        batch,
+        r"y: class 3 is outside of 0 … 2 \(2 of 4 in this micro-batch\)\. Number them from 0, "
+        r"give the",
+    )
+    refused(
+        Classification("x", "y"),
+        None,
+        {"x": LOGITS, "y": torch.tensor([-1, 0])},
+        r"y: class -1 is below 0 \(1 of 2",
+    )
+    refused(
+        Classification("x", "y"),
+        None,
+        {"x": LOGITS, "y": torch.tensor([0.0, 1.0])},
+        r"y: torch\.float32 where class numbers are needed",
+    )
     task = Classification("x", "y", ignore_index=3)
     task.fit_to(LOGITS)
     task.check(batch)
@@ -293,26 +408,68 @@ def test_labels_outside_of_the_classes_are_named() -> None:
 
 
 def test_regression_targets_that_are_not_finite_or_do_not_fit_are_named() -> None:
-    refused(Regression("x", "y"), None, {"x": LOGITS, "y": torch.tensor([1.0, math.nan])}, r"y: 1 of 2 targets are NaN or infinite")
-    refused(Regression("x", "y"), LOGITS, {"x": LOGITS, "y": torch.zeros(6)}, r"y: targets \(6,\) do not fit the network's outputs \(B, 3\)")
-    refused(Regression("x", "y"), LOGITS, {"x": LOGITS, "y": torch.zeros(6, 3, dtype=torch.bool)}, r"torch\.bool where a regression needs numbers")
+    refused(
+        Regression("x", "y"),
+        None,
+        {"x": LOGITS, "y": torch.tensor([1.0, math.nan])},
+        r"y: 1 of 2 targets are NaN or infinite",
+    )
+    refused(
+        Regression("x", "y"),
+        LOGITS,
+        {"x": LOGITS, "y": torch.zeros(6)},
+        r"y: targets \(6,\) do not fit the network's outputs \(B, 3\)",
+    )
+    refused(
+        Regression("x", "y"),
+        LOGITS,
+        {"x": LOGITS, "y": torch.zeros(6, 3, dtype=torch.bool)},
+        r"torch\.bool where a regression needs numbers",
+    )
 
 
 def test_tokens_that_are_none_are_named() -> None:
     model = torch.zeros(2, 3, 5)
-    refused(LanguageModelling("x"), model, {"x": torch.tensor([[0, 5]])}, r"x: token 5 is outside of 0 … 4")
-    refused(LanguageModelling("x"), None, {"x": torch.tensor([[0]])}, r"x: a tensor \(1, 1\) where tokens \(B, T \+ 1 >= 2\) are needed")
-    refused(LanguageModelling("x", "y"), None, {"x": torch.tensor([[0]]), "y": torch.tensor([[0, 1]])}, r"y: \(1, 2\) targets for \(1, 1\) tokens")
+    refused(
+        LanguageModelling("x"),
+        model,
+        {"x": torch.tensor([[0, 5]])},
+        r"x: token 5 is outside of 0 … 4",
+    )
+    refused(
+        LanguageModelling("x"),
+        None,
+        {"x": torch.tensor([[0]])},
+        r"x: a tensor \(1, 1\) where tokens \(B, T \+ 1 >= 2\) are needed",
+    )
+    refused(
+        LanguageModelling("x", "y"),
+        None,
+        {"x": torch.tensor([[0]]), "y": torch.tensor([[0, 1]])},
+        r"y: \(1, 2\) targets for \(1, 1\) tokens",
+    )
 
 
 @pytest.mark.parametrize(
     ("task", "outputs", "message"),
     [
-        (Classification("x", "y"), torch.zeros(4), r"network: gives a tensor \(4,\) of torch\.float32; a classification needs"),
+        (
+            Classification("x", "y"),
+            torch.zeros(4),
+            r"network: gives a tensor \(4,\) of torch\.float32; a classification needs",
+        ),
         (Classification("x", "y"), torch.zeros(4, 1), r"C >= 2"),
         (Classification("x", "y"), {"a": LOGITS}, r"network: gives a dict"),
-        (Classification("x", "y", class_weights=[1, 2]), LOGITS, r"task\.class_weights: 2 weights for 3 classes"),
-        (Regression("x", "y"), LABELS, r"network: gives a tensor \(6,\) of torch\.int64; a regression needs"),
+        (
+            Classification("x", "y", class_weights=[1, 2]),
+            LOGITS,
+            r"task\.class_weights: 2 weights for 3 classes",
+        ),
+        (
+            Regression("x", "y"),
+            LABELS,
+            r"network: gives a tensor \(6,\) of torch\.int64; a regression needs",
+        ),
         (LanguageModelling("x"), LOGITS, r"a language model gives logits \(B, T, V\)"),
     ],
 )
@@ -324,16 +481,40 @@ def test_outputs_that_a_task_cannot_use_are_refused(task: Task, outputs: Any, me
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Classification("x", "y", label_smoothing=1.0), r"^label_smoothing: 1\.0 is outside of \[0, 1\)"),
-        (lambda: Classification("x", "y", class_weights="even"), r"^class_weights: 'even' is neither balanced nor a list"),
-        (lambda: Classification("x", "y", class_weights=[1, -1]), r"^class_weights: \[1, -1\]: each must be finite"),
-        (lambda: Classification("x", "y", metrics={"accuracy": MulticlassAUROC(3)}), r"^metrics\.accuracy: taken, or no word"),
-        (lambda: Classification("x", "y", metrics={"a/b": MulticlassAUROC(3)}), r"^metrics\.a/b: taken, or no word\. The tasks' own are loss"),
-        (lambda: Classification("x", "y", metrics={"m": nn.Linear(1, 1)}), r"^metrics\.m: a Linear is no torchmetrics\.Metric"),
+        (
+            lambda: Classification("x", "y", label_smoothing=1.0),
+            r"^label_smoothing: 1\.0 is outside of \[0, 1\)",
+        ),
+        (
+            lambda: Classification("x", "y", class_weights="even"),
+            r"^class_weights: 'even' is neither balanced nor a list",
+        ),
+        (
+            lambda: Classification("x", "y", class_weights=[1, -1]),
+            r"^class_weights: \[1, -1\]: each must be finite",
+        ),
+        (
+            lambda: Classification("x", "y", metrics={"accuracy": MulticlassAUROC(3)}),
+            r"^metrics\.accuracy: taken, or no word",
+        ),
+        (
+            lambda: Classification("x", "y", metrics={"a/b": MulticlassAUROC(3)}),
+            r"^metrics\.a/b: taken, or no word\. The tasks' own are loss",
+        ),
+        (
+            lambda: Classification("x", "y", metrics={"m": nn.Linear(1, 1)}),
+            r"^metrics\.m: a Linear is no torchmetrics\.Metric",
+        ),
         (lambda: Regression("x", "y", loss="l2"), r"^loss: 'l2' is none of mse, mae, huber"),  # type: ignore[arg-type]
         (lambda: Regression("x", "y", loss="huber", delta=0.0), r"^delta: 0\.0 is not above 0"),
-        (lambda: Supervised("x", "y", functional.mse_loss), r"^reduction: None is none of none, sum, mean"),
-        (lambda: Supervised("x", "y", nn.MSELoss(), reduction="sum"), r"^reduction: 'sum', but the loss has 'mean'"),
+        (
+            lambda: Supervised("x", "y", functional.mse_loss),
+            r"^reduction: None is none of none, sum, mean",
+        ),
+        (
+            lambda: Supervised("x", "y", nn.MSELoss(), reduction="sum"),
+            r"^reduction: 'sum', but the loss has 'mean'",
+        ),
         (lambda: Supervised("x", "y", nn.Linear(1, 1), reduction="sum"), r"^loss: has parameters"),
         (lambda: Classification("x", "y").metrics(), r"number of classes is not known"),
     ],
@@ -343,16 +524,24 @@ def test_a_mistake_in_a_tasks_settings_is_named(make: Any, message: str) -> None
         make()
 
 
-@pytest.mark.parametrize(("reduction", "loss"), [("none", functional.mse_loss), ("sum", nn.MSELoss(reduction="none"))])
-def test_a_loss_that_does_not_give_what_its_reduction_says_is_refused(reduction: Any, loss: Any) -> None:
+@pytest.mark.parametrize(
+    ("reduction", "loss"), [("none", functional.mse_loss), ("sum", nn.MSELoss(reduction="none"))]
+)
+def test_a_loss_that_does_not_give_what_its_reduction_says_is_refused(
+    reduction: Any, loss: Any
+) -> None:
     task = Supervised("x", "y", lambda outputs, target: loss(outputs, target), reduction=reduction)
-    with pytest.raises(ConfigError, match=r"task\.loss: gave a tensor .* Name its reduction rightly"):
+    with pytest.raises(
+        ConfigError, match=r"task\.loss: gave a tensor .* Name its reduction rightly"
+    ):
         task.loss_sum(LOGITS, {"y": LOGITS})
 
 
 def test_a_users_loss_may_take_several_heads_and_targets() -> None:
     def loss(outputs: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:
-        return functional.cross_entropy(outputs["kind"], target["kind"]) + functional.mse_loss(outputs["size"], target["size"])
+        return functional.cross_entropy(outputs["kind"], target["kind"]) + functional.mse_loss(
+            outputs["size"], target["size"]
+        )
 
     task = Supervised("x", ["kind", "size"], loss, reduction="mean")
     outputs = {"kind": LOGITS.requires_grad_(), "size": torch.ones(6)}
@@ -370,7 +559,10 @@ def test_a_users_loss_may_take_several_heads_and_targets() -> None:
 
 
 def joint() -> tuple[Joint, dict[str, Tensor], dict[str, Tensor]]:
-    task = Joint({"kind": Classification("x", "kind", ignore_index=2), "size": Regression("x", "size")}, weights={"size": 0.5})
+    task = Joint(
+        {"kind": Classification("x", "kind", ignore_index=2), "size": Regression("x", "size")},
+        weights={"size": 0.5},
+    )
     outputs = {"kind": LOGITS, "size": torch.tensor([0.0, 1, 2, 3, 4, 5])}
     return task, outputs, {"x": LOGITS, "kind": LABELS, "size": torch.ones(6)}
 
@@ -380,7 +572,10 @@ def test_a_joint_loss_is_the_weighted_sum_over_heads_and_its_items_are_samples()
     task.fit_to(outputs)
     task.check(batch)
     task.check_input({"x": LOGITS})
-    expected = functional.cross_entropy(LOGITS, LABELS, ignore_index=2, reduction="sum") + 0.5 * ((outputs["size"] - 1) ** 2).sum()
+    expected = (
+        functional.cross_entropy(LOGITS, LABELS, ignore_index=2, reduction="sum")
+        + 0.5 * ((outputs["size"] - 1) ** 2).sum()
+    )
     assert torch.allclose(task.loss_sum(outputs, batch), expected)
     assert int(task.num_items(batch)) == 6
 
@@ -391,11 +586,18 @@ def test_a_joint_tasks_values_are_its_heads() -> None:
     kind = values_of(Classification("x", "kind", ignore_index=2), LOGITS, batch)
     assert values == {
         **{f"kind_{name}": value for name, value in kind.items()},
-        **{f"size_{name}": value for name, value in values_of(Regression("x", "size"), outputs["size"], batch).items()},
+        **{
+            f"size_{name}": value
+            for name, value in values_of(Regression("x", "size"), outputs["size"], batch).items()
+        },
     }
     assert values.keys() | {"loss"} == task.infos().keys()
     assert task.infos()["size_r2"].upper == 1
-    assert task.predictions(outputs, batch).keys() == {"kind_predicted", "kind_probability", "size_predicted"}
+    assert task.predictions(outputs, batch).keys() == {
+        "kind_predicted",
+        "kind_probability",
+        "size_predicted",
+    }
 
 
 @pytest.mark.parametrize(
@@ -403,11 +605,26 @@ def test_a_joint_tasks_values_are_its_heads() -> None:
     [
         (lambda: Joint({}), r"^heads: none"),
         (lambda: Joint({"a": nn.MSELoss()}), r"^heads\.a: a MSELoss is none of harness\.tasks"),  # type: ignore[dict-item]
-        (lambda: Joint({"a_b": Regression("x", "y")}), r"^heads\.a_b: a name of letters and digits"),
-        (lambda: Joint({"a": Regression("x", "y"), "b": Regression("z", "y")}), r"^heads: have the inputs x, z\. Give all the same"),
-        (lambda: Joint({"a": Regression("x", "y")}, weights={"b": 1}), r"^weights: b: there is no such head, there are a"),
-        (lambda: joint()[0].fit_to(LOGITS), r"^network: gives a tensor \(6, 3\) of torch\.float32; task\.heads are kind, size"),
-        (lambda: joint()[0].fit_to({"kind": LOGITS}), r"^network: gives heads kind; task\.heads are kind, size"),
+        (
+            lambda: Joint({"a_b": Regression("x", "y")}),
+            r"^heads\.a_b: a name of letters and digits",
+        ),
+        (
+            lambda: Joint({"a": Regression("x", "y"), "b": Regression("z", "y")}),
+            r"^heads: have the inputs x, z\. Give all the same",
+        ),
+        (
+            lambda: Joint({"a": Regression("x", "y")}, weights={"b": 1}),
+            r"^weights: b: there is no such head, there are a",
+        ),
+        (
+            lambda: joint()[0].fit_to(LOGITS),
+            r"^network: gives a tensor \(6, 3\) of torch\.float32; task\.heads are kind, size",
+        ),
+        (
+            lambda: joint()[0].fit_to({"kind": LOGITS}),
+            r"^network: gives heads kind; task\.heads are kind, size",
+        ),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(make: Any, message: str) -> None:
@@ -416,8 +633,17 @@ def test_heads_that_do_not_fit_are_refused(make: Any, message: str) -> None:
 
 
 def test_predictions_are_columns() -> None:
-    assert Classification("x", "y").predictions(LOGITS, {})["predicted"].tolist() == [0, 2, 1, 0, 0, 2]
-    assert Classification("x", "y").predictions(LOGITS, {})["probability"].sum(1).tolist() == pytest.approx([1] * 6)
+    assert Classification("x", "y").predictions(LOGITS, {})["predicted"].tolist() == [
+        0,
+        2,
+        1,
+        0,
+        0,
+        2,
+    ]
+    assert Classification("x", "y").predictions(LOGITS, {})["probability"].sum(
+        1
+    ).tolist() == pytest.approx([1] * 6)
     assert Regression("x", "y").predictions(LOGITS, {})["predicted"] is LOGITS
     tokens = LanguageModelling("x").predictions(LOGITS[None], {})
     assert tokens["predicted"].shape == tokens["probability"].shape == (1, 6)

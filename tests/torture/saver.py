@@ -1,8 +1,10 @@
-"""A process that imports torch once and forks ranks that save, one order after another, for tests/torture/test_save_faults.py.
+"""A process that imports torch once and forks ranks that save, one order after another, for
+tests/torture/test_save_faults.py.
 
-An order is a line of JSON on standard input. The ranks are forked, form a process group, open the store and wait; their process ids are answered. At
-the line "go" they save, in their main threads, so that a tracer that is attached to these sees the calls of the save and no others. How they ended is
-answered.
+An order is a line of JSON on standard input. The ranks are forked, form a process group, open the
+store and wait; their process ids are answered. At the line "go" they save, in their main threads,
+so that a tracer that is attached to these sees the calls of the save and no others. How they ended
+is answered.
 """
 
 import json
@@ -47,7 +49,9 @@ class Inline:
 
 def state(step: int, rank: int, metrics: dict[str, float]) -> Any:
     """What is saved: each rank's random state tells the rank, too."""
-    return snapshot(step, rng={"torch": torch.arange(16, dtype=torch.uint8) + step + rank}, metrics=metrics)
+    return snapshot(
+        step, rng={"torch": torch.arange(16, dtype=torch.uint8) + step + rank}, metrics=metrics
+    )
 
 
 def save(order: dict[str, Any], rank: int, size: int, wait: Callable[[], None]) -> list[Any]:
@@ -68,15 +72,27 @@ def save(order: dict[str, Any], rank: int, size: int, wait: Callable[[], None]) 
         store.save(state(step, rank, metrics), LOSS)
         if rank == 0:
             # By a process of its own, which is not traced.
-            subprocess.run(["cp", "-a", order["directory"], f"{order['directory']}-after-{step}"], check=False, stderr=subprocess.DEVNULL)
+            subprocess.run(
+                ["cp", "-a", order["directory"], f"{order['directory']}-after-{step}"],
+                check=False,
+                stderr=subprocess.DEVNULL,
+            )
     store.close()
     return [(one.step, one.error, one.warning) for one in store.reports()]
 
 
-def be_rank(order: dict[str, Any], rank: int, size: int, rendezvous: str, ready: int, go: int, answer: int) -> None:
+def be_rank(
+    order: dict[str, Any], rank: int, size: int, rendezvous: str, ready: int, go: int, answer: int
+) -> None:
     signal.alarm(LIMIT_S)
     if size > 1:
-        dist.init_process_group("gloo", store=dist.FileStore(rendezvous, size), rank=rank, world_size=size, timeout=timedelta(seconds=20))
+        dist.init_process_group(
+            "gloo",
+            store=dist.FileStore(rendezvous, size),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=20),
+        )
 
     def wait() -> None:
         os.write(ready, b"r")
@@ -115,7 +131,12 @@ def serve(order: dict[str, Any]) -> None:
             with os.fdopen(answer[0]) as file:
                 text = file.read()
             _, status = os.waitpid(pid, 0)
-            answers.append({"exit": os.waitstatus_to_exitcode(status), "reports": json.loads(text) if text else None})
+            answers.append(
+                {
+                    "exit": os.waitstatus_to_exitcode(status),
+                    "reports": json.loads(text) if text else None,
+                }
+            )
             os.close(ready[0])
             os.close(go[1])
     print(json.dumps(answers), flush=True)
@@ -125,10 +146,22 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     torch.set_num_threads(1)
     write.threading = SimpleNamespace(Thread=Inline)  # type: ignore[assignment]  # there alone
-    with tempfile.TemporaryDirectory() as directory:  # whatever is read or imported at a first save is, before the ranks are forked
-        order = {"directory": directory, "keep_last": 1, "timeout_s": 5.0, "saves": [(1, {"val/loss": 1.0}), (2, {}), (3, {})]}
-        assert save(order, 0, 1, lambda: None) == [(1, None, None), (2, None, None), (3, None, None)]
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("fermarsi-save")] == []
+    # Whatever is read or imported at a first save is, before the ranks are forked
+    with tempfile.TemporaryDirectory() as directory:
+        order = {
+            "directory": directory,
+            "keep_last": 1,
+            "timeout_s": 5.0,
+            "saves": [(1, {"val/loss": 1.0}), (2, {}), (3, {})],
+        }
+        assert save(order, 0, 1, lambda: None) == [
+            (1, None, None),
+            (2, None, None),
+            (3, None, None),
+        ]
+    assert [
+        thread.name for thread in threading.enumerate() if thread.name.startswith("fermarsi-save")
+    ] == []
     print("ready", flush=True)
     for line in sys.stdin:
         serve(json.loads(line))

@@ -1,4 +1,6 @@
-"""A Slurm of two nodes on this machine, for root: real daemons with their own configuration, ports and sockets; nothing outside of one directory."""
+"""A Slurm of two nodes on this machine, for root: real daemons with their own configuration, ports
+and sockets; nothing outside of one directory.
+"""
 
 import os
 import shutil
@@ -40,9 +42,17 @@ class Cluster:
         self._conf = directory / "slurm.conf"
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._template = Path(__file__).with_name("slurm.conf").read_text()
-        for name, value in {"HOST": socket.gethostname().partition(".")[0], "DIR": str(directory), **_free_ports("PORT", "PORT1", "PORT2")}.items():
+        for name, value in {
+            "HOST": socket.gethostname().partition(".")[0],
+            "DIR": str(directory),
+            **_free_ports("PORT", "PORT1", "PORT2"),
+        }.items():
             self._template = self._template.replace(f"@{name}@", value)
-        outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        outside = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "SBATCH_"))
+        }
         self.environment = {**outside, "PATH": PATH, "SLURM_CONF": str(self._conf)}
 
     def start(self) -> None:
@@ -53,8 +63,19 @@ class Cluster:
         key = self.directory / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        places = {"key-file": key.name, "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "munged.seed"}
-        self._daemon("munged", "--foreground", "--force", *(f"--{option}={self.directory / name}" for option, name in places.items()))
+        places = {
+            "key-file": key.name,
+            "socket": "munge.socket",
+            "pid-file": "munged.pid",
+            "log-file": "munged.log",
+            "seed-file": "munged.seed",
+        }
+        self._daemon(
+            "munged",
+            "--foreground",
+            "--force",
+            *(f"--{option}={self.directory / name}" for option, name in places.items()),
+        )
         eventually((self.directory / "munge.socket").exists, START_LIMIT_S, self.logs)
         self._daemon("slurmctld", "-D", "-c", "-f", str(self._conf))
         for node in NODES:
@@ -68,7 +89,16 @@ class Cluster:
 
     def submit(self, *command: str | Path, cwd: Path, **environment: str) -> int:
         """`sbatch COMMAND`; the job's number. Its output goes to job-NUMBER.log in this directory."""
-        return int(self.run("sbatch", "--parsable", f"--output={self.directory}/job-%j.log", *map(str, command), cwd=cwd, **environment))
+        return int(
+            self.run(
+                "sbatch",
+                "--parsable",
+                f"--output={self.directory}/job-%j.log",
+                *map(str, command),
+                cwd=cwd,
+                **environment,
+            )
+        )
 
     def job(self, number: int) -> dict[str, str]:
         """What `scontrol show job` says, by name."""
@@ -82,11 +112,22 @@ class Cluster:
 
     def logs(self) -> str:
         """The last lines of all daemons."""
-        return "\n".join(f"--- {path.name}\n" + "\n".join(path.read_text().splitlines()[-15:]) for path in sorted(self.directory.glob("*.log")))
+        return "\n".join(
+            f"--- {path.name}\n" + "\n".join(path.read_text().splitlines()[-15:])
+            for path in sorted(self.directory.glob("*.log"))
+        )
 
     def run(self, *command: str, cwd: Path | None = None, **environment: str) -> str:
         """A command of Slurm's; what it prints. Raises AssertionError if it fails."""
-        done = subprocess.run(command, cwd=cwd, env=self.environment | environment, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout.strip()
 
@@ -108,15 +149,29 @@ class Cluster:
         program = shutil.which(name, path=PATH)
         assert program is not None
         with (self.directory / f"{name}-{len(self._daemons)}.out.log").open("wb") as out:
-            self._daemons.append(subprocess.Popen([program, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
+            self._daemons.append(
+                subprocess.Popen(
+                    [program, *arguments],
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                )
+            )
 
     def _write(self, parameters: str) -> None:
         lines = self._template.replace("@PARAMETERS@", parameters).splitlines(keepends=True)
-        self._conf.write_text("".join(line for line in lines if not line.startswith("SlurmctldParameters=\n")))
+        self._conf.write_text(
+            "".join(line for line in lines if not line.startswith("SlurmctldParameters=\n"))
+        )
 
     def _idle(self) -> int:
         try:
-            return self.run("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T").split().count("idle")
+            return (
+                self.run("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T")
+                .split()
+                .count("idle")
+            )
         except AssertionError:  # the controller does not listen yet
             return 0
 

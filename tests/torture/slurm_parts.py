@@ -7,7 +7,9 @@ import torch
 
 
 class Unhurried(torch.optim.AdamW):
-    """AdamW that rests before each step, so that a job can be disturbed in the middle of its training on any machine."""
+    """AdamW that rests before each step, so that a job can be disturbed in the middle of its
+    training on any machine.
+    """
 
     def __init__(self, params: Any, rest_s: float, **arguments: Any) -> None:
         super().__init__(params, **arguments)

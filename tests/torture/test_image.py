@@ -1,4 +1,6 @@
-"""docker/Dockerfile built and run for real, without an engine: Debian from its packages for a base, buildah, a CPU build of torch."""
+"""docker/Dockerfile built and run for real, without an engine: Debian from its packages for a base,
+buildah, a CPU build of torch.
+"""
 
 import hashlib
 import json
@@ -17,7 +19,18 @@ import pytest
 from harness.rundir.outcome import read_outcome
 
 ROOT = Path(__file__).parents[2]
-CONTEXT = ("harness", "launch", "configs", "docker", "requirements", "pyproject.toml", "README.md", "LICENSE", ".dockerignore", "tests/__init__.py")
+CONTEXT = (
+    "harness",
+    "launch",
+    "configs",
+    "docker",
+    "requirements",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    ".dockerignore",
+    "tests/__init__.py",
+)
 SUITE, PYTHON = "bookworm", "cp311"
 OF_CUDA = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 USER = 10001
@@ -26,8 +39,19 @@ GOAL = ["stop.targets=null", "stop.improvement=null", "stop.budget.epochs=3"]
 
 def cpu_torch() -> Path | None:
     """A CPU build of torch in the directories that pip looks into (PIP_FIND_LINKS); PyPI has none."""
-    directories = [Path(place) for place in os.environ.get("PIP_FIND_LINKS", "").split() if Path(place).is_dir()]
-    return next((path for place in directories for path in sorted(place.glob(f"torch-*+cpu-{PYTHON}-*_{platform.machine()}.whl"))), None)
+    directories = [
+        Path(place)
+        for place in os.environ.get("PIP_FIND_LINKS", "").split()
+        if Path(place).is_dir()
+    ]
+    return next(
+        (
+            path
+            for place in directories
+            for path in sorted(place.glob(f"torch-*+cpu-{PYTHON}-*_{platform.machine()}.whl"))
+        ),
+        None,
+    )
 
 
 def missing() -> str | None:
@@ -37,10 +61,18 @@ def missing() -> str | None:
     absent = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
     if absent:
         return f"needs {' and '.join(absent)}: apt-get install buildah debootstrap"
-    return None if cpu_torch() is not None else "needs a CPU build of torch for Python 3.11 in a directory of PIP_FIND_LINKS"
+    return (
+        None
+        if cpu_torch() is not None
+        else "needs a CPU build of torch for Python 3.11 in a directory of PIP_FIND_LINKS"
+    )
 
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(900), pytest.mark.skipif(missing() is not None, reason=f"image: {missing()}")]
+pytestmark = [
+    pytest.mark.image,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(missing() is not None, reason=f"image: {missing()}"),
+]
 
 
 class Builder:
@@ -49,7 +81,11 @@ class Builder:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         (directory / "tmp").mkdir()
-        self._options = [f"--root={directory}/storage", f"--runroot={directory}/run", "--storage-driver=vfs"]
+        self._options = [
+            f"--root={directory}/storage",
+            f"--runroot={directory}/run",
+            "--storage-driver=vfs",
+        ]
         self._environment = {**os.environ, "TMPDIR": str(directory / "tmp")}
 
     def __call__(self, command: str, *arguments: str | Path) -> str:
@@ -60,18 +96,36 @@ class Builder:
 
     def try_to(self, command: str, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
         words = ["buildah", *self._options, command, *map(str, arguments)]
-        return subprocess.run(words, env=self._environment, capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            words,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
 
     def base(self) -> str:
         """A Debian, made of its packages."""
         container = self("from", "scratch")
         place = self("mount", container)
-        debootstrap = ["debootstrap", "--variant=minbase", "--include=ca-certificates,python3,python3-venv,tini", SUITE, place]
+        debootstrap = [
+            "debootstrap",
+            "--variant=minbase",
+            "--include=ca-certificates,python3,python3-venv,tini",
+            SUITE,
+            place,
+        ]
         done = subprocess.run(debootstrap, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         shutil.rmtree(Path(place) / "var/cache/apt/archives")
         self("unmount", container)
-        self("config", "--env=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
+        self(
+            "config",
+            "--env=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            container,
+        )
         self("commit", "--quiet", "--rm", container, "localhost/base")
         return "localhost/base"
 
@@ -82,9 +136,19 @@ class Builder:
         if "SSL_CERT_FILE" in os.environ:  # a proxy with a certificate of its own
             arguments |= {"SSL_CERT_FILE": "/certificates.crt", "PIP_CERT": "/certificates.crt"}
             mounts.append(f"{os.environ['SSL_CERT_FILE']}:/certificates.crt:ro")
-        options = [*(f"--build-arg={name}={value}" for name, value in arguments.items()), *(f"--volume={mount}" for mount in mounts)]
+        options = [
+            *(f"--build-arg={name}={value}" for name, value in arguments.items()),
+            *(f"--volume={mount}" for mount in mounts),
+        ]
         without_engine = ["--format=docker", "--isolation=chroot", "--network=host", "--quiet"]
-        self("build", *without_engine, *options, f"--file={context}/docker/Dockerfile", "--tag=localhost/fermarsi", context)
+        self(
+            "build",
+            *without_engine,
+            *options,
+            f"--file={context}/docker/Dockerfile",
+            "--tag=localhost/fermarsi",
+            context,
+        )
         return "localhost/fermarsi"
 
     def close(self) -> None:
@@ -109,17 +173,32 @@ class Container:
 
     def __init__(self, builder: Builder, image: str) -> None:
         self._builder = builder
-        self.config: dict[str, Any] = json.loads(builder("inspect", "--type=image", image))["Docker"]["config"]
+        self.config: dict[str, Any] = json.loads(builder("inspect", "--type=image", image))[
+            "Docker"
+        ]["config"]
         self.runs = builder.directory / "runs"
         self.runs.mkdir()
         os.chown(self.runs, USER, USER)
         self._name = builder("from", image)
 
-    def run(self, *command: str, env: dict[str, str] | None = None, entrypoint: bool = True) -> "subprocess.CompletedProcess[str]":
-        """As an engine would: the entrypoint before the command, the image's user, nothing of this machine's environment."""
+    def run(
+        self, *command: str, env: dict[str, str] | None = None, entrypoint: bool = True
+    ) -> "subprocess.CompletedProcess[str]":
+        """As an engine would: the entrypoint before the command, the image's user, nothing of this
+        machine's environment.
+        """
         before = self.config["Entrypoint"] if entrypoint else []
         options = [f"--env={name}={value}" for name, value in (env or {}).items()]
-        return self._builder.try_to("run", "--isolation=chroot", f"--volume={self.runs}:/runs", *options, self._name, "--", *before, *command)
+        return self._builder.try_to(
+            "run",
+            "--isolation=chroot",
+            f"--volume={self.runs}:/runs",
+            *options,
+            self._name,
+            "--",
+            *before,
+            *command,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +220,15 @@ def container() -> Iterator[Container]:
 
 
 def test_it_trains_three_epochs_and_its_health_is_seen(container: Container) -> None:
-    train = ["launch/attend.sh", "/runs/digits", "launch/cpu.sh", "2", "configs/digits.yaml", "run.dir=/runs/digits", *GOAL]
+    train = [
+        "launch/attend.sh",
+        "/runs/digits",
+        "launch/cpu.sh",
+        "2",
+        "configs/digits.yaml",
+        "run.dir=/runs/digits",
+        *GOAL,
+    ]
     done = container.run(*train, env={"WANDB_MODE": "disabled"})
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = read_outcome(container.runs / "digits")

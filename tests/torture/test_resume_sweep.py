@@ -1,4 +1,6 @@
-"""Killed at every step, on any rank, once, twice or three times: the end has the bits of a run that never was."""
+"""Killed at every step, on any rank, once, twice or three times: the end has the bits of a run that
+never was.
+"""
 
 import shutil
 from pathlib import Path

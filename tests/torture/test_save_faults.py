@@ -1,7 +1,9 @@
-"""Proofs by force: whatever happens in the midst of a save, the old checkpoint or the new one is there, whole.
+"""Proofs by force: whatever happens in the midst of a save, the old checkpoint or the new one is
+there, whole.
 
-The calls of a save are listed by strace, then a save is killed before each of them that changes anything: what a kill after a call leaves is what a
-kill before the next one finds. In the same way each call is made to fail, and the power is cut after each, with what was not fsynced lost or kept.
+The calls of a save are listed by strace, then a save is killed before each of them that changes
+anything: what a kill after a call leaves is what a kill before the next one finds. In the same way
+each call is made to fail, and the power is cut after each, with what was not fsynced lost or kept.
 """
 
 import ctypes
@@ -25,15 +27,36 @@ from harness.checkpoint.read import choose, list_checkpoints, verify_checkpoint
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.ranks.ranks import Ranks
-from tests.checkpoint.examples import LOSS, assert_same, loaded_from, names_in, save_steps, snapshot, store_in
+from tests.checkpoint.examples import (
+    LOSS,
+    assert_same,
+    loaded_from,
+    names_in,
+    save_steps,
+    snapshot,
+    store_in,
+)
 from tests.pool import on_ranks
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
-CHANGING = ("mkdir", "openat", "fallocate", "pwrite64", "fsync", "rename", "symlink", "unlink", "unlinkat", "rmdir")
+CHANGING = (
+    "mkdir",
+    "openat",
+    "fallocate",
+    "pwrite64",
+    "fsync",
+    "rename",
+    "symlink",
+    "unlink",
+    "unlinkat",
+    "rmdir",
+)
 KEEP_LAST = 1
 
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace: apt-get install strace")
+needs_strace = pytest.mark.skipif(
+    shutil.which("strace") is None, reason="needs strace: apt-get install strace"
+)
 
 
 @dataclass
@@ -64,10 +87,23 @@ class Saver:
         assert self._read() == "ready"
 
     def save(
-        self, directory: Path, saves: Sequence[Any], size: int, strace: Sequence[str] = (), rank: int | None = None
+        self,
+        directory: Path,
+        saves: Sequence[Any],
+        size: int,
+        strace: Sequence[str] = (),
+        rank: int | None = None,
     ) -> tuple[list[int], list[Any]]:
-        """Let `size` ranks save under strace (attached to one of them, or to all); process ids and how they ended."""
-        order = {"directory": str(directory), "saves": list(saves), "size": size, "keep_last": KEEP_LAST, "timeout_s": 5.0}
+        """Let `size` ranks save under strace (attached to one of them, or to all); process ids and
+        how they ended.
+        """
+        order = {
+            "directory": str(directory),
+            "saves": list(saves),
+            "size": size,
+            "keep_last": KEEP_LAST,
+            "timeout_s": 5.0,
+        }
         self._write(json.dumps(order))
         pids: list[int] = json.loads(self._read())
         tracer = _attach(strace, pids if rank is None else [pids[rank]]) if strace else None
@@ -111,7 +147,9 @@ def saver() -> Iterator[Saver]:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is there before the save, and what is saved; `old`: the step to be found if the save fails."""
+    """What is there before the save, and what is saved; `old`: the step to be found if the save
+    fails.
+    """
 
     name: str
     directory: Path
@@ -129,7 +167,9 @@ class Scene:
         return int(self.saves[0][0])
 
     def check(self, directory: Path) -> bool:
-        """Assert that the old or the new checkpoint is found, whole, the best one too, and no half of any; returns whether it is the new one."""
+        """Assert that the old or the new checkpoint is found, whole, the best one too, and no half
+        of any; returns whether it is the new one.
+        """
         choice = choose(directory, "auto")
         assert choice.path is not None
         assert choice.skipped == []
@@ -143,7 +183,9 @@ class Scene:
             assert_same(loaded.rng, {"torch": torch.arange(16, dtype=torch.uint8) + step + 1})
         manifests = [one.manifest for one in list_checkpoints(directory)]
         assert all(manifests), "half of a checkpoint bears its name"
-        assert any(one is not None and one.metrics.get("val/loss") == 0.5 for one in manifests), "the best is lost"
+        assert any(one is not None and one.metrics.get("val/loss") == 0.5 for one in manifests), (
+            "the best is lost"
+        )
         return is_new and loaded.manifest.attempt.startswith("attempt")
 
     def go_on(self, directory: Path) -> None:
@@ -155,11 +197,15 @@ class Scene:
         assert (report.error, report.warning) == (None, None)
         left = names_in(directory, lambda name: not name.startswith("aside-"))
         assert left == ["best", "latest", "step-00000001", f"step-{self.new + 1:08}"]
-        assert verify_checkpoint(directory / "best") == verify_checkpoint(directory / "latest") == []
+        assert (
+            verify_checkpoint(directory / "best") == verify_checkpoint(directory / "latest") == []
+        )
 
 
 @pytest.fixture(scope="module", params=["a save with retention", "a save over another launch's"])
-def scene(request: pytest.FixtureRequest, saver: Saver, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(
+    request: pytest.FixtureRequest, saver: Saver, tmp_path_factory: pytest.TempPathFactory
+) -> Scene:
     directory = tmp_path_factory.mktemp("scene") / "checkpoints"
     store = store_in(directory, retention=Retention(keep_last=100))
     store.save(snapshot(1, metrics={"val/loss": 0.5}), LOSS)
@@ -172,7 +218,9 @@ def scene(request: pytest.FixtureRequest, saver: Saver, tmp_path_factory: pytest
 
 
 def calls_of(log: str) -> list[Call]:
-    """The traced calls in the order of their ends, counted by process and kind as strace counts them."""
+    """The traced calls in the order of their ends, counted by process and kind as strace counts
+    them.
+    """
     counts: dict[tuple[int, str], int] = {}
     begun: dict[int, Call] = {}
     calls = []
@@ -195,18 +243,28 @@ def calls_of(log: str) -> list[Call]:
     return calls
 
 
-def listed(saver: Saver, scene: Scene, directory: Path, rank: int | None) -> tuple[list[int], list[Call]]:
+def listed(
+    saver: Saver, scene: Scene, directory: Path, rank: int | None
+) -> tuple[list[int], list[Call]]:
     """The calls of an undisturbed save by one rank, or by all."""
     scene.copy_to(directory)
     log = directory.with_name("log")
-    pids, answers = saver.save(directory, scene.saves, scene.size, ["-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(CHANGING)}"], rank)
+    pids, answers = saver.save(
+        directory,
+        scene.saves,
+        scene.size,
+        ["-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(CHANGING)}"],
+        rank,
+    )
     assert [answer["reports"] for answer in answers] == [[[scene.new, None, None]]] * scene.size
     return pids, [call for call in calls_of(log.read_text()) if call.pid in pids]
 
 
 @needs_strace
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_kill_before_and_after_every_call_of_a_save(saver: Saver, scene: Scene, tmp_path: Path, rank: int) -> None:
+def test_a_kill_before_and_after_every_call_of_a_save(
+    saver: Saver, scene: Scene, tmp_path: Path, rank: int
+) -> None:
     directory = tmp_path / "checkpoints"
     _, calls = listed(saver, scene, directory, rank)
     assert scene.check(directory)
@@ -217,7 +275,13 @@ def test_a_kill_before_and_after_every_call_of_a_save(saver: Saver, scene: Scene
     for call in points:
         scene.copy_to(directory)
         inject = f"inject={call.name}:signal=SIGKILL:when={call.number}"
-        _, answers = saver.save(directory, scene.saves, scene.size, ["-e", f"trace={','.join(CHANGING)}", "-e", inject, "-o", "/dev/null"], rank)
+        _, answers = saver.save(
+            directory,
+            scene.saves,
+            scene.size,
+            ["-e", f"trace={','.join(CHANGING)}", "-e", inject, "-o", "/dev/null"],
+            rank,
+        )
         assert answers[rank]["exit"] == -9, (call, answers)
         assert answers[1 - rank]["exit"] == 0, (call, answers)
         found.append(scene.check(directory))
@@ -240,7 +304,9 @@ FAULTS = [
 
 @needs_strace
 @pytest.mark.parametrize("rank", [0, 1])
-def test_an_error_of_every_call_of_a_save(saver: Saver, scene: Scene, tmp_path: Path, rank: int) -> None:
+def test_an_error_of_every_call_of_a_save(
+    saver: Saver, scene: Scene, tmp_path: Path, rank: int
+) -> None:
     """It is told, and costs that save only: the next one, by the same ranks, succeeds."""
     directory = tmp_path / "checkpoints"
     _, calls = listed(saver, scene, directory, rank)
@@ -252,7 +318,13 @@ def test_an_error_of_every_call_of_a_save(saver: Saver, scene: Scene, tmp_path: 
                 shutil.rmtree(path, ignore_errors=True)
             inject = f"inject={name}:error={error}:when={call.number}"
             saves = [*scene.saves, (scene.new + 1, {})]
-            _, answers = saver.save(directory, saves, scene.size, ["-e", f"trace={','.join(CHANGING)}", "-e", inject, "-o", "/dev/null"], rank)
+            _, answers = saver.save(
+                directory,
+                saves,
+                scene.size,
+                ["-e", f"trace={','.join(CHANGING)}", "-e", inject, "-o", "/dev/null"],
+                rank,
+            )
             assert [answer["exit"] for answer in answers] == [0, 0]
             is_new = scene.check(after)
             for answer in answers:
@@ -276,7 +348,8 @@ class Node:
     data: bytearray = field(default_factory=bytearray)
     entries: "dict[str, Node]" = field(default_factory=dict)
     target: str = ""
-    # What has not been made durable: of a file its content as it was at the last fsync, of a directory the changes since.
+    # What has not been made durable: of a file its content as it was at the last fsync, of a
+    # directory the changes since.
     durable: bytes = b""
     pending: "list[tuple[Any, ...]]" = field(default_factory=list)
     kept: "dict[str, Node]" = field(default_factory=dict)
@@ -293,7 +366,9 @@ def tree_of(path: Path) -> Node:
 
 
 class Disk:
-    """Replays calls on a tree below `root`; `contents` are the bytes that files were given, by name."""
+    """Replays calls on a tree below `root`; `contents` are the bytes that files were given, by
+    name.
+    """
 
     def __init__(self, root: Path, before: Path, contents: dict[str, bytes]) -> None:
         self._root = str(root)
@@ -323,13 +398,17 @@ class Disk:
         elif call.name == "pwrite64":
             path = _descriptor(text)
             size, begin = (int(number) for number in re.findall(r", (\d+), (\d+)\)", text)[0])
-            self._at(path).data[begin : begin + size] = self._contents[Path(path).name][begin : begin + size]
+            self._at(path).data[begin : begin + size] = self._contents[Path(path).name][
+                begin : begin + size
+            ]
         elif call.name == "fsync":
             node = self._at(_descriptor(text))
             node.durable, node.kept, node.pending = bytes(node.data), dict(node.entries), []
 
     def crash(self, target: Path, chance: random.Random, kept: float) -> None:
-        """Write down what a power cut may leave: of the changes that were not made durable each is kept with this probability."""
+        """Write down what a power cut may leave: of the changes that were not made durable each is
+        kept with this probability.
+        """
         shutil.rmtree(target, ignore_errors=True)
         self._write(self.tree, target, chance, kept)
 
@@ -350,12 +429,16 @@ class Disk:
     def _content(self, node: Node, chance: random.Random, kept: float) -> bytes:
         if bytes(node.data) == node.durable or chance.random() < kept:
             return bytes(node.data)
-        return chance.choice([node.durable, bytes(len(node.data)), bytes(node.data[: len(node.data) // 2])])
+        return chance.choice(
+            [node.durable, bytes(len(node.data)), bytes(node.data[: len(node.data) // 2])]
+        )
 
     def _change(self, kind: str, path: str, what: Any = None) -> None:
         above = self._at(os.path.dirname(path))
         if kind == "move":
-            assert os.path.dirname(what) == os.path.dirname(path), "all renames of a save stay in one directory"
+            assert os.path.dirname(what) == os.path.dirname(path), (
+                "all renames of a save stay in one directory"
+            )
             what = os.path.basename(what)
         change = (kind, os.path.basename(path), what)
         _apply(above.entries, *change)
@@ -391,7 +474,9 @@ def _descriptor(text: str) -> str:
 def test_a_power_cut_after_every_call_of_a_save(saver: Saver, scene: Scene, tmp_path: Path) -> None:
     directory = tmp_path / "checkpoints"
     _, calls = listed(saver, scene, directory, None)
-    contents = {path.name: path.read_bytes() for path in (directory / f"step-{scene.new:08}").iterdir()}
+    contents = {
+        path.name: path.read_bytes() for path in (directory / f"step-{scene.new:08}").iterdir()
+    }
     disk = Disk(directory, scene.directory, contents)
     chance = random.Random(0)
     after = tmp_path / "after"
@@ -403,7 +488,9 @@ def test_a_power_cut_after_every_call_of_a_save(saver: Saver, scene: Scene, tmp_
             disk.crash(after, chance, kept)
             found.append((number, kept, scene.check(after)))
     last = found[-1][0]
-    assert all(is_new for number, _, is_new in found if number == last), "an announced checkpoint was lost"
+    assert all(is_new for number, _, is_new in found if number == last), (
+        "an announced checkpoint was lost"
+    )
     assert not any(is_new for number, _, is_new in found if number == 0)
     scene.go_on(after)
     disk.crash(after, chance, 1.0)
@@ -418,7 +505,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own in memory."""
     path = tmp_path / "disk"
     path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)],
+        check=False,
+        capture_output=True,
+    ).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     yield path
     ctypes.CDLL(None).umount2(str(path).encode(), 2)  # MNT_DETACH
@@ -436,10 +527,18 @@ def used_bytes(disk: Path) -> int:
 def save_on_a_full_disk(directory: Path, step: int) -> list[Any]:
     """A save on any number of ranks, the preflight deceived: (error, warning)."""
     ranks = Ranks.join(20.0)
-    original, shutil.disk_usage = shutil.disk_usage, lambda path: type("Usage", (), {"free": 2**50})()  # type: ignore[assignment,misc]
+    original, shutil.disk_usage = (
+        shutil.disk_usage,
+        lambda path: type("Usage", (), {"free": 2**50})(),
+    )  # type: ignore[assignment,misc]
     try:
         store: CheckpointStore = store_in(directory, ranks, Retention(keep_last=1))
-        store.save(snapshot(step, model={f"{index}.w": torch.full((2000,), float(step)) for index in range(6)}), LOSS)
+        store.save(
+            snapshot(
+                step, model={f"{index}.w": torch.full((2000,), float(step)) for index in range(6)}
+            ),
+            LOSS,
+        )
         store.close()
     finally:
         shutil.disk_usage = original

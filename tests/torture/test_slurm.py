@@ -43,20 +43,39 @@ def cluster() -> Iterator[Cluster]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training in one go, without Slurm and without rests."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert [one.exit_code for one in train_on_ranks(2, ROOT / CONFIG, [f"run.dir={run}", *GOAL, OPTIMIZER.format(0)])] == [0, 0]
+    assert [
+        one.exit_code
+        for one in train_on_ranks(2, ROOT / CONFIG, [f"run.dir={run}", *GOAL, OPTIMIZER.format(0)])
+    ] == [0, 0]
     return run
 
 
 class Job:
     """A training under Slurm. `nodes`: where; `per_node`: processes on each."""
 
-    def __init__(self, cluster: Cluster, run: Path, *overrides: str, nodes: str = "n1", per_node: int = 2) -> None:
+    def __init__(
+        self, cluster: Cluster, run: Path, *overrides: str, nodes: str = "n1", per_node: int = 2
+    ) -> None:
         self.cluster = cluster
         self.run = run
         self.restarts = 0
-        where = [f"--nodelist={nodes}", f"--nodes={nodes.count(',') + 1}", f"--cpus-per-task={per_node}"]
+        where = [
+            f"--nodelist={nodes}",
+            f"--nodes={nodes.count(',') + 1}",
+            f"--cpus-per-task={per_node}",
+        ]
         environment = {"PER_NODE": str(per_node), "ACCELERATE_USE_CPU": "true"}
-        self.number = cluster.submit(*where, SBATCH, CONFIG, f"run.dir={run}", OPTIMIZER.format(0.05), *GOAL, *overrides, cwd=ROOT, **environment)
+        self.number = cluster.submit(
+            *where,
+            SBATCH,
+            CONFIG,
+            f"run.dir={run}",
+            OPTIMIZER.format(0.05),
+            *GOAL,
+            *overrides,
+            cwd=ROOT,
+            **environment,
+        )
 
     def trains(self) -> None:
         """Wait until this life of the job has saved something, and begun what is not saved yet."""
@@ -65,8 +84,12 @@ class Job:
         self._until(lambda: self.newest() > before)
 
     def preempt(self, node: str) -> None:
-        """A job of the other partition takes the node for a second; wait until this one has left it, saved, and waits to go on."""
-        self.cluster.submit("--partition=high", f"--nodelist={node}", "--exclusive", "--wrap=sleep 1", cwd=self.run)
+        """A job of the other partition takes the node for a second; wait until this one has left
+        it, saved, and waits to go on.
+        """
+        self.cluster.submit(
+            "--partition=high", f"--nodelist={node}", "--exclusive", "--wrap=sleep 1", cwd=self.run
+        )
         self.comes_back()
         outcome = read_outcome(self.run)
         assert outcome is not None, self.told()
@@ -86,7 +109,10 @@ class Job:
 
     def newest(self) -> int:
         """The step of the last checkpoint, 0 if there is none."""
-        return max((int(path.name.removeprefix("step-")) for path in self.run.glob("checkpoints/step-*")), default=0)
+        return max(
+            (int(path.name.removeprefix("step-")) for path in self.run.glob("checkpoints/step-*")),
+            default=0,
+        )
 
     def told(self) -> str:
         return f"{self.cluster.job(self.number)}\n{self.cluster.log(self.number)}"
@@ -95,7 +121,9 @@ class Job:
         eventually(condition, LIMIT_S, self.told)
 
 
-def test_two_preemptions_and_a_requeue_leave_no_trace(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+def test_two_preemptions_and_a_requeue_leave_no_trace(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
     job = Job(cluster, tmp_path / "run", "tracking.wandb={project: tests, mode: offline}")
     job.trains()
     job.preempt("n1")
@@ -113,16 +141,30 @@ def test_two_preemptions_and_a_requeue_leave_no_trace(cluster: Cluster, undistur
     assert (outcome.reason, outcome.launches, outcome.exact) == ("budget", 4, True)
     assert_same(job.run, undisturbed)
     assert_kept_what_was_written(job.run)
-    assert len({path.stem.removeprefix("run-") for path in job.run.glob("wandb/offline-run-*/run-*.wandb")}) == 1
+    assert (
+        len(
+            {
+                path.stem.removeprefix("run-")
+                for path in job.run.glob("wandb/offline-run-*/run-*.wandb")
+            }
+        )
+        == 1
+    )
 
 
-def test_two_nodes_are_preempted_on_one_and_go_on_together(cluster: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+def test_two_nodes_are_preempted_on_one_and_go_on_together(
+    cluster: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
     job = Job(cluster, tmp_path / "run", nodes="n1,n2", per_node=1)
     job.trains()
     job.preempt("n2")
     assert job.ends() == "COMPLETED", job.told()
     assert_same(job.run, undisturbed)
-    launches = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text().splitlines() if '"event": "launch"' in line]
+    launches = [
+        json.loads(line)
+        for line in (job.run / "metrics.jsonl").read_text().splitlines()
+        if '"event": "launch"' in line
+    ]
     assert [one["world_size"] for one in launches] == [2, 2]
 
 

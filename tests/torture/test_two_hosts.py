@@ -1,4 +1,6 @@
-"""Two machines, as two network namespaces with a cable between them, which is cut in the middle of a training."""
+"""Two machines, as two network namespaces with a cable between them, which is cut in the middle of
+a training.
+"""
 
 import os
 import re
@@ -18,7 +20,8 @@ pytestmark = pytest.mark.torture
 ROOT = Path(__file__).parents[2]
 SLOW = ["data.train.source._target_=tests.operations.parts.Slow"]  # DELAY_S a micro-batch
 TIMEOUT_S = 5
-LEAVING_S = 15.0  # beyond the time limit: for a last save, for the board that is out of reach, on a busy machine
+# Beyond the time limit: for a last save, for the board that is out of reach, on a busy machine
+LEAVING_S = 15.0
 
 
 class Cable:
@@ -63,21 +66,52 @@ def cable() -> Iterator[Cable]:
 
 def start(host: str, rank: int, run: Path) -> "subprocess.Popen[str]":
     """A rank as a launcher of the machine `host` would start it."""
-    place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29555"}
-    env = {**os.environ, **place, "GLOO_SOCKET_IFNAME": host, "DELAY_S": "0.03", "PYTHONPATH": str(ROOT), "ACCELERATE_MIXED_PRECISION": "no"}
+    place = {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "10.77.0.1",
+        "MASTER_PORT": "29555",
+    }
+    env = {
+        **os.environ,
+        **place,
+        "GLOO_SOCKET_IFNAME": host,
+        "DELAY_S": "0.03",
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_MIXED_PRECISION": "no",
+    }
     limits = [f"run.timeout_s={TIMEOUT_S}", f"checkpoint.timeout_s={TIMEOUT_S}"]
-    command = [sys.executable, str(ROOT / "harness" / "train.py"), str(STORM), f"run.dir={run}", *limits, *SLOW]
-    return subprocess.Popen(["ip", "netns", "exec", host, *command], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [
+        sys.executable,
+        str(ROOT / "harness" / "train.py"),
+        str(STORM),
+        f"run.dir={run}",
+        *limits,
+        *SLOW,
+    ]
+    return subprocess.Popen(
+        ["ip", "netns", "exec", host, *command],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
-def test_a_cut_cable_is_noticed_on_both_sides_and_the_run_goes_on_exactly(tmp_path: Path, cable: Cable) -> None:
+def test_a_cut_cable_is_noticed_on_both_sides_and_the_run_goes_on_exactly(
+    tmp_path: Path, cable: Cable
+) -> None:
     run = tmp_path / "run"
     processes = [start(host, rank, run) for rank, host in enumerate(cable.hosts)]
     try:
         deadline = time.monotonic() + 120
         while not list(run.glob("checkpoints/step-*")):
             assert time.monotonic() < deadline, "no checkpoint"
-            assert all(process.poll() is None for process in processes), [process.communicate()[0] for process in processes]
+            assert all(process.poll() is None for process in processes), [
+                process.communicate()[0] for process in processes
+            ]
             time.sleep(0.05)
         cable.cut()
         cut_at = time.monotonic()

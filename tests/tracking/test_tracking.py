@@ -16,7 +16,9 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 def test_records_after_the_checkpoint_are_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"kind": "train", "step": step}) + "\n" for step in (2, 4, 6, 8)))
+    path.write_text(
+        "".join(json.dumps({"kind": "train", "step": step}) + "\n" for step in (2, 4, 6, 8))
+    )
     cut_back(path, 6)
     assert [record["step"] for record in lines(path)] == [2, 4, 6]
 
@@ -44,7 +46,11 @@ def test_only_the_first_rank_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "train/loss 2" in capsys.readouterr().out
 
 
-def test_a_record_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tracker = Tracker(tmp_path / "gone", Console(True), enabled=True)
     tracker.event("x", {"step": 3})
-    assert "a record of step 3 was not written: No such file or directory" in capsys.readouterr().out
+    assert (
+        "a record of step 3 was not written: No such file or directory" in capsys.readouterr().out
+    )

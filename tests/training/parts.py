@@ -1,4 +1,6 @@
-"""Components for the tests of parts: an optimizer that takes groups and may die, and a network whose parts can be told apart."""
+"""Components for the tests of parts: an optimizer that takes groups and may die, and a network
+whose parts can be told apart.
+"""
 
 from typing import Any
 
@@ -17,11 +19,15 @@ class MortalGroups(Mortal):
 
 
 class Halves(nn.Module):
-    """(B, 6) -> (B, 3): an encoder with BatchNorm and dropout, a head, and a layer that nothing uses if `idle`."""
+    """(B, 6) -> (B, 3): an encoder with BatchNorm and dropout, a head, and a layer that nothing
+    uses if `idle`.
+    """
 
     def __init__(self, idle: bool = False) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 8))
+        self.encoder = nn.Sequential(
+            nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 8)
+        )
         self.head = nn.Linear(8, 3)
         if idle:
             self.idle = nn.Linear(2, 2)

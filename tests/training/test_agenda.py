@@ -8,8 +8,20 @@ from harness.stopping.budget import Budget, Every
 from harness.training.agenda import Agenda, Call
 
 
-def agenda(num_samples: int = 100, size: int = 30, evaluate: Every | None = None, save: Every | None = None, budget: Budget | None = None) -> Agenda:
-    return Agenda(Sampling(num_samples, size, size, seed=0), Every(steps=5), evaluate or Every(epochs=1), save, budget)
+def agenda(
+    num_samples: int = 100,
+    size: int = 30,
+    evaluate: Every | None = None,
+    save: Every | None = None,
+    budget: Budget | None = None,
+) -> Agenda:
+    return Agenda(
+        Sampling(num_samples, size, size, seed=0),
+        Every(steps=5),
+        evaluate or Every(epochs=1),
+        save,
+        budget,
+    )
 
 
 def test_an_epoch_ends_on_the_first_step_that_completes_it() -> None:
@@ -18,12 +30,16 @@ def test_an_epoch_ends_on_the_first_step_that_completes_it() -> None:
 
 
 def test_a_batch_larger_than_the_split_ends_an_epoch_at_each_step() -> None:
-    assert all(agenda(num_samples=20, size=30).due(step, Call.NONE).evaluate for step in range(1, 9))
+    assert all(
+        agenda(num_samples=20, size=30).due(step, Call.NONE).evaluate for step in range(1, 9)
+    )
 
 
 def test_saves_follow_evaluations_unless_they_have_their_own_interval() -> None:
     assert [step for step in range(1, 11) if agenda().due(step, Call.NONE).save] == [4, 7, 10]
-    assert [step for step in range(1, 11) if agenda(save=Every(steps=3)).due(step, Call.NONE).save] == [3, 6, 9]
+    assert [
+        step for step in range(1, 11) if agenda(save=Every(steps=3)).due(step, Call.NONE).save
+    ] == [3, 6, 9]
 
 
 def test_the_last_step_of_the_budget_is_evaluated_and_saved_wherever_it_falls() -> None:
@@ -64,7 +80,9 @@ def test_a_request_to_stop_evaluates_and_saves_at_once() -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 100), st.integers(1, 5))
-def test_as_many_evaluations_as_stretches_of_epochs_were_completed(num_samples: int, size: int, epochs: int) -> None:
+def test_as_many_evaluations_as_stretches_of_epochs_were_completed(
+    num_samples: int, size: int, epochs: int
+) -> None:
     calendar = agenda(num_samples, size, evaluate=Every(epochs=epochs))
     steps = 50
     fallen = sum(calendar.due(step, Call.NONE).evaluate for step in range(1, steps + 1))

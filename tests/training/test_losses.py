@@ -21,18 +21,33 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 STEPS, SLOTS, ITEMS = 5, 6, 48
 
 
-def fill(window: LossWindow, losses: Sequence[Sequence[float]], items: int = ITEMS, skipped: Sequence[int] = ()) -> None:
+def fill(
+    window: LossWindow,
+    losses: Sequence[Sequence[float]],
+    items: int = ITEMS,
+    skipped: Sequence[int] = (),
+) -> None:
     for step, sums in enumerate(losses):
-        window.add([torch.tensor(value) for value in sums], torch.tensor(items), torch.tensor(step + 0.5), step in skipped)
+        window.add(
+            [torch.tensor(value) for value in sums],
+            torch.tensor(items),
+            torch.tensor(step + 0.5),
+            step in skipped,
+        )
 
 
 def losses_of_steps() -> list[list[float]]:
     draw = random.Random(3)
-    return [[draw.uniform(-1, 1) * 10 ** draw.randint(-6, 6) for _ in range(SLOTS)] for _ in range(STEPS)]
+    return [
+        [draw.uniform(-1, 1) * 10 ** draw.randint(-6, 6) for _ in range(SLOTS)]
+        for _ in range(STEPS)
+    ]
 
 
 def read_on_ranks(bad: dict[tuple[int, int], float]) -> tuple[Window, float, str]:
-    """Each rank brings its share of the slots; what all of them read, the interval's mean, and the state that a checkpoint would hold."""
+    """Each rank brings its share of the slots; what all of them read, the interval's mean, and the
+    state that a checkpoint would hold.
+    """
     ranks = Ranks.join()
     share = SLOTS // ranks.size
     losses = losses_of_steps()
@@ -57,7 +72,9 @@ def test_a_running_sum_is_rounded_once(values: list[float]) -> None:
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_its_value_does_not_depend_on_the_order_or_on_a_pause_in_between(values: list[float], order: random.Random) -> None:
+def test_its_value_does_not_depend_on_the_order_or_on_a_pause_in_between(
+    values: list[float], order: random.Random
+) -> None:
     one = ExactSum()
     for value in values:
         one.add(value)
@@ -90,7 +107,11 @@ def test_each_step_is_the_mean_over_its_items_and_the_mean_of_means_is_by_items(
     window = LossWindow(Ranks())
     fill(window, [[6.0, 2.0], [1.0, 1.0]], items=4)
     read = window.read(step=12)
-    assert (read.first_step, list(read.losses), list(read.grad_norms)) == (11, [2.0, 0.5], [0.5, 1.5])
+    assert (read.first_step, list(read.losses), list(read.grad_norms)) == (
+        11,
+        [2.0, 0.5],
+        [0.5, 1.5],
+    )
     fill(window, [[9.0]], items=1)
     window.read(step=13)
     assert mean_loss(window.take_pending()) == 19 / 9
@@ -133,7 +154,9 @@ def test_a_batch_whose_targets_are_all_ignored_has_no_loss_and_adds_none() -> No
 
 
 @given(st.lists(st.lists(FLOATS, min_size=2, max_size=2), min_size=2, max_size=8), st.data())
-def test_a_checkpoint_between_any_two_steps_changes_no_bit(losses: list[list[float]], data: st.DataObject) -> None:
+def test_a_checkpoint_between_any_two_steps_changes_no_bit(
+    losses: list[list[float]], data: st.DataObject
+) -> None:
     cut = data.draw(st.integers(1, len(losses) - 1))
     whole, first, second = (LossWindow(Ranks()) for _ in range(3))
     fill(whole, losses)
@@ -151,7 +174,11 @@ def test_the_state_is_plain_json() -> None:
     window = LossWindow(Ranks())
     fill(window, [[1.5, 2.5]])
     window.read(step=1)
-    assert json.loads(json.dumps(window.state())) == {"pending": [[4.0, ITEMS, 0.5]], "interval": [4.0], "interval_items": ITEMS}
+    assert json.loads(json.dumps(window.state())) == {
+        "pending": [[4.0, ITEMS, 0.5]],
+        "interval": [4.0],
+        "interval_items": ITEMS,
+    }
     assert window.pending == [StepLoss(4.0, ITEMS, 0.5)]
 
 
@@ -166,12 +193,19 @@ def test_any_number_of_ranks_reads_the_same_bits(n: int) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "offenders"),
-    [({(1, 5): math.nan}, {12: 2}), ({(4, 0): math.inf, (4, 5): math.inf, (2, 3): math.nan}, {15: 0, 13: 1})],
+    [
+        ({(1, 5): math.nan}, {12: 2}),
+        ({(4, 0): math.inf, (4, 5): math.inf, (2, 3): math.nan}, {15: 0, 13: 1}),
+    ],
 )
-def test_the_lowest_rank_with_a_loss_that_is_not_finite_is_named(bad: dict[tuple[int, int], float], offenders: dict[int, int]) -> None:
+def test_the_lowest_rank_with_a_loss_that_is_not_finite_is_named(
+    bad: dict[tuple[int, int], float], offenders: dict[int, int]
+) -> None:
     results = on_ranks(3, read_on_ranks, bad)
     for read, interval, _ in results:
         assert dict(read.offenders) == offenders
-        assert [math.isfinite(loss) for loss in read.losses] == [11 + step not in offenders for step in range(STEPS)]
+        assert [math.isfinite(loss) for loss in read.losses] == [
+            11 + step not in offenders for step in range(STEPS)
+        ]
         assert not math.isfinite(interval)
     assert len({state for *_, state in results}) == 1

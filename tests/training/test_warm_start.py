@@ -14,7 +14,14 @@ from harness.training.warm_start import warm_start
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "other.safetensors"
-    save_file({"encoder.weight": torch.full((2, 3), 5.0), "encoder.bias": torch.full((2,), 6.0), "head.weight": torch.ones(1, 2)}, path)
+    save_file(
+        {
+            "encoder.weight": torch.full((2, 3), 5.0),
+            "encoder.bias": torch.full((2,), 6.0),
+            "head.weight": torch.ones(1, 2),
+        },
+        path,
+    )
     return path
 
 
@@ -49,7 +56,9 @@ def test_a_prefix_puts_a_part_into_another_part(weights: Path) -> None:
         ({"encoder.": "x.", "encoder.w": "x.w"}, "two weights would be called x.weight"),
     ],
 )
-def test_a_prefix_that_cannot_be_meant_is_refused(weights: Path, prefixes: dict[str, str], message: str) -> None:
+def test_a_prefix_that_cannot_be_meant_is_refused(
+    weights: Path, prefixes: dict[str, str], message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message):
         warm_start(Net(), weights, prefixes)
 
@@ -57,7 +66,10 @@ def test_a_prefix_that_cannot_be_meant_is_refused(weights: Path, prefixes: dict[
 def test_shapes_that_do_not_fit_are_named_and_nothing_is_changed(weights: Path) -> None:
     network = Net(width=4)
     before = network.encoder.weight.clone()
-    with pytest.raises(CheckpointError, match=r"encoder\.weight: torch\.float32 \(2, 3\), the network's is torch\.float32 \(4, 3\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"encoder\.weight: torch\.float32 \(2, 3\), the network's is torch\.float32 \(4, 3\)",
+    ):
         warm_start(network, weights, {})
     assert network.encoder.weight.equal(before)
 

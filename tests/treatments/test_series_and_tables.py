@@ -27,11 +27,16 @@ def series(count: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("treatment", RANDOM)
 @given(count=st.integers(1, 20), seed=st.integers(0, 2**32))
-def test_a_sample_is_treated_in_a_batch_as_it_is_alone(treatment: Any, count: int, seed: int) -> None:
+def test_a_sample_is_treated_in_a_batch_as_it_is_alone(
+    treatment: Any, count: int, seed: int
+) -> None:
     before, seeds = series(count, seed), seeds_of(count, seed)
     kept = before.clone()
     together = treatment({"series": before}, seeds=seeds)["series"]
-    alone = [treatment({"series": before[index : index + 1]}, seeds=seeds[index : index + 1])["series"] for index in range(count)]
+    alone = [
+        treatment({"series": before[index : index + 1]}, seeds=seeds[index : index + 1])["series"]
+        for index in range(count)
+    ]
     assert torch.equal(together, torch.cat(alone))
     assert torch.equal(before, kept)
     assert treatment.training_only
@@ -55,8 +60,14 @@ def test_a_window_is_cut_from_anywhere_in_training_and_from_the_middle_elsewhere
     assert CropTime(27)({"series": before})["series"][0, 0].tolist() == list(range(1, 28))
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 9), st.sampled_from(["begin", "middle", "end"]))
-def test_series_of_any_lengths_become_windows_of_one(lengths: list[int], length: int, at: Any) -> None:
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.integers(1, 9),
+    st.sampled_from(["begin", "middle", "end"]),
+)
+def test_series_of_any_lengths_become_windows_of_one(
+    lengths: list[int], length: int, at: Any
+) -> None:
     ragged = [torch.arange(1.0, 2 * count + 1).view(2, count).T for count in lengths]  # (T, 2)
     found = Window(length, at, fill=-1)({"series": ragged})["series"]
     assert found.shape == (len(lengths), 2, length)
@@ -64,16 +75,31 @@ def test_series_of_any_lengths_become_windows_of_one(lengths: list[int], length:
         whole = one.T.numpy()
         surplus = whole.shape[1] - length
         before = {"begin": 0, "middle": abs(surplus) // 2, "end": abs(surplus)}[at]
-        around = np.pad(whole, [(0, 0), (before, max(0, -surplus) - before)], constant_values=-1) if surplus < 0 else whole[:, before:][:, :length]
+        around = (
+            np.pad(whole, [(0, 0), (before, max(0, -surplus) - before)], constant_values=-1)
+            if surplus < 0
+            else whole[:, before:][:, :length]
+        )
         assert (window == around).all()
     even = torch.stack([ragged[0].T] * 3)
-    assert torch.equal(Window(length, at, fill=-1)({"series": even})["series"], found[:1].expand(3, -1, -1))
-    assert Window(length, at, key="wave")({"wave": [one[:, 0].numpy() for one in ragged]})["wave"].shape == (len(lengths), 1, length)
+    assert torch.equal(
+        Window(length, at, fill=-1)({"series": even})["series"], found[:1].expand(3, -1, -1)
+    )
+    assert Window(length, at, key="wave")({"wave": [one[:, 0].numpy() for one in ragged]})[
+        "wave"
+    ].shape == (len(lengths), 1, length)
 
 
 def test_what_is_no_list_of_series_makes_no_windows() -> None:
-    for wrong in (["a", "b"], [torch.zeros(3, 2), torch.zeros(3, 1)], [torch.zeros(3), torch.zeros(3, 1)], [torch.zeros(1, 2, 3)]):
-        with pytest.raises(DataError, match=r"^series: arrays \(T, C\) with as many channels in each sample"):
+    for wrong in (
+        ["a", "b"],
+        [torch.zeros(3, 2), torch.zeros(3, 1)],
+        [torch.zeros(3), torch.zeros(3, 1)],
+        [torch.zeros(1, 2, 3)],
+    ):
+        with pytest.raises(
+            DataError, match=r"^series: arrays \(T, C\) with as many channels in each sample"
+        ):
             Window(4)({"series": wrong})
     with pytest.raises(ConfigError, match=r"^at: 'start' is none of begin, middle, end"):
         Window(4, "start")  # type: ignore[arg-type]
@@ -84,13 +110,21 @@ def test_channels_are_dropped_as_often_as_asked_but_never_all() -> None:
     dropped = (DropChannels(0.3)({"series": before}, seeds=seeds_of(3000))["series"] == 0).all(-1)
     assert not dropped.all(1).any()
     assert float(dropped.float().mean()) == pytest.approx(0.3 - 0.3**3 / 3, abs=0.02)
-    assert not (DropChannels(0.9)({"series": before[:, :1]}, seeds=seeds_of(3000))["series"] == 0).any()
+    assert not (
+        DropChannels(0.9)({"series": before[:, :1]}, seeds=seeds_of(3000))["series"] == 0
+    ).any()
 
 
 def test_categories_become_numbers_in_their_order() -> None:
     assert Encode("c", ["red", 7])({"c": ["7", "red", "7"]})["c"].tolist() == [1, 0, 1]
     assert Encode("c", ["red", 7], others=True)({"c": ["blue", "red"]})["c"].tolist() == [2, 0]
-    with pytest.raises(DataError, match=r"^c: 'blue' is none of the categories red, 7\. Add it to categories, or set others: true"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"^c: 'blue' is none of the categories red, 7\. Add it to categories, or set others: "
+            r"true"
+        ),
+    ):
         Encode("c", ["red", 7])({"c": ["red", "blue"]})
     with pytest.raises(DataError, match=r"^Encode needs 'd' as text; samples have c"):
         Encode("d", ["red"])({"c": ["red"]})
@@ -113,14 +147,20 @@ def test_missing_numbers_are_filled_in_and_marked() -> None:
     batch = {"features": torch.tensor([[1.0, float("nan")], [float("nan"), 4.0]])}
     assert Impute(0)(batch)["features"].tolist() == [[1, 0], [0, 4]]
     assert Impute([5, 6], mark=True)(batch)["features"].tolist() == [[1, 6, 0, 1], [5, 4, 1, 0]]
-    with pytest.raises(DataError, match=r"^features: \(2, 2\) does not have the 3 channels or columns"):
+    with pytest.raises(
+        DataError, match=r"^features: \(2, 2\) does not have the 3 channels or columns"
+    ):
         Impute([1, 2, 3])(batch)
     with pytest.raises(ConfigError, match=r"^value: nan: numbers are needed"):
         Impute(float("nan"))
 
 
 def test_columns_are_joined_in_the_order_given() -> None:
-    batch = {"features": torch.tensor([[1.0, 2.0]]), "n": torch.tensor([3]), "label": torch.tensor([0])}
+    batch = {
+        "features": torch.tensor([[1.0, 2.0]]),
+        "n": torch.tensor([3]),
+        "label": torch.tensor([0]),
+    }
     joined = Join(["n", "features"])(batch)
     assert joined["features"].tolist() == [[3, 1, 2]]
     assert joined.keys() == {"features", "label"}
@@ -136,8 +176,19 @@ def test_counts_become_degrees_without_rounding_before() -> None:
 
 
 def test_what_is_no_series_is_refused() -> None:
-    with pytest.raises(DataError, match=r"^series: \(2, 3, 5\) of torch\.float32 where series \(B, C, T >= 6\) of floats are needed"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"^series: \(2, 3, 5\) of torch\.float32 where series \(B, C, T >= 6\) of floats are "
+            r"needed"
+        ),
+    ):
         CropTime(6)({"series": torch.zeros(2, 3, 5)})
-    for make in (lambda: RandomScale(0), lambda: CropTime(0), lambda: RandomCropTime(0), lambda: DropChannels(1.0)):
+    for make in (
+        lambda: RandomScale(0),
+        lambda: CropTime(0),
+        lambda: RandomCropTime(0),
+        lambda: DropChannels(1.0),
+    ):
         with pytest.raises(ConfigError, match=r"^(log_range|length|p): "):
             make()
