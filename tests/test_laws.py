@@ -288,7 +288,10 @@ def test_collectives_are_called_in_ranks_alone() -> None:
 
 
 def test_no_attribute_hides_a_collective() -> None:
-    calls = r"\branks\.(decide|together|gather\w*|any_rank|wait_for_all|sum_in_place|broadcast_in_place|channel)\("
+    names = (
+        "decide|together|gather\\w*|any_rank|wait_for_all|sum_in_place|broadcast_in_place|channel"
+    )
+    calls = rf"\branks\.({names})\("
     problems = [
         f"{module.at(function)}: {function.name}"
         for module in modules().values()

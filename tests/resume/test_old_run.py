@@ -1,6 +1,6 @@
 """A run that an earlier release left goes on under this one, to the bits of a run never cut off.
 
-`old_run/run` was written by fermarsi 0.1.0 before its modules moved (two processes, 23 of 46 steps).
+`old_run/run` was written by fermarsi 0.1.0 before its modules moved (2 processes, 23 of 46 steps).
 """
 
 import json
