@@ -1,8 +1,9 @@
 # make demo      train on real data with two processes, from nothing
 # make test      lint and the tests            make lint      ruff, mypy --strict, shellcheck
 # make torture   long proofs by force          make bench     benchmarks
+# make explore   property tests on fresh examples
 # make image-test   build the container image with buildah and train in it
-# make soak      whole trainings of configs to their targets; CI does not run it
+# make soak      whole trainings of configs to their targets, and explore; CI does not run it
 # make lock      renew requirements/*.txt      make clean     remove what was made here, runs/ excepted
 #
 # Needs python3 >= 3.11 and make. Everything is installed into .venv, by hash, from the package index that pip and uv are set up for.
@@ -14,7 +15,7 @@ COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-ha
 SCRIPTS := .ci/run launch/slurm.sbatch $(wildcard launch/*.sh docker/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test lint unit torture soak image-test bench lock clean
+.PHONY: help demo setup test lint unit torture explore soak image-test bench lock clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -49,7 +50,10 @@ unit: setup
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 1200
 
-soak: setup
+explore: setup
+	FERMARSI_EXAMPLES=explore $(BIN)/python -m pytest -m hypothesis --timeout 1200
+
+soak: setup explore
 	$(BIN)/python -m pytest -m soak --timeout 2400
 
 image-test: setup

@@ -27,9 +27,11 @@ from hypothesis import settings  # noqa: E402
 from tests.pool import POOL  # noqa: E402
 
 torch.set_num_threads(1)
-settings.register_profile("here", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "here")
+# Repeatable: the same examples each time. `make explore` looks for others; what it finds becomes an
+# @example of its test.
+settings.register_profile("repeat", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("FERMARSI_EXAMPLES", "repeat"))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
