@@ -422,7 +422,7 @@ def test_the_hot_path_does_not_wait_for_the_device() -> None:
         module = modules()[name]
         for function in (function for function in module.functions() if function.name in functions):
             for node in ast.walk(function):
-                if not isinstance(node, ast.Call):
+                if not isinstance(node, ast.Request):
                     continue
                 called = (
                     node.func.attr

@@ -120,7 +120,7 @@ def describe_network(
     accelerator = start_accelerator(
         config.train.precision, config.run.exactness, config.run.timeout_s
     )
-    engine = Engine(config, accelerator, 1, task, batch)
+    engine = Engine(config, accelerator, task, batch)
     engine.wrap(Ranks())
     rows = {
         name: Row(name, type(module).__name__) for name, module in engine.network.named_modules()

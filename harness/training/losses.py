@@ -100,7 +100,7 @@ class LossWindow:
         return mean
 
     def state(self) -> dict[str, Any]:
-        """JSON: what was read and not yet taken. Call after `read`."""
+        """JSON: what was read and not yet taken. Request after `read`."""
         pending = [[one.loss_sum, one.num_items, one.grad_norm] for one in self.pending]
         return {
             "pending": pending,
