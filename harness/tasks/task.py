@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from harness.config.schema import Config
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
 
@@ -84,22 +83,20 @@ class Task(Protocol):
         """Columns (B, ...) for a table of predictions."""
 
 
-def known_metrics(config: Config, task: Task) -> dict[str, MetricInfo]:
-    """What the stop settings may name: the task's metrics on each split that is evaluated."""
-    names = ("train", "val") if config.data.val is not None else ("train",)
-    return {f"{split}/{name}": info for split in names for name, info in task.infos().items()}
+def known_metrics(task: Task, splits: Sequence[str]) -> dict[str, MetricInfo]:
+    """What the stop settings may name: the task's metrics on each of the splits that are evaluated,
+    by `split/name`.
+    """
+    return {f"{split}/{name}": info for split in splits for name, info in task.infos().items()}
 
 
 Input = str | Sequence[str] | Mapping[str, str]
 
 
 ACCURACY = MetricInfo(mode="max", lower=0.0, upper=1.0)
-
-
 ERROR = MetricInfo(mode="min", lower=0.0, upper=None)
-
-
-_TABLES = ("confusion", "tokens")  # metrics from which our tasks take their values
+# Metrics from which our tasks take their values
+_TABLES = ("confusion", "tokens")
 
 
 class Basis(Task):
@@ -129,7 +126,7 @@ class Basis(Task):
                 )
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """The outputs of the network; of an output object as `transformers` gives it, its logits."""
+        """The network's outputs; of an output object as `transformers` gives it, its logits."""
         if isinstance(self.input, str):
             outputs = model(batch[self.input])
         elif isinstance(self.input, Mapping):

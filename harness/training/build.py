@@ -63,7 +63,9 @@ def build(
             config, accelerator, ranks.size, task, first_batch(splits["train"], sampling)
         )
     )
-    controller = ranks.together(lambda: StopController(config.stop, known_metrics(config, task)))
+    controller = ranks.together(
+        lambda: StopController(config.stop, known_metrics(task, config.data.evaluated))
+    )
     agenda = Agenda(
         sampling,
         config.log.every,
