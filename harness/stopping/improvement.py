@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PlainValidator, field_serializer, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_serializer, field_validator
 
 from harness.errors import ConfigError
 from harness.settings import Section, numbered
 from harness.stopping.judge import Finding, Judge, Need, enough, unknown_metric, wrong_mode
+from harness.stopping.patience import Patience, RunningPatience
 from harness.stopping.verdict import (
     SIGNS,
     CriterionVerdict,
@@ -56,36 +57,6 @@ class Gain(NamedTuple):
     needed: float
     enough: bool
     meaningful: bool
-
-
-class Patience(Section):
-    """For how long too little improvement is borne. In a config a bare number counts intervals."""
-
-    intervals: int | None = Field(
-        None, ge=1, description="So many intervals in a row; the same as the bare number."
-    )
-    epochs: int | None = Field(
-        None, ge=1, description="So many epochs since the last interval that was not stale."
-    )
-    steps: int | None = Field(None, ge=1, description="So many optimizer steps since then.")
-    samples: int | None = Field(None, ge=1, description="So many samples since then.")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        self._require_one("intervals", "epochs", "steps", "samples")
-        return self
-
-    @property
-    def unit(self) -> str:
-        """The unit that is given."""
-        return self.given("intervals", "epochs", "steps", "samples")[0]
-
-    @property
-    def count(self) -> int:
-        """How many of them."""
-        value = getattr(self, self.unit)
-        assert isinstance(value, int)
-        return value
 
 
 class Improvement(Section):
@@ -201,11 +172,11 @@ class ImprovementJudge(Judge):
 
     def take(self, evaluation: Evaluation) -> Finding:
         """Raises ConfigError if a cooldown is set and the evaluation has no `lr`."""
-        dropped = self._lr_dropped(evaluation)
+        lr_dropped = self._lr_dropped(evaluation)
         counts = not self._warmup
         self._warmup = max(0, self._warmup - 1)
         taken = [
-            criterion.take(evaluation, counts=counts, dropped=dropped)
+            criterion.take(evaluation, counts=counts, lr_dropped=lr_dropped)
             for criterion in self._criteria
         ]
         verdicts = [verdict for verdict, _ in taken]
@@ -276,30 +247,23 @@ class RunningCriterion:
         self._mode: Mode = mode
         self._share = settings.share
         self._from_best = settings.from_ == "best"
-        self._patience = settings.patience.count
-        self._unit = settings.patience.unit
-        self._whole_epochs = whole_epochs
+        self._patience = RunningPatience(
+            settings.patience, settings.cooldown, whole_epochs=whole_epochs
+        )
         self._reference: float | None = None
         self._reference_step = 0
         # Better than the reference was seen, but never by enough
         self._crept = False
         # What the reference of the last evaluation is to people
         self._name = ""
-        # Intervals of cooldown left
-        self._pause = 0
-        self._stale = 0
-        self._spent: float = 0
-        self._out = False
-        # The last evaluation that was not stale
-        self._since = Evaluation(step=0, epoch=0.0, samples=0, hours=0.0, metrics={})
 
     def take(
-        self, evaluation: Evaluation, *, counts: bool, dropped: bool
+        self, evaluation: Evaluation, *, counts: bool, lr_dropped: bool
     ) -> tuple[CriterionVerdict, str | None]:
         """The verdict on an evaluation, and a warning if the rate has no meaning there.
 
-        `counts`: whether it may be stale at all (not during warm-up). `dropped`: the learning rate
-        has dropped since the evaluation before.
+        `counts`: whether it may be stale at all (not during warm-up). `lr_dropped`: the learning
+        rate has dropped since the evaluation before.
         """
         value = evaluation.metrics.get(self._metric)
         reference, reference_step = self._reference, self._reference_step
@@ -314,7 +278,7 @@ class RunningCriterion:
                 self._crept = False
             elif gain is not None and gain.amount > 0:
                 self._crept = True
-            self._count(evaluation, improved or not counts, dropped)
+            self._patience.take(evaluation, fresh=improved or not counts, lr_dropped=lr_dropped)
         verdict = CriterionVerdict(
             metric=self._metric,
             value=value,
@@ -323,11 +287,11 @@ class RunningCriterion:
             gain=None if gain is None else gain.amount,
             needed=None if gain is None else gain.needed,
             improved=improved,
-            stale=self._stale,
-            spent=self._spent,
-            patience=self._patience,
-            unit=self._unit,
-            out=self._out,
+            stale=self._patience.stale,
+            spent=self._patience.spent,
+            patience=self._patience.count,
+            unit=self._patience.unit,
+            out=self._patience.out,
         )
         return verdict, warning
 
@@ -350,42 +314,6 @@ class RunningCriterion:
             f"{max(abs(reference), abs(value)) * self._share:.1g}."
         )
         return gain, gain.enough, warning
-
-    def _count(self, evaluation: Evaluation, fresh: bool, dropped: bool) -> None:
-        if self._settings.cooldown and dropped:
-            self._pause = self._settings.cooldown
-            fresh = True
-        elif self._pause:
-            self._pause -= 1
-            fresh = True
-        if fresh:
-            self._stale, self._spent, self._out, self._since = 0, 0, False, evaluation
-            return
-        self._stale += 1
-        self._spent, self._out = self._use_up(evaluation)
-
-    def _use_up(self, now: Evaluation) -> tuple[float, bool]:
-        """How much of the patience is spent since the last interval that was not stale, and whether
-        that is all of it; compared in whole numbers.
-        """
-        then = self._since
-        spent: float
-        if self._unit == "intervals":
-            spent = self._stale
-        elif self._unit == "steps":
-            spent = now.step - then.step
-        elif self._unit == "samples":
-            spent = now.samples - then.samples
-        elif self._whole_epochs:
-            spent = math.floor(now.epoch) - math.floor(then.epoch)
-        elif now.samples > 0 and now.epoch > 0:
-            # Exact: epoch is samples / per_epoch, rounded once
-            per_epoch = round(now.samples / now.epoch)
-            samples = now.samples - then.samples
-            return samples / per_epoch, samples >= self._patience * per_epoch
-        else:
-            spent = now.epoch - then.epoch
-        return spent, spent >= self._patience
 
     def sentence(self, verdict: CriterionVerdict) -> str:
         """The verdict in words and numbers."""

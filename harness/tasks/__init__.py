@@ -7,8 +7,10 @@ are computed in float32 (float64 if the outputs are), under autocast too.
 `input` says how a batch goes into the network:
 
     input: image                        network(batch["image"])
-    input: [image, sound]               network({"image": batch["image"], "sound": batch["sound"]}), as `harness.networks.Fuse` takes it
+    input: [image, sound]               network({"image": batch["image"], "sound": batch["sound"]})
     input: {input_ids: tokens}          network(input_ids=batch["tokens"])
+
+`harness.networks.Fuse` takes a list of inputs.
 """
 
 from harness.tasks.classification import Classification
