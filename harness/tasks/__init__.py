@@ -16,10 +16,9 @@ are computed in float32 (float64 if the outputs are), under autocast too.
 from harness.tasks.classification import Classification
 from harness.tasks.joint import Joint
 from harness.tasks.language import LanguageModelling
-from harness.tasks.learning import learn, learner_states, restore_learners
 from harness.tasks.regression import Regression
 from harness.tasks.supervised import Supervised
-from harness.tasks.task import Learner, Task, detached
+from harness.tasks.task import Learner, Task
 
 __all__ = [
     "Classification",
@@ -29,8 +28,4 @@ __all__ = [
     "Regression",
     "Supervised",
     "Task",
-    "detached",
-    "learn",
-    "learner_states",
-    "restore_learners",
 ]
