@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from harness.settings import Section
-from harness.stopping.judge import unknown_metric, wrong_mode
-from harness.stopping.verdict import SIGNS, Best, Evaluation, Metrics, Mode
+from harness.stopping.judge import wrong_mode
+from harness.stopping.verdict import SIGNS, Best, Evaluation, MetricInfo, Mode
 
 
 class BestMetric(Section):
@@ -18,11 +18,9 @@ class BestMetric(Section):
         None, description="Which way is better; null: what the metric declares."
     )
 
-    def problems(self, metrics: Metrics) -> Iterator[str]:
-        """What is wrong with it for the metrics that there are."""
-        yield from unknown_metric("stop.best.metric", self.metric, metrics)
-        if self.metric in metrics:
-            yield from wrong_mode("stop.best", self.metric, self.mode, metrics[self.metric])
+    def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
+        """What is wrong with it for what its metric declares."""
+        return wrong_mode(where, self.metric, self.mode, info)
 
 
 class BestSoFar:

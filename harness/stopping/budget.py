@@ -56,7 +56,7 @@ class BudgetJudge(Judge):
     def needs(self) -> Iterator[tuple[str, str]]:
         for unit in self._limits:
             if unit != "steps":
-                yield f"stop.budget.{unit}", "epoch" if unit == "epochs" else unit
+                yield f"stop.budget.{unit}", unit
 
     def take(self, evaluation: Evaluation) -> Finding:
         used = {

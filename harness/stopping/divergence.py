@@ -10,9 +10,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.settings import Section, numbered
+from harness.settings import Section
 from harness.stopping.best import BestSoFar
-from harness.stopping.judge import Finding, Judge, unknown_metric
+from harness.stopping.judge import Finding, Judge, problems_of
 from harness.stopping.verdict import Evaluation, LoggedSteps, MetricInfo, Metrics, Mode, show
 
 
@@ -32,6 +32,28 @@ class Divergence(Section):
     def _one(self) -> Self:
         self._require_one("above", "below", "ratio_to_best")
         return self
+
+    def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
+        """What is wrong with it for what its metric declares."""
+        if self.above is not None:
+            side, other, limit, better = "above", "below", info.upper, "more"
+            beyond = limit is not None and self.above >= limit
+        elif self.below is not None:
+            side, other, limit, better = "below", "above", info.lower, "less"
+            beyond = limit is not None and self.below <= limit
+        else:
+            return
+        if better == info.better:
+            yield (
+                f"{where}.{side}: of {self.metric} {better} is better. Write {other}, or "
+                "ratio_to_best."
+            )
+        elif limit is not None and beyond:
+            direction = "lower" if side == "above" else "higher"
+            yield (
+                f"{where}.{side}: {self.metric} is never {side} {show(limit)}. Give a {direction} "
+                "bound."
+            )
 
 
 class Spike(Section):
@@ -70,14 +92,11 @@ class RunningBound:
         if math.isnan(value):
             return Finding(f"{name} is undefined (NaN) at step {step}")
         above, below = self._settings.above, self._settings.below
-        if above is not None and value > above:
-            return Finding(
-                f"{name} {show(value, above)} is above {show(above, value)} at step {step}"
-            )
-        if below is not None and value < below:
-            return Finding(
-                f"{name} {show(value, below)} is below {show(below, value)} at step {step}"
-            )
+        for side, bound in (("above", above), ("below", below)):
+            if bound is not None and (value > bound if side == "above" else value < bound):
+                return Finding(
+                    f"{name} {show(value, bound)} is {side} {show(bound, value)} at step {step}"
+                )
         known, ratio = self._best.best, self._settings.ratio_to_best
         self._best.take(evaluation)
         if ratio is None or known is None:
@@ -89,17 +108,14 @@ class RunningBound:
                 "Give above or below instead."
             )
             return Finding(warnings=[warning])
-        if self._best.mode == "min" and value > ratio * best:
-            return Finding(
-                f"{name} {show(value)} is above {show(ratio)} times its best {show(best)} at step "
-                f"{step}"
+        if self._best.mode == "min":
+            past, words = value > ratio * best, f"above {show(ratio)} times its best {show(best)}"
+        else:
+            past, words = (
+                value * ratio < best,
+                f"below its best {show(best)} divided by {show(ratio)}",
             )
-        if self._best.mode == "max" and value * ratio < best:
-            return Finding(
-                f"{name} {show(value)} is below its best {show(best)} divided by {show(ratio)} at "
-                f"step {step}"
-            )
-        return Finding()
+        return Finding(f"{name} {show(value)} is {words} at step {step}" if past else None)
 
 
 class DivergenceJudge(Judge):
@@ -115,11 +131,7 @@ class DivergenceJudge(Judge):
         ]
 
     def problems(self) -> Iterator[str]:
-        for index, one in enumerate(self._settings):
-            where = f"stop.{numbered('divergence', index, self._settings)}"
-            yield from unknown_metric(f"{where}.metric", one.metric, self._metrics)
-            if one.metric in self._metrics:
-                yield from _problems(where, one, self._metrics[one.metric])
+        return problems_of("divergence", self._settings, self._metrics)
 
     def metrics(self) -> set[str]:
         return {one.metric for one in self._settings}
@@ -131,31 +143,6 @@ class DivergenceJudge(Judge):
             next(filter(None, stops), None),
             warnings=[warning for one in findings for warning in one.warnings],
         )
-
-
-def _problems(where: str, divergence: Divergence, info: MetricInfo) -> Iterator[str]:
-    if divergence.above is not None:
-        if info.mode == "max":
-            yield (
-                f"{where}.above: of {divergence.metric} more is better. Write below, or "
-                "ratio_to_best."
-            )
-        elif info.upper is not None and divergence.above >= info.upper:
-            yield (
-                f"{where}.above: {divergence.metric} is never above {show(info.upper)}. Give a "
-                "lower bound."
-            )
-    if divergence.below is not None:
-        if info.mode == "min":
-            yield (
-                f"{where}.below: of {divergence.metric} less is better. Write above, or "
-                "ratio_to_best."
-            )
-        elif info.lower is not None and divergence.below <= info.lower:
-            yield (
-                f"{where}.below: {divergence.metric} is never below {show(info.lower)}. Give a "
-                "higher bound."
-            )
 
 
 # The standard deviation of a normal distribution whose median absolute deviation is 1

@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, field_serializer, field_validator
 
 from harness.errors import ConfigError
 from harness.settings import Section, numbered
-from harness.stopping.judge import Finding, Judge, Need, enough, unknown_metric, wrong_mode
+from harness.stopping.judge import Finding, Judge, Need, enough, problems_of, wrong_mode
 from harness.stopping.patience import Patience, RunningPatience
 from harness.stopping.verdict import (
     SIGNS,
@@ -119,6 +119,28 @@ class Improvement(Section):
         needed = max(self.absolute, share * abs(reference)) if meaningful else 0.0
         return Gain(amount, needed, amount >= needed and amount > 0, meaningful)
 
+    def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
+        """What is wrong with it for what its metric declares."""
+        yield from wrong_mode(where, self.metric, self.mode, info)
+        largest = _largest_gain(info)
+        if info.upper is not None and largest is not None and self.absolute > largest:
+            gain = show(self.absolute)
+            lower = "" if info.lower is None else f"{show(info.lower)} and "
+            yield (
+                f"{where}.at_least: {self.metric} is bounded by {lower}{show(info.upper)} and can "
+                f"hardly gain {gain}. Write {gain}% for a share of the reference or "
+                f"{show(self.absolute / 100)} for an absolute gain."
+            )
+
+
+def _largest_gain(info: MetricInfo) -> float | None:
+    """No more than its bound for a metric bounded by 1 (a correlation too), else the width of its
+    range.
+    """
+    if info.upper is None or 0 < info.upper <= 1:
+        return info.upper
+    return None if info.lower is None else info.upper - info.lower
+
 
 class ImprovementJudge(Judge):
     """Stops when all or any of the criteria have run out of patience."""
@@ -152,21 +174,16 @@ class ImprovementJudge(Judge):
         self._lr_stood = True
 
     def problems(self) -> Iterator[str]:
-        for where, one in self._places():
-            yield from unknown_metric(f"{where}.metric", one.metric, self._metrics)
-            if one.metric in self._metrics:
-                yield from _problems(where, one, self._metrics[one.metric])
+        return problems_of("improvement", self._settings, self._metrics)
 
     def metrics(self) -> set[str]:
         return {one.metric for one in self._settings}
 
     def needs(self) -> Iterator[tuple[str, str]]:
-        for where, one in self._places():
+        for index, one in enumerate(self._settings):
+            where = f"stop.{numbered('improvement', index, self._settings)}"
             if one.patience.unit in ("epochs", "samples"):
-                yield (
-                    f"{where}.patience",
-                    "epoch" if one.patience.unit == "epochs" else "samples",
-                )
+                yield f"{where}.patience", one.patience.unit
             if one.cooldown:
                 yield f"{where}.cooldown", "lr"
 
@@ -193,10 +210,6 @@ class ImprovementJudge(Judge):
             criteria=verdicts,
         )
 
-    def _places(self) -> Iterator[tuple[str, Improvement]]:
-        for index, one in enumerate(self._settings):
-            yield f"stop.{numbered('improvement', index, self._settings)}", one
-
     def _lr_dropped(self, evaluation: Evaluation) -> bool:
         """Whether the learning rate fell after an interval in which it stood still: a step down,
         unlike the steady fall of a cosine.
@@ -214,28 +227,6 @@ class ImprovementJudge(Judge):
         dropped = self._lr_stood and evaluation.lr < before
         self._lr_stood = evaluation.lr == before
         return dropped
-
-
-def _problems(where: str, improvement: Improvement, info: MetricInfo) -> Iterator[str]:
-    yield from wrong_mode(where, improvement.metric, improvement.mode, info)
-    largest = _largest_gain(info)
-    if info.upper is not None and largest is not None and improvement.absolute > largest:
-        gain = show(improvement.absolute)
-        lower = "" if info.lower is None else f"{show(info.lower)} and "
-        yield (
-            f"{where}.at_least: {improvement.metric} is bounded by {lower}{show(info.upper)} and "
-            f"can hardly gain {gain}. Write {gain}% for a share of the reference or "
-            f"{show(improvement.absolute / 100)} for an absolute gain."
-        )
-
-
-def _largest_gain(info: MetricInfo) -> float | None:
-    """No more than its bound for a metric bounded by 1 (a correlation too), else the width of its
-    range.
-    """
-    if info.upper is None or 0 < info.upper <= 1:
-        return info.upper
-    return None if info.lower is None else info.upper - info.lower
 
 
 class RunningCriterion:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Literal, NamedTuple, Protocol
 
+from harness.settings import numbered
 from harness.stopping.verdict import CriterionVerdict, Evaluation, MetricInfo, Metrics, Mode
 
 Need = Literal["all", "any"]
@@ -50,7 +51,7 @@ class Judge(Protocol):
 
     def needs(self) -> Iterator[tuple[str, str]]:
         """What the settings need of each evaluation beside its metrics: a setting, and one of
-        epoch, samples, hours and lr.
+        epochs, samples, hours and lr.
         """
         return iter(())
 
@@ -94,8 +95,26 @@ def unknown_metric(
     )
 
 
+class OnMetric(Protocol):
+    """Settings on one metric."""
+
+    @property
+    def metric(self) -> str: ...
+
+    def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
+        """What is wrong with them for what their metric declares."""
+
+
+def problems_of(kind: str, settings: Sequence[OnMetric], metrics: Metrics) -> Iterator[str]:
+    """What is wrong with one or several settings of `stop.<kind>`."""
+    for index, one in enumerate(settings):
+        where = f"stop.{numbered(kind, index, settings)}"
+        yield from unknown_metric(f"{where}.metric", one.metric, metrics)
+        if one.metric in metrics:
+            yield from one.problems(where, metrics[one.metric])
+
+
 def wrong_mode(where: str, metric: str, mode: Mode | None, info: MetricInfo) -> Iterator[str]:
     """The problem of a mode that contradicts what the metric declares."""
     if mode is not None and mode != info.mode:
-        better = "more" if info.mode == "max" else "less"
-        yield f"{where}.mode: {mode}, but of {metric} {better} is better. Leave mode out."
+        yield f"{where}.mode: {mode}, but of {metric} {info.better} is better. Leave mode out."

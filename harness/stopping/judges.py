@@ -6,7 +6,7 @@ from harness.errors import ConfigError
 from harness.stopping.budget import BudgetJudge
 from harness.stopping.divergence import DivergenceJudge
 from harness.stopping.improvement import ImprovementJudge
-from harness.stopping.judge import Judge
+from harness.stopping.judge import Judge, problems_of
 from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import TargetsJudge, expand
@@ -38,7 +38,8 @@ def problems(settings: StopSettings, metrics: Metrics) -> list[str]:
     """
     judges = judges_of(settings, metrics, RequestJudge())
     found = [problem for judge in judges for problem in judge.problems()]
-    return found if settings.best is None else [*found, *settings.best.problems(metrics)]
+    best = [] if settings.best is None else [settings.best]
+    return [*found, *problems_of("best", best, metrics)]
 
 
 def refuse(problems: Sequence[str]) -> None:

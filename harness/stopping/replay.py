@@ -168,7 +168,8 @@ def _unanswered(
 ) -> Iterator[str]:
     """Settings that need what the history does not hold."""
     for judge in judges_of(settings, infos, RequestJudge()):
-        for where, column in judge.needs():
+        for where, unit in judge.needs():
+            column = "epoch" if unit == "epochs" else unit
             if column not in history.known:
                 also = " (or elapsed_s)" if column == "hours" else ""
                 yield (

@@ -58,11 +58,7 @@ class RunningTarget:
         self._metrics = metrics
         self._hold = hold
         self._bound = target.bound
-        self._at_least = target.mode == "max"
-        relations = ("at least", "below") if self._at_least else ("at most", "above")
-        self._met_words, self._short_words = (
-            f"is {relation} {show(self._bound, digits=15)}" for relation in relations
-        )
+        self._mode = target.mode
         self._held = 0
         self._values: list[float | None] = []
         self._met: list[bool] = []
@@ -71,7 +67,8 @@ class RunningTarget:
         """Whether the target is reached: only a value of this very evaluation counts, NaN never."""
         self._values = [metrics.get(name) for name in self._metrics]
         self._met = [
-            value is not None and (value >= self._bound if self._at_least else value <= self._bound)
+            value is not None
+            and (value >= self._bound if self._mode == "max" else value <= self._bound)
             for value in self._values
         ]
         self._held = self._held + 1 if all(self._met) else 0
@@ -97,7 +94,10 @@ class RunningTarget:
     def _clause(self, name: str, value: float | None, met: bool) -> str:
         if value is None or math.isnan(value):
             return f"{name} is {'not measured' if value is None else 'undefined (NaN)'}"
-        return f"{name} {show(value, self._bound)} {self._met_words if met else self._short_words}"
+        more, less = ("at least", "below") if self._mode == "max" else ("above", "at most")
+        relation = more if met == (self._mode == "max") else less
+        bound = show(self._bound, digits=15)
+        return f"{name} {show(value, self._bound)} is {relation} {bound}"
 
 
 class TargetsJudge(Judge):
@@ -144,10 +144,9 @@ class TargetsJudge(Judge):
 
 
 def _problems(where: str, metric: str, target: Target, info: MetricInfo) -> Iterator[str]:
-    if target.mode == "max":
-        asked, other, limit, side, better = "at_least", "at_most", info.upper, "above", "less"
-    else:
-        asked, other, limit, side, better = "at_most", "at_least", info.lower, "below", "more"
+    asked, other, limit, side = "at_least", "at_most", info.upper, "above"
+    if target.mode == "min":
+        asked, other, limit, side = "at_most", "at_least", info.lower, "below"
     bound = show(target.bound)
     if limit is not None and (target.bound - limit) * SIGNS[target.mode] > 0:
         yield (
@@ -155,4 +154,4 @@ def _problems(where: str, metric: str, target: Target, info: MetricInfo) -> Iter
             f"{asked.replace('_', ' ')} {bound}. Give a value it can reach."
         )
     elif info.mode != target.mode:
-        yield f"{where}.{asked}: of {metric} {better} is better. Write {other}: {bound}."
+        yield f"{where}.{asked}: of {metric} {info.better} is better. Write {other}: {bound}."

@@ -17,6 +17,11 @@ class MetricInfo:
     lower: float | None = None
     upper: float | None = None
 
+    @property
+    def better(self) -> str:
+        """Whether "more" or "less" is better, for messages."""
+        return "more" if self.mode == "max" else "less"
+
 
 # By `split/name`
 Metrics = Mapping[str, MetricInfo]

@@ -42,9 +42,9 @@ def test_criteria_that_are_not_set_find_nothing() -> None:
 def test_each_criterion_says_which_metrics_and_which_columns_it_needs() -> None:
     assert metrics_of(EVERYTHING, METRICS) == {"train/f1", "val/f1", "val/loss", "val/recall"}
     assert [need for judge in judges() for need in judge.needs()] == [
-        ("stop.improvement.patience", "epoch"),
+        ("stop.improvement.patience", "epochs"),
         ("stop.improvement.cooldown", "lr"),
-        ("stop.budget.epochs", "epoch"),
+        ("stop.budget.epochs", "epochs"),
         ("stop.budget.hours", "hours"),
     ]
 
