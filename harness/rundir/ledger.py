@@ -22,8 +22,6 @@ from typing import Any
 from harness.durable import write_json
 
 TRAINING = ("data_wait", "compute", "evaluation", "checkpoint_stall")
-
-
 ACCOUNTS = ("start_up", "resume", *TRAINING, "work_lost", "idle")
 
 

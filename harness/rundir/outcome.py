@@ -10,12 +10,9 @@ from harness.durable import write_json
 from harness.errors import CheckpointError
 
 FILE = "outcome.json"
-
-
 DIVERGED = 3
-
-
-INTERRUPTED = 75  # EX_TEMPFAIL: to be continued
+# EX_TEMPFAIL: to be continued
+INTERRUPTED = 75
 
 
 @dataclass(frozen=True)

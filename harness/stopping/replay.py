@@ -134,22 +134,20 @@ def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricIn
             ),
             None,
         )
-        guessed: Mode = hints.get(name, "max")
-        if words & _LARGER_IS_BETTER:
-            guessed = "max"
-        if words & _SMALLER_IS_BETTER:
-            guessed = "min"
+        mode = stated or (
+            "min"
+            if words & _SMALLER_IS_BETTER
+            else "max"
+            if words & _LARGER_IS_BETTER
+            else hints.get(name, "max")
+        )
         values = [
             value
             for one in history.evaluations
             if (value := one.metrics.get(name)) is not None and math.isfinite(value)
         ]
-        share = (
-            (stated or guessed) == "max"
-            and words & _SHARES
-            and all(0 <= value <= 1 for value in values)
-        )
-        infos[name] = MetricInfo(stated or guessed, *((0.0, 1.0) if share else (None, None)))
+        share = mode == "max" and words & _SHARES and all(0 <= value <= 1 for value in values)
+        infos[name] = MetricInfo(mode, *((0.0, 1.0) if share else (None, None)))
     return infos
 
 
