@@ -58,7 +58,7 @@ def build(
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
     engine = ranks.together(lambda: Engine(config, accelerator, task, probe))
-    metrics = known_metrics(config, task)
+    metrics = known_metrics(task, config.data.evaluated)
     controller = ranks.together(lambda: StopController(config.stop, metrics))
     with ledger.account("resume"):
         loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))

@@ -142,7 +142,7 @@ def finished_outcome(config: Config) -> Outcome | None:
     if chosen.path is None:
         return None
     task: Task = components.build(config.task, "task")
-    verdict = StopController(config.stop, known_metrics(config, task)).restore(
+    verdict = StopController(config.stop, known_metrics(task, config.data.evaluated)).restore(
         load_trainer(chosen.path)["stop"]
     )
     return outcome if verdict is not None and verdict.stops else None

@@ -29,7 +29,7 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
         optimizer, optimizer_rest = optimizer_tensors(
             run.engine.optimizer, parameter_names(run.engine.network)
         )
-        interval = run.train_metrics.gathered(run.ranks)
+        interval = run.train_metrics.state(run.ranks)
         exact, exact_reason = run.exactness()
         ranked_by = run.controller.best_metric()
         snapshot = Snapshot(
