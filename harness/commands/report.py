@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.read import read_stop
+from harness.config.read import read_section
 from harness.errors import ConfigError
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.settings import StopSettings
@@ -44,7 +44,7 @@ def write_report(directory: Path) -> Path:
     sections = [
         _summary(outcome, records[-1]),
         "<h2>Curves</h2>",
-        _curves(training, evaluations, _targets(read_stop(config))),
+        _curves(training, evaluations, _targets(read_section(config, StopSettings))),
     ]
     tables = evaluations[-1].get("tables", {}) if evaluations else {}
     if tables:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML has no types of its own
 
-from harness.wording import Keys
+from harness.wording import Keys, first_line
 
 _MAX_NODES = 100_000  # a checkpoint's config may be somebody else's, and aliases multiply
 
@@ -93,7 +93,7 @@ class Document:
                 line, f"not valid YAML: {error.problem or error.context}"
             ) from error
         except (yaml.YAMLError, RecursionError) as error:
-            raise MalformedError(1, f"not valid YAML: {str(error).splitlines()[0]}") from error
+            raise MalformedError(1, f"not valid YAML: {first_line(error)}") from error
         self.rest = (text if root is None else text[root.end_mark.index :]).strip()
         return None if root is None else self._value(root, ())
 

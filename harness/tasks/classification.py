@@ -21,7 +21,7 @@ from harness.tasks.task import (
     check_labels,
     counted,
     full,
-    shown,
+    kind_of,
 )
 
 
@@ -84,7 +84,7 @@ class Classification(Basis):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
             raise ConfigError(
-                f"network: gives {shown(outputs)}; a classification needs logits (B, C, ...) of C "
+                f"network: gives {kind_of(outputs)}; a classification needs logits (B, C, ...) of C "
                 ">= 2 classes."
             )
         self.num_classes = outputs.shape[1]

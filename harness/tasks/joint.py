@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import Basis, Batch, Learner, shown
+from harness.tasks.task import Basis, Batch, Learner, kind_of
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class Joint:
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Mapping) or outputs.keys() != self.heads.keys():
             given = (
-                f"heads {', '.join(outputs)}" if isinstance(outputs, Mapping) else shown(outputs)
+                f"heads {', '.join(outputs)}" if isinstance(outputs, Mapping) else kind_of(outputs)
             )
             raise ConfigError(
                 f"network: gives {given}; task.heads are {', '.join(self.heads)}. End it with a "

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, check_labels, counted, full, shown
+from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, check_labels, counted, full, kind_of
 
 
 class LanguageModelling(Basis):
@@ -54,7 +54,7 @@ class LanguageModelling(Basis):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() != 3:
             raise ConfigError(
-                f"network: gives {shown(outputs)}; a language model gives logits (B, T, V)."
+                f"network: gives {kind_of(outputs)}; a language model gives logits (B, T, V)."
             )
         self.vocabulary = outputs.shape[2]
 

@@ -10,7 +10,7 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import ERROR, Basis, Batch, Input, full, shown
+from harness.tasks.task import ERROR, Basis, Batch, Input, full, kind_of
 
 
 class Regression(Basis):
@@ -55,7 +55,7 @@ class Regression(Basis):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             raise ConfigError(
-                f"network: gives {shown(outputs)}; a regression needs a tensor (B, ...) of "
+                f"network: gives {kind_of(outputs)}; a regression needs a tensor (B, ...) of "
                 "floating-point numbers."
             )
         self._shape = _long_axes(outputs)

@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import Basis, Batch, Input, full, present, shown
+from harness.tasks.task import Basis, Batch, Input, full, kind_of, present
 
 
 class Supervised(Basis):
@@ -76,13 +76,13 @@ class Supervised(Basis):
         if self.reduction == "none":
             if loss.dim() == 0 or len(loss) != size:
                 raise ConfigError(
-                    f'task.loss: gave {shown(loss)} where reduction "none" means numbers ({size}, '
+                    f'task.loss: gave {kind_of(loss)} where reduction "none" means numbers ({size}, '
                     "...). Name its reduction rightly."
                 )
             return loss.flatten(1).mean(1).sum() if loss.dim() > 1 else loss.sum()
         if loss.dim() != 0:
             raise ConfigError(
-                f"task.loss: gave {shown(loss)} where reduction {self.reduction!r} means one "
+                f"task.loss: gave {kind_of(loss)} where reduction {self.reduction!r} means one "
                 "number. Name its reduction rightly."
             )
         return loss if self.reduction == "sum" else loss * size

@@ -256,7 +256,7 @@ def full(outputs: Any) -> Any:
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
-def shown(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """A value's kind, for messages."""
     return (
         f"a tensor {tuple(value.shape)} of {value.dtype}"
