@@ -320,13 +320,13 @@ def _show_store(listed: list[Any], as_json: bool) -> None:
 
 
 @track.command()
-def sync(run: RunPath, overrides: Overrides = None) -> None:
+def sync(run: RunPath, overrides: Overrides = None, allow: Allow = None) -> None:
     """Send what is missing there, from metrics.jsonl; tracking.* settings may be changed, e.g.
     tracking.wandb.project=NAME.
     """
     from harness.commands.track import sync_run
 
-    print(*sync_run(run, overrides or []), sep="\n")
+    print(*sync_run(run, overrides or (), allow or ()), sep="\n")
 
 
 def _show_checkpoints(run: Path, verify: Any, as_json: bool) -> bool:

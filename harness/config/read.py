@@ -21,7 +21,6 @@ from harness.config.mistakes import explain
 from harness.config.reading import Draft, raise_all
 from harness.config.schema import Config, RunConfig
 from harness.errors import ConfigError
-from harness.settings import Section
 from harness.tracking.settings import BACKEND_METHODS
 from harness.wording import Keys, Mistake, dotted, own_version
 
@@ -30,7 +29,6 @@ _SPLITS = ("train", "val", "test")
 # Arguments that the harness passes itself
 _GIVEN = {"network": (), "task": (), "optimizer": ("params",), "schedule": ("optimizer",)}
 
-S = TypeVar("S", bound=Section)
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -62,8 +60,8 @@ def read_config(
 
 
 def read_section(
-    path: Path, section: type[S], overrides: Sequence[str] = (), *, alone: bool = True
-) -> S:
+    path: Path, section: type[M], overrides: Sequence[str] = (), *, alone: bool = True
+) -> M:
     """One section of a config by its class, e.g. StopSettings: without torch, and without looking
     at the rest.
 
@@ -82,7 +80,7 @@ def read_section(
     part = create_model("Part", __config__=ConfigDict(extra="ignore"), **field)
     found = _validated(part, draft)
     raise_all(draft.mistakes)
-    value: S = getattr(found, name)
+    value: M = getattr(found, name)
     return value
 
 

@@ -7,7 +7,7 @@ docs/config.md is made from this file by docs/config_reference.py.
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -330,6 +330,10 @@ class Config(Section):
     )
     log: LogConfig = Field(LogConfig(), description="What is recorded between evaluations.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Where else records go.")
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return self.model_dump(mode="json", by_alias=True)
 
     @field_validator("parts")
     @classmethod

@@ -14,7 +14,7 @@ from harness.tasks.class_weights import BalancedWeights
 from harness.tasks.task import (
     ACCURACY,
     ERROR,
-    Basis,
+    BaseTask,
     Batch,
     Input,
     Learner,
@@ -25,7 +25,7 @@ from harness.tasks.task import (
 )
 
 
-class Classification(Basis):
+class Classification(BaseTask):
     """One of C classes for each target: outputs (B, C, ...) logits, targets (B, ...) integers in
     [0, C); each target is an item.
 

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import Basis, Batch, Learner, kind_of
+from harness.tasks.task import BaseTask, Batch, Learner, kind_of
 
 T = TypeVar("T")
 
@@ -26,14 +26,14 @@ class Joint:
     """
 
     def __init__(
-        self, heads: Mapping[str, Basis], weights: Mapping[str, float] | None = None
+        self, heads: Mapping[str, BaseTask], weights: Mapping[str, float] | None = None
     ) -> None:
         if not heads:
             raise ConfigError(
                 "heads: none. Give a task for each head of the network, by the head's name."
             )
         for name, task in heads.items():
-            if not isinstance(task, Basis):
+            if not isinstance(task, BaseTask):
                 raise ConfigError(
                     f"heads.{name}: a {type(task).__name__} is none of harness.tasks."
                 )

@@ -10,10 +10,19 @@ from torchmetrics import Metric
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, check_labels, counted, full, kind_of
+from harness.tasks.task import (
+    ACCURACY,
+    ERROR,
+    BaseTask,
+    Batch,
+    check_labels,
+    counted,
+    full,
+    kind_of,
+)
 
 
-class LanguageModelling(Basis):
+class LanguageModelling(BaseTask):
     """The next token: outputs (B, T, V) logits, each token to be predicted is an item.
 
     Without `target`, `input` holds tokens (B, T + 1): the network is given the first T and has to

@@ -10,10 +10,10 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import ERROR, Basis, Batch, Input, full, kind_of
+from harness.tasks.task import ERROR, BaseTask, Batch, Input, full, kind_of
 
 
-class Regression(Basis):
+class Regression(BaseTask):
     """Numbers: outputs and targets (B, ...) of the same shape, axes of length 1 aside; each number
     is an item.
 

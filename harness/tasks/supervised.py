@@ -9,10 +9,10 @@ from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import Basis, Batch, Input, full, kind_of, present
+from harness.tasks.task import BaseTask, Batch, Input, full, kind_of, present
 
 
-class Supervised(Basis):
+class Supervised(BaseTask):
     """A user's loss, `loss(outputs, target)` by component; each sample is an item. For a list of
     targets the loss gets a dict of them.
 

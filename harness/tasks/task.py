@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from harness.config.schema import Config
+from harness.data.settings import DataConfig
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
 
@@ -84,9 +84,9 @@ class Task(Protocol):
         """Columns (B, ...) for a table of predictions."""
 
 
-def known_metrics(config: Config, task: Task) -> dict[str, MetricInfo]:
+def known_metrics(data: DataConfig, task: Task) -> dict[str, MetricInfo]:
     """What the stop settings may name: the task's metrics on each split that is evaluated."""
-    names = ("train", "val") if config.data.val is not None else ("train",)
+    names = ("train", "val") if data.val is not None else ("train",)
     return {f"{split}/{name}": info for split in names for name, info in task.infos().items()}
 
 
@@ -102,7 +102,7 @@ ERROR = MetricInfo(mode="min", lower=0.0, upper=None)
 _TABLES = ("confusion", "tokens")  # metrics from which our tasks take their values
 
 
-class Basis(Task):
+class BaseTask(Task):
     """What our tasks share: the network's input, the target's presence, the user's own metrics."""
 
     def __init__(

@@ -24,6 +24,7 @@ from harness.rundir.ledger import Ledger
 from harness.stopping.controller import StopController
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task, known_metrics
+from harness.tracking.courier import RunInfo
 from harness.tracking.tracker import Tracker
 from harness.training.agenda import Agenda
 from harness.training.data import open_data
@@ -63,7 +64,9 @@ def build(
             config, accelerator, ranks.size, task, first_batch(splits["train"], sampling)
         )
     )
-    controller = ranks.together(lambda: StopController(config.stop, known_metrics(config, task)))
+    controller = ranks.together(
+        lambda: StopController(config.stop, known_metrics(config.data, task))
+    )
     agenda = Agenda(
         sampling,
         config.log.every,
@@ -83,7 +86,8 @@ def build(
     if ranks.is_first():
         ledger.resume(None if trainer is None else trainer["ledger"])
     tracker.console.expect(agenda.last_step())
-    ranks.decide(lambda: tracker.begin(config, place.run_id, step))
+    run_info = RunInfo(config.run.name, place.run_id, config.run.dir, config.to_json())
+    ranks.decide(lambda: tracker.begin(config.tracking, run_info, step))
     engine.wrap(ranks)
     losses, train_metrics, verdict = LossWindow(ranks), IntervalMetrics(task.metrics()), None
     if trainer is not None:

@@ -266,6 +266,28 @@ def test_a_config_over_a_base_with_overrides() -> None:
         ),
         ("tracking.wandb={}", "tracking.wandb.project: is missing. The W&B project."),
         (
+            "tracking.backends=[wandbb]",
+            "tracking.backends[0]: 'wandbb': give wandb, tensorboard, trackio, or a tracker of "
+            "your own: a mapping with _target_: pkg.mod.Name and its arguments. Did you mean "
+            "wandb?",
+        ),
+        (
+            "tracking.backends=[{_target_: tests.tracking.trackers.Lines, file: x, fil: y}]",
+            "tracking.backends[0].fil: tests.tracking.trackers.Lines has no argument of this name. "
+            "Did you mean file?",
+        ),
+        (
+            "tracking.backends=[{_target_: tests.tracking.trackers.Lines, file: x, run: y}]",
+            "tracking.backends[0].run: the harness gives this argument to "
+            "tests.tracking.trackers.Lines itself. Leave it out.",
+        ),
+        (
+            "tracking.backends=[{_target_: tests.tracking.trackers.Partial}]",
+            "tracking.backends[0]._target_: tests.tracking.trackers.Partial has no event, finish, "
+            "abandon. A tracker has the methods begin, row, event, finish, abandon "
+            "(docs/tracking.md).",
+        ),
+        (
             "tracking.wandb={project: x, tags: a}",
             "tracking.wandb.tags: 'a' is not allowed. Give a list.",
         ),
