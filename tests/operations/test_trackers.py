@@ -140,7 +140,7 @@ def test_a_tracker_of_ones_own_gets_the_run_and_one_that_raises_costs_a_line(
     assert (ended.exit_code, ended.stderr) == (0, ""), ended.stderr
     mine = run / "mine.jsonl"
     assert lines(mine, "begin") == [["storm", 11]]
-    assert {step: values for step, values in lines(mine, "row")} == written(run)
+    assert dict(lines(mine, "row")) == written(run)
     assert lines(mine, "event") == [
         record["event"] for record in read_records(run / "metrics.jsonl") if "event" in record
     ]
