@@ -109,11 +109,11 @@ def allowed(spec: Any, where: str, allow: Sequence[str]) -> None:
             except ConfigError as error:
                 raise ConfigError(Mistake((*keys, TARGET), str(error)).within(where)) from error
             if reason:
-                mistake = Mistake((*keys, TARGET), f"{nested[TARGET]} {reason}")
-                raise ConfigError(
-                    f"{mistake.within(where)}. A checkpoint may name {', '.join(ALLOWED)}; allow the prefix of "
-                    "other code if you trust it."
+                message = (
+                    f"{nested[TARGET]} {reason}. A checkpoint may name {', '.join(ALLOWED)}; allow "
+                    "the prefix of other code if you trust it."
                 )
+                raise ConfigError(Mistake((*keys, TARGET), message).within(where))
 
 
 def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:

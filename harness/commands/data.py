@@ -148,7 +148,10 @@ class CheckResult:
 
 
 def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> CheckResult:
-    """Check all splits of a config, and write a page with pictures to `html`. Raises HarnessError."""
+    """Check all splits of a config, and write a page with pictures to `html`.
+
+    Raises HarnessError.
+    """
     config = read_config(path, overrides)
     sources = Sources(config)
     names = [name for name in ORDER if getattr(config.data, name) is not None]

@@ -61,7 +61,7 @@ def explain(error: ValidationError, draft: Draft) -> None:
 
 @cache
 def known_fields(model: type[BaseModel] = Config) -> Mapping[Keys, FieldInfo]:
-    """Every key of a model and of those inside it; ANY_KEY stands for a name that the user chose."""
+    """Every key of a model and of those inside it; ANY_KEY stands for a name that users choose."""
     return dict(_fields(model, ()))
 
 
@@ -155,7 +155,7 @@ def _takes(keys: Keys, rest: Keys) -> bool:
 
 
 def _pattern(keys: Keys) -> Keys:
-    """Keys as `known_fields` has them: no places in lists, ANY_KEY for names that the user chose."""
+    """Keys as `known_fields` has them: no places in lists, ANY_KEY for names that users choose."""
     pattern: Keys = ()
     for key in keys:
         if isinstance(key, int):

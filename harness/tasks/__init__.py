@@ -6,9 +6,10 @@ are computed in float32 (float64 if the outputs are), under autocast too.
 
 `input` says how a batch goes into the network:
 
-    input: image                        network(batch["image"])
-    input: [image, sound]               network({"image": batch["image"], "sound": batch["sound"]}), as `harness.networks.Fuse` takes it
-    input: {input_ids: tokens}          network(input_ids=batch["tokens"])
+    input: image                  network(batch["image"])
+    input: [image, sound]         network({"image": batch["image"], "sound": batch["sound"]}),
+                                  as `harness.networks.Fuse` takes it
+    input: {input_ids: tokens}    network(input_ids=batch["tokens"])
 """
 
 from harness.tasks.classification import Classification

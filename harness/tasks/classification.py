@@ -84,8 +84,8 @@ class Classification(BaseTask):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
             raise ConfigError(
-                f"network: gives {kind_of(outputs)}; a classification needs logits (B, C, ...) of C "
-                ">= 2 classes."
+                f"network: gives {kind_of(outputs)}; a classification needs logits (B, C, ...) of "
+                "C >= 2 classes."
             )
         self.num_classes = outputs.shape[1]
         # Without: only the shapes are wanted

@@ -76,8 +76,8 @@ class Supervised(BaseTask):
         if self.reduction == "none":
             if loss.dim() == 0 or len(loss) != size:
                 raise ConfigError(
-                    f'task.loss: gave {kind_of(loss)} where reduction "none" means numbers ({size}, '
-                    "...). Name its reduction rightly."
+                    f'task.loss: gave {kind_of(loss)} where reduction "none" means numbers '
+                    f"({size}, ...). Name its reduction rightly."
                 )
             return loss.flatten(1).mean(1).sum() if loss.dim() > 1 else loss.sum()
         if loss.dim() != 0:

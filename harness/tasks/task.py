@@ -99,7 +99,8 @@ ACCURACY = MetricInfo(mode="max", lower=0.0, upper=1.0)
 ERROR = MetricInfo(mode="min", lower=0.0, upper=None)
 
 
-_TABLES = ("confusion", "tokens")  # metrics from which our tasks take their values
+# Metrics from which our tasks take their values
+_TABLES = ("confusion", "tokens")
 
 
 class BaseTask(Task):
@@ -129,7 +130,7 @@ class BaseTask(Task):
                 )
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """The outputs of the network; of an output object as `transformers` gives it, its logits."""
+        """The network's outputs; of an output object like those of `transformers`, its logits."""
         if isinstance(self.input, str):
             outputs = model(batch[self.input])
         elif isinstance(self.input, Mapping):

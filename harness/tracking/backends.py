@@ -1,7 +1,7 @@
-"""The backends that a config asks for: W&B, the user's own by dotted path, and the two that keep
-their data on this machine, TensorBoard and Trackio.
+"""The backends that a config asks for: W&B, the user's own, and the two that keep their data on this
+machine, TensorBoard and Trackio.
 
-These two are copies of metrics.jsonl that are made anew by each launch: that costs little, and leaves no
+These two are copies of metrics.jsonl that each launch makes anew: that costs little, and leaves no
 step twice and none out, whatever happened.
 """
 
@@ -37,8 +37,8 @@ def open_backends(
 
 
 class UserBackend:
-    """A tracker of the user's own, made anew whenever it is opened: whatever it raises or waits for,
-    it does so in the thread that serves it.
+    """A tracker of the user's own, made anew whenever it is opened, so that all it raises or waits
+    for happens in the thread that serves it.
     """
 
     def __init__(self, spec: Mapping[str, Any], where: str, run: RunInfo) -> None:
