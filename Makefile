@@ -38,7 +38,9 @@ test: lint unit
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_laws.py
 	$(BIN)/shellcheck $(SCRIPTS)
 
 unit: setup

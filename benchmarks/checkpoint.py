@@ -345,7 +345,10 @@ def show(size: int, results: dict[str, Any]) -> None:
         if name in ("size_mb", "limits"):
             continue
         memory = one["memory_mb"] / (state_mb / size)
-        times = f"{one['first_stall_s']:12.3f}{one['stall_s']:9.3f}{one['stall_s'] / limit['memcpy_s']:9.2f}{one['total_s']:9.3f}"
+        copies = one["stall_s"] / limit["memcpy_s"]
+        times = (
+            f"{one['first_stall_s']:12.3f}{one['stall_s']:9.3f}{copies:9.2f}{one['total_s']:9.3f}"
+        )
         print(f"{name:24}{times}{memory:18.2f}")
     if "fermarsi" in results:
         mine = results["fermarsi"]

@@ -4,7 +4,8 @@ Run: python benchmarks/overhead.py [--ranks 1 2] [--blocks 30]
 
 Aim: at least 0.98 of the steps per second of a loop without them, on steps of about 10 ms.
 
-    bare       `train_step` and a look at the losses at each log point: no signals, no agreement between ranks, no files, no records
+    bare       `train_step` and a look at the losses at each log point: no signals, no agreement
+               between ranks, no files, no records
     fit        the loop as it is: all that, with records in metrics.jsonl
     trackers   the same with Weights & Biases (offline), TensorBoard and Trackio
 

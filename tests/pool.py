@@ -1,8 +1,11 @@
 """Real gloo ranks for tests: processes that are started once a session and given one job after
 another.
 
-    squares = on_ranks(3, function, argument)               the results of function(argument), one a rank
-    launches = train_on_ranks(2, config, ["run.seed=1"])    a launch of a config, as `accelerate launch` would make it
+    squares = on_ranks(3, function, argument)
+    launches = train_on_ranks(2, config, ["run.seed=1"])
+
+The first gives the results of function(argument), one a rank; the second makes a launch of a
+config, as `accelerate launch` would.
 
 A cold start of a process that imports torch takes seconds; a fork of a warm one takes milliseconds,
 leaves nothing behind, and may be killed for nothing. What a job may find is what a worker of
@@ -35,8 +38,9 @@ MOST_RANKS = 8
 START_LIMIT_S = 180.0  # importing torch in eight processes on two cores
 PEERS_LIMIT_S = 30.0  # what the other ranks are given when one has failed
 
-# torch asks for the host name of every address it connects to, ::ffff:127.0.0.1 too, of which a machine's hosts file does not tell: an answer of the
-# name server that is lost would cost five seconds, here it costs one.
+# torch asks for the host name of every address it connects to, ::ffff:127.0.0.1 too, of which a
+# machine's hosts file does not tell: an answer of the name server that is lost would cost five
+# seconds, here it costs one.
 os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"
 
 Meanwhile = Callable[[Sequence[int]], None]

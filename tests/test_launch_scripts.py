@@ -26,9 +26,8 @@ YAML_RULES = (
 )
 STAND_IN = """
 import json, os, signal, sys, time
-names = (
-    "RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION"
-)
+names = ["RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "ACCELERATE_USE_CPU"]
+names += ["ACCELERATE_MIXED_PRECISION"]
 place = {name: os.environ.get(name) for name in names}
 if "wait" in sys.argv:
     told = []
@@ -201,11 +200,9 @@ def test_one_machine_is_a_number_of_machines_too(checkout: Path, elsewhere: Path
 
 OUTCOME = """
 import json, sys
-fields = (
-    "reason", "detail", "step", "epoch", "samples", "world_size", "launches", "best", "checkpoint",
-    "exact", "exact_reason", "time"
-)
-outcome = {**dict.fromkeys(fields), "reason": sys.argv[1], "detail": sys.argv[2]}
+fields = "reason detail step epoch samples world_size launches best checkpoint exact".split()
+outcome = dict.fromkeys([*fields, "exact_reason", "time"])
+outcome |= {"reason": sys.argv[1], "detail": sys.argv[2]}
 json.dump(outcome, open("run/outcome.json", "w"))
 """
 WAITS = "trap 'exit 9' USR1; touch ready; while :; do sleep 0.05; done"

@@ -21,13 +21,48 @@ from harness.stopping.verdict import Best, Evaluation, MetricInfo, Mode, Verdict
 
 # Words
 _SMALLER_IS_BETTER = frozenset(
-    ["loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "entropy", "perplexity", "ppl", "wer", "cer", "bpc", "fid", "brier", "ece"]
+    [
+        "loss",
+        "error",
+        "err",
+        "mse",
+        "rmse",
+        "mae",
+        "mape",
+        "nll",
+        "entropy",
+        "perplexity",
+        "ppl",
+        "wer",
+        "cer",
+        "bpc",
+        "fid",
+        "brier",
+        "ece",
+    ]
 )
 
 
 # Words
 _SHARES = frozenset(
-    ["accuracy", "acc", "f1", "precision", "recall", "sensitivity", "specificity", "auc", "auroc", "ap", "map", "iou", "miou", "dice", "top1", "top5"]
+    [
+        "accuracy",
+        "acc",
+        "f1",
+        "precision",
+        "recall",
+        "sensitivity",
+        "specificity",
+        "auc",
+        "auroc",
+        "ap",
+        "map",
+        "iou",
+        "miou",
+        "dice",
+        "top1",
+        "top5",
+    ]
 )
 
 

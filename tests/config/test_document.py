@@ -12,11 +12,43 @@ from hypothesis import strategies as st
 from harness.config.document import Document, MalformedError, to_yaml
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
-TRICKY = st.sampled_from([
-    "no", "No", "NO", "yes", "on", "off", "y", "n", "null", "~", "true", "010", "1e3", "1_000",
-    "0x1F", ".inf", "1:30", "2026-11-24", "=", "<<", "-", "#", "*", "&", "!", "|", ">", "%", "@",
-    "`", "{}", "[]", "a:b",
-])  # fmt: skip
+TRICKY = st.sampled_from(
+    [
+        "no",
+        "No",
+        "NO",
+        "yes",
+        "on",
+        "off",
+        "y",
+        "n",
+        "null",
+        "~",
+        "true",
+        "010",
+        "1e3",
+        "1_000",
+        "0x1F",
+        ".inf",
+        "1:30",
+        "2026-11-24",
+        "=",
+        "<<",
+        "-",
+        "#",
+        "*",
+        "&",
+        "!",
+        "|",
+        ">",
+        "%",
+        "@",
+        "`",
+        "{}",
+        "[]",
+        "a:b",
+    ]
+)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS | TRICKY
 VALUES = st.recursive(
     SCALARS,

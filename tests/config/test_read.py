@@ -578,13 +578,17 @@ def test_the_resolved_config_is_whole_and_says_who_wrote_it() -> None:
 
 def test_the_resolved_config_reads_as_the_same_from_any_place() -> None:
     original = config(
-        "run.dir=/tmp/a", "run.resume=runs/x/step-3", "tracking.wandb={project: x, tags: [a, no]}",
+        "run.dir=/tmp/a",
+        "run.resume=runs/x/step-3",
+        "tracking.wandb={project: x, tags: [a, no]}",
         "stop.every.steps=10",
         "stop.improvement={metric: val/accuracy, at_least: 5%, patience: {steps: 20}}",
-        "stop.train_metrics={samples: 10}", "checkpoint.keep_every={epochs: 2}",
+        "stop.train_metrics={samples: 10}",
+        "checkpoint.keep_every={epochs: 2}",
         "network.value=[1e-3, 1e-300, 0.1, '010', null]",
-        "schedule={_target_: 'tests.toy_parts:Schedule'}", "data.test=${data.val}",
-    )  # fmt: skip
+        "schedule={_target_: 'tests.toy_parts:Schedule'}",
+        "data.test=${data.val}",
+    )
     Path("elsewhere").mkdir()
     Path("elsewhere/config.yaml").write_text(resolved_yaml(original))
     assert read_config(Path("elsewhere/config.yaml")) == original
@@ -628,28 +632,35 @@ def test_any_resolved_config_reads_as_the_same(
         (["run.seed=8"], ["run.seed: 7 -> 8"]),
         (["run.exactness=none"], ["run.exactness: 'resume' -> 'none'"]),
         (["data.train.source.path=b"], ["data.train.source.path: '/data/a.csv' -> 'b'"]),
-        (["data.train.treatments=[]"], [
-            "data.train.treatments[0]._target_: 'tests.toy_parts.Treatment' -> absent",
-            "data.train.treatments[0].size: 3 -> absent",
-            "data.train.treatments: absent -> ()",
-        ]),
-        (["data.val=null"], [
-            "data.val.source._target_: 'tests.toy_parts.Source' -> absent",
-            "data.val.source.split: 'val' -> absent",
-            "data.val.treatments: () -> absent",
-            "data.val: absent -> None",
-        ]),
+        (
+            ["data.train.treatments=[]"],
+            [
+                "data.train.treatments[0]._target_: 'tests.toy_parts.Treatment' -> absent",
+                "data.train.treatments[0].size: 3 -> absent",
+                "data.train.treatments: absent -> ()",
+            ],
+        ),
+        (
+            ["data.val=null"],
+            [
+                "data.val.source._target_: 'tests.toy_parts.Source' -> absent",
+                "data.val.source.split: 'val' -> absent",
+                "data.val.treatments: () -> absent",
+                "data.val: absent -> None",
+            ],
+        ),
         (
             ["network.width=9", "network.depth=3"],
             ["network.width: 8 -> 9", "network.depth: absent -> 3"],
         ),
         (["task.target=y"], ["task.target: absent -> 'y'"]),
         (["batch.micro_size=32"], ["batch.micro_size: 16 -> 32"]),
-        (["optimizer._target_=tests.toy_parts.OtherOptimizer"], [
-            "optimizer._target_: 'tests.toy_parts.Optimizer' -> 'tests.toy_parts.OtherOptimizer'"
-        ]),
+        (
+            ["optimizer._target_=tests.toy_parts.OtherOptimizer"],
+            ["optimizer._target_: 'tests.toy_parts.Optimizer' -> 'tests.toy_parts.OtherOptimizer'"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_identifies_a_run_is_named_with_both_values(
     overrides: list[str], changes: list[str]
 ) -> None:
@@ -659,16 +670,28 @@ def test_what_identifies_a_run_is_named_with_both_values(
 @pytest.mark.parametrize(
     "override",
     [
-        "run.name=x", "run.dir=y", "run.resume=must", "run.paranoid=true", "run.timeout_s=3",
-        "data.num_workers=2", "optimizer.lr=1", "train.precision=bf16", "train.clip_grad_norm=1",
-        "stop.budget.epochs=6", "stop.targets={accuracy: {at_least: 0.9}}",
-        "checkpoint.keep_last=5", "log.trace=true", "evaluation.micro_size=3",
-        "tracking.wandb={project: x}", "network.width=8.0",
+        "run.name=x",
+        "run.dir=y",
+        "run.resume=must",
+        "run.paranoid=true",
+        "run.timeout_s=3",
+        "data.num_workers=2",
+        "optimizer.lr=1",
+        "train.precision=bf16",
+        "train.clip_grad_norm=1",
+        "stop.budget.epochs=6",
+        "stop.targets={accuracy: {at_least: 0.9}}",
+        "checkpoint.keep_last=5",
+        "log.trace=true",
+        "evaluation.micro_size=3",
+        "tracking.wandb={project: x}",
+        "network.width=8.0",
         "schedule={_target_: tests.toy_parts.Schedule}",
         "data.test={source: {_target_: tests.toy_parts.Source}}",
-        "network._target_='tests.toy_parts:Net'", "optimizer._target_='tests.toy_parts:Optimizer'",
+        "network._target_='tests.toy_parts:Net'",
+        "optimizer._target_='tests.toy_parts:Optimizer'",
     ],
-)  # fmt: skip
+)
 def test_everything_else_may_change_between_launches(override: str) -> None:
     assert identity_changes(config(), config(override)) == []
 

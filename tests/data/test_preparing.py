@@ -44,7 +44,12 @@ data:
       files: {folder}/*.csv
       columns: {{label: text}}
       part: train
-      split: {{_target_: harness.sources.split.Stratified, column: label, key: row, val: 0.2, test: 0.2}}
+      split:
+        _target_: harness.sources.split.Stratified
+        column: label
+        key: row
+        val: 0.2
+        test: 0.2
     treatments: &treatments
       - {{_target_: harness.treatments.Standardise, key: features}}
       - {{_target_: harness.treatments.Encode, key: label, optional: true}}

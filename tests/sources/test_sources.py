@@ -161,7 +161,8 @@ def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes, message: str) -
 def test_a_missing_file_is_named_with_the_package_that_has_it(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=rf"{tmp_path}/a: no such file \(looked in {tmp_path}\)\. Give the path of an idx file",
+        match=rf"{tmp_path}/a: no such file \(looked in {tmp_path}\)\. "
+        "Give the path of an idx file",
     ):
         Idx(str(tmp_path / "a"))
     with pytest.raises(

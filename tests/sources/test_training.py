@@ -31,9 +31,17 @@ data:
       sheet: digits
       columns: {{label: text, pen: text}}
       part: train
-      split: {{_target_: harness.sources.split.Stratified, column: label, key: row, val: 0.15, test: 0.15}}
+      split:
+        _target_: harness.sources.split.Stratified
+        column: label
+        key: row
+        val: 0.15
+        test: 0.15
     treatments:
-      - {{_target_: harness.treatments.Encode, key: label, categories: [zero, one, two, three, four, five, six, seven, eight, nine], optional: true}}
+      - _target_: harness.treatments.Encode
+        key: label
+        categories: [zero, one, two, three, four, five, six, seven, eight, nine]
+        optional: true
       - {{_target_: harness.treatments.Impute, value: median}}
       - {{_target_: harness.treatments.Standardise}}
   val: {{<<: *train, source: {{<<: *table, part: val}}}}
@@ -42,7 +50,10 @@ network: {{_target_: harness.networks.Mlp, dims: [64, 128, 10]}}
 task: {{_target_: harness.tasks.Classification, input: features, target: label}}
 batch: {{size: 64, micro_size: 16}}
 optimizer: {{_target_: torch.optim.AdamW, lr: 3e-3}}
-stop: {{every: {{epochs: 1}}, targets: {{val/accuracy: {{at_least: 0.95}}}}, budget: {{epochs: 30}}}}
+stop:
+  every: {{epochs: 1}}
+  targets: {{val/accuracy: {{at_least: 0.95}}}}
+  budget: {{epochs: 30}}
 """
 
 SERIES = """

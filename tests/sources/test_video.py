@@ -47,7 +47,7 @@ def works(decode: Any) -> bool:
 
 
 def numbered(count: int, height: int = 32, width: int = 48) -> NDArray[np.uint8]:
-    """(T, H, W): each frame shows its number in binary, as eight bars, upright and from the left."""
+    """(T, H, W): each frame shows its number in binary, as eight upright bars from the left."""
     bits = (np.arange(count)[:, None] >> np.arange(8)) & 1
     return (
         np.repeat(np.repeat(bits, width // 8, axis=1)[:, None], height, axis=1).astype(np.uint8)

@@ -687,7 +687,8 @@ CASES: list[Case] = [
         "budget",
     ),
     ("within the budget", {"budget": {"epochs": 6, "steps": 501}}, [1.0] * 5, None, None),
-    # -- precedence at one evaluation: diverged, targets_reached, (stop_requested,) no_improvement, budget
+    # -- precedence at one evaluation: diverged, targets_reached, (stop_requested,)
+    # no_improvement, budget
     (
         "diverged before targets",
         {"targets": ACCURATE},

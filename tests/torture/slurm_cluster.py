@@ -88,7 +88,7 @@ class Cluster:
         self.run("scontrol", "reconfigure")
 
     def submit(self, *command: str | Path, cwd: Path, **environment: str) -> int:
-        """`sbatch COMMAND`; the job's number. Its output goes to job-NUMBER.log in this directory."""
+        """`sbatch COMMAND`; the job's number. Its output goes to job-NUMBER.log."""
         return int(
             self.run(
                 "sbatch",

@@ -38,7 +38,7 @@ GOAL = ["stop.targets=null", "stop.improvement=null", "stop.budget.epochs=3"]
 
 
 def cpu_torch() -> Path | None:
-    """A CPU build of torch in the directories that pip looks into (PIP_FIND_LINKS); PyPI has none."""
+    """A CPU build of torch where pip looks for links (PIP_FIND_LINKS); PyPI has none."""
     directories = [
         Path(place)
         for place in os.environ.get("PIP_FIND_LINKS", "").split()

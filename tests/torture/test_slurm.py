@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch under a real Slurm: preempted, requeued, cancelled, on one node and on two."""
+"""launch/slurm.sbatch under a real Slurm: preempted, requeued, cancelled, on one and two nodes."""
 
 import json
 import shutil

@@ -108,7 +108,8 @@ def test_tied_parameters_cannot_be_told_apart() -> None:
     assert not gpt.embedding.weight.requires_grad
     with pytest.raises(
         ConfigError,
-        match=r"embedding\.weight and head\.weight are tied: one tensor cannot be frozen and trained",
+        match=r"embedding\.weight and head\.weight are tied: "
+        "one tensor cannot be frozen and trained",
     ):
         network_parts.freeze(gpt, parts(head={"freeze": True}, embedding={"freeze": False}))
     twins = parts(head={"lr": 0.1}, embedding={"lr": 0.2})
