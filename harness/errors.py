@@ -5,8 +5,8 @@
     +-- DataError           samples that are missing, unreadable or outside of what the task allows
     +-- CheckpointError     a checkpoint that cannot be chosen, read, written or trusted
     +-- RankError           exit code 1: the processes of a launch lost each other
-    +-- LeavingError        exit code 75: no mistake: the launch was asked to leave before it had done
-                            something that may be left undone
+    +-- LeavingError        exit code 75: no mistake: the launch was asked to leave before it had
+                            finished something that may be left undone
 
 Anything else that is raised is a bug and ends with a traceback.
 """

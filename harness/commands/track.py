@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from harness import components
+from harness.config.document import to_yaml
 from harness.config.read import read_section, read_values
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError
@@ -41,7 +42,8 @@ def sync_run(run: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     components.allowed(tracking.backends, "tracking.backends", allow)
     wandb = None if tracking.wandb is None else tracking.wandb.model_copy(update={"mode": "online"})
     name = read_section(config, RunConfig).name
-    info = RunInfo(name, launches[-1]["run_id"], run, read_values(config, overrides))
+    values = read_values(config, overrides)
+    info = RunInfo(name, launches[-1]["run_id"], run, values, to_yaml(values))
     backends = open_backends(tracking.model_copy(update={"wandb": wandb}), info, print, live=False)
     if not backends:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The backends that a config asks for: W&B, the user's own, and the two that keep their data on this
+"""The backends that a config asks for: W&B, the user's own, and those with their data on this
 machine, TensorBoard and Trackio.
 
 These two are copies of metrics.jsonl that each launch makes anew: that costs little, and leaves no
@@ -11,7 +11,6 @@ from typing import Any
 
 from harness import components
 from harness.components import TARGET
-from harness.config.document import to_yaml
 from harness.rundir.outcome import Outcome
 from harness.tracking.courier import Backend, RunInfo
 from harness.tracking.records import Row
@@ -91,7 +90,7 @@ class TensorBoardFiles:
         self._writer: Any = SummaryWriter(str(directory), purge_step=0)
         for path in before:
             path.unlink()
-        self._writer.add_text("config", f"```yaml\n{to_yaml(self._run.config)}\n```")
+        self._writer.add_text("config", f"```yaml\n{self._run.config_yaml}\n```")
         return 0
 
     def row(self, row: Row) -> None:

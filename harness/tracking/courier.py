@@ -18,12 +18,16 @@ from harness.wording import first_line
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a backend knows of a run besides its records. `config`: the resolved config, in JSON."""
+    """What a backend knows of a run besides its records.
+
+    `config`: the resolved config as plain values, `config_yaml` as a text.
+    """
 
     name: str
     run_id: str
     directory: Path
     config: Mapping[str, Any]
+    config_yaml: str
 
 
 class Backend(Protocol):

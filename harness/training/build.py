@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from harness import components
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
+from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
 from harness.config.schema import Config
 from harness.data.feed import Feed
@@ -86,7 +87,8 @@ def build(
     if ranks.is_first():
         ledger.resume(None if trainer is None else trainer["ledger"])
     tracker.console.expect(agenda.last_step())
-    run_info = RunInfo(config.run.name, place.run_id, config.run.dir, config.to_json())
+    values = config.to_json()
+    run_info = RunInfo(config.run.name, place.run_id, config.run.dir, values, to_yaml(values))
     ranks.decide(lambda: tracker.begin(config.tracking, run_info, step))
     engine.wrap(ranks)
     losses, train_metrics, verdict = LossWindow(ranks), IntervalMetrics(task.metrics()), None

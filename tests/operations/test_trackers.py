@@ -173,7 +173,7 @@ def trackio_without_a_network(directory: str) -> list[str]:
 
     socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
     socket.getaddrinfo = lambda *arguments, **more: asked.append(str(arguments)) or []  # type: ignore[func-returns-value]
-    trackio = TrackioRows(RunInfo("a", "1", Path(directory), {"x": 1}), "p")
+    trackio = TrackioRows(RunInfo("a", "1", Path(directory), {"x": 1}, "x: 1"), "p")
     assert (
         deliver(
             trackio,

@@ -254,7 +254,7 @@ def leave_while_wandb_is_stuck(directory: str) -> tuple[float, float]:
     config = read_config(STORM, arguments(Path(directory) / "run"))
     (Path(directory) / "run").mkdir()
     tracker = Tracker(config.run.dir, Console(False), enabled=True)
-    run = RunInfo(config.run.name, "stuck", config.run.dir, config.to_json())
+    run = RunInfo(config.run.name, "stuck", config.run.dir, config.to_json(), "")
     tracker.begin(config.tracking, run, 0)
     begun = time.monotonic()
     for step in range(1, 20_001):
