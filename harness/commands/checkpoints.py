@@ -128,7 +128,9 @@ def _ranked_by(run: Path) -> BestRank | None:
     try:
         config = read_config(run / "config.yaml")
         task: Task = components.build(config.task, "task")
-        named = StopController(config.stop, known_metrics(config.data, task)).best_metric()
+        named = StopController(
+            config.stop, known_metrics(task, config.data.evaluated)
+        ).best_metric()
     except HarnessError as error:
         raise CheckpointError(
             f"{run}: which checkpoint is best cannot be told, so none is deleted: {error}"

@@ -16,6 +16,7 @@ from harness.config.read import read_section
 from harness.errors import ConfigError
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.settings import StopSettings
+from harness.stopping.targets import expand
 from harness.tracking.records import METRICS, read_records
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -92,14 +93,9 @@ def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> str:
 
 def _targets(stop: StopSettings) -> dict[str, float]:
     """The values that the targets ask for, by metric; a metric without a split stands for both."""
-    found: dict[str, float] = {}
-    for name, target in stop.targets.items():
-        value = target.at_most if target.at_least is None else target.at_least
-        if value is not None:
-            found |= dict.fromkeys(
-                [name] if "/" in name else [f"train/{name}", f"val/{name}"], value
-            )
-    return found
+    return {
+        metric: target.bound for name, target in stop.targets.items() for metric in expand(name, ())
+    }
 
 
 def _curves(

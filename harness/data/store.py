@@ -104,7 +104,9 @@ class Store:
             progress(begin, len(split))
         known = split.source.known() if hasattr(split.source, "known") else {}
         with _telling(path):
-            write_json(path / KNOWN, {name: list(values) for name, values in known.items()})
+            write_json(
+                path / KNOWN, {name: list(values) for name, values in known.items()}, sync=True
+            )
             manifest = {
                 "format": FORMAT,
                 "num_samples": len(split),
@@ -112,7 +114,7 @@ class Store:
                 "columns": columns,
                 "made_of": made_of,
             }
-            write_json(path / MANIFEST, manifest)
+            write_json(path / MANIFEST, manifest, sync=True)
             sync_directory(path)
         # Of builds that were killed, or of one that was slower than this
         for left in path.glob(".shard-*"):
@@ -324,7 +326,9 @@ def _fill(making: Path, columns: Mapping[str, list[Any]]) -> None:
             _save(making / f"{name}.values.npy", np.concatenate(encoded))
             _save(making / f"{name}.offsets.npy", np.cumsum([0, *(len(item) for item in encoded)]))
     write_json(
-        making / MANIFEST, {"num_samples": len(next(iter(columns.values()))), "columns": kinds}
+        making / MANIFEST,
+        {"num_samples": len(next(iter(columns.values()))), "columns": kinds},
+        sync=True,
     )
     sync_directory(making)
 

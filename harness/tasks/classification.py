@@ -7,10 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import ConfigError
 from harness.tasks.class_weights import BalancedWeights
+from harness.tasks.labels import (
+    check_label_smoothing,
+    check_labels,
+    cross_entropy_sum,
+    is_item,
+)
 from harness.tasks.task import (
     ACCURACY,
     ERROR,
@@ -18,10 +24,8 @@ from harness.tasks.task import (
     Batch,
     Input,
     Learner,
-    check_labels,
-    counted,
-    full,
     kind_of,
+    widen,
 )
 
 if TYPE_CHECKING:
@@ -59,8 +63,7 @@ class Classification(BaseTask):
             metrics,
             {"loss": ERROR, "accuracy": ACCURACY, "balanced_accuracy": ACCURACY, "f1": ACCURACY},
         )
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
+        check_label_smoothing(label_smoothing)
         self._balanced = (
             BalancedWeights(target, ignore_index) if class_weights == "balanced" else None
         )
@@ -112,20 +115,16 @@ class Classification(BaseTask):
         )
         if self._weights is not None and self._weights.device != outputs.device:
             self._weights = self._weights.to(outputs.device)
-        logits = full(outputs)
-        weights = None if self._weights is None else self._weights.to(logits.dtype)
-        ignored = -100 if self.ignore_index is None else self.ignore_index
-        return nn.functional.cross_entropy(
-            logits,
+        return cross_entropy_sum(
+            outputs,
             batch[self.target].long(),
-            weights,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-            ignore_index=ignored,
+            self.ignore_index,
+            self.label_smoothing,
+            self._weights,
         )
 
     def num_items(self, batch: Batch) -> Tensor:
-        return counted(batch[self.target], self.ignore_index).sum()
+        return is_item(batch[self.target], self.ignore_index).sum()
 
     def metrics(self) -> dict[str, Metric]:
         if self.num_classes is None:
@@ -139,16 +138,16 @@ class Classification(BaseTask):
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
         targets = batch[self.target].long()
-        metrics["confusion"].update(outputs.argmax(1), targets, counted(targets, self.ignore_index))
+        metrics["confusion"].update(outputs.argmax(1), targets, is_item(targets, self.ignore_index))
         if self._extra:
-            self._update_extras(metrics, full(outputs).softmax(1), targets)
+            self._update_extras(metrics, widen(outputs).softmax(1), targets)
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         return {**confusion_values(computed["confusion"].tolist()), **super().values(computed)}
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, ...) class numbers; `probability`: (B, C, ...)."""
-        return {"predicted": outputs.argmax(1), "probability": full(outputs).softmax(1)}
+        return {"predicted": outputs.argmax(1), "probability": widen(outputs).softmax(1)}
 
 
 def confusion_values(table: Sequence[Sequence[int]]) -> dict[str, float]:

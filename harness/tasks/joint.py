@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import BaseTask, Batch, Learner, kind_of
+from harness.tasks.task import BaseTask, Batch, Learner, item_count, kind_of
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -74,7 +74,7 @@ class Joint:
 
     def num_items(self, batch: Batch) -> Tensor:
         target = batch[self._first.target]
-        return torch.full((), len(target), dtype=torch.int64, device=target.device)
+        return item_count(len(target), target)
 
     def learners(self) -> dict[str, Learner]:
         return {

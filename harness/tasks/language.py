@@ -11,16 +11,13 @@ from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import (
-    ACCURACY,
-    ERROR,
-    BaseTask,
-    Batch,
+from harness.tasks.labels import (
+    check_label_smoothing,
     check_labels,
-    counted,
-    full,
-    kind_of,
+    cross_entropy_sum,
+    is_item,
 )
+from harness.tasks.task import ACCURACY, ERROR, BaseTask, Batch, kind_of, widen
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -51,8 +48,7 @@ class LanguageModelling(BaseTask):
             "accuracy": ACCURACY,
         }
         super().__init__(input, input if target is None else target, metrics, own)
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
+        check_label_smoothing(label_smoothing)
         self.key = input
         self.shifts = target is None
         self.label_smoothing = label_smoothing
@@ -80,7 +76,7 @@ class LanguageModelling(BaseTask):
                 f"{self.key}: a tensor {tuple(tokens.shape)} where tokens (B, {needed}) are "
                 "needed. Cut the text into windows."
             )
-        check_labels(tokens, self.key, self.vocabulary, self.ignore_index, "token", "vocabulary")
+        self._check_tokens(batch, self.key)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
@@ -89,20 +85,13 @@ class LanguageModelling(BaseTask):
                 f"{self.target}: {tuple(batch[self.target].shape)} targets for "
                 f"{tuple(batch[self.key].shape)} tokens. Give one for each."
             )
-        check_labels(
-            batch[self.target],
-            self.target,
-            self.vocabulary,
-            self.ignore_index,
-            "token",
-            "vocabulary",
-        )
+        self._check_tokens(batch, self.target)
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         return self._cross_entropy(outputs, self._targets(batch), self.label_smoothing)
 
     def num_items(self, batch: Batch) -> Tensor:
-        return counted(self._targets(batch), self.ignore_index).sum()
+        return is_item(self._targets(batch), self.ignore_index).sum()
 
     def metrics(self) -> dict[str, Metric]:
         from harness.metrics.tokens import Tokens
@@ -111,12 +100,12 @@ class LanguageModelling(BaseTask):
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
         targets = self._targets(batch)
-        items = counted(targets, self.ignore_index)
+        items = is_item(targets, self.ignore_index)
         right = (outputs.argmax(2) == targets) & items
         metrics["tokens"].update(
             self._cross_entropy(outputs, targets, 0.0), right.sum(), items.sum()
         )
-        self._update_extras(metrics, full(outputs), targets)
+        self._update_extras(metrics, widen(outputs), targets)
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         nll, right, tokens = computed["tokens"].tolist()
@@ -130,19 +119,17 @@ class LanguageModelling(BaseTask):
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, T) the likeliest next tokens; `probability`: (B, T) theirs."""
-        probability, predicted = full(outputs).softmax(2).max(2)
+        probability, predicted = widen(outputs).softmax(2).max(2)
         return {"predicted": predicted, "probability": probability}
+
+    def _check_tokens(self, batch: Batch, key: str) -> None:
+        check_labels(batch[key], key, self.vocabulary, self.ignore_index, "token", "vocabulary")
 
     def _targets(self, batch: Batch) -> Tensor:
         tokens: Tensor = batch[self.target]
         return (tokens[:, 1:] if self.shifts else tokens).long()
 
     def _cross_entropy(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        logits = full(outputs).flatten(0, 1)
-        return nn.functional.cross_entropy(
-            logits,
-            targets.flatten(),
-            reduction="sum",
-            label_smoothing=smoothing,
-            ignore_index=self.ignore_index,
+        return cross_entropy_sum(
+            outputs.flatten(0, 1), targets.flatten(), self.ignore_index, smoothing
         )

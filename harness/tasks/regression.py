@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import ERROR, BaseTask, Batch, Input, full, kind_of
+from harness.tasks.task import ERROR, BaseTask, Batch, Input, item_count, kind_of, widen
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -85,7 +85,7 @@ class Regression(BaseTask):
             )
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
-        predicted = full(outputs)
+        predicted = widen(outputs)
         targets = batch[self.target].to(predicted.dtype)
         predicted = predicted.reshape(targets.shape)
         if self.loss == "huber":
@@ -96,7 +96,7 @@ class Regression(BaseTask):
 
     def num_items(self, batch: Batch) -> Tensor:
         targets = batch[self.target]
-        return torch.full((), targets.numel(), dtype=torch.int64, device=targets.device)
+        return item_count(targets.numel(), targets)
 
     def metrics(self) -> dict[str, Metric]:
         from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
@@ -113,11 +113,11 @@ class Regression(BaseTask):
         predicted = outputs.reshape(targets.shape).contiguous()
         for name in ("mse", "mae", "r2"):
             metrics[name].update(predicted.double(), targets.double())
-        self._update_extras(metrics, full(predicted), targets.to(full(predicted).dtype))
+        self._update_extras(metrics, widen(predicted), targets.to(widen(predicted).dtype))
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: the outputs (B, ...)."""
-        return {"predicted": full(outputs)}
+        return {"predicted": widen(outputs)}
 
 
 def _long_axes(values: Tensor) -> list[int]:

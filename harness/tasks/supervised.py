@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import BaseTask, Batch, Input, full, kind_of, present
+from harness.tasks.task import BaseTask, Batch, Input, item_count, kind_of, require_tensor, widen
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -68,14 +68,14 @@ class Supervised(BaseTask):
     def check(self, batch: Batch) -> None:
         super().check(batch)
         for name in self.targets:
-            present(batch, name, "task.target")
+            require_tensor(batch, name, "task.target")
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         device_type = batch[self.target].device.type
         if isinstance(self.loss, nn.Module):
             self.loss.to(batch[self.target].device)  # its buffers, e.g. class weights
         with torch.autocast(device_type, enabled=False):
-            loss = self.loss(full(outputs), self._target(batch))
+            loss = self.loss(widen(outputs), self._target(batch))
         size = len(batch[self.target])
         if self.reduction == "none":
             if loss.dim() == 0 or len(loss) != size:
@@ -93,17 +93,18 @@ class Supervised(BaseTask):
 
     def num_items(self, batch: Batch) -> Tensor:
         target = batch[self.target]
-        return torch.full((), len(target), dtype=torch.int64, device=target.device)
+        return item_count(len(target), target)
 
     def metrics(self) -> dict[str, Metric]:
         return self._extras()
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
-        self._update_extras(metrics, full(outputs), self._target(batch))
+        self._update_extras(metrics, widen(outputs), self._target(batch))
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: the outputs (B, ...), or one column for each head."""
-        return dict(full(outputs)) if isinstance(outputs, Mapping) else {"predicted": full(outputs)}
+        wide = widen(outputs)
+        return dict(wide) if isinstance(wide, Mapping) else {"predicted": wide}
 
     def _target(self, batch: Batch) -> Any:
         return {name: batch[name] for name in self.targets} if self._several else batch[self.target]

@@ -66,7 +66,7 @@ def build(
         )
     )
     controller = ranks.together(
-        lambda: StopController(config.stop, known_metrics(config.data, task))
+        lambda: StopController(config.stop, known_metrics(task, config.data.evaluated))
     )
     agenda = Agenda(
         sampling,

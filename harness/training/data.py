@@ -95,7 +95,9 @@ def prepare_data(
         Prospect(console.say, pause, console.progress),
     )
     if learned is None and prepared.learned:
-        write_json(config.run.dir / "treatments.json", [asdict(one) for one in prepared.learned])
+        write_json(
+            config.run.dir / "treatments.json", [asdict(one) for one in prepared.learned], sync=True
+        )
     return prepared
 
 
@@ -110,7 +112,7 @@ def list_left_out(config: Config, splits: Mapping[str, Split]) -> None:
     }
     path = config.run.dir / "left_out.json"
     if left_out:
-        write_json(path, left_out)
+        write_json(path, left_out, sync=True)
     else:
         path.unlink(missing_ok=True)
 

@@ -31,7 +31,7 @@ from harness.randomness import (
     seed_for,
 )
 from harness.ranks.ranks import Ranks
-from harness.tasks.task import Task, detached
+from harness.tasks.task import Task, detach
 from harness.training import parts as network_parts
 from harness.training.optimizer import build_optimizer, check_proportions
 
@@ -117,7 +117,7 @@ class Engine:
         outputs = self._task.forward(self.model, batch)
         loss_sum = self._task.loss_sum(outputs, batch)
         self.accelerator.backward(loss_sum * (self._num_ranks / num_items))
-        return detached(outputs), loss_sum.detach()
+        return detach(outputs), loss_sum.detach()
 
     def update(self) -> tuple[Tensor, bool]:
         """Clip, step the optimizer and the schedule, agree on buffers.

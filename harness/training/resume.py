@@ -137,7 +137,7 @@ def finished_outcome(config: Config) -> dict[str, Any] | None:
     if chosen.path is None:
         return None
     task: Task = components.build(config.task, "task")
-    verdict = StopController(config.stop, known_metrics(config.data, task)).restore(
+    verdict = StopController(config.stop, known_metrics(task, config.data.evaluated)).restore(
         load_trainer(chosen.path)["stop"]
     )
     return outcome.to_json() if verdict is not None and verdict.stops else None

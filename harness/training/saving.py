@@ -28,7 +28,7 @@ def save(run: Run, verdict: Verdict | None, call: Call) -> None:
         optimizer, optimizer_rest = optimizer_tensors(
             run.engine.optimizer, run.engine.parameter_names()
         )
-        interval = run.train_metrics.gathered(run.ranks)
+        interval = run.train_metrics.state(run.ranks)
         exact, exact_reason = run.exactness()
         ranked_by = run.controller.best_metric()
         snapshot = Snapshot(
