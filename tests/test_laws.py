@@ -104,6 +104,7 @@ class Module:
             id(inner)
             for node in ast.walk(self.tree)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
             for inner in ast.walk(node)
         }
         for node in ast.walk(self.tree):
@@ -422,7 +423,7 @@ def test_the_hot_path_does_not_wait_for_the_device() -> None:
         module = modules()[name]
         for function in (function for function in module.functions() if function.name in functions):
             for node in ast.walk(function):
-                if not isinstance(node, ast.Request):
+                if not isinstance(node, ast.Call):
                     continue
                 called = (
                     node.func.attr

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.read import read_stop
+from harness.config.read import read_section
 from harness.errors import ConfigError
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.settings import StopSettings
@@ -20,8 +20,10 @@ from harness.stopping.targets import expand
 from harness.tracking.records import METRICS, read_records
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}h1{{margin-bottom:0}}
-table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}}svg{{max-width:100%;height:auto}}
+<style>
+body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+body{{color:#222}}h1{{margin-bottom:0}}table{{border-collapse:collapse}}svg{{max-width:100%;height:auto}}
+td,th{{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}}
 pre{{background:#f5f5f5;padding:1rem;overflow:auto}}.reason{{font-size:1.15rem}}</style>
 <h1>{title}</h1>{body}</html>
 """
@@ -45,7 +47,7 @@ def write_report(directory: Path) -> Path:
     sections = [
         _summary(outcome, records[-1]),
         "<h2>Curves</h2>",
-        _curves(training, evaluations, _targets(read_stop(config))),
+        _curves(training, evaluations, _targets(read_section(config, StopSettings))),
     ]
     tables = evaluations[-1].get("tables", {}) if evaluations else {}
     if tables:
@@ -66,15 +68,18 @@ def write_report(directory: Path) -> Path:
 def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> str:
     if outcome is None:
         return f"<p class=reason>No outcome yet: the last record is of step {last['step']:,}.</p>"
-    best = outcome.best
+    best, saved_s = outcome.best, outcome.time.get("saved_s", 0.0)
+    kept = "none"
+    if best:
+        kept = (
+            f"{best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint']}"
+        )
     rows = {
         "step": f"{outcome.step:,} (epoch {outcome.epoch:.2f}, {outcome.samples:,} samples)",
-        "best": f"{best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint']}"
-        if best
-        else "none",
+        "best": kept,
         "last checkpoint": outcome.checkpoint or "none",
         "processes": f"{outcome.world_size}, launch {outcome.launches}",
-        "time saved": f"about {outcome.time.get('saved_s', 0.0):,.1f} s of training before the budget's end",
+        "time saved": f"about {saved_s:,.1f} s of training before the budget's end",
         "exact": f"{'yes' if outcome.exact else 'no'}: {outcome.exact_reason}",
     }
     cells = "".join(

@@ -3,15 +3,19 @@
 An update never waits for the device.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
-from torchmetrics import Metric
 
 from harness.errors import CheckpointError, ConfigError, DataError
 from harness.metrics.states import states_of
 from harness.ranks.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Updates(Protocol):
@@ -123,6 +127,8 @@ class IntervalMetrics:
 
 def _blank(name: str, metric: Metric) -> Metric:
     """An unused copy of a metric on the CPU that does not look at values on the device."""
+    from torchmetrics import Metric
+
     blank = metric.clone().cpu()
     blank.reset()
     if hasattr(blank, "validate_args"):

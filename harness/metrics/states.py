@@ -6,19 +6,22 @@ micro-batch and added without rounding (Shewchuk, "Adaptive precision floating-p
 1997); rows ("cat" states) are put in the order of their micro-batches.
 """
 
+from __future__ import annotations
+
 import base64
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat, dim_zero_sum
 
 from harness.errors import CheckpointError, ConfigError
 from harness.metrics.exact import ExactSum, exact_sum
 from harness.ranks.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class State(Protocol):
@@ -162,6 +165,8 @@ class _Rows:
         setattr(metric, self.name, [])
 
     def take(self, metric: Metric, number: int) -> None:
+        from torchmetrics.utilities.data import dim_zero_cat
+
         found = getattr(metric, self.name)
         if isinstance(found, Tensor) or found:
             self._rows.append((number, dim_zero_cat(found)))
@@ -233,6 +238,8 @@ def _state(name: str, metric: Metric, state: str, default: Any) -> State:
     """How to keep a state, by what torchmetrics (1.9; it has no public name for either) says of its
     default and its reduction over ranks.
     """
+    from torchmetrics.utilities.data import dim_zero_cat, dim_zero_sum
+
     reduction = metric._reductions[state]
     if reduction is dim_zero_cat and isinstance(default, list):
         return _Rows(state)

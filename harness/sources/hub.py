@@ -16,9 +16,10 @@ from harness.data.content import Hashes
 from harness.errors import ConfigError, DataError
 from harness.sources.audio import WaveReader
 from harness.sources.cells import Missing
-from harness.sources.files import OnError, read_all, suggestion
+from harness.sources.files import OnError, read_all
 from harness.sources.images import ImageReader
 from harness.sources.split import Part, Rule, rows_of
+from harness.wording import did_you_mean
 
 _WIDER = {
     "float64": np.float32,
@@ -86,7 +87,7 @@ class Hub:
                 there = ", ".join(self._data.features)
                 raise ConfigError(
                     f"columns: {path} has no {column!r}, only "
-                    f"{there}.{suggestion(column, self._data.features)}"
+                    f"{there}.{did_you_mean(column, self._data.features, quoted=True)}"
                 )
         if len(set(self.columns.values())) < len(self.columns):
             raise ConfigError(f"columns: two are called the same in {self.columns}.")

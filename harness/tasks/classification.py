@@ -1,15 +1,15 @@
 """One of several classes."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from harness.errors import ConfigError
-from harness.metrics.confusion import Confusion
 from harness.tasks.class_weights import BalancedWeights
 from harness.tasks.labels import (
     check_label_smoothing,
@@ -27,6 +27,9 @@ from harness.tasks.task import (
     kind_of,
     widen,
 )
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Classification(BaseTask):
@@ -129,6 +132,8 @@ class Classification(BaseTask):
                 "task: the number of classes is not known before the network's first forward pass "
                 "(`fit_to`)."
             )
+        from harness.metrics.confusion import Confusion
+
         return {"confusion": Confusion(self.num_classes), **self._extras()}
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:

@@ -1,16 +1,20 @@
 """Several tasks at once."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import BaseTask, Batch, Learner, item_count, kind_of
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 T = TypeVar("T")
 

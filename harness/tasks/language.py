@@ -1,12 +1,13 @@
 """The next token."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
@@ -17,6 +18,9 @@ from harness.tasks.labels import (
     is_item,
 )
 from harness.tasks.task import ACCURACY, ERROR, BaseTask, Batch, kind_of, widen
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class LanguageModelling(BaseTask):
@@ -90,7 +94,9 @@ class LanguageModelling(BaseTask):
         return is_item(self._targets(batch), self.ignore_index).sum()
 
     def metrics(self) -> dict[str, Metric]:
-        return {"tokens": _Tokens(), **self._extras()}
+        from harness.metrics.tokens import Tokens
+
+        return {"tokens": Tokens(), **self._extras()}
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
         targets = self._targets(batch)
@@ -127,28 +133,3 @@ class LanguageModelling(BaseTask):
         return cross_entropy_sum(
             outputs.flatten(0, 1), targets.flatten(), self.ignore_index, smoothing
         )
-
-
-class _Tokens(Metric):  # type: ignore[misc]  # torchmetrics is not typed
-    """Sums over tokens: the negative log likelihood (float), the tokens that were predicted right,
-    and all tokens.
-    """
-
-    full_state_update = False
-    nll: Tensor
-    right: Tensor
-    tokens: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("nll", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("right", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, nll: Tensor, right: Tensor, tokens: Tensor) -> None:
-        self.nll += nll
-        self.right += right
-        self.tokens += tokens
-
-    def compute(self) -> Tensor:
-        return torch.stack([self.nll, self.right.double(), self.tokens.double()])

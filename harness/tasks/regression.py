@@ -1,16 +1,19 @@
 """Numbers."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import ERROR, BaseTask, Batch, Input, item_count, kind_of, widen
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Regression(BaseTask):
@@ -96,6 +99,8 @@ class Regression(BaseTask):
         return item_count(targets.numel(), targets)
 
     def metrics(self) -> dict[str, Metric]:
+        from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
+
         return {
             "mse": MeanSquaredError(),
             "mae": MeanAbsoluteError(),

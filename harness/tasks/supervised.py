@@ -1,15 +1,19 @@
 """A user's own loss."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import BaseTask, Batch, Input, item_count, kind_of, require_tensor, widen
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Supervised(BaseTask):

@@ -1,15 +1,19 @@
 """What every task has to say, and what ours share."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Batch = Mapping[str, Any]
 
@@ -113,6 +117,12 @@ class BaseTask(Task):
         self.target = target
         self._extra = dict(metrics or {})
         self._own = dict(own)
+        if self._extra:
+            self._check_extras()
+
+    def _check_extras(self) -> None:
+        from torchmetrics import Metric
+
         for name, metric in self._extra.items():
             if not isinstance(metric, Metric):
                 raise ConfigError(

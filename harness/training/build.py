@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from harness import components
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
+from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
 from harness.config.schema import Config
 from harness.data.feed import Feed
@@ -26,6 +27,7 @@ from harness.rundir.ledger import Ledger
 from harness.stopping.controller import StopController
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task, known_metrics
+from harness.tracking.courier import RunInfo
 from harness.tracking.tracker import Tracker
 from harness.training.agenda import Agenda
 from harness.training.data import RunData, open_data
@@ -68,7 +70,7 @@ def build(
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = agenda_of(config, sampling)
     tracker.console.expect(agenda.last_step())
-    ranks.decide(lambda: tracker.begin(config, launch.run_id, progress.step))
+    ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
     engine.wrap(ranks)
     run = Run(
         config=config,
@@ -98,6 +100,12 @@ def build(
     restore_rest(loaded, run)
     introduce(run)
     return run
+
+
+def run_info(config: Config, launch: Launch) -> RunInfo:
+    """What trackers are told of the run."""
+    values = config.to_json()
+    return RunInfo(config.run.name, launch.run_id, config.run.dir, values, to_yaml(values))
 
 
 def sampling_of(config: Config, data: RunData) -> Sampling:

@@ -35,6 +35,7 @@ from harness.training.resume import (
     take,
 )
 from harness.training.run import Launch
+from harness.wording import first_line
 
 LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
 
@@ -164,7 +165,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
         if not is_lost_peer(error):
             raise
         # Told by each process: none knows of the others
-        raise RankError(_not_met(config, _first_line(error)), origin_rank=0) from error
+        raise RankError(_not_met(config, first_line(error)), origin_rank=0) from error
 
 
 def _not_met(config: Config, why: str) -> str:
@@ -200,7 +201,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         )
         where = "before the first step" if ranks.step is None else f"step {ranks.step:,}"
         error = RankError(
-            f"rank {ranks.rank}, {where}: lost {who} ({_first_line(error)}). It was killed, "
+            f"rank {ranks.rank}, {where}: lost {who} ({first_line(error)}). It was killed, "
             "crashed or hangs, or its machine cannot be reached; "
             "launch again to go on from the last checkpoint."
         )
@@ -215,7 +216,3 @@ def fail(error: Exception, ranks: Ranks) -> int:
         return error.exit_code
     traceback.print_exception(error)
     return 1
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

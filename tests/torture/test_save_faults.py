@@ -60,7 +60,7 @@ needs_strace = pytest.mark.skipif(
 
 
 @dataclass
-class Request:
+class Call:
     """A traced call: the `number`-th of its kind by that process."""
 
     pid: int
@@ -217,12 +217,12 @@ def scene(
     return Scene(request.param, directory, [(2, {"val/loss": 0.7})], old=2)
 
 
-def calls_of(log: str) -> list[Request]:
+def calls_of(log: str) -> list[Call]:
     """The traced calls in the order of their ends, counted by process and kind as strace counts
     them.
     """
     counts: dict[tuple[int, str], int] = {}
-    begun: dict[int, Request] = {}
+    begun: dict[int, Call] = {}
     calls = []
     for line in log.splitlines():
         match = re.match(r"(\d+) +(?:<\.\.\. )?(\w+)(?:\(| resumed>)(.*)", line)
@@ -234,7 +234,7 @@ def calls_of(log: str) -> list[Request]:
             call.text += text
         else:
             counts[pid, name] = counts.get((pid, name), 0) + 1
-            request = Request(pid, name, counts[pid, name], text)
+            call = Call(pid, name, counts[pid, name], text)
         if text.endswith("<unfinished ...>"):
             call.text = call.text.removesuffix("<unfinished ...>").rstrip()
             begun[pid] = call
@@ -245,7 +245,7 @@ def calls_of(log: str) -> list[Request]:
 
 def listed(
     saver: Saver, scene: Scene, directory: Path, rank: int | None
-) -> tuple[list[int], list[Request]]:
+) -> tuple[list[int], list[Call]]:
     """The calls of an undisturbed save by one rank, or by all."""
     scene.copy_to(directory)
     log = directory.with_name("log")
@@ -375,7 +375,7 @@ class Disk:
         self.tree = tree_of(before)
         self._contents = contents
 
-    def replay(self, request: Request) -> None:
+    def replay(self, call: Call) -> None:
         text = call.text
         if call.name == "openat" and "O_CREAT" in text:
             self._change("put", _strings(text)[0], Node("file"))
