@@ -22,6 +22,7 @@ from typing import Any
 
 from harness import components
 from harness.components import STAGE, TARGET
+from harness.data.source import version_of
 from harness.errors import DataError
 
 
@@ -36,7 +37,7 @@ def _identity(spec: Any) -> Any:
         target = components.find(spec[TARGET])
         return {
             **plain,
-            "version": [getattr(target, "version", 1), _module_version(inspect.getmodule(target))],
+            "version": [version_of(target), _module_version(inspect.getmodule(target))],
         }
     return [_identity(item) for item in spec] if isinstance(spec, list | tuple) else spec
 

@@ -24,7 +24,16 @@ from harness.config.schema import Config
 from harness.data.content import Hashes, _identity, digest
 from harness.data.feed import evaluation_batches
 from harness.data.settings import SplitConfig
-from harness.data.source import Batch, Treatment, takes_seeds
+from harness.data.source import (
+    Batch,
+    Treatment,
+    learns,
+    paths_from_settings,
+    paths_of,
+    skipped_of,
+    takes_seeds,
+    training_only,
+)
 from harness.data.split import Split
 from harness.data.store import Store, Stored
 from harness.durable import read_json, write_json
@@ -163,7 +172,7 @@ def prepare(
                     "split": name,
                     "source": dict(split.source),
                     "treatments": [dict(spec) for spec in split.treatments[:num_once]],
-                    "left_out": list(getattr(whole.source, "skipped", ())),
+                    "left_out": list(skipped_of(whole.source)),
                 }
                 # A name for it would be as long
                 # See above
@@ -281,19 +290,10 @@ def _learned(
     return [Learned(**one) for one in read_json(path)]
 
 
-def learns(treatment: Any) -> bool:
-    """Whether a treatment is of the fit stage."""
-    return hasattr(treatment, "observe") and hasattr(treatment, "finish")
-
-
 def count_once(specs: Sequence[Spec], treatments: Sequence[Treatment]) -> int:
     """How many treatments come before the first online one."""
     for count, (spec, treatment) in enumerate(zip(specs, treatments, strict=True)):
-        if (
-            spec.get(STAGE) == "online"
-            or getattr(treatment, "training_only", False)
-            or takes_seeds(treatment)
-        ):
+        if spec.get(STAGE) == "online" or training_only(treatment) or takes_seeds(treatment):
             return count
     return len(specs)
 
@@ -305,17 +305,17 @@ def _content(
     all of them if `in_full`.
     """
     target = components.find(spec[TARGET])
-    if hasattr(target, "paths_of"):
-        try:
-            return hashes.of(
-                target.paths_of(**{key: value for key, value in spec.items() if key != TARGET}),
-                prospect.pause,
-            )
-        except HarnessError as error:
-            raise type(error)(f"data.{name}.source: {error}") from error
+    settings = {key: value for key, value in spec.items() if key != TARGET}
+    try:
+        paths = paths_from_settings(target, settings)
+        if paths is not None:
+            return hashes.of(paths, prospect.pause)
+    except HarnessError as error:
+        raise type(error)(f"data.{name}.source: {error}") from error
     source = sources[name]
-    if hasattr(source, "paths"):
-        return hashes.of(source.paths(), prospect.pause)
+    paths = paths_of(source)
+    if paths is not None:
+        return hashes.of(paths, prospect.pause)
     if not in_full:
         return ""
     whole = Split(source, (), f"data.{name}", _no_check)

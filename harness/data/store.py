@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.data.feed import evaluation_batches
+from harness.data.source import known_of
 from harness.data.split import Split
 from harness.durable import make_directory, read_json, sync_directory, write_json
 from harness.errors import DataError
@@ -102,7 +103,7 @@ class Store:
             begin += described["num_samples"]
             number += 1
             progress(begin, len(split))
-        known = split.source.known() if hasattr(split.source, "known") else {}
+        known = known_of(split.source)
         with _telling(path):
             write_json(path / KNOWN, {name: list(values) for name, values in known.items()})
             manifest = {

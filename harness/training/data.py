@@ -23,6 +23,7 @@ from harness.data.preparing import (
     prepare,
 )
 from harness.data.sampling import Balance
+from harness.data.source import skipped_of
 from harness.data.split import Split
 from harness.durable import write_json
 from harness.interrupt import Interruption
@@ -106,7 +107,7 @@ def list_left_out(config: Config, splits: Mapping[str, Split]) -> None:
     left_out = {
         split.where: list(skipped)
         for split in splits.values()
-        if (skipped := getattr(split.source, "skipped", ()))
+        if (skipped := skipped_of(split.source))
     }
     path = config.run.dir / "left_out.json"
     if left_out:
