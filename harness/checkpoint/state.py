@@ -274,8 +274,8 @@ def _check_names(where: str, own: Iterable[str], saved: Iterable[str]) -> None:
     missing, unknown = sorted(set(own) - set(saved)), sorted(set(saved) - set(own))
     if missing or unknown:
         raise CheckpointError(
-            f"{where}: not in the checkpoint: {some(missing, none='nothing')}; only in the checkpoint: "
-            f"{some(unknown, none='nothing')}. Build what was saved, or start from "
+            f"{where}: not in the checkpoint: {some(missing, none='nothing')}; only in the "
+            f"checkpoint: {some(unknown, none='nothing')}. Build what was saved, or start from "
             "its weights alone with run.init_from."
         )
 

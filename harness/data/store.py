@@ -1,7 +1,8 @@
 """Samples kept ready: what a source and the treatments that are done once give, as arrays that are
 mapped into memory.
 
-    STORE/<key>/shard-00000/<column>.npy     a shard's samples, (n, ...); ragged ones and text: <column>.values.npy, <column>.offsets.npy (n + 1,)
+    STORE/<key>/shard-00000/<column>.npy     a shard's samples, (n, ...); ragged ones and text:
+                                             <column>.values.npy, <column>.offsets.npy (n + 1,)
     STORE/<key>/known.json                   what the source knows of each sample
     STORE/<key>/manifest.json                written last: an entry without one is unfinished
 
@@ -250,7 +251,9 @@ class _Shard:
 def _next_shard(
     split: Split, begin: int, num_workers: int, check_leave: CheckLeave, progress: Progress
 ) -> dict[str, list[Any]]:
-    """{column: one item a sample} from sample `begin` on, until a shard is full or the split ends."""
+    """{column: one item a sample} from sample `begin` on, until a shard is full or the split
+    ends.
+    """
     shard: dict[str, list[Any]] = {}
     size = 0
     rest = np.arange(begin, len(split), dtype=np.int64)

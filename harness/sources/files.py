@@ -187,8 +187,8 @@ def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str
     if found - set(given):
         name = min(found - set(given))
         raise DataError(
-            f"{where}: {name!r} is none of the classes "
-            f"{', '.join(given)}.{did_you_mean(name, given, quoted=True)} Add it to classes, or leave it out."
+            f"{where}: {name!r} is none of the classes {', '.join(given)}."
+            f"{did_you_mean(name, given, quoted=True)} Add it to classes, or leave it out."
         )
     if set(given) - found:
         raise DataError(

@@ -214,8 +214,8 @@ def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[
     rows = np.flatnonzero(parts == part)
     if len(rows) == 0:
         raise DataError(
-            f"part: no sample of {count} is in {part!r}; there are {some(sorted(set(parts.tolist())), 8)}. Look "
-            "at split."
+            f"part: no sample of {count} is in {part!r}; there are "
+            f"{some(sorted(set(parts.tolist())), 8)}. Look at split."
         )
     return rows
 

@@ -84,8 +84,8 @@ class Units:
             for name in names:
                 if name not in UNITS:
                     raise ConfigError(
-                        f"units.{channel}: {name!r} is no unit that is "
-                        f"known.{did_you_mean(name, UNITS, quoted=True)} Known are {', '.join(UNITS)}."
+                        f"units.{channel}: {name!r} is not a known unit."
+                        f"{did_you_mean(name, UNITS, quoted=True)} Known are {', '.join(UNITS)}."
                     )
             first, last = UNITS[names[0]], UNITS[names[-1]]
             if len(names) > 2 or first.quantity != last.quantity:
