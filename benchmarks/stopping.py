@@ -120,9 +120,6 @@ def cost_of_a_decision(size: int) -> float:
         free.close()
         result = Path(directory) / "cost"
         # Torch's
-        # See above
-        # See above
-        # See above
         spawn(broadcast, args=(size, port, str(result)), nprocs=size)  # type: ignore[no-untyped-call] # see above
         return float(result.read_text())
 

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,25 @@ def seed_ambient(seed: int) -> None:
     """
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    # Torch.manual_seed looks for every kind of device there is: 0.1 ms, a slot
+    # torch.manual_seed looks for every kind of device there is: 0.1 ms, a slot
     torch.default_generator.manual_seed(seed)
-    # Never in a loader's worker, which was forked before or must not use CUDA
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # see above
-        torch.cuda.manual_seed_all(seed)
+    module = accelerator_module()
+    if module is not None:
+        getattr(module, "manual_seed_all", module.manual_seed)(seed)
+
+
+def accelerator_module() -> Any:
+    """The module of the accelerator that this process uses, e.g. torch.cuda; None on the CPU.
+
+    One that is there but not in use does not count: a training on the CPU starts no context on a
+    GPU, and a loader's worker, which was forked before or must not use CUDA, none either.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return None
+    module = torch.get_device_module(accelerator)
+    begun = getattr(module, "is_initialized", module.is_available)
+    return module if begun() else None
 
 
 @contextmanager
@@ -45,19 +60,16 @@ def preserved() -> Iterator[None]:
     """Whatever is drawn inside leaves no trace in the ambient generators."""
     python, legacy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()
-    # Torch's
-    # See above
-    # See above
-    # See above
-    device = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call] # see above
+    module = accelerator_module()
+    device = None if module is None else module.get_rng_state()
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
         torch.set_rng_state(cpu)
-        if device is not None:
-            torch.cuda.set_rng_state(device)
+        if module is not None:
+            module.set_rng_state(device)
 
 
 def generators_of(network: nn.Module) -> dict[str, Generator]:
@@ -91,8 +103,9 @@ def capture_random(own: Mapping[str, Generator]) -> dict[str, torch.Tensor]:
         "numpy.gauss": torch.tensor([legacy["gauss"]], dtype=torch.float64),
         "torch.cpu": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        state["torch.cuda"] = torch.cuda.get_rng_state()
+    module = accelerator_module()
+    if module is not None:
+        state[_key(module)] = module.get_rng_state()
     return state | {f"own.{name}": _captured(generator) for name, generator in own.items()}
 
 
@@ -114,14 +127,20 @@ def restore_random(state: Mapping[str, torch.Tensor], own: Mapping[str, Generato
         keys = state["numpy.keys"].numpy().astype(np.uint32)
         np.random.set_state(("MT19937", keys, position, has_gauss, float(state["numpy.gauss"][0])))
         torch.set_rng_state(state["torch.cpu"])
-        if "torch.cuda" in state:
-            torch.cuda.set_rng_state(state["torch.cuda"])
+        module = accelerator_module()
+        if module is not None:
+            module.set_rng_state(state[_key(module)])
         for name, generator in own.items():
             _restore(generator, state[f"own.{name}"])
     except (AttributeError, IndexError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"random state: cannot be restored: {error}. Resume from another checkpoint."
         ) from error
+
+
+def _key(module: Any) -> str:
+    """The name of a device's generator in a checkpoint, e.g. `torch.cuda`."""
+    return str(module.__name__)
 
 
 def _captured(generator: Generator) -> torch.Tensor:

@@ -25,9 +25,6 @@ def rate(of: SGD) -> float:
 
 def plateau(of: SGD, patience: int = 2, **more: float | str) -> Plateau:
     # Of several types
-    # See above
-    # See above
-    # See above
     return Plateau(of, "val/loss", mode="min", patience=patience, **more)  # type: ignore[arg-type] # see above
 
 
@@ -172,9 +169,6 @@ def test_a_rate_that_is_a_tensor_is_changed_in_place() -> None:
         (lambda one: plateau(one, cooldown=-1), "cooldown"),
         (lambda one: plateau(one, at_least="much"), "neither a gain like 0.01 nor a share like 1%"),
         # That is the test
-        # See above
-        # See above
-        # See above
         (lambda one: Plateau(one, "val/loss", "down", 1), "neither max nor min"),  # type: ignore[arg-type] # see above
         (
             lambda one: plateau(one).observe({"val/f1": 1.0}),

@@ -103,9 +103,6 @@ def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU, as bytes; nothing is copied."""
     assert tensor.is_contiguous()
     # An array is a buffer; the stubs say so from Python 3.12 on
-    # See above
-    # See above
-    # See above
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type] # see above
 
 

@@ -142,7 +142,9 @@ class Stage:
     def _copy(self, sources: Mapping[str, Mapping[str, Tensor]]) -> list[Content]:
         plan = self._plan
         on_gpu = any(
-            sources[file.role][piece.name].is_cuda for file in plan.files for piece in file.pieces
+            sources[file.role][piece.name].device.type != "cpu"
+            for file in plan.files
+            for piece in file.pieces
         )
         self._reserve(plan.memory_bytes, on_gpu)
         for file in plan.files:
@@ -152,7 +154,7 @@ class Stage:
                     source if piece.rows is None else source[piece.rows[0] : piece.rows[1]], begin
                 )
         if on_gpu:
-            torch.cuda.current_stream().synchronize()
+            torch.accelerator.current_stream().synchronize()
         return [
             Content(file.name, file.role, [file.head, self._bytes[file.begin : file.end]])
             for file in plan.files

@@ -384,7 +384,8 @@ def _versions() -> dict[str, str]:
             found[name] = "not installed"
     found["cuda"] = str(torch.version.cuda)
     found["device"] = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+        # Only where it is in use: asking would start a context on the GPU.
+        torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.machine()  # type: ignore[no-untyped-call] # torch's
     )
     return found
 

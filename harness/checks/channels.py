@@ -127,7 +127,4 @@ class Channels:
 def _rows(rows: Sequence[int], bad: NDArray[np.bool_]) -> list[int]:
     """Those samples that have a bad number; bad: (B, C, L)."""
     # Numpy's stubs: a list of int64 is one of int
-    # See above
-    # See above
-    # See above
     return np.asarray(rows)[bad.any(axis=(1, 2))].tolist()  # type: ignore[no-any-return] # see above

@@ -53,9 +53,6 @@ class Sheet:
     def __getitem__(self, span: slice) -> "Sheet":
         labels, times = (None if of is None else of[span] for of in (self.labels, self.times))
         # Mypy joins both kinds of array
-        # See above
-        # See above
-        # See above
         return Sheet(self.path, self.rows[span], self.values[:, span], labels, times)  # type: ignore[arg-type] # see above
 
 

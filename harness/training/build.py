@@ -32,6 +32,7 @@ from harness.tracking.tracker import Tracker
 from harness.training.agenda import Agenda
 from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
+from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.losses import LossWindow
 from harness.training.resume import load_state, restore_rest
@@ -93,7 +94,7 @@ def build(
         trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
         note=StepNote(config.run.dir if ranks.is_first() else None),
-        facts=facts_of(config, data),
+        facts=facts_of(config, data, environments(ranks, engine.device)),
         learned=[asdict(one) for one in data.learned],
         progress=progress,
     )
@@ -135,10 +136,14 @@ def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:
     return Trace(config.run.dir / "trace.jsonl", step) if asked else None
 
 
-def facts_of(config: Config, data: RunData) -> dict[str, Any]:
-    """What a manifest says of the run: digests of its data and of its config."""
-    num_samples = {name: len(split) for name, split in data.splits.items()}
-    return {"data": data.keys, "num_samples": num_samples, "config": config_hashes(config)}
+def facts_of(config: Config, data: RunData, machines: list[dict[str, str]]) -> dict[str, Any]:
+    """What a manifest says of the run: digests of its data and of its config, and the machines."""
+    return {
+        "data": data.keys,
+        "num_samples": {name: len(split) for name, split in data.splits.items()},
+        "config": config_hashes(config),
+        "environment": machines,
+    }
 
 
 def introduce(run: Run) -> None:

@@ -10,6 +10,7 @@ from harness.rundir.ledger import TRAINING, Ledger
 from harness.rundir.outcome import Outcome, write_outcome
 from harness.stopping.verdict import Verdict
 from harness.training.agenda import Request
+from harness.training.exactness import exactness
 from harness.training.run import Run
 from harness.training.saving import report_saves
 
@@ -93,7 +94,7 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
         )
     best = run.controller.best()
     path = None if best is None else run.directory / "checkpoints" / step_name(best.step)
-    exact, exact_reason = run.exactness()
+    exact, exact_reason = exactness(run)
     outcome = Outcome(
         reason=reason,
         detail=detail,

@@ -19,6 +19,7 @@ from harness.config.schema import Config
 from harness.data.feed import to_device
 from harness.data.source import Batch
 from harness.errors import ConfigError
+from harness.metrics.interval import IntervalMetrics
 from harness.randomness import (
     capture_random,
     generators_of,
@@ -30,7 +31,7 @@ from harness.randomness import (
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach
 from harness.training import parts as network_parts
-from harness.training.determinism import record_nondeterminism
+from harness.training.determinism import record_nondeterminism, settle
 from harness.training.optimizer import build_optimizer, check_proportions
 from harness.training.parallel import Replicas
 
@@ -66,6 +67,8 @@ class Engine:
         self._stepper: Any = None
         self.generators = generators_of(self.network)
         self.not_deterministic: list[str] = []
+        # Why an interrupted run may end with other bits, found in the warm-up.
+        self.inexact: list[str] = []
 
     def wrap(self, ranks: Ranks) -> None:
         """Make the passes and steps those of all ranks.
@@ -146,6 +149,8 @@ class Engine:
         """
         buffers = [buffer.clone() for buffer in self.sharing.buffers]
         random_state = capture_random(self.generators)
+        with preserved():
+            settle(self.sharing.ranks, lambda: self._try_step(batch), self.not_deterministic)
         with preserved(), record_nondeterminism(self.not_deterministic):
             network_parts.training_mode(self.network, self._parts)
             self.forward_backward(batch, torch.ones((), device=self.device))
@@ -171,10 +176,23 @@ class Engine:
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(dict(scaler))
 
+    def _try_step(self, batch: Batch) -> None:
+        """What a step and an evaluation do with a micro-batch, on this rank alone."""
+        network_parts.training_mode(self.network, self._parts)
+        outputs = self._task.forward(self.network, batch)
+        self.accelerator.backward(self._task.loss_sum(outputs, batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.network.eval()
+        with torch.no_grad():
+            outputs = self._task.forward(self.network, batch)
+            self._task.loss_sum(outputs, batch)
+            IntervalMetrics(self._task.metrics()).update(self._task, outputs, batch, 0)
+
     def _probe(self, batch: Batch) -> None:
         self.network.eval()
         try:
-            with preserved(), torch.no_grad():
+            # What is not deterministic the trial before the first step names.
+            with preserved(), torch.no_grad(), record_nondeterminism([]):
                 outputs = self._task.forward(self.network, batch)
         except Exception as error:
             shapes = {

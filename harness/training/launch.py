@@ -15,7 +15,7 @@ from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.console import Console
 from harness.data.feed import end_workers
-from harness.errors import HarnessError, LeavingError, RankError
+from harness.errors import ConfigError, HarnessError, LeavingError, RankError
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import is_lost_peer, leave
 from harness.ranks.ranks import Ranks
@@ -24,6 +24,7 @@ from harness.rundir.ledger import Ledger, process_age_s
 from harness.rundir.outcome import INTERRUPTED, Outcome, exit_code
 from harness.tracking.tracker import Tracker
 from harness.training.build import build
+from harness.training.determinism import explain
 from harness.training.ending import leave_early
 from harness.training.loop import fit
 from harness.training.parallel import start_accelerator
@@ -184,6 +185,8 @@ def fail(error: Exception, ranks: Ranks) -> int:
     """Print the error on the rank it comes from, and there alone; returns the exit code, the same
     on every rank.
     """
+    if isinstance(error, RuntimeError) and (words := explain(error, ranks.step)) is not None:
+        error = ConfigError(words)
     cause = ranks.published_failure()
     if (
         cause is not None

@@ -32,13 +32,19 @@ def start_accelerator(precision: str, exactness: str, timeout_s: float) -> Accel
     if exactness != "none":
         require_determinism()
     meeting = InitProcessGroupKwargs(init_method=MEETING, timeout=timedelta(seconds=timeout_s))
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision,
         # The schedule is stepped by the engine, once a step on every rank.
         step_scheduler_with_optimizer=False,
         rng_types=[],  # no synchronisation of generators: randomness is by purpose
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True), meeting],
     )
+    if accelerator.device.type == "mps":
+        raise ConfigError(
+            "this machine's device is mps, which lacks float64: losses and metrics could not be "
+            "summed without rounding. Set ACCELERATE_USE_CPU=true."
+        )
+    return accelerator
 
 
 class Replicas:

@@ -31,6 +31,7 @@ from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.controller import StopController
 from harness.tasks.task import Task, known_metrics
 from harness.training.engine import Engine
+from harness.training.environment import differences
 from harness.training.optimizer import (
     adopt_changes,
     build_optimizer,
@@ -94,10 +95,24 @@ def restore_rest(loaded: Loaded | None, run: Run) -> None:
         run.train_metrics.restore(trainer["train_metrics"], run.ranks.rank)
         progress.evaluation_due = trainer.get("evaluation_due", False)
         progress.save_s = trainer.get("save_s")
+        progress.seams += trainer.get("seams", [])
+    if loaded is not None:
+        note_environment(loaded, run)
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
     if loaded is not None and loaded.rng is not None:
         rng = loaded.rng
         run.ranks.together(lambda: restore_random(rng, run.engine.generators))
+
+
+def note_environment(loaded: Loaded, run: Run) -> None:
+    """Tell what of the machines differs from those that wrote the checkpoint, and remember it: the
+    run is no longer exact. Called by every rank.
+    """
+    changes = differences(loaded.manifest.facts.get("environment", []), run.facts["environment"])
+    if changes:
+        seam = f"other machines from step {run.step:,} on ({'; '.join(changes)})"
+        run.progress.seams.append(seam)
+        run.tracker.warn(f"{run.directory}: {seam}: from here on bits may differ")
 
 
 SUPERSEDED = (

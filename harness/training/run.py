@@ -1,7 +1,7 @@
 """A run as `fit` finds it: what works together, and where it stands."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class Progress:
     was found, None if it has no evaluation yet. `evaluation_due`: the evaluation of the last step
     was not finished. `save_s`: what the last save took, None if none is known. `unsaved`: why an
     interrupted launch did not save its last step. `polled_s`: when rank 0 last looked for a file
-    STOP and at the clock, by time.monotonic().
+    STOP and at the clock, by time.monotonic(). `seams`: where launches met in a way that may change
+    bits, and why; kept for the rest of the run.
     """
 
     step: int
@@ -54,6 +55,7 @@ class Progress:
     save_s: float | None = None
     unsaved: str | None = None
     polled_s: float = float("-inf")
+    seams: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -111,22 +113,6 @@ class Run:
     def epoch(self) -> float:
         """Epochs completed, with the share of the present one."""
         return self.samples / self.sampling.num_samples
-
-    def exactness(self) -> tuple[bool, str]:
-        """Whether an interrupted run ends with the bits of one never interrupted, and why or why
-        not.
-        """
-        if self.config.run.exactness == "none":
-            return (
-                False,
-                "run.exactness is none: fast kernels that may differ from run to run are allowed",
-            )
-        if self.engine.not_deterministic:
-            return False, f"no deterministic kernel for: {', '.join(self.engine.not_deterministic)}"
-        return (
-            True,
-            "deterministic kernels; order and randomness are functions of seed, epoch and position",
-        )
 
     def position(self) -> dict[str, Any]:
         """Where the run is, for a record."""

@@ -14,6 +14,7 @@ from harness.randomness import capture_random
 from harness.stopping.verdict import Verdict
 from harness.tasks.learning import learner_states
 from harness.training.agenda import Request
+from harness.training.exactness import exactness
 from harness.training.optimizer import parameter_names
 from harness.training.run import Run
 
@@ -30,7 +31,7 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
             run.engine.optimizer, parameter_names(run.engine.network)
         )
         interval = run.train_metrics.state(run.ranks)
-        exact, exact_reason = run.exactness()
+        exact, exact_reason = exactness(run)
         ranked_by = run.controller.best_metric()
         snapshot = Snapshot(
             step=run.step,
@@ -79,6 +80,7 @@ def trainer_state(
         "task": dict(learner_states(run.task)),
         "evaluation_due": run.progress.evaluation_due,
         "save_s": run.progress.save_s,
+        "seams": run.progress.seams,
     }
 
 

@@ -75,9 +75,6 @@ def test_safetensors_reads_what_we_write(state: dict[str, Tensor]) -> None:
         file.flush()
         with safe_open(file.name, "pt") as opened:
             # No mapping
-            # See above
-            # See above
-            # See above
             assert_same({name: opened.get_tensor(name) for name in opened.keys()}, state)  # noqa: SIM118 - see above
 
 

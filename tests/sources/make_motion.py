@@ -16,9 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Scipy has no stubs
-# See above
-# See above
-# See above
 from scipy.ndimage import gaussian_filter, map_coordinates  # type: ignore[import-untyped] # see above
 
 # Cells a frame to the right and down, degrees a frame: 1 each, 12.

@@ -111,9 +111,6 @@ def transformers(
     )
     for index, value in enumerate(values):
         # Theirs
-        # See above
-        # See above
-        # See above
         callback.check_metric_value(arguments, state, None, value)  # type: ignore[no-untyped-call] # see above
         if callback.early_stopping_patience_counter >= patience:
             return index
