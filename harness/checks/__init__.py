@@ -3,8 +3,10 @@ classes that make an accuracy a lie.
 
 A launch of a new run does this on rank 0:
 
-    report = check_data(config, splits)      # reads samples as the sources give them
-    report.enforce(console.say)              # tells what is to be told; raises DataError with all errors at once
+    # Reads samples as the sources give them
+    report = check_data(config.data, config.task, config.stop.targets, splits)
+    # Prints warnings; raises DataError with all errors at once
+    report.enforce(console.say)
 """
 
 from harness.checks.check import check_data

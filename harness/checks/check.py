@@ -23,20 +23,27 @@ from harness.checks.numbers import check_numbers
 from harness.checks.report import Findings, Looked, Report
 from harness.checks.roles import Role, Roles, roles_of
 from harness.checks.survey import Survey, survey
-from harness.config.schema import Config
+from harness.data.settings import DataConfig
 from harness.data.split import Split
+from harness.stopping.targets import Target
 
 ORDER = ("train", "val", "test")
 SOME = 6  # samples of a class whose rows a report keeps
 
 
-def check_data(config: Config, splits: Mapping[str, Split]) -> Report:
-    """Look at the splits' samples as their sources give them, before any treatment.
+def check_data(
+    data: DataConfig,
+    task: Mapping[str, Any],
+    targets: Mapping[str, Target],
+    splits: Mapping[str, Split],
+) -> Report:
+    """Look at the splits' samples as their sources give them, before any treatment; `task` and `targets`
+    are the config's sections `task` and `stop.targets`.
 
     No collectives. Raises ConfigError and DataError.
     """
-    settings, roles = config.data.checks, roles_of(config.task)
-    specs = {name: getattr(config.data, name) for name in ORDER if name in splits}
+    settings, roles = data.checks, roles_of(task)
+    specs = {name: getattr(data, name) for name in ORDER if name in splits}
     sources = [spec.source for spec in specs.values()]
     groups = list(
         dict.fromkeys(
@@ -65,13 +72,21 @@ def check_data(config: Config, splits: Mapping[str, Split]) -> Report:
     for one in surveys:
         check_numbers(one, specs[one.split].treatments, findings)
     for role in roles.classes:
-        _check_classes(config, surveys, role, findings)
+        remedied = data.train.balance == role.target or _has_weights(task)
+        _check_classes(surveys, role, targets, findings, remedied=remedied)
     return Report(
         findings.sorted(), [_looked(one, roles, surveys) for one in surveys], findings.notes
     )
 
 
-def _check_classes(config: Config, surveys: list[Survey], role: Role, findings: Findings) -> None:
+def _check_classes(
+    surveys: list[Survey],
+    role: Role,
+    targets: Mapping[str, Target],
+    findings: Findings,
+    *,
+    remedied: bool,
+) -> None:
     counts = count_classes(surveys, role)
     if len(counts) < len(surveys):
         findings.notes.append(
@@ -81,8 +96,7 @@ def _check_classes(config: Config, surveys: list[Survey], role: Role, findings: 
         return
     names = class_names(surveys, role)
     check_missing(counts, role, names, findings)
-    remedied = config.data.train.balance == role.target or _has_weights(config.task)
-    check_imbalance(counts, role, names, config.stop.targets, remedied, findings)
+    check_imbalance(counts, role, names, targets, remedied, findings)
 
 
 def _has_weights(spec: Any) -> bool:

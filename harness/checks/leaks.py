@@ -8,7 +8,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from harness.checks.report import Findings
@@ -240,6 +239,9 @@ def _overlapped(spans: NDArray[np.float64], others: NDArray[np.float64]) -> NDAr
 def _times(one: Survey, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Rows, and their times as numbers: as they are, or of dates in seconds."""
     rows, texts = one.texts(column)
+    # Loaded when used
+    import pandas as pd
+
     values = pd.Series(list(texts), dtype="str")
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.isna().any():

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from harness.checks.channels import Channels
 from harness.checks.roles import Roles
-from harness.data.columns import Values, blocks_of, is_one_a_sample, known_of, one_a_sample
+from harness.data.columns import Values, blocks_of, is_one_a_sample, one_a_sample
+from harness.data.source import known_of
 from harness.errors import ConfigError
 
 BLANK_SIZE = 8  # a sample of so many numbers, all equal, is empty rather than the same as another

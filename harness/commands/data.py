@@ -17,7 +17,7 @@ from harness.components import TARGET
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.console import Console
-from harness.data.preparing import Prepared, Prospect, Sources, prepare
+from harness.data.preparing import Feedback, Prepared, Sources, prepare
 from harness.data.split import Split
 from harness.data.store import Entry, Store
 from harness.errors import ConfigError
@@ -63,7 +63,7 @@ def build_store(path: Path, overrides: Sequence[str]) -> list[Listed]:
     """Build what the config's splits lack in the store; returns its entries. Raises HarnessError."""
     config, store = _read(path, overrides)
     with Console(enabled=True) as console:
-        prepared = _prepare(config, Prospect(console.say, progress=console.progress))
+        prepared = _prepare(config, Feedback(console.say, progress=console.progress))
     return _listed(store, prepared)
 
 
@@ -72,7 +72,7 @@ def inspect_store(path: Path, overrides: Sequence[str]) -> list[Listed]:
     HarnessError.
     """
     config, store = _read(path, overrides)
-    return _listed(store, _prepare(config, Prospect(), build=False))
+    return _listed(store, _prepare(config, Feedback(), build=False))
 
 
 def prune_store(paths: Sequence[Path]) -> list[Entry]:
@@ -86,7 +86,7 @@ def prune_store(paths: Sequence[Path]) -> list[Entry]:
     used = {
         Path(entry).name
         for config, _ in read
-        for entry in _prepare(config, Prospect(), build=False).stored.values()
+        for entry in _prepare(config, Feedback(), build=False).stored.values()
     }
     return read[0][1].prune(used)
 
@@ -101,9 +101,11 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[Config, Store]:
     return config, Store(config.data.store.dir)
 
 
-def _prepare(config: Config, prospect: Prospect, *, build: bool = True) -> Prepared:
+def _prepare(config: Config, feedback: Feedback, *, build: bool = True) -> Prepared:
     names = [name for name in ("train", "val", "test") if getattr(config.data, name) is not None]
-    return prepare(config, names, Sources(config), None, config.run.dir, prospect, build=build)
+    return prepare(
+        config.data, names, Sources(config.data), None, config.run.dir, feedback, build=build
+    )
 
 
 def _listed(store: Store, prepared: Prepared) -> list[Listed]:
@@ -117,10 +119,13 @@ def check_command(path: Path, overrides: Sequence[str], as_json: bool, page: Pat
     Exit code: 2 if there is an error, else 0.
     """
     config = read_config(path, overrides)
-    sources = Sources(config)
+    sources = Sources(config.data)
     names = [name for name in ORDER if getattr(config.data, name) is not None]
     report = check_data(
-        config, {name: Split(sources[name], (), f"data.{name}", _any_batch) for name in names}
+        config.data,
+        config.task,
+        config.stop.targets,
+        {name: Split(sources[name], (), f"data.{name}", _any_batch) for name in names},
     )
     if page is not None:
         write_page(

@@ -84,7 +84,7 @@ def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = N
             f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(given)}."
         )
     where = f"data.{name}" if source is None else "--source"
-    treatments = build_treatments(trained.config, name, trained.learned)
+    treatments = build_treatments(trained.config.data, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
     return Split(
         components.build(spec.source if source is None else source, f"{where}.source"),

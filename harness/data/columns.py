@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.data.source import columns_read, known_of, read_together
 from harness.errors import ConfigError, DataError, HarnessError
 from harness.wording import did_you_mean
 
@@ -21,31 +22,13 @@ LARGEST_BLOCK = 4096
 Values = NDArray[Any] | list[Any]
 
 
-def known_of(source: Any) -> Mapping[str, Sequence[str]]:
-    """{column: (N,) texts} without reading a sample, e.g. fields of file names; {} if the source
-    tells nothing.
-    """
-    known: Mapping[str, Sequence[str]] = source.known() if hasattr(source, "known") else {}
-    return known
-
-
 def read_samples(source: Any, indices: Sequence[int], where: str) -> dict[str, Values]:
     """{name: (B, ...) numbers, or a list of B texts or arrays of unequal shapes}.
 
     Raises DataError with the place of the trouble.
     """
     try:
-        together = getattr(source, "__getitems__", None)
-        read = (
-            together(list(indices))
-            if together is not None
-            else [source[index] for index in indices]
-        )
-        columns = (
-            read
-            if isinstance(read, Mapping)
-            else {name: [sample[name] for sample in read] for name in read[0]}
-        )
+        columns = columns_read(read_together(source, indices))
         return {name: _values(column) for name, column in columns.items()}
     except HarnessError as error:
         raise type(error)(f"{where}: {error}") from error

@@ -22,23 +22,24 @@ from typing import Any
 
 from harness import components
 from harness.components import STAGE, TARGET
+from harness.data.source import version_of
 from harness.errors import DataError
 
 
-def _identity(spec: Any) -> Any:
+def identity(spec: Any) -> Any:
     """A spec with the versions of what it names: a class's `version`, and for code from elsewhere
     the version or the bytes of its module.
     """
     if isinstance(spec, Mapping):
-        plain = {key: _identity(value) for key, value in spec.items() if key != STAGE}
+        plain = {key: identity(value) for key, value in spec.items() if key != STAGE}
         if TARGET not in spec:
             return plain
         target = components.find(spec[TARGET])
         return {
             **plain,
-            "version": [getattr(target, "version", 1), _module_version(inspect.getmodule(target))],
+            "version": [version_of(target), _module_version(inspect.getmodule(target))],
         }
-    return [_identity(item) for item in spec] if isinstance(spec, list | tuple) else spec
+    return [identity(item) for item in spec] if isinstance(spec, list | tuple) else spec
 
 
 def _module_version(module: ModuleType | None) -> str:
@@ -72,16 +73,16 @@ class Hashes:
         with suppress(OSError, ValueError):  # none yet, or half of one: all is hashed again
             self._known = json.loads(memo.read_text())
 
-    def of(self, paths: Sequence[Path], pause: Callable[[], None] = lambda: None) -> str:
+    def of(self, paths: Sequence[Path], check_leave: Callable[[], None] = lambda: None) -> str:
         """One digest of the names and bytes of files.
 
-        `pause` is called between them. Raises DataError for one that cannot be read.
+        `check_leave` is called between them. Raises DataError for one that cannot be read.
         """
         rows = []
         try:
             with ThreadPoolExecutor(_THREADS) as threads:
                 for path, row in zip(paths, threads.map(self._look_at, paths), strict=True):
-                    pause()
+                    check_leave()
                     rows.append([str(path), row[-1]])
                     if time.time_ns() - max(int(str(row[1])), int(str(row[2]))) > RACY_NS:
                         self._known[str(path.absolute())] = row

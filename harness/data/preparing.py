@@ -3,9 +3,12 @@ done once and kept, what is left for every epoch.
 
 One list of treatments, three stages:
 
-    fit      a treatment that has `observe` and `finish` learns from the training split, as the treatments before it give it, once a run
-    once     what source and treatments give up to the first online one is kept in the store, if `data.store` names one
-    online   treatments from the first one on that draws (takes `seeds`, or is for training only) or is marked `_stage_: online`
+    fit      a treatment that has `observe` and `finish` learns from the training split, as the
+             treatments before it give it, once a run
+    once     what source and treatments give up to the first online one is kept in the store, if
+             `data.store` names one
+    online   treatments from the first one on that draws (takes `seeds`, or is for training only)
+             or is marked `_stage_: online`
 
 Rank 0 prepares; every rank opens what it prepared.
 """
@@ -20,11 +23,19 @@ import torch
 
 from harness import components
 from harness.components import STAGE, TARGET, without_stage
-from harness.config.schema import Config
-from harness.data.content import Hashes, _identity, digest
+from harness.data.content import Hashes, digest, identity
 from harness.data.feed import evaluation_batches
-from harness.data.settings import SplitConfig
-from harness.data.source import Batch, Treatment, takes_seeds
+from harness.data.settings import DataConfig, SplitConfig
+from harness.data.source import (
+    Batch,
+    Treatment,
+    learns,
+    paths_from_settings,
+    paths_of,
+    skipped_of,
+    takes_seeds,
+    training_only,
+)
 from harness.data.split import Split
 from harness.data.store import Store, Stored
 from harness.durable import read_json, write_json
@@ -69,11 +80,11 @@ class Prepared:
 
 
 @dataclass
-class Prospect:
+class Feedback:
     """What a person and an interruption have to do with a preparation."""
 
     say: Callable[[str], None] = field(default=lambda text: None)
-    pause: Callable[[], None] = field(default=lambda: None)
+    check_leave: Callable[[], None] = field(default=lambda: None)
     progress: Callable[[str, int, int], None] = field(default=lambda what, done, of: None)
 
 
@@ -82,7 +93,7 @@ class Sources:
     that unnecessary.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: DataConfig) -> None:
         self._config = config
         self._built: dict[str, Any] = {}
 
@@ -94,21 +105,21 @@ class Sources:
         return self._built[name]
 
 
-def split_config(config: Config, name: str) -> SplitConfig:
+def split_config(config: DataConfig, name: str) -> SplitConfig:
     """A split's section. Raises ConfigError if the config has none."""
-    split: SplitConfig | None = getattr(config.data, name)
+    split: SplitConfig | None = getattr(config, name)
     if split is None:
         raise ConfigError(f"data.{name}: the config has no such split. Give data.{name}.source.")
     return split
 
 
 def prepare(
-    config: Config,
+    config: DataConfig,
     names: Sequence[str],
     sources: Sources,
     learned: Sequence[Learned] | None,
     memo: Path,
-    prospect: Prospect,
+    feedback: Feedback,
     *,
     build: bool = True,
 ) -> Prepared:
@@ -116,9 +127,9 @@ def prepare(
     the store lacks unless told not to. Rank 0 only.
 
     memo: the directory where hashes of files are remembered if there is no store. Raises
-    ConfigError and DataError; `prospect.pause` may raise too.
+    ConfigError and DataError; `feedback.check_leave` may raise too.
     """
-    store = None if config.data.store is None else Store(config.data.store.dir)
+    store = None if config.store is None else Store(config.store.dir)
     hashes = Hashes((memo if store is None else _made(store.directory)) / MEMO)
     content = {
         name: _content(
@@ -126,23 +137,23 @@ def prepare(
             sources,
             name,
             hashes,
-            prospect,
+            feedback,
             in_full=store is not None,
         )
         for name in names
     }
     if learned is None:
-        learned = _learned(config, content, sources, store, prospect)
+        learned = _learned(config, content, sources, store, feedback)
     keys, stored = {}, {}
     for name in names:
         split = split_config(config, name)
         treatments = build_treatments(config, name, learned)
-        stages = [_identity(spec) for spec in split.treatments]
+        stages = [identity(spec) for spec in split.treatments]
         keys[name] = digest(
             [
                 VERSION,
                 content[name],
-                _identity(split.source),
+                identity(split.source),
                 stages,
                 [asdict(one) for one in learned],
             ]
@@ -150,35 +161,48 @@ def prepare(
         if store is not None:
             num_once = count_once(split.treatments, treatments)
             used = [asdict(one) for one in learned if one.treatment in split.treatments[:num_once]]
-            key = digest(
-                [VERSION, content[name], _identity(split.source), stages[:num_once], used]
-            )[:32]
+            key = digest([VERSION, content[name], identity(split.source), stages[:num_once], used])[
+                :32
+            ]
             path = store.find(key)
             if path is None and not build:
                 continue
             if path is None:
-                prospect.say(f"data.{name}: building {store.directory / key}")
-                whole = Split(sources[name], treatments[:num_once], f"data.{name}", _no_check)
-                made_of = {
-                    "split": name,
-                    "source": dict(split.source),
-                    "treatments": [dict(spec) for spec in split.treatments[:num_once]],
-                    "left_out": list(getattr(whole.source, "skipped", ())),
-                }
-                # A name for it would be as long
-                # See above
-                # See above
-                # See above
-                tell = lambda done, of, name=name: prospect.progress(f"data.{name}", done, of)  # noqa: E731 - see above
-                path = store.build(
-                    key, whole, made_of, config.data.num_workers, prospect.pause, tell
+                path = _build_entry(
+                    config, name, store, key, sources[name], treatments[:num_once], feedback
                 )
             stored[name] = str(path)
     return Prepared(keys, stored, learned)
 
 
+def _build_entry(
+    config: DataConfig,
+    name: str,
+    store: Store,
+    key: str,
+    source: Any,
+    treatments: Sequence[Treatment],
+    feedback: Feedback,
+) -> Path:
+    """The store's new entry of a split: its source under the treatments that are done once."""
+    feedback.say(f"data.{name}: building {store.directory / key}")
+    split = split_config(config, name)
+    made_of = {
+        "split": name,
+        "source": dict(split.source),
+        "treatments": [dict(spec) for spec in split.treatments[: len(treatments)]],
+        "left_out": list(skipped_of(source)),
+    }
+
+    def tell(done: int, of: int) -> None:
+        feedback.progress(f"data.{name}", done, of)
+
+    whole = Split(source, treatments, f"data.{name}", _no_check)
+    return store.build(key, whole, made_of, config.num_workers, feedback.check_leave, tell)
+
+
 def open_splits(
-    config: Config,
+    config: DataConfig,
     names: Sequence[str],
     sources: Sources,
     prepared: Prepared,
@@ -205,7 +229,7 @@ def open_splits(
     return splits
 
 
-def build_treatments(config: Config, name: str, learned: Sequence[Learned]) -> list[Treatment]:
+def build_treatments(config: DataConfig, name: str, learned: Sequence[Learned]) -> list[Treatment]:
     """A split's treatments, those that learn with what an equal one of the training split learned.
 
     Raises ConfigError if there is none.
@@ -231,24 +255,24 @@ def build_treatments(config: Config, name: str, learned: Sequence[Learned]) -> l
     return treatments
 
 
-def fit(config: Config, sources: Sources, prospect: Prospect) -> list[Learned]:
+def fit(config: DataConfig, sources: Sources, feedback: Feedback) -> list[Learned]:
     """What the treatments of the training split learn from it, one after another.
 
     Raises DataError.
     """
     learned: list[Learned] = []
     ready: list[Treatment] = []
-    for index, spec in enumerate(config.data.train.treatments):
+    for index, spec in enumerate(config.train.treatments):
         where = f"data.train.treatments[{index}]"
         treatment = components.build(without_stage(spec), where)
         if learns(treatment):
             before = Split(sources["train"], ready, "data.train", _no_check)
             for block, batch in evaluation_batches(
-                before, FIT_SAMPLES, 0, 1, torch.device("cpu"), config.data.num_workers
+                before, FIT_SAMPLES, 0, 1, torch.device("cpu"), config.num_workers
             ):
-                prospect.pause()
+                feedback.check_leave()
                 treatment.observe(batch)
-                prospect.progress(where, min(len(before), (block + 1) * FIT_SAMPLES), len(before))
+                feedback.progress(where, min(len(before), (block + 1) * FIT_SAMPLES), len(before))
             treatment.finish()
             learned.append(Learned(dict(spec), treatment.state()))
         ready.append(treatment)
@@ -256,72 +280,63 @@ def fit(config: Config, sources: Sources, prospect: Prospect) -> list[Learned]:
 
 
 def _learned(
-    config: Config,
+    config: DataConfig,
     content: Mapping[str, str],
     sources: Sources,
     store: Store | None,
-    prospect: Prospect,
+    feedback: Feedback,
 ) -> Sequence[Learned]:
-    """As `fit`, or what a run before this one left in the store for the same data and treatments."""
-    train = config.data.train
+    """As `fit`, or what an earlier run left in the store for the same data and treatments."""
+    train = config.train
     if store is None or not any(learns(components.find(spec[TARGET])) for spec in train.treatments):
-        return fit(config, sources, prospect)
+        return fit(config, sources, feedback)
     key = digest(
         [
             VERSION,
             content["train"],
-            _identity(train.source),
-            [_identity(spec) for spec in train.treatments],
+            identity(train.source),
+            [identity(spec) for spec in train.treatments],
         ]
     )[:32]
     path = store.directory / f"learned-{key}.json"
     if not path.exists():
-        learned = fit(config, sources, prospect)
+        learned = fit(config, sources, feedback)
         write_json(path, [asdict(one) for one in learned])
     return [Learned(**one) for one in read_json(path)]
-
-
-def learns(treatment: Any) -> bool:
-    """Whether a treatment is of the fit stage."""
-    return hasattr(treatment, "observe") and hasattr(treatment, "finish")
 
 
 def count_once(specs: Sequence[Spec], treatments: Sequence[Treatment]) -> int:
     """How many treatments come before the first online one."""
     for count, (spec, treatment) in enumerate(zip(specs, treatments, strict=True)):
-        if (
-            spec.get(STAGE) == "online"
-            or getattr(treatment, "training_only", False)
-            or takes_seeds(treatment)
-        ):
+        if spec.get(STAGE) == "online" or training_only(treatment) or takes_seeds(treatment):
             return count
     return len(specs)
 
 
 def _content(
-    spec: Spec, sources: Sources, name: str, hashes: Hashes, prospect: Prospect, *, in_full: bool
+    spec: Spec, sources: Sources, name: str, hashes: Hashes, feedback: Feedback, *, in_full: bool
 ) -> str:
     """A digest of what a source reads: of its files' bytes if it tells which, else of its samples,
     all of them if `in_full`.
     """
     target = components.find(spec[TARGET])
-    if hasattr(target, "paths_of"):
-        try:
-            return hashes.of(
-                target.paths_of(**{key: value for key, value in spec.items() if key != TARGET}),
-                prospect.pause,
-            )
-        except HarnessError as error:
-            raise type(error)(f"data.{name}.source: {error}") from error
+    settings = {key: value for key, value in spec.items() if key != TARGET}
+    try:
+        paths = paths_from_settings(target, settings)
+        if paths is not None:
+            return hashes.of(paths, feedback.check_leave)
+    except HarnessError as error:
+        raise type(error)(f"data.{name}.source: {error}") from error
     source = sources[name]
-    if hasattr(source, "paths"):
-        return hashes.of(source.paths(), prospect.pause)
+    paths = paths_of(source)
+    if paths is not None:
+        return hashes.of(paths, feedback.check_leave)
     if not in_full:
         return ""
     whole = Split(source, (), f"data.{name}", _no_check)
     rows = []
     for _, batch in evaluation_batches(whole, FIT_SAMPLES, 0, 1, torch.device("cpu"), 0):
-        prospect.pause()
+        feedback.check_leave()
         rows.append({key: _bytes(value) for key, value in batch.items()})
     return digest(rows)
 

@@ -1,8 +1,17 @@
-"""The contract of sources and treatments."""
+"""The contract of sources and treatments: all that either may offer, and the only place that asks
+for it.
+
+Every part but the first protocol of each kind is optional. A part that is absent has the meaning
+that the function which asks for it gives.
+"""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 Batch = dict[str, Any]
 
@@ -12,15 +21,196 @@ Treatment = Callable[..., Batch]
 
 @runtime_checkable
 class Source(Protocol):
-    """Where samples come from; may also have `__getitems__(indices) -> batch of arrays (B, ...) |
-    list of samples`, which is faster.
+    """Where samples come from; all that a source has to offer."""
+
+    def __len__(self) -> int:
+        """The number of samples, N."""
+        ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """The sample at `index`, 0 <= index < N: {name: array (...), number or text}."""
+        ...
+
+
+@runtime_checkable
+class ReadsTogether(Protocol):
+    """A source that reads many samples faster than one by one."""
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
+        """B indices -> {name: (B, ...) array or list of B}, or a list of B samples."""
+        ...
+
+
+@runtime_checkable
+class Gathers(Protocol):
+    """A source that takes indices as an array, as the store does; preferred to `__getitems__`
+    for micro-batches.
     """
 
-    def __len__(self) -> int: ...
+    def gather(self, indices: NDArray[np.int64]) -> Batch:
+        """indices: (B,) -> {name: (B, ...) tensor, or a list of B}."""
+        ...
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+@runtime_checkable
+class Known(Protocol):
+    """A source that knows columns of its samples without reading them."""
+
+    def known(self) -> Mapping[str, Sequence[str]]:
+        """{column: (N,) texts}, e.g. the fields of file names."""
+        ...
+
+
+@runtime_checkable
+class HasPaths(Protocol):
+    """A source that names the files it reads; their bytes identify its content."""
+
+    def paths(self) -> Sequence[Path]:
+        """Every file that samples follow from."""
+        ...
+
+
+@runtime_checkable
+class FindsPaths(Protocol):
+    """A source whose class names the files from its settings alone, so that content already in
+    the store need not be opened.
+    """
+
+    def paths_of(self, **settings: Any) -> Sequence[Path]:
+        """A class or static method: the constructor's settings -> what `paths` would give."""
+        ...
+
+
+@runtime_checkable
+class Skips(Protocol):
+    """A source that may leave out files it cannot read."""
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """One message for each file left out."""
+        ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """A source or a treatment whose class counts the changes of its results."""
+
+    @property
+    def version(self) -> int:
+        """A class attribute, 1 without one; raising it makes the store build anew."""
+        ...
+
+
+class Treats(Protocol):
+    """A treatment that draws nothing; all that a treatment has to offer."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        """{name: (B, ...) tensor, or a list of B} -> the same, treated."""
+        ...
+
+
+class Draws(Protocol):
+    """A treatment that draws: it is known by its parameter `seeds`."""
+
+    def __call__(self, batch: Batch, *, seeds: NDArray[np.uint64]) -> Batch:
+        """seeds: (B,), one a sample, from which all randomness has to come."""
+        ...
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """A treatment that learns from the training split; `observe` and `finish` mark it."""
+
+    def observe(self, batch: Batch) -> None:
+        """A micro-batch of the training split; each sample comes once, in order."""
+        ...
+
+    def finish(self) -> None:
+        """After the last micro-batch. Raises DataError if there was nothing to learn from."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """What was learned, as JSON can hold it."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` gave, instead of learning."""
+        ...
+
+
+@runtime_checkable
+class TrainingOnly(Protocol):
+    """A treatment that evaluations and predictions may leave out."""
+
+    @property
+    def training_only(self) -> bool:
+        """True if only training applies it."""
+        ...
+
+
+# The optional and the required, as docs/sources.md and docs/treatments.md describe them
+SOURCE_PARTS = (Source, ReadsTogether, Gathers, Known, HasPaths, FindsPaths, Skips, Versioned)
+TREATMENT_PARTS = (Treats, Draws, Learns, TrainingOnly, Versioned)
+
+
+def read_together(source: Source, indices: Sequence[int]) -> Any:
+    """B samples: {name: (B, ...)} or a list of B samples, as the source gives them."""
+    together = getattr(source, "__getitems__", None)
+    if together is None:
+        return [source[index] for index in indices]
+    return together(list(indices))
+
+
+def columns_read(read: Any) -> Mapping[str, Any]:
+    """What `read_together` gave, as {name: column of B}."""
+    if isinstance(read, Mapping):
+        return read
+    return {name: [sample[name] for sample in read] for name in read[0]}
+
+
+def gather_of(source: Source) -> Callable[[NDArray[np.int64]], Batch] | None:
+    """The source's `gather`; None if it has none."""
+    gather: Callable[[NDArray[np.int64]], Batch] | None = getattr(source, "gather", None)
+    return gather
+
+
+def known_of(source: Any) -> Mapping[str, Sequence[str]]:
+    """{column: (N,) texts} without reading a sample; {} if the source knows nothing."""
+    known: Mapping[str, Sequence[str]] = source.known() if hasattr(source, "known") else {}
+    return known
+
+
+def skipped_of(source: Any) -> Sequence[str]:
+    """Messages about the files a source left out; () if it leaves none out."""
+    skipped: Sequence[str] = getattr(source, "skipped", ())
+    return skipped
+
+
+def paths_of(source: Any) -> Sequence[Path] | None:
+    """The files a source reads; None if it does not tell."""
+    return source.paths() if hasattr(source, "paths") else None
+
+
+def paths_from_settings(target: Any, settings: Mapping[str, Any]) -> Sequence[Path] | None:
+    """The files that a source of these settings would read; None if its class does not tell."""
+    return target.paths_of(**settings) if hasattr(target, "paths_of") else None
+
+
+def version_of(target: Any) -> Any:
+    """The version of a source's or a treatment's results; 1 if it has none."""
+    return getattr(target, "version", 1)
 
 
 def takes_seeds(treatment: Treatment) -> bool:
     """Whether a treatment draws: what it is given then is a seed for each sample."""
     return "seeds" in inspect.signature(treatment).parameters
+
+
+def training_only(treatment: Any) -> bool:
+    """Whether evaluations and predictions leave a treatment out."""
+    return bool(getattr(treatment, "training_only", False))
+
+
+def learns(treatment: Any) -> bool:
+    """Whether a treatment, or its class, learns from the training split."""
+    return hasattr(treatment, "observe") and hasattr(treatment, "finish")

@@ -6,7 +6,7 @@ asked for. So its look-ahead, its workers and their number cannot matter.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,7 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.data.source import Batch, Source, Treatment, takes_seeds
+from harness.data.source import (
+    Batch,
+    Source,
+    Treatment,
+    columns_read,
+    gather_of,
+    read_together,
+    takes_seeds,
+    training_only,
+)
 from harness.errors import DataError, HarnessError
 from harness.randomness import preserved, seed_ambient
 
@@ -40,7 +49,7 @@ class Split:
         self.check = check
         self._treatments = [(treatment, takes_seeds(treatment)) for treatment in treatments]
         # The store's: no list is made on the way
-        self._gather: Callable[[NDArray[np.int64]], Batch] | None = getattr(source, "gather", None)
+        self._gather = gather_of(source)
         self.draws = any(draws for _, draws in self._treatments)
         # Ours never touch the ambient generators; to set and restore them takes longer than to
         # gather a micro-batch.
@@ -69,7 +78,7 @@ class Split:
             with _seeded(ambient_seed) if self._ambient else nullcontext():
                 batch = _as_batch(self._read(indices))
                 for treatment, draws in self._treatments:
-                    if training or not getattr(treatment, "training_only", False):
+                    if training or not training_only(treatment):
                         batch = treatment(batch, seeds=seeds) if draws else treatment(batch)
                 self.check(batch)
         except HarnessError as error:
@@ -102,12 +111,7 @@ class Split:
     def _read(self, indices: NDArray[np.int64]) -> Any:
         if self._gather is not None:
             return self._gather(indices)
-        together = getattr(self.source, "__getitems__", None)
-        return (
-            together(indices.tolist())
-            if together is not None
-            else [self.source[index] for index in indices.tolist()]
-        )
+        return read_together(self.source, indices.tolist())
 
 
 def _is_ours(part: object) -> bool:
@@ -129,12 +133,7 @@ def _as_batch(read: Any) -> Batch:
     """A batch of arrays, or a list of samples, as a dict of tensors (B, ...); what has no numbers
     stays a list.
     """
-    columns = (
-        read
-        if isinstance(read, Mapping)
-        else {name: [sample[name] for sample in read] for name in read[0]}
-    )
-    return {name: _as_tensor(values) for name, values in columns.items()}
+    return {name: _as_tensor(values) for name, values in columns_read(read).items()}
 
 
 def _as_tensor(values: Any) -> Any:

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.data.feed import evaluation_batches
+from harness.data.source import known_of
 from harness.data.split import Split
 from harness.durable import make_directory, read_json, sync_directory, write_json
 from harness.errors import DataError
@@ -42,7 +43,7 @@ SHARD_BYTES = 256 * 2**20  # what a build holds in memory, and what an interrupt
 BLOCK_SAMPLES = 64
 
 
-Pause = Callable[[], None]
+CheckLeave = Callable[[], None]
 
 
 Progress = Callable[[int, int], None]
@@ -77,12 +78,12 @@ class Store:
         split: Split,
         made_of: Mapping[str, Any],
         num_workers: int,
-        pause: Pause,
+        check_leave: CheckLeave,
         progress: Progress,
     ) -> Path:
         """Make an entry of all samples of a split, in its order, going on after what is there.
 
-        `pause` may raise, to end the build between blocks.
+        `check_leave` may raise, to end the build between blocks.
 
         Raises DataError: for samples that cannot be read or kept, or if the disk does not take
         them.
@@ -96,13 +97,15 @@ class Store:
             shard = path / f"shard-{number:05}"
             if not shard.is_dir():
                 with _telling(path):
-                    _write_shard(shard, _next_shard(split, begin, num_workers, pause, progress))
+                    _write_shard(
+                        shard, _next_shard(split, begin, num_workers, check_leave, progress)
+                    )
             described = read_json(shard / MANIFEST)
             columns |= described["columns"]
             begin += described["num_samples"]
             number += 1
             progress(begin, len(split))
-        known = split.source.known() if hasattr(split.source, "known") else {}
+        known = known_of(split.source)
         with _telling(path):
             write_json(path / KNOWN, {name: list(values) for name, values in known.items()})
             manifest = {
@@ -243,7 +246,7 @@ class _Shard:
 
 
 def _next_shard(
-    split: Split, begin: int, num_workers: int, pause: Pause, progress: Progress
+    split: Split, begin: int, num_workers: int, check_leave: CheckLeave, progress: Progress
 ) -> dict[str, list[Any]]:
     """{column: one item a sample} from sample `begin` on, until a shard is full or the split ends."""
     shard: dict[str, list[Any]] = {}
@@ -252,7 +255,7 @@ def _next_shard(
     for block, batch in evaluation_batches(
         split, BLOCK_SAMPLES, 0, 1, torch.device("cpu"), num_workers, rest
     ):
-        pause()
+        check_leave()
         if shard and shard.keys() != batch.keys():
             raise DataError(
                 f"{split.where}: samples from {begin + block * BLOCK_SAMPLES} on have "

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly  # type: ignore[import-untyped]  # scipy has no stubs
 
 from harness.errors import ConfigError, DataError
 from harness.sources.collection import Collection, Keep
@@ -105,6 +104,9 @@ class WaveReader:
             raise DataError(f"{name}: numbers in it are no sound (NaN or infinite). Take it away.")
         if rate_hz != self.rate_hz:
             common = gcd(rate_hz, self.rate_hz)
+            # Loaded when used
+            from scipy.signal import resample_poly  # type: ignore[import-untyped]  # scipy has no stubs
+
             frames = resample_poly(
                 frames, self.rate_hz // common, rate_hz // common, axis=0
             ).astype(np.float32)

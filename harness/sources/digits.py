@@ -3,7 +3,6 @@
 from typing import Any, Literal, get_args
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from harness.errors import ConfigError
 from harness.sources.order import place_in_class
@@ -24,6 +23,9 @@ class Digits:
     def __init__(self, split: Part) -> None:
         if split not in get_args(Part):
             raise ConfigError(f"split: {split!r} is none of train, val, test.")
+        # Loaded when used
+        from sklearn.datasets import load_digits
+
         found = load_digits()
         fifth = place_in_class(found.target) % 5
         mine = fifth == 4 if split == "test" else fifth == 3 if split == "val" else fifth < 3

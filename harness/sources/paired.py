@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.columns import read_samples
+from harness.data.source import known_of
 from harness.errors import ConfigError, DataError
 
 _READ_AT_ONCE = 256
@@ -58,7 +59,7 @@ class Paired:
         """What each source knows of its samples, by <key>_<name>."""
         columns: dict[str, Sequence[str]] = {}
         for key, source in self.sources.items():
-            for name, texts in getattr(source, "known", dict)().items():
+            for name, texts in known_of(source).items():
                 columns[f"{key}_{name}"] = [texts[row] for row in self._rows[key].tolist()]
         return columns
 

@@ -15,14 +15,15 @@ from harness.data.content import digest
 from harness.data.feed import evaluation_batches
 from harness.data.preparing import (
     FIT_SAMPLES,
+    Feedback,
     Learned,
     Prepared,
-    Prospect,
     Sources,
     open_splits,
     prepare,
 )
 from harness.data.sampling import Balance
+from harness.data.source import skipped_of
 from harness.data.split import Split
 from harness.durable import write_json
 from harness.interrupt import Interruption
@@ -46,7 +47,7 @@ def open_data(
     Called by every rank. Raises HarnessError.
     """
     names = ("train", "val") if config.data.val is not None else ("train",)
-    sources = Sources(config)
+    sources = Sources(config.data)
     prepared = Prepared.from_json(
         slowly(
             ranks,
@@ -57,7 +58,7 @@ def open_data(
     )
     if place.checkpoint is None:
         slowly(ranks, lambda: check_splits(config, names, sources, console))
-    splits = ranks.together(lambda: open_splits(config, names, sources, prepared, task.check))
+    splits = ranks.together(lambda: open_splits(config.data, names, sources, prepared, task.check))
     ranks.decide(lambda: list_left_out(config, splits))
     restore_learners(task, slowly(ranks, lambda: taught(config, task, splits["train"], place)))
     keys = ranks.decide(
@@ -75,7 +76,7 @@ def prepare_data(
     sources: Sources,
     place: Place,
     console: Console,
-    pause: Callable[[], None],
+    check_leave: Callable[[], None],
 ) -> Prepared:
     """What the run's treatments learned, or learn now, and what the store holds ready.
 
@@ -87,12 +88,12 @@ def prepare_data(
         else [Learned(**one) for one in load_trainer(place.checkpoint).get("learned", ())]
     )
     prepared = prepare(
-        config,
+        config.data,
         names,
         sources,
         learned,
         config.run.dir,
-        Prospect(console.say, pause, console.progress),
+        Feedback(console.say, check_leave, console.progress),
     )
     if learned is None and prepared.learned:
         write_json(config.run.dir / "treatments.json", [asdict(one) for one in prepared.learned])
@@ -106,7 +107,7 @@ def list_left_out(config: Config, splits: Mapping[str, Split]) -> None:
     left_out = {
         split.where: list(skipped)
         for split in splits.values()
-        if (skipped := getattr(split.source, "skipped", ()))
+        if (skipped := skipped_of(split.source))
     }
     path = config.run.dir / "left_out.json"
     if left_out:
@@ -123,7 +124,9 @@ def check_splits(
     Rank 0 only. Raises ConfigError and DataError.
     """
     check_data(
-        config,
+        config.data,
+        config.task,
+        config.stop.targets,
         {name: Split(sources[name], (), f"data.{name}", lambda batch: None) for name in names},
     ).enforce(console.say)
 

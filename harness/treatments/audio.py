@@ -5,7 +5,6 @@ from math import gcd
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.signal import resample_poly  # type: ignore[import-untyped]  # scipy has no stubs
 from torch import Tensor
 
 from harness.errors import ConfigError, DataError
@@ -28,6 +27,9 @@ class Resample:
         self.key = key
 
     def __call__(self, batch: Batch) -> Batch:
+        # Loaded when used
+        from scipy.signal import resample_poly  # type: ignore[import-untyped]  # scipy has no stubs
+
         waves = _waves(batch, self.key).double().numpy()
         return {
             **batch,

@@ -93,7 +93,9 @@ def looked_at(directory: Path, splits: Mapping[str, Any], **settings: Any) -> Re
     }
     config = config_of(directory, list(sources), **settings)
     return check_data(
-        config,
+        config.data,
+        config.task,
+        config.stop.targets,
         {
             name: Split(source, (), f"data.{name}", lambda batch: None)
             for name, source in sources.items()

@@ -23,7 +23,7 @@ from harness.checkpoint.read import find_checkpoint, load_trainer
 from harness.config.read import read_config
 from harness.data.content import RACY_NS, Hashes
 from harness.data.feed import Feed
-from harness.data.preparing import Learned, Prospect, Sources, open_splits, prepare
+from harness.data.preparing import Feedback, Learned, Sources, open_splits, prepare
 from harness.data.sampling import Sampling
 from harness.data.split import Split
 from harness.errors import ConfigError, DataError
@@ -83,11 +83,11 @@ def prepared(
     path: Path, *overrides: str, names: tuple[str, ...] = ("train", "val"), learned: Any = None
 ) -> Any:
     config = read_config(path, overrides)
-    sources = Sources(config)
+    sources = Sources(config.data)
     memo = path.parent / "memo"
     memo.mkdir(exist_ok=True)
-    ready = prepare(config, names, sources, learned, memo, Prospect())
-    return ready, open_splits(config, names, sources, ready, lambda batch: None)
+    ready = prepare(config.data, names, sources, learned, memo, Feedback())
+    return ready, open_splits(config.data, names, sources, ready, lambda batch: None)
 
 
 def samples(split: Split, *, training: bool = False) -> dict[str, torch.Tensor]:
@@ -105,7 +105,7 @@ def test_treatments_learn_from_the_training_split_alone(wine: Path) -> None:
     ready, splits = prepared(wine)
     raw = np.stack(
         [
-            Sources(read_config(wine))["train"][index]["features"]
+            Sources(read_config(wine).data)["train"][index]["features"]
             for index in range(len(splits["train"]))
         ]
     ).astype(np.float64)

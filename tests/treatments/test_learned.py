@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler, OrdinalEncoder, StandardScaler
 
-from harness.data.preparing import learns
+from harness.data.source import learns
 from harness.errors import ConfigError, DataError
 from harness.treatments.learned import Rescale, Standardise, exact_sums
 from harness.treatments.tables import Encode, Impute
