@@ -32,7 +32,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import harness.training.launch
-from harness.training.agenda import Call
+from harness.training.agenda import Request
 from harness.training.loop import train_step
 from harness.training.run import Run
 
@@ -95,7 +95,7 @@ def bare(run: Run) -> Any:
     run.engine.warm_up(run.feed.sample_batch(run.step))
     while True:
         train_step(run)
-        if run.agenda.due(run.step, Call.NONE).log:
+        if run.agenda.due(run.step, Request.NONE).log:
             run.losses.read(run.step)
             run.losses.take_pending()
 

@@ -1,6 +1,7 @@
 """docs/config.md, made from the schema: `python docs/config_reference.py > docs/config.md`."""
 
 import inspect
+import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+# This checkout's, whatever is installed
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness.config.document import to_yaml
 from harness.config.mistakes import known_fields, models_in
@@ -19,16 +23,21 @@ _INTRODUCTION = """\
 
 Made from the schema by `python docs/config_reference.py`; do not edit.
 
-A config is a YAML file, read by the rules of YAML 1.2: `no`, `on` and dates are text, `1e-3` is a number, `010` is refused, and so is a key that
-comes twice. `fermarsi config CONFIG [key=value ...]` prints what a config comes to, or all mistakes in it.
+A config is a YAML file, read by the rules of YAML 1.2: `no`, `on` and dates are text, `1e-3` is a
+number, `010` is refused, and so is a key that comes twice. `fermarsi config CONFIG [key=value ...]`
+prints what a config comes to, or all mistakes in it.
 
-- `base: other.yaml` at the top of a file, relative to it, lays the file over another. Sections are merged; lists, quantities (`every`, `keep_every`,
-  `patience`) and a component with another `_target_` are replaced as a whole.
-- `key=value` on the command line sets one value, written in YAML: `optimizer.lr=3e-4`, `data.train.treatments[0].size=8`, `stop.every={steps: 100}`,
-  `schedule=null`. The last of several counts.
-- `${run.seed}` is the value of another key, `${oc.env:HOME}` of an environment variable (OmegaConf's rules); `\\${` is the characters themselves.
-- A **component** is a mapping with `_target_`, the dotted path of a class or function (`pkg.mod.Name`, or `pkg.mod:Name`), and its arguments by
-  name, which may hold components again. Path and arguments are checked when the config is read.
+- `base: other.yaml` at the top of a file, relative to it, lays the file over another. Sections are
+  merged; lists, quantities (`every`, `keep_every`, `patience`) and a component with another
+  `_target_` are replaced as a whole.
+- `key=value` on the command line sets one value, written in YAML: `optimizer.lr=3e-4`,
+  `data.train.treatments[0].size=8`, `stop.every={steps: 100}`, `schedule=null`. The last of several
+  counts.
+- `${run.seed}` is the value of another key, `${oc.env:HOME}` of an environment variable
+  (OmegaConf's rules); `\\${` is the characters themselves.
+- A **component** is a mapping with `_target_`, the dotted path of a class or function
+  (`pkg.mod.Name`, or `pkg.mod:Name`), and its arguments by name, which may hold components again.
+  Path and arguments are checked when the config is read.
 """
 _FILLED_IN = {("run",): "", ("run", "name"): "the file's name", ("run", "dir"): "`runs/<run.name>`"}
 _TYPES = {
@@ -84,7 +93,9 @@ def _table(model: type[BaseModel], keys: tuple[str, ...] | None) -> str:
 
 def _value(info: FieldInfo, *, is_section: bool) -> str:
     if is_section and models_in(info.annotation) and get_origin(info.annotation) is not dict:
-        return f"[section](#{info.alias or models_in(info.annotation)[0].__name__.removesuffix('Config').removesuffix('Settings').lower()})"
+        model = models_in(info.annotation)[0].__name__
+        name = info.alias or model.removesuffix("Config").removesuffix("Settings").lower()
+        return f"[section](#{name})"
     return "".join([_type(info.annotation), *(f", {bound}" for bound in _bounds(info))])
 
 

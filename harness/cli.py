@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.commands.show import show
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -67,18 +68,9 @@ def evaluate(
     path: AnyPath, split: SplitName = "val", as_json: Json = False, allow: Allow = None
 ) -> None:
     """Metrics of a trained network on a split of its config."""
-    from harness.commands.predict import evaluate_split, load_trained
+    from harness.commands.evaluate import evaluate_split
 
-    trained = load_trained(path, allow or ())
-    result = evaluate_split(trained, split)
-    if as_json:
-        print(json.dumps({"checkpoint": str(trained.path), "split": split, **result.values}))
-    else:
-        _print_table(
-            f"{trained.path}: {split}",
-            ("metric", "value"),
-            [(name, f"{value:.6g}") for name, value in result.values.items()],
-        )
+    show(evaluate_split(path, split, allow or ()), as_json)
 
 
 @app.command()
@@ -90,18 +82,9 @@ def predict(
     allow: Allow = None,
 ) -> None:
     """Write a trained network's predictions, one row a sample."""
-    from harness.commands.predict import (
-        load_trained,
-        open_split,
-        predict,
-        read_source,
-        write_predictions,
-    )
+    from harness.commands.predict import write_predictions
 
-    trained = load_trained(path, allow or ())
-    table = predict(trained, open_split(trained, split, read_source(source) if source else None))
-    write_predictions(table, out)
-    print(f"{out}: {len(table):,} predictions of {trained.path}")
+    print(write_predictions(path, split, source, out, allow or ()))
 
 
 @app.command()
@@ -129,7 +112,7 @@ def config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved config, or every error in it at once."""
     from harness.config.read import describe
 
-    print(describe(config, overrides or []), end="")
+    print(describe(config, overrides or ()), end="")
 
 
 @app.command()
@@ -145,13 +128,9 @@ def describe(
     """The network as a micro-batch flows through it: shapes, parameters, and the memory that
     training takes.
     """
-    from harness.commands.describe import describe_network, print_description
+    from harness.commands.describe import describe_network, page_width
 
-    found = describe_network(config, overrides or [], depth)
-    if as_json:
-        print(json.dumps(found.to_json()))
-    else:
-        print_description(found)
+    show(describe_network(config, overrides or (), depth), as_json, page_width())
 
 
 @app.command()
@@ -182,7 +161,7 @@ def replay(
     from harness.commands.replay import replay_command
 
     raise typer.Exit(
-        replay_command(history, config, overrides or [], sweep or [], as_json=as_json, plot=plot)
+        replay_command(history, config, overrides or (), sweep or (), as_json=as_json, plot=plot)
     )
 
 
@@ -198,26 +177,19 @@ def trace(
     """
     from harness.commands.trace import compare
 
-    told, equal = compare(run, other)
-    print(told)
-    raise typer.Exit(0 if equal else 2)
+    comparison, code = compare(run, other)
+    print(comparison)
+    raise typer.Exit(code)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine offers, what is missing, and how to mend it."""
-    from harness.commands.doctor import examine
+    from harness.commands.doctor import diagnose
 
-    findings = examine()
-    if as_json:
-        print(json.dumps([finding.to_json() for finding in findings]))
-    else:
-        _print_table(
-            "fermarsi doctor",
-            ("what", "found", "to do"),
-            [(one.what, one.found, one.to_do) for one in findings],
-        )
-    raise typer.Exit(0 if all(one.good for one in findings) else 2)
+    findings, code = diagnose()
+    show(findings, as_json)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -237,13 +209,19 @@ def export(
 @checkpoints.command("list")
 def list_them(run: RunPath, as_json: Json = False) -> None:
     """The checkpoints of a run, valid or not, oldest first."""
-    _show_checkpoints(run, "size", as_json)
+    from harness.commands.checkpoints import list_run
+
+    show(list_run(run, "size"), as_json)
 
 
 @checkpoints.command()
 def verify(run: RunPath, as_json: Json = False) -> None:
     """Hash every file again; exit code 2 if a checkpoint is not valid."""
-    raise typer.Exit(0 if _show_checkpoints(run, "full", as_json) else 2)
+    from harness.commands.checkpoints import verify_run
+
+    listing, code = verify_run(run)
+    show(listing, as_json)
+    raise typer.Exit(code)
 
 
 @checkpoints.command()
@@ -255,8 +233,8 @@ def prune(
     """Delete all but the newest and the best checkpoints of a run that is not being trained."""
     from harness.commands.checkpoints import prune_run
 
-    for name in prune_run(run, keep_last, keep_best):
-        print(f"{run}/checkpoints/{name}: deleted")
+    for path in prune_run(run, keep_last, keep_best):
+        print(f"{path}: deleted")
 
 
 @data.command()
@@ -274,9 +252,11 @@ def check(
     """Look for leaks between splits, broken numbers and imbalance; exit code 2 if there is what
     `data.checks` calls an error.
     """
-    from harness.commands.data import check_command
+    from harness.commands.data import check_config
 
-    raise typer.Exit(check_command(config, overrides or [], as_json, page))
+    result = check_config(config, overrides or (), page)
+    show(result, as_json)
+    raise typer.Exit(result.exit_code)
 
 
 @data.command()
@@ -284,7 +264,7 @@ def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False
     """Do what is done once for each sample, and keep the result in the config's store."""
     from harness.commands.data import build_store
 
-    _show_store(build_store(config, overrides or []), as_json)
+    show(build_store(config, overrides or ()), as_json)
 
 
 @data.command()
@@ -292,7 +272,7 @@ def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = Fal
     """What the config's store holds, and which of it the config's splits use."""
     from harness.commands.data import inspect_store
 
-    _show_store(inspect_store(config, overrides or []), as_json)
+    show(inspect_store(config, overrides or ()), as_json)
 
 
 @data.command("prune")
@@ -308,52 +288,14 @@ def prune_store(
         print(f"{entry.path}: deleted ({entry.size_bytes / 1e6:,.1f} MB)")
 
 
-def _show_store(listed: list[Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([one.to_json() for one in listed]))
-    else:
-        _print_table(
-            "store",
-            ("key", "split", "samples", "size", "made by", "columns"),
-            [one.row() for one in listed],
-        )
-
-
 @track.command()
-def sync(run: RunPath, overrides: Overrides = None) -> None:
+def sync(run: RunPath, overrides: Overrides = None, allow: Allow = None) -> None:
     """Send what is missing there, from metrics.jsonl; tracking.* settings may be changed, e.g.
     tracking.wandb.project=NAME.
     """
     from harness.commands.track import sync_run
 
-    print(*sync_run(run, overrides or []), sep="\n")
-
-
-def _show_checkpoints(run: Path, verify: Any, as_json: bool) -> bool:
-    from harness.commands.checkpoints import list_run
-
-    listed = list_run(run, verify)
-    if as_json:
-        print(json.dumps([one.to_json() for one in listed]))
-    else:
-        rows = [one.row() for one in listed]
-        _print_table(
-            f"{run}/checkpoints",
-            ("step", "epoch", "reason", "processes", "size", "metrics", "links", "valid"),
-            rows,
-        )
-    return all(one.valid for one in listed)
-
-
-def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    print(title)
-    Console().print(table)
+    print(*sync_run(run, overrides or (), allow or ()), sep="\n")
 
 
 def guarded(command: Callable[[], Any]) -> Any:

@@ -6,7 +6,6 @@ components again, also inside lists and mappings. Nothing is registered anywhere
 module works like ours. `check` imports the module of a target but calls nothing.
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -18,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.errors import ConfigError, HarnessError
-from harness.wording import Keys, Problem, _shown, did_you_mean, line
+from harness.wording import Keys, Mistake, closest, did_you_mean, shown
 
 TARGET = "_target_"
 
@@ -52,9 +51,9 @@ def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
 
     Raises ConfigError that says where and what; a HarnessError of the target keeps its type.
     """
-    problems = [*_misfits(spec, (), given)]
-    if problems:
-        raise ConfigError("\n".join(line(where, problem) for problem in problems))
+    mistakes = [mistake.within(where) for mistake in _misfits(spec, (), given)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
     arguments = {
         name: _build_nested(value, f"{where}.{name}")
         for name, value in spec.items()
@@ -78,10 +77,10 @@ def check(spec: Any, where: str, *given: str) -> list[str]:
 
     given: names of arguments that the harness passes itself.
     """
-    return [line(where, problem) for problem in find_problems(spec, given)]
+    return [mistake.within(where) for mistake in find_mistakes(spec, given)]
 
 
-def find_problems(spec: Any, given: Collection[str] = ()) -> Iterator[Problem]:
+def find_mistakes(spec: Any, given: Collection[str] = ()) -> Iterator[Mistake]:
     """As `check`, each mistake with the keys that lead to it from the spec."""
     yield from _misfits(spec, (), given)
     if isinstance(spec, Mapping):
@@ -89,10 +88,9 @@ def find_problems(spec: Any, given: Collection[str] = ()) -> Iterator[Problem]:
             if TARGET in nested:
                 yield from _misfits(nested, keys, ())
             else:
-                for wrong in difflib.get_close_matches(
-                    TARGET, [key for key in nested if isinstance(key, str)], cutoff=0.75
-                ):
-                    yield Problem((*keys, wrong), f"no such special key. Did you mean {TARGET}?")
+                wrong = closest(TARGET, [key for key in nested if isinstance(key, str)], 0.75)
+                if wrong is not None:
+                    yield Mistake((*keys, wrong), f"no such special key. Did you mean {TARGET}?")
 
 
 def allowed(spec: Any, where: str, allow: Sequence[str]) -> None:
@@ -109,13 +107,13 @@ def allowed(spec: Any, where: str, allow: Sequence[str]) -> None:
             try:
                 reason = _refusal(nested, allow)
             except ConfigError as error:
-                raise ConfigError(line(where, Problem((*keys, TARGET), str(error)))) from error
+                raise ConfigError(Mistake((*keys, TARGET), str(error)).within(where)) from error
             if reason:
-                place = line(where, Problem((*keys, TARGET), f"{nested[TARGET]} {reason}"))
-                raise ConfigError(
-                    f"{place}. A checkpoint may name {', '.join(ALLOWED)}; allow the prefix of "
-                    "other code if you trust it."
+                message = (
+                    f"{nested[TARGET]} {reason}. A checkpoint may name {', '.join(ALLOWED)}; allow "
+                    "the prefix of other code if you trust it."
                 )
+                raise ConfigError(Mistake((*keys, TARGET), message).within(where))
 
 
 def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,60 +156,59 @@ def _inside(value: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[Any, Any]]]:
         yield from _inside(item, here)
 
 
-def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Problem]:
+def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Mistake]:
     """Why the spec's target cannot be called with its arguments, nested components aside."""
     if not isinstance(spec, Mapping) or TARGET not in spec:
-        yield Problem(
+        yield Mistake(
             keys,
-            f"{_shown(spec)} is not a component. Give a mapping with {TARGET}: pkg.mod.Name and "
+            f"{shown(spec)} is not a component. Give a mapping with {TARGET}: pkg.mod.Name and "
             "its arguments.",
         )
         return
-    try:
-        target = find(spec[TARGET])
-    except ConfigError as error:
-        yield Problem((*keys, TARGET), str(error))
-        return
     path = spec[TARGET]
-    if not callable(target):
-        kind = (
-            "a module"
-            if isinstance(target, ModuleType)
-            else f"a value of type {type(target).__name__}"
-        )
-        close = did_you_mean(
-            path,
-            (
-                f"{path}.{name}"
-                for name in dir(target)
-                if name.lower() == path.rpartition(".")[2].lower()
-            ),
-        )
-        yield Problem(
-            (*keys, TARGET),
-            f"{path} is {kind}, not a class or "
-            f"function.{close or ' Name something that can be called.'}",
-        )
-        return
-    if inspect.isabstract(target):
-        yield Problem(
-            (*keys, TARGET),
-            f"{path} is abstract and cannot be made. Name a class that fills it in.",
-        )
+    try:
+        target = find(path)
+        _require_callable(target, path)
+    except ConfigError as error:
+        yield Mistake((*keys, TARGET), str(error))
         return
     try:
-        parameters = inspect.signature(target).parameters.values()
+        parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):  # some classes written in C do not tell their signature
         return
+    arguments = [name for name in spec if name != TARGET]
+    for mistake in _argument_mistakes(path, parameters, arguments, given):
+        yield Mistake((*keys, *mistake.keys), mistake.message)
+
+
+def _require_callable(target: Any, path: str) -> None:
+    if not callable(target):
+        of_module = isinstance(target, ModuleType)
+        kind = "a module" if of_module else f"a value of type {type(target).__name__}"
+        name = path.rpartition(".")[2].lower()
+        close = did_you_mean(path, (f"{path}.{one}" for one in dir(target) if one.lower() == name))
+        raise ConfigError(
+            f"{path} is {kind}, not a class or "
+            f"function.{close or ' Name something that can be called.'}"
+        )
+    if inspect.isabstract(target):
+        raise ConfigError(f"{path} is abstract and cannot be made. Name a class that fills it in.")
+
+
+def _argument_mistakes(
+    path: str,
+    parameters: Sequence[inspect.Parameter],
+    arguments: Sequence[Any],
+    given: Collection[str],
+) -> Iterator[Mistake]:
+    """What is wrong with arguments by name, and with those that the harness gives itself."""
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     takes = {one.name for one in named}
     anything = any(one.kind == one.VAR_KEYWORD for one in parameters)
-    for name in spec:
-        if name == TARGET:
-            continue
+    for name in arguments:
         if name in given:
-            yield Problem(
-                (*keys, name), f"the harness gives this argument to {path} itself. Leave it out."
+            yield Mistake(
+                (name,), f"the harness gives this argument to {path} itself. Leave it out."
             )
         elif (
             not isinstance(name, str)
@@ -219,26 +216,23 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Problem]
             or (name not in takes and not anything)
         ):
             free = sorted(takes - set(given))
-            known = f" It takes {', '.join(free)}." if free else " It takes none."
-            yield Problem(
-                (*keys, name),
-                f"{path} has no argument of this name.{did_you_mean(name, free) or known}",
-            )
+            hint = did_you_mean(name, free) or f" It takes {', '.join(free) or 'none'}."
+            yield Mistake((name,), f"{path} has no argument of this name.{hint}")
     for name in given:
         if name not in takes and not anything:
-            yield Problem(
-                (*keys, TARGET),
+            yield Mistake(
+                (TARGET,),
                 f"{path} takes no argument {name}, which the harness gives here. Name something "
                 "that does.",
             )
     missing = [
         one.name
         for one in named
-        if one.default is one.empty and one.name not in spec and one.name not in given
+        if one.default is one.empty and one.name not in (*arguments, *given)
     ]
     if missing:
-        yield Problem(
-            keys,
+        yield Mistake(
+            (),
             f"{path} needs {', '.join(missing)}. Give {'it' if len(missing) == 1 else 'them'} "
             f"beside {TARGET}.",
         )
@@ -248,8 +242,8 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Problem]
         if one.kind == one.POSITIONAL_ONLY and one.default is one.empty
     ]
     if nameless:
-        yield Problem(
-            (*keys, TARGET),
+        yield Mistake(
+            (TARGET,),
             f"{path} takes {', '.join(nameless)} only by position. Wrap it in a function that "
             "takes names.",
         )
@@ -260,7 +254,7 @@ def _walk(path: Any) -> list[Any]:
     parts = path.replace(":", ".", 1).split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ConfigError(
-            f"{_shown(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."
+            f"{shown(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."
         )
     # So many parts are modules for certain
     num_modules = len(path.partition(":")[0].split(".")) if ":" in path else 1

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,37 @@ def make_directory(directory: Path) -> None:
         sync_directory(directory.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a file of the store at once and durably. Raises OSError."""
+def replace_file(path: Path, text: str, *, sync: bool) -> None:
+    """Write a file at once: whoever reads it, in another process too, finds the old text or the new
+    one. Several may write; the last one counts.
+
+    `sync`: the file's bytes are on the disk before it takes the name
+    (`sync_directory` makes the name durable too); without it, a power cut may leave an empty file.
+    Raises OSError; the old file stays as it was then.
+    """
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    with temporary.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(
+    path: Path, value: Any, *, sync: bool, indent: int | None = None, end: str = ""
+) -> None:
+    """Write a JSON file as `replace_file` does; `end`: what follows the value."""
+    replace_file(path, json.dumps(value, indent=indent) + end, sync=sync)
 
 
 def read_json(path: Path) -> Any:
-    """What a file of the store holds. Raises DataError."""
+    """What a file that can be made again holds. Raises DataError."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

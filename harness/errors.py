@@ -5,7 +5,8 @@
     +-- DataError           samples that are missing, unreadable or outside of what the task allows
     +-- CheckpointError     a checkpoint that cannot be chosen, read, written or trusted
     +-- RankError           exit code 1: the processes of a launch lost each other
-    +-- LeavingError        exit code 75: not a mistake: the launch was asked to leave, in the midst of what need not be finished
+    +-- LeavingError        exit code 75: no mistake: the launch was asked to leave before it had
+                            finished something that may be left undone
 
 Anything else that is raised is a bug and ends with a traceback.
 """
@@ -49,8 +50,8 @@ class RankError(HarnessError):
 
 
 class LeavingError(HarnessError):
-    """The launch was asked to leave while it did what need not be finished: starting up, or an
-    evaluation. Raised on every rank.
+    """The launch was asked to leave during its start or an evaluation, which may be left undone.
+    Raised on every rank.
     """
 
     exit_code = 75

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from harness.errors import ConfigError
-from harness.stopping.improvement import Improvement, measure
+from harness.stopping.improvement import Improvement
 from harness.stopping.verdict import Mode
 
 
@@ -177,9 +177,7 @@ class Plateau(ByStep):
     def _improves(self, value: float) -> bool:
         if self._reference is None or math.isnan(value):
             return not math.isnan(value)
-        return measure(
-            value, self._reference, self._mode, self._improvement.absolute, self._improvement.share
-        )[2]
+        return self._improvement.gain(value, self._reference, self._mode).enough
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -9,7 +9,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from harness.components import TARGET
 
 
-class _Settings(BaseModel):
+class Section(BaseModel):
+    """A part of a config: nothing but what is named here, and of the very types."""
+
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -32,7 +34,7 @@ class _Settings(BaseModel):
             )
 
 
-def place(name: str, index: int, among: Sequence[object]) -> str:
+def numbered(name: str, index: int, among: Sequence[object]) -> str:
     """How a user finds one of one or several settings."""
     return name if len(among) == 1 else f"{name}[{index}]"
 
@@ -52,15 +54,5 @@ def _home(value: Path) -> Path:
 
 
 Spec = Annotated[dict[Any, Any], BeforeValidator(_component)]
-
-
 Place = Annotated[Path, Field(strict=False), AfterValidator(_home)]
-
-
 Names = Annotated[tuple[str, ...], Field(strict=False)]
-
-
-class Section(BaseModel):
-    """A part of a config: nothing but what is named here, and of the very types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,25 +1,32 @@
-"""What messages are made of: names that were meant, keys and values as people write them."""
+"""What messages are made of: mistakes and where they are, names that were meant, values, lists and
+errors as people write them.
+"""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 Key = str | int
-
-
 Keys = tuple[Key, ...]
 
 
-class Problem(NamedTuple):
-    """A mistake at a place, given by the keys that lead there."""
+class Mistake(NamedTuple):
+    """What is wrong with the value at some keys.
+
+    `place`: where it was made, if that is known: a file with a line, an override, an argument.
+    """
 
     keys: Keys
     message: str
+    place: str = ""
 
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, dotted(self.keys), self.message) if part)
 
-def line(where: str, problem: Problem) -> str:
-    """`where.key[0].key: message`."""
-    return f"{dotted(problem.keys, where)}: {problem.message}"
+    def within(self, where: str) -> str:
+        """As a line about a part of what is at `where`: `where.key[0].key: message`."""
+        return f"{dotted(self.keys, where)}: {self.message}"
 
 
 def dotted(keys: Iterable[Key], start: str = "") -> str:
@@ -29,15 +36,42 @@ def dotted(keys: Iterable[Key], start: str = "") -> str:
     return start
 
 
-def did_you_mean(wrong: Any, known: Iterable[str]) -> str:
+def closest(wrong: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name that looks most like a wrong one; None if none does."""
+    return next(iter(difflib.get_close_matches(wrong, list(known), 1, cutoff)), None)
+
+
+def did_you_mean(wrong: Any, known: Iterable[str], *, quoted: bool = False) -> str:
     """` Did you mean x?` or nothing; upper and lower case do not count."""
     names: dict[str, str] = {}
     for name in sorted(known):
         names.setdefault(name.lower(), name)
-    close = difflib.get_close_matches(str(wrong).lower(), names, n=1)
-    return f" Did you mean {names[close[0]]}?" if close else ""
+    close = closest(str(wrong).lower(), names)
+    if close is None:
+        return ""
+    return f" Did you mean {repr(names[close]) if quoted else names[close]}?"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def some(names: Collection[str], most: int = 5, none: str = "none") -> str:
+    """`a, b and 3 more`; `none` if there are no names."""
+    rest = len(names) - most
+    return (", ".join(list(names)[:most]) or none) + (f" and {rest} more" if rest > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut to 200 characters, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def own_version() -> str:
+    """Of the installed distribution."""
+    try:
+        return version("fermarsi")
+    except PackageNotFoundError:  # run from a bare checkout
+        return "not installed"

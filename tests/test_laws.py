@@ -104,6 +104,7 @@ class Module:
             id(inner)
             for node in ast.walk(self.tree)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
             for inner in ast.walk(node)
         }
         for node in ast.walk(self.tree):

@@ -49,7 +49,7 @@ class Share:
 
 
 def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each name that shows the same memory as an earlier one (tied weights), that earlier name."""
+    """For each name that shares an earlier one's memory (tied weights), that earlier name."""
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():

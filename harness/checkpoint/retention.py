@@ -1,4 +1,4 @@
-"""Which checkpoints are kept and which is best: pure functions of what stands in their manifests."""
+"""Which checkpoints are kept and which is best: pure functions of their manifests."""
 
 import math
 from collections.abc import Sequence

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from harness.checkpoint.layout import find_aliases
 from harness.checkpoint.read import Loaded
 from harness.errors import CheckpointError
+from harness.wording import some
 
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key
 # What torch's schedulers add to the parameter groups
@@ -273,8 +274,8 @@ def _check_names(where: str, own: Iterable[str], saved: Iterable[str]) -> None:
     missing, unknown = sorted(set(own) - set(saved)), sorted(set(saved) - set(own))
     if missing or unknown:
         raise CheckpointError(
-            f"{where}: not in the checkpoint: {_some(missing)}; only in the checkpoint: "
-            f"{_some(unknown)}. Build what was saved, or start from "
+            f"{where}: not in the checkpoint: {some(missing, none='nothing')}; only in the "
+            f"checkpoint: {some(unknown, none='nothing')}. Build what was saved, or start from "
             "its weights alone with run.init_from."
         )
 
@@ -286,14 +287,6 @@ def _name(parameter: Tensor, names: Mapping[Tensor, str], group: int) -> str:
             "that is not the network's."
         )
     return names[parameter]
-
-
-def _some(names: list[str]) -> str:
-    return (
-        "nothing"
-        if not names
-        else ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    )
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -37,8 +37,8 @@ def check_data(
     targets: Mapping[str, Target],
     splits: Mapping[str, Split],
 ) -> Report:
-    """Look at the splits' samples as their sources give them, before any treatment; `task` and `targets`
-    are the config's sections `task` and `stop.targets`.
+    """Look at the splits' samples as their sources give them, before any treatment; `task` and
+    `targets` are the config's sections `task` and `stop.targets`.
 
     No collectives. Raises ConfigError and DataError.
     """

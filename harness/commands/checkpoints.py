@@ -1,4 +1,4 @@
-"""What `fermarsi checkpoints` shows and does."""
+"""`fermarsi checkpoints list|verify|prune`: the checkpoints of a run."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,15 +10,18 @@ from harness import components
 from harness.checkpoint.commit import prune
 from harness.checkpoint.read import Listed, Verify, list_checkpoints
 from harness.checkpoint.retention import BestRank, Retention
+from harness.commands.show import Listing
 from harness.config.read import read_config
 from harness.errors import CheckpointError, HarnessError
 from harness.rundir.lease import Lease
 from harness.stopping.controller import StopController
 from harness.tasks.task import Task, known_metrics
 
+COLUMNS = ("step", "epoch", "reason", "processes", "size", "metrics", "links", "valid")
+
 
 @dataclass(frozen=True)
-class Shown:
+class CheckpointRow:
     """A checkpoint as a person sees it.
 
     `links`: latest, best; `ranked_by`: the metric to show, None for all.
@@ -46,21 +49,12 @@ class Shown:
             **known,
         }
 
-    def row(self) -> tuple[str, ...]:
-        """step, epoch, reason, processes, size, metrics, links, valid."""
+    def cells(self) -> tuple[str, ...]:
+        """By COLUMNS."""
         one = self.listed
         links = ", ".join(self.links)
         if one.manifest is None:
-            return (
-                f"{one.step:,}",
-                "",
-                "",
-                "",
-                "",
-                "",
-                links,
-                f"no: {'; '.join(one.problems[:3])}",
-            )
+            return (f"{one.step:,}", *[""] * 5, links, f"no: {'; '.join(one.problems[:3])}")
         manifest = one.manifest
         metrics = ", ".join(
             f"{name} {value:.4g}"
@@ -80,8 +74,19 @@ class Shown:
         )
 
 
-def list_run(run: Path, verify: Verify) -> list[Shown]:
+def list_run(run: Path, verify: Verify) -> Listing:
     """The checkpoints of a run by step, valid or not. Raises CheckpointError if there are none."""
+    return Listing(f"{run}/checkpoints", COLUMNS, _rows(run, verify))
+
+
+def verify_run(run: Path) -> tuple[Listing, int]:
+    """The same with every file hashed again, and the exit code: 2 if a checkpoint is not valid."""
+    rows = _rows(run, "full")
+    code = 0 if all(row.valid for row in rows) else 2
+    return Listing(f"{run}/checkpoints", COLUMNS, rows), code
+
+
+def _rows(run: Path, verify: Verify) -> list[CheckpointRow]:
     directory = run / "checkpoints"
     listed = list_checkpoints(directory, verify)
     if not listed:
@@ -96,20 +101,23 @@ def list_run(run: Path, verify: Verify) -> list[Shown]:
     with suppress(HarnessError):
         best = _ranked_by(run)
         ranked_by = None if best is None else best.metric
-    return [Shown(one, tuple(links.get(one.path.resolve(), ())), ranked_by) for one in listed]
+    return [
+        CheckpointRow(one, tuple(links.get(one.path.resolve(), ())), ranked_by) for one in listed
+    ]
 
 
 def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
-    """Delete all but the newest and the best checkpoints; returns the names deleted. Raises
-    HarnessError, also if the run is being trained.
+    """Delete all but the newest and the best checkpoints; returns their paths. Raises HarnessError,
+    also if the run is being trained.
     """
-    list_run(run, "size")
+    _rows(run, "size")
     lease = Lease(run)
     lease.take()
     try:
-        return prune(run / "checkpoints", Retention(keep_last, keep_best), _ranked_by(run))
+        names = prune(run / "checkpoints", Retention(keep_last, keep_best), _ranked_by(run))
     finally:
         lease.release()
+    return [f"{run}/checkpoints/{name}" for name in names]
 
 
 def _ranked_by(run: Path) -> BestRank | None:
@@ -120,7 +128,9 @@ def _ranked_by(run: Path) -> BestRank | None:
     try:
         config = read_config(run / "config.yaml")
         task: Task = components.build(config.task, "task")
-        named = StopController(config.stop, known_metrics(config, task)).best_metric()
+        named = StopController(
+            config.stop, known_metrics(task, config.data.evaluated)
+        ).best_metric()
     except HarnessError as error:
         raise CheckpointError(
             f"{run}: which checkpoint is best cannot be told, so none is deleted: {error}"

@@ -1,18 +1,17 @@
-"""`fermarsi data build|inspect|prune`: the store of a config."""
+"""`fermarsi data check|build|inspect|prune`: the data of a config, and its store."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rich.console
 from rich.table import Table
 
 from harness.checks.check import ORDER, check_data
 from harness.checks.report import Report
 from harness.checks.roles import roles_of
 from harness.commands.data_page import write_page
+from harness.commands.show import Listing
 from harness.components import TARGET
 from harness.config.read import read_config
 from harness.config.schema import Config
@@ -22,9 +21,11 @@ from harness.data.split import Split
 from harness.data.store import Entry, Store
 from harness.errors import ConfigError
 
+COLUMNS = ("key", "split", "samples", "size", "made by", "columns")
+
 
 @dataclass(frozen=True)
-class Listed:
+class StoreRow:
     """An entry of a store, and the split of the config that uses it, if one does."""
 
     entry: Entry
@@ -41,7 +42,8 @@ class Listed:
             "made_of": dict(entry.made_of),
         }
 
-    def row(self) -> tuple[str, ...]:
+    def cells(self) -> tuple[str, ...]:
+        """By COLUMNS."""
         entry = self.entry
         source = str(entry.made_of.get("source", {}).get(TARGET, "")).rpartition(".")[2]
         once = [
@@ -59,15 +61,15 @@ class Listed:
         )
 
 
-def build_store(path: Path, overrides: Sequence[str]) -> list[Listed]:
-    """Build what the config's splits lack in the store; returns its entries. Raises HarnessError."""
+def build_store(path: Path, overrides: Sequence[str]) -> Listing:
+    """Build what the config's splits lack in the store; its entries. Raises HarnessError."""
     config, store = _read(path, overrides)
     with Console(enabled=True) as console:
         prepared = _prepare(config, Feedback(console.say, progress=console.progress))
     return _listed(store, prepared)
 
 
-def inspect_store(path: Path, overrides: Sequence[str]) -> list[Listed]:
+def inspect_store(path: Path, overrides: Sequence[str]) -> Listing:
     """The entries of a config's store, and which of them its splits use; nothing is built. Raises
     HarnessError.
     """
@@ -108,15 +110,49 @@ def _prepare(config: Config, feedback: Feedback, *, build: bool = True) -> Prepa
     )
 
 
-def _listed(store: Store, prepared: Prepared) -> list[Listed]:
+def _listed(store: Store, prepared: Prepared) -> Listing:
     used = {Path(entry).name: name for name, entry in prepared.stored.items()}
-    return [Listed(entry, used.get(entry.key, "")) for entry in store.entries()]
+    rows = [StoreRow(entry, used.get(entry.key, "")) for entry in store.entries()]
+    return Listing("store", COLUMNS, rows)
 
 
-def check_command(path: Path, overrides: Sequence[str], as_json: bool, page: Path | None) -> int:
-    """Check all splits of a config, print what was found, and write a page if one is asked for.
+@dataclass(frozen=True)
+class CheckResult:
+    """What the checks found, and the page with pictures, if one was written."""
 
-    Exit code: 2 if there is an error, else 0.
+    report: Report
+    written: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """2 if there is an error."""
+        return 2 if self.report.errors() else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return self.report.to_json()
+
+    def page(self) -> Iterator[str | Table]:
+        """A table of findings, each in full, then what was looked at."""
+        report = self.report
+        if report.findings:
+            table = Table("", "check", "splits", "count")
+            for one in report.findings:
+                table.add_row(one.level, one.check, ", ".join(one.splits), f"{one.count:,}")
+            yield table
+        # Outside of the table, which would break paths at its border
+        for one in report.findings:
+            yield "\n    ".join([f"{one.level}: {one.check}: {one.message}", *one.examples])
+        yield from [*map(str, report.looked), *report.notes]
+        if not report.findings:
+            yield "nothing was found"
+        if self.written is not None:
+            yield f"{self.written}: the same with pictures"
+
+
+def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> CheckResult:
+    """Check all splits of a config, and write a page with pictures to `html`.
+
+    Raises HarnessError.
     """
     config = read_config(path, overrides)
     sources = Sources(config.data)
@@ -127,36 +163,15 @@ def check_command(path: Path, overrides: Sequence[str], as_json: bool, page: Pat
         config.stop.targets,
         {name: Split(sources[name], (), f"data.{name}", _any_batch) for name in names},
     )
-    if page is not None:
+    if html is not None:
         write_page(
-            page,
+            html,
             f"fermarsi: data of {path.name}",
             report,
             {name: sources[name] for name in names},
             roles_of(config.task),
         )
-    if as_json:
-        print(json.dumps(report.to_json()))
-    else:
-        print_report(report)
-        if page is not None:
-            print(f"{page}: the same with pictures")
-    return 2 if report.errors() else 0
-
-
-def print_report(report: Report) -> None:
-    """A table of findings, each in full, then what was looked at, on standard output."""
-    if report.findings:
-        table = Table("", "check", "splits", "count")
-        for one in report.findings:
-            table.add_row(one.level, one.check, ", ".join(one.splits), f"{one.count:,}")
-        rich.console.Console().print(table)
-    for one in report.findings:  # outside of the table, which would break paths at its border
-        print(f"{one.level}: {one.check}: {one.message}", *one.examples, sep="\n    ")
-    for line in [*map(str, report.looked), *report.notes]:
-        print(line)
-    if not report.findings:
-        print("nothing was found")
+    return CheckResult(report, html)
 
 
 def _any_batch(batch: Any) -> None:

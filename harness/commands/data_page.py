@@ -1,4 +1,4 @@
-"""The checks' report as one self-contained HTML page, with pictures of some samples of each class."""
+"""The checks' report as one self-contained HTML page, with pictures of samples of each class."""
 
 import base64
 import html
@@ -17,16 +17,17 @@ from harness.commands.report import PAGE
 from harness.data.columns import Values, read_samples
 from harness.errors import ConfigError
 
-CLASSES = 30  # shown of a split
+# Shown of a split
+CLASSES = 30
 
-
-WIDEST_ROW = 32  # numbers of a sample that are shown as numbers; more are drawn as a line
-
+# Numbers of a sample that are shown as numbers; more are drawn as a line
+WIDEST_ROW = 32
 
 _RGB = (3, 4)
-
-
-_STYLE = "<style>.error{color:#b00020;font-weight:600}.warn{color:#8a5a00;font-weight:600}td{font-variant-numeric:tabular-nums}</style>"
+_STYLE = (
+    "<style>.error{color:#b00020;font-weight:600}.warn{color:#8a5a00;font-weight:600}"
+    "td{font-variant-numeric:tabular-nums}</style>"
+)
 
 
 Cell = NDArray[Any]
@@ -61,8 +62,8 @@ def _findings(report: Report) -> str:
     for one in report.findings:
         examples = "".join(f"<li>{html.escape(example)}" for example in one.examples)
         rows.append(
-            "<tr><td "
-            f"class={one.level}>{one.level}<td>{html.escape(one.check)}<td>{html.escape(one.message)}<ul>{examples}</ul>"
+            f"<tr><td class={one.level}>{one.level}<td>{html.escape(one.check)}"
+            f"<td>{html.escape(one.message)}<ul>{examples}</ul>"
         )
     found = f"<table>{''.join(rows)}</table>" if rows else "<p class=reason>Nothing was found.</p>"
     notes = "".join(
@@ -124,7 +125,8 @@ def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> str
                 f"<tr><td>{html.escape(name)}"
                 + "".join(f"<td>{html.escape(text)}" for text in texts)
             )
-    return f"<table><tr><th>class{''.join(f'<th>{html.escape(key)}' for key in keys)}{''.join(rows)}</table>"
+    head = "".join(f"<th>{html.escape(key)}" for key in keys)
+    return f"<table><tr><th>class{head}{''.join(rows)}</table>"
 
 
 def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -34,7 +33,8 @@ from harness.training.parallel import start_accelerator
 COLUMNS = ("module", "kind", "shapes", "trained", "frozen", "weights", "gradients", "optimizer")
 
 
-WIDTH = 160  # of a table that goes into a file or a pipe
+# Of a table that goes into a file or a pipe
+WIDTH = 160
 
 
 @dataclass
@@ -90,8 +90,18 @@ class Description:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def lines(self) -> Iterator[str]:
-        """What is to be said below the table."""
+    def page(self) -> Iterator[str | Table]:
+        """A table of the modules, and what is to be said of them."""
+        table = Table()
+        for index, name in enumerate(COLUMNS):
+            table.add_column(
+                name, justify="right" if index > 2 else "left", overflow="fold", no_wrap=index == 0
+            )
+        for row in self.rows:
+            table.add_row(*row.cells())
+        table.add_section()
+        table.add_row(*self.total.cells())
+        yield table
         total = self.total
         whole = total.weight_bytes + total.gradient_bytes + total.optimizer_bytes
         yield (
@@ -110,6 +120,11 @@ class Description:
             )
 
 
+def page_width() -> int | None:
+    """The terminal's (None), or enough for all columns where there is none."""
+    return None if sys.stdout.isatty() else WIDTH
+
+
 def describe_network(
     path: Path, overrides: Sequence[str] = (), depth: int | None = None
 ) -> Description:
@@ -120,7 +135,7 @@ def describe_network(
     accelerator = start_accelerator(
         config.train.precision, config.run.exactness, config.run.timeout_s
     )
-    engine = Engine(config, accelerator, 1, task, batch)
+    engine = Engine(config, accelerator, task, batch)
     engine.wrap(Ranks())
     rows = {
         name: Row(name, type(module).__name__) for name, module in engine.network.named_modules()
@@ -165,21 +180,6 @@ def describe_network(
         slots,
         fitting_world_sizes(slots),
     )
-
-
-def print_description(found: Description) -> None:
-    """A table of the modules and what is to be said of them, on standard output."""
-    table = Table()
-    for index, name in enumerate(COLUMNS):
-        table.add_column(
-            name, justify="right" if index > 2 else "left", overflow="fold", no_wrap=index == 0
-        )
-    for row in found.rows:
-        table.add_row(*row.cells())
-    table.add_section()
-    table.add_row(*found.total.cells())
-    Console(markup=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
-    print(*found.lines(), sep="\n")
 
 
 def _micro_batch(config: Config, task: Task) -> Batch:

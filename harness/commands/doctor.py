@@ -1,4 +1,4 @@
-"""What this machine offers a training, what is missing, and how to mend it."""
+"""`fermarsi doctor`: what this machine offers a training, what is missing, and how to mend it."""
 
 import importlib.util
 import os
@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from harness.commands.show import Listing
 
 REQUIRED = (
     "torch",
@@ -47,6 +49,17 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def cells(self) -> tuple[str, ...]:
+        """What, found, to do."""
+        return self.what, self.found, self.to_do
+
+
+def diagnose() -> tuple[Listing, int]:
+    """All findings, and the exit code: 2 if a training cannot do here."""
+    findings = examine()
+    code = 0 if all(finding.good for finding in findings) else 2
+    return Listing("fermarsi doctor", ("what", "found", "to do"), findings), code
 
 
 def examine() -> list[Finding]:

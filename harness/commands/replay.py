@@ -12,6 +12,7 @@ from pathlib import Path
 from harness.errors import ConfigError
 from harness.stopping.history import History, read_history
 from harness.stopping.replay import Replay, replay
+from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import show
 
 
@@ -27,7 +28,7 @@ def replay_command(
     """Print what settings would have decided; the exit code. `config` may be left out for a run's
     directory. Raises ConfigError.
     """
-    from harness.config.read import read_stop  # what reads YAML is not needed to replay
+    from harness.config.read import read_section  # what reads YAML is not needed to replay
 
     if config is None:
         config = history / "config.yaml"
@@ -42,7 +43,11 @@ def replay_command(
     replays = [
         replay(
             recorded,
-            read_stop(config, [*overrides, *(f"{key}={value}" for key, value in label.items())]),
+            read_section(
+                config,
+                StopSettings,
+                [*overrides, *(f"{key}={value}" for key, value in label.items())],
+            ),
             label,
         )
         for label in swept

@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.read import read_stop
+from harness.config.read import read_section
 from harness.errors import ConfigError
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.settings import StopSettings
+from harness.stopping.targets import expand
 from harness.tracking.records import METRICS, read_records
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}h1{{margin-bottom:0}}
-table{{border-collapse:collapse}}td,th{{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}}svg{{max-width:100%;height:auto}}
+<style>
+body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+body{{color:#222}}h1{{margin-bottom:0}}table{{border-collapse:collapse}}svg{{max-width:100%;height:auto}}
+td,th{{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}}
 pre{{background:#f5f5f5;padding:1rem;overflow:auto}}.reason{{font-size:1.15rem}}</style>
 <h1>{title}</h1>{body}</html>
 """
@@ -44,7 +47,7 @@ def write_report(directory: Path) -> Path:
     sections = [
         _summary(outcome, records[-1]),
         "<h2>Curves</h2>",
-        _curves(training, evaluations, _targets(read_stop(config))),
+        _curves(training, evaluations, _targets(read_section(config, StopSettings))),
     ]
     tables = evaluations[-1].get("tables", {}) if evaluations else {}
     if tables:
@@ -65,15 +68,18 @@ def write_report(directory: Path) -> Path:
 def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> str:
     if outcome is None:
         return f"<p class=reason>No outcome yet: the last record is of step {last['step']:,}.</p>"
-    best = outcome.best
+    best, saved_s = outcome.best, outcome.time.get("saved_s", 0.0)
+    kept = "none"
+    if best:
+        kept = (
+            f"{best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint']}"
+        )
     rows = {
         "step": f"{outcome.step:,} (epoch {outcome.epoch:.2f}, {outcome.samples:,} samples)",
-        "best": f"{best['metric']} {best['value']:.6g} at step {best['step']:,}: {best['checkpoint']}"
-        if best
-        else "none",
+        "best": kept,
         "last checkpoint": outcome.checkpoint or "none",
         "processes": f"{outcome.world_size}, launch {outcome.launches}",
-        "time saved": f"about {outcome.time.get('saved_s', 0.0):,.1f} s of training before the budget's end",
+        "time saved": f"about {saved_s:,.1f} s of training before the budget's end",
         "exact": f"{'yes' if outcome.exact else 'no'}: {outcome.exact_reason}",
     }
     cells = "".join(
@@ -87,14 +93,9 @@ def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> str:
 
 def _targets(stop: StopSettings) -> dict[str, float]:
     """The values that the targets ask for, by metric; a metric without a split stands for both."""
-    found: dict[str, float] = {}
-    for name, target in stop.targets.items():
-        value = target.at_most if target.at_least is None else target.at_least
-        if value is not None:
-            found |= dict.fromkeys(
-                [name] if "/" in name else [f"train/{name}", f"val/{name}"], value
-            )
-    return found
+    return {
+        metric: target.bound for name, target in stop.targets.items() for metric in expand(name, ())
+    }
 
 
 def _curves(

@@ -6,23 +6,23 @@ from pathlib import Path
 from harness.errors import ConfigError
 
 
-def compare(run: Path, other: Path | None) -> tuple[str, bool]:
-    """What two runs' traces say of each other, and whether they agree where both have steps; of one
-    run, its last step. Raises ConfigError.
+def compare(run: Path, other: Path | None) -> tuple[str, int]:
+    """How two runs' traces compare, or the last step of one; and the exit code: 0 if they agree in
+    all steps that both have, and there are some, else 2. Raises ConfigError.
     """
     mine = _read(run)
     if other is None:
-        return f"{run}: {len(mine)} steps traced, the last: {json.dumps(mine[max(mine)])}", True
+        return f"{run}: {len(mine)} steps traced, the last: {json.dumps(mine[max(mine)])}", 0
     theirs = _read(other)
     common = sorted(mine.keys() & theirs.keys())
     for step in common:
         differing = [name for name in mine[step] if mine[step][name] != theirs[step].get(name)]
         if differing:
-            told = "; ".join(
+            differences = "; ".join(
                 f"{name}: {mine[step][name]} and {theirs[step].get(name)}" for name in differing
             )
-            return f"step {step} is the first that differs: {told}", False
-    return f"equal, bit for bit, in all {len(common)} steps that both have", bool(common)
+            return f"step {step} is the first that differs: {differences}", 2
+    return f"equal, bit for bit, in all {len(common)} steps that both have", 0 if common else 2
 
 
 def _read(run: Path) -> dict[int, dict[str, object]]:

@@ -13,20 +13,14 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML has no types of its own
 
-from harness.wording import Keys
+from harness.wording import Keys, first_line
 
-_MAX_NODES = 100_000  # a checkpoint's config may be somebody else's, and aliases multiply
-
-
+# A checkpoint's config may be somebody else's, and aliases multiply
+_MAX_NODES = 100_000
 _MAX_DEPTH = 60
 
-
 _TAG = "tag:yaml.org,2002:"
-
-
 _DIGITS = "[0-9]+(?:_[0-9]+)*"
-
-
 _EXPONENT = "[eE][-+]?[0-9]+"
 
 
@@ -35,7 +29,8 @@ _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)|0o[0-7]+|0x[0-9a-fA-F]+|0b[01]+", "-+0123456789"),
     "float": (
-        rf"[-+]?(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:{_EXPONENT})?|[-+]?{_DIGITS}{_EXPONENT}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        rf"[-+]?(?:{_DIGITS}\.(?:{_DIGITS})?|\.{_DIGITS})(?:{_EXPONENT})?"
+        rf"|[-+]?{_DIGITS}{_EXPONENT}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         "-+.0123456789",
     ),
     "octal": (r"[-+]?0[0-9_]+", "-+0"),
@@ -93,7 +88,7 @@ class Document:
                 line, f"not valid YAML: {error.problem or error.context}"
             ) from error
         except (yaml.YAMLError, RecursionError) as error:
-            raise MalformedError(1, f"not valid YAML: {str(error).splitlines()[0]}") from error
+            raise MalformedError(1, f"not valid YAML: {first_line(error)}") from error
         self.rest = (text if root is None else text[root.end_mark.index :]).strip()
         return None if root is None else self._value(root, ())
 

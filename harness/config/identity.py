@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.components import TARGET
-from harness.config.read import _plain
+from harness.config.read import plain
 from harness.config.schema import Config
 from harness.wording import Keys, dotted
 
@@ -37,7 +37,7 @@ def config_hashes(config: Config) -> dict[str, str]:
     """SHA-256 of what identifies the run, of what decides its course (optimizer, schedule, stop),
     and of the rest, for a checkpoint's manifest.
     """
-    dump = _plain(config.model_dump(by_alias=True))
+    dump = plain(config.model_dump(by_alias=True))
     course = {
         name: dump.pop(name) for name in ("optimizer", "schedule", "train", "stop") if name in dump
     }

@@ -2,7 +2,6 @@
 the value and what is allowed.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -13,9 +12,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from harness.components import TARGET
-from harness.config.reading import Reading
+from harness.config.reading import Draft
 from harness.config.schema import Config
-from harness.wording import Keys, did_you_mean, dotted
+from harness.wording import Keys, closest, did_you_mean, dotted, shown
 
 ANY_KEY = "*"
 
@@ -42,27 +41,27 @@ _EXPECTED = {
 }
 
 
-def explain(error: ValidationError, reading: Reading) -> None:
-    """Add what a validation found to the reading's mistakes, but for what is a consequence of one
+def explain(error: ValidationError, draft: Draft) -> None:
+    """Add what a validation found to the draft's mistakes, but for what is a consequence of one
     that is there already.
     """
     found: dict[Keys, list[ErrorDetails]] = {}
     # A value that fits no branch of a union: one error a branch
     shallow: dict[Keys, list[ErrorDetails]] = {}
     for one in error.errors(include_url=False):
-        keys, of_branch = _keys(one, reading.tree)
+        keys, of_branch = _keys(one, draft.tree)
         (shallow if of_branch else found).setdefault(keys, []).append(one)
     for keys, several in shallow.items():
         if not any(inside[: len(keys)] == keys for inside in found):
             found[keys] = several
     for keys, several in found.items():
-        if not reading.mistaken(keys):
-            reading.add(keys, _in_words(keys, several, reading))
+        if not draft.mistaken(keys):
+            draft.add(keys, _in_words(keys, several, draft))
 
 
 @cache
 def known_fields(model: type[BaseModel] = Config) -> Mapping[Keys, FieldInfo]:
-    """Every key of a model and of those inside it; ANY_KEY stands for a name of the user's choice."""
+    """Every key of a model and of those inside it; ANY_KEY stands for a name that users choose."""
     return dict(_fields(model, ()))
 
 
@@ -100,7 +99,7 @@ def _keys(error: ErrorDetails, tree: Any) -> tuple[Keys, bool]:
     return keys, of_branch
 
 
-def _in_words(keys: Keys, errors: list[ErrorDetails], reading: Reading) -> str:
+def _in_words(keys: Keys, errors: list[ErrorDetails], draft: Draft) -> str:
     kind, value = errors[0]["type"], errors[0]["input"]
     if kind == "missing":
         info = known_fields().get(_pattern(keys))
@@ -108,22 +107,18 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], reading: Reading) -> str:
             f"is missing. {info.description if info and info.description else 'It has no default.'}"
         )
     if kind == "extra_forbidden":
-        return f"no such key.{_suggestion(keys, value, reading.tree)}"
+        return f"no such key.{_suggestion(keys, value, draft.tree)}"
     if kind == "value_error":
         message = " ".join(dict.fromkeys(str(one["ctx"]["error"]) for one in errors))
-        shown = (
-            ""
-            if isinstance(value, Mapping | BaseModel) or repr(value) in message
-            else f"{value!r}: "
-        )
-        return shown + (message if message.endswith("?") else f"{message}.")
+        told = isinstance(value, Mapping | BaseModel) or repr(value) in message
+        return ("" if told else f"{value!r}: ") + message + ("" if message.endswith("?") else ".")
     if all(one["type"] in _EXPECTED for one in errors):
         wanted = " or ".join(
             dict.fromkeys(_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in errors)
         )
         choices = re.findall("'(.*?)'", wanted)
-        return f"{_shown(value)} is not allowed. Give {wanted}.{did_you_mean(value, choices)}"
-    return f"{_shown(value)} is not allowed. {errors[0]['msg']}."
+        return f"{shown(value)} is not allowed. Give {wanted}.{did_you_mean(value, choices)}"
+    return f"{shown(value)} is not allowed. {errors[0]['msg']}."
 
 
 def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
@@ -136,9 +131,9 @@ def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
         rest = (*rest, key)
     parent = _pattern(keys[:-1])
     siblings = sorted(str(key[-1]) for key in known_fields() if key[:-1] == parent)
-    close = difflib.get_close_matches(str(keys[-1]), siblings, n=1)
-    if close:
-        meant = (*keys[:-1], close[0])
+    close = closest(str(keys[-1]), siblings)
+    if close is not None:
+        meant = (*keys[:-1], close)
         return f" Did you mean {dotted((*meant, *rest) if _takes(meant, rest) else meant)}?"
     known = [key for key in known_fields() if ANY_KEY not in key] + [
         inside for inside in _paths(tree, ()) if inside[0] in _COMPONENTS
@@ -160,7 +155,7 @@ def _takes(keys: Keys, rest: Keys) -> bool:
 
 
 def _pattern(keys: Keys) -> Keys:
-    """Keys as `known_fields` has them: no places in lists, ANY_KEY for names of the user's choice."""
+    """Keys as `known_fields` has them: no places in lists, ANY_KEY for names that users choose."""
     pattern: Keys = ()
     for key in keys:
         if isinstance(key, int):
@@ -179,8 +174,3 @@ def _paths(value: Any, keys: Keys) -> Iterator[Keys]:
         yield keys
     for key, item in value.items() if isinstance(value, dict) else ():
         yield from _paths(item, (*keys, key))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -5,33 +5,31 @@ Reading checks everything at once: the text (document.py), what files and overri
 arguments (components.py), which imports the module of the target.
 """
 
+import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from harness import components
 from harness.components import TARGET, without_stage
-from harness.config import reading as config_reading
+from harness.config import reading
 from harness.config.document import to_yaml
 from harness.config.mistakes import explain
-from harness.config.reading import Reading, raise_all
-from harness.config.schema import Config
+from harness.config.reading import Draft, raise_all
+from harness.config.schema import Config, RunConfig
 from harness.errors import ConfigError
-from harness.stopping.settings import StopSettings
-from harness.wording import Keys, dotted
+from harness.tracking.settings import BACKEND_METHODS
+from harness.wording import Keys, Mistake, dotted, own_version
 
 _SPLITS = ("train", "val", "test")
-
 
 # Arguments that the harness passes itself
 _GIVEN = {"network": (), "task": (), "optimizer": ("params",), "schedule": ("optimizer",)}
 
-
-_OF_STOP = re.compile(r"\s*stop\s*[.=]")
+M = TypeVar("M", bound=BaseModel)
 
 
 def read_config(
@@ -42,56 +40,61 @@ def read_config(
     Raises ConfigError with all mistakes at once.
 
     allow: for somebody else's config, such as a checkpoint's: components outside of
-    components.ALLOWED and these prefixes are refused, before anything of theirs is imported. None:
-    the config is the user's own.
+    components.ALLOWED and these prefixes are refused, before anything of theirs is imported, and
+    trackers, which nothing makes of it, are not looked at. None: the config is the user's own.
     """
-    reading = config_reading.read(path, overrides)
-    _name_run(reading)
-    reading.interpolate()
-    config = None
-    try:
-        config = Config.model_validate(reading.tree)
-    except ValidationError as error:
-        explain(error, reading)
-    for keys, spec, given in _components(reading.tree):
+    draft = reading.read(path, overrides)
+    _name_run(draft)
+    draft.interpolate()
+    config = _validated(Config, draft)
+    for keys, spec, given in _components(draft.tree):
         # What is no component the schema has said
-        if isinstance(spec, Mapping) and TARGET in spec and not reading.mistaken(keys):
-            _check_component(reading, keys, spec, given, allow)
-    raise_all(reading.mistakes)
+        if isinstance(spec, Mapping) and TARGET in spec and not draft.mistaken(keys):
+            if keys[0] != "tracking":
+                _check_component(draft, keys, spec, given, allow)
+            elif allow is None:
+                _check_tracker(draft, keys, spec)
+    raise_all(draft.mistakes)
     assert config is not None
     return config
 
 
-class _StopAlone(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+def read_section(
+    path: Path, section: type[M], overrides: Sequence[str] = (), *, alone: bool = True
+) -> M:
+    """One section of a config by its class, e.g. StopSettings: without torch, and without looking
+    at the rest.
 
-    stop: StopSettings
-
-
-def read_stop(path: Path, overrides: Sequence[str] = ()) -> StopSettings:
-    """The stop section of a config alone, without torch.
-
-    Raises ConfigError, also for overrides of anything else: they would have no effect.
+    alone: no other section is used, so that overrides of others are mistakes. Raises ConfigError
+    with all mistakes at once.
     """
-    reading = config_reading.read(path, [text for text in overrides if _OF_STOP.match(text)])
-    for text in overrides:
-        if not _OF_STOP.match(text):
-            reading.mistakes.append(
-                config_reading.Mistake(
-                    f"override {text}",
-                    (),
-                    "only stop.* has an effect here. Leave it out, or mend the key.",
-                )
-            )
-    reading.interpolate(["stop"])
-    settings = None
-    try:
-        settings = _StopAlone.model_validate(reading.tree).stop
-    except ValidationError as error:
-        explain(error, reading)
-    raise_all(reading.mistakes)
-    assert settings is not None
-    return settings
+    name, info = next(item for item in Config.model_fields.items() if item[1].annotation is section)
+    own = re.compile(rf"\s*{name}\s*[.=]")
+    foreign = [text for text in overrides if alone and not own.match(text)]
+    draft = reading.read(path, [text for text in overrides if text not in foreign])
+    message = f"only {name}.* has an effect here. Leave it out, or mend the key."
+    draft.mistakes += [Mistake((), message, f"override {text}") for text in foreign]
+    _name_run(draft)
+    draft.interpolate([name])
+    field: Any = {name: (section, info)}
+    part = create_model("Part", __config__=ConfigDict(extra="ignore"), **field)
+    found = _validated(part, draft)
+    raise_all(draft.mistakes)
+    value: M = getattr(found, name)
+    return value
+
+
+def run_directory(path: Path, overrides: Sequence[str] = ()) -> Path:
+    """Where the run of a config goes. Raises ConfigError."""
+    return read_section(path, RunConfig, overrides, alone=False).dir
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
+    """What a config says, as plain values that were not checked. Raises ConfigError."""
+    draft = reading.read(path, overrides)
+    draft.interpolate()
+    raise_all(draft.mistakes)
+    return draft.tree
 
 
 def describe(path: Path, overrides: Sequence[str] = ()) -> str:
@@ -103,21 +106,29 @@ def resolved_yaml(config: Config) -> str:
     """A YAML text that `read_config` reads as an equal config from any place: no base, no
     interpolation, defaults written out.
     """
-    header = (
-        f"# The resolved config of a run of fermarsi {_own_version()}; it can be launched again as "
-        "it is.\n"
+    return (
+        f"# The resolved config of a run of fermarsi {own_version()}; it can be launched again as "
+        f"it is.\n{to_yaml(plain(config.model_dump(by_alias=True)))}"
     )
-    return header + to_yaml(_plain(config.model_dump(by_alias=True)))
 
 
-def _name_run(reading: Reading) -> None:
+def _validated(model: type[M], draft: Draft) -> M | None:
+    """The draft as a model; None, and the mistakes noted in it, if it is not one."""
+    try:
+        return model.model_validate(draft.tree)
+    except ValidationError as error:
+        explain(error, draft)
+        return None
+
+
+def _name_run(draft: Draft) -> None:
     """Name the run by its config file, and its directory by the run, where they are not given."""
-    run = reading.tree.setdefault("run", {})
+    run = draft.tree.setdefault("run", {})
     if run is None:
-        run = reading.tree["run"] = {}
+        run = draft.tree["run"] = {}
     if isinstance(run, dict):
         if run.get("name") is None:
-            run["name"] = reading.path.stem
+            run["name"] = draft.path.stem
         if run.get("dir") is None:
             run["dir"] = f"runs/{run['name']}"
 
@@ -139,10 +150,14 @@ def _components(tree: Mapping[str, Any]) -> Iterator[tuple[Keys, Any, Collection
                     without_stage(spec) if isinstance(spec, Mapping) else spec,
                     (),
                 )
+    tracking = tree.get("tracking")
+    backends = tracking.get("backends") if isinstance(tracking, Mapping) else None
+    for index, spec in enumerate(backends if isinstance(backends, list) else []):
+        yield ("tracking", "backends", index), spec, ("run",)
 
 
 def _check_component(
-    reading: Reading,
+    draft: Draft,
     keys: Keys,
     spec: Mapping[str, Any],
     given: Collection[str],
@@ -152,14 +167,26 @@ def _check_component(
         try:
             components.allowed(spec, dotted(keys), allow)
         except ConfigError as error:
-            reading.mistakes.append(config_reading.Mistake(reading.place(keys), (), str(error)))
+            draft.mistakes.append(Mistake((), str(error), draft.place(keys)))
             return
-    for inside, message in components.find_problems(spec, given):
-        if not reading.mistaken((*keys, *inside)):
-            reading.add((*keys, *inside), message)
+    for mistake in components.find_mistakes(spec, given):
+        if not draft.mistaken((*keys, *mistake.keys)):
+            draft.add((*keys, *mistake.keys), mistake.message)
 
 
-def _plain(value: Any) -> Any:
+def _check_tracker(draft: Draft, keys: Keys, spec: Mapping[str, Any]) -> None:
+    _check_component(draft, keys, spec, ("run",), None)
+    if not draft.mistaken(keys) and inspect.isclass(target := components.find(spec[TARGET])):
+        lacks = [name for name in BACKEND_METHODS if not hasattr(target, name)]
+        if lacks:
+            draft.add(
+                (*keys, TARGET),
+                f"{spec[TARGET]} has no {', '.join(lacks)}. A tracker has the methods "
+                f"{', '.join(BACKEND_METHODS)} (docs/tracking.md).",
+            )
+
+
+def plain(value: Any) -> Any:
     """What YAML can hold.
 
     What is off or empty is left out, but for arguments of components, where null is a value.
@@ -167,10 +194,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         if TARGET in value:
             return _plain_argument(value)
-        plain = {key: _plain(item) for key, item in value.items()}
-        return {key: item for key, item in plain.items() if item not in (None, {}, [])}
+        items = {key: plain(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item not in (None, {}, [])}
     return (
-        [_plain(item) for item in value]
+        [plain(item) for item in value]
         if isinstance(value, list | tuple)
         else _plain_argument(value)
     )
@@ -184,10 +211,3 @@ def _plain_argument(value: Any) -> Any:
     text = str(value) if isinstance(value, Path) else value
     # OmegaConf would resolve ${ again: it is written \${, and backslashes before it twice
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text) if isinstance(text, str) else text
-
-
-def _own_version() -> str:
-    try:
-        return version("fermarsi")
-    except PackageNotFoundError:  # run from a bare checkout
-        return "(not installed)"

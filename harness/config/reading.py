@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.components import TARGET
 from harness.config.document import Document, MalformedError
 from harness.errors import ConfigError
-from harness.wording import Key, Keys, dotted
+from harness.wording import Key, Keys, Mistake, dotted, first_line
 
 MAX_BYTES = 2**20  # of one file; a checkpoint's config may be somebody else's
 
@@ -27,19 +27,6 @@ _ONE_QUANTITY = ("every", "keep_every", "patience")
 
 
 _KEY = re.compile(r"\[(\d+)\]|(?:^|\.)([^.\[\]=]+)")
-
-
-class Mistake(NamedTuple):
-    """A mistake, the place it was made at (a file with a line, or an override), and the keys of the
-    value.
-    """
-
-    place: str
-    keys: Keys
-    message: str
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, dotted(self.keys), self.message) if part)
 
 
 def raise_all(mistakes: Sequence[Mistake]) -> None:
@@ -52,8 +39,8 @@ def raise_all(mistakes: Sequence[Mistake]) -> None:
 
 
 @dataclass
-class Reading:
-    """What files and overrides say together.
+class Draft:
+    """A config in the making: what files and overrides say together.
 
     `places`: where the value at some keys was given, if not where the one it is in was.
     """
@@ -79,7 +66,7 @@ class Reading:
 
     def add(self, keys: Keys, message: str) -> None:
         """Note a mistake in the value at these keys."""
-        self.mistakes.append(Mistake(self.place(keys), keys, message))
+        self.mistakes.append(Mistake(keys, message, self.place(keys)))
 
     def merge(self, over: dict[Any, Any], places: dict[Keys, str]) -> None:
         """Lay a tree over this one: sections are merged, everything else is replaced."""
@@ -115,22 +102,22 @@ class Reading:
         if not equals or not keys:
             hint = f" Write {name.lstrip('-+~')}=VALUE." if name.lstrip("-+~") else ""
             self.mistakes.append(
-                Mistake(place, (), f"not of the form key=value.{hint or ' Write e.g. run.seed=7.'}")
+                Mistake((), f"not of the form key=value.{hint or ' Write e.g. run.seed=7.'}", place)
             )
             return
         if keys[0] == "base":
             self.mistakes.append(
                 Mistake(
-                    place,
                     keys,
                     "a base is named in a file, not by an override. Put it into the file.",
+                    place,
                 )
             )
             return
         try:
             value = parse_value(written, place, keys)
         except ConfigError as error:
-            self.mistakes += [Mistake("", (), line) for line in str(error).splitlines()]
+            self.mistakes += [Mistake((), line) for line in str(error).splitlines()]
             return
         self._set(keys, value, place)
 
@@ -170,7 +157,7 @@ class Reading:
             message = f"{dotted(here)} is a list and {last}. To add an item set the whole list."
         else:
             message = f"{dotted(here)} is {node!r} and has no keys. Set it as a whole."
-        self.mistakes.append(Mistake(place, (*here, key), message))
+        self.mistakes.append(Mistake((*here, key), message, place))
         return None
 
     def _forget(self, keys: Keys) -> None:
@@ -211,7 +198,7 @@ class Reading:
             except OmegaConfBaseException as error:
                 self.add(
                     keys,
-                    f"{text!r}: {str(error).splitlines()[0].rstrip('.')}. Name a key of the "
+                    f"{text!r}: {first_line(error).rstrip('.')}. Name a key of the "
                     "config, or another source of the value.",
                 )
 
@@ -219,12 +206,12 @@ class Reading:
         functools.reduce(operator.getitem, keys[:-1], self.tree)[keys[-1]] = value
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Reading:
+def read(path: Path, overrides: Sequence[str] = ()) -> Draft:
     """A config file over its bases, with overrides, not yet interpolated.
 
     Raises ConfigError if a file cannot be read at all.
     """
-    reading = Reading(path)
+    draft = Draft(path)
     layers: list[tuple[dict[Any, Any], dict[Keys, str]]] = []
     files: list[Path] = []
     following: Path | None = path
@@ -234,7 +221,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Reading:
                 f"{path}: base: {' -> '.join(map(str, [*files, following]))} is a circle. Take one "
                 "of the bases out."
             )
-        tree, places = _read_file(following, files[-1] if files else None, reading.mistakes)
+        tree, places = _read_file(following, files[-1] if files else None, draft.mistakes)
         files.append(following)
         layers.append((tree, places))
         base = tree.pop("base", None)
@@ -245,10 +232,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Reading:
             )
         following = None if base is None else files[-1].parent / Path(base).expanduser()
     for tree, places in reversed(layers):
-        reading.merge(tree, places)
+        draft.merge(tree, places)
     for text in overrides:
-        reading.override(text)
-    return reading
+        draft.override(text)
+    return draft
 
 
 def parse_value(text: str, place: str, keys: Keys = ()) -> Any:
@@ -257,24 +244,18 @@ def parse_value(text: str, place: str, keys: Keys = ()) -> Any:
     try:
         value = document.read(text)
     except MalformedError as error:
-        raise ConfigError(
-            str(Mistake(place, keys, f"{error}. Put text with special characters in quotes."))
-        ) from error
+        message = f"{error}. Put text with special characters in quotes."
+        raise ConfigError(str(Mistake(keys, message, place))) from error
     if document.rest:
-        raise ConfigError(
-            str(
-                Mistake(
-                    place,
-                    keys,
-                    f"what stands behind {document.rest[0]} is no part of the value. Put the "
-                    "whole text in quotes.",
-                )
-            )
+        message = (
+            f"what stands behind {document.rest[0]} is no part of the value. Put the whole text in "
+            "quotes."
         )
+        raise ConfigError(str(Mistake(keys, message, place)))
     if document.mistakes:
         raise ConfigError(
             "\n".join(
-                str(Mistake(place, (*keys, *inside), message))
+                str(Mistake((*keys, *inside), message, place))
                 for _, inside, message in document.mistakes
             )
         )
@@ -313,7 +294,7 @@ def _read_file(
             f"{path}{by}: not a mapping of sections but {found}. Write e.g. `run: {{seed: 7}}`."
         )
     mistakes += [
-        Mistake(f"{path}:{line}", keys, message) for line, keys, message in document.mistakes
+        Mistake(keys, message, f"{path}:{line}") for line, keys, message in document.mistakes
     ]
     return tree, {keys: f"{path}:{line}" for keys, line in document.lines.items() if keys}
 

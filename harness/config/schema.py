@@ -7,7 +7,7 @@ docs/config.md is made from this file by docs/config_reference.py.
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -48,9 +48,11 @@ class RunConfig(Section):
     )
     resume: str | int = Field(
         "auto",
-        description="auto: go on from the newest valid checkpoint, or start; must: go on or fail; never: "
-        "start, and fail if there are checkpoints; "
-        "a step, best, latest, or the path of a checkpoint (with a /): go on from that one.",
+        description=(
+            "auto: go on from the newest valid checkpoint, or start; must: go on or fail; never: "
+            "start, and fail if there are checkpoints; a step, best, latest, or the path of a "
+            "checkpoint (with a /): go on from that one."
+        ),
     )
     overwrite: bool = Field(
         False,
@@ -61,17 +63,20 @@ class RunConfig(Section):
     )
     exactness: Literal["none", "resume", "elastic"] = Field(
         "resume",
-        description="resume: an interrupted run ends with the same bits as one never interrupted, on as "
-        "many processes; "
-        "none: faster kernels that may differ from run to run are allowed; elastic (the same bits "
-        "on any number of processes) is refused for now.",
+        description=(
+            "resume: an interrupted run ends with the same bits as one never interrupted, on as "
+            "many processes; none: faster kernels that may differ from run to run are allowed; "
+            "elastic (the same bits on any number of processes) is refused for now."
+        ),
     )
     paranoid: bool = Field(
         False, description="Every process judges each evaluation and they compare their verdicts."
     )
     init_from: Place | None = Field(
         None,
-        description="A run, a checkpoint or a safetensors file whose weights a new run starts from.",
+        description=(
+            "A run, a checkpoint or a safetensors file whose weights a new run starts from."
+        ),
     )
     init_prefix: dict[str, str] = Field(
         {},
@@ -88,7 +93,9 @@ class RunConfig(Section):
     max_crashes: int = Field(
         3,
         ge=1,
-        description="After so many crashes in a row in the same step a launch ends at once and says so.",
+        description=(
+            "After so many crashes in a row in the same step a launch ends at once and says so."
+        ),
     )
 
     @field_validator("name")
@@ -149,7 +156,9 @@ class PartConfig(Section):
 
     freeze: bool | None = Field(
         None,
-        description="Not trained: its parameters stay, its BatchNorm and dropout do as in an evaluation.",
+        description=(
+            "Not trained: its parameters stay, its BatchNorm and dropout do as in an evaluation."
+        ),
     )
     lr: float | None = Field(
         None,
@@ -228,7 +237,9 @@ class TrainConfig(Section):
     clip_grad_norm: float | None = Field(
         None,
         gt=0,
-        description="The gradient's largest norm; larger ones are scaled down to it. null: no limit.",
+        description=(
+            "The gradient's largest norm; larger ones are scaled down to it. null: no limit."
+        ),
     )
 
 
@@ -269,9 +280,11 @@ class InterruptConfig(Section):
     grace_s: float | None = Field(
         None,
         gt=0,
-        description="Seconds from a signal to the kill. If a save cannot fit in, the last checkpoint is "
-        "kept instead. "
-        "null: what torch's agent grants (PET_SHUTDOWN_TIMEOUT, or 30) under one, else not known.",
+        description=(
+            "Seconds from a signal to the kill. If a save cannot fit in, the last checkpoint is "
+            "kept instead. null: what torch's agent grants (PET_SHUTDOWN_TIMEOUT, or 30) under "
+            "one, else not known."
+        ),
     )
 
 
@@ -330,6 +343,10 @@ class Config(Section):
     )
     log: LogConfig = Field(LogConfig(), description="What is recorded between evaluations.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Where else records go.")
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return self.model_dump(mode="json", by_alias=True)
 
     @field_validator("parts")
     @classmethod

@@ -301,7 +301,7 @@ def _learned(
     path = store.directory / f"learned-{key}.json"
     if not path.exists():
         learned = fit(config, sources, feedback)
-        write_json(path, [asdict(one) for one in learned])
+        write_json(path, [asdict(one) for one in learned], sync=True)
     return [Learned(**one) for one in read_json(path)]
 
 

@@ -100,7 +100,7 @@ def _scramble(cells: _Words, sizes: Any, keys: _Words) -> _Words:
 
 
 def _modulo(words: _Words, modulus: Any) -> _Words:
-    """words % modulus: numpy divides by one number many times faster than it takes the remainder."""
+    """words % modulus: numpy divides by one number many times faster than it takes remainders."""
     rest: _Words = words - words // modulus * modulus
     return rest
 

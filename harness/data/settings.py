@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.components import STAGE
-from harness.settings import Place, Section, Spec
+from harness.settings import Names, Place, Section, Spec
 
 
 class SplitConfig(Section):
@@ -57,19 +57,14 @@ class StoreConfig(Section):
 Found = Literal["error", "warn", "off"]
 
 
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-
-
 Range = Annotated[tuple[float, float], Field(strict=False)]
 
 
-class ChecksConfig(BaseModel):
+class ChecksConfig(Section):
     """What is looked for in the splits before the first step.
 
     What is found ends the launch (error), is told (warn), or is not looked for (off).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     samples: int = Field(
         100_000,
@@ -123,7 +118,9 @@ class ChecksConfig(BaseModel):
     out_of_range: Found = Field("error", description="With ranges: numbers outside of them.")
     clipped: Found = Field(
         "warn",
-        description="Numbers heaped at the end of their range, as of a device that was driven too high.",
+        description=(
+            "Numbers heaped at the end of their range, as of a device that was driven too high."
+        ),
     )
     max_clipped: float = Field(
         0.01,
@@ -133,7 +130,9 @@ class ChecksConfig(BaseModel):
     )
     missing_classes: Found = Field(
         "error",
-        description="Classes that the training split lacks; one that only another split lacks is told.",
+        description=(
+            "Classes that the training split lacks; one that only another split lacks is told."
+        ),
     )
     imbalance: Found = Field(
         "warn",
@@ -196,3 +195,8 @@ class DataConfig(Section):
             "result."
         ),
     )
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The splits whose metrics a training is judged by."""
+        return ("train",) if self.val is None else ("train", "val")

@@ -1,7 +1,8 @@
 """Samples kept ready: what a source and the treatments that are done once give, as arrays that are
 mapped into memory.
 
-    STORE/<key>/shard-00000/<column>.npy     a shard's samples, (n, ...); ragged ones and text: <column>.values.npy, <column>.offsets.npy (n + 1,)
+    STORE/<key>/shard-00000/<column>.npy     a shard's samples, (n, ...); ragged ones and text:
+                                             <column>.values.npy, <column>.offsets.npy (n + 1,)
     STORE/<key>/known.json                   what the source knows of each sample
     STORE/<key>/manifest.json                written last: an entry without one is unfinished
 
@@ -107,7 +108,9 @@ class Store:
             progress(begin, len(split))
         known = known_of(split.source)
         with _telling(path):
-            write_json(path / KNOWN, {name: list(values) for name, values in known.items()})
+            write_json(
+                path / KNOWN, {name: list(values) for name, values in known.items()}, sync=True
+            )
             manifest = {
                 "format": FORMAT,
                 "num_samples": len(split),
@@ -115,7 +118,7 @@ class Store:
                 "columns": columns,
                 "made_of": made_of,
             }
-            write_json(path / MANIFEST, manifest)
+            write_json(path / MANIFEST, manifest, sync=True)
             sync_directory(path)
         # Of builds that were killed, or of one that was slower than this
         for left in path.glob(".shard-*"):
@@ -248,7 +251,9 @@ class _Shard:
 def _next_shard(
     split: Split, begin: int, num_workers: int, check_leave: CheckLeave, progress: Progress
 ) -> dict[str, list[Any]]:
-    """{column: one item a sample} from sample `begin` on, until a shard is full or the split ends."""
+    """{column: one item a sample} from sample `begin` on, until a shard is full or the split
+    ends.
+    """
     shard: dict[str, list[Any]] = {}
     size = 0
     rest = np.arange(begin, len(split), dtype=np.int64)
@@ -327,7 +332,9 @@ def _fill(making: Path, columns: Mapping[str, list[Any]]) -> None:
             _save(making / f"{name}.values.npy", np.concatenate(encoded))
             _save(making / f"{name}.offsets.npy", np.cumsum([0, *(len(item) for item in encoded)]))
     write_json(
-        making / MANIFEST, {"num_samples": len(next(iter(columns.values()))), "columns": kinds}
+        making / MANIFEST,
+        {"num_samples": len(next(iter(columns.values()))), "columns": kinds},
+        sync=True,
     )
     sync_directory(making)
 

@@ -3,15 +3,19 @@
 An update never waits for the device.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
-from torchmetrics import Metric
 
 from harness.errors import CheckpointError, ConfigError, DataError
 from harness.metrics.states import states_of
 from harness.ranks.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Updates(Protocol):
@@ -67,7 +71,7 @@ class IntervalMetrics:
         for name, blank in self._blank.items():
             metric = blank.clone()
             for state in self._states[name]:
-                setattr(metric, state.name, state.merged(ranks))
+                setattr(metric, state.name, state.merge(ranks))
             try:
                 # The class's own method: the instance's would gather over ranks by itself, a second
                 # time.
@@ -92,18 +96,17 @@ class IntervalMetrics:
                 computed[key] = part.squeeze() if part.numel() == 1 else part
         return computed
 
-    def gathered(self, ranks: Ranks) -> dict[str, Any]:
-        """The whole interval over all ranks as a JSON value with exact floats.
-
-        Called by every rank; the host waits.
+    def state(self, ranks: Ranks) -> dict[str, Any]:
+        """JSON, with exact floats: the whole interval over all ranks. Called by every rank; the
+        host waits.
         """
         return {
-            name: {state.name: state.stored(ranks) for state in states}
+            name: {state.name: state.pack(ranks) for state in states}
             for name, states in self._states.items()
         }
 
     def restore(self, stored: Mapping[str, Mapping[str, Any]], rank: int) -> None:
-        """Go on from what `gathered` gave, on any number of ranks: rank 0 takes it all, the others
+        """Go on from what `state` gave, on any number of ranks: rank 0 takes it all, the others
         start empty. Raises CheckpointError.
         """
         self.reset()
@@ -124,6 +127,8 @@ class IntervalMetrics:
 
 def _blank(name: str, metric: Metric) -> Metric:
     """An unused copy of a metric on the CPU that does not look at values on the device."""
+    from torchmetrics import Metric
+
     blank = metric.clone().cpu()
     blank.reset()
     if hasattr(blank, "validate_args"):

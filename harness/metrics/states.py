@@ -6,19 +6,22 @@ micro-batch and added without rounding (Shewchuk, "Adaptive precision floating-p
 1997); rows ("cat" states) are put in the order of their micro-batches.
 """
 
+from __future__ import annotations
+
 import base64
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat, dim_zero_sum
 
 from harness.errors import CheckpointError, ConfigError
 from harness.metrics.exact import ExactSum, exact_sum
 from harness.ranks.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class State(Protocol):
@@ -29,8 +32,8 @@ class State(Protocol):
     def clear(self) -> None: ...
     def begin(self, metric: Metric, device: torch.device) -> None: ...
     def take(self, metric: Metric, number: int) -> None: ...
-    def merged(self, ranks: Ranks) -> Any: ...
-    def stored(self, ranks: Ranks) -> Any: ...
+    def merge(self, ranks: Ranks) -> Any: ...
+    def pack(self, ranks: Ranks) -> Any: ...
     def restore(self, stored: Any, metric: Metric) -> None: ...
 
 
@@ -58,15 +61,15 @@ class _Count:
                 "another metric."
             )
 
-    def merged(self, ranks: Ranks) -> Tensor:
+    def merge(self, ranks: Ranks) -> Tensor:
         return (
             torch.stack(ranks.gather_rows(self._sum.to(torch.int64).reshape(1, -1)))
             .sum(0)
             .view(self._sum.shape)
         )
 
-    def stored(self, ranks: Ranks) -> dict[str, Any]:
-        total = self.merged(ranks)
+    def pack(self, ranks: Ranks) -> dict[str, Any]:
+        total = self.merge(ranks)
         return {"shape": list(total.shape), "values": total.flatten().tolist()}
 
     def restore(self, stored: Any, metric: Metric) -> None:
@@ -102,18 +105,18 @@ class _Sum:
             )
         self._summands.append(summand)
 
-    def merged(self, ranks: Ranks) -> Tensor:
-        shape, columns = self._gathered(ranks)
+    def merge(self, ranks: Ranks) -> Tensor:
+        shape, columns = self._gather(ranks)
         return torch.tensor([exact_sum(column) for column in columns], dtype=torch.float64).view(
             shape
         )
 
-    def stored(self, ranks: Ranks) -> dict[str, Any]:
+    def pack(self, ranks: Ranks) -> dict[str, Any]:
         """Each value as a few summands whose sum it is to the last bit, so that more can be added
         after a restore.
         """
-        shape, columns = self._gathered(ranks)
-        return {"shape": shape, "values": [_condensed(column) for column in columns]}
+        shape, columns = self._gather(ranks)
+        return {"shape": shape, "values": [_condense(column) for column in columns]}
 
     def restore(self, stored: Any, metric: Metric) -> None:
         columns = stored["values"]
@@ -125,7 +128,7 @@ class _Sum:
     def _no_rows(self) -> Tensor:
         return torch.zeros(0, *self._zero.shape, dtype=torch.float64)
 
-    def _gathered(self, ranks: Ranks) -> tuple[list[int], list[list[float]]]:
+    def _gather(self, ranks: Ranks) -> tuple[list[int], list[list[float]]]:
         """The state's shape, which it may have found only in its first update, and for each of its
         values all summands of all ranks.
         """
@@ -162,16 +165,18 @@ class _Rows:
         setattr(metric, self.name, [])
 
     def take(self, metric: Metric, number: int) -> None:
+        from torchmetrics.utilities.data import dim_zero_cat
+
         found = getattr(metric, self.name)
         if isinstance(found, Tensor) or found:
             self._rows.append((number, dim_zero_cat(found)))
 
-    def merged(self, ranks: Ranks) -> list[Tensor]:
-        _, _, rows = self._gathered(ranks)
+    def merge(self, ranks: Ranks) -> list[Tensor]:
+        _, _, rows = self._gather(ranks)
         return [rows] if len(rows) else []
 
-    def stored(self, ranks: Ranks) -> dict[str, Any]:
-        numbers, counts, rows = self._gathered(ranks)
+    def pack(self, ranks: Ranks) -> dict[str, Any]:
+        numbers, counts, rows = self._gather(ranks)
         # There may be millions: as decimal text they would take seconds
         packed = base64.b64encode(_as_bytes(rows).numpy().tobytes()).decode()
         return {
@@ -189,7 +194,7 @@ class _Rows:
         rows = _from_bytes(data.view(sum(stored["counts"]), -1), stored["dtype"], stored["shape"])
         self._rows = list(zip(stored["numbers"], torch.split(rows, stored["counts"]), strict=True))
 
-    def _gathered(self, ranks: Ranks) -> tuple[list[int], list[int], Tensor]:
+    def _gather(self, ranks: Ranks) -> tuple[list[int], list[int], Tensor]:
         """(numbers, rows of each, all rows) over all ranks, in the order of numbers.
 
         Bytes travel, so that any dtype can.
@@ -233,6 +238,8 @@ def _state(name: str, metric: Metric, state: str, default: Any) -> State:
     """How to keep a state, by what torchmetrics (1.9; it has no public name for either) says of its
     default and its reduction over ranks.
     """
+    from torchmetrics.utilities.data import dim_zero_cat, dim_zero_sum
+
     reduction = metric._reductions[state]
     if reduction is dim_zero_cat and isinstance(default, list):
         return _Rows(state)
@@ -250,7 +257,7 @@ def _state(name: str, metric: Metric, state: str, default: Any) -> State:
     )
 
 
-def _condensed(summands: Sequence[float]) -> list[float]:
+def _condense(summands: Sequence[float]) -> list[float]:
     if not all(map(math.isfinite, summands)):
         return [exact_sum(summands)]
     total = ExactSum()

@@ -96,7 +96,7 @@ class Gpt(nn.Module):
 
 
 class GptBlock(nn.Module):
-    """Attention to the places before, then two layers for each place: (B, T, dim) -> (B, T, dim)."""
+    """Causal attention, then two layers for each place: (B, T, dim) -> (B, T, dim)."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()

@@ -34,9 +34,9 @@ class Fuse(nn.Module):
 
         concat      (B, sum of all F)
         sum         (B, F), each F the same
-        attend      (B, F): a sum weighted, for each sample, by a softmax over the encoders of a learned score; `features` is F. Additive
-                    attention (Bahdanau, Cho & Bengio, ICLR 2015) over modalities (Hori et al., ICCV
-                    2017).
+        attend      (B, F): a sum weighted, for each sample, by a softmax over the encoders of a
+                    learned score; `features` is F. Additive attention (Bahdanau, Cho & Bengio,
+                    ICLR 2015) over modalities (Hori et al., ICCV 2017).
     """
 
     def __init__(

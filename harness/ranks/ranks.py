@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar, overload
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,18 @@ from harness.ranks.board import Board
 from harness.ranks.messages import FRAME_BYTES, described, opened, owned, pack, rest_bytes, unpack
 
 T = TypeVar("T")
+
+
+class Jsonable(Protocol):
+    """What can travel between ranks as a JSON value."""
+
+    def to_json(self) -> Any: ...
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self: ...
+
+
+J = TypeVar("J", bound=Jsonable)
 
 
 _FAILURE, _SURVIVOR = "failure", "survivor"
@@ -78,13 +90,24 @@ class Ranks:
 
     # -- decisions: JSON values in, the same JSON value (or the same error) out on every rank
 
-    def decide(self, decision: Callable[[], T]) -> T:
-        """Rank 0 runs `decision`; every rank gets its result (a JSON value) or raises its error.
-        Called by every rank.
+    @overload
+    def decide(self, decision: Callable[[], T]) -> T: ...
+    @overload
+    def decide(self, decision: Callable[[], J], kind: type[J]) -> J: ...
+    @overload
+    def decide(self, decision: Callable[[], J | None], kind: type[J]) -> J | None: ...
+
+    def decide(self, decision: Callable[[], Any], kind: type[Any] | None = None) -> Any:
+        """Rank 0 runs `decision`; every rank gets its result or raises its error. Called by every
+        rank.
+
+        The result is a JSON value, or with `kind` an instance of that class, which travels as JSON.
         """
+        if kind is not None:
+            found = self.decide(lambda: None if (one := decision()) is None else one.to_json())
+            return None if found is None else kind.from_json(found)
         if self.size == 1:
-            # What several ranks would get
-            return json.loads(json.dumps(decision()))  # type: ignore[no-any-return] # see above
+            return json.loads(json.dumps(decision()))  # what several ranks would get
         failure: BaseException | None = None
         reply: Any = None
         if self.rank == 0:
@@ -92,8 +115,7 @@ class Ranks:
         reply = self._broadcast(reply)
         if failure is not None:
             raise failure
-        result: T = opened([reply])[0]
-        return result
+        return opened([reply])[0]
 
     def together(self, work: Callable[[], T]) -> T:
         """Every rank runs `work` and keeps its own result; if any rank fails, every rank raises the

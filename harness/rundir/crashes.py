@@ -31,7 +31,7 @@ class Crash:
 
 
 def last_crash(run: Path) -> Crash | None:
-    """The crash that ended the launch before; None if it ended in order or did not come to a step."""
+    """The crash that ended the previous launch; None if it ended in order or before a step."""
     try:
         step, crashed, times = map(int, (run / FILE).read_text().split())
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def last_crash(run: Path) -> Crash | None:
 
 
 def check_crashes(run: Path, most: int) -> Crash | None:
-    """The crash that ended the launch before.
+    """The crash that ended the previous launch.
 
     Raises RankError if its step has crashed `most` times in a row.
     """
@@ -48,8 +48,8 @@ def check_crashes(run: Path, most: int) -> Crash | None:
     if crash is not None and crash.times >= most:
         raise RankError(
             f"{run}: {crash} (run.max_crashes: {most}), so this launch does not try again. Mend "
-            "what breaks it: the output of those launches says "
-            f"what. Then remove {run / FILE}, or raise run.max_crashes."
+            "what breaks it: the output of the launches that crashed says what. Then remove "
+            f"{run / FILE}, or raise run.max_crashes."
         )
     return crash
 
@@ -91,12 +91,12 @@ class StepNote:
             os.close(self._file)
             self._file = None
         if self._path is not None and (
-            error is None or isinstance(error, KeyboardInterrupt) or _is_told(error)
+            error is None or isinstance(error, KeyboardInterrupt) or _is_expected(error)
         ):
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
 
-def _is_told(error: BaseException) -> bool:
-    """Whether an error is a mistake of a person's, who was told of it, or a request to leave."""
+def _is_expected(error: BaseException) -> bool:
+    """Whether an error is a user's mistake, reported to them, or a request to leave: no crash."""
     return isinstance(error, HarnessError) and not isinstance(error, RankError)

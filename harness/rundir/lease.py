@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness.durable import replace_file
 from harness.errors import CheckpointError, ConfigError
 
 _NUMBER = re.compile(r"[0-9]{8,18}")
@@ -28,7 +29,7 @@ _NUMBER = re.compile(r"[0-9]{8,18}")
 class Lease:
     """Held by rank 0 of a launch from `take` to `release`.
 
-    `message`: what is to be told of the launch before, or None.
+    `message`: what to report of the previous launch, or None.
     """
 
     def __init__(self, directory: Path, *, beat_s: float = 5.0, watch_s: float = 30.0) -> None:
@@ -49,8 +50,8 @@ class Lease:
         """Hold the run directory; returns the number of launches so far, this one included. Raises
         ConfigError if another launch holds it.
 
-        May wait for `watch_s` if the launch before ran elsewhere and did not end in order; `pause`
-        is called while it waits. Creates the directory.
+        May wait for `watch_s` if the previous launch ran elsewhere and did not end in order;
+        `pause` is called while it waits. Creates the directory.
         """
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ class Lease:
             descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "w") as file:
             file.write(_encode(holder))
             file.flush()
             os.fsync(file.fileno())
@@ -173,9 +174,7 @@ class Lease:
         """Replace this launch's own file; harmless if it has been fenced out, for a lower number
         counts for nothing.
         """
-        temporary = self._directory / f".{self._number}-{holder['token']}"
-        temporary.write_bytes(_encode(holder))
-        os.replace(temporary, self._path(self._number))
+        replace_file(self._path(self._number), _encode(holder), sync=False)
 
     def _read(self, number: int) -> dict[str, Any]:
         """A lease, {} if it is gone or was never completed."""
@@ -211,8 +210,8 @@ def holder(run: Path) -> tuple[str | None, bool | None]:
     return f"launch {number} on {found.get('host')}, process {found.get('pid')}", _lives(found)
 
 
-def _encode(holder: Mapping[str, Any]) -> bytes:
-    return (json.dumps(holder, sort_keys=True) + "\n").encode()
+def _encode(holder: Mapping[str, Any]) -> str:
+    return json.dumps(holder, sort_keys=True) + "\n"
 
 
 def _this_process() -> dict[str, Any]:
@@ -248,7 +247,7 @@ def _machine() -> str | None:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process started, in ticks since boot; None if it is gone or only waits to be reaped."""
+    """When a process started, in ticks since boot; None if it is gone or waits to be reaped."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

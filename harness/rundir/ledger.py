@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from harness.durable import write_json
+
 TRAINING = ("data_wait", "compute", "evaluation", "checkpoint_stall")
-
-
 ACCOUNTS = ("start_up", "resume", *TRAINING, "work_lost", "idle")
 
 
@@ -85,13 +85,10 @@ class Ledger:
     def save(self) -> None:
         """Leave the accounts in the run directory, for a launch that comes after a crash."""
         if self._path is not None:
-            temporary = self._path.with_suffix(".tmp")
+            left = {"totals": self.totals(), "wall_s": self._wall()}
             # A full disk must not end a training; saves fail too, and say so
             with suppress(OSError):
-                temporary.write_text(
-                    json.dumps({"totals": self.totals(), "wall_s": self._wall()}) + "\n"
-                )
-                os.replace(temporary, self._path)
+                write_json(self._path, left, sync=False, end="\n")
 
     def resume(self, kept: Mapping[str, float] | None) -> None:
         """Go on from the accounts of earlier launches.

@@ -1,21 +1,18 @@
 """Why and where a run ended: outcome.json, and the exit code that follows from it."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.durable import write_json
 from harness.errors import CheckpointError
 
 FILE = "outcome.json"
-
-
 DIVERGED = 3
-
-
-INTERRUPTED = 75  # EX_TEMPFAIL: to be continued
+# EX_TEMPFAIL: to be continued
+INTERRUPTED = 75
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,8 @@ def exit_code(outcome: Outcome, *, under_agent: bool) -> int:
 
 def write_outcome(directory: Path, outcome: Outcome) -> None:
     """Replace outcome.json at once and durably. Rank 0 only. Raises CheckpointError."""
-    temporary = directory / f".{FILE}.tmp"
     try:
-        with temporary.open("w") as file:
-            json.dump(outcome.to_json(), file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, directory / FILE)
+        write_json(directory / FILE, outcome.to_json(), sync=True, indent=2, end="\n")
     except OSError as error:
         raise CheckpointError(
             f"{directory / FILE}: {error.strerror}, so it cannot say that {outcome.detail} Mend "

@@ -23,7 +23,7 @@ class Status:
 
 
 def read_status(run: Path) -> Status:
-    """The status of a run directory; never raises for a run that is broken, and waits for nothing."""
+    """The status of a run directory; never raises for a broken run, and waits for nothing."""
     if not (run / "config.yaml").exists() and not (run / FILE).exists():
         return Status("missing", f"{run}: no run here", 2)
     try:
@@ -38,9 +38,7 @@ def read_status(run: Path) -> Status:
 
 
 def _without_outcome(run: Path) -> Status:
-    """A launch takes the outcome of the one before away: it is going on, or it did not end by
-    itself.
-    """
+    """A launch deletes the outcome of the one before: it goes on, or did not end by itself."""
     who, lives = holder(run)
     if lives:
         return Status("running", f"{run}: is going on ({who})", 1)

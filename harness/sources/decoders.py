@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
+from harness.wording import first_line
 
 Frames = NDArray[np.uint8]
 # The number of frames there are -> those that are wanted, ascending
@@ -74,10 +75,7 @@ def decoders() -> tuple[Decode, ...]:
             able.append(decode)
         except Exception as error:  # noqa: BLE001 - see above
             # A missing library shows in many ways, and each means that it cannot be used
-            reasons.append(
-                f"{name}: "
-                f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-            )
+            reasons.append(f"{name}: {first_line(error)}")
     if not able:
         raise DataError(
             f"video needs a decoder, and none works ({'; '.join(reasons)}). Install one: pip "

@@ -2,17 +2,17 @@
 are not installed.
 """
 
-import difflib
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from glob import escape, glob
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from harness.errors import ConfigError, DataError
+from harness.wording import did_you_mean
 
 OnError = Literal["stop", "skip"]
 Item = TypeVar("Item")
@@ -187,8 +187,8 @@ def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str
     if found - set(given):
         name = min(found - set(given))
         raise DataError(
-            f"{where}: {name!r} is none of the classes "
-            f"{', '.join(given)}.{suggestion(name, given)} Add it to classes, or leave it out."
+            f"{where}: {name!r} is none of the classes {', '.join(given)}."
+            f"{did_you_mean(name, given, quoted=True)} Add it to classes, or leave it out."
         )
     if set(given) - found:
         raise DataError(
@@ -196,11 +196,3 @@ def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str
             "class away."
         )
     return given
-
-
-def suggestion(name: str, among: Collection[str]) -> str:
-    """ " Did you mean ...?" if one of `among` looks like the name, else nothing."""
-    close = difflib.get_close_matches(name, list(among), 1) or [
-        other for other in among if other.casefold().strip() == name.casefold().strip()
-    ]
-    return f" Did you mean {close[0]!r}?" if close else ""

@@ -11,7 +11,8 @@ from typing import Any
 
 from harness.errors import DataError
 from harness.sources.cells import MISSING, Frame, Layout, Missing, text_of
-from harness.sources.files import need, suggestion
+from harness.sources.files import need
+from harness.wording import did_you_mean
 
 __all__ = ["MISSING", "Frame", "Layout", "Missing", "read_frame"]
 
@@ -65,9 +66,8 @@ def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame
             )
             if named not in sheets:
                 raise DataError(
-                    f"{path}: no sheet {named!r}, only "
-                    f"{', '.join(sheets)}.{suggestion(str(named), sheets)} Set sheet to one of "
-                    "them."
+                    f"{path}: no sheet {named!r}, only {', '.join(sheets)}."
+                    f"{did_you_mean(str(named), sheets, quoted=True)} Set sheet to one of them."
                 )
             grid = pandas.read_excel(
                 book, sheet_name=named, header=None, dtype=object, keep_default_na=False
@@ -175,8 +175,8 @@ def _refuse_header(
         )
     name = next(name for name in columns if name not in header)
     raise DataError(
-        f"{path}: no column {name!r}, only "
-        f"{', '.join(header[:20])}{', …' if len(header) > 20 else ''}.{suggestion(name, header)}"
+        f"{path}: no column {name!r}, only {', '.join(header[:20])}"
+        f"{', …' if len(header) > 20 else ''}.{did_you_mean(name, header, quoted=True)}"
     )
 
 

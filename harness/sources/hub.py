@@ -3,7 +3,7 @@ here.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from harness.data.content import Hashes
 from harness.errors import ConfigError, DataError
 from harness.sources.audio import WaveReader
 from harness.sources.cells import Missing
-from harness.sources.files import OnError, read_all, suggestion
+from harness.sources.files import OnError, read_all
 from harness.sources.images import ImageReader
 from harness.sources.split import Part, Rule, rows_of
+from harness.wording import did_you_mean
 
 _WIDER = {
     "float64": np.float32,
@@ -67,29 +68,10 @@ class Hub:
         if missing not in ("refuse", "keep"):
             raise ConfigError(f"missing: {missing!r} is neither refuse nor keep.")
         self.path, self._missing = path, missing
-        settings = {
-            "name": name,
-            "data_files": data_files,
-            "data_dir": data_dir,
-            "revision": revision,
-        }
-        self._data, self._paths = _load(
-            path, split, {key: value for key, value in settings.items() if value is not None}
-        )
-        self.columns = (
-            dict(columns)
-            if columns is not None
-            else {column: column for column in self._data.features}
-        )
-        for column in self.columns:
-            if column not in self._data.features:
-                there = ", ".join(self._data.features)
-                raise ConfigError(
-                    f"columns: {path} has no {column!r}, only "
-                    f"{there}.{suggestion(column, self._data.features)}"
-                )
-        if len(set(self.columns.values())) < len(self.columns):
-            raise ConfigError(f"columns: two are called the same in {self.columns}.")
+        given = {"data_files": data_files, "data_dir": data_dir, "revision": revision, "name": name}
+        settings = {key: value for key, value in given.items() if value is not None}
+        self._data, self._paths = _load(path, split, settings)
+        self.columns = _columns(self._data.features, columns, path)
         self._readers = self._undecoded(audio)
         rows = rows_of(
             part,
@@ -105,15 +87,9 @@ class Hub:
             rows = [rows[place] for place in kept]
         if len(rows) < len(self._data):
             self._data = self._data.select(rows)
-        label = next(
-            (
-                self._data.features[column]
-                for column, called in self.columns.items()
-                if called == "label"
-            ),
-            None,
-        )
-        self.classes: list[str] | None = getattr(label, "names", None)
+        label = next((column for column, name in self.columns.items() if name == "label"), None)
+        feature = None if label is None else self._data.features[label]
+        self.classes: list[str] | None = getattr(feature, "names", None)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -361,3 +337,17 @@ def _array(cells: Any, where: str) -> Any:
     if narrow.dtype.kind == "f" and np.isinf(narrow).any():
         raise DataError(f"{where}: infinite numbers, or too large for float32. Mend or rescale it.")
     return narrow
+
+
+def _columns(there: Collection[str], wanted: Mapping[str, str] | None, path: str) -> dict[str, str]:
+    """{column of the data set: name in a sample}. Raises ConfigError."""
+    columns = {column: column for column in there} if wanted is None else dict(wanted)
+    for column in columns:
+        if column not in there:
+            raise ConfigError(
+                f"columns: {path} has no {column!r}, only {', '.join(there)}."
+                f"{did_you_mean(column, there, quoted=True)}"
+            )
+    if len(set(columns.values())) < len(columns):
+        raise ConfigError(f"columns: two are called the same in {columns}.")
+    return columns

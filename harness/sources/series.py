@@ -65,16 +65,7 @@ class Series:
         decimal: str = ".",
         on_error: OnError = "stop",
     ) -> None:
-        if length < 1 or stride < 1 or not channels:
-            raise ConfigError(
-                f"length, stride, channels: {length}, {stride}, {list(channels)}: at least one of "
-                "each."
-            )
-        if labels not in ("pure", "majority") or gaps not in ("refuse", "split"):
-            raise ConfigError(
-                f"labels, gaps: {labels!r}, {gaps!r}: labels is pure or majority, gaps is refuse "
-                "or split."
-            )
+        _check_settings(channels, length, stride, labels, gaps)
         self.channels, self.length = list(channels), length
         layout = Layout(sheet, header, separator, decimal, missing="keep")
         units_of = Units(units or {}, self.channels)
@@ -82,8 +73,7 @@ class Series:
             self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout
         )
         found = find_files(files)
-        twice = set(found.fields) & set(recording)
-        if twice:
+        if twice := set(found.fields) & set(recording):
             raise ConfigError(
                 f"recording: {min(twice)!r} is a field of the path too. Rename one of them."
             )
@@ -227,3 +217,17 @@ def judge(
     most = counts.max(axis=0)
     enough = most == length if rule == "pure" else most > length - counts.sum(axis=0)
     return np.where(enough, best, -1)
+
+
+def _check_settings(
+    channels: Sequence[str], length: int, stride: int, labels: str, gaps: str
+) -> None:
+    if length < 1 or stride < 1 or not channels:
+        raise ConfigError(
+            f"length, stride, channels: {length}, {stride}, {list(channels)}: at least one of each."
+        )
+    if labels not in ("pure", "majority") or gaps not in ("refuse", "split"):
+        raise ConfigError(
+            f"labels, gaps: {labels!r}, {gaps!r}: labels is pure or majority, gaps is refuse or "
+            "split."
+        )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
-from harness.sources.files import suggestion
+from harness.wording import did_you_mean, some
 
 Part = Literal["all", "train", "val", "test"]
 Known = Mapping[str, Sequence[str]]
@@ -72,7 +72,7 @@ class ByValue:
         if missing:
             raise DataError(
                 f"split: no sample has {min(missing)!r} in {self.columns[0]!r}. Its values are "
-                f"{_some(values)}."
+                f"{some(sorted(set(values)), 8)}."
             )
         return np.array([self._part_of.get(value, self._others) for value in values], dtype=np.str_)
 
@@ -214,8 +214,8 @@ def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[
     rows = np.flatnonzero(parts == part)
     if len(rows) == 0:
         raise DataError(
-            f"part: no sample of {count} is in {part!r}; there are {_some(parts.tolist())}. Look "
-            "at split."
+            f"part: no sample of {count} is in {part!r}; there are "
+            f"{some(sorted(set(parts.tolist())), 8)}. Look at split."
         )
     return rows
 
@@ -225,7 +225,7 @@ def _columns(known: Known, names: Sequence[str]) -> list[Sequence[str]]:
         if name not in known:
             raise ConfigError(
                 f"split: nothing is known of {name!r}, only of "
-                f"{', '.join(known) or 'nothing'}.{suggestion(name, known)}"
+                f"{', '.join(known) or 'nothing'}.{did_you_mean(name, known, quoted=True)}"
             )
     return [known[name] for name in names]
 
@@ -242,8 +242,3 @@ def _shares(val: float, test: float) -> dict[str, float]:
             "needed."
         )
     return {"test": test, "val": val}
-
-
-def _some(values: Sequence[str]) -> str:
-    found = sorted(set(values))
-    return ", ".join(found[:8]) + (", …" if len(found) > 8 else "")

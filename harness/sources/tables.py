@@ -126,7 +126,7 @@ class Table:
     def _read(
         self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None
     ) -> _Read:
-        """What samples of the file have, what the split has to know of them, and their rows in it."""
+        """What samples of the file have, what the split has to know of them, and their rows."""
         frame = read_frame(path, layout, wanted)
         absent = [name for name in self._asked if name not in frame.cells]
         if absent:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
-from harness.sources.files import suggestion
+from harness.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class Units:
             if channel not in channels:
                 raise ConfigError(
                     f"units.{channel}: no such channel, only "
-                    f"{', '.join(channels)}.{suggestion(channel, channels)}"
+                    f"{', '.join(channels)}.{did_you_mean(channel, channels, quoted=True)}"
                 )
             names = [name.strip() for name in str(text).split("->")]
             for name in names:
                 if name not in UNITS:
                     raise ConfigError(
-                        f"units.{channel}: {name!r} is no unit that is "
-                        f"known.{suggestion(name, UNITS)} Known are {', '.join(UNITS)}."
+                        f"units.{channel}: {name!r} is not a known unit."
+                        f"{did_you_mean(name, UNITS, quoted=True)} Known are {', '.join(UNITS)}."
                     )
             first, last = UNITS[names[0]], UNITS[names[-1]]
             if len(names) > 2 or first.quantity != last.quantity:

@@ -1,14 +1,16 @@
 """The budget, and the interval between two evaluations."""
 
+from collections.abc import Iterator
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from harness.settings import _Settings
+from harness.settings import Section
+from harness.stopping.judge import Finding, Judge
 from harness.stopping.verdict import Evaluation, show
 
 
-class Every(_Settings):
+class Every(Section):
     """A stretch of training: every N epochs or every K steps."""
 
     steps: int | None = Field(None, ge=1, description="Every so many optimizer steps.")
@@ -22,7 +24,7 @@ class Every(_Settings):
         return self
 
 
-class Budget(_Settings):
+class Budget(Section):
     """What the training may cost over all launches; the limit met first counts."""
 
     epochs: int | None = Field(None, ge=1, description="Epochs over all launches.")
@@ -32,25 +34,40 @@ class Budget(_Settings):
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if not self.given("epochs", "steps", "samples", "hours"):
+        if not self.limits():
             raise ValueError("give at least one of epochs, steps, samples, hours")
         return self
 
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by their unit."""
+        return {
+            unit: getattr(self, unit) for unit in self.given("epochs", "steps", "samples", "hours")
+        }
 
-def spent_budget(budget: Budget | None, evaluation: Evaluation) -> str | None:
-    """A sentence on the first limit of the budget that an evaluation meets."""
-    if budget is None:
-        return None
-    used = {
-        "epochs": evaluation.epoch,
-        "steps": evaluation.step,
-        "samples": evaluation.samples,
-        "hours": evaluation.hours,
-    }
-    for unit in budget.given(*used):
-        limit = getattr(budget, unit)
-        if used[unit] >= limit:
-            unit_of_one = unit[:-1] if limit == 1 else unit
-            amount = f"{limit:,}" if isinstance(limit, int) else show(limit)
-            return f"the budget of {amount} {unit_of_one} is spent at step {evaluation.step:,}"
-    return None
+
+class BudgetJudge(Judge):
+    """Stops at the first limit that an evaluation meets."""
+
+    reason = "budget"
+
+    def __init__(self, budget: Budget | None) -> None:
+        self._limits = {} if budget is None else budget.limits()
+
+    def needs(self) -> Iterator[tuple[str, str]]:
+        for unit in self._limits:
+            if unit != "steps":
+                yield f"stop.budget.{unit}", unit
+
+    def take(self, evaluation: Evaluation) -> Finding:
+        used = {
+            "epochs": evaluation.epoch,
+            "steps": evaluation.step,
+            "samples": evaluation.samples,
+            "hours": evaluation.hours,
+        }
+        for unit, limit in self._limits.items():
+            if used[unit] >= limit:
+                amount = f"{limit:,}" if isinstance(limit, int) else show(limit)
+                what = f"{amount} {unit[:-1] if limit == 1 else unit}"
+                return Finding(f"the budget of {what} is spent at step {evaluation.step:,}")
+        return Finding()

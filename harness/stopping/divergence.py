@@ -5,17 +5,18 @@ at log points.
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.settings import _Settings
+from harness.settings import Section
 from harness.stopping.best import BestSoFar
-from harness.stopping.verdict import Evaluation, MetricInfo, Mode, Window, show
+from harness.stopping.judge import Finding, Judge, problems_of
+from harness.stopping.verdict import Evaluation, LoggedSteps, MetricInfo, Metrics, Mode, show
 
 
-class Divergence(_Settings):
+class Divergence(Section):
     """A metric past a bound, or `ratio_to_best` times worse than its best so far."""
 
     metric: str = Field(description="A metric with its split, e.g. val/loss.")
@@ -32,33 +33,30 @@ class Divergence(_Settings):
         self._require_one("above", "below", "ratio_to_best")
         return self
 
-
-def _of_divergence(where: str, divergence: Divergence, info: MetricInfo) -> Iterator[str]:
-    if divergence.above is not None:
-        if info.mode == "max":
+    def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
+        """What is wrong with it for what its metric declares."""
+        if self.above is not None:
+            side, other, limit, better = "above", "below", info.upper, "more"
+            beyond = limit is not None and self.above >= limit
+        elif self.below is not None:
+            side, other, limit, better = "below", "above", info.lower, "less"
+            beyond = limit is not None and self.below <= limit
+        else:
+            return
+        if better == info.better:
             yield (
-                f"{where}.above: of {divergence.metric} more is better. Write below, or "
+                f"{where}.{side}: of {self.metric} {better} is better. Write {other}, or "
                 "ratio_to_best."
             )
-        elif info.upper is not None and divergence.above >= info.upper:
+        elif limit is not None and beyond:
+            direction = "lower" if side == "above" else "higher"
             yield (
-                f"{where}.above: {divergence.metric} is never above {show(info.upper)}. Give a "
-                "lower bound."
-            )
-    if divergence.below is not None:
-        if info.mode == "min":
-            yield (
-                f"{where}.below: of {divergence.metric} less is better. Write above, or "
-                "ratio_to_best."
-            )
-        elif info.lower is not None and divergence.below <= info.lower:
-            yield (
-                f"{where}.below: {divergence.metric} is never below {show(info.lower)}. Give a "
-                "higher bound."
+                f"{where}.{side}: {self.metric} is never {side} {show(limit)}. Give a {direction} "
+                "bound."
             )
 
 
-class Spike(_Settings):
+class Spike(Section):
     """A training loss more than `z` robust standard deviations above the median of the `steps`
     steps before it.
     """
@@ -70,14 +68,7 @@ class Spike(_Settings):
     action: Literal["warn", "stop"] = Field("warn", description="What follows from a spike.")
 
 
-_MAD_TO_SIGMA = 1.4826  # of a normal distribution
-
-
-# Of the median: a loss that has stood still is not said to spike at its first tremble
-_LEAST_SIGMA = 1e-3
-
-
-def lost_loss(evaluation: Evaluation) -> str | None:
+def _lost_loss(evaluation: Evaluation) -> str | None:
     """A sentence on the first loss of an evaluation that is not finite."""
     for name, value in evaluation.metrics.items():
         if (name == "loss" or name.endswith("/loss")) and not math.isfinite(value):
@@ -85,53 +76,79 @@ def lost_loss(evaluation: Evaluation) -> str | None:
     return None
 
 
-class BoundJudge:
-    """A metric that must not pass a bound, or not become so many times worse than its best before."""
+class RunningBound:
+    """A metric that must not pass a bound, or become so many times worse than its best so far."""
 
     def __init__(self, settings: Divergence, mode: Mode) -> None:
         self._settings = settings
         self._best = BestSoFar(settings.metric, mode)
 
-    def take(self, evaluation: Evaluation) -> tuple[str | None, str | None]:
-        """(a sentence if the metric diverged, a warning if the ratio has no meaning here)."""
-        value = evaluation.metrics.get(self._settings.metric)
-        if value is None:
-            return None, None
+    def take(self, evaluation: Evaluation) -> Finding:
+        """Stops if the metric diverged; warns if the ratio has no meaning here."""
         name, step = self._settings.metric, f"{evaluation.step:,}"
+        value = evaluation.metrics.get(name)
+        if value is None:
+            return Finding()
         if math.isnan(value):
-            return f"{name} is undefined (NaN) at step {step}", None
-        above, below, ratio = (
-            self._settings.above,
-            self._settings.below,
-            self._settings.ratio_to_best,
-        )
-        if above is not None and value > above:
-            return f"{name} {show(value, above)} is above {show(above, value)} at step {step}", None
-        if below is not None and value < below:
-            return f"{name} {show(value, below)} is below {show(below, value)} at step {step}", None
-        best = self._best.value
+            return Finding(f"{name} is undefined (NaN) at step {step}")
+        above, below = self._settings.above, self._settings.below
+        for side, bound in (("above", above), ("below", below)):
+            if bound is not None and (value > bound if side == "above" else value < bound):
+                return Finding(
+                    f"{name} {show(value, bound)} is {side} {show(bound, value)} at step {step}"
+                )
+        known, ratio = self._best.best, self._settings.ratio_to_best
         self._best.take(evaluation)
-        if ratio is None or best is None:
-            return None, None
+        if ratio is None or known is None:
+            return Finding()
+        best = known.value
         if best <= 0:
-            return (
-                None,
+            warning = (
                 f"{name}: ratio_to_best means nothing for a best of {show(best)} (step {step}). "
-                "Give above or below instead.",
+                "Give above or below instead."
             )
-        if self._best.mode == "min" and value > ratio * best:
-            return (
-                f"{name} {show(value)} is above {show(ratio)} times its best {show(best)} at step "
-                f"{step}",
-                None,
+            return Finding(warnings=[warning])
+        if self._best.mode == "min":
+            past, words = value > ratio * best, f"above {show(ratio)} times its best {show(best)}"
+        else:
+            past, words = (
+                value * ratio < best,
+                f"below its best {show(best)} divided by {show(ratio)}",
             )
-        if self._best.mode == "max" and value * ratio < best:
-            return (
-                f"{name} {show(value)} is below its best {show(best)} divided by {show(ratio)} at "
-                f"step {step}",
-                None,
-            )
-        return None, None
+        return Finding(f"{name} {show(value)} is {words} at step {step}" if past else None)
+
+
+class DivergenceJudge(Judge):
+    """Stops at a loss that is not finite, and when one of the bounds is passed."""
+
+    reason = "diverged"
+
+    def __init__(self, settings: Sequence[Divergence], metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._bounds = [
+            RunningBound(one, metrics[one.metric].mode) for one in settings if one.metric in metrics
+        ]
+
+    def problems(self) -> Iterator[str]:
+        return problems_of("divergence", self._settings, self._metrics)
+
+    def metrics(self) -> set[str]:
+        return {one.metric for one in self._settings}
+
+    def take(self, evaluation: Evaluation) -> Finding:
+        findings = [bound.take(evaluation) for bound in self._bounds]
+        stops = [_lost_loss(evaluation), *(one.stop for one in findings)]
+        return Finding(
+            next(filter(None, stops), None),
+            warnings=[warning for one in findings for warning in one.warnings],
+        )
+
+
+# The standard deviation of a normal distribution whose median absolute deviation is 1
+_MAD_TO_SIGMA = 1.4826
+# Of the median: a loss that has stood still is not said to spike at its first tremble
+_LEAST_SIGMA = 1e-3
 
 
 class LossWatch:
@@ -146,68 +163,54 @@ class LossWatch:
         self._losses: deque[float] = deque()
         self._sorted: list[float] = []
 
-    def take(self, window: Window) -> tuple[str | None, list[str]]:
-        """(a sentence if the training diverged in these steps, warnings)."""
+    def take(self, steps: LoggedSteps) -> Finding:
+        """Stops if the training diverged in these steps."""
         spikes: list[tuple[float, str]] = []
-        for index, (loss, norm, skipped) in enumerate(
-            zip(window.losses, window.grad_norms, window.skipped, strict=True)
+        for step, (loss, norm, skipped) in enumerate(
+            zip(steps.losses, steps.grad_norms, steps.skipped, strict=True), steps.first_step
         ):
-            step = window.first_step + index
             self._skipped = self._skipped + 1 if skipped else 0
             if self._skipped >= self._limit:
-                return (
+                return Finding(
                     f"the fp16 scaler skipped {self._skipped} steps in a row, up to step "
-                    f"{step:,}: gradients overflow at any scale",
-                    [],
+                    f"{step:,}: gradients overflow at any scale"
                 )
             if skipped:
                 continue  # the parameters did not change: the scaler deals with it
             if not math.isfinite(loss):
-                rank = window.offenders.get(step)
-                return f"the training loss is {show(loss)} at step {step:,}" + (
-                    "" if rank is None else f" on rank {rank}"
-                ), []
+                rank = steps.offenders.get(step)
+                where = "" if rank is None else f" on rank {rank}"
+                return Finding(f"the training loss is {show(loss)} at step {step:,}{where}")
             if not math.isfinite(norm):
-                return f"the gradient norm is {show(norm)} at step {step:,}", []
+                return Finding(f"the gradient norm is {show(norm)} at step {step:,}")
             if self._spike is not None:
                 spikes += self._take_loss(self._spike, step, loss)
                 if spikes and self._spike.action == "stop":
-                    return spikes[0][1], []
+                    return Finding(spikes[0][1])
         if not spikes:
-            return None, []
-        worst = max(spikes)[1]
-        return None, [
-            f"{worst}."
-            if len(spikes) == 1
-            else f"{worst}; {len(spikes)} spikes since step {window.first_step:,}."
-        ]
+            return Finding()
+        others = f"; {len(spikes)} spikes since step {steps.first_step:,}" if spikes[1:] else ""
+        return Finding(warnings=[f"{max(spikes)[1]}{others}."])
 
-    def _take_loss(self, spike: Spike, step: int, loss: float) -> list[tuple[float, str]]:
+    def _take_loss(self, spike: Spike, step: int, loss: float) -> Iterator[tuple[float, str]]:
         """The robust z-score of a loss that spikes (Iglewicz & Hoaglin, "How to detect and handle
-        outliers", 1993), in words.
+        outliers", 1993), and a sentence on it.
         """
-        found = []
         if len(self._losses) == spike.steps:
             middle = _median(self._sorted)
             deviation = _median(sorted(abs(one - middle) for one in self._sorted))
             sigma = max(_MAD_TO_SIGMA * deviation, _LEAST_SIGMA * abs(middle))
             if loss - middle > spike.z * sigma and sigma > 0:
                 z = (loss - middle) / sigma
-                words = (
-                    f"is {show(z, spike.z)} robust standard deviations above the median "
-                    f"{show(middle)} of the {spike.steps} steps before"
-                )
-                found.append(
-                    (
-                        z,
-                        f"the training loss {show(loss)} at step {step:,} {words}, where "
-                        f"{show(spike.z)} are borne",
-                    )
+                yield (
+                    z,
+                    f"the training loss {show(loss)} at step {step:,} is {show(z, spike.z)} robust "
+                    f"standard deviations above the median {show(middle)} of the {spike.steps} "
+                    f"steps before, where {show(spike.z)} are borne",
                 )
             del self._sorted[bisect_left(self._sorted, self._losses.popleft())]
         self._losses.append(loss)
         insort(self._sorted, loss)
-        return found
 
     def state(self) -> dict[str, Any]:
         return {"skipped": self._skipped, "losses": list(self._losses)}

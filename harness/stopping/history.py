@@ -5,7 +5,7 @@ file. No torch, no pandas: it starts at once.
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ from harness.errors import ConfigError
 from harness.stopping.verdict import Evaluation
 
 POSITION = ("step", "epoch", "samples", "hours", "elapsed_s", "lr")
-
-
 _NOT_METRICS = (*POSITION, "kind", "")
 
 
@@ -113,14 +111,14 @@ def _json_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
                     f'"val/accuracy": 0.91}}.'
                 )
             if record.get("kind", "eval") == "eval":
-                yield (
-                    where,
-                    {
-                        name: number
-                        for name, value in record.items()
-                        if (number := _json_number(value)) is not None
-                    },
-                )
+                yield where, _numbers(record, _json_number)
+
+
+def _numbers(
+    record: Mapping[str, Any], number_of: Callable[[Any], float | None]
+) -> dict[str, float]:
+    found = {name: number_of(value) for name, value in record.items()}
+    return {name: number for name, number in found.items() if number is not None}
 
 
 def _json_number(value: Any) -> float | None:
@@ -151,14 +149,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
                     "columns. Mend the row."
                 )
             if cells.get("kind") in (None, "", "eval"):
-                yield (
-                    where,
-                    {
-                        name: number
-                        for name, cell in cells.items()
-                        if (number := _cell_number(cell)) is not None
-                    },
-                )
+                yield where, _numbers(cells, _cell_number)
 
 
 def _cell_number(cell: str) -> float | None:
@@ -201,16 +192,12 @@ def _evaluation(step: int, values: Mapping[str, float]) -> Evaluation:
 
 
 def _known(records: list[dict[str, float]]) -> frozenset[str]:
-    sources = {
-        "epoch": ("epoch",),
-        "samples": ("samples",),
-        "hours": ("hours", "elapsed_s"),
-        "lr": ("lr",),
-    }
     return frozenset(
         name
-        for name, columns in sources.items()
+        for name in ("epoch", "samples", "hours", "lr")
         if all(
-            any(math.isfinite(one.get(column, math.nan)) for column in columns) for one in records
+            math.isfinite(one.get(name, math.nan))
+            or (name == "hours" and math.isfinite(one.get("elapsed_s", math.nan)))
+            for one in records
         )
     )

@@ -1,21 +1,30 @@
-"""Running judgements of metrics: is a target met, did a metric improve enough.
-
-Each takes a constant time per evaluation and holds no history.
-"""
+"""Improvement: how much a metric must get better, and for how long it may fall short of that."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PlainValidator, field_serializer, field_validator, model_validator
+from pydantic import Field, PlainValidator, field_serializer, field_validator
 
-from harness.settings import _Settings
-from harness.stopping.best import SIGNS, _of_mode
-from harness.stopping.verdict import CriterionVerdict, Evaluation, MetricInfo, Mode, _bounds, show
+from harness.errors import ConfigError
+from harness.settings import Section, numbered
+from harness.stopping.judge import Finding, Judge, Need, enough, problems_of, wrong_mode
+from harness.stopping.patience import Patience, RunningPatience
+from harness.stopping.verdict import (
+    SIGNS,
+    CriterionVerdict,
+    Evaluation,
+    MetricInfo,
+    Metrics,
+    Mode,
+    show,
+)
+
+_PERCENT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*")
 
 
-def _gain(value: object) -> float | str:
+def _rate(value: object) -> float | str:
     """A number (an absolute gain) or a text like "5%" (a share of the reference)."""
     if (
         isinstance(value, str)
@@ -34,50 +43,33 @@ def _gain(value: object) -> float | str:
     return float(value)
 
 
-Gain = Annotated[float | str, PlainValidator(_gain, json_schema_input_type=float | str)]
+Rate = Annotated[float | str, PlainValidator(_rate, json_schema_input_type=float | str)]
 
 
-class Patience(_Settings):
-    """For how long too little improvement is borne. In a config a bare number counts intervals."""
+class Gain(NamedTuple):
+    """What a value gained on its reference.
 
-    intervals: int | None = Field(
-        None, ge=1, description="So many intervals in a row; the same as the bare number."
-    )
-    epochs: int | None = Field(
-        None, ge=1, description="So many epochs since the last interval that was not stale."
-    )
-    steps: int | None = Field(None, ge=1, description="So many optimizer steps since then.")
-    samples: int | None = Field(None, ge=1, description="So many samples since then.")
+    `needed`: the gain that was asked for; `enough`: whether it was reached; `meaningful`: whether
+    the share that was asked for means anything between the two values.
+    """
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        self._require_one("intervals", "epochs", "steps", "samples")
-        return self
-
-    @property
-    def unit(self) -> Literal["intervals", "epochs", "steps", "samples"]:
-        if self.intervals is not None:
-            return "intervals"
-        if self.epochs is not None:
-            return "epochs"
-        return "steps" if self.steps is not None else "samples"
-
-    @property
-    def count(self) -> int:
-        value = getattr(self, self.unit)
-        assert isinstance(value, int)
-        return value
+    amount: float
+    needed: float
+    enough: bool
+    meaningful: bool
 
 
-class Improvement(_Settings):
+class Improvement(Section):
     """How much a metric must get better, measured from what, and how many intervals in a row may
     fall short of it.
     """
 
     metric: str = Field(description="A metric with its split, e.g. val/accuracy.")
-    at_least: Gain = Field(
+    at_least: Rate = Field(
         0.0,
-        description="The gain asked for: 0.05 in the metric's own unit, or 5% of the reference; 0: any.",
+        description=(
+            "The gain asked for: 0.05 in the metric's own unit, or 5% of the reference; 0: any."
+        ),
     )
     from_: Literal["best", "previous"] = Field(
         "best",
@@ -101,11 +93,7 @@ class Improvement(_Settings):
 
     @field_serializer("patience")
     def _as_given(self, patience: Patience) -> Any:
-        return (
-            patience.intervals
-            if patience.intervals is not None
-            else {patience.unit: patience.count}
-        )
+        return patience.intervals or {patience.unit: patience.count}
 
     @property
     def absolute(self) -> float:
@@ -115,199 +103,208 @@ class Improvement(_Settings):
     @property
     def share(self) -> float:
         """The gain asked for as a share of the reference; 0 if an absolute gain is asked for."""
-        return (
-            float(self.at_least.strip().rstrip("%")) / 100
-            if isinstance(self.at_least, str)
-            else 0.0
-        )
+        share = _PERCENT.fullmatch(self.at_least) if isinstance(self.at_least, str) else None
+        return float(share[1]) / 100 if share else 0.0
 
+    def gain(self, value: float, reference: float, mode: Mode) -> Gain:
+        """What a value gained on a reference.
 
-def _of_improvement(where: str, improvement: Improvement, info: MetricInfo) -> Iterator[str]:
-    yield from _of_mode(where, improvement.metric, improvement.mode, info)
-    largest = _largest_gain(info)
-    if largest is not None and improvement.absolute > largest:
-        gain = show(improvement.absolute)
-        yield (
-            f"{where}.at_least: {improvement.metric} is bounded by {_bounds(info)} and can hardly "
-            f"gain {gain}. "
-            f"Write {gain}% for a share of the reference or {show(improvement.absolute / 100)} for "
-            "an absolute gain."
-        )
+        (value - reference) * sign is enough when it is positive and at least max(absolute,
+        share * |reference|); nothing is divided. A share of zero, or of a value of the other sign,
+        means nothing: any strict gain is enough then.
+        """
+        share = self.share
+        amount = (value - reference) * SIGNS[mode]
+        meaningful = not share or reference > 0 <= value or reference < 0 >= value
+        needed = max(self.absolute, share * abs(reference)) if meaningful else 0.0
+        return Gain(amount, needed, amount >= needed and amount > 0, meaningful)
+
+    def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
+        """What is wrong with it for what its metric declares."""
+        yield from wrong_mode(where, self.metric, self.mode, info)
+        largest = _largest_gain(info)
+        if info.upper is not None and largest is not None and self.absolute > largest:
+            gain = show(self.absolute)
+            lower = "" if info.lower is None else f"{show(info.lower)} and "
+            yield (
+                f"{where}.at_least: {self.metric} is bounded by {lower}{show(info.upper)} and can "
+                f"hardly gain {gain}. Write {gain}% for a share of the reference or "
+                f"{show(self.absolute / 100)} for an absolute gain."
+            )
 
 
 def _largest_gain(info: MetricInfo) -> float | None:
     """No more than its bound for a metric bounded by 1 (a correlation too), else the width of its
     range.
     """
-    if info.upper is None:
-        return None
-    return (
-        info.upper
-        if 0 < info.upper <= 1
-        else None
-        if info.lower is None
-        else info.upper - info.lower
-    )
+    if info.upper is None or 0 < info.upper <= 1:
+        return info.upper
+    return None if info.lower is None else info.upper - info.lower
 
 
-_PERCENT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*")
+class ImprovementJudge(Judge):
+    """Stops when all or any of the criteria have run out of patience."""
 
+    reason = "no_improvement"
 
-def measure(
-    value: float, reference: float, mode: Mode, absolute: float, share: float
-) -> tuple[float, float, bool, bool]:
-    """(gain, needed gain, whether the gain is enough, whether the share means anything between the
-    two).
-
-    gain = (value - reference) * sign is enough when gain >= max(absolute, share * |reference|) and
-    gain > 0; nothing is divided. A share of zero, or
-    of a value of the other sign, means nothing: any strict gain is enough then.
-    """
-    gain = (value - reference) * SIGNS[mode]
-    meant = not share or reference > 0 <= value or reference < 0 >= value
-    needed = max(absolute, share * abs(reference)) if meant else 0.0
-    return gain, needed, gain >= needed and gain > 0, meant
-
-
-class Criterion:
-    """One improvement criterion and its patience."""
-
-    def __init__(self, settings: Improvement, mode: Mode, whole_epochs: bool) -> None:
+    def __init__(
+        self,
+        settings: Sequence[Improvement],
+        need: Need,
+        warmup: int,
+        metrics: Metrics,
+        *,
+        whole_epochs: bool,
+    ) -> None:
         """`whole_epochs`: intervals are epochs, which end on the first step that completes them, so
         that patience counts completed epochs.
         """
+        self._settings = settings
+        self._need: Need = need
+        self._metrics = metrics
+        self._criteria = [
+            RunningCriterion(one, metrics[one.metric].mode, whole_epochs)
+            for one in settings
+            if one.metric in metrics
+        ]
+        # Intervals of warm-up left
+        self._warmup = warmup
+        self._lr: float | None = None
+        # Whether the learning rate stood still over the last interval
+        self._lr_stood = True
+
+    def problems(self) -> Iterator[str]:
+        return problems_of("improvement", self._settings, self._metrics)
+
+    def metrics(self) -> set[str]:
+        return {one.metric for one in self._settings}
+
+    def needs(self) -> Iterator[tuple[str, str]]:
+        for index, one in enumerate(self._settings):
+            where = f"stop.{numbered('improvement', index, self._settings)}"
+            if one.patience.unit in ("epochs", "samples"):
+                yield f"{where}.patience", one.patience.unit
+            if one.cooldown:
+                yield f"{where}.cooldown", "lr"
+
+    def take(self, evaluation: Evaluation) -> Finding:
+        """Raises ConfigError if a cooldown is set and the evaluation has no `lr`."""
+        lr_dropped = self._lr_dropped(evaluation)
+        counts = not self._warmup
+        self._warmup = max(0, self._warmup - 1)
+        taken = [
+            criterion.take(evaluation, counts=counts, lr_dropped=lr_dropped)
+            for criterion in self._criteria
+        ]
+        verdicts = [verdict for verdict, _ in taken]
+        stops = enough([verdict.out for verdict in verdicts], self._need)
+        words = "; ".join(
+            criterion.sentence(verdict)
+            for criterion, verdict in zip(self._criteria, verdicts, strict=True)
+            if verdict.out or not stops
+        )
+        return Finding(
+            stop=words if stops else None,
+            outlook=words,
+            warnings=[warning for _, warning in taken if warning],
+            criteria=verdicts,
+        )
+
+    def _lr_dropped(self, evaluation: Evaluation) -> bool:
+        """Whether the learning rate fell after an interval in which it stood still: a step down,
+        unlike the steady fall of a cosine.
+        """
+        if evaluation.lr is None:
+            if any(one.cooldown for one in self._settings):
+                raise ConfigError(
+                    "stop.improvement.cooldown: the learning rate of the evaluations is not known. "
+                    "Leave cooldown out."
+                )
+            return False
+        before, self._lr = self._lr, evaluation.lr
+        if before is None:
+            return False
+        dropped = self._lr_stood and evaluation.lr < before
+        self._lr_stood = evaluation.lr == before
+        return dropped
+
+
+class RunningCriterion:
+    """One improvement criterion and its patience."""
+
+    def __init__(self, settings: Improvement, mode: Mode, whole_epochs: bool) -> None:
+        self._settings = settings
         self._metric = settings.metric
-        self._mode = mode
-        self._absolute = settings.absolute
+        self._mode: Mode = mode
         self._share = settings.share
         self._from_best = settings.from_ == "best"
-        self._asked = _asked(self._absolute, self._share)
-        self._patience = settings.patience.count
-        self._unit = settings.patience.unit
-        self._cooldown = settings.cooldown
-        self._whole_epochs = whole_epochs
+        self._patience = RunningPatience(
+            settings.patience, settings.cooldown, whole_epochs=whole_epochs
+        )
         self._reference: float | None = None
         self._reference_step = 0
-        self._crept = False  # better than the reference was seen, but never by enough
-        self._name = ""  # what the reference of the last evaluation is to people
-        self._pause = 0  # intervals of cooldown left
-        self._stale = 0
-        self._spent: float = 0
-        self._out = False
-        # The last evaluation that was not stale
-        self._since = Evaluation(step=0, epoch=0.0, samples=0, hours=0.0, metrics={})
+        # Better than the reference was seen, but never by enough
+        self._crept = False
+        # What the reference of the last evaluation is to people
+        self._name = ""
 
     def take(
-        self, evaluation: Evaluation, *, counts: bool, dropped: bool
+        self, evaluation: Evaluation, *, counts: bool, lr_dropped: bool
     ) -> tuple[CriterionVerdict, str | None]:
         """The verdict on an evaluation, and a warning if the rate has no meaning there.
 
-        `counts`: whether it may be stale at all (not during warm-up). `dropped`: the learning rate
-        has dropped since the evaluation before.
+        `counts`: whether it may be stale at all (not during warm-up). `lr_dropped`: the learning
+        rate has dropped since the evaluation before.
         """
         value = evaluation.metrics.get(self._metric)
         reference, reference_step = self._reference, self._reference_step
-        self._name = (
-            "its previous"
-            if not self._from_best
-            else "its reference"
-            if self._crept
-            else "its best"
-        )
-        if value is None:
-            return self._verdict(None, reference, reference_step, None, None, False), None
-        gain, needed, improved, warning = self._measure(value, evaluation.step)
-        if not math.isnan(value) and (improved or not self._from_best):
-            self._reference, self._reference_step, self._crept = value, evaluation.step, False
-        elif gain is not None and gain > 0:
-            self._crept = True
-        self._count(evaluation, improved or not counts, dropped)
-        return self._verdict(value, reference, reference_step, gain, needed, improved), warning
-
-    def _measure(
-        self, value: float, step: int
-    ) -> tuple[float | None, float | None, bool, str | None]:
-        """(gain, needed gain, whether the interval counts as improved, warning)."""
-        reference = self._reference
-        if math.isnan(value):
-            return (
-                None,
-                None,
-                False,
-                f"{self._metric} is undefined (NaN) at step {step:,}: it counts as no improvement.",
-            )
-        if reference is None:
-            return None, None, True, None  # the first value is the reference and never stale
-        gain, needed, enough, meant = measure(
-            value, reference, self._mode, self._absolute, self._share
-        )
-        if meant:
-            return gain, needed, enough, None
-        warning = (
-            f"{self._metric}: a share of {show(self._share * 100)} % means nothing from "
-            f"{show(reference)} to {show(value)} (step {step:,}): "
-            "any gain counted there. Give improvement.at_least as an absolute gain, such as "
-            f"{max(abs(reference), abs(value)) * self._share:.1g}."
-        )
-        return gain, needed, enough, warning
-
-    def _count(self, evaluation: Evaluation, fresh: bool, dropped: bool) -> None:
-        if self._cooldown and dropped:
-            self._pause = self._cooldown
-            fresh = True
-        elif self._pause:
-            self._pause -= 1
-            fresh = True
-        if fresh:
-            self._stale, self._spent, self._out, self._since = 0, 0, False, evaluation
-            return
-        self._stale += 1
-        self._spent, self._out = self._use_up(evaluation)
-
-    def _use_up(self, now: Evaluation) -> tuple[float, bool]:
-        """How much of the patience is spent since the last interval that was not stale, and whether
-        that is all of it; compared in whole numbers.
-        """
-        then = self._since
-        if self._unit == "intervals":
-            return self._stale, self._stale >= self._patience
-        if self._unit == "steps":
-            return now.step - then.step, now.step - then.step >= self._patience
-        if self._unit == "samples":
-            return now.samples - then.samples, now.samples - then.samples >= self._patience
-        if self._whole_epochs:
-            epochs = math.floor(now.epoch) - math.floor(then.epoch)
-            return epochs, epochs >= self._patience
-        if now.samples > 0 and now.epoch > 0:
-            # Exact: epoch is samples / per_epoch, rounded once
-            per_epoch = round(now.samples / now.epoch)
-            samples = now.samples - then.samples
-            return samples / per_epoch, samples >= self._patience * per_epoch
-        return now.epoch - then.epoch, now.epoch - then.epoch >= self._patience
-
-    def _verdict(
-        self,
-        value: float | None,
-        reference: float | None,
-        reference_step: int,
-        gain: float | None,
-        needed: float | None,
-        improved: bool,
-    ) -> CriterionVerdict:
-        return CriterionVerdict(
+        self._name = "its previous"
+        if self._from_best:
+            self._name = "its reference" if self._crept else "its best"
+        gain, improved, warning = None, False, None
+        if value is not None:
+            gain, improved, warning = self._measure(value, evaluation.step)
+            if not math.isnan(value) and (improved or not self._from_best):
+                self._reference, self._reference_step = value, evaluation.step
+                self._crept = False
+            elif gain is not None and gain.amount > 0:
+                self._crept = True
+            self._patience.take(evaluation, fresh=improved or not counts, lr_dropped=lr_dropped)
+        verdict = CriterionVerdict(
             metric=self._metric,
             value=value,
             reference=reference,
             reference_step=None if reference is None else reference_step,
-            gain=gain,
-            needed=needed,
+            gain=None if gain is None else gain.amount,
+            needed=None if gain is None else gain.needed,
             improved=improved,
-            stale=self._stale,
-            spent=self._spent,
-            patience=self._patience,
-            unit=self._unit,
-            out=self._out,
+            stale=self._patience.stale,
+            spent=self._patience.spent,
+            patience=self._patience.count,
+            unit=self._patience.unit,
+            out=self._patience.out,
         )
+        return verdict, warning
+
+    def _measure(self, value: float, step: int) -> tuple[Gain | None, bool, str | None]:
+        """(gain, whether the interval counts as improved, warning)."""
+        reference = self._reference
+        if math.isnan(value):
+            undefined = f"{self._metric} is undefined (NaN) at step {step:,}"
+            return None, False, f"{undefined}: it counts as no improvement."
+        if reference is None:
+            # The first value is the reference and never stale
+            return None, True, None
+        gain = self._settings.gain(value, reference, self._mode)
+        if gain.meaningful:
+            return gain, gain.enough, None
+        warning = (
+            f"{self._metric}: a share of {show(self._share * 100)} % means nothing from "
+            f"{show(reference)} to {show(value)} (step {step:,}): any gain counted there. Give "
+            "improvement.at_least as an absolute gain, such as "
+            f"{max(abs(reference), abs(value)) * self._share:.1g}."
+        )
+        return gain, gain.enough, warning
 
     def sentence(self, verdict: CriterionVerdict) -> str:
         """The verdict in words and numbers."""
@@ -325,7 +322,7 @@ class Criterion:
             )
             return f"{verdict.metric} {words}{tail}"
         compared = self._comparison(verdict.gain, verdict.needed, verdict.reference)
-        return f"{verdict.metric} {compared} (step {verdict.reference_step:,}){self._asked}{tail}"
+        return f"{verdict.metric} {compared} (step {verdict.reference_step:,}){self._asked()}{tail}"
 
     def _comparison(self, gain: float, needed: float, reference: float) -> str:
         name = f"{self._name} {show(reference)}"
@@ -341,8 +338,8 @@ class Criterion:
             return f"{'gained' if gain > 0 else 'lost'} {amount} on {name}"
         return f"{'fell' if gain > 0 else 'rose'} by {amount} from {name}"
 
-
-def _asked(absolute: float, share: float) -> str:
-    if share:
-        return f" where {show(share * 100)} % was asked"
-    return f" where {show(absolute)} was asked" if absolute else ""
+    def _asked(self) -> str:
+        if self._share:
+            return f" where {show(self._share * 100)} % was asked"
+        absolute = self._settings.absolute
+        return f" where {show(absolute)} was asked" if absolute else ""

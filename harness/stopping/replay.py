@@ -10,76 +10,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.errors import ConfigError
-from harness.settings import place
 from harness.stopping.best import BestSoFar
-from harness.stopping.checks import problems, told, used_metrics
 from harness.stopping.controller import StopController
 from harness.stopping.history import History
+from harness.stopping.judges import judges_of, metrics_of, problems, refuse
+from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
+from harness.stopping.targets import expand
 from harness.stopping.verdict import Best, Evaluation, MetricInfo, Mode, Verdict
 
-# Words
-_SMALLER_IS_BETTER = frozenset(
-    [
-        "loss",
-        "error",
-        "err",
-        "mse",
-        "rmse",
-        "mae",
-        "mape",
-        "nll",
-        "entropy",
-        "perplexity",
-        "ppl",
-        "wer",
-        "cer",
-        "bpc",
-        "fid",
-        "brier",
-        "ece",
-    ]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Words in the names of metrics
+_SMALLER_IS_BETTER = _words(
+    "loss error err mse rmse mae mape nll entropy perplexity ppl wer cer bpc fid brier ece"
 )
-
-
-# Words
-_SHARES = frozenset(
-    [
-        "accuracy",
-        "acc",
-        "f1",
-        "precision",
-        "recall",
-        "sensitivity",
-        "specificity",
-        "auc",
-        "auroc",
-        "ap",
-        "map",
-        "iou",
-        "miou",
-        "dice",
-        "top1",
-        "top5",
-    ]
+_SHARES = _words(
+    "accuracy acc f1 precision recall sensitivity specificity auc auroc ap map iou miou dice top1 "
+    "top5"
 )
-
-
-_LARGER_IS_BETTER = _SHARES | {
-    "r2",
-    "mcc",
-    "kappa",
-    "bleu",
-    "rouge",
-    "psnr",
-    "ssim",
-    "reward",
-    "correlation",
-    "pearson",
-    "spearman",
-    "snr",
-}
+_LARGER_IS_BETTER = _SHARES | _words(
+    "r2 mcc kappa bleu rouge psnr ssim reward correlation pearson spearman snr"
+)
 
 
 @dataclass(frozen=True)
@@ -136,11 +91,9 @@ def replay(
     Raises ConfigError for settings that the history cannot answer.
     """
     infos = metric_infos(history, settings)
-    found = [*problems(settings, infos), *_unanswered(history, settings)]
-    if found:
-        raise ConfigError(told(found))
+    refuse([*problems(settings, infos), *_unanswered(history, settings, infos)])
     controller = StopController(settings, infos)
-    used = used_metrics(settings, infos)
+    used = metrics_of(settings, infos)
     evaluations = [one for one in history.evaluations if not used or used & one.metrics.keys()]
     verdicts: list[Verdict] = []
     for evaluation in evaluations:
@@ -158,9 +111,7 @@ def replay(
         verdicts=verdicts,
         stop_index=len(verdicts) - 1 if verdicts and verdicts[-1].stops else None,
         best=controller.best(),
-        best_after=None
-        if after is None or after.value is None
-        else Best(after.metric, after.value, after.step),
+        best_after=None if after is None else after.best,
         need=settings.improvement_needs,
     )
 
@@ -183,55 +134,43 @@ def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricIn
             ),
             None,
         )
-        guessed: Mode = hints.get(name, "max")
-        if words & _LARGER_IS_BETTER:
-            guessed = "max"
-        if words & _SMALLER_IS_BETTER:
-            guessed = "min"
+        mode = stated or (
+            "min"
+            if words & _SMALLER_IS_BETTER
+            else "max"
+            if words & _LARGER_IS_BETTER
+            else hints.get(name, "max")
+        )
         values = [
             value
             for one in history.evaluations
             if (value := one.metrics.get(name)) is not None and math.isfinite(value)
         ]
-        share = (
-            (stated or guessed) == "max"
-            and words & _SHARES
-            and all(0 <= value <= 1 for value in values)
-        )
-        infos[name] = MetricInfo(stated or guessed, *((0.0, 1.0) if share else (None, None)))
+        share = mode == "max" and words & _SHARES and all(0 <= value <= 1 for value in values)
+        infos[name] = MetricInfo(mode, *((0.0, 1.0) if share else (None, None)))
     return infos
 
 
 def _hints(settings: StopSettings) -> Iterator[tuple[str, Mode]]:
     """The modes that targets and bounds take for granted."""
     for name, target in settings.targets.items():
-        for metric in (name, f"train/{name}", f"val/{name}"):
-            yield metric, "min" if target.at_most is not None else "max"
+        for metric in (name, *expand(name, ())):
+            yield metric, target.mode
     for bound in settings.divergence:
         if bound.ratio_to_best is None:
             yield bound.metric, "min" if bound.above is not None else "max"
 
 
-def _unanswered(history: History, settings: StopSettings) -> Iterator[str]:
+def _unanswered(
+    history: History, settings: StopSettings, infos: Mapping[str, MetricInfo]
+) -> Iterator[str]:
     """Settings that need what the history does not hold."""
-    asked = [
-        (f"stop.budget.{unit}", unit)
-        for unit in ("epochs", "samples", "hours")
-        if settings.budget and settings.budget.given(unit)
-    ]
-    for index, one in enumerate(settings.improvement):
-        where = f"stop.{place('improvement', index, settings.improvement)}"
-        asked += (
-            [(f"{where}.patience", one.patience.unit)]
-            if one.patience.unit in ("epochs", "samples")
-            else []
-        )
-        asked += [(f"{where}.cooldown", "lr")] if one.cooldown else []
-    for where, unit in asked:
-        column = "epoch" if unit == "epochs" else unit
-        if column not in history.known:
-            also = " (or elapsed_s)" if column == "hours" else ""
-            yield (
-                f"{where}: {history.path} does not have {column}{also} at each evaluation. Add it, "
-                "or leave the setting out."
-            )
+    for judge in judges_of(settings, infos, RequestJudge()):
+        for where, unit in judge.needs():
+            column = "epoch" if unit == "epochs" else unit
+            if column not in history.known:
+                also = " (or elapsed_s)" if column == "hours" else ""
+                yield (
+                    f"{where}: {history.path} does not have {column}{also} at each evaluation. Add "
+                    "it, or leave the setting out."
+                )

@@ -1,9 +1,7 @@
 """The `stop:` section of a config: when a training is evaluated, and what ends it.
 
-Values only; controller.py judges by them.
-
-What depends on the metrics of a task (does the metric exist, can it reach the value) is checked by
-checks.py.
+Values only. Each criterion has a file beside this one with its settings, its judge, and what can be
+wrong with them for the metrics of a task (does the metric exist, can it reach the value).
 """
 
 from collections.abc import Sequence
@@ -11,23 +9,22 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from harness.settings import _Settings, place
+from harness.settings import Section, numbered
 from harness.stopping.best import BestMetric
 from harness.stopping.budget import Budget, Every
 from harness.stopping.divergence import Divergence, Spike
 from harness.stopping.improvement import Improvement
+from harness.stopping.judge import Need
 from harness.stopping.targets import Target
 
-Need = Literal["all", "any"]
 
-
-class TrainSample(_Settings):
+class TrainSample(Section):
     """A fixed sample of the training split."""
 
     samples: int = Field(ge=1, description="How many samples, the same at each evaluation.")
 
 
-class StopSettings(_Settings):
+class StopSettings(Section):
     """The whole `stop:` section."""
 
     every: Every = Field(
@@ -42,7 +39,9 @@ class StopSettings(_Settings):
     hold: int = Field(1, ge=1, description="Evaluations in a row at which the targets must hold.")
     improvement: tuple[Improvement, ...] = Field(
         (),
-        description="What counts as getting better, and how long too little is borne: one, or a list.",
+        description=(
+            "What counts as getting better, and how long too little is borne: one, or a list."
+        ),
     )
     improvement_needs: Need = Field(
         "all", description="Whether all criteria or any of them must have run out of patience."
@@ -107,23 +106,26 @@ class StopSettings(_Settings):
         problems = []
         if not self.targets and not self.improvement and self.budget is None:
             problems.append("nothing ends the training: give targets, improvement or budget")
-        if not self.targets and self.hold != 1:
-            problems.append("hold has no effect without targets")
-        if not self.targets and self.targets_need != "all":
-            problems.append("targets_need has no effect without targets")
-        if not self.improvement and self.warmup:
-            problems.append("warmup has no effect without improvement")
-        if not self.improvement and self.improvement_needs != "all":
-            problems.append("improvement_needs has no effect without improvement")
         problems += [
-            f"{place('improvement', index, self.improvement)}.patience: {criterion.patience.count} "
-            f"{unit} are no whole number of intervals of "
-            f"{length} {unit}; give a multiple of {length}"
-            for index, criterion in enumerate(self.improvement)
-            if (unit := criterion.patience.unit) in ("epochs", "steps")
-            and (length := getattr(self.every, unit)) is not None
-            and criterion.patience.count % length
+            f"{name} has no effect without {needed}"
+            for name, needed in (
+                ("hold", "targets"),
+                ("targets_need", "targets"),
+                ("warmup", "improvement"),
+                ("improvement_needs", "improvement"),
+            )
+            if not getattr(self, needed)
+            and getattr(self, name) != type(self).model_fields[name].default
         ]
+        for index, criterion in enumerate(self.improvement):
+            unit, count = criterion.patience.unit, criterion.patience.count
+            length = getattr(self.every, unit, None)
+            if length is not None and count % length:
+                where = numbered("improvement", index, self.improvement)
+                problems.append(
+                    f"{where}.patience: {count} {unit} are no whole number of intervals of "
+                    f"{length} {unit}; give a multiple of {length}"
+                )
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -1,16 +1,17 @@
 """Targets: values that metrics must reach."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from harness.settings import _Settings
-from harness.stopping.verdict import MetricInfo, Metrics, show
+from harness.settings import Section
+from harness.stopping.judge import Finding, Judge, Need, enough, unknown_metric
+from harness.stopping.verdict import SIGNS, Evaluation, MetricInfo, Metrics, Mode, show
 
 
-class Target(_Settings):
+class Target(Section):
     """The value that a metric must reach."""
 
     at_least: float | None = Field(None, description="Reached by this value and any above.")
@@ -21,8 +22,34 @@ class Target(_Settings):
         self._require_one("at_least", "at_most")
         return self
 
+    @property
+    def bound(self) -> float:
+        """The value."""
+        value = self.at_most if self.at_least is None else self.at_least
+        assert value is not None
+        return value
 
-class TargetJudge:
+    @property
+    def mode(self) -> Mode:
+        """Which way the value is reached."""
+        return "min" if self.at_least is None else "max"
+
+
+SPLITS = ("train", "val")
+
+
+def expand(name: str, metrics: Container[str]) -> tuple[str, ...]:
+    """The metrics that a target's name means: itself, or, named without a split, the training and
+    the validation one.
+
+    `metrics`: those that there are.
+    """
+    if name in metrics or name.startswith(tuple(f"{split}/" for split in SPLITS)):
+        return (name,)
+    return tuple(f"{split}/{name}" for split in SPLITS)
+
+
+class RunningTarget:
     """One target, on one metric or on a training and a validation metric that must both reach it,
     `hold` evaluations in a row.
     """
@@ -30,14 +57,8 @@ class TargetJudge:
     def __init__(self, metrics: tuple[str, ...], target: Target, hold: int) -> None:
         self._metrics = metrics
         self._hold = hold
-        self._at_least = target.at_least is not None
-        bound = target.at_least if target.at_least is not None else target.at_most
-        assert bound is not None
-        self._bound = bound
-        relations = ("at least", "below") if self._at_least else ("at most", "above")
-        self._met_words, self._short_words = (
-            f"is {relation} {show(bound, digits=15)}" for relation in relations
-        )
+        self._bound = target.bound
+        self._mode = target.mode
         self._held = 0
         self._values: list[float | None] = []
         self._met: list[bool] = []
@@ -46,7 +67,8 @@ class TargetJudge:
         """Whether the target is reached: only a value of this very evaluation counts, NaN never."""
         self._values = [metrics.get(name) for name in self._metrics]
         self._met = [
-            value is not None and (value >= self._bound if self._at_least else value <= self._bound)
+            value is not None
+            and (value >= self._bound if self._mode == "max" else value <= self._bound)
             for value in self._values
         ]
         self._held = self._held + 1 if all(self._met) else 0
@@ -72,43 +94,64 @@ class TargetJudge:
     def _clause(self, name: str, value: float | None, met: bool) -> str:
         if value is None or math.isnan(value):
             return f"{name} is {'not measured' if value is None else 'undefined (NaN)'}"
-        return f"{name} {show(value, self._bound)} {self._met_words if met else self._short_words}"
+        more, less = ("at least", "below") if self._mode == "max" else ("above", "at most")
+        relation = more if met == (self._mode == "max") else less
+        bound = show(self._bound, digits=15)
+        return f"{name} {show(value, self._bound)} is {relation} {bound}"
 
 
-SPLITS = ("train", "val")
+class TargetsJudge(Judge):
+    """Stops when all or any of the targets are reached."""
+
+    reason = "targets_reached"
+
+    def __init__(
+        self, targets: Mapping[str, Target], need: Need, hold: int, metrics: Metrics
+    ) -> None:
+        self._settings = targets
+        self._need = need
+        self._metrics = metrics
+        self._targets = [
+            RunningTarget(expand(name, metrics), target, hold) for name, target in targets.items()
+        ]
+
+    def problems(self) -> Iterator[str]:
+        for name, target in self._settings.items():
+            where = f"stop.targets.{name}"
+            meant = expand(name, self._metrics)
+            yield from unknown_metric(where, name, self._metrics, meant)
+            for metric in meant:
+                if metric in self._metrics and (
+                    wrong := list(_problems(where, metric, target, self._metrics[metric]))
+                ):
+                    yield from wrong
+                    break
+
+    def metrics(self) -> set[str]:
+        return {metric for name in self._settings for metric in expand(name, self._metrics)}
+
+    def take(self, evaluation: Evaluation) -> Finding:
+        reached = [target.take(evaluation.metrics) for target in self._targets]
+        stops = enough(reached, self._need)
+        sentences = [
+            target.sentence()
+            for target, holds in zip(self._targets, reached, strict=True)
+            if holds == stops
+        ]
+        if stops:
+            return Finding(f"{' and '.join(sentences)} at step {evaluation.step:,}")
+        return Finding(outlook="; ".join(sentences))
 
 
-def expand(name: str, metrics: Metrics) -> tuple[str, ...]:
-    """The metrics that a target's name means: itself, or, named without a split, the training and
-    the validation one.
-    """
-    return (
-        (name,)
-        if name in metrics or name.startswith(tuple(f"{split}/" for split in SPLITS))
-        else tuple(f"{split}/{name}" for split in SPLITS)
-    )
-
-
-def _of_target(where: str, metric: str, target: Target, info: MetricInfo) -> Iterator[str]:
-    if target.at_least is not None:
-        if info.upper is not None and target.at_least > info.upper:
-            yield (
-                f"{where}.at_least: {metric} is never above {show(info.upper)}, so not at least "
-                f"{show(target.at_least)}. Give a value it can reach."
-            )
-        elif info.mode == "min":
-            yield (
-                f"{where}.at_least: of {metric} less is better. Write at_most: "
-                f"{show(target.at_least)}."
-            )
-    if target.at_most is not None:
-        if info.lower is not None and target.at_most < info.lower:
-            yield (
-                f"{where}.at_most: {metric} is never below {show(info.lower)}, so not at most "
-                f"{show(target.at_most)}. Give a value it can reach."
-            )
-        elif info.mode == "max":
-            yield (
-                f"{where}.at_most: of {metric} more is better. Write at_least: "
-                f"{show(target.at_most)}."
-            )
+def _problems(where: str, metric: str, target: Target, info: MetricInfo) -> Iterator[str]:
+    asked, other, limit, side = "at_least", "at_most", info.upper, "above"
+    if target.mode == "min":
+        asked, other, limit, side = "at_most", "at_least", info.lower, "below"
+    bound = show(target.bound)
+    if limit is not None and (target.bound - limit) * SIGNS[target.mode] > 0:
+        yield (
+            f"{where}.{asked}: {metric} is never {side} {show(limit)}, so not "
+            f"{asked.replace('_', ' ')} {bound}. Give a value it can reach."
+        )
+    elif info.mode != target.mode:
+        yield f"{where}.{asked}: of {metric} {info.better} is better. Write {other}: {bound}."

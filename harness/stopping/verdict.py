@@ -5,28 +5,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+Mode = Literal["max", "min"]
+SIGNS: Mapping[Mode, float] = {"max": 1.0, "min": -1.0}
+
 
 @dataclass(frozen=True)
 class MetricInfo:
     """What a metric declares: whether more or less of it is better, and the values it can take."""
 
-    mode: Literal["max", "min"]
+    mode: Mode
     lower: float | None = None
     upper: float | None = None
 
+    @property
+    def better(self) -> str:
+        """Whether "more" or "less" is better, for messages."""
+        return "more" if self.mode == "max" else "less"
 
+
+# By `split/name`
 Metrics = Mapping[str, MetricInfo]
-
-
-def _bounds(info: MetricInfo) -> str:
-    assert info.upper is not None
-    return show(info.upper) if info.lower is None else f"{show(info.lower)} and {show(info.upper)}"
-
-
-Mode = Literal["max", "min"]
-
-
-Reason = Literal["targets_reached", "no_improvement", "diverged", "budget", "stop_requested"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Window:
-    """The training steps read at a log point, from `first_step` on.
+class LoggedSteps:
+    """The training steps read at a log point, from `first_step` on, one value a step.
 
     `offenders`: step -> lowest rank with a non-finite loss.
     """
@@ -96,11 +94,12 @@ class Best:
 class Verdict:
     """Go on or stop, why, and in words.
 
+    `reason`: that of the judge who stops the training, None to go on.
     `improved`: some criterion's rate was reached; `new_best`: any strict gain of the best metric.
     """
 
     action: Literal["go_on", "stop"]
-    reason: Reason | None = None
+    reason: str | None = None
     detail: str = ""
     improved: bool = False
     new_best: bool = False

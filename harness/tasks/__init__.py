@@ -7,17 +7,18 @@ are computed in float32 (float64 if the outputs are), under autocast too.
 `input` says how a batch goes into the network:
 
     input: image                        network(batch["image"])
-    input: [image, sound]               network({"image": batch["image"], "sound": batch["sound"]}), as `harness.networks.Fuse` takes it
+    input: [image, sound]               network({"image": batch["image"], "sound": batch["sound"]})
     input: {input_ids: tokens}          network(input_ids=batch["tokens"])
+
+`harness.networks.Fuse` takes a list of inputs.
 """
 
 from harness.tasks.classification import Classification
 from harness.tasks.joint import Joint
 from harness.tasks.language import LanguageModelling
-from harness.tasks.learning import learn, learner_states, restore_learners
 from harness.tasks.regression import Regression
 from harness.tasks.supervised import Supervised
-from harness.tasks.task import Learner, Task, detached
+from harness.tasks.task import Learner, Task
 
 __all__ = [
     "Classification",
@@ -27,8 +28,4 @@ __all__ = [
     "Regression",
     "Supervised",
     "Task",
-    "detached",
-    "learn",
-    "learner_states",
-    "restore_learners",
 ]

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.errors import DataError
-from harness.tasks.task import Batch, counted, present
+from harness.tasks.labels import is_item
+from harness.tasks.task import Batch, require_tensor
 
 
 class BalancedWeights:
@@ -24,9 +25,9 @@ class BalancedWeights:
 
     def observe(self, batch: Batch) -> None:
         """Count the targets (B, ...) of a micro-batch."""
-        present(batch, self.target, "task.target")
+        require_tensor(batch, self.target, "task.target")
         targets = batch[self.target]
-        labels, counts = targets[counted(targets, self.ignored)].unique(return_counts=True)
+        labels, counts = targets[is_item(targets, self.ignored)].unique(return_counts=True)
         self._counts.update(dict(zip(labels.tolist(), counts.tolist(), strict=True)))
 
     def finish(self) -> None:

@@ -1,31 +1,38 @@
 """One of several classes."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
 
 from harness.errors import ConfigError
-from harness.metrics.confusion import Confusion
 from harness.tasks.class_weights import BalancedWeights
+from harness.tasks.labels import (
+    check_label_smoothing,
+    check_labels,
+    cross_entropy_sum,
+    is_item,
+)
 from harness.tasks.task import (
     ACCURACY,
     ERROR,
-    Basis,
+    BaseTask,
     Batch,
     Input,
     Learner,
-    check_labels,
-    counted,
-    full,
-    shown,
+    kind_of,
+    widen,
 )
 
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
-class Classification(Basis):
+
+class Classification(BaseTask):
     """One of C classes for each target: outputs (B, C, ...) logits, targets (B, ...) integers in
     [0, C); each target is an item.
 
@@ -56,8 +63,7 @@ class Classification(Basis):
             metrics,
             {"loss": ERROR, "accuracy": ACCURACY, "balanced_accuracy": ACCURACY, "f1": ACCURACY},
         )
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
+        check_label_smoothing(label_smoothing)
         self._balanced = (
             BalancedWeights(target, ignore_index) if class_weights == "balanced" else None
         )
@@ -84,8 +90,8 @@ class Classification(Basis):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
             raise ConfigError(
-                f"network: gives {shown(outputs)}; a classification needs logits (B, C, ...) of C "
-                ">= 2 classes."
+                f"network: gives {kind_of(outputs)}; a classification needs logits (B, C, ...) of "
+                "C >= 2 classes."
             )
         self.num_classes = outputs.shape[1]
         # Without: only the shapes are wanted
@@ -109,20 +115,16 @@ class Classification(Basis):
         )
         if self._weights is not None and self._weights.device != outputs.device:
             self._weights = self._weights.to(outputs.device)
-        logits = full(outputs)
-        weights = None if self._weights is None else self._weights.to(logits.dtype)
-        ignored = -100 if self.ignore_index is None else self.ignore_index
-        return nn.functional.cross_entropy(
-            logits,
+        return cross_entropy_sum(
+            outputs,
             batch[self.target].long(),
-            weights,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-            ignore_index=ignored,
+            self.ignore_index,
+            self.label_smoothing,
+            self._weights,
         )
 
     def num_items(self, batch: Batch) -> Tensor:
-        return counted(batch[self.target], self.ignore_index).sum()
+        return is_item(batch[self.target], self.ignore_index).sum()
 
     def metrics(self) -> dict[str, Metric]:
         if self.num_classes is None:
@@ -130,20 +132,22 @@ class Classification(Basis):
                 "task: the number of classes is not known before the network's first forward pass "
                 "(`fit_to`)."
             )
+        from harness.metrics.confusion import Confusion
+
         return {"confusion": Confusion(self.num_classes), **self._extras()}
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
         targets = batch[self.target].long()
-        metrics["confusion"].update(outputs.argmax(1), targets, counted(targets, self.ignore_index))
+        metrics["confusion"].update(outputs.argmax(1), targets, is_item(targets, self.ignore_index))
         if self._extra:
-            self._update_extras(metrics, full(outputs).softmax(1), targets)
+            self._update_extras(metrics, widen(outputs).softmax(1), targets)
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         return {**confusion_values(computed["confusion"].tolist()), **super().values(computed)}
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, ...) class numbers; `probability`: (B, C, ...)."""
-        return {"predicted": outputs.argmax(1), "probability": full(outputs).softmax(1)}
+        return {"predicted": outputs.argmax(1), "probability": widen(outputs).softmax(1)}
 
 
 def confusion_values(table: Sequence[Sequence[int]]) -> dict[str, float]:

@@ -1,16 +1,20 @@
 """Several tasks at once."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import Basis, Batch, Learner, shown
+from harness.tasks.task import BaseTask, Batch, Learner, item_count, kind_of
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 T = TypeVar("T")
 
@@ -26,14 +30,14 @@ class Joint:
     """
 
     def __init__(
-        self, heads: Mapping[str, Basis], weights: Mapping[str, float] | None = None
+        self, heads: Mapping[str, BaseTask], weights: Mapping[str, float] | None = None
     ) -> None:
         if not heads:
             raise ConfigError(
                 "heads: none. Give a task for each head of the network, by the head's name."
             )
         for name, task in heads.items():
-            if not isinstance(task, Basis):
+            if not isinstance(task, BaseTask):
                 raise ConfigError(
                     f"heads.{name}: a {type(task).__name__} is none of harness.tasks."
                 )
@@ -70,7 +74,7 @@ class Joint:
 
     def num_items(self, batch: Batch) -> Tensor:
         target = batch[self._first.target]
-        return torch.full((), len(target), dtype=torch.int64, device=target.device)
+        return item_count(len(target), target)
 
     def learners(self) -> dict[str, Learner]:
         return {
@@ -82,7 +86,7 @@ class Joint:
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Mapping) or outputs.keys() != self.heads.keys():
             given = (
-                f"heads {', '.join(outputs)}" if isinstance(outputs, Mapping) else shown(outputs)
+                f"heads {', '.join(outputs)}" if isinstance(outputs, Mapping) else kind_of(outputs)
             )
             raise ConfigError(
                 f"network: gives {given}; task.heads are {', '.join(self.heads)}. End it with a "

@@ -1,19 +1,29 @@
 """The next token."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import ACCURACY, ERROR, Basis, Batch, check_labels, counted, full, shown
+from harness.tasks.labels import (
+    check_label_smoothing,
+    check_labels,
+    cross_entropy_sum,
+    is_item,
+)
+from harness.tasks.task import ACCURACY, ERROR, BaseTask, Batch, kind_of, widen
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
-class LanguageModelling(Basis):
+class LanguageModelling(BaseTask):
     """The next token: outputs (B, T, V) logits, each token to be predicted is an item.
 
     Without `target`, `input` holds tokens (B, T + 1): the network is given the first T and has to
@@ -38,8 +48,7 @@ class LanguageModelling(Basis):
             "accuracy": ACCURACY,
         }
         super().__init__(input, input if target is None else target, metrics, own)
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing: {label_smoothing} is outside of [0, 1).")
+        check_label_smoothing(label_smoothing)
         self.key = input
         self.shifts = target is None
         self.label_smoothing = label_smoothing
@@ -54,7 +63,7 @@ class LanguageModelling(Basis):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() != 3:
             raise ConfigError(
-                f"network: gives {shown(outputs)}; a language model gives logits (B, T, V)."
+                f"network: gives {kind_of(outputs)}; a language model gives logits (B, T, V)."
             )
         self.vocabulary = outputs.shape[2]
 
@@ -67,7 +76,7 @@ class LanguageModelling(Basis):
                 f"{self.key}: a tensor {tuple(tokens.shape)} where tokens (B, {needed}) are "
                 "needed. Cut the text into windows."
             )
-        check_labels(tokens, self.key, self.vocabulary, self.ignore_index, "token", "vocabulary")
+        self._check_tokens(batch, self.key)
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
@@ -76,32 +85,27 @@ class LanguageModelling(Basis):
                 f"{self.target}: {tuple(batch[self.target].shape)} targets for "
                 f"{tuple(batch[self.key].shape)} tokens. Give one for each."
             )
-        check_labels(
-            batch[self.target],
-            self.target,
-            self.vocabulary,
-            self.ignore_index,
-            "token",
-            "vocabulary",
-        )
+        self._check_tokens(batch, self.target)
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         return self._cross_entropy(outputs, self._targets(batch), self.label_smoothing)
 
     def num_items(self, batch: Batch) -> Tensor:
-        return counted(self._targets(batch), self.ignore_index).sum()
+        return is_item(self._targets(batch), self.ignore_index).sum()
 
     def metrics(self) -> dict[str, Metric]:
-        return {"tokens": _Tokens(), **self._extras()}
+        from harness.metrics.tokens import Tokens
+
+        return {"tokens": Tokens(), **self._extras()}
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
         targets = self._targets(batch)
-        items = counted(targets, self.ignore_index)
+        items = is_item(targets, self.ignore_index)
         right = (outputs.argmax(2) == targets) & items
         metrics["tokens"].update(
             self._cross_entropy(outputs, targets, 0.0), right.sum(), items.sum()
         )
-        self._update_extras(metrics, full(outputs), targets)
+        self._update_extras(metrics, widen(outputs), targets)
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         nll, right, tokens = computed["tokens"].tolist()
@@ -115,44 +119,17 @@ class LanguageModelling(Basis):
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, T) the likeliest next tokens; `probability`: (B, T) theirs."""
-        probability, predicted = full(outputs).softmax(2).max(2)
+        probability, predicted = widen(outputs).softmax(2).max(2)
         return {"predicted": predicted, "probability": probability}
+
+    def _check_tokens(self, batch: Batch, key: str) -> None:
+        check_labels(batch[key], key, self.vocabulary, self.ignore_index, "token", "vocabulary")
 
     def _targets(self, batch: Batch) -> Tensor:
         tokens: Tensor = batch[self.target]
         return (tokens[:, 1:] if self.shifts else tokens).long()
 
     def _cross_entropy(self, outputs: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        logits = full(outputs).flatten(0, 1)
-        return nn.functional.cross_entropy(
-            logits,
-            targets.flatten(),
-            reduction="sum",
-            label_smoothing=smoothing,
-            ignore_index=self.ignore_index,
+        return cross_entropy_sum(
+            outputs.flatten(0, 1), targets.flatten(), self.ignore_index, smoothing
         )
-
-
-class _Tokens(Metric):  # type: ignore[misc]  # torchmetrics is not typed
-    """Sums over tokens: the negative log likelihood (float), the tokens that were predicted right,
-    and all tokens.
-    """
-
-    full_state_update = False
-    nll: Tensor
-    right: Tensor
-    tokens: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("nll", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("right", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, nll: Tensor, right: Tensor, tokens: Tensor) -> None:
-        self.nll += nll
-        self.right += right
-        self.tokens += tokens
-
-    def compute(self) -> Tensor:
-        return torch.stack([self.nll, self.right.double(), self.tokens.double()])

@@ -1,19 +1,22 @@
 """Numbers."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import ERROR, Basis, Batch, Input, full, shown
+from harness.tasks.task import ERROR, BaseTask, Batch, Input, item_count, kind_of, widen
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
-class Regression(Basis):
+class Regression(BaseTask):
     """Numbers: outputs and targets (B, ...) of the same shape, axes of length 1 aside; each number
     is an item.
 
@@ -55,7 +58,7 @@ class Regression(Basis):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             raise ConfigError(
-                f"network: gives {shown(outputs)}; a regression needs a tensor (B, ...) of "
+                f"network: gives {kind_of(outputs)}; a regression needs a tensor (B, ...) of "
                 "floating-point numbers."
             )
         self._shape = _long_axes(outputs)
@@ -82,7 +85,7 @@ class Regression(Basis):
             )
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
-        predicted = full(outputs)
+        predicted = widen(outputs)
         targets = batch[self.target].to(predicted.dtype)
         predicted = predicted.reshape(targets.shape)
         if self.loss == "huber":
@@ -93,9 +96,11 @@ class Regression(Basis):
 
     def num_items(self, batch: Batch) -> Tensor:
         targets = batch[self.target]
-        return torch.full((), targets.numel(), dtype=torch.int64, device=targets.device)
+        return item_count(targets.numel(), targets)
 
     def metrics(self) -> dict[str, Metric]:
+        from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
+
         return {
             "mse": MeanSquaredError(),
             "mae": MeanAbsoluteError(),
@@ -108,11 +113,11 @@ class Regression(Basis):
         predicted = outputs.reshape(targets.shape).contiguous()
         for name in ("mse", "mae", "r2"):
             metrics[name].update(predicted.double(), targets.double())
-        self._update_extras(metrics, full(predicted), targets.to(full(predicted).dtype))
+        self._update_extras(metrics, widen(predicted), targets.to(widen(predicted).dtype))
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: the outputs (B, ...)."""
-        return {"predicted": full(outputs)}
+        return {"predicted": widen(outputs)}
 
 
 def _long_axes(values: Tensor) -> list[int]:

@@ -1,18 +1,22 @@
 """A user's own loss."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import Basis, Batch, Input, full, present, shown
+from harness.tasks.task import BaseTask, Batch, Input, item_count, kind_of, require_tensor, widen
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
-class Supervised(Basis):
+class Supervised(BaseTask):
     """A user's loss, `loss(outputs, target)` by component; each sample is an item. For a list of
     targets the loss gets a dict of them.
 
@@ -64,42 +68,43 @@ class Supervised(Basis):
     def check(self, batch: Batch) -> None:
         super().check(batch)
         for name in self.targets:
-            present(batch, name, "task.target")
+            require_tensor(batch, name, "task.target")
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         device_type = batch[self.target].device.type
         if isinstance(self.loss, nn.Module):
             self.loss.to(batch[self.target].device)  # its buffers, e.g. class weights
         with torch.autocast(device_type, enabled=False):
-            loss = self.loss(full(outputs), self._target(batch))
+            loss = self.loss(widen(outputs), self._target(batch))
         size = len(batch[self.target])
         if self.reduction == "none":
             if loss.dim() == 0 or len(loss) != size:
                 raise ConfigError(
-                    f'task.loss: gave {shown(loss)} where reduction "none" means numbers ({size}, '
-                    "...). Name its reduction rightly."
+                    f'task.loss: gave {kind_of(loss)} where reduction "none" means numbers '
+                    f"({size}, ...). Name its reduction rightly."
                 )
             return loss.flatten(1).mean(1).sum() if loss.dim() > 1 else loss.sum()
         if loss.dim() != 0:
             raise ConfigError(
-                f"task.loss: gave {shown(loss)} where reduction {self.reduction!r} means one "
+                f"task.loss: gave {kind_of(loss)} where reduction {self.reduction!r} means one "
                 "number. Name its reduction rightly."
             )
         return loss if self.reduction == "sum" else loss * size
 
     def num_items(self, batch: Batch) -> Tensor:
         target = batch[self.target]
-        return torch.full((), len(target), dtype=torch.int64, device=target.device)
+        return item_count(len(target), target)
 
     def metrics(self) -> dict[str, Metric]:
         return self._extras()
 
     def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
-        self._update_extras(metrics, full(outputs), self._target(batch))
+        self._update_extras(metrics, widen(outputs), self._target(batch))
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: the outputs (B, ...), or one column for each head."""
-        return dict(full(outputs)) if isinstance(outputs, Mapping) else {"predicted": full(outputs)}
+        wide = widen(outputs)
+        return dict(wide) if isinstance(wide, Mapping) else {"predicted": wide}
 
     def _target(self, batch: Batch) -> Any:
         return {name: batch[name] for name in self.targets} if self._several else batch[self.target]

@@ -1,16 +1,19 @@
 """What every task has to say, and what ours share."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from harness.config.schema import Config
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 Batch = Mapping[str, Any]
 
@@ -84,25 +87,23 @@ class Task(Protocol):
         """Columns (B, ...) for a table of predictions."""
 
 
-def known_metrics(config: Config, task: Task) -> dict[str, MetricInfo]:
-    """What the stop settings may name: the task's metrics on each split that is evaluated."""
-    names = ("train", "val") if config.data.val is not None else ("train",)
-    return {f"{split}/{name}": info for split in names for name, info in task.infos().items()}
+def known_metrics(task: Task, splits: Sequence[str]) -> dict[str, MetricInfo]:
+    """What the stop settings may name: the task's metrics on each of the splits that are evaluated,
+    by `split/name`.
+    """
+    return {f"{split}/{name}": info for split in splits for name, info in task.infos().items()}
 
 
 Input = str | Sequence[str] | Mapping[str, str]
 
 
 ACCURACY = MetricInfo(mode="max", lower=0.0, upper=1.0)
-
-
 ERROR = MetricInfo(mode="min", lower=0.0, upper=None)
+# Metrics from which our tasks take their values
+_TABLES = ("confusion", "tokens")
 
 
-_TABLES = ("confusion", "tokens")  # metrics from which our tasks take their values
-
-
-class Basis(Task):
+class BaseTask(Task):
     """What our tasks share: the network's input, the target's presence, the user's own metrics."""
 
     def __init__(
@@ -116,6 +117,12 @@ class Basis(Task):
         self.target = target
         self._extra = dict(metrics or {})
         self._own = dict(own)
+        if self._extra:
+            self._check_extras()
+
+    def _check_extras(self) -> None:
+        from torchmetrics import Metric
+
         for name, metric in self._extra.items():
             if not isinstance(metric, Metric):
                 raise ConfigError(
@@ -129,7 +136,7 @@ class Basis(Task):
                 )
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """The outputs of the network; of an output object as `transformers` gives it, its logits."""
+        """The network's outputs; of an output object as `transformers` gives it, its logits."""
         if isinstance(self.input, str):
             outputs = model(batch[self.input])
         elif isinstance(self.input, Mapping):
@@ -150,11 +157,11 @@ class Basis(Task):
             else self.input
         )
         for name in names:
-            present(batch, name, "task.input")
+            require_tensor(batch, name, "task.input")
 
     def check(self, batch: Batch) -> None:
         self.check_input(batch)
-        present(batch, self.target, "task.target")
+        require_tensor(batch, self.target, "task.target")
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         return {name: float(value) for name, value in computed.items() if value.dim() == 0}
@@ -180,10 +187,10 @@ class Basis(Task):
             metrics[name].update(outputs, targets)
 
 
-def detached(outputs: Any) -> Any:
+def detach(outputs: Any) -> Any:
     """Outputs without their graph: a tensor, or a mapping of them."""
     return (
-        {name: detached(value) for name, value in outputs.items()}
+        {name: detach(value) for name, value in outputs.items()}
         if isinstance(outputs, Mapping)
         else outputs.detach()
     )
@@ -199,7 +206,7 @@ def _info(metric: Metric) -> MetricInfo:
     )
 
 
-def present(batch: Batch, name: str, setting: str) -> None:
+def require_tensor(batch: Batch, name: str, setting: str) -> None:
     """Raise DataError unless the batch has a tensor of this name; `setting` is the one that asks
     for it.
     """
@@ -215,48 +222,21 @@ def present(batch: Batch, name: str, setting: str) -> None:
         )
 
 
-def check_labels(
-    labels: Tensor, name: str, count: int | None, ignored: int | None, what: str, of: str
-) -> None:
-    """Whether labels are integers in [0, count), the ignored ones aside.
-
-    `count` is None before the network's first forward pass.
-    """
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(
-            f"{name}: {labels.dtype} where {what} numbers are needed. Convert them to integers by "
-            "a treatment."
-        )
-    wide = labels.long()
-    bad = counted(wide, ignored) & (
-        (wide < 0) | (wide >= (count if count is not None else torch.iinfo(torch.int64).max))
-    )
-    if bad.any():
-        first = int(wide[bad][0])
-        allowed = "below 0" if count is None or first < 0 else f"outside of 0 … {count - 1}"
-        raise DataError(
-            f"{name}: {what} {first} is {allowed} ({int(bad.sum())} of {bad.numel()} in this "
-            "micro-batch). "
-            f"Number them from 0, give the network more {of}, or set task.ignore_index to leave "
-            "them out."
-        )
-
-
-def counted(targets: Tensor, ignored: int | None) -> Tensor:
-    """Which targets are items: bool of the targets' shape."""
-    return torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
-
-
-def full(outputs: Any) -> Any:
+def widen(outputs: Any) -> Any:
     """In float32 at least: losses and probabilities in half precision would lose what small
     differences say.
     """
     if isinstance(outputs, Mapping):
-        return {name: full(value) for name, value in outputs.items()}
+        return {name: widen(value) for name, value in outputs.items()}
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
-def shown(value: Any) -> str:
+def item_count(count: int, like: Tensor) -> Tensor:
+    """A number of items as the loop takes it, on the device of `like`; no host wait."""
+    return torch.full((), count, dtype=torch.int64, device=like.device)
+
+
+def kind_of(value: Any) -> str:
     """A value's kind, for messages."""
     return (
         f"a tensor {tuple(value.shape)} of {value.dtype}"

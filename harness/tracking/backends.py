@@ -1,7 +1,7 @@
-"""The backends that a config asks for, and the two that keep their data on this machine:
-TensorBoard and Trackio.
+"""The backends that a config asks for: W&B, the user's own, and those with their data on this
+machine, TensorBoard and Trackio.
 
-Both are copies of metrics.jsonl that are made anew by each launch: that costs little, and leaves no
+These two are copies of metrics.jsonl that each launch makes anew: that costs little, and leaves no
 step twice and none out, whatever happened.
 """
 
@@ -9,28 +9,64 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.config.document import to_yaml
+from harness import components
+from harness.components import TARGET
 from harness.rundir.outcome import Outcome
-from harness.tracking.courier import Backend, RunCard
+from harness.tracking.courier import Backend, RunInfo
 from harness.tracking.records import Row
 from harness.tracking.settings import TrackingConfig, TrackioConfig
 from harness.tracking.weights_and_biases import WandbRun
 
 
 def open_backends(
-    tracking: TrackingConfig, card: RunCard, say: Callable[[str], None], *, live: bool = True
+    tracking: TrackingConfig, run: RunInfo, say: Callable[[str], None], *, live: bool = True
 ) -> list[Backend]:
-    """The backends that are on; nothing of theirs is imported or opened yet. `live`: while the run
-    trains.
-    """
+    """The backends that are on; none is imported or opened yet. `live`: while the run trains."""
     found: list[Backend] = []
     if tracking.wandb is not None and tracking.wandb.mode != "disabled":
-        found.append(WandbRun(tracking.wandb, card, say, live=live))
+        found.append(WandbRun(tracking.wandb, run, say, live=live))
     if tracking.uses("tensorboard"):
-        found.append(TensorBoardFiles(card))
+        found.append(TensorBoardFiles(run))
     if tracking.uses("trackio"):
-        found.append(TrackioRows(card, (tracking.trackio or TrackioConfig()).project))
+        found.append(TrackioRows(run, (tracking.trackio or TrackioConfig()).project))
+    for index, spec in enumerate(tracking.backends):
+        if not isinstance(spec, str):
+            found.append(UserBackend(spec, f"tracking.backends[{index}]", run))
     return found
+
+
+class UserBackend:
+    """A tracker of the user's own, made anew whenever it is opened, so that all it raises or waits
+    for happens in the thread that serves it.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], where: str, run: RunInfo) -> None:
+        self.name = str(spec[TARGET])
+        self._spec, self._where, self._run = spec, where, run
+        self._backend: Backend | None = None
+
+    def begin(self) -> int:
+        """Make it and open it. Raises ConfigError if it cannot be made."""
+        self._backend = components.build(self._spec, self._where, run=self._run)
+        return self._opened().begin()
+
+    def row(self, row: Row) -> None:
+        """Passed on, as all that follows."""
+        self._opened().row(row)
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        self._opened().event(record)
+
+    def finish(self, outcome: Outcome | None) -> None:
+        self._opened().finish(outcome)
+
+    def abandon(self) -> None:
+        if self._backend is not None:
+            self._backend.abandon()
+
+    def _opened(self) -> Backend:
+        assert self._backend is not None, "begin comes first"
+        return self._backend
 
 
 class TensorBoardFiles:
@@ -42,19 +78,19 @@ class TensorBoardFiles:
 
     name = "TensorBoard"
 
-    def __init__(self, card: RunCard) -> None:
-        self._card = card
+    def __init__(self, run: RunInfo) -> None:
+        self._run = run
 
     def begin(self) -> int:
         """Begin a new event file and delete those of earlier launches."""
         from torch.utils.tensorboard import SummaryWriter
 
-        directory = self._card.directory / "tensorboard"
+        directory = self._run.directory / "tensorboard"
         before = list(directory.glob("events.out.tfevents.*"))
         self._writer: Any = SummaryWriter(str(directory), purge_step=0)
         for path in before:
             path.unlink()
-        self._writer.add_text("config", f"```yaml\n{to_yaml(self._card.config)}\n```")
+        self._writer.add_text("config", f"```yaml\n{self._run.config_yaml}\n```")
         return 0
 
     def row(self, row: Row) -> None:
@@ -64,7 +100,7 @@ class TensorBoardFiles:
         self._writer.flush()
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """Nothing: only the outcome is told."""
+        """Nothing: only the outcome is kept."""
 
     def finish(self, outcome: Outcome | None) -> None:
         """Close the file, with the outcome as a text."""
@@ -89,8 +125,8 @@ class TrackioRows:
     name = "Trackio"
     _BATCH, _BATCH_S = 100, 1.0  # a write locks and syncs the database, which other runs use too
 
-    def __init__(self, card: RunCard, project: str) -> None:
-        self._card = card
+    def __init__(self, run: RunInfo, project: str) -> None:
+        self._run = run
         self._project = project
         self._waiting: list[Row] = []
         self._written_at = float("-inf")
@@ -100,7 +136,7 @@ class TrackioRows:
         from trackio.sqlite_storage import SQLiteStorage
 
         self._storage: Any = SQLiteStorage
-        self._storage.delete_run(self._project, self._card.name, run_id=self._card.run_id)
+        self._storage.delete_run(self._project, self._run.name, run_id=self._run.run_id)
         return 0
 
     def row(self, row: Row) -> None:
@@ -125,12 +161,12 @@ class TrackioRows:
     def _write(self) -> None:
         self._storage.bulk_log(
             self._project,
-            self._card.name,
+            self._run.name,
             [dict(row.values) for row in self._waiting],
             steps=[row.step for row in self._waiting],
-            config=dict(self._card.config),
-            log_ids=[f"{self._card.run_id}-{row.step}" for row in self._waiting],
-            run_id=self._card.run_id,
+            config=dict(self._run.config),
+            log_ids=[f"{self._run.run_id}-{row.step}" for row in self._waiting],
+            run_id=self._run.run_id,
         )
         self._waiting = []
         self._written_at = time.monotonic()

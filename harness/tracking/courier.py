@@ -6,49 +6,59 @@ A training never waits for it, and never ends by it.
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.rundir.outcome import Outcome
 from harness.tracking.records import METRICS, Row, follow
+from harness.wording import first_line
 
 
 @dataclass(frozen=True)
-class RunCard:
-    """What a backend tells of a run besides its records. `config`: the resolved config, in JSON."""
+class RunInfo:
+    """What a backend knows of a run besides its records.
+
+    `config`: the resolved config as plain values, `config_yaml` as a text.
+    """
 
     name: str
     run_id: str
     directory: Path
     config: Mapping[str, Any]
+    config_yaml: str
 
 
 class Backend(Protocol):
-    """A place outside of the run directory's metrics.jsonl that records are sent to.
+    """Where records are sent besides metrics.jsonl; a user's own class by dotted path works like
+    ours, and is made with `run`, a RunInfo, besides the arguments that its config gives.
 
-    Called from one thread, but for `abandon`; may raise anything.
-
-    What it holds is always a beginning of the history without gaps: rows are given in the order of
-    their steps, each once and whole.
+    Made and called on rank 0, in a thread of its own, but for `abandon`. It may take its time and
+    raise anything: no training waits for it. What it holds is always a beginning of the history
+    without gaps: rows come in the order of their steps, each once and whole.
     """
 
     name: str
 
     def begin(self) -> int:
-        """Open it, or open it again after a failure; the first step that it lacks."""
+        """Open it, or open it again after a failure; returns the first step that it lacks, 0 for
+        all. Rows of earlier steps are not sent.
+        """
 
     def row(self, row: Row) -> None:
         """Take the numbers of a step."""
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """Take note of an event; those that were told of before are told of again."""
+        """Take note of an event, a record of metrics.jsonl: launch, verdict, save, outcome, ...;
+        those of earlier launches come again.
+        """
 
     def finish(self, outcome: Outcome | None) -> None:
-        """End in order; without an outcome the launch fails."""
+        """Send what is held back and close; without an outcome the launch fails."""
 
     def abandon(self) -> None:
-        """Give up for good what is under way; from any thread."""
+        """Give up what is under way, for good; from any thread."""
 
 
 def deliver(
@@ -109,7 +119,6 @@ class Courier:
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._give_up("did not finish in time")
-            self._backend.abandon()
 
     def _give_up(self, why: str) -> None:
         if not self._off:
@@ -119,6 +128,9 @@ class Courier:
                 f"{self._backend.name} {why}; {run / METRICS} has everything, `fermarsi track sync "
                 f"{run}` sends what is missing."
             )
+            # Whatever a backend raises while it is let go: nothing of it may reach the training
+            with suppress(Exception):
+                self._backend.abandon()
 
     def _work(self) -> None:
         for tries_left in (1, 0):
@@ -130,15 +142,12 @@ class Courier:
                 )
                 return
             except BaseException as error:  # noqa: BLE001 - see above
-                # Wandb raises whatever its service process died of, SystemExit included A
+                # Wandb raises whatever its service process died of, SystemExit included. A
                 # scheduler's SIGTERM to all processes kills W&B's service process: opened again it
                 # takes the rest.
                 if self._off:
                     return
                 if tries_left and not isinstance(error, ImportError):
                     continue
-                self._give_up(
-                    f"failed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-                )
-                self._backend.abandon()
+                self._give_up(f"failed ({type(error).__name__}: {first_line(error)})")
                 return

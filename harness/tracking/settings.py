@@ -1,10 +1,12 @@
 """The `tracking` section of a config: where records go beside metrics.jsonl."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from harness.components import TARGET
 from harness.settings import Names, Section
+from harness.wording import did_you_mean
 
 
 class WandbConfig(Section):
@@ -42,7 +44,25 @@ class TrackioConfig(Section):
     project: str = Field("fermarsi", min_length=1, description="The Trackio project.")
 
 
-Backend = Literal["wandb", "tensorboard", "trackio"]
+# Backends of the harness's own
+OWN = ("wandb", "tensorboard", "trackio")
+
+# What a tracker has to have: the methods of `harness.tracking.courier.Backend`
+BACKEND_METHODS = ("begin", "row", "event", "finish", "abandon")
+
+
+def _backend(value: object) -> object:
+    if value in OWN or (isinstance(value, dict) and TARGET in value):
+        return value
+    raise ValueError(
+        f"give {', '.join(OWN)}, or a tracker of your own: a mapping with {TARGET}: pkg.mod.Name "
+        f"and its arguments.{did_you_mean(value, OWN)}"
+    )
+
+
+Backend = Annotated[
+    Literal["wandb", "tensorboard", "trackio"] | dict[Any, Any], BeforeValidator(_backend)
+]
 
 
 class TrackingConfig(Section):
@@ -52,8 +72,8 @@ class TrackingConfig(Section):
         (),
         strict=False,
         description=(
-            "What is on: wandb, tensorboard (RUN/tensorboard), trackio. A section given turns it "
-            "on by itself."
+            "What is on: wandb, tensorboard (RUN/tensorboard), trackio, or a tracker of your own. "
+            "A section given turns it on by itself."
         ),
     )
     wandb: WandbConfig | None = Field(
@@ -79,6 +99,6 @@ class TrackingConfig(Section):
             )
         return self
 
-    def uses(self, backend: Backend) -> bool:
+    def uses(self, backend: str) -> bool:
         """Whether records go there."""
         return backend in self.backends or getattr(self, backend, None) is not None

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoint.write import SaveReport
-from harness.config.schema import Config
 from harness.console import Console
 from harness.errors import CheckpointError
 from harness.rundir.outcome import Outcome
 from harness.stopping.verdict import Verdict
 from harness.tracking.backends import open_backends
-from harness.tracking.courier import Courier, RunCard
+from harness.tracking.courier import Courier, RunInfo
 from harness.tracking.records import METRICS, cut_back
+from harness.tracking.settings import TrackingConfig
 
 # What an interrupted launch, which has been granted little time, spends on sending what is left
 _INTERRUPTED_S = 10.0
@@ -32,7 +32,7 @@ class Tracker:
         self._couriers: list[Courier] = []
         self._timeout_s = _FAILED_S
 
-    def begin(self, config: Config, run_id: str, step: int) -> None:
+    def begin(self, tracking: TrackingConfig, run: RunInfo, step: int) -> None:
         """Cut metrics.jsonl back to `step` and start the backends.
 
         Raises CheckpointError if the file cannot be written.
@@ -46,14 +46,10 @@ class Tracker:
                 f"{self._path}: {error.strerror}. Make the run directory writable or choose "
                 "another run.dir."
             ) from error
-        self._timeout_s = config.tracking.timeout_s
-        directory = self._path.parent
-        card = RunCard(
-            config.run.name, run_id, directory, config.model_dump(mode="json", by_alias=True)
-        )
+        self._timeout_s = tracking.timeout_s
         self._couriers = [
-            Courier(backend, directory, self.warn)
-            for backend in open_backends(config.tracking, card, self.warn)
+            Courier(backend, self._path.parent, self.warn)
+            for backend in open_backends(tracking, run, self.warn)
         ]
 
     def train(self, record: Mapping[str, Any]) -> None:

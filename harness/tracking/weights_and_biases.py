@@ -8,20 +8,24 @@ the whole history so far: the newest file is the run, older ones are beginnings 
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from harness.rundir.outcome import Outcome
-from harness.tracking.courier import RunCard
+from harness.tracking.courier import RunInfo
 from harness.tracking.records import Row
 from harness.tracking.settings import WandbConfig
+from harness.wording import first_line, own_version
 
-_INIT_S = 300.0  # in a thread of its own: it delays nothing, and a server may be down for a while
+# In a thread of its own: it delays nothing, and a server may be down for a while
+_INIT_S = 300.0
 _SYNC_INIT_S = 60.0
-_FINISH_S = 600.0  # for ever is wandb's own; a launch gives up long before
-_LARGEST_TABLE = 100  # rows of a matrix that is worth a chart
-_ALERTS = {"diverged": "ERROR", "interrupted": "WARN"}  # anything else is INFO
+# Wandb's own is for ever; a launch gives up long before
+_FINISH_S = 600.0
+# Rows of a matrix that is worth a chart
+_LARGEST_TABLE = 100
+# Anything else is INFO
+_ALERTS = {"diverged": "ERROR", "interrupted": "WARN"}
 
 
 class WandbRun:
@@ -34,10 +38,10 @@ class WandbRun:
     name = "Weights & Biases"
 
     def __init__(
-        self, options: WandbConfig, card: RunCard, say: Callable[[str], None], *, live: bool
+        self, options: WandbConfig, info: RunInfo, say: Callable[[str], None], *, live: bool
     ) -> None:
         self._options = options
-        self._card = card
+        self._info = info
         self._say = say
         self._live = live
         self._mode = options.mode
@@ -63,23 +67,23 @@ class WandbRun:
                 raise ConnectionError(trouble)
             self._say(
                 f"tracking.wandb: {trouble}: working offline; `fermarsi track sync "
-                f"{self._card.directory}` sends it later."
+                f"{self._info.directory}` sends it later."
             )
             self._mode = "offline"
-        options, card = self._options, self._card
+        options, info = self._options, self._info
         self._run: Any = wandb.init(
-            id=card.run_id,
+            id=info.run_id,
             resume="allow" if self._mode == "online" else None,
             reinit="create_new",
-            name=options.name or card.name,
+            name=options.name or info.name,
             project=options.project,
             entity=options.entity,
             group=options.group,
             notes=options.notes,
             tags=list(options.tags) or None,
             mode=self._mode,
-            dir=str(card.directory),
-            config={**card.config, "fermarsi": _own_version()},
+            dir=str(info.directory),
+            config={**info.config, "fermarsi": own_version()},
             allow_val_change=True,
             settings=wandb.Settings(
                 init_timeout=_INIT_S if self._live else _SYNC_INIT_S,
@@ -120,7 +124,7 @@ class WandbRun:
             and self._options.checkpoints
             and record["step"] >= self._lacks
         ):
-            self._beside("checkpoints", lambda: self._refer_to(record["save"]))
+            self._send_extra("checkpoints", lambda: self._refer_to(record["save"]))
 
     def finish(self, outcome: Outcome | None) -> None:
         """The summary, charts of the last matrices and of the time ledger beside the last row, an
@@ -136,10 +140,10 @@ class WandbRun:
             self._run.summary.update({**ended, **best, **time})
             if self._row is not None:
                 step = self._row.step
-                self._beside("charts", lambda: self._run.log(self._charts(outcome), step=step))
+                self._send_extra("charts", lambda: self._run.log(self._charts(outcome), step=step))
             if self._live and self._options.alerts:
                 level = getattr(self._wandb.AlertLevel, _ALERTS.get(outcome.reason, "INFO"))
-                self._run.alert(f"{self._card.name}: {outcome.reason}", outcome.detail, level=level)
+                self._run.alert(f"{self._info.name}: {outcome.reason}", outcome.detail, level=level)
         self._run.finish(exit_code=0 if outcome is not None else 1)
 
     def abandon(self) -> None:
@@ -155,7 +159,7 @@ class WandbRun:
         with suppress(BaseException):
             self._wandb.teardown()
 
-    def _beside(self, what: str, call: Callable[[], object]) -> None:
+    def _send_extra(self, what: str, call: Callable[[], object]) -> None:
         """What is not of the history must not end it: a server may know no artifacts, which tables
         are too.
         """
@@ -165,7 +169,7 @@ class WandbRun:
             except Exception as error:  # noqa: BLE001 - see above
                 # Whatever a server or wandb's client finds wrong with it
                 self._broken.add(what)
-                self._say(f"Weights & Biases takes no {what} in this launch: {_first_line(error)}")
+                self._say(f"Weights & Biases takes no {what} in this launch: {first_line(error)}")
 
     def _charts(self, outcome: Outcome) -> dict[str, Any]:
         table, plot = self._wandb.Table, self._wandb.plot
@@ -206,7 +210,7 @@ class WandbRun:
             return  # another has taken its place since
         metadata = {"step": save["step"], "size_bytes": save["size_bytes"]}
         artifact = self._wandb.Artifact(
-            f"checkpoint-{self._card.run_id}", type="checkpoint", metadata=metadata
+            f"checkpoint-{self._info.run_id}", type="checkpoint", metadata=metadata
         )
         artifact.add_reference(path.as_uri(), checksum=False)  # the manifest in it has the hashes
         self._run.log_artifact(artifact, aliases=["latest", path.name])
@@ -226,15 +230,4 @@ def _cannot_log_in(wandb: Any) -> str | None:
         )
     except Exception as error:  # noqa: BLE001 - see above
         # A key that cannot be one, a broken settings file: all the same here
-        return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _own_version() -> str:
-    try:
-        return version("fermarsi")
-    except PackageNotFoundError:  # run from a bare checkout
-        return "not installed"
+        return first_line(error)

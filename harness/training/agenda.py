@@ -7,8 +7,8 @@ from harness.data.sampling import Sampling
 from harness.stopping.budget import Budget, Every
 
 
-class Call(IntEnum):
-    """What a rank asks of all ranks between two steps; the highest call wins."""
+class Request(IntEnum):
+    """What a rank asks of all ranks between two steps; the highest request wins."""
 
     NONE = 0
     TIME_UP = 1
@@ -40,7 +40,7 @@ class Agenda:
     budget: Budget | None
     trace: bool = False
 
-    def due(self, step: int, call: Call, *, owed: bool = False) -> Due:
+    def due(self, step: int, request: Request, *, owed: bool = False) -> Due:
         """What follows step `step`.
 
         The budget's last step is evaluated and saved wherever it falls.
@@ -49,11 +49,13 @@ class Agenda:
         what comes before it.
         """
         last = self.last_step()
-        ends = call in (Call.TIME_UP, Call.STOP_REQUESTED) or (last is not None and step >= last)
+        ends = request in (Request.TIME_UP, Request.STOP_REQUESTED) or (
+            last is not None and step >= last
+        )
         evaluate = ends or owed or self.falls(self.evaluate_every, step)
         save = (
             ends
-            or call == Call.INTERRUPTED
+            or request == Request.INTERRUPTED
             or (evaluate if self.save_every is None else self.falls(self.save_every, step))
         )
         log = self.falls(self.log_every, step) and not owed

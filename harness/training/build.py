@@ -1,13 +1,16 @@
 """From a config to a run: the only composition root."""
 
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from harness import components
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
+from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
 from harness.config.schema import Config
 from harness.data.feed import Feed
@@ -24,14 +27,15 @@ from harness.rundir.ledger import Ledger
 from harness.stopping.controller import StopController
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task, known_metrics
+from harness.tracking.courier import RunInfo
 from harness.tracking.tracker import Tracker
 from harness.training.agenda import Agenda
-from harness.training.data import open_data
+from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
 from harness.training.evaluation import evaluation_plans
 from harness.training.losses import LossWindow
-from harness.training.resume import Place, load_state, restore_place
-from harness.training.run import Run
+from harness.training.resume import load_state, restore_rest
+from harness.training.run import Launch, Progress, Run
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
 
@@ -40,60 +44,37 @@ def build(
     config: Config,
     accelerator: Accelerator,
     ranks: Ranks,
-    place: Place,
+    launch: Launch,
     interruption: Interruption,
     ledger: Ledger,
     lease: Lease,
     tracker: Tracker,
 ) -> Run:
-    """All parts of a run, with the state of its checkpoint if there is one.
+    """A run with the state of its checkpoint, if there is one.
 
     Called by every rank. Raises HarnessError.
     """
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
-    splits, keys, learned, balance = open_data(
-        config, ranks, place, task, tracker.console, interruption
-    )
-    sampling = Sampling(
-        len(splits["train"]), config.batch.size, config.batch.micro_size, config.run.seed, balance
-    )
+    data = open_data(config, ranks, launch, task, tracker.console, interruption)
+    sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
-    engine = ranks.together(
-        lambda: Engine(
-            config, accelerator, ranks.size, task, first_batch(splits["train"], sampling)
-        )
-    )
-    controller = ranks.together(lambda: StopController(config.stop, known_metrics(config, task)))
-    agenda = Agenda(
-        sampling,
-        config.log.every,
-        config.stop.every,
-        config.checkpoint.every,
-        config.stop.budget,
-        config.log.trace,
-    )
+    probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
+    engine = ranks.together(lambda: Engine(config, accelerator, task, probe))
+    metrics = known_metrics(task, config.data.evaluated)
+    controller = ranks.together(lambda: StopController(config.stop, metrics))
     with ledger.account("resume"):
-        loaded = ranks.together(lambda: load_state(config, place, engine, keys, ranks))
-    for told in (
-        [] if loaded is not None else ranks.together(lambda: start_weights(engine.network, config))
-    ):
-        tracker.console.say(told)
-    trainer = None if loaded is None else loaded.trainer
-    step = 0 if loaded is None else loaded.manifest.step
-    if ranks.is_first():
-        ledger.resume(None if trainer is None else trainer["ledger"])
+        loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
+        if loaded is None:
+            for line in ranks.together(lambda: start_weights(engine.network, config)):
+                tracker.console.say(line)
+    progress = Progress(0 if loaded is None else loaded.manifest.step)
+    agenda = agenda_of(config, sampling)
     tracker.console.expect(agenda.last_step())
-    ranks.decide(lambda: tracker.begin(config, place.run_id, step))
+    ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
     engine.wrap(ranks)
-    losses, train_metrics, verdict = LossWindow(ranks), IntervalMetrics(task.metrics()), None
-    if trainer is not None:
-        verdict = ranks.together(lambda: controller.restore(trainer["stop"]))
-        losses.restore(trainer["losses"])
-        train_metrics.restore(trainer["train_metrics"], ranks.rank)
     run = Run(
         config=config,
-        directory=config.run.dir,
-        run_id=place.run_id,
+        launch=launch,
         ranks=ranks,
         pulse=Pulse(ranks),
         interruption=interruption,
@@ -102,34 +83,62 @@ def build(
         agenda=agenda,
         engine=engine,
         task=task,
-        feed=Feed(
-            splits["train"], sampling, slots, accelerator.device, config.data.num_workers, step
-        ),
-        losses=losses,
-        train_metrics=train_metrics,
-        plans=evaluation_plans(config, splits),
+        feed=open_feed(config, data, sampling, slots, engine.device, progress.step),
+        losses=LossWindow(ranks),
+        train_metrics=IntervalMetrics(task.metrics()),
+        plans=evaluation_plans(config, data.splits),
         controller=controller,
-        store=open_store(config, ranks, place, lease),
+        store=open_store(config, ranks, launch, lease),
         tracker=tracker,
-        trace=Trace(config.run.dir / "trace.jsonl", step)
-        if config.log.trace and ranks.is_first()
-        else None,
+        trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
-        step=step,
-        found=place.checkpoint,
-        verdict=verdict,
-        launches=place.launches,
-        learned=[asdict(one) for one in learned],
         note=StepNote(config.run.dir if ranks.is_first() else None),
-        facts={
-            "data": keys,
-            "num_samples": {name: len(split) for name, split in splits.items()},
-            "config": config_hashes(config),
-        },
+        facts=facts_of(config, data),
+        learned=[asdict(one) for one in data.learned],
+        progress=progress,
     )
-    restore_place(loaded, run)
+    restore_rest(loaded, run)
     introduce(run)
     return run
+
+
+def run_info(config: Config, launch: Launch) -> RunInfo:
+    """What trackers are told of the run."""
+    values = config.to_json()
+    return RunInfo(config.run.name, launch.run_id, config.run.dir, values, to_yaml(values))
+
+
+def sampling_of(config: Config, data: RunData) -> Sampling:
+    """Which samples each slot of each step holds."""
+    batch = config.batch
+    num_samples = len(data.splits["train"])
+    return Sampling(num_samples, batch.size, batch.micro_size, config.run.seed, data.balance)
+
+
+def agenda_of(config: Config, sampling: Sampling) -> Agenda:
+    """What is due after which step."""
+    stop = config.stop
+    every = (config.log.every, stop.every, config.checkpoint.every)
+    return Agenda(sampling, *every, stop.budget, config.log.trace)
+
+
+def open_feed(
+    config: Config, data: RunData, sampling: Sampling, slots: range, device: torch.device, step: int
+) -> Feed:
+    """This rank's training micro-batches, from the step after `step` on."""
+    return Feed(data.splits["train"], sampling, slots, device, config.data.num_workers, step)
+
+
+def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:
+    """With `log.trace`, the trace of the run on rank 0, cut back to `step`."""
+    asked = config.log.trace and ranks.is_first()
+    return Trace(config.run.dir / "trace.jsonl", step) if asked else None
+
+
+def facts_of(config: Config, data: RunData) -> dict[str, Any]:
+    """What a manifest says of the run: digests of its data and of its config."""
+    num_samples = {name: len(split) for name, split in data.splits.items()}
+    return {"data": data.keys, "num_samples": num_samples, "config": config_hashes(config)}
 
 
 def introduce(run: Run) -> None:
@@ -146,33 +155,34 @@ def introduce(run: Run) -> None:
         if isinstance(wanted, TrainSample)
         else kinds[wanted]
     )
-    place = {"launch": run.launches, "world_size": run.ranks.size, "run_id": run.run_id}
-    run.tracker.event("launch", run.position(), **place, train_metrics=metrics)
+    launch = run.launch
+    told = {"launch": launch.number, "world_size": run.ranks.size, "run_id": launch.run_id}
+    run.tracker.event("launch", run.position(), **told, train_metrics=metrics)
     run.tracker.console.say(
-        f"{run.directory}: launch {run.launches} on {run.ranks.size} x {len(run.slots)} slots of "
+        f"{run.directory}: launch {launch.number} on {run.ranks.size} x {len(run.slots)} slots of "
         f"{run.sampling.micro_size} samples, "
         f"{run.sampling.num_samples:,} an epoch; train/ metrics: {metrics}"
     )
-    if run.verdict is not None:
+    verdict = run.progress.verdict
+    if verdict is not None:
         run.tracker.console.say(
-            f"on the history so far the stop settings say: {run.verdict.action}: "
-            f"{run.verdict.detail}"
+            f"on the history so far the stop settings say: {verdict.action}: {verdict.detail}"
         )
 
 
-def open_store(config: Config, ranks: Ranks, place: Place, lease: Lease) -> CheckpointStore:
+def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> CheckpointStore:
     """The run's checkpoints, written by this launch. Called by every rank."""
     settings = config.checkpoint
     return CheckpointStore(
         config.run.dir / "checkpoints",
         ranks,
         Retention(settings.keep_last, settings.keep_best, settings.keep_every),
-        run_id=place.run_id,
-        attempt=f"{place.run_id}-{place.launches}",
+        run_id=launch.run_id,
+        attempt=f"{launch.run_id}-{launch.number}",
         fence=lease.check,
         max_failures=settings.max_failures,
         timeout_s=settings.timeout_s,
-        found=place.checkpoint,
+        found=launch.checkpoint,
     )
 
 

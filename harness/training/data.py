@@ -1,7 +1,7 @@
-"""The data of a run, opened on every rank: prepared and checked by rank 0, however long that takes."""
+"""The data of a run, opened on every rank; rank 0 prepares and checks it, however long it takes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -31,18 +31,28 @@ from harness.ranks.ranks import Ranks
 from harness.ranks.slowly import slowly
 from harness.tasks.learning import learn, restore_learners
 from harness.tasks.task import Task
-from harness.training.resume import Place
+from harness.training.run import Launch
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The splits for training, a digest of each, what treatments learned, what is drawn evenly."""
+
+    splits: Mapping[str, Split]
+    keys: Mapping[str, str]
+    learned: Sequence[Learned]
+    balance: Balance | None
 
 
 def open_data(
     config: Config,
     ranks: Ranks,
-    place: Place,
+    launch: Launch,
     task: Task,
     console: Console,
     interruption: Interruption,
-) -> tuple[dict[str, Split], dict[str, str], Sequence[Learned], Balance | None]:
-    """The splits for training, a digest of each, what treatments learned, and what is drawn evenly.
+) -> RunData:
+    """The data of a run.
 
     Called by every rank. Raises HarnessError.
     """
@@ -52,29 +62,29 @@ def open_data(
         slowly(
             ranks,
             lambda: prepare_data(
-                config, names, sources, place, console, interruption.check
+                config, names, sources, launch, console, interruption.check
             ).to_json(),
         )
     )
-    if place.checkpoint is None:
+    if launch.checkpoint is None:
         slowly(ranks, lambda: check_splits(config, names, sources, console))
     splits = ranks.together(lambda: open_splits(config.data, names, sources, prepared, task.check))
     ranks.decide(lambda: list_left_out(config, splits))
-    restore_learners(task, slowly(ranks, lambda: taught(config, task, splits["train"], place)))
+    restore_learners(task, slowly(ranks, lambda: taught(config, task, splits["train"], launch)))
     keys = ranks.decide(
         lambda: {
             name: digest([prepared.keys[name], split.fingerprint()])
             for name, split in splits.items()
         }
     )
-    return splits, keys, prepared.learned, balance_of(config, sources, ranks)
+    return RunData(splits, keys, prepared.learned, balance_of(config, sources, ranks))
 
 
 def prepare_data(
     config: Config,
     names: tuple[str, ...],
     sources: Sources,
-    place: Place,
+    launch: Launch,
     console: Console,
     check_leave: Callable[[], None],
 ) -> Prepared:
@@ -84,8 +94,8 @@ def prepare_data(
     """
     learned = (
         None
-        if place.checkpoint is None
-        else [Learned(**one) for one in load_trainer(place.checkpoint).get("learned", ())]
+        if launch.checkpoint is None
+        else [Learned(**one) for one in load_trainer(launch.checkpoint).get("learned", ())]
     )
     prepared = prepare(
         config.data,
@@ -96,7 +106,9 @@ def prepare_data(
         Feedback(console.say, check_leave, console.progress),
     )
     if learned is None and prepared.learned:
-        write_json(config.run.dir / "treatments.json", [asdict(one) for one in prepared.learned])
+        write_json(
+            config.run.dir / "treatments.json", [asdict(one) for one in prepared.learned], sync=True
+        )
     return prepared
 
 
@@ -111,7 +123,7 @@ def list_left_out(config: Config, splits: Mapping[str, Split]) -> None:
     }
     path = config.run.dir / "left_out.json"
     if left_out:
-        write_json(path, left_out)
+        write_json(path, left_out, sync=True)
     else:
         path.unlink(missing_ok=True)
 
@@ -131,13 +143,13 @@ def check_splits(
     ).enforce(console.say)
 
 
-def taught(config: Config, task: Task, train: Split, place: Place) -> Mapping[str, Any]:
+def taught(config: Config, task: Task, train: Split, launch: Launch) -> Mapping[str, Any]:
     """What the task learned from the training split, or learns now.
 
     Rank 0 only. Raises DataError.
     """
-    if place.checkpoint is not None:
-        states: Mapping[str, Any] = load_trainer(place.checkpoint).get("task", {})
+    if launch.checkpoint is not None:
+        states: Mapping[str, Any] = load_trainer(launch.checkpoint).get("task", {})
         return states
     blocks = evaluation_batches(
         train, FIT_SAMPLES, 0, 1, torch.device("cpu"), config.data.num_workers

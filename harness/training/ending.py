@@ -9,7 +9,7 @@ from harness.interrupt import PREEMPT
 from harness.rundir.ledger import TRAINING, Ledger
 from harness.rundir.outcome import Outcome, write_outcome
 from harness.stopping.verdict import Verdict
-from harness.training.agenda import Call
+from harness.training.agenda import Request
 from harness.training.run import Run
 from harness.training.saving import report_saves
 
@@ -46,7 +46,7 @@ def leave_early(
     return outcome
 
 
-def conclude(run: Run, verdict: Verdict | None, call: Call) -> Outcome:
+def conclude(run: Run, verdict: Verdict | None, request: Request) -> Outcome:
     """Wait for the last save and leave the outcome. Called by every rank.
 
     Raises CheckpointError if the run is over and its last state could not be saved: it is then not
@@ -55,7 +55,7 @@ def conclude(run: Run, verdict: Verdict | None, call: Call) -> Outcome:
     with run.ledger.account("checkpoint_stall"):
         run.store.wait()
     report_saves(run)
-    outcome = Outcome.from_json(run.ranks.decide(lambda: outcome_of(run, verdict).to_json()))
+    outcome = run.ranks.decide(lambda: outcome_of(run, verdict), Outcome)
     run.tracker.finish(outcome, run.position())
     return outcome
 
@@ -72,7 +72,7 @@ def time_saved_s(run: Run) -> float:
 
 def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
     """Why and where the run ended, written to outcome.json. Rank 0 only."""
-    checkpoint = run.store.committed() or run.found
+    checkpoint = run.store.committed() or run.launch.checkpoint
     if verdict is not None and verdict.stops:
         reason, detail = str(verdict.reason), verdict.detail
         if reason != "diverged" and (checkpoint is None or checkpoint.name != step_name(run.step)):
@@ -85,10 +85,8 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
     else:
         kept = "saved"
         if checkpoint is None or checkpoint.name != step_name(run.step):
-            kept = (
-                f"NOT saved ({run.unsaved or 'see the warnings above'}), the last checkpoint is "
-                f"{checkpoint}"
-            )
+            why = run.progress.unsaved or "see the warnings above"
+            kept = f"NOT saved ({why}), the last checkpoint is {checkpoint}"
         reason, detail = (
             "interrupted",
             f"{run.interruption.cause} at step {run.step:,}: {kept}; to be continued.",
@@ -103,7 +101,7 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
         epoch=run.epoch,
         samples=run.samples,
         world_size=run.ranks.size,
-        launches=run.launches,
+        launches=run.launch.number,
         best=None
         if best is None or path is None
         else {**asdict(best), "checkpoint": str(path) if path.exists() else None},

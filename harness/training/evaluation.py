@@ -27,7 +27,7 @@ from harness.tasks.task import Task
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How a split is evaluated: the size of a micro-batch, the workers, and the samples if not all."""
+    """How a split is evaluated: micro-batches of `size`, workers, and the samples if not all."""
 
     split: Split
     size: int
@@ -35,7 +35,7 @@ class EvaluationPlan:
     samples: NDArray[np.int64] | None = None
 
 
-def evaluation_plans(config: Config, splits: dict[str, Split]) -> dict[str, EvaluationPlan]:
+def evaluation_plans(config: Config, splits: Mapping[str, Split]) -> dict[str, EvaluationPlan]:
     """What is evaluated at each interval: the validation split, and the training split if its
     metrics are to be true ones.
     """

@@ -27,7 +27,15 @@ from harness.training.build import build
 from harness.training.ending import leave_early
 from harness.training.loop import fit
 from harness.training.parallel import start_accelerator
-from harness.training.resume import Place, find_place, finished_outcome, take
+from harness.training.resume import (
+    Start,
+    find_start,
+    finished_outcome,
+    prepare_directory,
+    take,
+)
+from harness.training.run import Launch
+from harness.wording import first_line
 
 LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
 
@@ -46,23 +54,20 @@ def train(
     with Console(ranks.is_first()) as console:
         launches = ranks.decide(lambda: take(lease, console, directory, interruption))
         try:
-            finished = ranks.decide(lambda: finished_outcome(config))
+            finished = ranks.decide(lambda: finished_outcome(config), Outcome)
             if finished is not None:
-                outcome = Outcome.from_json(finished)
                 console.say(
-                    f"{directory}: this run is finished: {outcome.detail} Ask for more (stop.*) to "
-                    "go on."
+                    f"{directory}: this run is finished: {finished.detail} Ask for more (stop.*) "
+                    "to go on."
                 )
-                return outcome
+                return finished
             with ledger.account("resume"):
-                found = ranks.decide(lambda: find_place(config, console))
-            place = Place(
-                found["run_id"],
-                launches,
-                None if found["checkpoint"] is None else Path(found["checkpoint"]),
-            )
+                start = ranks.decide(lambda: find_start(config), Start)
+                ranks.decide(lambda: prepare_directory(config, start, console))
+            checkpoint = None if start.checkpoint is None else Path(start.checkpoint)
+            launch = Launch(start.run_id, launches, checkpoint)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
-            run = build(config, accelerator, ranks, place, interruption, ledger, lease, tracker)
+            run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
             try:
                 with run.note:
                     return fit(run)
@@ -70,10 +75,8 @@ def train(
                 run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
         except LeavingError as leaving:
             cause = str(leaving)
-            outcome = Outcome.from_json(
-                ranks.decide(
-                    lambda: leave_early(config, launches, ranks.size, cause, ledger).to_json()
-                )
+            outcome = ranks.decide(
+                lambda: leave_early(config, launches, ranks.size, cause, ledger), Outcome
             )
             console.outcome(outcome)
             return outcome
@@ -162,7 +165,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
         if not is_lost_peer(error):
             raise
         # Told by each process: none knows of the others
-        raise RankError(_not_met(config, _first_line(error)), origin_rank=0) from error
+        raise RankError(_not_met(config, first_line(error)), origin_rank=0) from error
 
 
 def _not_met(config: Config, why: str) -> str:
@@ -198,7 +201,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         )
         where = "before the first step" if ranks.step is None else f"step {ranks.step:,}"
         error = RankError(
-            f"rank {ranks.rank}, {where}: lost {who} ({_first_line(error)}). It was killed, "
+            f"rank {ranks.rank}, {where}: lost {who} ({first_line(error)}). It was killed, "
             "crashed or hangs, or its machine cannot be reached; "
             "launch again to go on from the last checkpoint."
         )
@@ -213,7 +216,3 @@ def fail(error: Exception, ranks: Ranks) -> int:
         return error.exit_code
     traceback.print_exception(error)
     return 1
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

@@ -14,7 +14,7 @@ from harness.errors import LeavingError, RankError
 from harness.randomness import seed_ambient, seed_for
 from harness.rundir.outcome import Outcome
 from harness.stopping.verdict import Evaluation, Verdict
-from harness.training.agenda import Call
+from harness.training.agenda import Request
 from harness.training.ending import conclude
 from harness.training.evaluation import defined, evaluate
 from harness.training.losses import mean_loss
@@ -29,38 +29,38 @@ def fit(run: Run) -> Outcome:
     interruption ends it. Called by every rank.
     """
     # It was to end here, and was cut off before it could say so
-    if run.verdict is not None and run.verdict.stops:
-        return conclude(run, run.verdict, Call.NONE)
+    if run.progress.verdict is not None and run.progress.verdict.stops:
+        return conclude(run, run.progress.verdict, Request.NONE)
     run.engine.warm_up(run.feed.sample_batch(run.step))
     # Asked to leave before the first step: nothing to save
     run.ranks.together(run.interruption.check)
     run.ledger.begin_training()
     while True:
-        # The launch before left in the midst of this step's evaluation: it comes first
-        owed = run.evaluation_due
+        # The previous launch left during this step's evaluation: it comes first
+        owed = run.progress.evaluation_due
         if not owed:
             train_step(run)
-        call = Call(run.pulse.beat(wish(run)))
-        due = run.agenda.due(run.step, call, owed=owed)
+        request = Request(run.pulse.beat(wish(run)))
+        due = run.agenda.due(run.step, request, owed=owed)
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows
         if due.log:
             log_training(run)
         if due.evaluate and not diverged(verdict):
-            metrics = evaluate_splits(run, call)
-            if metrics is None:  # left in its midst: the next launch begins with it
-                call = Call.INTERRUPTED
+            metrics = evaluate_splits(run, request)
+            if metrics is None:  # left during it: the next launch begins with it
+                request = Request.INTERRUPTED
             else:
-                verdict = judge(run, metrics, call)
+                verdict = judge(run, metrics, request)
         ends = verdict is not None and verdict.stops
         if (
             due.save
             or ends
-            or call == Call.INTERRUPTED
+            or request == Request.INTERRUPTED
             or (verdict is not None and verdict.new_best)
         ) and not diverged(verdict):
-            save(run, verdict, call)
-        if ends or call == Call.INTERRUPTED:
-            return conclude(run, verdict, call)
+            save(run, verdict, request)
+        if ends or request == Request.INTERRUPTED:
+            return conclude(run, verdict, request)
 
 
 def train_step(run: Run) -> None:
@@ -79,7 +79,7 @@ def train_step(run: Run) -> None:
         loss_sums = []
         for slot, batch in zip(run.slots, batches, strict=True):
             seed_ambient(seed_for(run.sampling.seed, "forward", run.step, slot))
-            with run.engine.accumulating(last=slot == run.slots[-1]):
+            with run.engine.accumulate(last=slot == run.slots[-1]):
                 outputs, loss_sum = run.engine.forward_backward(batch, divisor)
             loss_sums.append(loss_sum)
             run.train_metrics.update(
@@ -89,7 +89,7 @@ def train_step(run: Run) -> None:
         seed_ambient(seed_for(run.sampling.seed, "update", run.step))
         grad_norm, skipped = run.engine.update()
         run.losses.add(loss_sums, num_items, grad_norm, skipped)
-    run.step += 1
+    run.progress.step += 1
 
 
 def diverged(verdict: Verdict | None) -> bool:
@@ -97,21 +97,21 @@ def diverged(verdict: Verdict | None) -> bool:
     return verdict is not None and verdict.reason == "diverged"
 
 
-def wish(run: Run) -> Call:
+def wish(run: Run) -> Request:
     """What this rank asks of all: to save and leave; rank 0 also looks for a file STOP in the run
     directory and at the budget of hours.
     """
     if run.interruption.cause is not None:
-        return Call.INTERRUPTED
+        return Request.INTERRUPTED
     now = time.monotonic()
-    if run.ranks.rank == 0 and now - run.looked_for_requests >= REQUESTS_POLL_S:
-        run.looked_for_requests = now
+    if run.ranks.rank == 0 and now - run.progress.polled_s >= REQUESTS_POLL_S:
+        run.progress.polled_s = now
         if (run.directory / "STOP").exists():
-            return Call.STOP_REQUESTED
+            return Request.STOP_REQUESTED
         budget = run.config.stop.budget
         if budget is not None and budget.hours is not None and run.ledger.hours() >= budget.hours:
-            return Call.TIME_UP
-    return Call.NONE
+            return Request.TIME_UP
+    return Request.NONE
 
 
 def read_losses(run: Run) -> Verdict:
@@ -121,7 +121,7 @@ def read_losses(run: Run) -> Verdict:
     """
     with run.ledger.account("compute"):
         window = run.losses.read(run.step)
-    verdict = Verdict.from_json(run.ranks.decide(lambda: run.controller.watch(window).to_json()))
+    verdict = run.ranks.decide(lambda: run.controller.watch(window), Verdict)
     if run.trace is not None:
         run.trace.write(run.step, window.losses, run.sampling, run.engine.network)
     if verdict.stops or verdict.warnings:
@@ -139,15 +139,15 @@ def log_training(run: Run) -> None:
     report_saves(run)
 
 
-def evaluate_splits(run: Run, call: Call) -> dict[str, float] | None:
+def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
     """Metrics of the interval's training batches and of each evaluated split, by `split/name`;
     tracked. Called by every rank.
 
     None if the launch is to leave, or is asked to in the midst: then all is as it was before, and
     `evaluation_due` says what is still to be done.
     """
-    run.evaluation_due = True
-    if call == Call.INTERRUPTED:
+    run.progress.evaluation_due = True
+    if request == Request.INTERRUPTED:
         return None
     engine, pause = run.engine, run.interruption.check
     try:
@@ -158,7 +158,7 @@ def evaluate_splits(run: Run, call: Call) -> dict[str, float] | None:
             }
     except LeavingError:
         return None
-    run.evaluation_due = False
+    run.progress.evaluation_due = False
     with run.ledger.account("evaluation"):
         computed = run.train_metrics.compute(run.ranks)
         loss = run.losses.take_interval()
@@ -181,7 +181,7 @@ def evaluate_splits(run: Run, call: Call) -> dict[str, float] | None:
     return values
 
 
-def judge(run: Run, metrics: Mapping[str, float], call: Call) -> Verdict:
+def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
     """Rank 0's verdict on an evaluation, on every rank.
 
     With run.paranoid every rank judges too, and they compare. Called by every rank.
@@ -190,7 +190,7 @@ def judge(run: Run, metrics: Mapping[str, float], call: Call) -> Verdict:
     evaluation = Evaluation(
         run.step, run.epoch, run.samples, hours, metrics, lr=run.engine.learning_rate()
     )
-    requested = call == Call.STOP_REQUESTED
+    requested = request == Request.STOP_REQUESTED
     if run.config.run.paranoid:
         verdicts = run.ranks.gather(
             run.ranks.together(
@@ -205,10 +205,8 @@ def judge(run: Run, metrics: Mapping[str, float], call: Call) -> Verdict:
             )
         verdict = Verdict.from_json(verdicts[0])
     else:
-        verdict = Verdict.from_json(
-            run.ranks.decide(
-                lambda: run.controller.judge(evaluation, requested=requested).to_json()
-            )
+        verdict = run.ranks.decide(
+            lambda: run.controller.judge(evaluation, requested=requested), Verdict
         )
     run.tracker.verdict(verdict, run.position())
     run.engine.observe(metrics)

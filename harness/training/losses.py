@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.metrics.exact import ExactSum, exact_sum
 from harness.ranks.ranks import Ranks
-from harness.stopping.verdict import Window
+from harness.stopping.verdict import LoggedSteps
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class LossWindow:
         self._norms.append(grad_norm)
         self._skipped.append(skipped)
 
-    def read(self, step: int) -> Window:
+    def read(self, step: int) -> LoggedSteps:
         """All steps up to `step` since the last read, with the lowest rank that brought a
         non-finite loss. The host waits. Called by every rank.
         """
         count = len(self._sums)
         first = step - count + 1
         if count == 0:
-            return Window(first_step=first, losses=[], grad_norms=[], skipped=[], offenders={})
+            return LoggedSteps(first_step=first, losses=[], grad_norms=[], skipped=[], offenders={})
         mine = torch.stack([torch.stack(sums) for sums in self._sums]).double()
         by_rank = self._ranks.gather_rows(mine)  # R x (steps, slots)
         items = torch.stack(self._items).tolist()
@@ -80,7 +80,7 @@ class LossWindow:
         for one in taken:
             self._interval.add(one.loss_sum)
             self._interval_items += one.num_items
-        return Window(
+        return LoggedSteps(
             first_step=first,
             losses=[mean_loss([one]) for one in steps],
             grad_norms=[one.grad_norm for one in steps],
@@ -100,7 +100,7 @@ class LossWindow:
         return mean
 
     def state(self) -> dict[str, Any]:
-        """JSON: what was read and not yet taken. Call after `read`."""
+        """JSON: what was read and not yet taken. Request after `read`."""
         pending = [[one.loss_sum, one.num_items, one.grad_norm] for one in self.pending]
         return {
             "pending": pending,

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness import components
 from harness.errors import ConfigError
-from harness.training.parts import _OPTIONS, Option, Parts, _options, _parameters
+from harness.training.parts import OPTIONS, Option, Parts, options_of, twins_of
 
 # Have a fused kernel on the CPU and on CUDA
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
@@ -30,7 +30,7 @@ def build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: Parts) -
     if [group.part for group in groups] == [""]:
         given = groups[0].parameters  # plainly, for an optimizer that makes groups of its own
     optimizer: Optimizer = components.build(wanted, "optimizer", params=given)
-    check_options(optimizer, parts)
+    checkoptions_of(optimizer, parts)
     return optimizer
 
 
@@ -54,11 +54,11 @@ def parameter_groups(network: nn.Module, parts: Parts) -> list[Group]:
     """
     groups: dict[str, Group] = {}
     taken: set[Option] = set()
-    for name, twins in _parameters(network).items():
+    for name, twins in twins_of(network).items():
         parameter = network.get_parameter(name)
         if not parameter.requires_grad:
             continue
-        sayings = [found for one in twins if (found := _options(one, parts))]
+        sayings = [found for one in twins if (found := options_of(one, parts))]
         if any(found != sayings[0] for found in sayings):
             raise ConfigError(
                 f"parts: {' and '.join(twins)} are tied and get different settings. Give both the "
@@ -71,7 +71,7 @@ def parameter_groups(network: nn.Module, parts: Parts) -> list[Group]:
         group = groups.setdefault(part, Group(part, options, []))
         groups[part] = Group(part, options, [*group.parameters, parameter])
     for path, settings in parts.items():
-        for option in _OPTIONS:
+        for option in OPTIONS:
             if getattr(settings, option) is not None and (option, path) not in taken:
                 raise ConfigError(
                     f"parts.{path}.{option}: no effect: no parameter that is trained takes it. "
@@ -80,12 +80,12 @@ def parameter_groups(network: nn.Module, parts: Parts) -> list[Group]:
     return [groups[part] for part in sorted(groups)]
 
 
-def check_options(optimizer: Optimizer, parts: Parts) -> None:
+def checkoptions_of(optimizer: Optimizer, parts: Parts) -> None:
     """Raise ConfigError for a setting of a part that the optimizer does not know: torch would keep
     it without a word.
     """
     for path, settings in parts.items():
-        for option in _OPTIONS:
+        for option in OPTIONS:
             if getattr(settings, option) is not None and option not in optimizer.defaults:
                 raise ConfigError(
                     f"parts.{path}.{option}: {type(optimizer).__name__} has no {option}. Leave it "
@@ -112,3 +112,50 @@ def check_proportions(
             "Give it a list with a rate for each part, after that of the rest, by name; or use one "
             "of harness.schedules."
         )
+
+
+def parameter_names(network: nn.Module) -> dict[Tensor, str]:
+    """Parameters by identity, each under its first name in the network."""
+    return {parameter: name for name, parameter in network.named_parameters()}
+
+
+def regroup(
+    saved: Mapping[str, Any], optimizer: Optimizer, names: Mapping[Tensor, str]
+) -> dict[str, Any]:
+    """What `optimizer_tensors` said beside the tensors, in the present groups: a part may have a
+    rate of its own now, or no longer.
+    """
+    present = [
+        [names.get(parameter, "") for parameter in group["params"]]
+        for group in optimizer.param_groups
+    ]
+    values = {name: group["values"] for group in saved["groups"] for name in group["params"]}
+    if present == [group["params"] for group in saved["groups"]] or sorted(values) != sorted(
+        name for group in present for name in group
+    ):
+        return dict(saved)  # as they are, or of other parameters: to be refused
+    groups = [{"params": group, "values": values[group[0]]} for group in present]
+    return {**saved, "groups": groups}
+
+
+def adopt_changes(
+    optimizer: Optimizer, built_before: Optimizer, fresh: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Let what the config now says of the optimizer hold where it says something else than before;
+    returns what changed.
+
+    built_before: an optimizer of the same network as the checkpoint's config makes it; `fresh`: the
+    parameter groups as the present config made them. Both are compared as built, so that an
+    optimizer may make groups of its own.
+    """
+    changes = []
+    before = {p: group for group in built_before.param_groups for p in group["params"]}
+    for index, (group, new) in enumerate(zip(optimizer.param_groups, fresh, strict=True)):
+        old = before[group["params"][0]] if group["params"] else new
+        for name in new.keys() & old.keys() - {"params"}:
+            if old[name] != new[name]:
+                group[name] = new[name]
+                if name == "lr" and "initial_lr" in group:
+                    group["initial_lr"] = new[name]
+                changes.append(f"group {index}: {name}: {old[name]} -> {new[name]}")
+    return changes

@@ -1,15 +1,22 @@
-"""How ranks share a network."""
+"""How ranks share a network: today each holds a whole copy, and DDP averages their gradients.
 
-import os
+Another way of sharing is another class with the methods of `Replicas`; nothing else knows of DDP.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from torch.utils import deterministic
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import ConfigError
 from harness.ranks.meeting import MEETING
+from harness.ranks.ranks import Ranks
+from harness.training.determinism import require_determinism
+from harness.wording import some
 
 
 def start_accelerator(precision: str, exactness: str, timeout_s: float) -> Accelerator:
@@ -23,17 +30,60 @@ def start_accelerator(precision: str, exactness: str, timeout_s: float) -> Accel
             "train.precision: fp16 needs a CUDA device and there is none. Use bf16 or no."
         )
     if exactness != "none":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # A property that its stubs lack; for finding bugs: costs time and changes nothing that is
-        # exact
-        setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - see above
-        torch.backends.cudnn.benchmark = False
+        require_determinism()
     meeting = InitProcessGroupKwargs(init_method=MEETING, timeout=timedelta(seconds=timeout_s))
     return Accelerator(
         mixed_precision=precision,
-        # The schedule is stepped by the loop, once a step on every rank
+        # The schedule is stepped by the engine, once a step on every rank.
         step_scheduler_with_optimizer=False,
         rng_types=[],  # no synchronisation of generators: randomness is by purpose
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True), meeting],
     )
+
+
+class Replicas:
+    """The network as the training's forward passes see it, a whole copy on each rank."""
+
+    def __init__(self, network: nn.Module, accelerator: Accelerator, ranks: Ranks) -> None:
+        """Called by every rank, once the weights are in."""
+        self.ranks = ranks
+        self.model: nn.Module = accelerator.prepare_model(network)
+        self._accelerator = accelerator
+        self._network = network
+        if isinstance(self.model, DistributedDataParallel):
+            # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
+            # forward: a checkpoint in between would differ.
+            self.model.forward_sync_buffers = False
+        # Taken only now: wrapping may put other tensors in the buffers' places.
+        self.buffers: list[Tensor] = [buffer for buffer in network.buffers() if buffer.numel()]
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        """Inside, backward passes exchange gradients between ranks only if this is the step's last
+        slot.
+        """
+        return nullcontext() if last else self._accelerator.no_sync(self.model)
+
+    def scale(self, loss_sum: Tensor, num_items: Tensor) -> Tensor:
+        """What to take the gradient of, so that the ranks' gradients come to that of the mean over
+        all items: DDP averages over ranks where their sum is needed, hence the factor.
+        """
+        return loss_sum * (self.ranks.size / num_items)
+
+    def agree_on_buffers(self) -> None:
+        """Rank 0's buffers on every rank. Called by every rank."""
+        self.ranks.broadcast_in_place(self.buffers)
+
+    def check_gradients(self) -> None:
+        """After a first backward pass: DDP waits for a gradient of each parameter that is trained;
+        one that never gets any would end a run in its second step. Raises ConfigError.
+        """
+        without = [
+            name
+            for name, parameter in self._network.named_parameters()
+            if parameter.requires_grad and parameter.grad is None
+        ]
+        if without and isinstance(self.model, DistributedDataParallel):
+            raise ConfigError(
+                f"network: no gradient reaches {some(without)}, which several processes cannot "
+                "train. Freeze them, e.g. by parts, or use them."
+            )

@@ -15,14 +15,9 @@ from harness.errors import ConfigError
 from harness.wording import did_you_mean
 
 Parts = Mapping[str, PartConfig]
-
-
 Option = tuple[str, str]  # a setting of the optimizer and the path of the part that gives it
 
-
-_OPTIONS = ("lr", "weight_decay")
-
-
+OPTIONS = ("lr", "weight_decay")
 _SHOWN = 8  # names in a message
 
 
@@ -43,14 +38,14 @@ def freeze(network: nn.Module, parts: Parts) -> None:
 
     Raises ConfigError if none is left, or if tied ones are to be both.
     """
-    for name, twins in _parameters(network).items():
-        said = {one: _said(one, "freeze", parts) for one in twins}
-        if len({bool(said[one]) for one in twins if said[one] is not None}) > 1:
+    for name, twins in twins_of(network).items():
+        given = {one: setting_of(one, "freeze", parts) for one in twins}
+        if len({bool(given[one]) for one in twins if given[one] is not None}) > 1:
             raise ConfigError(
                 f"parts: {' and '.join(twins)} are tied: one tensor cannot be frozen and trained. "
                 "Freeze both or none."
             )
-        if any(said.values()):
+        if any(given.values()):
             network.get_parameter(name).requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         why = (
@@ -77,7 +72,7 @@ def _names(network: nn.Module) -> set[str]:
     return modules | {name for name, _ in network.named_parameters(remove_duplicate=False)}
 
 
-def _parameters(network: nn.Module) -> dict[str, list[str]]:
+def twins_of(network: nn.Module) -> dict[str, list[str]]:
     """All names of each parameter, by its first."""
     twins: dict[int, list[str]] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
@@ -90,7 +85,7 @@ def _around(name: str, parts: Parts) -> Iterator[str]:
     return (path for path in sorted(parts, key=len) if name == path or name.startswith(f"{path}."))
 
 
-def _said(name: str, setting: str, parts: Parts) -> Any:
+def setting_of(name: str, setting: str, parts: Parts) -> Any:
     """The setting of the innermost part around a name that gives it, None if none does."""
     given = [
         value
@@ -100,11 +95,11 @@ def _said(name: str, setting: str, parts: Parts) -> Any:
     return given[-1] if given else None
 
 
-def _options(name: str, parts: Parts) -> dict[str, str]:
+def options_of(name: str, parts: Parts) -> dict[str, str]:
     """Which part gives each setting of the optimizer to a name."""
     return {
         option: path
         for path in _around(name, parts)
-        for option in _OPTIONS
+        for option in OPTIONS
         if getattr(parts[path], option) is not None
     }

@@ -6,7 +6,7 @@ Nothing here is a collective.
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,68 +27,73 @@ from harness.ranks.ranks import Ranks
 from harness.rundir.crashes import FILE as STEP_NOTE
 from harness.rundir.crashes import check_crashes
 from harness.rundir.lease import Lease
-from harness.rundir.outcome import read_outcome
+from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.controller import StopController
 from harness.tasks.task import Task, known_metrics
 from harness.training.engine import Engine
-from harness.training.run import Run
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a launch goes on: rank 0's choice. `checkpoint` is None at the beginning of a run."""
-
-    run_id: str
-    launches: int
-    checkpoint: Path | None
+from harness.training.optimizer import (
+    adopt_changes,
+    build_optimizer,
+    parameter_names,
+    regroup,
+)
+from harness.training.run import Launch, Run
 
 
 def load_state(
-    config: Config, place: Place, engine: Engine, data: Mapping[str, str], ranks: Ranks
+    config: Config, launch: Launch, engine: Engine, data: Mapping[str, str], ranks: Ranks
 ) -> Loaded | None:
     """Read the chosen checkpoint and put its weights and moments in.
 
     Raises CheckpointError, also if `data` (fingerprints by split) has changed.
     """
-    if place.checkpoint is None:
+    if launch.checkpoint is None:
         return None
     loaded = load(
-        place.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu")
+        launch.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu")
     )
     had = loaded.manifest.facts["data"]
     changed = [f"data.{name}" for name in sorted({*had, *data}) if had.get(name) != data.get(name)]
     if changed and config.run.exactness != "none":
         raise CheckpointError(
-            f"{place.checkpoint}: {', '.join(changed)} no longer gives the samples that the run "
+            f"{launch.checkpoint}: {', '.join(changed)} no longer gives the samples that the run "
             "began with, so it cannot go on exactly. "
             "Bring the data back, choose another run.dir, or set run.exactness: none from the "
             "start of a run."
         )
     restore_network(engine.network, loaded)
     fresh = [dict(group) for group in engine.optimizer.param_groups]
-    before = read_config(place.checkpoint / "config.yaml")
+    before = read_config(launch.checkpoint / "config.yaml")
+    names = parameter_names(engine.network)
     restore_optimizer(
         engine.optimizer,
-        engine.parameter_names(),
+        names,
         loaded.optimizer,
-        engine.regrouped(loaded.trainer["optimizer"]),
+        regroup(loaded.trainer["optimizer"], engine.optimizer, names),
     )
-    engine.adopt_changes(before.optimizer, fresh, before.parts)
+    built_before = build_optimizer(before.optimizer, engine.network, before.parts)
+    adopt_changes(engine.optimizer, built_before, fresh)
     engine.restore_rest(loaded.trainer["schedule"], loaded.trainer["scaler"])
     return loaded
 
 
-def restore_place(loaded: Loaded | None, run: Run) -> None:
-    """Where the launch before left: what it still had to do, and the ambient generators as they
-    were; last, so that nothing draws after it.
+def restore_rest(loaded: Loaded | None, run: Run) -> None:
+    """What a checkpoint holds beside weights and moments: the history, what the last launch still
+    had to do, and the ambient generators as they were; last, so that nothing draws after it.
 
-    On another number of ranks the generators are those of the step's boundary.
+    On another number of ranks the generators are those of the step's boundary. Called by every
+    rank.
     """
-    if loaded is not None:
-        run.evaluation_due, run.save_s = (
-            loaded.trainer.get("evaluation_due", False),
-            loaded.trainer.get("save_s"),
-        )
+    trainer = None if loaded is None else loaded.trainer
+    if run.ranks.is_first():
+        run.ledger.resume(None if trainer is None else trainer["ledger"])
+    if trainer is not None:
+        progress = run.progress
+        progress.verdict = run.ranks.together(lambda: run.controller.restore(trainer["stop"]))
+        run.losses.restore(trainer["losses"])
+        run.train_metrics.restore(trainer["train_metrics"], run.ranks.rank)
+        progress.evaluation_due = trainer.get("evaluation_due", False)
+        progress.save_s = trainer.get("save_s")
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
     if loaded is not None and loaded.rng is not None:
         rng = loaded.rng
@@ -121,7 +126,7 @@ def take(lease: Lease, console: Console, directory: Path, interruption: Interrup
     return launches
 
 
-def finished_outcome(config: Config) -> dict[str, Any] | None:
+def finished_outcome(config: Config) -> Outcome | None:
     """The outcome of a run that the present settings would end where it ended; None if it goes on
     or has not begun. Rank 0 only.
     """
@@ -129,50 +134,81 @@ def finished_outcome(config: Config) -> dict[str, Any] | None:
     if outcome is None or not outcome.finished or config.run.resume not in ("auto", "must"):
         return None
     if outcome.reason == "stop_requested":
-        return outcome.to_json() if (config.run.dir / "STOP").exists() else None
+        return outcome if (config.run.dir / "STOP").exists() else None
     if outcome.reason == "diverged":
         # With the same settings it would diverge again
-        return outcome.to_json() if read_config(config.run.dir / "config.yaml") == config else None
+        return outcome if read_config(config.run.dir / "config.yaml") == config else None
     chosen = choose(config.run.dir / "checkpoints", config.run.resume, verify="size")
     if chosen.path is None:
         return None
     task: Task = components.build(config.task, "task")
-    verdict = StopController(config.stop, known_metrics(config, task)).restore(
+    verdict = StopController(config.stop, known_metrics(task, config.data.evaluated)).restore(
         load_trainer(chosen.path)["stop"]
     )
-    return outcome.to_json() if verdict is not None and verdict.stops else None
+    return outcome if verdict is not None and verdict.stops else None
 
 
-def find_place(config: Config, console: Console) -> dict[str, Any]:
-    """Choose the checkpoint to go on from, and leave the resolved config in the run directory.
+@dataclass(frozen=True)
+class Start:
+    """Where a launch goes on, as rank 0 finds it: `checkpoint` is None at the beginning of a run.
 
-    Rank 0 only. Raises HarnessError.
+    `notes`: what a person should know; `superseded`: whether an earlier run is in the way.
     """
+
+    run_id: str
+    checkpoint: str | None
+    notes: list[str]
+    superseded: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Start":
+        return cls(**value)
+
+
+def find_start(config: Config) -> Start:
+    """Choose the checkpoint to go on from; nothing is written. Rank 0 only. Raises HarnessError."""
     directory = config.run.dir
-    if config.run.resume == "never" and config.run.overwrite:
-        set_aside(directory, console)
+    notes = []
     crash = check_crashes(directory, config.run.max_crashes)
     if crash is not None:
-        console.say(f"warning: {directory}: in the launch before, {crash}")
+        notes.append(f"warning: {directory}: in the previous launch, {crash}")
+    if config.run.resume == "never" and config.run.overwrite:
+        superseded = (directory / "checkpoints").exists()
+        return Start(secrets.token_hex(4), None, notes, superseded)
     choice = choose(directory / "checkpoints", config.run.resume, verify=config.checkpoint.verify)
-    for reason in choice.skipped:
-        console.say(f"warning: {reason}")
-    run_id = secrets.token_hex(4)
-    if choice.path is not None:
-        before = read_config(choice.path / "config.yaml")
-        check_schedule(before, config, directory)
-        changes = identity_changes(before, config)
-        if changes:
-            raise ConfigError(
-                f"{directory}: {choice.path.name} belongs to another training. What identifies a "
-                "run has changed:\n  "
-                + "\n  ".join(changes)
-                + "\nTake the changes back, or choose another run.dir."
-            )
-        run_id = load_trainer(choice.path)["run_id"]
-        console.say(f"{directory}: going on from {choice.path.name}")
-        if choice.path.resolve().parent == (directory / "checkpoints").resolve():
-            for name in set_aside_newer(directory / "checkpoints", read_manifest(choice.path).step):
+    notes += [f"warning: {reason}" for reason in choice.skipped]
+    if choice.path is None:
+        return Start(secrets.token_hex(4), None, notes)
+    before = read_config(choice.path / "config.yaml")
+    check_schedule(before, config, directory)
+    changes = identity_changes(before, config)
+    if changes:
+        raise ConfigError(
+            f"{directory}: {choice.path.name} belongs to another training. What identifies a "
+            "run has changed:\n  "
+            + "\n  ".join(changes)
+            + "\nTake the changes back, or choose another run.dir."
+        )
+    notes.append(f"{directory}: going on from {choice.path.name}")
+    return Start(load_trainer(choice.path)["run_id"], str(choice.path), notes)
+
+
+def prepare_directory(config: Config, start: Start, console: Console) -> None:
+    """Make the run directory this launch's: earlier runs and newer checkpoints set aside, the
+    resolved config written. Rank 0 only. Raises CheckpointError.
+    """
+    directory = config.run.dir
+    if start.superseded:
+        set_aside(directory, console)
+    for note in start.notes:
+        console.say(note)
+    if start.checkpoint is not None:
+        checkpoint = Path(start.checkpoint)
+        if checkpoint.resolve().parent == (directory / "checkpoints").resolve():
+            for name in set_aside_newer(directory / "checkpoints", read_manifest(checkpoint).step):
                 console.say(f"warning: {name} is newer and was set aside")
     try:
         (directory / "config.yaml").write_text(resolved_yaml(config))
@@ -182,7 +218,6 @@ def find_place(config: Config, console: Console) -> dict[str, Any]:
             f"{directory}: {error.strerror}. Make the run directory writable or choose another "
             "run.dir."
         ) from error
-    return {"run_id": run_id, "checkpoint": None if choice.path is None else str(choice.path)}
 
 
 def check_schedule(before: Config, now: Config, directory: Path) -> None:

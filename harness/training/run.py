@@ -1,7 +1,7 @@
-"""The parts of a run, as `fit` finds them."""
+"""A run as `fit` finds it: what works together, and where it stands."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,45 @@ from harness.training.losses import LossWindow
 from harness.training.trace import Trace
 
 
-@dataclass
-class Run:
-    """The parts of a training, built by build.py; they know nothing of each other.
+@dataclass(frozen=True)
+class Launch:
+    """One process group's life within a run: its number, and the checkpoint that it went on from,
+    None at the beginning of a run.
+    """
 
-    `step`: the number of steps completed. `found`: the checkpoint that this launch went on from.
-    `verdict`: what the stop settings say of the run as it was found, None if it has no evaluation
-    yet. `evaluation_due`: the evaluation of the last step was left in its midst. `save_s`: what the
-    last save took, None if none is known. `unsaved`: why an interrupted launch did not save its
-    last step.
+    run_id: str
+    number: int
+    checkpoint: Path | None
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    `step`: the number of steps completed. `verdict`: what the stop settings say of the run as it
+    was found, None if it has no evaluation yet. `evaluation_due`: the evaluation of the last step
+    was not finished. `save_s`: what the last save took, None if none is known. `unsaved`: why an
+    interrupted launch did not save its last step. `polled_s`: when rank 0 last looked for a file
+    STOP and at the clock, by time.monotonic().
+    """
+
+    step: int
+    verdict: Verdict | None = None
+    evaluation_due: bool = False
+    save_s: float | None = None
+    unsaved: str | None = None
+    polled_s: float = float("-inf")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a training, put together by build.py; they know nothing of each other.
+
+    `facts`: what identifies the run, for manifests; `learned`: by treatments, in JSON.
     """
 
     config: Config
-    directory: Path
-    run_id: str
+    launch: Launch
     ranks: Ranks
     pulse: Pulse
     interruption: Interruption
@@ -57,22 +82,25 @@ class Run:
     tracker: Tracker
     trace: Trace | None
     ledger: Ledger
-    step: int
-    found: Path | None
-    verdict: Verdict | None
-    launches: int
-    facts: Mapping[str, Any]
-    learned: Sequence[Mapping[str, Any]]  # by treatments, in JSON
     note: StepNote
-    evaluation_due: bool = False
-    save_s: float | None = None
-    unsaved: str | None = None
-    looked_for_requests: float = field(default=float("-inf"))
+    facts: Mapping[str, Any]
+    learned: Sequence[Mapping[str, Any]]
+    progress: Progress
 
     def begin_step(self) -> None:
         """Note the step that is worked on, for messages and for the launch after a crash."""
         self.ranks.step = self.step + 1
         self.note.begin(self.step + 1)
+
+    @property
+    def directory(self) -> Path:
+        """Where the run leaves what it makes."""
+        return self.config.run.dir
+
+    @property
+    def step(self) -> int:
+        """The number of steps completed."""
+        return self.progress.step
 
     @property
     def samples(self) -> int:

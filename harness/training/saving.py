@@ -13,29 +13,30 @@ from harness.interrupt import granted_s
 from harness.randomness import capture_random
 from harness.stopping.verdict import Verdict
 from harness.tasks.learning import learner_states
-from harness.training.agenda import Call
+from harness.training.agenda import Request
+from harness.training.optimizer import parameter_names
 from harness.training.run import Run
 
 
-def save(run: Run, verdict: Verdict | None, call: Call) -> None:
+def save(run: Run, verdict: Verdict | None, request: Request) -> None:
     """Begin a checkpoint of the present step, unless the launch must leave sooner.
 
     Called by every rank; the host waits for the copy alone.
     """
-    if call == Call.INTERRUPTED and not is_worth_saving(run):
+    if request == Request.INTERRUPTED and not is_worth_saving(run):
         return
     with run.ledger.account("checkpoint_stall"):
         optimizer, optimizer_rest = optimizer_tensors(
-            run.engine.optimizer, run.engine.parameter_names()
+            run.engine.optimizer, parameter_names(run.engine.network)
         )
-        interval = run.train_metrics.gathered(run.ranks)
+        interval = run.train_metrics.state(run.ranks)
         exact, exact_reason = run.exactness()
         ranked_by = run.controller.best_metric()
         snapshot = Snapshot(
             step=run.step,
             epoch=run.sampling.epochs_done(run.step),
             samples=run.samples,
-            reason=reason_to_save(verdict, call),
+            reason=reason_to_save(verdict, request),
             exact=exact,
             exact_reason=exact_reason,
             model=run.engine.network.state_dict(),
@@ -50,11 +51,11 @@ def save(run: Run, verdict: Verdict | None, call: Call) -> None:
         run.store.save(snapshot, BestRank(*ranked_by) if ranked_by is not None else None)
 
 
-def reason_to_save(verdict: Verdict | None, call: Call) -> Reason:
+def reason_to_save(verdict: Verdict | None, request: Request) -> Reason:
     """Why a checkpoint is written, for its manifest."""
     if verdict is not None and verdict.stops:
         return "final"
-    if call == Call.INTERRUPTED:
+    if request == Request.INTERRUPTED:
         return "interrupted"
     return "best" if verdict is not None and verdict.new_best else "schedule"
 
@@ -65,7 +66,7 @@ def trainer_state(
     """Everything but tensors that a run needs to go on."""
     engine = run.engine
     return {
-        "run_id": run.run_id,
+        "run_id": run.launch.run_id,
         "step": run.step,
         "stop": run.controller.state(),
         "optimizer": optimizer_rest,
@@ -76,8 +77,8 @@ def trainer_state(
         "ledger": run.ledger.totals(),
         "learned": list(run.learned),
         "task": dict(learner_states(run.task)),
-        "evaluation_due": run.evaluation_due,
-        "save_s": run.save_s,
+        "evaluation_due": run.progress.evaluation_due,
+        "save_s": run.progress.save_s,
     }
 
 
@@ -91,22 +92,20 @@ def is_worth_saving(run: Run) -> bool:
     told: list[Any] = run.ranks.gather([run.interruption.age_s(), run.interruption.cause or ""])
     age_s, cause = max(told)
     run.interruption.ask(cause)  # where the word had not come yet
-    if (
-        run.found is not None
-        and run.found.resolve() == (run.directory / "checkpoints" / step_name(run.step)).resolve()
-    ):
+    present, found = run.directory / "checkpoints" / step_name(run.step), run.launch.checkpoint
+    if found is not None and found.resolve() == present.resolve():
         return False  # asked again before the first step of this launch
     limit_s = granted_s(run.config.interrupt.grace_s, cause, os.environ)
-    needed_s = run.ranks.decide(lambda: run.save_s)
+    needed_s = run.ranks.decide(lambda: run.progress.save_s)
     if limit_s is None or needed_s is None or needed_s <= limit_s - age_s:
         return True
-    run.unsaved = (
+    run.progress.unsaved = (
         f"of the {limit_s:.1f} s granted {max(0.0, limit_s - age_s):.1f} s were left, and a save "
         f"takes {needed_s:.1f} s"
     )
     run.tracker.warn(
-        f"step {run.step:,} is not saved: {run.unsaved}; the next launch does the steps since the "
-        "last checkpoint again"
+        f"step {run.step:,} is not saved: {run.progress.unsaved}; the next launch does the steps "
+        "since the last checkpoint again"
     )
     return False
 
@@ -118,5 +117,5 @@ def report_saves(run: Run) -> None:
     for report in run.store.reports():
         run.tracker.save(report, run.position())
         if report.error is None and not report.skipped:
-            run.save_s = report.total_s
+            run.progress.save_s = report.total_s
     run.ranks.decide(run.store.raise_if_failing)

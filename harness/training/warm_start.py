@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.checkpoint.read import find_checkpoint, load
 from harness.config.schema import Config, PartConfig
 from harness.errors import CheckpointError
+from harness.wording import some
 
 
 def start_weights(network: nn.Module, config: Config) -> list[str]:
@@ -81,7 +82,7 @@ def renamed(
             problem = (
                 f"two weights would be called {clashing[0]}"
                 if clashing
-                else f"none of its names begins with {old!r} ({_some(list(weights))})"
+                else f"none of its names begins with {old!r} ({some(list(weights))})"
             )
             raise CheckpointError(
                 f"{where}: {setting}: {problem}. Look at the names with `fermarsi export` or "
@@ -136,18 +137,10 @@ def put_in(network: nn.Module, weights: Mapping[str, Tensor], where: str, within
     fresh = [name for name in own if name not in weights]
     unused = [name for name in weights if name not in own]
     return (
-        f"{where}: {len(common)} tensors put in; newly initialised: {_some(fresh)}; not used: "
-        f"{_some(unused)}"
+        f"{where}: {len(common)} tensors put in; newly initialised: {some(fresh)}; not used: "
+        f"{some(unused)}"
     )
 
 
 def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
-
-
-def _some(names: list[str]) -> str:
-    return (
-        "none"
-        if not names
-        else ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    )

@@ -1,8 +1,9 @@
 """What is done to samples on their way to the network: small objects that take a whole micro-batch
 and give one.
 
-    treatment(batch) -> batch                  {name: (B, ...) tensor} on the CPU, in a loader's worker
-    treatment(batch, seeds=seeds) -> batch     one that draws: seeds (B,) uint64, each a function of the run's seed, the epoch and the sample
+    treatment(batch) -> batch                  {name: (B, ...) tensor} on the CPU, in a worker
+    treatment(batch, seeds=seeds) -> batch     one that draws: seeds (B,) uint64, each a function of
+                                               the run's seed, the epoch and the sample
 
 What is drawn for a sample is a function of its own seed alone, so that it is the same in every
 micro-batch, worker and rank and after a resume; the ambient generators are never used. A treatment

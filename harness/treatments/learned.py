@@ -1,7 +1,8 @@
 """Treatments that learn from the training split, and are then the same for every split, evaluation
 and prediction.
 
-    observe(batch)             a micro-batch of the training split as the treatments before it give it; each sample once
+    observe(batch)             a micro-batch of the training split as the treatments before it give
+                               it; each sample once
     finish()                   after the last; raises DataError if there was nothing to learn from
     state(), restore(state)    what was learned, as JSON; floats are exact
 
@@ -161,7 +162,7 @@ class Moments:
         ]
 
     def variances(self) -> list[float]:
-        """(C,) mean squares of the distances from the mean, each the float64 next to the true one."""
+        """(C,) mean squares of the distances from the mean, each the nearest float64."""
         columns = zip(self.counts, self._sums, self._squares, strict=True)
         return [
             float(Fraction((count * squares << _UNIT) - total * total, count * count << 2 * _UNIT))
@@ -234,7 +235,7 @@ def _as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def _with_learned(
     batch: Batch, key: str, learned: dict[str, Tensor] | None, *names: str
 ) -> tuple[Tensor, ...]:
-    """The numbers of a batch, and what was learned of each channel in a shape that goes with them."""
+    """The numbers of a batch, and what was learned of each channel in a matching shape."""
     assert learned is not None, "called before finish() or restore()"
     values = numbers(batch, key)
     num_channels = values.shape[1] if values.dim() > 1 else 1

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from harness import components
 from harness.config.identity import identity_changes
-from harness.config.read import describe, read_config, read_stop, resolved_yaml
+from harness.config.read import describe, read_config, read_section, resolved_yaml
 from harness.config.schema import Config
 from harness.errors import ConfigError
 from harness.stopping.budget import Every
+from harness.stopping.settings import StopSettings
 from tests.config.test_document import TEXTS, VALUES
 
 BASE = """\
@@ -266,6 +267,28 @@ def test_a_config_over_a_base_with_overrides() -> None:
         ),
         ("tracking.wandb={}", "tracking.wandb.project: is missing. The W&B project."),
         (
+            "tracking.backends=[wandbb]",
+            "tracking.backends[0]: 'wandbb': give wandb, tensorboard, trackio, or a tracker of "
+            "your own: a mapping with _target_: pkg.mod.Name and its arguments. Did you mean "
+            "wandb?",
+        ),
+        (
+            "tracking.backends=[{_target_: tests.tracking.trackers.Lines, file: x, fil: y}]",
+            "tracking.backends[0].fil: tests.tracking.trackers.Lines has no argument of this name. "
+            "Did you mean file?",
+        ),
+        (
+            "tracking.backends=[{_target_: tests.tracking.trackers.Lines, file: x, run: y}]",
+            "tracking.backends[0].run: the harness gives this argument to "
+            "tests.tracking.trackers.Lines itself. Leave it out.",
+        ),
+        (
+            "tracking.backends=[{_target_: tests.tracking.trackers.Partial}]",
+            "tracking.backends[0]._target_: tests.tracking.trackers.Partial has no event, finish, "
+            "abandon. A tracker has the methods begin, row, event, finish, abandon "
+            "(docs/tracking.md).",
+        ),
+        (
             "tracking.wandb={project: x, tags: a}",
             "tracking.wandb.tags: 'a' is not allowed. Give a list.",
         ),
@@ -480,16 +503,17 @@ def test_somebody_elses_config_may_name_only_what_is_allowed() -> None:
 
 def test_the_stop_section_is_read_without_looking_at_the_rest() -> None:
     Path("stop.yaml").write_text("network: 3\nqqq: 1\nstop: {budget: {epochs: 3}, hold: 1}\n")
-    settings = read_stop(
-        Path("stop.yaml"), ["stop.targets={accuracy: {at_least: 0.9}}", "stop.hold=2"]
+    settings = read_section(
+        Path("stop.yaml"), StopSettings, ["stop.targets={accuracy: {at_least: 0.9}}", "stop.hold=2"]
     )
     assert (settings.hold, settings.targets["accuracy"].at_least) == (2, 0.9)
 
 
 def test_mistakes_in_the_stop_section_are_said_as_ever() -> None:
     with pytest.raises(ConfigError) as caught:
-        read_stop(
+        read_section(
             Path("digits.yaml"),
+            StopSettings,
             ["stop.hodl=2", "stop.budget.epochs=0", "stpo.hold=3", "run.seed=3", "stop-hold=3"],
         )
     assert str(caught.value).splitlines() == [
@@ -506,14 +530,16 @@ def test_mistakes_in_the_stop_section_are_said_as_ever() -> None:
         ConfigError,
         match=r"^empty\.yaml: stop: is missing\. When the run is evaluated and what ends it\.$",
     ):
-        read_stop(Path("empty.yaml"))
+        read_section(Path("empty.yaml"), StopSettings)
 
 
 def test_stop_settings_are_read_without_torch_and_soon() -> None:
     script = (
         "import sys, time; start = time.process_time()\n"
-        "from pathlib import Path; from harness.config.read import read_stop\n"
-        "read_stop(Path('digits.yaml'), ['stop.hold=1']); print(time.process_time() - start)\n"
+        "from pathlib import Path; from harness.config.read import read_section\n"
+        "from harness.stopping.settings import StopSettings\n"
+        "read_section(Path('digits.yaml'), StopSettings, ['stop.hold=1'])\n"
+        "print(time.process_time() - start)\n"
         "assert not {'torch', 'omegaconf', 'numpy', 'accelerate'} & set(sys.modules), "
         "sorted(sys.modules)\n"
     )

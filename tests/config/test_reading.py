@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config.document import Document, to_yaml
-from harness.config.reading import MAX_BYTES, Reading, read
+from harness.config.reading import MAX_BYTES, Draft, read
 from harness.errors import ConfigError
 from tests.config.test_document import SCALARS, VALUES, assert_same
 
@@ -22,8 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def reading(tree: dict[Any, Any], *overrides: str) -> Reading:
-    found = Reading(PATH, tree)
+def reading(tree: dict[Any, Any], *overrides: str) -> Draft:
+    found = Draft(PATH, tree)
     for text in overrides:
         found.override(text)
     return found
@@ -35,7 +35,7 @@ def overridden(tree: dict[Any, Any], *overrides: str) -> dict[Any, Any]:
     return found.tree
 
 
-def messages(found: Reading) -> list[str]:
+def messages(found: Draft) -> list[str]:
     return [str(mistake) for mistake in found.mistakes]
 
 
@@ -291,8 +291,8 @@ def test_any_value_can_be_given_by_an_override(value: Any) -> None:
 # -- interpolation
 
 
-def interpolated(tree: dict[Any, Any], *sections: str) -> Reading:
-    found = Reading(PATH, tree)
+def interpolated(tree: dict[Any, Any], *sections: str) -> Draft:
+    found = Draft(PATH, tree)
     found.interpolate(sections or None)
     return found
 

@@ -127,7 +127,7 @@ def on_a_real_rank(count: int) -> dict[str, bytes]:
     for number in share(count, ranks.rank, ranks.size):
         metrics.update(Direct(), *batches[number], number)
     computed = bits(metrics.compute(ranks))
-    stored = metrics.gathered(ranks)
+    stored = metrics.state(ranks)
     metrics.restore(stored, ranks.rank)
     assert bits(metrics.compute(ranks)) == computed
     return computed
@@ -183,7 +183,7 @@ def test_an_interval_goes_on_after_a_restore_on_another_number_of_ranks(
         metrics = IntervalMetrics(every_kind())
         for number in share(seen, ranks.rank, ranks.size):
             metrics.update(Direct(), *batches[number], number)
-        return metrics.gathered(ranks)
+        return metrics.state(ranks)
 
     stored = on_fake_ranks(before, first)
     assert all(one == stored[0] for one in stored)
@@ -195,7 +195,7 @@ def test_an_interval_goes_on_after_a_restore_on_another_number_of_ranks(
         metrics.restore(document, ranks.rank)
         for number in share(len(batches) - seen, ranks.rank, ranks.size):
             metrics.update(Direct(), *batches[seen + number], seen + number)
-        assert metrics.gathered(ranks).keys() == document.keys()
+        assert metrics.state(ranks).keys() == document.keys()
         return metrics.compute(ranks)
 
     whole = bits(spread(batches, 1)[0])
@@ -220,7 +220,7 @@ def test_stored_floats_keep_nan_and_infinities() -> None:
     metrics.update(Direct(), torch.tensor([[math.inf]]), {"x": torch.zeros(1)}, 0)
     metrics.update(Direct(), torch.tensor([[1.0]]), {"x": torch.zeros(1)}, 1)
     again = IntervalMetrics({"sum": SumMetric(nan_strategy="disable")})
-    again.restore(exact_json.loads(exact_json.dumps(metrics.gathered(Ranks())), "test"), 0)
+    again.restore(exact_json.loads(exact_json.dumps(metrics.state(Ranks())), "test"), 0)
     assert float(again.compute(Ranks())["sum"]) == math.inf
     again.update(Direct(), torch.tensor([[-math.inf]]), {"x": torch.zeros(1)}, 2)
     assert math.isnan(float(again.compute(Ranks())["sum"]))
@@ -229,11 +229,11 @@ def test_stored_floats_keep_nan_and_infinities() -> None:
 def test_millions_of_rows_are_stored_compactly() -> None:
     metrics = IntervalMetrics({"rows": CatMetric(nan_strategy="disable")})
     metrics.update(Direct(), torch.randn(100_000, 1), {"x": torch.zeros(1)}, 0)
-    assert len(json.dumps(metrics.gathered(Ranks()))) < 6 * 100_000
+    assert len(json.dumps(metrics.state(Ranks()))) < 6 * 100_000
 
 
 def test_another_set_of_metrics_is_refused_on_a_restore() -> None:
-    stored = IntervalMetrics({"confusion": Confusion(3)}).gathered(Ranks())
+    stored = IntervalMetrics({"confusion": Confusion(3)}).state(Ranks())
     with pytest.raises(
         CheckpointError,
         match=r"holds the states \{'confusion': \['confusion'\]\}, the task needs \{'mse'",

@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from harness.rundir.outcome import Outcome
 from harness.tracking.backends import TrackioRows
-from harness.tracking.courier import Courier, RunCard, deliver
+from harness.tracking.courier import Courier, RunInfo, deliver
 from harness.tracking.records import Row, read_records
 from tests.pool import command, on_ranks, train_on_ranks
+from tests.tracking.trackers import lines
 
 STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"
 ENDED = Outcome("budget", "spent", 4, 1.0, 4, 1, 1, None, None, True, "", {"compute_s": 1.0})
@@ -118,6 +119,50 @@ def test_a_sync_makes_what_no_launch_has_made(tmp_path: Path) -> None:
     )
 
 
+def test_a_tracker_of_ones_own_gets_the_run_and_one_that_raises_costs_a_line(
+    tmp_path: Path,
+) -> None:
+    run, named = tmp_path / "run", "_target_: tests.tracking.trackers"
+    trackers = (
+        f"{{{named}.Lines, file: mine.jsonl}}, {{{named}.Broken, file: broken.jsonl}}, "
+        f"{{{named}.Unmade}}"
+    )
+    (ended,) = train_on_ranks(
+        1,
+        STORM,
+        [
+            f"run.dir={run}",
+            "network.width=16",
+            "stop.budget.steps=12",
+            f"tracking.backends=[{trackers}]",
+        ],
+    )
+    assert (ended.exit_code, ended.stderr) == (0, ""), ended.stderr
+    mine = run / "mine.jsonl"
+    assert lines(mine, "begin") == [["storm", 11]]
+    assert dict(lines(mine, "row")) == written(run)
+    assert lines(mine, "event") == [
+        record["event"] for record in read_records(run / "metrics.jsonl") if "event" in record
+    ]
+    assert lines(mine, "finish") == ["budget"]
+    warnings = sorted(line for line in ended.stdout.splitlines() if "warning" in line)
+    assert len(warnings) == 2, ended.stdout
+    assert warnings[0].startswith(
+        "warning: tests.tracking.trackers.Broken failed (RuntimeError: no such table); "
+    )
+    assert "Unmade failed (ConfigError: tracking.backends[2]: " in warnings[1]
+    assert "ValueError: no licence" in warnings[1]
+    # Another's run may name any code: a sync makes none of it that was not allowed
+    override = f"tracking.backends=[{{{named}.Lines, file: synced.jsonl}}]"
+    refused = command("track", "sync", run, override)
+    assert refused.exit_code == 2
+    assert "tests.tracking.trackers.Lines is code from elsewhere" in refused.stderr
+    assert not (run / "synced.jsonl").exists()
+    synced = command("track", "sync", run, override, "--allow", "tests")
+    assert synced.stdout.strip() == f"tests.tracking.trackers.Lines: {len(written(run))} rows sent"
+    assert lines(run / "synced.jsonl", "row") == lines(mine, "row")
+
+
 def trackio_without_a_network(directory: str) -> list[str]:
     """The addresses that writing to Trackio connects to."""
     asked: list[str] = []
@@ -128,7 +173,7 @@ def trackio_without_a_network(directory: str) -> list[str]:
 
     socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
     socket.getaddrinfo = lambda *arguments, **more: asked.append(str(arguments)) or []  # type: ignore[func-returns-value]
-    trackio = TrackioRows(RunCard("a", "1", Path(directory), {"x": 1}), "p")
+    trackio = TrackioRows(RunInfo("a", "1", Path(directory), {"x": 1}, "x: 1"), "p")
     assert (
         deliver(
             trackio,

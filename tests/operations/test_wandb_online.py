@@ -248,12 +248,14 @@ def leave_while_wandb_is_stuck(directory: str) -> tuple[float, float]:
     """
     from harness.config.read import read_config
     from harness.console import Console
+    from harness.tracking.courier import RunInfo
     from harness.tracking.tracker import Tracker
 
     config = read_config(STORM, arguments(Path(directory) / "run"))
     (Path(directory) / "run").mkdir()
     tracker = Tracker(config.run.dir, Console(False), enabled=True)
-    tracker.begin(config, "stuck", 0)
+    run = RunInfo(config.run.name, "stuck", config.run.dir, config.to_json(), "")
+    tracker.begin(config.tracking, run, 0)
     begun = time.monotonic()
     for step in range(1, 20_001):
         tracker.train(

@@ -11,7 +11,7 @@ from harness.checkpoint import exact_json
 from harness.errors import ConfigError
 from harness.stopping.controller import StopController
 from harness.stopping.settings import StopSettings
-from harness.stopping.verdict import Best, Evaluation, MetricInfo, Verdict, Window
+from harness.stopping.verdict import Best, Evaluation, LoggedSteps, MetricInfo, Verdict
 
 INFOS = {
     f"{split}/{name}": info
@@ -687,8 +687,8 @@ CASES: list[Case] = [
         "budget",
     ),
     ("within the budget", {"budget": {"epochs": 6, "steps": 501}}, [1.0] * 5, None, None),
-    # -- precedence at one evaluation: diverged, targets_reached, (stop_requested,)
-    # no_improvement, budget
+    # -- precedence at one evaluation: diverged, targets_reached, (stop_requested,) no_improvement,
+    # budget
     (
         "diverged before targets",
         {"targets": ACCURATE},
@@ -1022,9 +1022,9 @@ def window(
     skipped: Sequence[int] = (),
     first: int = 1,
     offenders: dict[int, int] | None = None,
-) -> Window:
+) -> LoggedSteps:
     count = len(losses)
-    return Window(
+    return LoggedSteps(
         first,
         list(losses),
         list(norms) or [1.0] * count,

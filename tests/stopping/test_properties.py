@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from harness.checkpoint import exact_json
 from harness.stopping.controller import StopController
 from harness.stopping.settings import StopSettings
-from harness.stopping.verdict import Evaluation, MetricInfo, Verdict, Window
+from harness.stopping.verdict import Evaluation, LoggedSteps, MetricInfo, Verdict
 
 INFOS = {
     "train/accuracy": MetricInfo("max", 0.0, 1.0),
@@ -88,10 +88,10 @@ def evaluations(
 
 
 @st.composite
-def windows(draw: st.DrawFn, first: int = 1) -> Window:
+def windows(draw: st.DrawFn, first: int = 1) -> LoggedSteps:
     losses = draw(st.lists(near | any_float, max_size=8))
     norms = [draw(st.sampled_from([1.0, 1.0, math.inf])) for _ in losses]
-    return Window(first, losses, norms, [draw(st.booleans()) for _ in losses], {})
+    return LoggedSteps(first, losses, norms, [draw(st.booleans()) for _ in losses], {})
 
 
 def judge(
@@ -121,12 +121,12 @@ def decisions(verdicts: Sequence[Verdict]) -> list[Any]:
 
 @given(all_settings(), evaluations(), st.lists(windows(), max_size=12), st.data())
 def test_judging_is_a_fold(
-    settings: StopSettings, history: list[Evaluation], seen: list[Window], data: st.DataObject
+    settings: StopSettings, history: list[Evaluation], seen: list[LoggedSteps], data: st.DataObject
 ) -> None:
     """Interrupted after any event and gone on in another process, the same verdicts follow: between
     evaluations too.
     """
-    unordered: list[Evaluation | Window] = [*history, *seen]
+    unordered: list[Evaluation | LoggedSteps] = [*history, *seen]
     events = in_order(data.draw(st.permutations(unordered)), history)
     whole = StopController(settings, INFOS)
     expected = [str(take(whole, event)) for event in events]
@@ -145,14 +145,14 @@ def test_judging_is_a_fold(
 
 
 def in_order(
-    mixed: Sequence[Evaluation | Window], history: list[Evaluation]
-) -> list[Evaluation | Window]:
+    mixed: Sequence[Evaluation | LoggedSteps], history: list[Evaluation]
+) -> list[Evaluation | LoggedSteps]:
     """The same mixture, with the evaluations in the order of their steps."""
     ordered = iter(history)
     return [next(ordered) if isinstance(event, Evaluation) else event for event in mixed]
 
 
-def take(controller: StopController, event: Evaluation | Window) -> Verdict:
+def take(controller: StopController, event: Evaluation | LoggedSteps) -> Verdict:
     return controller.judge(event) if isinstance(event, Evaluation) else controller.watch(event)
 
 

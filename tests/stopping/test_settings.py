@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness.stopping.budget import Budget, Every
-from harness.stopping.improvement import Improvement, Patience
+from harness.stopping.improvement import Improvement
+from harness.stopping.patience import Patience
 from harness.stopping.settings import StopSettings
 
 GOOD: list[dict[str, Any]] = [

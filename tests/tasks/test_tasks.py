@@ -26,7 +26,7 @@ from harness.tasks.language import LanguageModelling
 from harness.tasks.learning import learn, restore_learners
 from harness.tasks.regression import Regression
 from harness.tasks.supervised import Supervised
-from harness.tasks.task import Task, detached
+from harness.tasks.task import Task, detach
 
 LABELS = torch.tensor([0, 2, 1, 2, 0, 1])
 LOGITS = torch.tensor([[2.0, 0, 1], [0, 1, 3], [1, 2, 0], [3, 0, 1], [1, 0, 0], [0, 0, 2]])
@@ -550,7 +550,7 @@ def test_a_users_loss_may_take_several_heads_and_targets() -> None:
     task.check(batch)
     expected = 6 * (functional.cross_entropy(LOGITS, LABELS) + 1)
     assert torch.allclose(task.loss_sum(outputs, batch), expected)
-    assert not any(value.requires_grad for value in detached(outputs).values())
+    assert not any(value.requires_grad for value in detach(outputs).values())
     assert task.predictions(outputs, batch).keys() == {"kind", "size"}
     LOGITS.requires_grad_(False)
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from harness.data.sampling import Sampling
 from harness.stopping.budget import Budget, Every
-from harness.training.agenda import Agenda, Call
+from harness.training.agenda import Agenda, Request
 
 
 def agenda(
@@ -25,25 +25,25 @@ def agenda(
 
 
 def test_an_epoch_ends_on_the_first_step_that_completes_it() -> None:
-    ends = [step for step in range(1, 21) if agenda().due(step, Call.NONE).evaluate]
+    ends = [step for step in range(1, 21) if agenda().due(step, Request.NONE).evaluate]
     assert ends == [4, 7, 10, 14, 17, 20]  # 120, 210, 300, 420, 510, 600 samples
 
 
 def test_a_batch_larger_than_the_split_ends_an_epoch_at_each_step() -> None:
     assert all(
-        agenda(num_samples=20, size=30).due(step, Call.NONE).evaluate for step in range(1, 9)
+        agenda(num_samples=20, size=30).due(step, Request.NONE).evaluate for step in range(1, 9)
     )
 
 
 def test_saves_follow_evaluations_unless_they_have_their_own_interval() -> None:
-    assert [step for step in range(1, 11) if agenda().due(step, Call.NONE).save] == [4, 7, 10]
+    assert [step for step in range(1, 11) if agenda().due(step, Request.NONE).save] == [4, 7, 10]
     assert [
-        step for step in range(1, 11) if agenda(save=Every(steps=3)).due(step, Call.NONE).save
+        step for step in range(1, 11) if agenda(save=Every(steps=3)).due(step, Request.NONE).save
     ] == [3, 6, 9]
 
 
 def test_the_last_step_of_the_budget_is_evaluated_and_saved_wherever_it_falls() -> None:
-    due = agenda(save=Every(steps=100), budget=Budget(steps=5)).due(5, Call.NONE)
+    due = agenda(save=Every(steps=100), budget=Budget(steps=5)).due(5, Request.NONE)
     assert due.evaluate
     assert due.save
 
@@ -57,23 +57,23 @@ def test_the_tightest_budget_counts() -> None:
 
 
 def test_an_interruption_saves_without_evaluating() -> None:
-    due = agenda().due(3, Call.INTERRUPTED)
+    due = agenda().due(3, Request.INTERRUPTED)
     assert due.save
     assert due.read
     assert not due.evaluate
 
 
 def test_an_evaluation_that_is_owed_is_all_that_is_done_again() -> None:
-    due = agenda(save=Every(steps=3)).due(5, Call.NONE, owed=True)
+    due = agenda(save=Every(steps=3)).due(5, Request.NONE, owed=True)
     assert due.evaluate
     assert not due.log
     assert not due.read
     assert not due.save
-    assert agenda(save=Every(steps=5)).due(5, Call.NONE, owed=True).save
+    assert agenda(save=Every(steps=5)).due(5, Request.NONE, owed=True).save
 
 
 def test_a_request_to_stop_evaluates_and_saves_at_once() -> None:
-    for call in (Call.STOP_REQUESTED, Call.TIME_UP):
+    for call in (Request.STOP_REQUESTED, Request.TIME_UP):
         due = agenda().due(3, call)
         assert due.evaluate
         assert due.save
@@ -85,6 +85,6 @@ def test_as_many_evaluations_as_stretches_of_epochs_were_completed(
 ) -> None:
     calendar = agenda(num_samples, size, evaluate=Every(epochs=epochs))
     steps = 50
-    fallen = sum(calendar.due(step, Call.NONE).evaluate for step in range(1, steps + 1))
+    fallen = sum(calendar.due(step, Request.NONE).evaluate for step in range(1, steps + 1))
     completed = steps * size // num_samples // epochs
     assert fallen == completed if size <= num_samples * epochs else fallen == steps

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.metrics.exact import ExactSum, exact_sum
 from harness.ranks.ranks import Ranks
-from harness.stopping.verdict import Window
+from harness.stopping.verdict import LoggedSteps
 from harness.training.losses import LossWindow, StepLoss, mean_loss
 from tests.pool import on_ranks
 
@@ -44,7 +44,7 @@ def losses_of_steps() -> list[list[float]]:
     ]
 
 
-def read_on_ranks(bad: dict[tuple[int, int], float]) -> tuple[Window, float, str]:
+def read_on_ranks(bad: dict[tuple[int, int], float]) -> tuple[LoggedSteps, float, str]:
     """Each rank brings its share of the slots; what all of them read, the interval's mean, and the
     state that a checkpoint would hold.
     """

@@ -1,0 +1,100 @@
+"""A network as a checkpoint left it, and the splits of the config that it was trained by."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from harness import components
+from harness.checkpoint.read import find_checkpoint, load, load_trainer
+from harness.checkpoint.state import restore_network
+from harness.config.read import read_config
+from harness.config.schema import Config
+from harness.data.feed import evaluation_batches
+from harness.data.preparing import Learned, build_treatments
+from harness.data.split import Split
+from harness.errors import ConfigError, DataError
+from harness.tasks.learning import restore_learners
+from harness.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network as a checkpoint left it, with the config and the task it was trained by."""
+
+    path: Path
+    config: Config
+    network: nn.Module
+    task: Task
+    device: torch.device
+    learned: Sequence[Learned]
+
+    @property
+    def micro_size(self) -> int:
+        """Samples of a forward pass, as in the training's evaluations."""
+        return self.config.evaluation.micro_size or self.config.batch.micro_size
+
+
+def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
+    """Build the network of a run or checkpoint and put its weights in. Raises HarnessError.
+
+    A checkpoint is data: the components that its config may name are limited to known packages;
+    `allow` adds prefixes.
+    """
+    found = find_checkpoint(path)
+    config = read_config(found / "config.yaml", allow=allow)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network: nn.Module = components.build(config.network, "network")
+    restore_network(network, load(found, rank=0, num_ranks=0, device=torch.device("cpu")))
+    trainer = load_trainer(found)
+    task: Task = components.build(config.task, "task")
+    restore_learners(task, trainer.get("task", {}))
+    learned = [Learned(**one) for one in trainer.get("learned", ())]
+    return Trained(found, config, network.to(device).eval(), task, device, learned)
+
+
+def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = None) -> Split:
+    """A split of the trained config, with another source if one is given; treatments are those of
+    the split.
+    """
+    if name not in ("train", "val", "test"):
+        raise ConfigError(f"split: no such split: {name}. There are train, val and test.")
+    spec = getattr(trained.config.data, name)
+    if spec is None:
+        given = [
+            one for one in ("train", "val", "test") if getattr(trained.config.data, one) is not None
+        ]
+        raise ConfigError(
+            f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(given)}."
+        )
+    where = f"data.{name}" if source is None else "--source"
+    treatments = build_treatments(trained.config.data, name, trained.learned)
+    check = trained.task.check if source is None else trained.task.check_input
+    return Split(
+        components.build(spec.source if source is None else source, f"{where}.source"),
+        treatments,
+        where,
+        check,
+    )
+
+
+def fit_task(trained: Trained, split: Split) -> None:
+    """Let the task learn the shape of the outputs.
+
+    Raises DataError if the network cannot take the split's samples.
+    """
+    for _, batch in evaluation_batches(
+        split, 1, 0, 1, trained.device, 0, np.zeros(1, dtype=np.int64)
+    ):
+        with torch.no_grad():
+            try:
+                trained.task.fit_to(trained.task.forward(trained.network, batch))
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{split.where}: the network cannot take its samples: {type(error).__name__}: "
+                    f"{error}"
+                ) from error

@@ -1,0 +1,76 @@
+"""All criteria of the stop settings together: the one place that lists them."""
+
+from collections.abc import Sequence
+
+from harness.errors import ConfigError
+from harness.stopping.budget import BudgetJudge
+from harness.stopping.divergence import DivergenceJudge
+from harness.stopping.improvement import ImprovementJudge
+from harness.stopping.judge import Judge, problems_of
+from harness.stopping.request import RequestJudge
+from harness.stopping.settings import StopSettings
+from harness.stopping.targets import TargetsJudge, expand
+from harness.stopping.verdict import Metrics, Mode
+
+
+def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -> list[Judge]:
+    """New judges in the order of precedence: of those that stop at one evaluation, the first gives
+    the verdict its reason.
+    """
+    return [
+        DivergenceJudge(settings.divergence, metrics),
+        TargetsJudge(settings.targets, settings.targets_need, settings.hold, metrics),
+        request,
+        ImprovementJudge(
+            settings.improvement,
+            settings.improvement_needs,
+            settings.warmup,
+            metrics,
+            whole_epochs=settings.every.epochs is not None,
+        ),
+        BudgetJudge(settings.budget),
+    ]
+
+
+def problems(settings: StopSettings, metrics: Metrics) -> list[str]:
+    """All that is wrong with the settings for the metrics that there are: what names none,
+    contradicts one or cannot take effect on it.
+    """
+    judges = judges_of(settings, metrics, RequestJudge())
+    found = [problem for judge in judges for problem in judge.problems()]
+    best = [] if settings.best is None else [settings.best]
+    return [*found, *problems_of("best", best, metrics)]
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise ConfigError with all problems in one message, if there are any."""
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        raise ConfigError(
+            "\n".join([f"{len(problems)} problems:", *(f"  {one}" for one in problems)])
+        )
+
+
+def metrics_of(settings: StopSettings, metrics: Metrics) -> set[str]:
+    """All metrics that the settings name."""
+    judges = judges_of(settings, metrics, RequestJudge())
+    named = set() if settings.best is None else {settings.best.metric}
+    return named.union(*(judge.metrics() for judge in judges))
+
+
+def best_metric(settings: StopSettings, metrics: Metrics) -> tuple[str, Mode] | None:
+    """What the best checkpoint is best in: `best`, or the first improvement's metric, or the first
+    target's (validation), or val/loss.
+    """
+    if settings.best is not None:
+        name = settings.best.metric
+    elif settings.improvement:
+        name = settings.improvement[0].metric
+    elif settings.targets:
+        name = expand(next(iter(settings.targets)), metrics)[-1]
+    elif "val/loss" in metrics:
+        name = "val/loss"
+    else:
+        return None
+    return name, metrics[name].mode

@@ -1,0 +1,67 @@
+"""Targets that are numbers of classes or tokens: checked, counted, and turned into a loss."""
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import ConfigError, DataError
+from harness.tasks.task import widen
+
+
+def check_labels(
+    labels: Tensor, name: str, count: int | None, ignored: int | None, what: str, of: str
+) -> None:
+    """Whether labels are integers in [0, count), the ignored ones aside.
+
+    `count` is None before the network's first forward pass.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(
+            f"{name}: {labels.dtype} where {what} numbers are needed. Convert them to integers by "
+            "a treatment."
+        )
+    wide = labels.long()
+    bad = is_item(wide, ignored) & (
+        (wide < 0) | (wide >= (count if count is not None else torch.iinfo(torch.int64).max))
+    )
+    if bad.any():
+        first = int(wide[bad][0])
+        allowed = "below 0" if count is None or first < 0 else f"outside of 0 … {count - 1}"
+        raise DataError(
+            f"{name}: {what} {first} is {allowed} ({int(bad.sum())} of {bad.numel()} in this "
+            "micro-batch). "
+            f"Number them from 0, give the network more {of}, or set task.ignore_index to leave "
+            "them out."
+        )
+
+
+def is_item(targets: Tensor, ignored: int | None) -> Tensor:
+    """Which targets are items: bool of the targets' shape."""
+    return torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
+
+
+def check_label_smoothing(value: float) -> None:
+    """Raise ConfigError for a label smoothing that cannot be."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"label_smoothing: {value} is outside of [0, 1).")
+
+
+def cross_entropy_sum(
+    logits: Tensor,
+    targets: Tensor,
+    ignored: int | None,
+    label_smoothing: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The sum of the cross entropies of all items, a scalar.
+
+    logits: (B, C, ...); targets: (B, ...) int64; weights: (C,), one a class.
+    """
+    wide = widen(logits)
+    return nn.functional.cross_entropy(
+        wide,
+        targets,
+        None if weights is None else weights.to(wide.dtype),
+        reduction="sum",
+        label_smoothing=label_smoothing,
+        ignore_index=-100 if ignored is None else ignored,
+    )

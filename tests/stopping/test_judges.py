@@ -1,0 +1,58 @@
+"""What all criteria together have to be."""
+
+from harness.stopping.judge import Judge
+from harness.stopping.judges import judges_of, metrics_of
+from harness.stopping.request import RequestJudge
+from harness.stopping.settings import StopSettings
+from harness.stopping.verdict import Evaluation, MetricInfo
+
+METRICS = {"train/f1": MetricInfo("max", 0.0, 1.0), "val/f1": MetricInfo("max", 0.0, 1.0)}
+EVERYTHING = StopSettings.model_validate(
+    {
+        "targets": {"f1": {"at_least": 0.9}},
+        "improvement": {"metric": "val/f1", "patience": {"epochs": 3}, "cooldown": 2},
+        "divergence": {"metric": "val/loss", "above": 9.0},
+        "best": {"metric": "val/recall"},
+        "budget": {"epochs": 9, "steps": 90, "hours": 2.0},
+    }
+)
+
+
+def judges(settings: StopSettings = EVERYTHING) -> list[Judge]:
+    return judges_of(settings, METRICS, RequestJudge())
+
+
+def test_the_order_of_precedence_is_that_of_the_docs() -> None:
+    assert [judge.reason for judge in judges()] == [
+        "diverged",
+        "targets_reached",
+        "stop_requested",
+        "no_improvement",
+        "budget",
+    ]
+
+
+def test_criteria_that_are_not_set_find_nothing() -> None:
+    for judge in judges(StopSettings.model_validate({"budget": {"steps": 9}})):
+        found = judge.take(Evaluation(1, 1.0, 1, 0.0, {"val/f1": 0.1}))
+        assert (found.stop, found.outlook, *found.warnings, *found.criteria) == (None, "")
+        assert not judge.metrics()
+
+
+def test_each_criterion_says_which_metrics_and_which_columns_it_needs() -> None:
+    assert metrics_of(EVERYTHING, METRICS) == {"train/f1", "val/f1", "val/loss", "val/recall"}
+    assert [need for judge in judges() for need in judge.needs()] == [
+        ("stop.improvement.patience", "epochs"),
+        ("stop.improvement.cooldown", "lr"),
+        ("stop.budget.epochs", "epochs"),
+        ("stop.budget.hours", "hours"),
+    ]
+
+
+def test_a_criterion_names_the_problems_of_its_own_settings() -> None:
+    found = {judge.reason: list(judge.problems()) for judge in judges()}
+    assert found.pop("diverged") == [
+        "stop.divergence.metric: there is no metric val/loss. Did you mean val/f1? There are "
+        "train/f1, val/f1."
+    ]
+    assert not any(found.values())
