@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.data.source import columns_read, known_of, read_together
+from harness.data.source import as_columns, known_of, read_together
 from harness.errors import ConfigError, DataError, HarnessError
 from harness.wording import did_you_mean
 
@@ -28,7 +28,7 @@ def read_samples(source: Any, indices: Sequence[int], where: str) -> dict[str, V
     Raises DataError with the place of the trouble.
     """
     try:
-        columns = columns_read(read_together(source, indices))
+        columns = as_columns(read_together(source, indices))
         return {name: _values(column) for name, column in columns.items()}
     except HarnessError as error:
         raise type(error)(f"{where}: {error}") from error

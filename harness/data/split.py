@@ -19,9 +19,10 @@ from harness.data.source import (
     Batch,
     Source,
     Treatment,
-    columns_read,
+    as_columns,
     gather_of,
     read_together,
+    sources_of,
     takes_seeds,
     training_only,
 )
@@ -117,7 +118,7 @@ class Split:
 def _is_ours(part: object) -> bool:
     """Whether a source or treatment is of this package, with the sources inside of it."""
     return type(part).__module__.startswith("harness.") and all(
-        map(_is_ours, getattr(part, "sources", {}).values())
+        map(_is_ours, sources_of(part).values())
     )
 
 
@@ -133,7 +134,7 @@ def _as_batch(read: Any) -> Batch:
     """A batch of arrays, or a list of samples, as a dict of tensors (B, ...); what has no numbers
     stays a list.
     """
-    return {name: _as_tensor(values) for name, values in columns_read(read).items()}
+    return {name: _as_tensor(values) for name, values in as_columns(read).items()}
 
 
 def _as_tensor(values: Any) -> Any:

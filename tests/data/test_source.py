@@ -11,13 +11,17 @@ import pytest
 from harness.data.source import (
     SOURCE_PARTS,
     TREATMENT_PARTS,
-    columns_read,
+    as_columns,
     gather_of,
     known_of,
+    learns,
     paths_from_settings,
     paths_of,
     read_together,
     skipped_of,
+    sources_of,
+    takes_seeds,
+    training_only,
     version_of,
 )
 
@@ -80,10 +84,25 @@ class Least:
 
 def test_a_source_without_optional_parts_has_their_documented_meaning() -> None:
     source = Least()
-    assert columns_read(read_together(source, [2, 0])) == {"x": [2.0, 0.0]}
+    assert as_columns(read_together(source, [2, 0])) == {"x": [2.0, 0.0]}
     assert gather_of(source) is None
     assert known_of(source) == {}
     assert skipped_of(source) == ()
     assert paths_of(source) is None
     assert paths_from_settings(Least, {}) is None
+    assert sources_of(source) == {}
     assert version_of(Least) == 1
+
+
+def test_a_treatment_without_optional_parts_has_their_documented_meaning() -> None:
+    def treat(batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+    def draw(batch: dict[str, Any], *, seeds: Any) -> dict[str, Any]:
+        return batch
+
+    assert not takes_seeds(treat)
+    assert takes_seeds(draw)
+    assert not training_only(treat)
+    assert not learns(treat)
+    assert version_of(treat) == 1
