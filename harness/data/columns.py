@@ -65,11 +65,11 @@ def column_of(source: Any, name: str, where: str) -> list[str]:
         return list(known[name])
     texts: list[str] = []
     for _, samples in blocks_of(source, np.arange(len(source)), where):
-        texts += one_a_sample(samples, name, known, where)
+        texts += texts_of(samples, name, known, where)
     return texts
 
 
-def one_a_sample(
+def texts_of(
     samples: Mapping[str, Values], name: str, known: Mapping[str, Sequence[str]], where: str
 ) -> list[str]:
     """A column (B,) of read samples as texts.
@@ -83,7 +83,7 @@ def one_a_sample(
             f"{', '.join(names)}.{did_you_mean(name, names)}"
         )
     values = samples[name]
-    if not is_one_a_sample(values):
+    if not has_one_value(values):
         raise ConfigError(
             f"{where}: {name!r} has {np.asarray(values[0]).size} values a sample, where one is "
             "needed. Name another column."
@@ -91,7 +91,7 @@ def one_a_sample(
     return list(map(str, values.tolist() if isinstance(values, np.ndarray) else values))
 
 
-def is_one_a_sample(values: Values) -> bool:
+def has_one_value(values: Values) -> bool:
     """Whether a column holds one number or text for each sample."""
     return (
         values.ndim == 1

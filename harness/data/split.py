@@ -76,7 +76,7 @@ class Split:
         Raises DataError with the place of the trouble.
         """
         try:
-            with _seeded(ambient_seed) if self._ambient else nullcontext():
+            with _ambient_seed(ambient_seed) if self._ambient else nullcontext():
                 batch = _as_batch(self._read(indices))
                 for treatment, draws in self._treatments:
                     if training or not training_only(treatment):
@@ -123,7 +123,7 @@ def _is_ours(part: object) -> bool:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _ambient_seed(seed: int) -> Iterator[None]:
     """Ambient generators for code that draws without being given seeds."""
     with preserved():
         seed_ambient(seed)
