@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from harness.data.feed import Feed
 from harness.data.sampling import Sampling
 from harness.data.split import Split
-from harness.data.store import Store, Stored
+from harness.data.store import EntrySource, Store
 from harness.tasks.classification import Classification
 
 NUM, SIZE, ROUNDS = 60_000, 256, 7
@@ -77,7 +77,7 @@ def compare(dtype: type[np.generic]) -> float:
         )
         task = Classification(input="image", target="label")
         task.fit_to(torch.zeros(1, 10))
-        split = Split(Stored(path), (), "data.train", task.check)
+        split = Split(EntrySource(path), (), "data.train", task.check)
         images, labels = (
             np.asarray(np.load(path / "shard-00000" / f"{column}.npy", mmap_mode="r"))
             for column in ("image", "label")

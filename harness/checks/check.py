@@ -20,7 +20,7 @@ from harness.checks.leaks import (
     columns_of_rules,
 )
 from harness.checks.numbers import check_numbers
-from harness.checks.report import Findings, Looked, Report
+from harness.checks.report import Findings, Report, SplitSummary
 from harness.checks.roles import Role, Roles, roles_of
 from harness.checks.survey import Survey, survey
 from harness.data.settings import DataConfig
@@ -75,7 +75,7 @@ def check_data(
         remedied = data.train.balance == role.target or _has_weights(task)
         _check_classes(surveys, role, targets, findings, remedied=remedied)
     return Report(
-        findings.sorted(), [_looked(one, roles, surveys) for one in surveys], findings.notes
+        findings.sorted(), [_summarise(one, roles, surveys) for one in surveys], findings.notes
     )
 
 
@@ -107,7 +107,7 @@ def _has_weights(spec: Any) -> bool:
     return False
 
 
-def _looked(one: Survey, roles: Roles, surveys: list[Survey]) -> Looked:
+def _summarise(one: Survey, roles: Roles, surveys: list[Survey]) -> SplitSummary:
     """Of the first target that is a class; without one all samples are of one kind."""
     role = roles.classes[0] if roles.classes else None
     labels = None if role is None else one.labels(role.target)
@@ -117,7 +117,7 @@ def _looked(one: Survey, roles: Roles, surveys: list[Survey]) -> Looked:
         rows.setdefault("" if labels is None else names.get(labels[at], labels[at]), []).append(row)
     rows = {name: rows[name] for name in sorted(rows, key=in_order)}
     some = {name: _spread(of, min(SOME, len(of))) for name, of in rows.items()}
-    return Looked(
+    return SplitSummary(
         one.split,
         one.num_samples,
         len(one.rows),

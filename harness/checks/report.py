@@ -32,7 +32,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Looked:
+class SplitSummary:
     """What was looked at of a split, how many samples each class has among it, and the rows of some
     of them, by class.
     """
@@ -59,7 +59,7 @@ class Report:
     """
 
     findings: Sequence[Finding]
-    looked: Sequence[Looked]
+    summaries: Sequence[SplitSummary]
     notes: Sequence[str]
 
     def errors(self) -> list[Finding]:
@@ -81,7 +81,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {
             "findings": [asdict(one) for one in self.findings],
-            "looked": [asdict(one) for one in self.looked],
+            "looked": [asdict(one) for one in self.summaries],
             "notes": list(self.notes),
         }
 

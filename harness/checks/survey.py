@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from harness.checks.channels import Channels
 from harness.checks.roles import Roles
-from harness.data.columns import Values, blocks_of, is_one_a_sample, one_a_sample
+from harness.data.columns import Values, blocks_of, has_one_value, texts_of
 from harness.data.source import known_of
 from harness.errors import ConfigError
 
@@ -113,13 +113,13 @@ def survey(
                 *(
                     target
                     for target in targets
-                    if target in samples and is_one_a_sample(samples[target])
+                    if target in samples and has_one_value(samples[target])
                 ),
             ]
         ):
             if name in samples or name not in found.known:
                 found.columns.setdefault(name, []).extend(
-                    one_a_sample(samples, name, found.known, f"data.checks: {where}")
+                    texts_of(samples, name, found.known, f"data.checks: {where}")
                 )
         classes = {role.target for role in roles.classes}
         for name, values in samples.items():

@@ -16,7 +16,7 @@ from harness.components import TARGET
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.console import Console
-from harness.data.preparing import Feedback, Prepared, Sources, prepare
+from harness.data.preparing import Feedback, Preparation, Sources, prepare
 from harness.data.split import Split
 from harness.data.store import Entry, Store
 from harness.errors import ConfigError
@@ -103,14 +103,14 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[Config, Store]:
     return config, Store(config.data.store.dir)
 
 
-def _prepare(config: Config, feedback: Feedback, *, build: bool = True) -> Prepared:
+def _prepare(config: Config, feedback: Feedback, *, build: bool = True) -> Preparation:
     names = [name for name in ("train", "val", "test") if getattr(config.data, name) is not None]
     return prepare(
         config.data, names, Sources(config.data), None, config.run.dir, feedback, build=build
     )
 
 
-def _listed(store: Store, prepared: Prepared) -> Listing:
+def _listed(store: Store, prepared: Preparation) -> Listing:
     used = {Path(entry).name: name for name, entry in prepared.stored.items()}
     rows = [StoreRow(entry, used.get(entry.key, "")) for entry in store.entries()]
     return Listing("store", COLUMNS, rows)
@@ -142,7 +142,7 @@ class CheckResult:
         # Outside of the table, which would break paths at its border
         for one in report.findings:
             yield "\n    ".join([f"{one.level}: {one.check}: {one.message}", *one.examples])
-        yield from [*map(str, report.looked), *report.notes]
+        yield from [*map(str, report.summaries), *report.notes]
         if not report.findings:
             yield "nothing was found"
         if self.written is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.checks.report import Looked, Report
+from harness.checks.report import Report, SplitSummary
 from harness.checks.roles import Roles
 from harness.checks.survey import content_of
 from harness.commands.report import PAGE
@@ -41,10 +41,10 @@ def write_page(
     `sources`: by split, to read the pictured samples from. Raises ConfigError if it cannot be
     written, and DataError.
     """
-    parts = [_STYLE, _findings(report), "<h2>Samples</h2>", _counts(report.looked)]
+    parts = [_STYLE, _findings(report), "<h2>Samples</h2>", _counts(report.summaries)]
     parts += [
         f"<h3>data.{html.escape(one.split)}</h3>{_samples(one, sources[one.split], roles)}"
-        for one in report.looked
+        for one in report.summaries
     ]
     try:
         path.write_text(
@@ -67,12 +67,12 @@ def _findings(report: Report) -> str:
         )
     found = f"<table>{''.join(rows)}</table>" if rows else "<p class=reason>Nothing was found.</p>"
     notes = "".join(
-        f"<li>{html.escape(note)}" for note in [*map(str, report.looked), *report.notes]
+        f"<li>{html.escape(note)}" for note in [*map(str, report.summaries), *report.notes]
     )
     return f"<h2>Findings</h2>{found}<ul>{notes}</ul>"
 
 
-def _counts(looked: Sequence[Looked]) -> str:
+def _counts(looked: Sequence[SplitSummary]) -> str:
     """A row a class, a column a split."""
     names = list(dict.fromkeys(name for one in looked for name in one.classes))
     if names in ([""], []):
@@ -86,11 +86,11 @@ def _counts(looked: Sequence[Looked]) -> str:
     return f"<table><tr><th>class{head}{''.join(rows)}</table>"
 
 
-def _share(one: Looked, name: str) -> float:
+def _share(one: SplitSummary, name: str) -> float:
     return one.classes.get(name, 0) / max(1, one.looked_at)
 
 
-def _samples(one: Looked, source: Any, roles: Roles) -> str:
+def _samples(one: SplitSummary, source: Any, roles: Roles) -> str:
     names = list(one.some)[:CLASSES]
     where = f"data.{one.split}"
     read = {name: read_samples(source, one.some[name], where) for name in names}

@@ -21,7 +21,7 @@ from harness import components
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import to_device
-from harness.data.preparing import Feedback, Prepared, Sources, fit, open_splits
+from harness.data.preparing import Feedback, Preparation, Sources, fit, open_splits
 from harness.data.sampling import fitting_world_sizes
 from harness.data.source import Batch
 from harness.randomness import seed_ambient, seed_for
@@ -185,7 +185,7 @@ def describe_network(
 def _micro_batch(config: Config, task: Task) -> Batch:
     """The first samples of the training split, without augmentation."""
     sources = Sources(config.data)
-    prepared = Prepared({}, {}, fit(config.data, sources, Feedback()))
+    prepared = Preparation({}, {}, fit(config.data, sources, Feedback()))
     split = open_splits(config.data, ("train",), sources, prepared, task.check)["train"]
     indices = np.arange(min(len(split), config.batch.micro_size), dtype=np.int64)
     return split.fetch(indices, indices.astype(np.uint64), 0, training=False)

@@ -15,7 +15,7 @@ from harness.checkpoint.state import restore_network
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import evaluation_batches
-from harness.data.preparing import Learned, build_treatments
+from harness.data.preparing import TreatmentState, build_treatments
 from harness.data.split import Split
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
@@ -31,7 +31,7 @@ class Trained:
     network: nn.Module
     task: Task
     device: torch.device
-    learned: Sequence[Learned]
+    learned: Sequence[TreatmentState]
 
     @property
     def micro_size(self) -> int:
@@ -53,7 +53,7 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     trainer = load_trainer(found)
     task: Task = components.build(config.task, "task")
     restore_learners(task, trainer.get("task", {}))
-    learned = [Learned(**one) for one in trainer.get("learned", ())]
+    learned = [TreatmentState(**one) for one in trainer.get("learned", ())]
     return Trained(found, config, network.to(device).eval(), task, device, learned)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.data.source import columns_read, known_of, read_together
+from harness.data.source import as_columns, known_of, read_together
 from harness.errors import ConfigError, DataError, HarnessError
 from harness.wording import did_you_mean
 
@@ -28,7 +28,7 @@ def read_samples(source: Any, indices: Sequence[int], where: str) -> dict[str, V
     Raises DataError with the place of the trouble.
     """
     try:
-        columns = columns_read(read_together(source, indices))
+        columns = as_columns(read_together(source, indices))
         return {name: _values(column) for name, column in columns.items()}
     except HarnessError as error:
         raise type(error)(f"{where}: {error}") from error
@@ -65,11 +65,11 @@ def column_of(source: Any, name: str, where: str) -> list[str]:
         return list(known[name])
     texts: list[str] = []
     for _, samples in blocks_of(source, np.arange(len(source)), where):
-        texts += one_a_sample(samples, name, known, where)
+        texts += texts_of(samples, name, known, where)
     return texts
 
 
-def one_a_sample(
+def texts_of(
     samples: Mapping[str, Values], name: str, known: Mapping[str, Sequence[str]], where: str
 ) -> list[str]:
     """A column (B,) of read samples as texts.
@@ -83,7 +83,7 @@ def one_a_sample(
             f"{', '.join(names)}.{did_you_mean(name, names)}"
         )
     values = samples[name]
-    if not is_one_a_sample(values):
+    if not has_one_value(values):
         raise ConfigError(
             f"{where}: {name!r} has {np.asarray(values[0]).size} values a sample, where one is "
             "needed. Name another column."
@@ -91,7 +91,7 @@ def one_a_sample(
     return list(map(str, values.tolist() if isinstance(values, np.ndarray) else values))
 
 
-def is_one_a_sample(values: Values) -> bool:
+def has_one_value(values: Values) -> bool:
     """Whether a column holds one number or text for each sample."""
     return (
         values.ndim == 1

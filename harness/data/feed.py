@@ -47,7 +47,7 @@ class _Slots(Dataset[Any]):
             if self.split.draws
             else np.zeros(len(samples), dtype=np.uint64)
         )
-        return _guarded(lambda: self.split.fetch(samples, seeds, seed, training=True))
+        return _catch(lambda: self.split.fetch(samples, seeds, seed, training=True))
 
 
 class _Blocks(Dataset[Any]):
@@ -66,7 +66,7 @@ class _Blocks(Dataset[Any]):
     def __getitem__(self, block: int) -> Batch | _Failure:
         samples = self.samples[block * self.size : (block + 1) * self.size]
         seed = seed_for(0, "evaluation", block)
-        return _guarded(
+        return _catch(
             lambda: self.split.fetch(samples, samples.astype(np.uint64), seed, training=False)
         )
 
@@ -97,14 +97,14 @@ class Feed:
 
     def next_step(self) -> list[Batch]:
         """The micro-batches of this rank's slots, in order, on the device. Raises DataError."""
-        return [_opened(next(self._batches)) for _ in self._slots]
+        return [_unwrap(next(self._batches)) for _ in self._slots]
 
     def sample_batch(self, step: int) -> Batch:
         """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
         does not move.
         """
         return to_device(
-            _opened(self._dataset[step * self._num_slots + self._slots[0]]), self._device
+            _unwrap(self._dataset[step * self._num_slots + self._slots[0]]), self._device
         )
 
 
@@ -131,7 +131,7 @@ def evaluation_batches(
     if len(mine) == 0:
         return
     for block, batch in zip(mine, _loader(blocks, mine, device, num_workers), strict=True):
-        yield block, _opened(batch)
+        yield block, _unwrap(batch)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -212,14 +212,14 @@ def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _guarded(fetch: Callable[[], Batch]) -> Batch | _Failure:
+def _catch(fetch: Callable[[], Batch]) -> Batch | _Failure:
     try:
         return fetch()
     except HarnessError as error:
         return _Failure(error.to_json())
 
 
-def _opened(batch: Any) -> Batch:
+def _unwrap(batch: Any) -> Batch:
     if isinstance(batch, _Failure):
         raise error_from_json(batch.error)
     opened: Batch = batch

@@ -37,7 +37,7 @@ from harness.data.source import (
     training_only,
 )
 from harness.data.split import Split
-from harness.data.store import Store, Stored
+from harness.data.store import EntrySource, Store
 from harness.durable import read_json, write_json
 from harness.errors import ConfigError, HarnessError
 
@@ -54,7 +54,7 @@ Spec = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Learned:
+class TreatmentState:
     """What a treatment of the training split learned."""
 
     treatment: Spec
@@ -62,21 +62,23 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Preparation:
     """By split: `keys`, digests of all that its samples follow from, and `stored`, the paths of
     entries of the store.
     """
 
     keys: Mapping[str, str]
     stored: Mapping[str, str]
-    learned: Sequence[Learned]
+    learned: Sequence[TreatmentState]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Prepared":
-        return cls(value["keys"], value["stored"], [Learned(**one) for one in value["learned"]])
+    def from_json(cls, value: Mapping[str, Any]) -> "Preparation":
+        return cls(
+            value["keys"], value["stored"], [TreatmentState(**one) for one in value["learned"]]
+        )
 
 
 @dataclass
@@ -117,12 +119,12 @@ def prepare(
     config: DataConfig,
     names: Sequence[str],
     sources: Sources,
-    learned: Sequence[Learned] | None,
+    learned: Sequence[TreatmentState] | None,
     memo: Path,
     feedback: Feedback,
     *,
     build: bool = True,
-) -> Prepared:
+) -> Preparation:
     """Fit what has to learn (`learned`: what an earlier launch's treatments did), and build what
     the store lacks unless told not to. Rank 0 only.
 
@@ -130,7 +132,7 @@ def prepare(
     ConfigError and DataError; `feedback.check_leave` may raise too.
     """
     store = None if config.store is None else Store(config.store.dir)
-    hashes = Hashes((memo if store is None else _made(store.directory)) / MEMO)
+    hashes = Hashes((memo if store is None else _make_directory(store.directory)) / MEMO)
     content = {
         name: _content(
             split_config(config, name).source,
@@ -143,7 +145,7 @@ def prepare(
         for name in names
     }
     if learned is None:
-        learned = _learned(config, content, sources, store, feedback)
+        learned = _fit_or_recall(config, content, sources, store, feedback)
     keys, stored = {}, {}
     for name in names:
         split = split_config(config, name)
@@ -172,7 +174,7 @@ def prepare(
                     config, name, store, key, sources[name], treatments[:num_once], feedback
                 )
             stored[name] = str(path)
-    return Prepared(keys, stored, learned)
+    return Preparation(keys, stored, learned)
 
 
 def _build_entry(
@@ -205,7 +207,7 @@ def open_splits(
     config: DataConfig,
     names: Sequence[str],
     sources: Sources,
-    prepared: Prepared,
+    prepared: Preparation,
     check: Callable[[Batch], None],
 ) -> dict[str, Split]:
     """The named splits, ready to be read.
@@ -221,7 +223,7 @@ def open_splits(
         path = prepared.stored.get(name)
         done = 0 if path is None else count_once(split.treatments, treatments)
         splits[name] = Split(
-            sources[name] if path is None else Stored(Path(path)),
+            sources[name] if path is None else EntrySource(Path(path)),
             treatments[done:],
             f"data.{name}",
             check,
@@ -229,7 +231,9 @@ def open_splits(
     return splits
 
 
-def build_treatments(config: DataConfig, name: str, learned: Sequence[Learned]) -> list[Treatment]:
+def build_treatments(
+    config: DataConfig, name: str, learned: Sequence[TreatmentState]
+) -> list[Treatment]:
     """A split's treatments, those that learn with what an equal one of the training split learned.
 
     Raises ConfigError if there is none.
@@ -255,12 +259,12 @@ def build_treatments(config: DataConfig, name: str, learned: Sequence[Learned]) 
     return treatments
 
 
-def fit(config: DataConfig, sources: Sources, feedback: Feedback) -> list[Learned]:
+def fit(config: DataConfig, sources: Sources, feedback: Feedback) -> list[TreatmentState]:
     """What the treatments of the training split learn from it, one after another.
 
     Raises DataError.
     """
-    learned: list[Learned] = []
+    learned: list[TreatmentState] = []
     ready: list[Treatment] = []
     for index, spec in enumerate(config.train.treatments):
         where = f"data.train.treatments[{index}]"
@@ -274,18 +278,18 @@ def fit(config: DataConfig, sources: Sources, feedback: Feedback) -> list[Learne
                 treatment.observe(batch)
                 feedback.progress(where, min(len(before), (block + 1) * FIT_SAMPLES), len(before))
             treatment.finish()
-            learned.append(Learned(dict(spec), treatment.state()))
+            learned.append(TreatmentState(dict(spec), treatment.state()))
         ready.append(treatment)
     return learned
 
 
-def _learned(
+def _fit_or_recall(
     config: DataConfig,
     content: Mapping[str, str],
     sources: Sources,
     store: Store | None,
     feedback: Feedback,
-) -> Sequence[Learned]:
+) -> Sequence[TreatmentState]:
     """As `fit`, or what an earlier run left in the store for the same data and treatments."""
     train = config.train
     if store is None or not any(learns(components.find(spec[TARGET])) for spec in train.treatments):
@@ -302,7 +306,7 @@ def _learned(
     if not path.exists():
         learned = fit(config, sources, feedback)
         write_json(path, [asdict(one) for one in learned], sync=True)
-    return [Learned(**one) for one in read_json(path)]
+    return [TreatmentState(**one) for one in read_json(path)]
 
 
 def count_once(specs: Sequence[Spec], treatments: Sequence[Treatment]) -> int:
@@ -349,7 +353,7 @@ def _bytes(value: Any) -> str:
     )
 
 
-def _made(directory: Path) -> Path:
+def _make_directory(directory: Path) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,7 +8,7 @@ that the function which asks for it gives.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ Batch = dict[str, Any]
 Treatment = Callable[..., Batch]
 
 
-@runtime_checkable
 class Source(Protocol):
     """Where samples come from; all that a source has to offer."""
 
@@ -32,8 +31,7 @@ class Source(Protocol):
         ...
 
 
-@runtime_checkable
-class ReadsTogether(Protocol):
+class BatchReader(Protocol):
     """A source that reads many samples faster than one by one."""
 
     def __getitems__(self, indices: list[int]) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
@@ -41,8 +39,7 @@ class ReadsTogether(Protocol):
         ...
 
 
-@runtime_checkable
-class Gathers(Protocol):
+class ArrayReader(Protocol):
     """A source that takes indices as an array, as the store does; preferred to `__getitems__`
     for micro-batches.
     """
@@ -52,8 +49,7 @@ class Gathers(Protocol):
         ...
 
 
-@runtime_checkable
-class Known(Protocol):
+class KnownColumns(Protocol):
     """A source that knows columns of its samples without reading them."""
 
     def known(self) -> Mapping[str, Sequence[str]]:
@@ -61,8 +57,7 @@ class Known(Protocol):
         ...
 
 
-@runtime_checkable
-class HasPaths(Protocol):
+class SourceFiles(Protocol):
     """A source that names the files it reads; their bytes identify its content."""
 
     def paths(self) -> Sequence[Path]:
@@ -70,8 +65,7 @@ class HasPaths(Protocol):
         ...
 
 
-@runtime_checkable
-class FindsPaths(Protocol):
+class FileFinder(Protocol):
     """A source whose class names the files from its settings alone, so that content already in
     the store need not be opened.
     """
@@ -81,8 +75,7 @@ class FindsPaths(Protocol):
         ...
 
 
-@runtime_checkable
-class Skips(Protocol):
+class SkippedFiles(Protocol):
     """A source that may leave out files it cannot read."""
 
     @property
@@ -91,8 +84,16 @@ class Skips(Protocol):
         ...
 
 
-@runtime_checkable
-class Versioned(Protocol):
+class CompositeSource(Protocol):
+    """A source that reads from others: it counts as foreign code if one of them does."""
+
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        """The sources inside of it, by a name of its own choice."""
+        ...
+
+
+class ResultVersion(Protocol):
     """A source or a treatment whose class counts the changes of its results."""
 
     @property
@@ -101,7 +102,7 @@ class Versioned(Protocol):
         ...
 
 
-class Treats(Protocol):
+class PlainTreatment(Protocol):
     """A treatment that draws nothing; all that a treatment has to offer."""
 
     def __call__(self, batch: Batch) -> Batch:
@@ -109,7 +110,7 @@ class Treats(Protocol):
         ...
 
 
-class Draws(Protocol):
+class RandomTreatment(Protocol):
     """A treatment that draws: it is known by its parameter `seeds`."""
 
     def __call__(self, batch: Batch, *, seeds: NDArray[np.uint64]) -> Batch:
@@ -117,9 +118,10 @@ class Draws(Protocol):
         ...
 
 
-@runtime_checkable
-class Learns(Protocol):
-    """A treatment that learns from the training split; `observe` and `finish` mark it."""
+class Learner(Protocol):
+    """What learns from the training split before the first step: a treatment, known by `observe`
+    and `finish`, or a part of a task; what it learned is in every checkpoint.
+    """
 
     def observe(self, batch: Batch) -> None:
         """A micro-batch of the training split; each sample comes once, in order."""
@@ -138,8 +140,7 @@ class Learns(Protocol):
         ...
 
 
-@runtime_checkable
-class TrainingOnly(Protocol):
+class TrainingTreatment(Protocol):
     """A treatment that evaluations and predictions may leave out."""
 
     @property
@@ -148,9 +149,19 @@ class TrainingOnly(Protocol):
         ...
 
 
-# The optional and the required, as docs/sources.md and docs/treatments.md describe them
-SOURCE_PARTS = (Source, ReadsTogether, Gathers, Known, HasPaths, FindsPaths, Skips, Versioned)
-TREATMENT_PARTS = (Treats, Draws, Learns, TrainingOnly, Versioned)
+# Required and optional parts, exactly those that docs/sources.md and docs/treatments.md list
+SOURCE_PARTS = (
+    Source,
+    BatchReader,
+    ArrayReader,
+    KnownColumns,
+    SourceFiles,
+    FileFinder,
+    SkippedFiles,
+    CompositeSource,
+    ResultVersion,
+)
+TREATMENT_PARTS = (PlainTreatment, RandomTreatment, Learner, TrainingTreatment, ResultVersion)
 
 
 def read_together(source: Source, indices: Sequence[int]) -> Any:
@@ -161,7 +172,7 @@ def read_together(source: Source, indices: Sequence[int]) -> Any:
     return together(list(indices))
 
 
-def columns_read(read: Any) -> Mapping[str, Any]:
+def as_columns(read: Any) -> Mapping[str, Any]:
     """What `read_together` gave, as {name: column of B}."""
     if isinstance(read, Mapping):
         return read
@@ -184,6 +195,12 @@ def skipped_of(source: Any) -> Sequence[str]:
     """Messages about the files a source left out; () if it leaves none out."""
     skipped: Sequence[str] = getattr(source, "skipped", ())
     return skipped
+
+
+def sources_of(source: Any) -> Mapping[str, Any]:
+    """The sources that a source reads from; {} if it reads from none."""
+    sources: Mapping[str, Any] = getattr(source, "sources", {})
+    return sources
 
 
 def paths_of(source: Any) -> Sequence[Path] | None:

@@ -19,9 +19,10 @@ from harness.data.source import (
     Batch,
     Source,
     Treatment,
-    columns_read,
+    as_columns,
     gather_of,
     read_together,
+    sources_of,
     takes_seeds,
     training_only,
 )
@@ -75,7 +76,7 @@ class Split:
         Raises DataError with the place of the trouble.
         """
         try:
-            with _seeded(ambient_seed) if self._ambient else nullcontext():
+            with _ambient_seed(ambient_seed) if self._ambient else nullcontext():
                 batch = _as_batch(self._read(indices))
                 for treatment, draws in self._treatments:
                     if training or not training_only(treatment):
@@ -117,12 +118,12 @@ class Split:
 def _is_ours(part: object) -> bool:
     """Whether a source or treatment is of this package, with the sources inside of it."""
     return type(part).__module__.startswith("harness.") and all(
-        map(_is_ours, getattr(part, "sources", {}).values())
+        map(_is_ours, sources_of(part).values())
     )
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _ambient_seed(seed: int) -> Iterator[None]:
     """Ambient generators for code that draws without being given seeds."""
     with preserved():
         seed_ambient(seed)
@@ -133,7 +134,7 @@ def _as_batch(read: Any) -> Batch:
     """A batch of arrays, or a list of samples, as a dict of tensors (B, ...); what has no numbers
     stays a list.
     """
-    return {name: _as_tensor(values) for name, values in columns_read(read).items()}
+    return {name: _as_tensor(values) for name, values in as_columns(read).items()}
 
 
 def _as_tensor(values: Any) -> Any:

@@ -90,14 +90,14 @@ class Store:
         them.
         """
         path = self.directory / key
-        with _telling(path):
+        with _explain_os_errors(path):
             make_directory(path)
         begin = number = 0
         columns: dict[str, str] = {}
         while begin < len(split):
             shard = path / f"shard-{number:05}"
             if not shard.is_dir():
-                with _telling(path):
+                with _explain_os_errors(path):
                     _write_shard(
                         shard, _next_shard(split, begin, num_workers, check_leave, progress)
                     )
@@ -107,7 +107,7 @@ class Store:
             number += 1
             progress(begin, len(split))
         known = known_of(split.source)
-        with _telling(path):
+        with _explain_os_errors(path):
             write_json(
                 path / KNOWN, {name: list(values) for name, values in known.items()}, sync=True
             )
@@ -150,13 +150,13 @@ class Store:
         """
         gone = [entry for entry in self.entries() if entry.key not in keep]
         for entry in gone:
-            with _telling(entry.path):
+            with _explain_os_errors(entry.path):
                 (entry.path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(entry.path)
         return gone
 
 
-class Stored:
+class EntrySource:
     """An entry as a source.
 
     A sample has the columns that were kept; ragged columns come as lists of arrays, text as lists
@@ -182,8 +182,8 @@ class Stored:
                 "Delete it: it will be built again."
             )
 
-    def __reduce__(self) -> tuple[type["Stored"], tuple[Path]]:
-        return Stored, (self.path,)  # to a worker goes the path, not what is mapped
+    def __reduce__(self) -> tuple[type["EntrySource"], tuple[Path]]:
+        return EntrySource, (self.path,)  # to a worker goes the path, not what is mapped
 
     def __len__(self) -> int:
         return int(self._begins[-1])
@@ -374,7 +374,7 @@ def _taken(values: Any, order: NDArray[np.int64]) -> Any:
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -13,12 +13,13 @@ are computed in float32 (float64 if the outputs are), under autocast too.
 `harness.networks.Fuse` takes a list of inputs.
 """
 
+from harness.data.source import Learner
 from harness.tasks.classification import Classification
 from harness.tasks.joint import Joint
 from harness.tasks.language import LanguageModelling
 from harness.tasks.regression import Regression
 from harness.tasks.supervised import Supervised
-from harness.tasks.task import Learner, Task
+from harness.tasks.task import Task
 
 __all__ = [
     "Classification",

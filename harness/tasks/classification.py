@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from harness.data.source import Learner
 from harness.errors import ConfigError
 from harness.tasks.class_weights import BalancedWeights
 from harness.tasks.labels import (
@@ -23,7 +24,6 @@ from harness.tasks.task import (
     BaseTask,
     Batch,
     Input,
-    Learner,
     kind_of,
     widen,
 )

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from harness.data.source import Learner
 from harness.errors import ConfigError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import BaseTask, Batch, Learner, item_count, kind_of
+from harness.tasks.task import BaseTask, Batch, item_count, kind_of
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

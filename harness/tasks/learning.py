@@ -5,7 +5,8 @@ every rank takes over.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.tasks.task import Batch, Learner, Task
+from harness.data.source import Batch, Learner
+from harness.tasks.task import Task
 
 States = Mapping[str, Any]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from harness.data.source import Learner
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
 
@@ -16,24 +17,6 @@ if TYPE_CHECKING:
     from torchmetrics import Metric
 
 Batch = Mapping[str, Any]
-
-
-class Learner(Protocol):
-    """What learns from the training split before the first step, as a treatment may; what it
-    learned is in every checkpoint.
-    """
-
-    def observe(self, batch: Batch) -> None:
-        """Take a treated micro-batch of the training split; each of its samples comes once."""
-
-    def finish(self) -> None:
-        """After the last one. Raises DataError if nothing sensible was learned."""
-
-    def state(self) -> dict[str, Any]:
-        """What was learned, as JSON."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave."""
 
 
 class Task(Protocol):

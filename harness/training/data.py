@@ -16,9 +16,9 @@ from harness.data.feed import evaluation_batches
 from harness.data.preparing import (
     FIT_SAMPLES,
     Feedback,
-    Learned,
-    Prepared,
+    Preparation,
     Sources,
+    TreatmentState,
     open_splits,
     prepare,
 )
@@ -40,7 +40,7 @@ class RunData:
 
     splits: Mapping[str, Split]
     keys: Mapping[str, str]
-    learned: Sequence[Learned]
+    learned: Sequence[TreatmentState]
     balance: Balance | None
 
 
@@ -58,7 +58,7 @@ def open_data(
     """
     names = ("train", "val") if config.data.val is not None else ("train",)
     sources = Sources(config.data)
-    prepared = Prepared.from_json(
+    prepared = Preparation.from_json(
         slowly(
             ranks,
             lambda: prepare_data(
@@ -70,7 +70,7 @@ def open_data(
         slowly(ranks, lambda: check_splits(config, names, sources, console))
     splits = ranks.together(lambda: open_splits(config.data, names, sources, prepared, task.check))
     ranks.decide(lambda: list_left_out(config, splits))
-    restore_learners(task, slowly(ranks, lambda: taught(config, task, splits["train"], launch)))
+    restore_learners(task, slowly(ranks, lambda: learn_task(config, task, splits["train"], launch)))
     keys = ranks.decide(
         lambda: {
             name: digest([prepared.keys[name], split.fingerprint()])
@@ -87,7 +87,7 @@ def prepare_data(
     launch: Launch,
     console: Console,
     check_leave: Callable[[], None],
-) -> Prepared:
+) -> Preparation:
     """What the run's treatments learned, or learn now, and what the store holds ready.
 
     Rank 0 only. Raises ConfigError and DataError.
@@ -95,7 +95,7 @@ def prepare_data(
     learned = (
         None
         if launch.checkpoint is None
-        else [Learned(**one) for one in load_trainer(launch.checkpoint).get("learned", ())]
+        else [TreatmentState(**one) for one in load_trainer(launch.checkpoint).get("learned", ())]
     )
     prepared = prepare(
         config.data,
@@ -143,7 +143,7 @@ def check_splits(
     ).enforce(console.say)
 
 
-def taught(config: Config, task: Task, train: Split, launch: Launch) -> Mapping[str, Any]:
+def learn_task(config: Config, task: Task, train: Split, launch: Launch) -> Mapping[str, Any]:
     """What the task learned from the training split, or learns now.
 
     Rank 0 only. Raises DataError.

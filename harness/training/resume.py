@@ -186,13 +186,13 @@ class Start:
 def find_start(config: Config) -> Start:
     """Choose the checkpoint to go on from; nothing is written. Rank 0 only. Raises HarnessError."""
     directory = config.run.dir
+    overwrite = config.run.resume == "never" and config.run.overwrite
+    if overwrite and (directory / "checkpoints").exists():
+        return Start(secrets.token_hex(4), None, [], superseded=True)
     notes = []
     crash = check_crashes(directory, config.run.max_crashes)
     if crash is not None:
         notes.append(f"warning: {directory}: in the previous launch, {crash}")
-    if config.run.resume == "never" and config.run.overwrite:
-        superseded = (directory / "checkpoints").exists()
-        return Start(secrets.token_hex(4), None, notes, superseded)
     choice = choose(directory / "checkpoints", config.run.resume, verify=config.checkpoint.verify)
     notes += [f"warning: {reason}" for reason in choice.skipped]
     if choice.path is None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.data.source import learns
 from harness.errors import ConfigError, DataError
 from harness.treatments.learned import Moments, columns_of
 from harness.treatments.numbers import Batch, by_channel, numbers
@@ -71,7 +72,7 @@ class Encode:
             shown = ", ".join(self.categories[:20]) + (", …" if len(self.categories) > 20 else "")
             mend = (
                 "Put samples of it into the training split"
-                if hasattr(self, "finish")
+                if learns(self)
                 else "Add it to categories"
             )
             raise DataError(

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model
 
-from harness.checkpoint import export
+from harness.checkpoint.export import export
 from harness.checkpoint.read import inspect
 from harness.checkpoint.state import files_beside
 from harness.errors import CheckpointError

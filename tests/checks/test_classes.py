@@ -117,7 +117,7 @@ def test_classes_are_called_by_their_names_where_the_source_knows_them(tmp_path:
             for name, columns in splits.items()
         },
     )
-    assert [list(one.classes.items()) for one in report.looked] == [
+    assert [list(one.classes.items()) for one in report.summaries] == [
         [("0 (cat)", 20), ("1 (dog)", 2)],
         [("0 (cat)", 10)],
     ]

@@ -350,10 +350,10 @@ def test_a_sample_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_sample_of_many_is_looked_at_evenly_and_the_report_says_so(tmp_path: Path) -> None:
     report = looked_at(tmp_path, {"train": clean(1, 100), "val": clean(2, 10)}, samples=10)
-    assert list(map(str, report.looked)) == [
+    assert list(map(str, report.summaries)) == [
         "data.train: 100 samples, 10 (10.0%) looked at",
         "data.val: 10 samples, all looked at",
     ]
-    assert sorted(row for rows in report.looked[0].some.values() for row in rows) == list(
+    assert sorted(row for rows in report.summaries[0].some.values() for row in rows) == list(
         range(0, 100, 11)
     )

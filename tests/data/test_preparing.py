@@ -23,7 +23,7 @@ from harness.checkpoint.read import find_checkpoint, load_trainer
 from harness.config.read import read_config
 from harness.data.content import RACY_NS, Hashes
 from harness.data.feed import Feed
-from harness.data.preparing import Feedback, Learned, Sources, open_splits, prepare
+from harness.data.preparing import Feedback, Sources, TreatmentState, open_splits, prepare
 from harness.data.sampling import Sampling
 from harness.data.split import Split
 from harness.errors import ConfigError, DataError
@@ -406,9 +406,10 @@ def test_a_rank_that_works_long_does_not_stay_when_another_is_lost() -> None:
 
 
 def test_learned_survives_json() -> None:
-    one = Learned({"_target_": "x"}, {"mean": [0.1, 1e-300, 1 / 3]})
+    one = TreatmentState({"_target_": "x"}, {"mean": [0.1, 1e-300, 1 / 3]})
     assert (
-        Learned(**json.loads(json.dumps({"treatment": one.treatment, "state": one.state}))) == one
+        TreatmentState(**json.loads(json.dumps({"treatment": one.treatment, "state": one.state})))
+        == one
     )
 
 

@@ -11,13 +11,17 @@ import pytest
 from harness.data.source import (
     SOURCE_PARTS,
     TREATMENT_PARTS,
-    columns_read,
+    as_columns,
     gather_of,
     known_of,
+    learns,
     paths_from_settings,
     paths_of,
     read_together,
     skipped_of,
+    sources_of,
+    takes_seeds,
+    training_only,
     version_of,
 )
 
@@ -58,14 +62,15 @@ def test_the_page_lists_exactly_what_the_protocols_declare(
 
 
 def test_only_the_contract_looks_for_optional_parts() -> None:
-    names = "|".join((parts_of(SOURCE_PARTS) | parts_of(TREATMENT_PARTS)) - {"observe", "finish"})
+    names = "|".join(parts_of(SOURCE_PARTS) | parts_of(TREATMENT_PARTS))
     asks = re.compile(rf"(?:hasattr|getattr)\([^)]*\"(?:{names})\"")
     asking = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "harness").rglob("*.py")
         if asks.search(path.read_text())
     }
-    assert asking == {"harness/data/source.py"}
+    # The engine asks a schedule, which is neither a source nor a treatment
+    assert asking == {"harness/data/source.py", "harness/training/engine.py"}
 
 
 class Least:
@@ -80,10 +85,25 @@ class Least:
 
 def test_a_source_without_optional_parts_has_their_documented_meaning() -> None:
     source = Least()
-    assert columns_read(read_together(source, [2, 0])) == {"x": [2.0, 0.0]}
+    assert as_columns(read_together(source, [2, 0])) == {"x": [2.0, 0.0]}
     assert gather_of(source) is None
     assert known_of(source) == {}
     assert skipped_of(source) == ()
     assert paths_of(source) is None
     assert paths_from_settings(Least, {}) is None
+    assert sources_of(source) == {}
     assert version_of(Least) == 1
+
+
+def test_a_treatment_without_optional_parts_has_their_documented_meaning() -> None:
+    def treat(batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+    def draw(batch: dict[str, Any], *, seeds: Any) -> dict[str, Any]:
+        return batch
+
+    assert not takes_seeds(treat)
+    assert takes_seeds(draw)
+    assert not training_only(treat)
+    assert not learns(treat)
+    assert version_of(treat) == 1

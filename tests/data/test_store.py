@@ -14,7 +14,7 @@ import torch
 
 from harness.data import store as store_module
 from harness.data.split import Split
-from harness.data.store import Store, Stored
+from harness.data.store import EntrySource, Store
 from harness.errors import DataError
 from tests.pool import RanksFailed, on_ranks
 
@@ -68,7 +68,7 @@ def shards(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("shards")
 def test_what_was_kept_is_what_the_source_gives(tmp_path: Path) -> None:
     source = Mixed()
-    stored = Stored(build(tmp_path, source))
+    stored = EntrySource(build(tmp_path, source))
     assert len(stored) == 300
     assert stored.known() == source.known()
     for indices in ([0], [299, 3, 3, 150], list(range(300)), [5, 10, 15, 295]):
@@ -142,7 +142,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(
             on_ranks(1, build_and_be_killed, str(tmp_path), 2)
         assert Store(tmp_path).find("k") is None
     (tmp_path / "k" / ".shard-00004-dead").mkdir()  # a kill in the middle of a write
-    stored = Stored(build(tmp_path, Mixed()))
+    stored = EntrySource(build(tmp_path, Mixed()))
     assert [sample["y"] for sample in (stored[index] for index in range(300))] == list(range(300))
     assert not list((tmp_path / "k").glob(".shard*"))
 
@@ -150,7 +150,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(
 def test_two_builds_at_a_time_make_one_entry(tmp_path: Path) -> None:
     on_ranks(2, build_slowly, str(tmp_path))
     assert [
-        sample["y"] for sample in (Stored(tmp_path / "k")[index] for index in range(300))
+        sample["y"] for sample in (EntrySource(tmp_path / "k")[index] for index in range(300))
     ] == list(range(300))
 
 
@@ -184,7 +184,7 @@ def test_a_full_disk_is_told_and_what_is_done_is_kept(
         build(tmp_path, Mixed())
     monkeypatch.setattr(store_module, "_save", save)
     again = Mixed()
-    assert len(Stored(build(tmp_path, again))) == 300
+    assert len(EntrySource(build(tmp_path, again))) == 300
     assert again.first_read == 3 * store_module.BLOCK_SAMPLES
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_entry_is_refused(tmp_path: Path, damage: str) -> None:
             json.dumps({**json.loads((entry / "manifest.json").read_text()), "num_samples": 301})
         )
     with pytest.raises(DataError, match=r"Delete .*it will be built again"):
-        Stored(entry)
+        EntrySource(entry)
 
 
 def test_pruning_keeps_what_is_used(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.read import read_config
 from harness.errors import DataError, RankError
 from harness.rundir.crashes import FILE, Crash, StepNote, check_crashes, last_crash
 from harness.rundir.status import read_status
+from harness.training.resume import find_start
 from tests.pool import Launched, train_on_ranks
 from tests.resume.test_exact import STORM
 
@@ -80,5 +82,8 @@ def test_a_launch_does_not_try_the_same_step_for_ever(tmp_path: Path) -> None:
     status = read_status(run)
     assert (status.state, status.exit_code) == ("crashed", 1)
     assert "step 5 crashed 2 times in a row" in status.text
+    (run / "checkpoints").mkdir(exist_ok=True)
+    anew = [f"run.dir={run}", "run.resume=never", "run.overwrite=true"]
+    assert find_start(read_config(STORM, anew)).superseded  # however often the earlier run crashed
     assert [one.exit_code for one in launch("run.max_crashes=3")] == [0, 0]
     assert not (run / FILE).exists()

@@ -398,10 +398,10 @@ def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
         ({"gap_s": 1.0}, r"^time: give it with gap_s, rate_hz or both, or none of them"),
         ({"time": "t"}, r"^time: give it with gap_s"),
         ({"units": {"z": "g"}}, r"^units\.z: no such channel, only x, y"),
-        ({"units": {"x": "gee"}}, r"^units\.x: 'gee' is no unit that is known"),
+        ({"units": {"x": "gee"}}, r"^units\.x: 'gee' is not a known unit"),
         (
             {"units": {"x": "degrC"}},
-            r"^units\.x: 'degrC' is no unit that is known\. Did you mean 'degC'\?",
+            r"^units\.x: 'degrC' is not a known unit\. Did you mean 'degC'\?",
         ),
         ({"units": {"x": "g -> K"}}, r"^units\.x: g -> K: acceleration cannot become temperature"),
     ],
