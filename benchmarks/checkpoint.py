@@ -83,7 +83,7 @@ class State:
             metrics={},
             facts={},
             config_yaml="",
-            beside={},
+            extra_files={},
         )
 
 

@@ -56,7 +56,7 @@ def accelerator_module() -> Any:
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
+def preserve_random() -> Iterator[None]:
     """Whatever is drawn inside leaves no trace in the ambient generators."""
     python, legacy = random.getstate(), np.random.get_state()
     cpu = torch.get_rng_state()

@@ -14,7 +14,7 @@ from harness.errors import CheckpointError
 from harness.randomness import (
     capture_random,
     generators_of,
-    preserved,
+    preserve_random,
     restore_random,
     seed_ambient,
     seed_for,
@@ -66,9 +66,9 @@ def test_a_seed_settles_every_ambient_generator(seed: int) -> None:
 def test_what_is_drawn_inside_leaves_no_trace() -> None:
     seed_ambient(1)
     draw()
-    with preserved():
+    with preserve_random():
         expected = draw()
-    with preserved():
+    with preserve_random():
         seed_ambient(99)
         draw()
     assert draw() == expected
@@ -76,9 +76,9 @@ def test_what_is_drawn_inside_leaves_no_trace() -> None:
 
 def test_nor_does_it_if_it_fails() -> None:
     seed_ambient(2)
-    with preserved():
+    with preserve_random():
         expected = draw()
-    with contextlib.suppress(KeyError), preserved():
+    with contextlib.suppress(KeyError), preserve_random():
         draw()
         raise KeyError
     assert draw() == expected

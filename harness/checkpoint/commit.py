@@ -3,7 +3,7 @@ retention. Everything else only reads.
 
 Order is what makes it safe: files are durable before the manifest, the manifest before the rename,
 the rename before anything is deleted; and what is deleted is first renamed, durably, so that half
-of it never looks like a checkpoint. Each function says which state a power cut in its midst leaves.
+of it never looks like a checkpoint. Each function says which state a power cut during it leaves.
 """
 
 import os
@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint.files import Content, telling, write_files
+from harness.checkpoint.files import Content, translate_errors, write_files
 from harness.checkpoint.manifest import MANIFEST, Manifest, dump_manifest
 from harness.checkpoint.read import OLD, inspect, list_checkpoints, step_name, step_names
-from harness.checkpoint.retention import BestRank, Kept, Retention, ranking
+from harness.checkpoint.retention import Kept, Ranking, Retention, ranking
 from harness.durable import make_directory, sync_directory
 from harness.errors import CheckpointError
 
@@ -36,7 +36,7 @@ def collect_leftovers(directory: Path, fence: Fence) -> list[str]:
     Only for the holder of the run's lease: the temporary directory of a launch that was fenced out
     goes too, so that it cannot be committed any more.
     """
-    with telling(f"collecting leftovers in {directory}"):
+    with translate_errors(f"collecting leftovers in {directory}"):
         return _collect(directory, fence)
 
 
@@ -51,7 +51,7 @@ def begin(
     Leaves: a temporary directory.
     """
     target = directory / step_name(step)
-    with telling(f"beginning {target.name}"):
+    with translate_errors(f"beginning {target.name}"):
         make_directory(directory)
         # Tried again at the next save; if it was in the way, what follows fails
         with suppress(OSError):
@@ -86,7 +86,7 @@ def commit(
     one bears it.
     """
     source, target = directory / temporary, directory / step_name(step)
-    with telling(f"committing {target.name}"):
+    with translate_errors(f"committing {target.name}"):
         records = write_files(source, small, hasher)
         document = dump_manifest(manifest(records))
         write_files(source, [Content(MANIFEST, "manifest", [document])], hasher)
@@ -104,7 +104,7 @@ def tidy(
     directory: Path,
     committed: Kept,
     retention: Retention,
-    best: BestRank | None,
+    best: Ranking | None,
     known: Mapping[str, Kept],
     fence: Fence,
 ) -> tuple[list[str], dict[str, Kept]]:
@@ -117,7 +117,7 @@ def tidy(
     checkpoints than asked for, or trash.
     """
     name = step_name(committed.step)
-    with telling(f"tidying up after {name}"):
+    with translate_errors(f"tidying up after {name}"):
         fence()
         present = [one for _, one in step_names(directory)]
         if f"{name}{OLD}" in present:
@@ -136,14 +136,14 @@ def tidy(
         return surplus, {one: what for one, what in kept.items() if one not in surplus}
 
 
-def prune(directory: Path, retention: Retention, best: BestRank | None) -> list[str]:
+def prune(directory: Path, retention: Retention, best: Ranking | None) -> list[str]:
     """Apply a retention to the checkpoints of a run that is not training (hold its lease); returns
     the names deleted. Raises CheckpointError.
 
     Hashes are verified first: what is invalid neither counts as kept nor is deleted. The newest
     valid one and the best always stay; where `best` is None, the best is what the link says.
     """
-    with telling(f"pruning {directory}"):
+    with translate_errors(f"pruning {directory}"):
         valid = [
             one
             for one in list_checkpoints(directory, verify="full")
@@ -169,7 +169,7 @@ def set_aside_newer(directory: Path, step: int) -> list[str]:
     For the holder of the run's lease. Raises CheckpointError. Leaves: the newest of them set aside,
     or more.
     """
-    with telling(f"setting checkpoints aside in {directory}"):
+    with translate_errors(f"setting checkpoints aside in {directory}"):
         newer = [name for number, name in step_names(directory) if number > step]
         for name in reversed(newer):
             os.rename(directory / name, directory / _aside(name))

@@ -5,7 +5,7 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness.checkpoint.files import Content, telling, write_files
+from harness.checkpoint.files import Content, translate_errors, write_files
 from harness.checkpoint.format import bytes_of, place
 from harness.checkpoint.read import inspect, read_model
 from harness.durable import sync_directory
@@ -40,7 +40,7 @@ def export(checkpoint: Path, out: Path) -> int:
         *(bytes_of(tensors[name]) for name in in_order),
     ]
     temporary = Content(f".{out.name}.{secrets.token_hex(4)}", "model", parts)
-    with telling(f"exporting to {out}"), ThreadPoolExecutor(1) as hasher:
+    with translate_errors(f"exporting to {out}"), ThreadPoolExecutor(1) as hasher:
         try:
             write_files(out.parent, [temporary], hasher)
             os.rename(out.parent / temporary.name, out)

@@ -30,7 +30,7 @@ class Content:
 
 
 @contextmanager
-def telling(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """An OSError inside becomes a CheckpointError that says what was being done."""
     try:
         yield

@@ -24,7 +24,7 @@ CONFIG = "config.yaml"
 MAX_SIZE = 2**60  # of any number of bytes or elements
 
 Role = Literal["model", "optimizer", "rng", "trainer", "config", "index", "beside"]
-Reason = Literal["schedule", "best", "interrupted", "final"]
+SaveReason = Literal["schedule", "best", "interrupted", "final"]
 Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$"  # no directory, nothing hidden
 FileName = Annotated[str, Field(pattern=FILE_NAME)]
@@ -76,7 +76,7 @@ class Manifest(_Strict):
     epoch: Count
     samples: Count
     world_size: Annotated[int, Field(ge=1, le=2**20)]
-    reason: Reason
+    reason: SaveReason
     exact: bool
     exact_reason: str
     metrics: dict[str, float]

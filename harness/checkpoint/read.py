@@ -61,7 +61,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Listed:
+class CheckpointInfo:
     """A checkpoint directory; `manifest` is None if it is invalid, `problems` say why."""
 
     path: Path
@@ -105,12 +105,12 @@ def step_names(directory: Path) -> list[tuple[int, str]]:
     ]
 
 
-def list_checkpoints(directory: Path, verify: Verify = "size") -> list[Listed]:
+def list_checkpoints(directory: Path, verify: Verify = "size") -> list[CheckpointInfo]:
     """All checkpoint directories of a run, valid or not, by step."""
     return [inspect(directory / name, step, verify) for step, name in step_names(directory)]
 
 
-def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> Listed:
+def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> CheckpointInfo:
     """One checkpoint directory, valid or not.
 
     `step`: what it must be of; by default what its name says, if it says anything.
@@ -122,12 +122,14 @@ def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> Lis
         manifest = read_manifest(path)
         problems = _problems(path, manifest, verify)
     except CheckpointError as error:
-        return Listed(path, -1 if step is None else step, None, [str(error)])
+        return CheckpointInfo(path, -1 if step is None else step, None, [str(error)])
     except OSError as error:
-        return Listed(path, -1 if step is None else step, None, [f"{path}: {error.strerror}"])
+        return CheckpointInfo(
+            path, -1 if step is None else step, None, [f"{path}: {error.strerror}"]
+        )
     if step is not None and manifest.step != step:
         problems.append(f"{path.name}: its manifest is of step {manifest.step}")
-    return Listed(path, manifest.step, None if problems else manifest, problems)
+    return CheckpointInfo(path, manifest.step, None if problems else manifest, problems)
 
 
 def verify_checkpoint(path: Path) -> list[str]:

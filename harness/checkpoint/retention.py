@@ -10,7 +10,7 @@ from harness.stopping.budget import Every
 
 
 @dataclass(frozen=True)
-class BestRank:
+class Ranking:
     """How checkpoints are ranked: by a metric of their manifests.
 
     An earlier one wins a tie; NaN is never best.
@@ -44,7 +44,7 @@ class Retention:
             raise ConfigError("checkpoint: keep_last must be at least 1 and keep_best at least 0.")
 
     def to_delete(
-        self, checkpoints: Sequence[Kept], best: BestRank | None, committed: int
+        self, checkpoints: Sequence[Kept], best: Ranking | None, committed: int
     ) -> list[int]:
         """The steps that may go, oldest first; never the newest, the best, or the one just
         `committed`.
@@ -60,7 +60,7 @@ class Retention:
         return [one.step for one in ordered if one.step not in kept]
 
 
-def ranking(checkpoints: Sequence[Kept], best: BestRank | None) -> list[int]:
+def ranking(checkpoints: Sequence[Kept], best: Ranking | None) -> list[int]:
     """Steps of the checkpoints that have the metric, best first."""
     if best is None:
         return []

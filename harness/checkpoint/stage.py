@@ -13,7 +13,7 @@ from harness.checkpoint import exact_json
 from harness.checkpoint.files import Content
 from harness.checkpoint.format import Spec, bytes_of, place, spec_of
 from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
-from harness.checkpoint.manifest import CONFIG, FILE_NAME, MANIFEST, TRAINER_STATE, Reason
+from harness.checkpoint.manifest import CONFIG, FILE_NAME, MANIFEST, TRAINER_STATE, SaveReason
 from harness.errors import CheckpointError
 
 _ALIGNMENT = 64
@@ -25,8 +25,8 @@ _SHARDS_A_RANK = 4  # of a role, at most
 class Snapshot:
     """The state after a step.
 
-    Every rank has the same, but for `rng`; rank 0's `trainer`, `metrics`, `facts` and `beside` are
-    written.
+    Every rank has the same, but for `rng`; rank 0's `trainer`, `metrics`, `facts` and `extra_files`
+    are written.
 
     `model` is the network's state_dict (tied weights under each of their names), `optimizer` has
     keys "<state>/<parameter name>", `rng` is this rank's. `metrics` are those of an evaluation at
@@ -36,7 +36,7 @@ class Snapshot:
     step: int
     epoch: int
     samples: int
-    reason: Reason
+    reason: SaveReason
     exact: bool
     exact_reason: str
     model: Mapping[str, Tensor]
@@ -46,7 +46,7 @@ class Snapshot:
     metrics: Mapping[str, float]
     facts: Mapping[str, Any]
     config_yaml: str
-    beside: Mapping[str, str]
+    extra_files: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,13 @@ class Stage:
         trainer = exact_json.encode(dict(snapshot.trainer), "trainer state") if rank == 0 else None
         texts = {CONFIG: ("config", snapshot.config_yaml), **self._plan.indexes}
         if not all(
-            re.match(FILE_NAME, name) for name in snapshot.beside
-        ) or snapshot.beside.keys() & {*texts, TRAINER_STATE, MANIFEST}:
+            re.match(FILE_NAME, name) for name in snapshot.extra_files
+        ) or snapshot.extra_files.keys() & {*texts, TRAINER_STATE, MANIFEST}:
             raise CheckpointError(
-                f"beside: {sorted(snapshot.beside)}: a name that is the checkpoint's own, or no "
-                "plain file name."
+                f"extra files {sorted(snapshot.extra_files)}: a name that is the checkpoint's own, "
+                "or no plain file name."
             )
-        texts |= {name: ("beside", text) for name, text in snapshot.beside.items()}
+        texts |= {name: ("beside", text) for name, text in snapshot.extra_files.items()}
         contents = self._copy(
             {"model": snapshot.model, "optimizer": snapshot.optimizer, "rng": snapshot.rng}
         )

@@ -168,7 +168,7 @@ def restore_network(network: nn.Module, loaded: Loaded) -> None:
     network.load_state_dict(state)
 
 
-def files_beside(network: nn.Module) -> dict[str, str]:
+def extra_files_of(network: nn.Module) -> dict[str, str]:
     """For a transformers network, the config.json by which `from_pretrained` reads a checkpoint's
     directory; {} for any other.
     """

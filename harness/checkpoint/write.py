@@ -26,10 +26,10 @@ import torch
 from pydantic import ValidationError
 
 from harness.checkpoint.commit import begin, collect_leftovers, commit, known_from, tidy
-from harness.checkpoint.files import telling, write_files
+from harness.checkpoint.files import translate_errors, write_files
 from harness.checkpoint.manifest import FileEntry, Manifest, join_parts
 from harness.checkpoint.read import step_name
-from harness.checkpoint.retention import BestRank, Kept, Retention
+from harness.checkpoint.retention import Kept, Ranking, Retention
 from harness.checkpoint.stage import Snapshot, Stage, Staged
 from harness.errors import CheckpointError, HarnessError
 from harness.ranks.ranks import Ranks
@@ -69,7 +69,7 @@ class _Job:
     header: Mapping[str, Any]  # of the manifest
     staged: Staged | None
     failure: Exception | None
-    best: BestRank | None
+    best: Ranking | None
     started: float
     stall_s: float
 
@@ -123,7 +123,7 @@ class CheckpointStore:
         self._written: dict[int, dict[str, float]] = {}
         ranks.decide(lambda: collect_leftovers(directory, fence))
 
-    def save(self, snapshot: Snapshot, best: BestRank | None) -> None:
+    def save(self, snapshot: Snapshot, best: Ranking | None) -> None:
         """Begin a checkpoint.
 
         Called by every rank; the host waits for the copy, and for a save still in flight
@@ -254,7 +254,7 @@ class CheckpointStore:
         )
 
     def _write(self, staged: Staged, temporary: str) -> list[dict[str, object]]:
-        with telling(
+        with translate_errors(
             "writing into the directory that rank 0 has made, which all ranks must share,"
         ):
             return write_files(self._directory / temporary, staged.contents, self._hasher)

@@ -8,8 +8,8 @@ from typing import Any
 
 from harness import components
 from harness.checkpoint.commit import prune
-from harness.checkpoint.read import Listed, Verify, list_checkpoints
-from harness.checkpoint.retention import BestRank, Retention
+from harness.checkpoint.read import CheckpointInfo, Verify, list_checkpoints
+from harness.checkpoint.retention import Ranking, Retention
 from harness.commands.show import Listing
 from harness.config.read import read_config
 from harness.errors import CheckpointError, HarnessError
@@ -27,7 +27,7 @@ class CheckpointRow:
     `links`: latest, best; `ranked_by`: the metric to show, None for all.
     """
 
-    listed: Listed
+    listed: CheckpointInfo
     links: tuple[str, ...]
     ranked_by: str | None
 
@@ -120,7 +120,7 @@ def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
     return [f"{run}/checkpoints/{name}" for name in names]
 
 
-def _ranked_by(run: Path) -> BestRank | None:
+def _ranked_by(run: Path) -> Ranking | None:
     """The metric by which the run's config ranks its checkpoints.
 
     Raises CheckpointError if that cannot be told: the best one might go.
@@ -135,4 +135,4 @@ def _ranked_by(run: Path) -> BestRank | None:
         raise CheckpointError(
             f"{run}: which checkpoint is best cannot be told, so none is deleted: {error}"
         ) from error
-    return None if named is None else BestRank(*named)
+    return None if named is None else Ranking(*named)

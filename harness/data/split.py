@@ -27,7 +27,7 @@ from harness.data.source import (
     training_only,
 )
 from harness.errors import DataError, HarnessError
-from harness.randomness import preserved, seed_ambient
+from harness.randomness import preserve_random, seed_ambient
 
 FINGERPRINT_SAMPLES = 32
 
@@ -125,7 +125,7 @@ def _is_ours(part: object) -> bool:
 @contextmanager
 def _ambient_seed(seed: int) -> Iterator[None]:
     """Ambient generators for code that draws without being given seeds."""
-    with preserved():
+    with preserve_random():
         seed_ambient(seed)
         yield
 

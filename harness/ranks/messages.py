@@ -18,7 +18,7 @@ FRAME_BYTES = 4096  # a message that fits is sent in one collective
 _ROOM = FRAME_BYTES - (_LENGTH_BYTES := 8)
 
 
-def described(error: BaseException, rank: int) -> dict[str, Any]:
+def error_to_json(error: BaseException, rank: int) -> dict[str, Any]:
     """An error for other ranks: one of ours as it is, any other with its traceback."""
     if isinstance(error, HarnessError):
         sent = error.to_json()
@@ -28,14 +28,14 @@ def described(error: BaseException, rank: int) -> dict[str, Any]:
     return {"type": "RankError", "message": f"rank {rank} failed:\n{text}", "origin_rank": rank}
 
 
-def owned(error: BaseException, rank: int) -> BaseException:
+def stamp_origin(error: BaseException, rank: int) -> BaseException:
     """The error, with the rank that it comes from."""
     if isinstance(error, HarnessError) and error.origin_rank is None:
         error.origin_rank = rank
     return error
 
 
-def opened(replies: Sequence[Any]) -> list[Any]:
+def values_of(replies: Sequence[Any]) -> list[Any]:
     """The values of replies. Raises the first error among them."""
     for reply in replies:
         if "error" in reply:

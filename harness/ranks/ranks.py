@@ -19,7 +19,15 @@ from torch import Tensor
 
 from harness.errors import HarnessError, error_from_json
 from harness.ranks.board import Board
-from harness.ranks.messages import FRAME_BYTES, described, opened, owned, pack, rest_bytes, unpack
+from harness.ranks.messages import (
+    FRAME_BYTES,
+    error_to_json,
+    pack,
+    rest_bytes,
+    stamp_origin,
+    unpack,
+    values_of,
+)
 
 T = TypeVar("T")
 
@@ -115,7 +123,7 @@ class Ranks:
         reply = self._broadcast(reply)
         if failure is not None:
             raise failure
-        return opened([reply])[0]
+        return values_of([reply])[0]
 
     def together(self, work: Callable[[], T]) -> T:
         """Every rank runs `work` and keeps its own result; if any rank fails, every rank raises the
@@ -132,12 +140,12 @@ class Ranks:
         except Exception as error:  # noqa: BLE001 - sent to all ranks below, then raised
             failure = error
         replies = self._gather(
-            {"error": described(failure, self.rank)} if failure is not None else {"value": None}
+            {"error": error_to_json(failure, self.rank)} if failure is not None else {"value": None}
         )
         first = next((reply for reply in replies if "error" in reply), None)
         if failure is not None and first is not None and first["error"]["origin_rank"] == self.rank:
-            raise owned(failure, self.rank)
-        opened(replies)
+            raise stamp_origin(failure, self.rank)
+        values_of(replies)
         return result  # type: ignore[return-value]  # no rank failed, so `work` returned
 
     def gather(self, value: T) -> list[T]:
@@ -220,7 +228,7 @@ class Ranks:
         one stays. No collective.
         """
         self._noted(
-            lambda board: board.post(_FAILURE, json.dumps(described(error, self.rank))), None
+            lambda board: board.post(_FAILURE, json.dumps(error_to_json(error, self.rank))), None
         )
 
     def published_failure(self) -> HarnessError | None:
@@ -279,7 +287,7 @@ class Ranks:
             json.dumps(reply)
             return reply, None
         except Exception as error:  # noqa: BLE001 - sent to all ranks, then raised on each
-            return {"error": described(error, self.rank)}, owned(error, self.rank)
+            return {"error": error_to_json(error, self.rank)}, stamp_origin(error, self.rank)
 
     def _broadcast(self, reply: Any) -> Any:
         frame, rest = (

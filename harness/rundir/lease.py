@@ -46,19 +46,19 @@ class Lease:
         self._thread: threading.Thread | None = None
         self.message: str | None = None
 
-    def take(self, pause: Callable[[], None] = lambda: None) -> int:
+    def take(self, check_leave: Callable[[], None] = lambda: None) -> int:
         """Hold the run directory; returns the number of launches so far, this one included. Raises
         ConfigError if another launch holds it.
 
         May wait for `watch_s` if the previous launch ran elsewhere and did not end in order;
-        `pause` is called while it waits. Creates the directory.
+        `check_leave` is called while it waits. Creates the directory.
         """
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             while not self._number:
                 last = self._last()
                 if last:
-                    self.message = self._look_at(last, pause)
+                    self.message = self._look_at(last, check_leave)
                 self._create(last + 1)
         except OSError as error:
             raise ConfigError(
@@ -127,7 +127,7 @@ class Lease:
             if path.name.startswith(".") or int(path.name) < number:
                 path.unlink(missing_ok=True)
 
-    def _look_at(self, number: int, pause: Callable[[], None]) -> str | None:
+    def _look_at(self, number: int, check_leave: Callable[[], None]) -> str | None:
         """Return once launch `number` is over, with a message if it did not end in order.
 
         Raises ConfigError if it lives.
@@ -138,7 +138,7 @@ class Lease:
         who = f"{before.get('host', 'an unknown host')}, process {before.get('pid', 'unknown')}"
         lives = _lives(before)
         if lives is None:
-            lives = self._changes(number, before, pause)
+            lives = self._changes(number, before, check_leave)
         if lives:
             raise ConfigError(
                 f"{self._run}: launch {number} holds this run and is alive ({who}). Stop it first, "
@@ -146,13 +146,15 @@ class Lease:
             )
         return f"{self._run}: took over from launch {number} ({who}), which did not end in order."
 
-    def _changes(self, number: int, before: Mapping[str, Any], pause: Callable[[], None]) -> bool:
+    def _changes(
+        self, number: int, before: Mapping[str, Any], check_leave: Callable[[], None]
+    ) -> bool:
         """Watch a lease for change."""
         # The holder may beat slower than this process would.
         deadline = time.monotonic() + max(self._watch_s, 3 * float(before.get("beat_s", 0.0)))
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._watch_s / 10))
-            pause()
+            check_leave()
             now = self._read(number)
             if now.get("released"):
                 return False

@@ -45,7 +45,7 @@ class Agenda:
 
         The budget's last step is evaluated and saved wherever it falls.
 
-        `owed`: the launch before left in the midst of this step's evaluation, and had done by then
+        `owed`: the previous launch left during this step's evaluation, and had done by then
         what comes before it.
         """
         last = self.last_step()

@@ -23,7 +23,7 @@ from harness.metrics.interval import IntervalMetrics
 from harness.randomness import (
     capture_random,
     generators_of,
-    preserved,
+    preserve_random,
     restore_random,
     seed_ambient,
     seed_for,
@@ -149,9 +149,9 @@ class Engine:
         """
         buffers = [buffer.clone() for buffer in self.sharing.buffers]
         random_state = capture_random(self.generators)
-        with preserved():
+        with preserve_random():
             settle(self.sharing.ranks, lambda: self._try_step(batch), self.not_deterministic)
-        with preserved(), record_nondeterminism(self.not_deterministic):
+        with preserve_random(), record_nondeterminism(self.not_deterministic):
             network_parts.training_mode(self.network, self._parts)
             self.forward_backward(batch, torch.ones((), device=self.device))
         self.sharing.check_gradients()
@@ -192,7 +192,7 @@ class Engine:
         self.network.eval()
         try:
             # What is not deterministic the trial before the first step names.
-            with preserved(), torch.no_grad(), record_nondeterminism([]):
+            with preserve_random(), torch.no_grad(), record_nondeterminism([]):
                 outputs = self._task.forward(self.network, batch)
         except Exception as error:
             shapes = {

@@ -19,7 +19,7 @@ from harness.data.split import Split
 from harness.errors import DataError
 from harness.metrics.exact import exact_sum
 from harness.metrics.interval import IntervalMetrics
-from harness.randomness import preserved, seed_ambient, seed_for
+from harness.randomness import preserve_random, seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task
@@ -72,13 +72,13 @@ def evaluate(
     plan: EvaluationPlan,
     ranks: Ranks,
     device: torch.device,
-    pause: Callable[[], None] = lambda: None,
+    check_leave: Callable[[], None] = lambda: None,
 ) -> Result:
     """Metrics of the plan's samples, the same bits on every rank and on any number of ranks.
 
     Called by every rank.
 
-    `pause` is called before each micro-batch; what it raises on one rank all raise. Raises
+    `check_leave` is called before each micro-batch; what it raises on one rank all raise. Raises
     DataError if a sample cannot be read or a metric is undefined on the split.
     """
     metrics = IntervalMetrics(task.metrics())
@@ -89,9 +89,9 @@ def evaluate(
         batches = evaluation_batches(
             plan.split, plan.size, ranks.rank, ranks.size, device, plan.num_workers, plan.samples
         )
-        with preserved(), evaluating(network), torch.no_grad():
+        with preserve_random(), evaluating(network), torch.no_grad():
             for block, batch in batches:
-                pause()
+                check_leave()
                 seed_ambient(seed_for(0, "evaluation forward", block))
                 outputs = task.forward(network, batch)
                 sums.append(task.loss_sum(outputs, batch).double())
@@ -110,11 +110,11 @@ def evaluate(
     computed = metrics.compute(ranks)
     loss = exact_sum(loss_sums) / num_items
     return Result(
-        {"loss": loss, **defined(task.values(computed), loss, plan.split.where)}, computed
+        {"loss": loss, **require_defined(task.values(computed), loss, plan.split.where)}, computed
     )
 
 
-def defined(values: Mapping[str, float], loss: float, where: str) -> Mapping[str, float]:
+def require_defined(values: Mapping[str, float], loss: float, where: str) -> Mapping[str, float]:
     """The values, unless one is NaN while the loss is finite: then the metric has no meaning on
     this split. Raises DataError.
     """

@@ -16,7 +16,7 @@ from harness.rundir.outcome import Outcome
 from harness.stopping.verdict import Evaluation, Verdict
 from harness.training.agenda import Request
 from harness.training.ending import conclude
-from harness.training.evaluation import defined, evaluate
+from harness.training.evaluation import evaluate, require_defined
 from harness.training.losses import mean_loss
 from harness.training.run import Run
 from harness.training.saving import report_saves, save
@@ -143,17 +143,19 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
     """Metrics of the interval's training batches and of each evaluated split, by `split/name`;
     tracked. Called by every rank.
 
-    None if the launch is to leave, or is asked to in the midst: then all is as it was before, and
+    None if the launch is to leave, or is asked to meanwhile: then all is as it was before, and
     `evaluation_due` says what is still to be done.
     """
     run.progress.evaluation_due = True
     if request == Request.INTERRUPTED:
         return None
-    engine, pause = run.engine, run.interruption.check
+    engine, check_leave = run.engine, run.interruption.check
     try:
         with run.ledger.account("evaluation"):
             results = {
-                split: evaluate(engine.network, run.task, plan, run.ranks, engine.device, pause)
+                split: evaluate(
+                    engine.network, run.task, plan, run.ranks, engine.device, check_leave
+                )
                 for split, plan in run.plans.items()
             }
     except LeavingError:
@@ -166,7 +168,9 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
             "train/loss": loss,
             **{
                 f"train/{name}": value
-                for name, value in defined(run.task.values(computed), loss, "data.train").items()
+                for name, value in require_defined(
+                    run.task.values(computed), loss, "data.train"
+                ).items()
             },
         }
         tables = {f"train/{name}": value for name, value in computed.items()}

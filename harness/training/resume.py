@@ -131,7 +131,7 @@ def take(lease: Lease, console: Console, directory: Path, interruption: Interrup
     only. Raises HarnessError.
 
     From here on a file PREEMPT is a request to this launch; one that is there already was meant for
-    a launch before.
+    an earlier launch.
     """
     launches = lease.take(interruption.check)
     if lease.message:

@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-from harness.checkpoint.manifest import Reason
+from harness.checkpoint.manifest import SaveReason
 from harness.checkpoint.read import step_name
-from harness.checkpoint.retention import BestRank
+from harness.checkpoint.retention import Ranking
 from harness.checkpoint.stage import Snapshot
-from harness.checkpoint.state import files_beside, optimizer_tensors
+from harness.checkpoint.state import extra_files_of, optimizer_tensors
 from harness.config.read import resolved_yaml
 from harness.interrupt import granted_s
 from harness.randomness import capture_random
@@ -47,12 +47,12 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
             metrics=dict(run.controller.latest_metrics(run.step)),
             facts=run.facts,
             config_yaml=resolved_yaml(run.config),
-            beside=files_beside(run.engine.network),
+            extra_files=extra_files_of(run.engine.network),
         )
-        run.store.save(snapshot, BestRank(*ranked_by) if ranked_by is not None else None)
+        run.store.save(snapshot, Ranking(*ranked_by) if ranked_by is not None else None)
 
 
-def reason_to_save(verdict: Verdict | None, request: Request) -> Reason:
+def reason_to_save(verdict: Verdict | None, request: Request) -> SaveReason:
     """Why a checkpoint is written, for its manifest."""
     if verdict is not None and verdict.stops:
         return "final"

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from harness.checkpoint.read import Loaded, load
-from harness.checkpoint.retention import BestRank, Retention
+from harness.checkpoint.retention import Ranking, Retention
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.write import CheckpointStore, SaveReport
 from harness.ranks.ranks import Ranks
 
-LOSS = BestRank("val/loss", "min")
+LOSS = Ranking("val/loss", "min")
 
 
 def tensors_of(step: int) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def snapshot(step: int, **changes: Any) -> Snapshot:
         "metrics": {},
         "facts": {"data": "abc"},
         "config_yaml": "run: {name: example}\n",
-        "beside": {},
+        "extra_files": {},
     }
     return Snapshot(**{**state, **changes})
 
@@ -72,7 +72,7 @@ def store_in(
 
 
 def save_steps(
-    directory: Path, *steps: int, best: BestRank | None = None, retention: Retention | None = None
+    directory: Path, *steps: int, best: Ranking | None = None, retention: Retention | None = None
 ) -> list[SaveReport]:
     """Save the given steps one after another and return the reports; by default all are kept."""
     store = store_in(directory, retention=retention or Retention(keep_last=100))

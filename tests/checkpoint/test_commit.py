@@ -7,7 +7,7 @@ import pytest
 
 from harness.checkpoint.commit import collect_leftovers, prune, set_aside_newer
 from harness.checkpoint.read import choose, list_checkpoints
-from harness.checkpoint.retention import BestRank, Retention
+from harness.checkpoint.retention import Ranking, Retention
 from harness.errors import CheckpointError
 from harness.stopping.budget import Every
 from tests.checkpoint.examples import LOSS, assert_is_step, names_in, save_steps, snapshot, store_in
@@ -94,7 +94,7 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert prune(tmp_path, Retention(keep_last=2), LOSS) == ["step-00000001"]
     # The best by the link
     assert prune(tmp_path, Retention(keep_last=1), None) == ["step-00000003"]
-    assert prune(tmp_path, Retention(keep_last=1), BestRank("val/loss", "max")) == ["step-00000002"]
+    assert prune(tmp_path, Retention(keep_last=1), Ranking("val/loss", "max")) == ["step-00000002"]
     assert prune(tmp_path, Retention(keep_last=1), None) == []
     assert prune(tmp_path / "nothing", Retention(), None) == []
 

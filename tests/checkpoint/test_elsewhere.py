@@ -10,7 +10,7 @@ from safetensors.torch import load_file, load_model
 
 from harness.checkpoint.export import export
 from harness.checkpoint.read import inspect
-from harness.checkpoint.state import files_beside
+from harness.checkpoint.state import extra_files_of
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import (
     assert_same,
@@ -79,7 +79,7 @@ def test_from_pretrained_reads_a_checkpoint_directory(tmp_path: Path) -> None:
     config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=6)
     net = transformers.GPT2LMHeadModel(config).eval()
     store = store_in(tmp_path)
-    store.save(snapshot(1, model=net.state_dict(), beside=files_beside(net)), None)
+    store.save(snapshot(1, model=net.state_dict(), extra_files=extra_files_of(net)), None)
     store.close()
     path = tmp_path / "step-00000001"
     manifest = inspect(path).manifest
@@ -100,4 +100,4 @@ def test_from_pretrained_reads_a_checkpoint_directory(tmp_path: Path) -> None:
 
 
 def test_other_networks_need_nothing_beside() -> None:
-    assert files_beside(torch.nn.Linear(1, 1)) == {}
+    assert extra_files_of(torch.nn.Linear(1, 1)) == {}

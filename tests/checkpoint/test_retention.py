@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.checkpoint.retention import BestRank, Kept, Retention, ranking
+from harness.checkpoint.retention import Kept, Ranking, Retention, ranking
 from harness.errors import ConfigError
 from harness.stopping.budget import Every
 
-LOSS = BestRank("loss", "min")
+LOSS = Ranking("loss", "min")
 metrics = st.one_of(st.just({}), st.fixed_dictionaries({"loss": st.floats()}))
 checkpoints = st.lists(st.integers(0, 200), min_size=1, max_size=15, unique=True).flatmap(
     lambda steps: st.tuples(
@@ -23,12 +23,12 @@ retentions = st.builds(
     st.integers(0, 3),
     st.none() | st.builds(lambda n: Every(steps=n), st.integers(1, 50)) | st.just(Every(epochs=2)),
 )
-ranks = st.sampled_from([None, LOSS, BestRank("loss", "max")])
+ranks = st.sampled_from([None, LOSS, Ranking("loss", "max")])
 
 
 @given(checkpoints, retentions, ranks, st.data())
 def test_the_newest_the_best_and_the_committed_always_stay(
-    kept: tuple[Kept, ...], retention: Retention, best: BestRank | None, data: st.DataObject
+    kept: tuple[Kept, ...], retention: Retention, best: Ranking | None, data: st.DataObject
 ) -> None:
     committed = data.draw(st.sampled_from([one.step for one in kept]))
     left = {one.step for one in kept} - set(retention.to_delete(kept, best, committed))
@@ -40,7 +40,7 @@ def test_the_newest_the_best_and_the_committed_always_stay(
 
 @given(checkpoints, retentions, ranks)
 def test_applied_again_it_deletes_nothing(
-    kept: tuple[Kept, ...], retention: Retention, best: BestRank | None
+    kept: tuple[Kept, ...], retention: Retention, best: Ranking | None
 ) -> None:
     newest = kept[-1].step
     gone = retention.to_delete(kept, best, newest)
@@ -49,7 +49,7 @@ def test_applied_again_it_deletes_nothing(
 
 @given(checkpoints, retentions, ranks)
 def test_a_larger_retention_keeps_no_less(
-    kept: tuple[Kept, ...], retention: Retention, best: BestRank | None
+    kept: tuple[Kept, ...], retention: Retention, best: Ranking | None
 ) -> None:
     larger = Retention(retention.keep_last + 1, retention.keep_best + 1, retention.keep_every)
     assert set(larger.to_delete(kept, best, kept[-1].step)) <= set(
@@ -73,8 +73,8 @@ def test_an_earlier_checkpoint_wins_a_tie_and_nan_is_never_best() -> None:
         for step, loss in ((1, math.nan), (2, 0.5), (3, 0.5), (4, 0.7))
     ]
     assert ranking(kept, LOSS) == [2, 3, 4]
-    assert ranking(kept, BestRank("loss", "max")) == [4, 2, 3]
-    assert ranking(kept, BestRank("accuracy", "max")) == []
+    assert ranking(kept, Ranking("loss", "max")) == [4, 2, 3]
+    assert ranking(kept, Ranking("accuracy", "max")) == []
 
 
 @pytest.mark.parametrize(("last", "best"), [(0, 1), (1, -1)])

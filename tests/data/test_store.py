@@ -55,8 +55,10 @@ def split(source: Any) -> Split:
     return Split(source, (), "data.train", lambda batch: None)
 
 
-def build(directory: Path, source: Any, key: str = "k", pause: Any = lambda: None) -> Path:
-    return Store(directory).build(key, split(source), MADE_OF, 0, pause, lambda done, of: None)
+def build(directory: Path, source: Any, key: str = "k", check_leave: Any = lambda: None) -> Path:
+    return Store(directory).build(
+        key, split(source), MADE_OF, 0, check_leave, lambda done, of: None
+    )
 
 
 @pytest.fixture(params=[None, 700], ids=["one shard", "many shards"])
@@ -95,14 +97,14 @@ def test_a_build_goes_on_where_an_interrupted_one_stopped(
     monkeypatch.setattr(store_module, "SHARD_BYTES", 700)
     calls = 0
 
-    def pause() -> None:
+    def check_leave() -> None:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise StopBuildError
 
     with pytest.raises(StopBuildError):
-        build(tmp_path, Mixed(), pause=pause)
+        build(tmp_path, Mixed(), check_leave=check_leave)
     assert Store(tmp_path).find("k") is None
     assert [entry.num_samples for entry in Store(tmp_path).entries()] == [None]
     again = Mixed()
@@ -124,13 +126,13 @@ def build_and_be_killed(directory: str, at_block: int) -> None:
     store_module.SHARD_BYTES = 700
     calls = 0
 
-    def pause() -> None:
+    def check_leave() -> None:
         nonlocal calls
         calls += 1
         if calls == at_block:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    build(Path(directory), Mixed(), pause=pause)
+    build(Path(directory), Mixed(), check_leave=check_leave)
 
 
 def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(
@@ -156,7 +158,7 @@ def test_two_builds_at_a_time_make_one_entry(tmp_path: Path) -> None:
 
 def build_slowly(directory: str) -> None:
     store_module.SHARD_BYTES = 700
-    build(Path(directory), Mixed(), pause=lambda: time.sleep(0.01))
+    build(Path(directory), Mixed(), check_leave=lambda: time.sleep(0.01))
 
 
 def test_a_sample_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from tests.resume.parts import Storm
 
 class Poisoned(Storm):
     """Gives NaN on rank `rank` in the training forward passes of step `step`, counted from the
-    launch's first (the warm-up pass aside).
+    launch's first (the trial and the warm-up aside).
     """
 
     def __init__(self, rank: int, step: int, slots: int, width: int = 16) -> None:
         super().__init__(width)
-        self.rank, self.step, self.slots, self.passes = rank, step, slots, -1
+        self.rank, self.step, self.slots, self.passes = rank, step, slots, -2
 
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
@@ -27,7 +27,7 @@ class Poisoned(Storm):
         self.passes += 1
         sick = (
             os.environ.get("RANK", "0") == str(self.rank)
-            and self.passes
+            and self.passes > 0
             and (self.passes - 1) // self.slots + 1 == self.step
         )
         return out * (torch.nan if sick else 1.0)

@@ -227,7 +227,7 @@ def test_a_launch_that_comes_too_late_is_not_fooled_by_numbers_that_were_cleared
     Lease(tmp_path)
     lease = Lease(tmp_path, **FAST)
 
-    def meanwhile(number: int, pause: object) -> None:
+    def meanwhile(number: int, check_leave: object) -> None:
         monkeypatch.undo()
         for _ in range(2):
             other = Lease(tmp_path)

@@ -176,7 +176,9 @@ def test_a_mistake_is_one_message(tmp_path: Path, overrides: list[str], words: l
     told = "".join(end.stderr for end in ends)
     assert [end.exit_code for end in ends] == [2, 2], told
     assert "Traceback" not in told
-    assert len(told.strip().splitlines()) == 1
+    # Torch notes on standard error where the name server does not answer in time.
+    own = [line for line in told.strip().splitlines() if line and "[c10d]" not in line]
+    assert len(own) == 1, told
     for word in words:
         assert word in told
 
