@@ -125,7 +125,7 @@ def test_a_tracker_of_ones_own_gets_the_run_and_one_that_raises_costs_a_line(
     run, named = tmp_path / "run", "_target_: tests.tracking.trackers"
     trackers = (
         f"{{{named}.Lines, file: mine.jsonl}}, {{{named}.Broken, file: broken.jsonl}}, "
-        f"{{{named}.Unmade}}"
+        f"{{{named}.Unmade}}, {{{named}.Slow, file: slow.jsonl}}"
     )
     (ended,) = train_on_ranks(
         1,
@@ -133,11 +133,15 @@ def test_a_tracker_of_ones_own_gets_the_run_and_one_that_raises_costs_a_line(
         [
             f"run.dir={run}",
             "network.width=16",
-            "stop.budget.steps=12",
+            "stop.budget={steps: 12, hours: 0.01}",
             f"tracking.backends=[{trackers}]",
         ],
     )
     assert (ended.exit_code, ended.stderr) == (0, ""), ended.stderr
+    # What the end takes is booked as well, to the account that a budget of hours is compared with.
+    said = json.loads((run / "outcome.json").read_text())["time"]
+    booked = json.loads((run / "ledger.json").read_text())["totals"]
+    assert sum(booked.values()) >= sum(said[f"{name}_s"] for name in booked) + 0.9
     mine = run / "mine.jsonl"
     assert lines(mine, "begin") == [["storm", 11]]
     assert dict(lines(mine, "row")) == written(run)
