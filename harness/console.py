@@ -47,7 +47,7 @@ class Console:
             return
         now = time.monotonic()
         line = (
-            f"{_place(record)}  {_numbers(record, ('train/loss', 'lr', 'grad_norm'))}  "
+            f"{_place(record)}  {_numbers(record, ('train/loss_step', 'lr', 'grad_norm'))}  "
             f"{self._rate(record, now)}"
         )
         if self._rich.is_terminal:

@@ -311,3 +311,20 @@ def test_what_is_written_while_a_backend_works_arrives(tmp_path: Path) -> None:
     one.wait(time.monotonic() + 5)
     assert said == []
     assert [row.step for row in backend.rows] == list(range(1, 301))
+
+
+def test_a_name_has_one_meaning_in_all_records(tmp_path: Path) -> None:
+    """Records of one step go into one row of a tracker: what both kinds name would overwrite."""
+    run = tmp_path / "run"
+    asked = [f"run.dir={run}", "network.width=16", "stop.budget.steps=12"]
+    (ended,) = train_on_ranks(1, STORM, asked)
+    assert ended.exit_code == 0, ended.stderr
+    names: dict[str, set[str]] = {"train": set(), "eval": set()}
+    losses = {"train": 0.0, "eval": 0.0}
+    for record in read_records(run / "metrics.jsonl"):
+        if record["kind"] in names:
+            names[record["kind"]] |= record.keys()
+            losses[record["kind"]] = record.get("train/loss_step", record.get("train/loss"))
+    position = {"kind", "step", "epoch", "samples", "elapsed_s", "lr"}
+    assert names["train"] & names["eval"] == position
+    assert losses["train"] != losses["eval"], "four steps' mean, and six steps'"
