@@ -2,6 +2,7 @@
 # make test      lint and the tests            make lint      ruff, mypy --strict, shellcheck
 # make torture   long proofs by force          make bench     benchmarks
 # make explore   property tests on fresh examples
+# make gpu-test  what only a GPU can show, with GPU_PYTHON's own torch and no network
 # make image-test   build the container image with buildah and train in it
 # make soak      whole trainings of configs to their targets, and explore; CI does not run it
 # make lock      renew requirements/*.txt      make clean     remove what was made here, runs/ excepted
@@ -9,13 +10,14 @@
 # Needs python3 >= 3.11 and make. Everything is installed into .venv, by hash, from the package index that pip and uv are set up for.
 
 PYTHON ?= python3
+GPU_PYTHON ?= python3
 BIN := .venv/bin
 UV := UV_COMPILE_BYTECODE=1 $(BIN)/uv pip
 COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header $(LOCK_FLAGS)
 SCRIPTS := .ci/run launch/slurm.sbatch $(wildcard launch/*.sh docker/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test lint unit torture explore soak image-test bench lock clean
+.PHONY: help demo setup test lint unit torture explore gpu-test gpu-deps soak image-test bench lock clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -45,10 +47,17 @@ lint: .venv/dev.stamp
 	$(BIN)/shellcheck $(SCRIPTS)
 
 unit: setup
-	$(BIN)/python -m pytest -m 'not torture and not soak and not image'
+	$(BIN)/python -m pytest -m 'not torture and not soak and not image and not gpu'
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 1200
+
+# On a machine with a GPU: GPU_PYTHON has torch >= 2.11; what else is missing there is carried in .venv/gpu, made by `make gpu-deps` with a network.
+gpu-test:
+	PYTHONPATH=$(CURDIR):$(CURDIR)/.venv/gpu $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider tests/gpu
+
+gpu-deps: .venv/dev.stamp
+	$(UV) install --python $(BIN)/python --target .venv/gpu --no-deps --requirement requirements/gpu.in --constraint requirements/dev.txt
 
 explore: setup
 	FERMARSI_EXAMPLES=explore $(BIN)/python -m pytest -m hypothesis --timeout 1200

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.errors import ConfigError, HarnessError
-from harness.wording import Keys, Mistake, closest, did_you_mean, shown
+from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, shown
 
 TARGET = "_target_"
 
@@ -67,8 +67,18 @@ def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
             f"{where}: {spec[TARGET]} cannot be made: {type(error).__name__}: {error} "
-            f"({frame.filename}:{frame.lineno}). Look at its arguments."
+            f"({frame.filename}:{frame.lineno}). Look at its arguments.{_slip(spec, where)}"
         ) from error
+
+
+def _slip(spec: Mapping[str, Any], where: str) -> str:
+    """A hint at a mapping among the arguments that may have been meant as a component."""
+    for keys, nested in _inside(spec, ()):
+        if TARGET not in nested:
+            wrong = closest(TARGET, [key for key in nested if isinstance(key, str)], 0.75)
+            if wrong is not None:
+                return f" Is {dotted((*keys, wrong), where)} meant to be {TARGET}?"
+    return ""
 
 
 def check(spec: Any, where: str, *given: str) -> list[str]:
@@ -88,7 +98,9 @@ def find_mistakes(spec: Any, given: Collection[str] = ()) -> Iterator[Mistake]:
             if TARGET in nested:
                 yield from _misfits(nested, keys, ())
             else:
-                wrong = closest(TARGET, [key for key in nested if isinstance(key, str)], 0.75)
+                # `target`, `targets` and the like are names as good as any in an argument.
+                special = [key for key in nested if isinstance(key, str) and key.strip("_") != key]
+                wrong = closest(TARGET, special, 0.75)
                 if wrong is not None:
                     yield Mistake((*keys, wrong), f"no such special key. Did you mean {TARGET}?")
 

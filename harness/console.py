@@ -11,6 +11,7 @@ from rich.console import Console as RichConsole
 from rich.status import Status
 
 from harness.rundir.outcome import Outcome
+from harness.stopping.budget import Budget, time_left_s
 
 # Between two lines about training steps where nothing can be redrawn, e.g. in a log file
 PLAIN_EVERY_S = 10.0
@@ -22,15 +23,18 @@ class Console:
     def __init__(self, enabled: bool) -> None:
         self._rich = RichConsole(highlight=False, soft_wrap=True) if enabled else None
         self._last_step: int | None = None
+        self._budget: Budget | None = None
         self._live: Status | None = None
         # Time, step, samples at the first record: the rate counts from there
         self._begun: tuple[float, int, int] | None = None
         self._plain_at = float("-inf")
         self._progress_at = time.monotonic()
 
-    def expect(self, last_step: int | None) -> None:
-        """The step at which the budget ends: time left is told up to there."""
-        self._last_step = last_step
+    def expect(self, last_step: int | None, budget: Budget | None) -> None:
+        """The budget, and the step at which it is spent if it is not in hours: time left is told up
+        to there.
+        """
+        self._last_step, self._budget = last_step, budget
 
     def say(self, text: str) -> None:
         """One line as it is."""
@@ -43,7 +47,7 @@ class Console:
             return
         now = time.monotonic()
         line = (
-            f"{_place(record)}  {_numbers(record, ('train/loss', 'lr', 'grad_norm'))}  "
+            f"{_place(record)}  {_numbers(record, ('train/loss_step', 'lr', 'grad_norm'))}  "
             f"{self._rate(record, now)}"
         )
         if self._rich.is_terminal:
@@ -131,10 +135,12 @@ class Console:
         if passed <= 0:
             return ""
         rate = f"{(record['samples'] - samples) / passed:,.0f} samples/s"
-        if self._last_step is None or record["step"] == step:
+        if record["step"] == step:
             return rate
-        left_s = (self._last_step - record["step"]) * passed / (record["step"] - step)
-        return f"{rate}, at most {_seconds(left_s)} left"
+        per_step_s = passed / (record["step"] - step)
+        elapsed_s = record["elapsed_s"]
+        left_s = time_left_s(self._budget, self._last_step, record["step"], per_step_s, elapsed_s)
+        return rate if left_s is None else f"{rate}, at most {_seconds(left_s)} left"
 
 
 def _place(record: Mapping[str, Any]) -> str:

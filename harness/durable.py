@@ -1,5 +1,6 @@
 """Files and directories that are still there after a power cut."""
 
+import errno
 import json
 import os
 import secrets
@@ -27,6 +28,21 @@ def make_directory(directory: Path) -> None:
         sync_directory(directory.parent)
 
 
+def replace(source: Path, target: Path) -> None:
+    """Give a file the name of another, which goes. At once where the file system can; where it
+    refuses to rename over a file (some FUSE and network mounts), the other goes first, and a crash
+    in between leaves neither. Raises OSError.
+    """
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        refused = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS)
+        if error.errno not in refused or not os.path.lexists(target):
+            raise
+        target.unlink()
+        os.rename(source, target)
+
+
 def replace_file(path: Path, text: str, *, sync: bool) -> None:
     """Write a file at once: whoever reads it, in another process too, finds the old text or the new
     one. Several may write; the last one counts.
@@ -42,7 +58,7 @@ def replace_file(path: Path, text: str, *, sync: bool) -> None:
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

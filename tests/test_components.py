@@ -232,6 +232,19 @@ def test_special_keys_other_than_target_are_refused_even_by_what_takes_anything(
     assert problem == "network.inner._targt_: no such special key. Did you mean _target_?"
 
 
+@pytest.mark.parametrize("name", ["target", "targets", "targe", "Target", "targetz"])
+def test_a_guess_at_a_slip_is_a_hint_beside_a_mistake_and_no_refusal(name: str) -> None:
+    named = layers("Anything", inner={name: "label"})
+    assert components.check(named, "network") == []
+    assert components.build(named, "network") is not None
+    wrong = {"_target_": "torch.nn.Linear", "in_features": {name: "x"}, "out_features": 2}
+    assert components.check(wrong, "network") == []
+    with pytest.raises(
+        ConfigError, match=rf"Is network\.in_features\.{name} meant to be _target_\?"
+    ):
+        components.build(wrong, "network")
+
+
 def test_nested_components_are_checked_with_their_own_place() -> None:
     assert components.check(layers("Anything", a=[{"b": layers("Net")}]), "network") == [
         "network.a[0].b: parts_pkg.layers.Net needs width. Give it beside _target_."

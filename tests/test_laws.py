@@ -26,9 +26,15 @@ LAYERS = (
     ("harness", "harness.errors"),
     ("harness.wording", "harness.durable", "harness.interrupt", "harness.randomness"),
     ("harness.components", "harness.rundir", "harness.ranks"),
-    ("harness.settings", "harness.console"),
+    ("harness.settings",),
     ("harness.stopping",),
-    ("harness.data", "harness.metrics", "harness.checkpoint", "harness.schedules"),
+    (
+        "harness.console",
+        "harness.data",
+        "harness.metrics",
+        "harness.checkpoint",
+        "harness.schedules",
+    ),
     (
         "harness.sources",
         "harness.treatments",

@@ -15,15 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint.files import Content, translate_errors, write_files
+from harness.checkpoint.files import (
+    TEMPORARY,
+    TRASH,
+    Content,
+    translate_errors,
+    write_files,
+)
 from harness.checkpoint.manifest import MANIFEST, Manifest, dump_manifest
+from harness.checkpoint.pointers import point, pointed
 from harness.checkpoint.read import OLD, inspect, list_checkpoints, step_name, step_names
 from harness.checkpoint.retention import Kept, Ranking, Retention, ranking
 from harness.durable import make_directory, sync_directory
 from harness.errors import CheckpointError
 
-TEMPORARY = ".tmp-"
-TRASH = ".trash-"
 _SPARE_BYTES = 16 * 2**20  # for directories, the manifest, and whatever else the file system needs
 
 Fence = Callable[[], None]  # raises CheckpointError if another launch has taken the run over
@@ -107,11 +112,11 @@ def tidy(
     best: Ranking | None,
     known: Mapping[str, Kept],
     fence: Fence,
-) -> tuple[list[str], dict[str, Kept]]:
-    """After a commit: links, then retention.
+) -> tuple[list[str], dict[str, Kept], list[str]]:
+    """After a commit: `latest` and `best`, then retention, whatever becomes of the former.
 
-    Returns (names deleted, what is now known of the valid checkpoints by name). Raises
-    CheckpointError.
+    Returns (names deleted, what is now known of the valid checkpoints by name, what of `latest` and
+    `best` could not be done). Raises CheckpointError.
 
     `known`: what this process wrote or looked at before, which is not looked at again. Leaves: more
     checkpoints than asked for, or trash.
@@ -123,17 +128,19 @@ def tidy(
         if f"{name}{OLD}" in present:
             _retire_superseded(directory, f"{name}{OLD}", keep=name not in known)
         kept = _survey(directory, {**known, name: committed})
-        _link(directory, "latest", name)
+        wanted = {"latest": name}
         ranked = ranking(list(kept.values()), best)
         if ranked:
-            _link(directory, "best", step_name(ranked[0]))
+            wanted["best"] = step_name(ranked[0])
+        troubles = [_point(directory, pointer, target) for pointer, target in wanted.items()]
         sync_directory(directory)
         surplus = [
             step_name(step)
             for step in retention.to_delete(list(kept.values()), best, committed.step)
         ]
         _delete(directory, surplus)
-        return surplus, {one: what for one, what in kept.items() if one not in surplus}
+        left = {one: what for one, what in kept.items() if one not in surplus}
+        return surplus, left, [trouble for trouble in troubles if trouble is not None]
 
 
 def prune(directory: Path, retention: Retention, best: Ranking | None) -> list[str]:
@@ -156,8 +163,8 @@ def prune(directory: Path, retention: Retention, best: Ranking | None) -> list[s
             step_name(step)
             for step in retention.to_delete(kept, best, max(one.step for one in kept))
         ]
-        if best is None and (directory / "best").is_symlink():
-            surplus = [name for name in surplus if name != os.readlink(directory / "best")]
+        if best is None and (chosen := pointed(directory, "best")) is not None:
+            surplus = [name for name in surplus if name != chosen.name]
         _delete(directory, surplus)
         return surplus
 
@@ -235,17 +242,11 @@ def _kept_of(manifest: Manifest) -> Kept:
     return Kept(manifest.step, manifest.epoch, dict(manifest.metrics))
 
 
-def _link(directory: Path, link: str, name: str) -> None:
-    """Point a relative link at a checkpoint, at once.
-
-    Leaves: the link as it was or as it is to be.
-    """
-    path = directory / link
-    if path.is_symlink() and os.readlink(path) == name:
-        return
-    temporary = directory / f"{TEMPORARY}{link}-{secrets.token_hex(4)}"
-    os.symlink(name, temporary)
-    os.replace(temporary, path)
+def _point(directory: Path, pointer: str, name: str) -> str | None:
+    try:
+        return point(directory, pointer, name)
+    except OSError as error:
+        return f"{directory / pointer}: cannot be written: {error.strerror or error}"
 
 
 def _delete(directory: Path, names: Sequence[str]) -> None:

@@ -16,6 +16,11 @@ from harness.errors import CheckpointError
 CHUNK_BYTES = 8 * 2**20
 
 
+# What a directory that is being written, or is to go, is called.
+TEMPORARY = ".tmp-"
+TRASH = ".trash-"
+
+
 @dataclass(frozen=True)
 class Content:
     """The bytes of a file to be written, in order; they must not change before it is written."""

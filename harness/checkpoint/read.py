@@ -31,6 +31,7 @@ from harness.checkpoint.manifest import (
     TensorEntry,
     parse_manifest,
 )
+from harness.checkpoint.pointers import pointed
 from harness.errors import CheckpointError
 
 Verify = Literal["full", "size"]
@@ -179,9 +180,9 @@ def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
     if (path / MANIFEST).exists():
         return _choose_one(path.parent, path.resolve(), verify).path or path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    best = directory / "best"
-    if best.is_symlink() and inspect(best.resolve(), verify=verify).manifest is not None:
-        return best.resolve()
+    best = pointed(directory, "best")
+    if best is not None and inspect(best, verify=verify).manifest is not None:
+        return best
     chosen = choose(directory, "auto", verify=verify).path
     if chosen is None:
         raise CheckpointError(
@@ -255,6 +256,8 @@ def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Ch
         else Path()
     )
     path = directory / wanted if (directory / wanted).exists() or by_step else wanted
+    if str(wanted) in ("best", "latest"):
+        path = pointed(directory, str(wanted)) or path
     if by_step and not path.exists() and path.with_name(path.name + OLD).exists():
         path = path.with_name(path.name + OLD)
     listed = inspect(path.resolve(), verify=verify)

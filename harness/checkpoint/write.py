@@ -121,6 +121,7 @@ class CheckpointStore:
         self._known = known_from(directory, found)
         # Rank 0: the metrics of what this process committed, by step
         self._written: dict[int, dict[str, float]] = {}
+        self._warned: list[str] = []
         ranks.decide(lambda: collect_leftovers(directory, fence))
 
     def save(self, snapshot: Snapshot, best: Ranking | None) -> None:
@@ -282,12 +283,14 @@ class CheckpointStore:
         """Rank 0 only. What fails here does not undo the commit."""
         kept = Kept(job.step, job.header["epoch"], job.header["metrics"])
         try:
-            deleted, self._known = tidy(
+            deleted, self._known, troubles = tidy(
                 self._directory, kept, self._retention, job.best, self._known, self._fence
             )
         except HarnessError as error:
             return {"deleted": [], "warning": str(error)}
-        return {"deleted": deleted, "warning": None}
+        news = [trouble for trouble in troubles if trouble not in self._warned]
+        self._warned += news
+        return {"deleted": deleted, "warning": "; ".join(news) or None}
 
     def _is_written(self, job: _Job) -> bool:
         """Whether this process committed this step's state already, with the metrics that

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness import components
 from harness.checkpoint.commit import prune
+from harness.checkpoint.pointers import pointed
 from harness.checkpoint.read import CheckpointInfo, Verify, list_checkpoints
 from harness.checkpoint.retention import Ranking, Retention
 from harness.commands.show import Listing
@@ -95,15 +96,13 @@ def _rows(run: Path, verify: Verify) -> list[CheckpointRow]:
         )
     links: dict[Path, list[str]] = {}
     for name in ("latest", "best"):
-        with suppress(OSError):
-            links.setdefault((directory / name).resolve(strict=True), []).append(name)
+        if (checkpoint := pointed(directory, name)) is not None:
+            links.setdefault(checkpoint, []).append(name)
     ranked_by = None
     with suppress(HarnessError):
         best = _ranked_by(run)
         ranked_by = None if best is None else best.metric
-    return [
-        CheckpointRow(one, tuple(links.get(one.path.resolve(), ())), ranked_by) for one in listed
-    ]
+    return [CheckpointRow(one, tuple(links.get(one.path, ())), ranked_by) for one in listed]
 
 
 def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:

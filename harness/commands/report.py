@@ -110,7 +110,10 @@ def _curves(
     figure, grid = _figure(len(names))
     for axes, name in zip(grid, names, strict=False):
         if name == "loss":
-            axes.plot(*_points(training, "train/loss"), color="0.8", label="training steps")
+            # Before 0.2 both means were called train/loss.
+            for steps in ("train/loss", "train/loss_step"):
+                if (points := _points(training, steps))[0]:
+                    axes.plot(*points, color="0.8", label="training steps")
         for split, color in (("train", "tab:blue"), ("val", "tab:orange")):
             axes.plot(
                 *_points(evaluations, f"{split}/{name}"), color=color, marker=".", label=split

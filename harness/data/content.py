@@ -23,6 +23,7 @@ from typing import Any
 from harness import components
 from harness.components import STAGE, TARGET
 from harness.data.source import version_of
+from harness.durable import replace
 from harness.errors import DataError
 
 
@@ -116,4 +117,4 @@ class Hashes:
         temporary = self._memo.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError):  # a read-only place: all is hashed again next time
             temporary.write_text(json.dumps(self._known))
-            os.replace(temporary, self._memo)
+            replace(temporary, self._memo)

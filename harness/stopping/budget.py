@@ -45,6 +45,22 @@ class Budget(Section):
         }
 
 
+def time_left_s(
+    budget: Budget | None, last_step: int | None, step: int, per_step_s: float, elapsed_s: float
+) -> float | None:
+    """What is at most left of the budget, in seconds: up to the step at which it is spent, at
+    `per_step_s`, or up to its hours, whichever comes first; None without a limit.
+
+    elapsed_s: of all launches, which is what the hours count.
+    """
+    limits = []
+    if last_step is not None:
+        limits.append(max(0, last_step - step) * per_step_s)
+    if budget is not None and budget.hours is not None:
+        limits.append(max(0.0, budget.hours * 3600 - elapsed_s))
+    return min(limits, default=None)
+
+
 class BudgetJudge(Judge):
     """Stops at the first limit that an evaluation meets."""
 

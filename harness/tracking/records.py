@@ -3,12 +3,13 @@ step twice.
 """
 
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from harness.durable import replace
 
 METRICS = "metrics.jsonl"
 POLL_S = 0.2
@@ -80,7 +81,7 @@ def cut_back(path: Path, step: int) -> None:
             for record in read_records(path)
             if record.get("step", 0) <= step
         )
-    os.replace(temporary, path)
+    replace(temporary, path)
 
 
 def evaluations(path: Path) -> Sequence[dict[str, Any]]:

@@ -70,7 +70,7 @@ def build(
                 tracker.console.say(line)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = agenda_of(config, sampling)
-    tracker.console.expect(agenda.last_step())
+    tracker.console.expect(agenda.last_step(), config.stop.budget)
     ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
     engine.wrap(ranks)
     run = Run(

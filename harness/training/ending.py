@@ -8,6 +8,7 @@ from harness.errors import CheckpointError
 from harness.interrupt import PREEMPT
 from harness.rundir.ledger import TRAINING, Ledger
 from harness.rundir.outcome import Outcome, write_outcome
+from harness.stopping.budget import time_left_s
 from harness.stopping.verdict import Verdict
 from harness.training.agenda import Request
 from harness.training.exactness import exactness
@@ -62,13 +63,15 @@ def conclude(run: Run, verdict: Verdict | None, request: Request) -> Outcome:
 
 
 def time_saved_s(run: Run) -> float:
-    """What the steps up to the end of the budget would have taken, at the pace of those done; 0
-    without a budget that is counted in steps.
+    """What the rest of the budget would have taken, at the pace of the steps done; 0 without a
+    budget, or before the first step.
     """
-    last, totals = run.agenda.last_step(), run.ledger.totals()
-    if last is None or run.step == 0:
+    if run.step == 0:
         return 0.0
-    return max(0, last - run.step) / run.step * sum(totals[name] for name in TRAINING)
+    totals, budget = run.ledger.totals(), run.config.stop.budget
+    per_step_s = sum(totals[name] for name in TRAINING) / run.step
+    last_step, elapsed_s = run.agenda.last_step(), run.ledger.elapsed_s()
+    return time_left_s(budget, last_step, run.step, per_step_s, elapsed_s) or 0.0
 
 
 def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:

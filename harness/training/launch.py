@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,6 +85,12 @@ def train(
         finally:
             if tracker is not None:
                 tracker.close()
+            # What the end took belongs to this launch, and to the budget of hours; but not where
+            # another launch has taken the run over.
+            if ranks.is_first():
+                with suppress(HarnessError):
+                    lease.check()
+                    ledger.save()
             lease.release()
 
 

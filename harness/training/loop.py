@@ -130,10 +130,14 @@ def read_losses(run: Run) -> Verdict:
 
 
 def log_training(run: Run) -> None:
-    """A training record of the steps since the last one."""
+    """A training record of the steps since the last one.
+
+    `train/loss_step` is their mean loss; `train/loss`, in records of evaluations, the interval's.
+    """
     steps = run.losses.take_pending()
     norm = steps[-1].grad_norm if steps else math.nan
-    progress = {"train/loss": mean_loss(steps), "grad_norm": norm, "lr": run.engine.learning_rate()}
+    rate = run.engine.learning_rate()
+    progress = {"train/loss_step": mean_loss(steps), "grad_norm": norm, "lr": rate}
     if run.engine.scaler_state() is not None:
         progress["skipped_steps"] = run.losses.num_skipped
     run.tracker.train({**run.position(), **progress})

@@ -42,8 +42,8 @@ def ask(moment: str) -> None:
 
 
 class Restless(Storm):
-    """Moments: `built`, `forward` (in training; the first is the warm-up pass, then one a slot),
-    `evaluated` (the first is the probe).
+    """Moments: `built`, `forward` (in training; the first two are the trial and the warm-up, then
+    one a slot), `evaluated` (the first two are the probe and the trial).
     """
 
     def __init__(self, width: int = 400) -> None:

@@ -125,7 +125,7 @@ def test_a_tracker_of_ones_own_gets_the_run_and_one_that_raises_costs_a_line(
     run, named = tmp_path / "run", "_target_: tests.tracking.trackers"
     trackers = (
         f"{{{named}.Lines, file: mine.jsonl}}, {{{named}.Broken, file: broken.jsonl}}, "
-        f"{{{named}.Unmade}}"
+        f"{{{named}.Unmade}}, {{{named}.Slow, file: slow.jsonl}}"
     )
     (ended,) = train_on_ranks(
         1,
@@ -133,11 +133,15 @@ def test_a_tracker_of_ones_own_gets_the_run_and_one_that_raises_costs_a_line(
         [
             f"run.dir={run}",
             "network.width=16",
-            "stop.budget.steps=12",
+            "stop.budget={steps: 12, hours: 0.01}",
             f"tracking.backends=[{trackers}]",
         ],
     )
     assert (ended.exit_code, ended.stderr) == (0, ""), ended.stderr
+    # What the end takes is booked as well, to the account that a budget of hours is compared with.
+    said = json.loads((run / "outcome.json").read_text())["time"]
+    booked = json.loads((run / "ledger.json").read_text())["totals"]
+    assert sum(booked.values()) >= sum(said[f"{name}_s"] for name in booked) + 0.9
     mine = run / "mine.jsonl"
     assert lines(mine, "begin") == [["storm", 11]]
     assert dict(lines(mine, "row")) == written(run)
@@ -307,3 +311,20 @@ def test_what_is_written_while_a_backend_works_arrives(tmp_path: Path) -> None:
     one.wait(time.monotonic() + 5)
     assert said == []
     assert [row.step for row in backend.rows] == list(range(1, 301))
+
+
+def test_a_name_has_one_meaning_in_all_records(tmp_path: Path) -> None:
+    """Records of one step go into one row of a tracker: what both kinds name would overwrite."""
+    run = tmp_path / "run"
+    asked = [f"run.dir={run}", "network.width=16", "stop.budget.steps=12"]
+    (ended,) = train_on_ranks(1, STORM, asked)
+    assert ended.exit_code == 0, ended.stderr
+    names: dict[str, set[str]] = {"train": set(), "eval": set()}
+    losses = {"train": 0.0, "eval": 0.0}
+    for record in read_records(run / "metrics.jsonl"):
+        if record["kind"] in names:
+            names[record["kind"]] |= record.keys()
+            losses[record["kind"]] = record.get("train/loss_step", record.get("train/loss"))
+    position = {"kind", "step", "epoch", "samples", "elapsed_s", "lr"}
+    assert names["train"] & names["eval"] == position
+    assert losses["train"] != losses["eval"], "four steps' mean, and six steps'"

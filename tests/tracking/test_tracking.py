@@ -37,13 +37,13 @@ def test_cutting_back_what_is_not_there_makes_an_empty_file(tmp_path: Path) -> N
 
 
 def test_only_the_first_rank_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = {"step": 1, "epoch": 0.5, "samples": 4, "elapsed_s": 1.0, "train/loss": 2.0}
+    record = {"step": 1, "epoch": 0.5, "samples": 4, "elapsed_s": 1.0, "train/loss_step": 2.0}
     Tracker(tmp_path, Console(False), enabled=False).train(record)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
     Tracker(tmp_path, Console(True), enabled=True).train(record)
     assert lines(tmp_path / "metrics.jsonl") == [{"kind": "train", **record}]
-    assert "train/loss 2" in capsys.readouterr().out
+    assert "train/loss_step 2" in capsys.readouterr().out
 
 
 def test_a_record_that_cannot_be_written_is_a_warning(

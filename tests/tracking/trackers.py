@@ -1,6 +1,7 @@
 """Trackers of a user's own, as configs name them."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ class Broken(Lines):
 
     def abandon(self) -> None:
         raise OSError("the socket is closed")
+
+
+class Slow(Lines):
+    """Takes a second to finish."""
+
+    def finish(self, outcome: Outcome | None) -> None:
+        time.sleep(1.0)
 
 
 class Unmade(Lines):

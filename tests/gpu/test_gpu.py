@@ -1,0 +1,134 @@
+"""What only a GPU can show. Run by `make gpu-test`; with one GPU, no network, and its own torch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from harness.checkpoint.read import list_checkpoints
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ROOT = Path(__file__).parents[2]
+STORM = ROOT / "tests" / "resume" / "storm.yaml"
+PRECISIONS = ["no", "bf16", "fp16"]
+
+
+def start(run: Path, *overrides: str, **env: str) -> "subprocess.Popen[str]":
+    """One process of a launch on the GPU."""
+    kept = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+    command = [sys.executable, "-m", "tests.gpu.launch", str(STORM), f"run.dir={run}", *overrides]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**kept, "PYTHONPATH": str(ROOT), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    out, _ = process.communicate(timeout=300)
+    return process.returncode, out
+
+
+def train(run: Path, *overrides: str, ranks: int = 0, die_at: str = "", **env: str) -> list[int]:
+    """Exit codes by rank. ranks: 0 for a process alone, else that many in a process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    places: list[dict[str, str]] = [
+        {**group, "RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(ranks)}
+        for rank in range(ranks)
+    ]
+    begun = [start(run, *overrides, DIE_AT=die_at, **env, **place) for place in places or [{}]]
+    ends = [finish(process) for process in begun]
+    print(*(out for _, out in ends), sep="\n")
+    return [code for code, _ in ends]
+
+
+def trace(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "trace.jsonl").read_text().splitlines()]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "outcome.json").read_text()))
+
+
+def assert_resumes(tmp_path: Path, *overrides: str, ranks: int = 0, **env: str) -> None:
+    """A run killed at step 17 ends with the bits of one never interrupted, and says `exact`."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train(whole, *overrides, ranks=ranks, **env) == [0] * max(1, ranks)
+    assert train(cut, *overrides, ranks=ranks, die_at="0:17", **env) != [0] * max(1, ranks)
+    assert train(cut, *overrides, ranks=ranks, **env) == [0] * max(1, ranks)
+    assert trace(cut) == trace(whole)
+    assert outcome(whole)["exact"], outcome(whole)["exact_reason"]
+    assert outcome(cut)["exact"], outcome(cut)["exact_reason"]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, precision: str) -> None:
+    assert_resumes(tmp_path, f"train.precision={precision}")
+    last = list_checkpoints(tmp_path / "cut" / "checkpoints")[-1]
+    (generators,) = last.path.glob("rng-*.safetensors")
+    with safe_open(generators, "pt") as kept:
+        assert "torch.cuda" in set(kept.keys())
+    assert last.manifest is not None
+    (machine,) = last.manifest.facts["environment"]
+    assert machine["device"] == "cuda"
+    assert machine["GPU"] == torch.cuda.get_device_name()
+
+
+def test_attention_has_a_deterministic_backward_pass(tmp_path: Path) -> None:
+    network = "network={_target_: tests.gpu.parts.Attends}"
+    assert_resumes(tmp_path, network, "train.precision=bf16")
+
+
+def test_fp16_goes_through_its_overflows(tmp_path: Path) -> None:
+    """The scale starts at 65,536 and is halved until nothing overflows: skipped, not diverged."""
+    assert train(tmp_path / "run", "train.precision=fp16", "optimizer.lr=1e-2") == [0]
+    assert outcome(tmp_path / "run")["reason"] in ("budget", "no_improvement")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_step_makes_the_host_wait(tmp_path: Path, precision: str) -> None:
+    asked = [f"train.precision={precision}", "log.trace=false", "data.num_workers=2"]
+    assert train(tmp_path / "run", *asked, SYNC="error") == [0]
+
+
+def test_a_hidden_wait_would_be_found(tmp_path: Path) -> None:
+    asked = ["network={_target_: tests.gpu.parts.Waits}", "log.trace=false"]
+    assert train(tmp_path / "run", *asked, SYNC="error") == [1]
+
+
+def test_two_ranks_on_one_gpu(tmp_path: Path) -> None:
+    assert_resumes(tmp_path, ranks=2, BACKEND="gloo")
+
+
+def test_nccl_with_one_rank(tmp_path: Path) -> None:
+    assert_resumes(tmp_path, ranks=1)
+    last = list_checkpoints(tmp_path / "cut" / "checkpoints")[-1]
+    assert last.manifest is not None
+    assert last.manifest.facts["environment"][0]["NCCL_ALGO"] == "Ring"
+
+
+def test_a_run_on_the_cpu_starts_no_context_on_the_gpu(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from harness.training.launch import launch; "
+        "code = launch(Path(sys.argv[1]), sys.argv[2:]); "
+        "sys.exit(code or 10 * torch.cuda.is_initialized())"
+    )
+    command = [sys.executable, "-c", code, str(STORM), f"run.dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == 0
