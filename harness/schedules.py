@@ -160,6 +160,8 @@ class Plateau(ByStep):
 
         Raises ConfigError if the schedule's is not among them.
         """
+        if self._metric == "train/loss" and self._metric not in metrics:
+            return  # not a step of the interval was taken: fp16's scaler skipped all
         if self._metric not in metrics:
             raise ConfigError(
                 f"schedule.metric: there is no metric {self._metric}. There are "

@@ -34,6 +34,7 @@ from harness.training import parts as network_parts
 from harness.training.determinism import record_nondeterminism, settle
 from harness.training.optimizer import build_optimizer, check_proportions
 from harness.training.parallel import Replicas
+from harness.training.stepper import Stepper
 
 
 class Engine:
@@ -48,7 +49,6 @@ class Engine:
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self._task = task
-        self._clip_grad_norm = config.train.clip_grad_norm
         seed_ambient(seed_for(config.run.seed, "network"))
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
         self._parts = config.parts
@@ -56,6 +56,7 @@ class Engine:
         network_parts.freeze(self.network, self._parts)
         self._probe(to_device(probe, self.device))
         self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
+        self.stepper = Stepper(self.optimizer, accelerator.scaler, config.train.clip_grad_norm)
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.schedule: Any = (
             components.build(config.schedule, "schedule", optimizer=self.optimizer)
@@ -64,7 +65,6 @@ class Engine:
         )
         if config.schedule and any(part.lr is not None for part in self._parts.values()):
             check_proportions(self.optimizer, rates, config.schedule)
-        self._stepper: Any = None
         self.generators = generators_of(self.network)
         self.not_deterministic: list[str] = []
         # Why an interrupted run may end with other bits, found in the warm-up.
@@ -76,7 +76,6 @@ class Engine:
         Called by every rank, once the weights are in.
         """
         self.sharing = Replicas(self.network, self.accelerator, ranks)
-        self._stepper = self.accelerator.prepare_optimizer(self.optimizer)
         own = {id(parameter) for parameter in self.network.parameters()}
         assert all(
             id(parameter) in own
@@ -105,21 +104,7 @@ class Engine:
 
         Returns (gradient norm before clipping, whether the scaler skipped it).
         """
-        parameters = [
-            parameter
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        if self._clip_grad_norm is not None:
-            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self._clip_grad_norm)
-        else:
-            self.accelerator.unscale_gradients(self._stepper)
-            norm = nn.utils.get_total_norm(
-                [parameter.grad for parameter in parameters if parameter.grad is not None]
-            )
-        self._stepper.step()
-        skipped = self.accelerator.scaler is not None and self._stepper.step_was_skipped
+        norm, skipped = self.stepper.step()
         if self.schedule is not None and not skipped:
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,6 +160,7 @@ class Engine:
             self.schedule.load_state_dict(dict(schedule))
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(dict(scaler))
+            self.stepper.forget_scale()
 
     def _try_step(self, batch: Batch) -> None:
         """What a step and an evaluation do with a micro-batch, on this rank alone."""

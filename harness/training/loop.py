@@ -138,6 +138,8 @@ def log_training(run: Run) -> None:
     norm = steps[-1].grad_norm if steps else math.nan
     rate = run.engine.learning_rate()
     progress = {"train/loss_step": mean_loss(steps), "grad_norm": norm, "lr": rate}
+    if run.engine.scaler_state() is not None:
+        progress["skipped_steps"] = run.losses.num_skipped
     run.tracker.train({**run.position(), **progress})
     run.ledger.save()
     report_saves(run)
@@ -155,7 +157,7 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
         return None
     engine, check_leave = run.engine, run.interruption.check
     try:
-        with run.ledger.account("evaluation"):
+        with run.ledger.account("evaluation"), engine.stepper.evaluating():
             results = {
                 split: evaluate(
                     engine.network, run.task, plan, run.ranks, engine.device, check_leave
@@ -168,15 +170,11 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
     with run.ledger.account("evaluation"):
         computed = run.train_metrics.compute(run.ranks)
         loss = run.losses.take_interval()
-        values = {
-            "train/loss": loss,
-            **{
-                f"train/{name}": value
-                for name, value in require_defined(
-                    run.task.values(computed), loss, "data.train"
-                ).items()
-            },
-        }
+        own = require_defined(
+            run.task.values(computed), math.nan if loss is None else loss, "data.train"
+        )
+        values = {} if loss is None else {"train/loss": loss}
+        values |= {f"train/{name}": value for name, value in own.items()}
         tables = {f"train/{name}": value for name, value in computed.items()}
         run.train_metrics.reset()
         for split, result in results.items():

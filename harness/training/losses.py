@@ -31,6 +31,7 @@ class LossWindow:
     """Collects on the device, reads at log points.
 
     `pending`: the steps since the last logged record; beside it the sum since the last evaluation.
+    `num_skipped`: the steps so far that fp16's scaler skipped.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -42,6 +43,7 @@ class LossWindow:
         self.pending: list[StepLoss] = []
         self._interval = ExactSum()
         self._interval_items = 0
+        self.num_skipped = 0
 
     def add(
         self, loss_sums: Sequence[Tensor], num_items: Tensor, grad_norm: Tensor, skipped: bool
@@ -74,6 +76,7 @@ class LossWindow:
             steps.append(StepLoss(exact_sum(values), int(items[index]), norms[index]))
         skipped = self._skipped
         self._sums, self._items, self._norms, self._skipped = [], [], [], []
+        self.num_skipped += sum(skipped)
         # A step that the scaler skipped changed nothing
         taken = [one for one, skip in zip(steps, skipped, strict=True) if not skip]
         self.pending += taken
@@ -93,10 +96,13 @@ class LossWindow:
         taken, self.pending = self.pending, []
         return taken
 
-    def take_interval(self) -> float:
-        """Mean loss over all items since the last call; NaN if there were none."""
-        mean = self._interval.value() / self._interval_items if self._interval_items else math.nan
-        self._interval, self._interval_items = ExactSum(), 0
+    def take_interval(self, *, reset: bool = True) -> float | None:
+        """Mean loss over all items since the last reset; None if there were none, as where fp16's
+        scaler skipped every step.
+        """
+        mean = self._interval.value() / self._interval_items if self._interval_items else None
+        if reset:
+            self._interval, self._interval_items = ExactSum(), 0
         return mean
 
     def state(self) -> dict[str, Any]:
@@ -106,12 +112,14 @@ class LossWindow:
             "pending": pending,
             "interval": self._interval.partials,
             "interval_items": self._interval_items,
+            "num_skipped": self.num_skipped,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         self.pending = [StepLoss(*row) for row in state["pending"]]
         self._interval, self._interval_items = ExactSum(state["interval"]), state["interval_items"]
+        self.num_skipped = state.get("num_skipped", 0)
 
 
 def mean_loss(steps: Sequence[StepLoss]) -> float:

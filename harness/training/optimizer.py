@@ -15,6 +15,9 @@ from harness.training.parts import OPTIONS, Option, Parts, options_of, twins_of
 # Have a fused kernel on the CPU and on CUDA
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
 
+# Keys of the weights that an optimizer with modes trains, beside those of its state
+TRAINED = "trained_weight/"
+
 
 def build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: Parts) -> Optimizer:
     """The optimizer of a config over the network's trained parameters, in groups by part.
@@ -24,7 +27,10 @@ def build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: Parts) -
     wanted = dict(spec)
     name = str(wanted["_target_"]).replace(":", ".")
     if name in _FUSED and not {"fused", "foreach", "capturable", "differentiable"} & wanted.keys():
-        wanted["fused"] = True
+        # Fused kernels know no complex numbers
+        wanted["fused"] = all(
+            one.is_floating_point() for one in network.parameters() if one.requires_grad
+        )
     groups = parameter_groups(network, parts)
     given: Any = [{"params": group.parameters, **group.options} for group in groups]
     if [group.part for group in groups] == [""]:

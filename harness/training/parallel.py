@@ -73,7 +73,8 @@ class Replicas:
         """What to take the gradient of, so that the ranks' gradients come to that of the mean over
         all items: DDP averages over ranks where their sum is needed, hence the factor.
         """
-        return loss_sum * (self.ranks.size / num_items)
+        dtype = torch.promote_types(loss_sum.dtype, torch.float32)
+        return loss_sum * (self.ranks.size / num_items.to(dtype))
 
     def agree_on_buffers(self) -> None:
         """Rank 0's buffers on every rank. Called by every rank."""
@@ -83,6 +84,16 @@ class Replicas:
         """After a first backward pass: DDP waits for a gradient of each parameter that is trained;
         one that never gets any would end a run in its second step. Raises ConfigError.
         """
+        sparse = [
+            name
+            for name, parameter in self._network.named_parameters()
+            if parameter.grad is not None and parameter.grad.layout != torch.strided
+        ]
+        if sparse:
+            raise ConfigError(
+                f"network: the gradients of {some(sparse)} are sparse, which are neither clipped "
+                "nor summed over ranks exactly. Set sparse: false."
+            )
         without = [
             name
             for name, parameter in self._network.named_parameters()

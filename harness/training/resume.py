@@ -33,6 +33,7 @@ from harness.tasks.task import Task, known_metrics
 from harness.training.engine import Engine
 from harness.training.environment import differences
 from harness.training.optimizer import (
+    TRAINED,
     adopt_changes,
     build_optimizer,
     parameter_names,
@@ -69,9 +70,12 @@ def load_state(
     restore_optimizer(
         engine.optimizer,
         names,
-        loaded.optimizer,
+        {key: one for key, one in loaded.optimizer.items() if not key.startswith(TRAINED)},
         regroup(loaded.trainer["optimizer"], engine.optimizer, names),
     )
+    if any(key.startswith(TRAINED) for key in loaded.optimizer):
+        parameters = engine.stepper.parameters()
+        engine.stepper.put_back([loaded.optimizer[TRAINED + names[one]] for one in parameters])
     built_before = build_optimizer(before.optimizer, engine.network, before.parts)
     adopt_changes(engine.optimizer, built_before, fresh)
     engine.restore_rest(loaded.trainer["schedule"], loaded.trainer["scaler"])

@@ -1,7 +1,10 @@
 """What a run leaves: checkpoints, the reports of their saving, and at the end its outcome."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from harness.checkpoint.manifest import SaveReason
 from harness.checkpoint.read import step_name
@@ -15,7 +18,7 @@ from harness.stopping.verdict import Verdict
 from harness.tasks.learning import learner_states
 from harness.training.agenda import Request
 from harness.training.exactness import exactness
-from harness.training.optimizer import parameter_names
+from harness.training.optimizer import TRAINED, parameter_names
 from harness.training.run import Run
 
 
@@ -33,6 +36,9 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
         interval = run.train_metrics.state(run.ranks)
         exact, exact_reason = exactness(run)
         ranked_by = run.controller.best_metric()
+    # The weights of a checkpoint are those that are evaluated
+    with run.ledger.account("checkpoint_stall"), run.engine.stepper.evaluating() as trained:
+        optimizer |= trained_weights(run, trained)
         snapshot = Snapshot(
             step=run.step,
             epoch=run.sampling.epochs_done(run.step),
@@ -50,6 +56,16 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
             extra_files=extra_files_of(run.engine.network),
         )
         run.store.save(snapshot, Ranking(*ranked_by) if ranked_by is not None else None)
+
+
+def trained_weights(run: Run, trained: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The weights that an optimizer with modes trains, by their key beside its state."""
+    names = parameter_names(run.engine.network)
+    parameters = run.engine.stepper.parameters()
+    return {
+        f"{TRAINED}{names[parameter]}": weight
+        for parameter, weight in zip(parameters, trained, strict=False)
+    }
 
 
 def reason_to_save(verdict: Verdict | None, request: Request) -> SaveReason:

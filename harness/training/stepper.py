@@ -1,0 +1,153 @@
+"""An optimizer's step, with fp16's loss scaler where there is one.
+
+The optimizer is called as it is, without Accelerate's wrapper: wrapping sends the restored state
+through `Optimizer.load_state_dict`, which casts moments to their parameter's dtype, and it does not
+see the steps that a fused optimizer skips by itself.
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from harness.errors import ConfigError
+from harness.wording import first_line
+
+
+class Stepper:
+    """Steps one optimizer. Raises ConfigError for one that cannot be stepped here."""
+
+    def __init__(
+        self, optimizer: Optimizer, scaler: GradScaler | None, clip_grad_norm: float | None
+    ) -> None:
+        check_contract(optimizer)
+        self._optimizer = optimizer
+        self._scaler = scaler
+        self._clip_grad_norm = clip_grad_norm
+        # Known once it was asked for: asking makes the host wait
+        self._scale: float | None = None
+        self._stepped = False
+        set_training(optimizer, training=True)
+        if scaler is not None:
+            half = [p for p in self.parameters() if p.dtype == torch.float16]
+            if half:
+                raise ConfigError(
+                    "train.precision: fp16 scales the gradients of float32 weights, and the "
+                    f"network has {len(half)} parameters in float16. Keep them in float32."
+                )
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the optimizer trains."""
+        return [one for group in self._optimizer.param_groups for one in group["params"]]
+
+    def step(self) -> tuple[Tensor, bool]:
+        """Clip and step; gradients are left.
+
+        Returns (gradient norm before clipping, whether the scaler skipped the step). With a scaler
+        the host waits: whether a step was skipped decides on the schedule's.
+        """
+        given = [one for one in self.parameters() if one.grad is not None]
+        if self._scaler is not None:
+            self._scale = self._scaler.get_scale() if self._scale is None else self._scale
+            self._scaler.unscale_(self._optimizer)
+        if self._clip_grad_norm is not None:
+            norm = nn.utils.clip_grad_norm_(given, self._clip_grad_norm)
+        else:
+            norm = nn.utils.get_total_norm([one.grad for one in given if one.grad is not None])
+        try:
+            if self._scaler is None:
+                self._optimizer.step()
+            else:
+                self._scaler.step(self._optimizer)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # an optimizer may raise anything for what it cannot train
+            if self._stepped:
+                raise
+            raise ConfigError(
+                f"optimizer: {type(self._optimizer).__name__} cannot do its first step: "
+                f"{type(error).__name__}: {first_line(error)}. Mend its arguments, or take another "
+                "optimizer."
+            ) from error
+        self._stepped = True
+        return norm, self._scaler is not None and self._update_scale(self._scaler)
+
+    def forget_scale(self) -> None:
+        """The scaler's state was put back: its scale is another."""
+        self._scale = None
+
+    @contextmanager
+    def evaluating(self) -> Iterator[list[Tensor]]:
+        """Inside, the weights are those that an optimizer with `eval()` means to be evaluated
+        (schedule-free: averages); afterwards those that it trains, to the bit.
+
+        Gives the latter in the order of `parameters`; none for an optimizer without modes.
+        """
+        if not has_modes(self._optimizer):
+            yield []
+            return
+        trained = [one.detach().clone() for one in self.parameters()]
+        set_training(self._optimizer, training=False)
+        try:
+            yield trained
+        finally:
+            set_training(self._optimizer, training=True)
+            self.put_back(trained)
+
+    def put_back(self, weights: Sequence[Tensor]) -> None:
+        """Overwrite the parameters, in the order of `parameters`."""
+        with torch.no_grad():
+            for parameter, weight in zip(self.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+
+    def _update_scale(self, scaler: GradScaler) -> bool:
+        """Whether the scale fell, as it does at an overflow: a fused optimizer skips by itself, and
+        its `step` is called all the same.
+        """
+        before = self._scale
+        scaler.update()
+        self._scale = scaler.get_scale()
+        assert before is not None
+        return self._scale < before
+
+
+def has_modes(optimizer: Optimizer) -> bool:
+    """Whether it trains other weights than it evaluates, as schedule-free ones do."""
+    return callable(getattr(optimizer, "train", None)) and callable(
+        getattr(optimizer, "eval", None)
+    )
+
+
+def set_training(optimizer: Optimizer, *, training: bool) -> None:
+    """Switch an optimizer that has modes; nothing happens to any other."""
+    if has_modes(optimizer):
+        switch = getattr(optimizer, "train" if training else "eval")
+        switch()
+
+
+def check_contract(optimizer: Optimizer) -> None:
+    """Raise ConfigError for an optimizer that needs more than a step without arguments."""
+    name = type(optimizer).__name__
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(
+            f"optimizer: {name} evaluates the loss several times a step by a closure, which has no "
+            "meaning over accumulated micro-batches. Use one whose step needs no closure."
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ConfigError(
+            f"optimizer: {name} takes sparse gradients alone, which are neither clipped nor summed "
+            "over ranks exactly. Use Adam and embeddings with sparse: false."
+        )
+    for index, group in enumerate(optimizer.param_groups):
+        rate = group.get("lr")
+        if not isinstance(rate, int | float | Tensor):
+            raise ConfigError(
+                f"optimizer.lr: {name} has no learning rate in its parameter group {index} ({rate})"
+                ", and rates are logged and followed by schedules. Give a number, and switch off "
+                "what chooses rates by itself (relative_step, warmup_init of Adafactor)."
+            )

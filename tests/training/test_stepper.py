@@ -1,0 +1,114 @@
+"""Every optimizer of torch that our contract allows goes on with the bits it had."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import components
+from harness.checkpoint.state import optimizer_tensors, restore_optimizer
+from harness.config.read import read_config
+from harness.data.source import Batch
+from harness.errors import ConfigError
+from harness.ranks.ranks import Ranks
+from harness.training.engine import Engine
+from harness.training.optimizer import parameter_names
+from harness.training.parallel import start_accelerator
+from tests.pool import on_ranks
+
+SMALL = Path(__file__).with_name("small.yaml")
+REFUSED = ("LBFGS", "SparseAdam")
+OPTIMIZERS = sorted(
+    name
+    for name, one in vars(torch.optim).items()
+    if isinstance(one, type) and one is not torch.optim.Optimizer and name not in REFUSED
+)
+NETWORK = "network={_target_: tests.training.optimizer_parts.Typed, dtype: %s}"
+
+
+def batch_of(step: int) -> Batch:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "x": torch.randn(4, 6, generator=generator),
+        "label": torch.randint(3, (4,), generator=generator),
+    }
+
+
+def engine_of(optimizer: str, dtype: str) -> Engine:
+    overrides = [f"optimizer={optimizer}", NETWORK % dtype]
+    config = read_config(SMALL, overrides)
+    task = components.build(config.task, "task")
+    return Engine(config, start_accelerator("no", "same_world", 60.0), task, batch_of(0))
+
+
+def go(engine: Engine, first: int, last: int) -> None:
+    for step in range(first, last):
+        engine.forward_backward(batch_of(step), torch.tensor(4))
+        engine.update()
+
+
+def bits(engine: Engine) -> list[torch.Tensor]:
+    return [one.detach().clone() for one in engine.network.parameters()]
+
+
+def resumed(engine: Engine, optimizer: str, dtype: str) -> Engine:
+    """As a resume puts it together: the state is in before the ranks are joined."""
+    names = parameter_names(engine.network)
+    tensors, rest = optimizer_tensors(engine.optimizer, names)
+    copies = {key: one.clone() for key, one in tensors.items()}
+    other = engine_of(optimizer, dtype)
+    other.network.load_state_dict(engine.network.state_dict())
+    restore_optimizer(other.optimizer, parameter_names(other.network), copies, rest)
+    other.wrap(Ranks())
+    return other
+
+
+def check_variants(name: str) -> list[str]:
+    """The variants of an optimizer that were run, and asserts that each goes on as it was."""
+    takes = inspect.signature(getattr(torch.optim, name)).parameters
+    done = []
+    for dtype in ("float32", "bfloat16", "float64"):
+        for variant in ("fused", "foreach", "plain"):
+            if variant != "plain" and variant not in takes:
+                continue
+            options = f"{variant}: true" if variant != "plain" else "foreach: false"
+            options = options if options.split(":")[0] in takes else ""
+            spec = f"{{_target_: torch.optim.{name}, lr: 0.05{', ' * bool(options)}{options}}}"
+            try:
+                whole = engine_of(spec, dtype)
+            except ConfigError:  # torch has no such kernel on the CPU
+                assert variant == "fused"
+                continue
+            whole.wrap(Ranks())
+            go(whole, 0, 5)
+            other = resumed(whole, spec, dtype)
+            go(whole, 5, 11)
+            go(other, 5, 11)
+            same = all(map(torch.equal, bits(whole), bits(other)))
+            assert same, f"{name}, {dtype}, {variant}"
+            done.append(f"{dtype} {variant}")
+    return done
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_goes_on_with_the_same_bits_in_every_dtype_and_kernel(name: str) -> None:
+    [done] = on_ranks(1, check_variants, name)
+    assert {"float32 plain", "bfloat16 plain", "float64 plain"} <= set(done)
+
+
+def test_wide_moments_of_narrow_weights_stay_wide() -> None:
+    assert on_ranks(1, wide_moments) == [torch.float32]
+
+
+def wide_moments() -> Any:
+    spec = "{_target_: tests.training.optimizer_parts.WideMoments}"
+    engine = engine_of(spec, "bfloat16")
+    engine.wrap(Ranks())
+    go(engine, 0, 3)
+    other = resumed(engine, spec, "bfloat16")
+    go(engine, 3, 9)
+    go(other, 3, 9)
+    assert all(map(torch.equal, bits(engine), bits(other)))
+    return next(iter(other.optimizer.state.values()))["moment"].dtype
