@@ -12,6 +12,7 @@ from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
+from harness.config.schedules import check_schedule_length
 from harness.config.schema import Config
 from harness.data.feed import Feed
 from harness.data.sampling import Sampling
@@ -70,6 +71,7 @@ def build(
                 tracker.console.say(line)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = agenda_of(config, sampling)
+    ranks.together(lambda: check_schedule_length(config.schedule, agenda.last_step()))
     tracker.console.expect(agenda.last_step(), config.stop.budget)
     ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
     engine.wrap(ranks)
