@@ -58,9 +58,9 @@ SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train to the end, or go on from where the run stands."""
-    from harness.training.launch import launch
+    from harness.training.launch import launch, leave_process
 
-    raise typer.Exit(launch(config, overrides or []))
+    leave_process(launch(config, overrides or []))
 
 
 @app.command()

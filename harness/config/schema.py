@@ -72,6 +72,12 @@ class RunConfig(Section):
     paranoid: bool = Field(
         False, description="Every process judges each evaluation and they compare their verdicts."
     )
+    accept: tuple[Literal["code"], ...] = Field(
+        (),
+        strict=False,
+        description="What may have changed since a checkpoint was written: code (of components "
+        "that are yours). Told and recorded; the run is exact no longer.",
+    )
     init_from: Place | None = Field(
         None,
         description=(
@@ -347,6 +353,12 @@ class Config(Section):
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def specs(self) -> list[Any]:
+        """The components that a training is made of, nested ones inside."""
+        splits = [self.data.train, self.data.val, self.data.test]
+        data = [[split.source, *split.treatments] for split in splits if split is not None]
+        return [self.network, self.task, self.optimizer, self.schedule, *data]
 
     @field_validator("parts")
     @classmethod

@@ -8,7 +8,6 @@ hashed is hashed again, since it may have changed once more without a clock's sh
 """
 
 import hashlib
-import importlib
 import inspect
 import json
 import os
@@ -17,41 +16,30 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from harness import components
 from harness.components import STAGE, TARGET
+from harness.data.code import module_version
 from harness.data.source import version_of
 from harness.durable import replace
 from harness.errors import DataError
 
 
-def identity(spec: Any) -> Any:
-    """A spec with the versions of what it names: a class's `version`, and for code from elsewhere
-    the version or the bytes of its module.
+def identity(spec: Any, *, code: bool = True) -> Any:
+    """A spec with the versions of what it names: a class's `version`, and with `code` that of its
+    module, for code from elsewhere.
     """
     if isinstance(spec, Mapping):
-        plain = {key: identity(value) for key, value in spec.items() if key != STAGE}
+        plain = {key: identity(value, code=code) for key, value in spec.items() if key != STAGE}
         if TARGET not in spec:
             return plain
         target = components.find(spec[TARGET])
-        return {
-            **plain,
-            "version": [version_of(target), _module_version(inspect.getmodule(target))],
-        }
-    return [identity(item) for item in spec] if isinstance(spec, list | tuple) else spec
-
-
-def _module_version(module: ModuleType | None) -> str:
-    if module is None or module.__name__.partition(".")[0] == "harness":
-        return ""
-    package = importlib.import_module(module.__name__.partition(".")[0])
-    version = getattr(package, "__version__", None)
-    if version is not None:
-        return str(version)
-    file = inspect.getsourcefile(module)
-    return "" if file is None else digest(Path(file).read_text())
+        module = module_version(inspect.getmodule(target)) if code else ""
+        return {**plain, "version": [version_of(target), module]}
+    if isinstance(spec, list | tuple):
+        return [identity(item, code=code) for item in spec]
+    return spec
 
 
 RACY_NS = 2 * 10**9

@@ -150,22 +150,15 @@ def prepare(
     for name in names:
         split = split_config(config, name)
         treatments = build_treatments(config, name, learned)
-        stages = [identity(spec) for spec in split.treatments]
-        keys[name] = digest(
-            [
-                VERSION,
-                content[name],
-                identity(split.source),
-                stages,
-                [asdict(one) for one in learned],
-            ]
-        )
+        # Without the code: whether it changed is compared, and told, on its own.
+        parts = [identity(spec, code=False) for spec in (split.source, *split.treatments)]
+        known = [asdict(one) for one in learned]
+        keys[name] = digest([VERSION, content[name], parts[0], parts[1:], known])
         if store is not None:
             num_once = count_once(split.treatments, treatments)
             used = [asdict(one) for one in learned if one.treatment in split.treatments[:num_once]]
-            key = digest([VERSION, content[name], identity(split.source), stages[:num_once], used])[
-                :32
-            ]
+            once = [identity(spec) for spec in split.treatments[:num_once]]
+            key = digest([VERSION, content[name], identity(split.source), once, used])[:32]
             path = store.find(key)
             if path is None and not build:
                 continue

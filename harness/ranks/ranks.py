@@ -47,6 +47,8 @@ J = TypeVar("J", bound=Jsonable)
 _FAILURE, _SURVIVOR = "failure", "survivor"
 
 
+# The thread that leaves and reads notes: it may be held for ever by a machine that is cut off.
+NOTES = "fermarsi-notes"
 _BOARD_LIMIT_S = 3.0
 
 
@@ -271,7 +273,7 @@ class Ranks:
             if (board := self.board()) is not None:
                 found.append(act(board))
 
-        thread = threading.Thread(target=work, name="fermarsi-notes", daemon=True)
+        thread = threading.Thread(target=work, name=NOTES, daemon=True)
         if self.size > 1 and not self._board_lost:
             thread.start()
             thread.join(limit_s + _BOARD_LIMIT_S)

@@ -14,6 +14,7 @@ from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
 from harness.config.schedules import check_schedule_length
 from harness.config.schema import Config
+from harness.data.code import code_of
 from harness.data.feed import Feed
 from harness.data.sampling import Sampling
 from harness.data.source import Batch
@@ -145,6 +146,7 @@ def facts_of(config: Config, data: RunData, machines: list[dict[str, str]]) -> d
         "num_samples": {name: len(split) for name, split in data.splits.items()},
         "config": config_hashes(config),
         "environment": machines,
+        "code": code_of(config.specs()),
     }
 
 

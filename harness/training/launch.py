@@ -4,11 +4,12 @@ message and an exit code.
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from accelerate import Accelerator
 
@@ -19,7 +20,7 @@ from harness.data.feed import end_workers
 from harness.errors import ConfigError, HarnessError, LeavingError, RankError
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import is_lost_peer, leave
-from harness.ranks.ranks import Ranks
+from harness.ranks.ranks import NOTES, Ranks
 from harness.rundir.lease import Lease
 from harness.rundir.ledger import Ledger, process_age_s
 from harness.rundir.outcome import INTERRUPTED, Outcome, exit_code
@@ -120,6 +121,17 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
         return 130
     finally:
         end_workers()
+
+
+def leave_process(code: int) -> NoReturn:
+    """End this process with an exit code, also where a thread is held by a machine that is cut off:
+    an end in order would take its library's objects from under it, and abort.
+    """
+    if any(thread.name == NOTES for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str]) -> int:

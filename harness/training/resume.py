@@ -21,6 +21,7 @@ from harness.config.read import read_config, resolved_yaml
 from harness.config.schedules import name_of
 from harness.config.schema import Config
 from harness.console import Console
+from harness.data.code import changes, code_of, edits
 from harness.errors import CheckpointError, ConfigError
 from harness.interrupt import PREEMPT, Interruption
 from harness.randomness import restore_random, seed_ambient, seed_for
@@ -56,15 +57,8 @@ def load_state(
     loaded = load(
         launch.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu")
     )
-    had = loaded.manifest.facts["data"]
-    changed = [f"data.{name}" for name in sorted({*had, *data}) if had.get(name) != data.get(name)]
-    if changed and config.run.exactness != "none":
-        raise CheckpointError(
-            f"{launch.checkpoint}: {', '.join(changed)} no longer gives the samples that the run "
-            "began with, so it cannot go on exactly. "
-            "Bring the data back, choose another run.dir, or set run.exactness: none from the "
-            "start of a run."
-        )
+    if config.run.exactness != "none":
+        compare_data(config, launch.checkpoint, loaded.manifest.facts, data)
     restore_network(engine.network, loaded)
     before = read_config(launch.checkpoint / "config.yaml")
     names = parameter_names(engine.network)
@@ -84,6 +78,41 @@ def load_state(
     schedule = loaded.trainer["schedule"] if same else None
     engine.restore_rest(schedule, loaded.trainer["scaler"], loaded.manifest.step)
     return loaded
+
+
+def compare_data(
+    config: Config, checkpoint: Path, facts: Mapping[str, Any], data: Mapping[str, str]
+) -> None:
+    """Raise CheckpointError if the samples are not those that the run began with, or if code of the
+    run has changed and run.accept does not name it.
+
+    facts: of the checkpoint's manifest. Manifests from before code was compared on its own, by
+    0.1.0, held it in the digests of the data.
+    """
+    accepted = "code" in config.run.accept
+    old = "code" not in facts
+    edited = [] if old else edits(facts["code"], code_of(config.specs()))
+    had = facts["data"]
+    changed = [f"data.{name}" for name in sorted({*had, *data}) if had.get(name) != data.get(name)]
+    if changed and not (old and accepted):
+        why = f"; changed since: {', '.join(edited)}" if edited else ""
+        how = (
+            "If only your own code was edited, without another result, set run.accept: [code]. "
+            if old and code_of(config.specs())
+            else ""
+        )
+        raise CheckpointError(
+            f"{checkpoint}: {', '.join(changed)} no longer gives the samples that the run began "
+            f"with, so it cannot go on exactly{why}. {how}"
+            "Bring the data back, choose another run.dir, or set run.exactness: none from the "
+            "start of a run."
+        )
+    if edited and not accepted:
+        raise CheckpointError(
+            f"{checkpoint}: code of the run has changed since: {', '.join(edited)}. The samples "
+            "are the same, but whether a step is cannot be told. Take the change back, or set "
+            "run.accept: [code]: the run goes on with the new code, and says so."
+        )
 
 
 def restore_rest(loaded: Loaded | None, run: Run) -> None:
@@ -129,12 +158,18 @@ def note_changes(loaded: Loaded, run: Run) -> None:
 
 
 def note_environment(loaded: Loaded, run: Run) -> None:
-    """Tell what of the machines differs from those that wrote the checkpoint, and remember it: the
-    run is no longer exact. Called by every rank.
+    """Tell what of code and machines differs from those that wrote the checkpoint, and remember it:
+    the run is no longer exact. Called by every rank.
     """
-    changes = differences(loaded.manifest.facts.get("environment", []), run.facts["environment"])
-    if changes:
-        seam = f"other machines from step {run.step:,} on ({'; '.join(changes)})"
+    facts = loaded.manifest.facts
+    edited = changes(facts.get("code", run.facts["code"]), run.facts["code"])
+    if edited:
+        seam = f"other code from step {run.step:,} on ({', '.join(edited)})"
+        run.progress.seams.append(seam)
+        run.tracker.warn(f"{run.directory}: {seam}")
+    found = differences(facts.get("environment", []), run.facts["environment"])
+    if found:
+        seam = f"other machines from step {run.step:,} on ({'; '.join(found)})"
         run.progress.seams.append(seam)
         run.tracker.warn(f"{run.directory}: {seam}: from here on bits may differ")
 
@@ -223,12 +258,12 @@ def find_start(config: Config) -> Start:
         return Start(secrets.token_hex(4), None, notes)
     before = read_config(choice.path / "config.yaml")
     check_schedule(before, config, directory)
-    changes = identity_changes(before, config)
-    if changes:
+    other = identity_changes(before, config)
+    if other:
         raise ConfigError(
             f"{directory}: {choice.path.name} belongs to another training. What identifies a "
             "run has changed:\n  "
-            + "\n  ".join(changes)
+            + "\n  ".join(other)
             + "\nTake the changes back, or choose another run.dir."
         )
     notes.append(f"{directory}: going on from {choice.path.name}")

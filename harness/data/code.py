@@ -1,0 +1,152 @@
+"""The code that a config names: what it is, and what of it has changed between two launches.
+
+Code counts by its syntax tree without comments, docstrings and layout; installed packages count by
+their version; the harness's own sources and treatments say by `version` when they give something
+else.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness import components
+from harness.components import TARGET
+
+_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
+
+
+def code_of(config: Any) -> dict[str, str]:
+    """{module or package: digest or version} of all that a config, or a part of one, names and that
+    is neither the harness's nor torch's: a user's module with the modules of the user's that it
+    imports, and packages by their version.
+
+    Raises ConfigError for a target that does not exist.
+    """
+    found: dict[str, str] = {}
+    for spec in _specs(config):
+        module = inspect.getmodule(components.find(spec[TARGET]))
+        if module is not None:
+            _add(module.__name__, found)
+    return dict(sorted(found.items()))
+
+
+def module_version(module: ModuleType | None) -> str:
+    """What changes when the results of a module's code may: see above; "" for the harness's own."""
+    if module is None:
+        return ""
+    found: dict[str, str] = {}
+    _add(module.__name__, found)
+    return next(iter(found.values()), "")
+
+
+def edits(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The user's modules that differ, by name."""
+    names = {**before, **now}
+    return [
+        name
+        for name in sorted(names)
+        if _is_code(names[name]) and before.get(name) != now.get(name)
+    ]
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What differs, as a person reads it: the user's modules, packages with both versions."""
+    packages = [
+        f"{name} {before.get(name, 'absent')} -> {now.get(name, 'absent')}"
+        for name, value in sorted({**before, **now}.items())
+        if not _is_code(value) and before.get(name) != now.get(name)
+    ]
+    return [*edits(before, now), *packages]
+
+
+def _is_code(value: str) -> bool:
+    return value.startswith("code ")
+
+
+def _specs(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        if TARGET in value:
+            yield value
+        for item in value.values():
+            yield from _specs(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _specs(item)
+
+
+def _add(name: str, found: dict[str, str]) -> None:
+    """A module, and what it imports of the same kind: not the standard library, not the harness."""
+    top = name.partition(".")[0]
+    if (
+        name in found
+        or top in found
+        or top in ("harness", "torch")
+        or top in sys.stdlib_module_names
+    ):
+        return
+    file = _file(name)
+    if file is None or any(file.is_relative_to(place) for place in _INSTALLED):
+        found[top] = _package_version(top)
+        return
+    tree = ast.parse(file.read_bytes())
+    found[name] = f"code {hashlib.sha256(_plain(tree).encode()).hexdigest()[:16]}"
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            imported = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for one in imported:
+            if _is_module(one) and not _is_installed(one):
+                _add(one, found)
+
+
+def _plain(tree: ast.Module) -> str:
+    """The tree without what changes nothing: docstrings (comments and layout are not in it)."""
+    for node in ast.walk(tree):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _is_module(name: str) -> bool:
+    with suppress(ImportError, ValueError, AttributeError):
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    return False
+
+
+def _is_installed(name: str) -> bool:
+    file = _file(name)
+    return file is None or any(file.is_relative_to(place) for place in _INSTALLED)
+
+
+def _file(name: str) -> Path | None:
+    """The source file of a module, None if it has none."""
+    module = sys.modules.get(name)
+    origin = getattr(module, "__file__", None)
+    if origin is None:
+        with suppress(ImportError, ValueError, AttributeError):
+            spec = importlib.util.find_spec(name)
+            origin = None if spec is None or not spec.has_location else spec.origin
+    return Path(origin).resolve() if origin is not None and origin.endswith(".py") else None
+
+
+def _package_version(top: str) -> str:
+    module = sys.modules.get(top)
+    for name in packages_distributions().get(top, [top]):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return str(getattr(module, "__version__", "unknown"))
