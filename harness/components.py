@@ -45,17 +45,20 @@ _FACTORIES = ("torchvision.models", "timm", "transformers")
 _RUN_CODE = ("trust_remote_code", "checkpoint_path")
 
 
-def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
+def build(
+    spec: Mapping[str, Any], where: str, *, inherit: Collection[str] = (), **given: Any
+) -> Any:
     """Call the target with the spec's arguments, nested components built first, and with `given`,
     which the harness names itself.
 
-    Raises ConfigError that says where and what; a HarnessError of the target keeps its type.
+    inherit: which of `given` the nested components get too, where they take them. Raises
+    ConfigError that says where and what; a HarnessError of the target keeps its type.
     """
     mistakes = [mistake.within(where) for mistake in _misfits(spec, (), given)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     arguments = {
-        name: _build_nested(value, f"{where}.{name}")
+        name: _build_nested(value, f"{where}.{name}", {one: given[one] for one in inherit})
         for name, value in spec.items()
         if name != TARGET
     }
@@ -90,13 +93,17 @@ def check(spec: Any, where: str, *given: str) -> list[str]:
     return [mistake.within(where) for mistake in find_mistakes(spec, given)]
 
 
-def find_mistakes(spec: Any, given: Collection[str] = ()) -> Iterator[Mistake]:
-    """As `check`, each mistake with the keys that lead to it from the spec."""
+def find_mistakes(
+    spec: Any, given: Collection[str] = (), inherit: Collection[str] = ()
+) -> Iterator[Mistake]:
+    """As `check`, each mistake with the keys that lead to it from the spec; `inherit` as in
+    `build`.
+    """
     yield from _misfits(spec, (), given)
     if isinstance(spec, Mapping):
         for keys, nested in _inside(spec, ()):
             if TARGET in nested:
-                yield from _misfits(nested, keys, ())
+                yield from _misfits(nested, keys, _inherited(nested, inherit))
             else:
                 # `target`, `targets` and the like are names as good as any in an argument.
                 special = [key for key in nested if isinstance(key, str) and key.strip("_") != key]
@@ -140,14 +147,26 @@ def find(path: Any) -> Any:
     return _walk(path)[-1]
 
 
-def _build_nested(value: Any, where: str) -> Any:
+def _build_nested(value: Any, where: str, given: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         if TARGET in value:
-            return build(value, where)
-        return {key: _build_nested(item, f"{where}.{key}") for key, item in value.items()}
+            names = _inherited(value, given)
+            return build(value, where, inherit=names, **{name: given[name] for name in names})
+        return {key: _build_nested(item, f"{where}.{key}", given) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_build_nested(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_build_nested(item, f"{where}[{index}]", given) for index, item in enumerate(value)]
     return value
+
+
+def _inherited(spec: Mapping[str, Any], names: Collection[str]) -> list[str]:
+    """Those of the names that are arguments of the spec's target."""
+    if not names:
+        return []
+    try:
+        takes = inspect.signature(find(spec[TARGET])).parameters
+    except (ConfigError, TypeError, ValueError):  # said by `_misfits`
+        return []
+    return [name for name in names if name in takes]
 
 
 def _inside(value: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[Any, Any]]]:

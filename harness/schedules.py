@@ -46,6 +46,11 @@ class ByStep:
         self._steps = state["steps"]
         self._apply()
 
+    def begin_at(self, steps: int) -> None:
+        """Go on after so many steps that were made under another schedule, or none."""
+        self._steps = steps
+        self._apply()
+
     def _apply(self) -> None:
         for group, rate in zip(self._optimizer.param_groups, self.get_last_lr(), strict=True):
             if isinstance(group["lr"], Tensor):

@@ -11,18 +11,28 @@ from harness.config.schema import Config
 from harness.wording import Keys, dotted
 
 _ABSENT = object()
+_COURSE = ("optimizer", "schedule", "parts", "train", "stop", "evaluation")
 
 
 def identity_changes(before: Config, now: Config) -> list[str]:
     """What differs in the keys that identify a run, as "key: before -> now"; everything else may
     change between launches.
     """
-    old, new = dict(_identity(before)), dict(_identity(now))
+    return _differences(dict(_identity(before)), dict(_identity(now)))
+
+
+def _differences(old: Mapping[Keys, Any], new: Mapping[Keys, Any]) -> list[str]:
     return [
         f"{dotted(keys)}: {_shown(old.get(keys, _ABSENT))} -> {_shown(new.get(keys, _ABSENT))}"
         for keys in [*old, *(keys for keys in new if keys not in old)]
         if _differ(old.get(keys, _ABSENT), new.get(keys, _ABSENT))
     ]
+
+
+def course_changes(before: Config, now: Config) -> list[str]:
+    """What differs in the keys that decide how a run goes on, as "key: before -> now"."""
+    old, new = dict(_course(before)), dict(_course(now))
+    return _differences(old, new)
 
 
 def rate_changes(before: Config, now: Config) -> list[str]:
@@ -72,6 +82,12 @@ def _identity(config: Config) -> Iterator[tuple[Keys, Any]]:
             part.freeze is False and any(path.startswith(f"{other}.") for other in frozen)
         ):
             yield ("parts", path, "freeze"), part.freeze
+
+
+def _course(config: Config) -> Iterator[tuple[Keys, Any]]:
+    dump = config.model_dump(by_alias=True)
+    for name in _COURSE:
+        yield from _leaves(dump[name], (name,))
 
 
 def _rates(config: Config) -> Iterator[tuple[str, Any]]:

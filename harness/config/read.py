@@ -19,6 +19,7 @@ from harness.config import reading
 from harness.config.document import to_yaml
 from harness.config.mistakes import explain
 from harness.config.reading import Draft, raise_all
+from harness.config.schedules import find_schedule_mistakes
 from harness.config.schema import Config, RunConfig
 from harness.errors import ConfigError
 from harness.tracking.settings import BACKEND_METHODS
@@ -52,6 +53,8 @@ def read_config(
         if isinstance(spec, Mapping) and TARGET in spec and not draft.mistaken(keys):
             if keys[0] != "tracking":
                 _check_component(draft, keys, spec, given, allow)
+                if keys == ("schedule",) and config is not None:
+                    _check_schedule(draft, spec, config)
             elif allow is None:
                 _check_tracker(draft, keys, spec)
     raise_all(draft.mistakes)
@@ -169,9 +172,17 @@ def _check_component(
         except ConfigError as error:
             draft.mistakes.append(Mistake((), str(error), draft.place(keys)))
             return
-    for mistake in components.find_mistakes(spec, given):
+    inherit = given if keys[0] == "schedule" else ()
+    for mistake in components.find_mistakes(spec, given, inherit):
         if not draft.mistaken((*keys, *mistake.keys)):
             draft.add((*keys, *mistake.keys), mistake.message)
+
+
+def _check_schedule(draft: Draft, spec: Mapping[str, Any], config: Config) -> None:
+    budget = config.stop.budget
+    for mistake in find_schedule_mistakes(spec, None if budget is None else budget.steps):
+        if not draft.mistaken(("schedule", *mistake.keys)):
+            draft.add(("schedule", *mistake.keys), mistake.message)
 
 
 def _check_tracker(draft: Draft, keys: Keys, spec: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ the first in the order of judges.py gives the verdict its reason:
     diverged > targets_reached > stop_requested > no_improvement > budget
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -99,6 +100,7 @@ class StopController:
                 [one.action, one.reason, one.improved, one.new_best, one.detail]
                 for _, one in self._history
             ],
+            "extra": [one.step for one, _ in self._history if one.extra],
             "watch": self._watch.state(),
         }
 
@@ -119,7 +121,8 @@ class StopController:
                 for name, value in zip(state["metrics"], values, strict=True)
                 if value is not None
             }
-            evaluation = Evaluation(step, epoch, samples, hours, metrics, lr)
+            extra = step in state.get("extra", ())
+            evaluation = Evaluation(step, epoch, samples, hours, metrics, lr, extra)
             last = self._fold(evaluation, requested=False)
             action, reason, improved, new_best, detail = given
             verdict = Verdict(action, reason, detail, improved, new_best)
@@ -135,12 +138,14 @@ class StopController:
 
     def _fold(self, evaluation: Evaluation, requested: bool) -> Verdict:
         self._request.made = requested
-        findings = [judge.take(evaluation) for judge in self._judges]
+        # A run that goes on later ends as one that never had the extra evaluation
+        judges = copy.deepcopy(self._judges) if evaluation.extra else self._judges
+        findings = [judge.take(evaluation) for judge in judges]
         reason, detail = next(
             (
                 (judge.reason, finding.stop)
                 for judge, finding in zip(self._judges, findings, strict=True)
-                if finding.stop is not None
+                if finding.stop is not None and not (evaluation.extra and judge.of_intervals)
             ),
             (None, ""),
         )

@@ -14,7 +14,9 @@ from harness.errors import ConfigError
 from harness.stopping.verdict import Evaluation
 
 POSITION = ("step", "epoch", "samples", "hours", "elapsed_s", "lr")
-_NOT_METRICS = (*POSITION, "kind", "")
+# In records of evaluations that fall on no interval's end: true
+EXTRA = "extra_evaluation"
+_NOT_METRICS = (*POSITION, "kind", EXTRA, "")
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def _json_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
                     f'"val/accuracy": 0.91}}.'
                 )
             if record.get("kind", "eval") == "eval":
-                yield where, _numbers(record, _json_number)
+                extra = {EXTRA: 1.0} if record.get(EXTRA) is True else {}
+                yield where, {**_numbers(record, _json_number), **extra}
 
 
 def _numbers(
@@ -188,6 +191,7 @@ def _evaluation(step: int, values: Mapping[str, float]) -> Evaluation:
         hours=values.get("hours", values.get("elapsed_s", 0.0) / 3600),
         metrics={name: float(value) for name, value in values.items() if name not in _NOT_METRICS},
         lr=values.get("lr"),
+        extra=EXTRA in values,
     )
 
 

@@ -146,6 +146,7 @@ class ImprovementJudge(Judge):
     """Stops when all or any of the criteria have run out of patience."""
 
     reason = "no_improvement"
+    of_intervals = True
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class Judge(Protocol):
 
     # What the outcome of a run says when this judge ends it
     reason: str
+    # Whether its criterion is one of intervals, which an extra evaluation does not end
+    of_intervals: bool = False
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the settings for the metrics that there are, each as

@@ -32,8 +32,9 @@ class Evaluation:
     """One evaluation: where the training stood and the metrics by `split/name`.
 
     `epoch`: epochs completed with the share of the present one; `hours`: over all launches; `lr`:
-    the learning rate, which a cooldown needs. A metric that is not in `metrics` was not measured;
-    NaN was measured and is undefined.
+    the learning rate, which a cooldown needs; `extra`: it falls on no interval's end but on the end
+    of a budget or a request, and so leaves no trace in patience. A metric that is not in `metrics`
+    was not measured; NaN was measured and is undefined.
     """
 
     step: int
@@ -42,6 +43,7 @@ class Evaluation:
     hours: float
     metrics: Mapping[str, float]
     lr: float | None = None
+    extra: bool = False
 
 
 @dataclass(frozen=True)

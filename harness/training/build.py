@@ -12,6 +12,7 @@ from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
+from harness.config.schedules import check_schedule_length
 from harness.config.schema import Config
 from harness.data.code import code_of
 from harness.data.feed import Feed
@@ -70,7 +71,7 @@ def build(
             for line in ranks.together(lambda: start_weights(engine.network, config)):
                 tracker.console.say(line)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
-    agenda = agenda_of(config, sampling)
+    agenda = ranks.together(lambda: agenda_of(config, sampling))
     tracker.console.expect(agenda.last_step(), config.stop.budget)
     ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
     engine.wrap(ranks)
@@ -118,10 +119,14 @@ def sampling_of(config: Config, data: RunData) -> Sampling:
 
 
 def agenda_of(config: Config, sampling: Sampling) -> Agenda:
-    """What is due after which step."""
+    """What is due after which step. Raises ConfigError for a schedule that ends before the
+    budget.
+    """
     stop = config.stop
     every = (config.log.every, stop.every, config.checkpoint.every)
-    return Agenda(sampling, *every, stop.budget, config.log.trace)
+    agenda = Agenda(sampling, *every, stop.budget, config.log.trace)
+    check_schedule_length(config.schedule, agenda.last_step())
+    return agenda
 
 
 def open_feed(

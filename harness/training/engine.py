@@ -38,8 +38,9 @@ from harness.training.network_state import (
     check_extra_states,
     unsaved_state,
 )
-from harness.training.optimizer import build_optimizer, check_proportions
+from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import Replicas
+from harness.training.schedule import build_schedule, restore_schedule, step_schedule
 from harness.training.stepper import Stepper
 
 
@@ -64,10 +65,10 @@ class Engine:
         self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
         self.stepper = Stepper(self.optimizer, accelerator.scaler, config.train.clip_grad_norm)
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        # As the config made them: a schedule changes them when it is built
+        self.fresh_groups = copy_options(self.optimizer)
         self.schedule: Any = (
-            components.build(config.schedule, "schedule", optimizer=self.optimizer)
-            if config.schedule
-            else None
+            build_schedule(config.schedule, self.optimizer) if config.schedule else None
         )
         if config.schedule and any(part.lr is not None for part in self._parts.values()):
             check_proportions(self.optimizer, rates, config.schedule)
@@ -112,7 +113,7 @@ class Engine:
         """
         norm, skipped = self.stepper.step()
         if self.schedule is not None and not skipped:
-            self.schedule.step()
+            step_schedule(self.schedule)
         self.optimizer.zero_grad(set_to_none=True)
         self.sharing.agree_on_buffers()
         return norm.detach(), skipped
@@ -166,11 +167,13 @@ class Engine:
         )
 
     def restore_rest(
-        self, schedule: Mapping[str, Any] | None, scaler: Mapping[str, Any] | None
+        self, schedule: Mapping[str, Any] | None, scaler: Mapping[str, Any] | None, step: int
     ) -> None:
-        """Put back the state of the schedule and of the loss scaler."""
-        if self.schedule is not None and schedule is not None:
-            self.schedule.load_state_dict(dict(schedule))
+        """Put back the state of the schedule, None if it was another, and of the loss scaler, as
+        they were after `step` steps.
+        """
+        if self.schedule is not None:
+            restore_schedule(self.schedule, schedule, step)
         if self.accelerator.scaler is not None and scaler is not None:
             self.accelerator.scaler.load_state_dict(dict(scaler))
             self.stepper.forget_scale()

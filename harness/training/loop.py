@@ -13,6 +13,7 @@ import torch
 from harness.errors import LeavingError, RankError
 from harness.randomness import seed_ambient, seed_for
 from harness.rundir.outcome import Outcome
+from harness.stopping.history import EXTRA
 from harness.stopping.verdict import Evaluation, Verdict
 from harness.training.agenda import Request
 from harness.training.ending import conclude
@@ -169,18 +170,23 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
     run.progress.evaluation_due = False
     with run.ledger.account("evaluation"):
         computed = run.train_metrics.compute(run.ranks)
-        loss = run.losses.take_interval()
+        # An extra evaluation ends no interval: the next one's metrics are of all its steps
+        extra = is_extra(run)
+        loss = run.losses.take_interval(reset=not extra)
         own = require_defined(
             run.task.values(computed), math.nan if loss is None else loss, "data.train"
         )
         values = {} if loss is None else {"train/loss": loss}
         values |= {f"train/{name}": value for name, value in own.items()}
         tables = {f"train/{name}": value for name, value in computed.items()}
-        run.train_metrics.reset()
+        if not extra:
+            run.train_metrics.reset()
         for split, result in results.items():
             values |= {f"{split}/{name}": value for name, value in result.values.items()}
             tables |= {f"{split}/{name}": value for name, value in result.computed.items()}
     record = {**run.position(), **values, "lr": run.engine.learning_rate()}
+    if extra:
+        record[EXTRA] = True
     run.tracker.evaluation(
         record, {name: table.tolist() for name, table in tables.items() if table.dim() == 2}
     )
@@ -193,9 +199,9 @@ def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
     With run.paranoid every rank judges too, and they compare. Called by every rank.
     """
     hours = run.ranks.decide(run.ledger.hours)
-    evaluation = Evaluation(
-        run.step, run.epoch, run.samples, hours, metrics, lr=run.engine.learning_rate()
-    )
+    extra = is_extra(run)
+    rate = run.engine.learning_rate()
+    evaluation = Evaluation(run.step, run.epoch, run.samples, hours, metrics, rate, extra)
     requested = request == Request.STOP_REQUESTED
     if run.config.run.paranoid:
         verdicts = run.ranks.gather(
@@ -215,5 +221,13 @@ def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
             lambda: run.controller.judge(evaluation, requested=requested), Verdict
         )
     run.tracker.verdict(verdict, run.position())
-    run.engine.observe(metrics)
+    if not extra:
+        run.engine.observe(metrics)
     return verdict
+
+
+def is_extra(run: Run) -> bool:
+    """Whether the evaluation of this step is due only because a budget or a request ends here: a
+    run that goes on from it is to end as one that never had it.
+    """
+    return not run.agenda.falls(run.agenda.evaluate_every, run.step)

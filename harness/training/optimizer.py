@@ -144,15 +144,30 @@ def regroup(
     return {**saved, "groups": groups}
 
 
+def copy_options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The groups with their settings as they are now; a rate may be a tensor that changes."""
+    return [
+        {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in group.items()
+        }
+        for group in optimizer.param_groups
+    ]
+
+
 def adopt_changes(
-    optimizer: Optimizer, built_before: Optimizer, fresh: Sequence[Mapping[str, Any]]
+    optimizer: Optimizer,
+    built_before: Optimizer,
+    fresh: Sequence[Mapping[str, Any]],
+    cycled: Sequence[str] = (),
 ) -> list[str]:
     """Let what the config now says of the optimizer hold where it says something else than before;
     returns what changed.
 
-    built_before: an optimizer of the same network as the checkpoint's config makes it; `fresh`: the
-    parameter groups as the present config made them. Both are compared as built, so that an
-    optimizer may make groups of its own.
+    built_before: an optimizer of the same network as the checkpoint's config makes it, without its
+    schedule; `fresh`: the parameter groups as the present config made them, without one too. Both
+    are compared as built, so that an optimizer may make groups of its own. `cycled`: what the
+    schedule sets at each step. Raises ConfigError for a change of those.
     """
     changes = []
     before = {p: group for group in built_before.param_groups for p in group["params"]}
@@ -160,6 +175,11 @@ def adopt_changes(
         old = before[group["params"][0]] if group["params"] else new
         for name in new.keys() & old.keys() - {"params"}:
             if old[name] != new[name]:
+                if name in cycled:
+                    raise ConfigError(
+                        f"optimizer.{name} changed, which has no effect: the schedule sets it at "
+                        "each step. Take the change back."
+                    )
                 group[name] = new[name]
                 if name == "lr" and "initial_lr" in group:
                     group["initial_lr"] = new[name]

@@ -16,8 +16,9 @@ from harness import components
 from harness.checkpoint.commit import set_aside_newer
 from harness.checkpoint.read import Loaded, choose, load, load_trainer, read_manifest
 from harness.checkpoint.state import restore_network, restore_optimizer
-from harness.config.identity import identity_changes, rate_changes
+from harness.config.identity import course_changes, identity_changes, rate_changes
 from harness.config.read import read_config, resolved_yaml
+from harness.config.schedules import name_of
 from harness.config.schema import Config
 from harness.console import Console
 from harness.data.code import changes, code_of, edits
@@ -41,6 +42,7 @@ from harness.training.optimizer import (
     regroup,
 )
 from harness.training.run import Launch, Run
+from harness.training.schedule import cycled_options
 
 
 def load_state(
@@ -58,7 +60,6 @@ def load_state(
     if config.run.exactness != "none":
         compare_data(config, launch.checkpoint, loaded.manifest.facts, data)
     restore_network(engine.network, loaded)
-    fresh = [dict(group) for group in engine.optimizer.param_groups]
     before = read_config(launch.checkpoint / "config.yaml")
     names = parameter_names(engine.network)
     restore_optimizer(
@@ -71,8 +72,11 @@ def load_state(
         parameters = engine.stepper.parameters()
         engine.stepper.put_back([loaded.optimizer[TRAINED + names[one]] for one in parameters])
     built_before = build_optimizer(before.optimizer, engine.network, before.parts)
-    adopt_changes(engine.optimizer, built_before, fresh)
-    engine.restore_rest(loaded.trainer["schedule"], loaded.trainer["scaler"])
+    cycled = cycled_options(engine.schedule)
+    adopt_changes(engine.optimizer, built_before, engine.fresh_groups, cycled)
+    same = _schedule_name(before) == _schedule_name(config)
+    schedule = loaded.trainer["schedule"] if same else None
+    engine.restore_rest(schedule, loaded.trainer["scaler"], loaded.manifest.step)
     return loaded
 
 
@@ -130,11 +134,27 @@ def restore_rest(loaded: Loaded | None, run: Run) -> None:
         progress.save_s = trainer.get("save_s")
         progress.seams += trainer.get("seams", [])
     if loaded is not None:
+        note_changes(loaded, run)
         note_environment(loaded, run)
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
     if loaded is not None and loaded.rng is not None:
         rng = loaded.rng
         run.ranks.together(lambda: restore_random(rng, run.engine.generators))
+
+
+def note_changes(loaded: Loaded, run: Run) -> None:
+    """Tell what of the settings that decide how the run goes on differs from those that the
+    checkpoint was made with.
+    """
+    assert run.launch.checkpoint is not None
+    changes = course_changes(read_config(run.launch.checkpoint / "config.yaml"), run.config)
+    if loaded.manifest.world_size != run.ranks.size:
+        changes.append(f"processes: {loaded.manifest.world_size} -> {run.ranks.size}")
+    if changes:
+        run.tracker.event("changes", run.position(), changes=changes)
+        run.tracker.console.say(
+            f"{run.directory}: changed from step {run.step:,} on: {'; '.join(changes)}"
+        )
 
 
 def note_environment(loaded: Loaded, run: Run) -> None:
@@ -274,15 +294,17 @@ def prepare_directory(config: Config, start: Start, console: Console) -> None:
         ) from error
 
 
+def _schedule_name(config: Config) -> str | None:
+    return None if config.schedule is None else name_of(config.schedule)
+
+
 def check_schedule(before: Config, now: Config, directory: Path) -> None:
     """Refuse changes that a schedule's stored state would make ineffective. Raises ConfigError.
 
     Torch's schedules store their arguments and compute each rate from the one before; ours are
     functions of the step and the present config.
     """
-    own = now.schedule is not None and str(now.schedule["_target_"]).replace(":", ".").startswith(
-        "harness.schedules."
-    )
+    own = (_schedule_name(now) or "").startswith("harness.schedules.")
     if own or (before.schedule is None and now.schedule is None):
         return
     changed = [] if before.schedule == now.schedule else ["schedule"]
@@ -290,7 +312,7 @@ def check_schedule(before: Config, now: Config, directory: Path) -> None:
     if changed:
         raise ConfigError(
             f"{directory}: {' and '.join(changed)} changed, which has no effect on a run with a "
-            "torch schedule: its state holds the rates. "
+            "torch schedule, or with one taken away: the checkpoint holds the rates. "
             "Take the change back, use one of harness.schedules (functions of the step), or begin "
             "another run with run.init_from."
         )

@@ -1,5 +1,6 @@
 """Verdicts on histories written by hand: each rule on both sides of its boundary."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -1312,3 +1313,36 @@ def test_large_numbers_are_written_in_full() -> None:
         "val/gain gained nothing on its best 123,456 (step 10,000) where 0.5 was asked; 22,345 of "
         "50,000 steps without enough improvement."
     )
+
+
+def test_an_extra_evaluation_leaves_no_trace_in_patience() -> None:
+    def one() -> StopController:
+        stop = settings(
+            improvement={"metric": "val/gain", "at_least": 0.1, "patience": 2},
+            budget={"steps": 900},
+        )
+        return StopController(stop, INFOS)
+
+    def judged(controller: StopController, number: int, row: float, extra: bool = False) -> Verdict:
+        return controller.judge(dataclasses.replace(evaluation(number, row), extra=extra))
+
+    plain, cut = one(), one()
+    for controller in (plain, cut):
+        judged(controller, 1, 1.0)
+        judged(controller, 2, 1.0)
+    # As good as never judged, though it would have been the second stale one, or the new best
+    assert not judged(cut, 3, 1.0, extra=True).stops
+    assert judged(cut, 4, 9.0, extra=True).new_best
+    state = json.loads(json.dumps(cut.state()))
+    refolded = one()
+    refolded.restore(state)
+    ends = [judged(controller, 5, 1.0) for controller in (plain, cut, refolded)]
+    assert [end.reason for end in ends] == ["no_improvement"] * 3
+    assert ends[0].detail == ends[1].detail == ends[2].detail
+    assert refolded.state() == cut.state()
+
+
+def test_the_budget_ends_a_run_at_an_extra_evaluation() -> None:
+    controller = StopController(settings(budget={"steps": 50}), INFOS)
+    ending = dataclasses.replace(evaluation(1, 1.0), extra=True)
+    assert controller.judge(ending).reason == "budget"

@@ -121,3 +121,14 @@ class Hot(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.last(self.first(x).relu()) * math.sqrt(2)
         return out
+
+
+class Decay:
+    """A share of a rate by the step, for LambdaLR; a factor for MultiplicativeLR if `constant`."""
+
+    def __init__(self, factor: float, constant: bool = False) -> None:
+        self.factor = factor
+        self.constant = constant
+
+    def __call__(self, step: int) -> float:
+        return self.factor if self.constant else 1 / (1 + self.factor * step)

@@ -1,0 +1,76 @@
+"""What can be said of a schedule from its config alone: no torch."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness.components import TARGET
+from harness.errors import ConfigError
+from harness.wording import Mistake
+
+_PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+# Arguments that say after how many steps a schedule ends, by the end of its name
+_ENDS = {
+    "torch.optim.lr_scheduler.OneCycleLR": "total_steps",
+    "torch.optim.lr_scheduler.PolynomialLR": "total_iters",
+    "harness.schedules.WarmupCosine": "total_steps",
+}
+
+
+def find_schedule_mistakes(spec: Mapping[str, Any], last_step: int | None) -> Iterator[Mistake]:
+    """What is wrong with a schedule for a budget that ends after `last_step` steps, None if that is
+    not known.
+    """
+    if _contains(spec, _PLATEAU):
+        yield Mistake(
+            (TARGET,),
+            f"{_PLATEAU} is stepped with a metric, and here a schedule is stepped once an "
+            "optimizer step. Use harness.schedules.Plateau, which follows the run's own "
+            "evaluations.",
+        )
+    end = _end(spec)
+    if end is not None and last_step is not None and end[1] < last_step:
+        name, steps = end
+        yield Mistake(
+            (name,),
+            f"the schedule ends after {steps:,} steps, and the budget after {last_step:,}: the "
+            f"rest would learn nothing. Give {last_step} or more, or a smaller budget.",
+        )
+
+
+def check_schedule_length(spec: Mapping[str, Any] | None, last_step: int | None) -> None:
+    """Raise ConfigError for a schedule that ends before the budget: where that is one of epochs or
+    samples, its steps are known only with the data.
+    """
+    if spec is not None:
+        for mistake in find_schedule_mistakes(spec, last_step):
+            raise ConfigError(mistake.within("schedule"))
+
+
+def name_of(spec: Mapping[str, Any]) -> str:
+    """The dotted path of a component."""
+    return str(spec[TARGET]).replace(":", ".")
+
+
+def _end(spec: Mapping[str, Any]) -> tuple[str, int] | None:
+    """(the argument that says so, the steps after which no rate or no learning is left)."""
+    name = name_of(spec)
+    if name.startswith("transformers."):
+        argument = "num_training_steps"
+    elif name not in _ENDS or (name.startswith("harness.") and spec.get("floor")):
+        return None
+    else:
+        argument = _ENDS[name]
+    value = spec.get(argument)
+    if value is None and {"epochs", "steps_per_epoch"} <= spec.keys():
+        argument, value = "epochs", spec["epochs"] * spec["steps_per_epoch"]
+    if value is None and name.endswith("PolynomialLR"):
+        value = 5  # torch's default
+    return (argument, value) if isinstance(value, int) else None
+
+
+def _contains(value: Any, target: str) -> bool:
+    if isinstance(value, Mapping):
+        if TARGET in value and name_of(value) == target:
+            return True
+        return any(_contains(item, target) for item in value.values())
+    return isinstance(value, list | tuple) and any(_contains(item, target) for item in value)
