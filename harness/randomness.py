@@ -9,8 +9,9 @@ of ranks and after any interruption.
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from torch import nn
 from harness.errors import CheckpointError
 
 Generator = torch.Generator | np.random.Generator | random.Random
+_GENERATORS = (torch.Generator, np.random.Generator, random.Random)
+_OPAQUE = (type, torch.Tensor, np.ndarray, ModuleType, FunctionType, MethodType)
+_DEEPEST, _WIDEST = 12, 1000  # how far inside of objects generators are looked for
 
 
 def seed_for(seed: int, *purpose: str | int) -> int:
@@ -72,16 +76,57 @@ def preserve_random() -> Iterator[None]:
             module.set_rng_state(device)
 
 
-def generators_of(network: nn.Module) -> dict[str, Generator]:
-    """The generators that a network's modules keep as attributes, by dotted name: saved and
-    restored with the ambient ones.
+def generators_of(**owners: object) -> dict[str, Generator]:
+    """The generators that objects keep, in attributes, collections and objects inside of them, by
+    dotted name: saved and restored with the ambient ones.
+
+    A network's are named as its modules are: the owner `network` gives no prefix.
     """
-    return {
-        f"{name}.{attribute}".lstrip("."): value
-        for name, module in network.named_modules()
-        for attribute, value in vars(module).items()
-        if isinstance(value, torch.Generator | np.random.Generator | random.Random)
-    }
+    found: dict[str, Generator] = {}
+    for owner, value in owners.items():
+        for name, leaf in leaves_of(value, owner):
+            if isinstance(leaf, _GENERATORS):
+                found[name.removeprefix("network.")] = leaf
+    return found
+
+
+def modules_of(owner: object, name: str) -> dict[str, nn.Module]:
+    """The outermost modules that an object keeps, by dotted name."""
+    return {path: leaf for path, leaf in leaves_of(owner, name) if isinstance(leaf, nn.Module)}
+
+
+def leaves_of(value: object, name: str) -> Iterator[tuple[str, object]]:
+    """Generators and outermost modules inside of an object, each once, by dotted name; inside of a
+    module its generators.
+    """
+    yield from _leaves(value, name, set())
+
+
+def _leaves(value: object, name: str, seen: set[int]) -> Iterator[tuple[str, object]]:
+    if id(value) in seen or name.count(".") > _DEEPEST:
+        return
+    if isinstance(value, _GENERATORS):
+        seen.add(id(value))
+        yield name, value
+        return
+    inside: Iterable[tuple[Any, object]] = ()
+    if isinstance(value, nn.Module):
+        yield name, value
+        inside = [
+            (f"{path}.{attribute}".lstrip("."), one)
+            for path, module in value.named_modules()
+            for attribute, one in vars(module).items()
+            if attribute not in ("_modules", "_parameters", "_buffers")
+        ]
+    elif isinstance(value, Mapping):
+        inside = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value[:_WIDEST])
+    elif hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
+        inside = vars(value).items()
+    seen.add(id(value))
+    for key, item in inside:
+        yield from _leaves(item, f"{name}.{key}", seen)
 
 
 def capture_random(own: Mapping[str, Generator]) -> dict[str, torch.Tensor]:

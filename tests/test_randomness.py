@@ -150,7 +150,7 @@ class Roller(torch.nn.Module):
 
 def test_generators_that_a_network_keeps_are_saved_and_restored_too() -> None:
     network = torch.nn.Sequential(Roller(), torch.nn.Linear(1, 1))
-    own = generators_of(network)
+    own = generators_of(network=network)
     assert sorted(own) == ["0.of_numpy", "0.of_python", "0.of_torch", "0.twister"]
     network[0].roll()
     state = {name: tensor.clone() for name, tensor in capture_random(own).items()}
@@ -158,5 +158,5 @@ def test_generators_that_a_network_keeps_are_saved_and_restored_too() -> None:
     restore_random(state, own)
     assert [network[0].roll() for _ in range(3)] == expected
     other = torch.nn.Sequential(Roller())
-    restore_random(state, generators_of(other))
+    restore_random(state, generators_of(network=other))
     assert other[0].roll() == expected[0]

@@ -48,6 +48,7 @@ class Split:
         self.source = source
         self.where = where
         self.check = check
+        self.treatments = tuple(treatments)
         self._treatments = [(treatment, takes_seeds(treatment)) for treatment in treatments]
         # The store's: no list is made on the way
         self._gather = gather_of(source)

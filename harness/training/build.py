@@ -21,6 +21,7 @@ from harness.data.source import Batch
 from harness.data.split import Split
 from harness.interrupt import Interruption
 from harness.metrics.interval import IntervalMetrics
+from harness.randomness import generators_of
 from harness.ranks.pulse import Pulse
 from harness.ranks.ranks import Ranks
 from harness.rundir.crashes import StepNote
@@ -37,10 +38,12 @@ from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.losses import LossWindow
+from harness.training.network_state import changed
 from harness.training.resume import load_state, restore_rest
 from harness.training.run import Launch, Progress, Run
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
+from harness.wording import some
 
 
 def build(
@@ -100,6 +103,7 @@ def build(
         learned=[asdict(one) for one in data.learned],
         progress=progress,
     )
+    engine.inexact += ranks.together(lambda: unsteady(run.feed, data, progress.step))
     restore_rest(loaded, run)
     introduce(run)
     return run
@@ -140,6 +144,22 @@ def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:
     """With `log.trace`, the trace of the run on rank 0, cut back to `step`."""
     asked = config.log.trace and ranks.is_first()
     return Trace(config.run.dir / "trace.jsonl", step) if asked else None
+
+
+def unsteady(feed: Feed, data: RunData, step: int) -> list[str]:
+    """Why a micro-batch that is fetched twice may come otherwise: what keeps a random state of its
+    own, which depends on all that was fetched before. No collectives. Raises DataError.
+    """
+    names = changed(feed.sample_batch(step), feed.sample_batch(step))
+    if not names:
+        return []
+    split = data.splits["train"]
+    owners = {"source": split.source, "treatments": split.treatments}
+    kept = list(generators_of(**owners)) or ["something"]
+    return [
+        f"{some(names)} of data.train comes otherwise when it is fetched again ({some(kept)} keeps "
+        "a random state of its own): draw from `seeds`"
+    ]
 
 
 def facts_of(config: Config, data: RunData, machines: list[dict[str, str]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from harness.metrics.interval import IntervalMetrics
 from harness.randomness import (
     capture_random,
     generators_of,
+    modules_of,
     preserve_random,
     restore_random,
     seed_ambient,
@@ -34,6 +35,7 @@ from harness.training import parts as network_parts
 from harness.training.determinism import record_nondeterminism, settle
 from harness.training.network_state import (
     NetworkState,
+    buffers_in,
     changed,
     check_extra_states,
     unsaved_state,
@@ -72,7 +74,7 @@ class Engine:
         )
         if config.schedule and any(part.lr is not None for part in self._parts.values()):
             check_proportions(self.optimizer, rates, config.schedule)
-        self.generators = generators_of(self.network)
+        self.generators = generators_of(network=self.network, task=task)
         self.not_deterministic: list[str] = []
         # Why an interrupted run may end with other bits, found in the warm-up.
         self.inexact: list[str] = []
@@ -143,21 +145,24 @@ class Engine:
         """
         check_extra_states(self.network)
         state, random_state = NetworkState(self.network), capture_random(self.generators)
+        losses = modules_of(self._task, "task")
+        losses_before = [NetworkState(loss) for loss in losses.values()]
         with preserve_random():
             settle(self.sharing.ranks, lambda: self._try_step(other), self.not_deterministic)
         # What the first pass left is a cache if the second, on another batch, leaves the same.
-        unsaved = unsaved_state(self.network)
+        unsaved = unsaved_state(self.network) | buffers_in(losses)
         with preserve_random(), record_nondeterminism(self.not_deterministic):
             network_parts.training_mode(self.network, self._parts)
             self.forward_backward(batch, torch.ones((), device=self.device))
         self.sharing.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
         self.sharing.ranks.together(state.check_buffers)
-        for name in changed(unsaved, unsaved_state(self.network)):
+        for name in changed(unsaved, unsaved_state(self.network) | buffers_in(losses)):
             self.inexact.append(
-                f"no checkpoint holds {name}, which a forward pass changes: make it a buffer"
+                f"no checkpoint holds {name}, which a step changes: make it a buffer of the network"
             )
-        state.restore()
+        for one in (state, *losses_before):
+            one.restore()
         restore_random(random_state, self.generators)
 
     def scaler_state(self) -> dict[str, Any] | None:

@@ -110,6 +110,17 @@ def unsaved_state(network: nn.Module) -> dict[str, Any]:
     return found
 
 
+def buffers_in(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """{name: value} of all buffers and plain attributes of modules that no checkpoint holds."""
+    found: dict[str, Any] = {}
+    for owner, module in modules.items():
+        for name, _, _, tensor in _buffers(module):
+            found[f"{owner}.{name}"] = None if tensor is None else tensor.detach().clone()
+        for (name, attribute), value in attributes_of(module).items():
+            found[".".join(part for part in (owner, name, attribute) if part)] = value
+    return found
+
+
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The names whose values differ."""
     names = {**before, **now}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -51,6 +52,56 @@ class Keeps(nn.Module):
         if how == "momentum":
             hidden = hidden + 0.1 * self.slow(x)
         return self.b(hidden) * (1 + 1e-3 * self.calls)
+
+
+class Noise:
+    """A helper object with a generator of its own, in a list."""
+
+    def __init__(self) -> None:
+        self.generators = [torch.Generator().manual_seed(3)]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generators[0])
+
+
+class Helped(nn.Linear):
+    """Draws from a generator that a helper object keeps."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 3)
+        self.helpers = {"noise": Noise()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out + 0.1 * self.helpers["noise"](out) if self.training else out
+
+
+class OwnJitter:
+    """A treatment that draws from a generator of its own."""
+
+    training_only = True
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(1)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        noise = self.rng.normal(size=tuple(batch["x"].shape)).astype("float32")
+        return {**batch, "x": batch["x"] + 0.1 * torch.from_numpy(noise)}
+
+
+class Centred(nn.Module):
+    """A loss with a running centre, as DINO's: (outputs (B, 3), labels (B,)) -> (B,)."""
+
+    centre: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(3))
+
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.centre.mul_(0.9).add_(0.1 * outputs.mean(0))
+        return nn.functional.cross_entropy(outputs - self.centre, target, reduction="none")
 
 
 class KeepsExtra(Keeps):

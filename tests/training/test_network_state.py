@@ -61,8 +61,43 @@ def test_what_a_checkpoint_holds_resumes_exactly(tmp_path: Path, how: str, ranks
 def test_what_no_checkpoint_holds_is_named(tmp_path: Path, how: str, name: str) -> None:
     (end,) = launch(tmp_path / "run", how, 4)
     assert end.exit_code == 0, end.stderr
-    said = f"no checkpoint holds {name}, which a forward pass changes: make it a buffer"
+    said = f"no checkpoint holds {name}, which a step changes: make it a buffer of the network"
     assert exact(tmp_path / "run") == (False, said)
+
+
+PARTS = "_target_: tests.training.state_parts"
+
+
+def finish(run: Path, steps: int, *more: str) -> None:
+    asked = [f"run.dir={run}", "optimizer={_target_: torch.optim.SGD, lr: 0.01}", "schedule=null"]
+    asked += ["stop={every: {steps: 4}, budget: {steps: 1}}", f"stop.budget.steps={steps}", *more]
+    (end,) = train_on_ranks(1, STORM, asked)
+    assert end.exit_code == 0, end.stderr
+
+
+def test_a_generator_in_a_helper_object_is_kept(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run, steps in ((whole, 8), (cut, 4), (cut, 8)):
+        finish(run, steps, f"network={{{PARTS}.Helped}}")
+    assert trace(cut) == trace(whole)
+    assert exact(cut)[0], exact(cut)[1]
+
+
+def test_a_treatment_with_a_random_state_of_its_own_is_named(tmp_path: Path) -> None:
+    finish(tmp_path / "run", 4, f"data.train.treatments=[{{{PARTS}.OwnJitter}}]")
+    assert exact(tmp_path / "run") == (
+        False,
+        "x of data.train comes otherwise when it is fetched again (treatments.0.rng keeps a random "
+        "state of its own): draw from `seeds`",
+    )
+
+
+def test_a_loss_that_keeps_state_is_named(tmp_path: Path) -> None:
+    loss = f"loss: {{{PARTS}.Centred}}, reduction: none"
+    task = f"task={{_target_: harness.tasks.Supervised, input: x, target: label, {loss}}}"
+    finish(tmp_path / "run", 4, task)
+    said = "no checkpoint holds task.loss.centre, which a step changes"
+    assert exact(tmp_path / "run") == (False, f"{said}: make it a buffer of the network")
 
 
 @pytest.mark.parametrize(
