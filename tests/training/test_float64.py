@@ -73,9 +73,10 @@ def train(directory: Path, task: str, ranks: int, *overrides: str) -> tuple[dict
     """The weights after as many steps, and val/loss."""
     head, spec = TASKS[task]
     source = "{_target_: tests.training.float64_parts.Uneven}"
+    data = f"train: {{source: {source}}}, val: {{source: {source}}}"
     settings = [
         f"run.dir={directory}",
-        f"data={{train: {{source: {source}}}, val: {{source: {source}}}, checks: {{duplicates: warn}}}}",
+        f"data={{{data}, checks: {{duplicates: warn}}}}",
         f"network={{_target_: tests.training.float64_parts.Heads, head: {head}}}",
         f"task={{_target_: {spec}}}",
         f"optimizer={{_target_: torch.optim.SGD, lr: {RATE}, momentum: 0.9}}",
