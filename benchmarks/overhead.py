@@ -92,7 +92,7 @@ class TakesTurns(torch.optim.SGD):
 
 def bare(run: Run) -> Any:
     """The loop without what this benchmark is about."""
-    run.engine.warm_up(run.feed.sample_batch(run.step))
+    run.engine.warm_up(run.feed.sample_batch(run.step), run.feed.sample_batch(run.step + 1))
     while True:
         train_step(run)
         if run.agenda.due(run.step, Request.NONE).log:

@@ -32,6 +32,12 @@ from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach
 from harness.training import parts as network_parts
 from harness.training.determinism import record_nondeterminism, settle
+from harness.training.network_state import (
+    NetworkState,
+    changed,
+    check_extra_states,
+    unsaved_state,
+)
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import Replicas
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
@@ -124,27 +130,34 @@ class Engine:
         if self.schedule is not None and hasattr(self.schedule, "observe"):
             self.schedule.observe(metrics)
 
-    def warm_up(self, batch: Batch) -> None:
+    def warm_up(self, batch: Batch, other: Batch) -> None:
         """One forward and backward that leaves no trace but what a launch does once, and names the
         operations that are not deterministic.
 
         DDP orders its gradient buckets by the first backward pass of a process; with three ranks
         and more another order adds the gradients up otherwise. They are rebuilt in the forward that
-        follows that backward, hence in the first real step: docs/decisions/0004-warm-up.md. Called
-        by every rank.
+        follows that backward, hence in the first real step: docs/decisions/0004-warm-up.md.
+
+        Names as well what a forward pass changes that no checkpoint holds. `other`: a micro-batch
+        of other samples. Called by every rank. Raises ConfigError.
         """
-        buffers = [buffer.clone() for buffer in self.sharing.buffers]
-        random_state = capture_random(self.generators)
+        check_extra_states(self.network)
+        state, random_state = NetworkState(self.network), capture_random(self.generators)
         with preserve_random():
-            settle(self.sharing.ranks, lambda: self._try_step(batch), self.not_deterministic)
+            settle(self.sharing.ranks, lambda: self._try_step(other), self.not_deterministic)
+        # What the first pass left is a cache if the second, on another batch, leaves the same.
+        unsaved = unsaved_state(self.network)
         with preserve_random(), record_nondeterminism(self.not_deterministic):
             network_parts.training_mode(self.network, self._parts)
             self.forward_backward(batch, torch.ones((), device=self.device))
         self.sharing.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in zip(self.sharing.buffers, buffers, strict=True):
-                buffer.copy_(before)
+        self.sharing.ranks.together(state.check_buffers)
+        for name in changed(unsaved, unsaved_state(self.network)):
+            self.inexact.append(
+                f"no checkpoint holds {name}, which a forward pass changes: make it a buffer"
+            )
+        state.restore()
         restore_random(random_state, self.generators)
 
     def scaler_state(self) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ def fit(run: Run) -> Outcome:
     # It was to end here, and was cut off before it could say so
     if run.progress.verdict is not None and run.progress.verdict.stops:
         return conclude(run, run.progress.verdict, Request.NONE)
-    run.engine.warm_up(run.feed.sample_batch(run.step))
+    run.engine.warm_up(run.feed.sample_batch(run.step), run.feed.sample_batch(run.step + 1))
     # Asked to leave before the first step: nothing to save
     run.ranks.together(run.interruption.check)
     run.ledger.begin_training()

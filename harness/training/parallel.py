@@ -60,8 +60,11 @@ class Replicas:
             # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
             # forward: a checkpoint in between would differ.
             self.model.forward_sync_buffers = False
-        # Taken only now: wrapping may put other tensors in the buffers' places.
-        self.buffers: list[Tensor] = [buffer for buffer in network.buffers() if buffer.numel()]
+        # The places of buffers, not the tensors: wrapping puts others there, and so does a forward
+        # pass that assigns a buffer anew.
+        self._places = [
+            (module._buffers, key) for module in network.modules() for key in module._buffers
+        ]
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Inside, backward passes exchange gradients between ranks only if this is the step's last
@@ -78,7 +81,13 @@ class Replicas:
 
     def agree_on_buffers(self) -> None:
         """Rank 0's buffers on every rank. Called by every rank."""
-        self.ranks.broadcast_in_place(self.buffers)
+        self.ranks.broadcast_in_place(
+            [
+                tensor
+                for buffers, key in self._places
+                if (tensor := buffers[key]) is not None and tensor.numel()
+            ]
+        )
 
     def check_gradients(self) -> None:
         """After a first backward pass: DDP waits for a gradient of each parameter that is trained;

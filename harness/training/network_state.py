@@ -1,0 +1,180 @@
+"""All of a network's state, not only what a checkpoint holds: to put it back as it was, and to find
+what a forward pass changes that no checkpoint holds.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.errors import ConfigError
+from harness.wording import some
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_OWN = frozenset(vars(nn.Module()))  # what every module has
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    module: nn.Module
+    key: str
+    tensor: Tensor | None
+    values: Tensor | None
+
+
+class NetworkState:
+    """A network's parameters, buffers, extra state and plain attributes at one time."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._parameters = {
+            name: parameter.detach().clone() for name, parameter in network.named_parameters()
+        }
+        self._buffers = {
+            name: _Buffer(module, key, tensor, None if tensor is None else tensor.detach().clone())
+            for name, module, key, tensor in _buffers(network)
+        }
+        self._extra = {name: copy.deepcopy(extra) for name, _, extra in _extra_states(network)}
+        self._attributes = attributes_of(network)
+
+    def check_buffers(self) -> None:
+        """Raise ConfigError for a buffer that is of another shape or type by now: a checkpoint of
+        it could not be loaded.
+        """
+        for name, _, _, tensor in _buffers(self._network):
+            before = self._buffers[name].values if name in self._buffers else None
+            if _kind(tensor) != _kind(before):
+                raise ConfigError(
+                    f"network: a forward pass makes {_kind(tensor)} of the buffer {name}, which "
+                    f"was {_kind(before)}: no checkpoint of it could be loaded. Register it with "
+                    "the shape and type that it keeps."
+                )
+
+    def restore(self) -> None:
+        """Put everything back, each tensor into its own memory."""
+        with torch.no_grad():
+            for name, parameter in self._network.named_parameters():
+                parameter.copy_(self._parameters[name])
+            for name, module, key, _ in [*_buffers(self._network)]:
+                if name not in self._buffers:
+                    del module._buffers[key]
+            for kept in self._buffers.values():
+                kept.module._buffers[kept.key] = kept.tensor
+                if kept.tensor is not None and kept.values is not None and kept.tensor.numel():
+                    kept.tensor.copy_(kept.values)
+        now = attributes_of(self._network)
+        modules = dict(self._network.named_modules())
+        for place in {*now, *self._attributes}:
+            value = self._attributes.get(place, _MISSING)
+            if _equal(now.get(place, _MISSING), value):
+                continue
+            module = modules[place[0]]
+            if value is _MISSING:
+                delattr(module, place[1])
+            else:
+                setattr(module, place[1], copy.deepcopy(value))
+        for name, module, _ in _extra_states(self._network):
+            module.set_extra_state(copy.deepcopy(self._extra[name]))
+
+
+def check_extra_states(network: nn.Module) -> None:
+    """Raise ConfigError for extra state that a checkpoint cannot hold."""
+    wrong = [name for name, _, extra in _extra_states(network) if not isinstance(extra, Tensor)]
+    if wrong:
+        raise ConfigError(
+            f"network: get_extra_state of {some([name or 'the network' for name in wrong])} gives "
+            "no tensor, and a checkpoint holds nothing else (no pickle). Return a tensor."
+        )
+
+
+def unsaved_state(network: nn.Module) -> dict[str, Any]:
+    """{name: value} of what a checkpoint does not hold and a forward pass may change: attributes of
+    plain values, and buffers with persistent=False. Modules with extra state say for themselves
+    what is to be kept.
+    """
+    own = {name for name, _, _ in _extra_states(network)}
+    found = {
+        f"{name}.{attribute}".lstrip("."): value
+        for (name, attribute), value in attributes_of(network).items()
+        if name not in own
+    }
+    for name, module, key, tensor in _buffers(network):
+        if key in module._non_persistent_buffers_set and tensor is not None:
+            found[name] = tensor.detach().clone()
+    return found
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names whose values differ."""
+    names = {**before, **now}
+    return [
+        name for name in names if not _equal(before.get(name, _MISSING), now.get(name, _MISSING))
+    ]
+
+
+def attributes_of(network: nn.Module) -> dict[tuple[str, str], Any]:
+    """{(module, attribute): a copy} of the attributes that are plain values, tensors or arrays, or
+    collections of these.
+    """
+    found = {}
+    for name, module in network.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute not in _OWN:
+                copied = _copy(value)
+                if copied is not _MISSING:
+                    found[name, attribute] = copied
+    return found
+
+
+def _copy(value: Any) -> Any:
+    """A copy of a value of plain things; _MISSING for any other."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return _MISSING if isinstance(value, nn.Parameter) else value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (list, tuple, set, deque):
+        items = [_copy(item) for item in value]
+        return _MISSING if any(item is _MISSING for item in items) else type(value)(items)
+    if type(value) is dict:
+        kept = {key: _copy(item) for key, item in value.items()}
+        return _MISSING if any(item is _MISSING for item in kept.values()) else kept
+    return _MISSING
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is _MISSING or other is _MISSING or type(one) is not type(other):
+        return one is other
+    if isinstance(one, Tensor):
+        same = (one.dtype, one.shape, one.device) == (other.dtype, other.shape, other.device)
+        return same and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, list | tuple | deque):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    return bool(one == other) or one != one  # NaN is as it was
+
+
+def _buffers(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor | None]]:
+    for name, module in network.named_modules():
+        for key, tensor in module._buffers.items():
+            yield f"{name}.{key}".lstrip("."), module, key, tensor
+
+
+def _extra_states(network: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
+    for name, module in network.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            yield name, module, module.get_extra_state()
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"

@@ -1,0 +1,82 @@
+"""Networks that keep state: resumed exactly, refused before the first step, or named as inexact."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pool import Launched, train_on_ranks
+
+STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"
+
+
+def launch(run: Path, how: str, steps: int, ranks: int = 1) -> list[Launched]:
+    kind = "KeepsExtra" if how.startswith("extra") else "Keeps"
+    asked = [
+        f"run.dir={run}",
+        f"network={{_target_: tests.training.state_parts.{kind}, how: {how}}}",
+        "optimizer={_target_: torch.optim.AdamW, lr: 0.01}",
+        "schedule=null",
+        "stop={every: {steps: 4}, budget: {steps: 1}}",
+        f"stop.budget.steps={steps}",
+    ]
+    return train_on_ranks(ranks, STORM, asked)
+
+
+def trace(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "trace.jsonl").read_text().splitlines()]
+
+
+def exact(run: Path) -> tuple[bool, str]:
+    said = json.loads((run / "outcome.json").read_text())
+    return said["exact"], said["exact_reason"]
+
+
+@pytest.mark.parametrize(
+    ("how", "ranks"),
+    [
+        ("assigned", 1),
+        ("assigned", 2),
+        ("in place", 1),
+        ("momentum", 1),
+        ("extra tensor", 1),
+        ("cache", 1),
+    ],
+)
+def test_what_a_checkpoint_holds_resumes_exactly(tmp_path: Path, how: str, ranks: int) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run, steps in ((whole, 12), (cut, 4), (cut, 12)):
+        ends = launch(run, how, steps, ranks)
+        assert [one.exit_code for one in ends] == [0] * ranks, ends[0].stderr
+    assert trace(cut) == trace(whole)
+    assert exact(whole)[0], exact(whole)[1]
+    assert exact(cut)[0], exact(cut)[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [("not persistent", "mean"), ("attribute", "calls"), ("attribute tensor", "hidden")],
+)
+def test_what_no_checkpoint_holds_is_named(tmp_path: Path, how: str, name: str) -> None:
+    (end,) = launch(tmp_path / "run", how, 4)
+    assert end.exit_code == 0, end.stderr
+    said = f"no checkpoint holds {name}, which a forward pass changes: make it a buffer"
+    assert exact(tmp_path / "run") == (False, said)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("grows", "makes (16,) torch.float32 of the buffer mean, which was (0,) torch.float32"),
+        ("begins as None", "makes (8,) torch.float32 of the buffer mean, which was None"),
+        ("extra dict", "get_extra_state of the network gives no tensor"),
+    ],
+)
+def test_what_could_not_be_loaded_is_refused_before_the_first_step(
+    tmp_path: Path, how: str, words: str
+) -> None:
+    (end,) = launch(tmp_path / "run", how, 4)
+    assert (end.exit_code, "Traceback" in end.stderr) == (2, False), end.stderr
+    assert words in end.stderr
+    assert not (tmp_path / "run" / "trace.jsonl").read_text()
