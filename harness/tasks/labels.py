@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError
-from harness.tasks.task import widen
+from harness.tasks.task import summed, widen
 
 
 def check_labels(
@@ -57,11 +57,11 @@ def cross_entropy_sum(
     logits: (B, C, ...); targets: (B, ...) int64; weights: (C,), one a class.
     """
     wide = widen(logits)
-    return nn.functional.cross_entropy(
+    return summed(
+        nn.functional.cross_entropy,
         wide,
         targets,
-        None if weights is None else weights.to(wide.dtype),
-        reduction="sum",
+        weight=None if weights is None else weights.to(wide.dtype),
         label_smoothing=label_smoothing,
         ignore_index=-100 if ignored is None else ignored,
     )

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import ERROR, BaseTask, Batch, Input, item_count, kind_of, widen
+from harness.tasks.task import (
+    ERROR,
+    BaseTask,
+    Batch,
+    Input,
+    item_count,
+    kind_of,
+    summed,
+    widen,
+)
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -89,10 +98,9 @@ class Regression(BaseTask):
         targets = batch[self.target].to(predicted.dtype)
         predicted = predicted.reshape(targets.shape)
         if self.loss == "huber":
-            return nn.functional.huber_loss(predicted, targets, reduction="sum", delta=self.delta)
-        return (nn.functional.mse_loss if self.loss == "mse" else nn.functional.l1_loss)(
-            predicted, targets, reduction="sum"
-        )
+            return summed(nn.functional.huber_loss, predicted, targets, delta=self.delta)
+        loss = nn.functional.mse_loss if self.loss == "mse" else nn.functional.l1_loss
+        return summed(loss, predicted, targets)
 
     def num_items(self, batch: Batch) -> Tensor:
         targets = batch[self.target]

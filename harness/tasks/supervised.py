@@ -83,7 +83,9 @@ class Supervised(BaseTask):
                     f'task.loss: gave {kind_of(loss)} where reduction "none" means numbers '
                     f"({size}, ...). Name its reduction rightly."
                 )
-            return loss.flatten(1).mean(1).sum() if loss.dim() > 1 else loss.sum()
+            each = loss.flatten(1).mean(1) if loss.dim() > 1 else loss
+            # As `summed` does; other reductions are the loss's own
+            return each.sum() if torch.is_grad_enabled() else each.sum(dtype=torch.float64)
         if loss.dim() != 0:
             raise ConfigError(
                 f"task.loss: gave {kind_of(loss)} where reduction {self.reduction!r} means one "

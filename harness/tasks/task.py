@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -212,6 +212,15 @@ def widen(outputs: Any) -> Any:
     if isinstance(outputs, Mapping):
         return {name: widen(value) for name, value in outputs.items()}
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
+def summed(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The sum of a loss of torch's over all items; where no gradient is taken, in float64, so that
+    an evaluation does not depend on the size of its micro-batches.
+    """
+    if torch.is_grad_enabled():
+        return loss(outputs, targets, reduction="sum", **options)
+    return loss(outputs, targets, reduction="none", **options).sum(dtype=torch.float64)
 
 
 def item_count(count: int, like: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.pool import train_on_ranks
 from tests.resume.test_exact import last_state
 
@@ -43,4 +45,9 @@ def test_a_checkpoint_of_an_earlier_release_resumes_exactly(tmp_path: Path) -> N
     # half cannot be that of a run made here, and only what is above can be compared.
     if anew[: len(kept)] == kept:
         assert trace(resumed) == anew
-        assert judged(resumed) == judged(whole)
+        own, other = judged(resumed), judged(whole)
+        # 0.1.0 summed an evaluation's losses in float32: the two of its half have other last digits
+        for index in range(2):
+            old, new = (state["stop"]["evaluations"][index].pop() for state in (own, other))
+            assert old == pytest.approx(new, rel=1e-7)
+        assert own == other
