@@ -75,7 +75,6 @@ def build(
                 tracker.console.say(line)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
-    tracker.console.expect(agenda.last_step(), config.stop.budget)
     ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
     engine.wrap(ranks)
     run = Run(
@@ -103,7 +102,7 @@ def build(
         learned=[asdict(one) for one in data.learned],
         progress=progress,
     )
-    engine.inexact += ranks.together(lambda: unsteady(run.feed, data, progress.step))
+    engine.note_inexact(ranks.together(lambda: unsteady(run.feed, data, progress.step)))
     restore_rest(loaded, run)
     introduce(run)
     return run
@@ -177,6 +176,7 @@ def introduce(run: Run) -> None:
     """Record the launch, and tell a person what begins, how its training metrics are to be read,
     and what the stop settings say of the run so far.
     """
+    run.tracker.console.expect(run.agenda.last_step(), run.config.stop.budget)
     wanted = run.config.stop.train_metrics
     kinds = {
         "interval": "of the interval's own batches, while the network changes",

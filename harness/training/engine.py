@@ -5,7 +5,7 @@ update.
 as the training's forward passes see it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -157,13 +157,20 @@ class Engine:
         self.sharing.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
         self.sharing.ranks.together(state.check_buffers)
-        for name in changed(unsaved, unsaved_state(self.network) | buffers_in(losses)):
-            self.inexact.append(
+        self.note_inexact(
+            [
                 f"no checkpoint holds {name}, which a step changes: make it a buffer of the network"
-            )
+                for name in changed(unsaved, unsaved_state(self.network) | buffers_in(losses))
+            ]
+        )
         for one in (state, *losses_before):
             one.restore()
         restore_random(random_state, self.generators)
+
+    def note_inexact(self, reasons: Sequence[str]) -> None:
+        """Remember why the run is not exact on any rank. Called by every rank."""
+        for one in self.sharing.ranks.gather(list(reasons)):
+            self.inexact += [reason for reason in one if reason not in self.inexact]
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The loss scaler's state, None without fp16."""
