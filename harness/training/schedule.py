@@ -7,8 +7,9 @@ from typing import Any
 from torch.optim import Optimizer
 
 from harness import components
+from harness.checkpoint import exact_json
 from harness.config.schedules import name_of
-from harness.errors import ConfigError
+from harness.errors import CheckpointError, ConfigError
 from harness.schedules import ByStep
 from harness.wording import first_line
 
@@ -40,6 +41,13 @@ def build_schedule(spec: Mapping[str, Any], optimizer: Optimizer) -> Any:
             "is stepped once an optimizer step, with nothing. To follow a metric use "
             "harness.schedules.Plateau, or give your own a method observe(metrics)."
         )
+    try:
+        exact_json.dumps(schedule.state_dict(), "its state")
+    except CheckpointError as error:
+        raise ConfigError(
+            f"schedule: {name_of(spec)} cannot be saved: {error} Give rates as numbers, and "
+            "functions as objects with plain attributes."
+        ) from error
     return schedule
 
 

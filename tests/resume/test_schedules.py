@@ -32,6 +32,11 @@ SCHEDULES = {
     "SequentialLR": (
         f"{TORCH}.SequentialLR, schedulers: [{LINEAR}, {EXPONENTIAL}], milestones: [4]"
     ),
+    "SequentialLR of three": (
+        f"{TORCH}.SequentialLR, milestones: [3, 6], schedulers: [{LINEAR}, "
+        f"{{_target_: {TORCH}.CosineAnnealingWarmRestarts, T_0: 2}}, "
+        f"{{_target_: {TORCH}.CyclicLR, base_lr: 0.001, max_lr: 0.05, step_size_up: 2}}]"
+    ),
     "ChainedScheduler": f"{TORCH}.ChainedScheduler, schedulers: [{LINEAR}, {EXPONENTIAL}]",
     "transformers": (
         "transformers.get_cosine_schedule_with_warmup, num_warmup_steps: 3, num_training_steps: 12"
@@ -110,6 +115,14 @@ def test_a_killed_run_goes_on_with_the_rates_of_one_launch(
                 "stop.budget={epochs: 3}",
             ],
             "schedule.total_steps: the schedule ends after 20 steps, and the budget after 24",
+        ),
+        (
+            [
+                "optimizer={_target_: torch.optim.AdamW, foreach: false, "
+                "lr: {_target_: torch.tensor, data: 0.05}}",
+                f"schedule={LINEAR}",
+            ],
+            "schedule: torch.optim.lr_scheduler.LinearLR cannot be saved: ",
         ),
         (
             ["schedule={_target_: harness.schedules.WarmupCosine, total_steps: 9}"],
