@@ -16,6 +16,7 @@ from harness.rundir.outcome import Outcome
 from harness.stopping.history import EXTRA
 from harness.stopping.verdict import Evaluation, Verdict
 from harness.training.agenda import Request
+from harness.training.agreement import check_agreement
 from harness.training.ending import conclude
 from harness.training.evaluation import evaluate, require_defined
 from harness.training.losses import mean_loss
@@ -41,6 +42,8 @@ def fit(run: Run) -> Outcome:
         owed = run.progress.evaluation_due
         if not owed:
             train_step(run)
+            if not run.progress.agreed:
+                check_agreement(run)  # once a launch; then at each save
         request = Request(run.pulse.beat(wish(run)))
         due = run.agenda.due(run.step, request, owed=owed)
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows

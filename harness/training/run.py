@@ -46,7 +46,8 @@ class Progress:
     was not finished. `save_s`: what the last save took, None if none is known. `unsaved`: why an
     interrupted launch did not save its last step. `polled_s`: when rank 0 last looked for a file
     STOP and at the clock, by time.monotonic(). `seams`: where launches met in a way that may change
-    bits, and why; kept for the rest of the run.
+    bits, and why; kept for the rest of the run. `agreed`: whether the ranks were compared in this
+    launch.
     """
 
     step: int
@@ -56,6 +57,7 @@ class Progress:
     unsaved: str | None = None
     polled_s: float = float("-inf")
     seams: list[str] = field(default_factory=list)
+    agreed: bool = False
 
 
 @dataclass(frozen=True)

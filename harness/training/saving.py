@@ -17,6 +17,7 @@ from harness.randomness import capture_random
 from harness.stopping.verdict import Verdict
 from harness.tasks.learning import learner_states
 from harness.training.agenda import Request
+from harness.training.agreement import check_agreement
 from harness.training.exactness import exactness
 from harness.training.optimizer import TRAINED, parameter_names
 from harness.training.run import Run
@@ -30,6 +31,7 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
     if request == Request.INTERRUPTED and not is_worth_saving(run):
         return
     with run.ledger.account("checkpoint_stall"):
+        check_agreement(run)
         optimizer, optimizer_rest = optimizer_tensors(
             run.engine.optimizer, parameter_names(run.engine.network)
         )

@@ -104,6 +104,26 @@ class Centred(nn.Module):
         return nn.functional.cross_entropy(outputs - self.centre, target, reduction="none")
 
 
+class ActNorm(nn.Module):
+    """Scales by what it sees in its first forward pass in training, as flows do."""
+
+    begun: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.linear(x)
+        if self.training and not self.begun:
+            with torch.no_grad():
+                self.scale.copy_(1 / (out.std(0) + 1e-3))
+                self.begun.fill_(True)
+        return out * self.scale
+
+
 class KeepsExtra(Keeps):
     """The count as extra state, a tensor or a dict."""
 

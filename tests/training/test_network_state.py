@@ -92,6 +92,21 @@ def test_a_treatment_with_a_random_state_of_its_own_is_named(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_that_drift_apart_end_the_run_by_name(tmp_path: Path, ranks: int) -> None:
+    asked = [f"run.dir={tmp_path / 'run'}", f"network={{{PARTS}.ActNorm}}", "schedule=null"]
+    asked += ["optimizer={_target_: torch.optim.AdamW, lr: 0.01}", "stop.budget.steps=4"]
+    ends = train_on_ranks(ranks, STORM, asked)
+    said = "".join(one.stderr for one in ends)
+    if ranks == 1:
+        assert ends[0].exit_code == 0, said
+    else:
+        assert [one.exit_code for one in ends] == [1, 1], said
+        assert "step 1: scale and " in said
+        assert "are not the same on ranks" in said
+        assert "Traceback" not in said
+
+
 def test_a_loss_that_keeps_state_is_named(tmp_path: Path) -> None:
     loss = f"loss: {{{PARTS}.Centred}}, reduction: none"
     task = f"task={{_target_: harness.tasks.Supervised, input: x, target: label, {loss}}}"
