@@ -19,12 +19,13 @@ class SplitMetrics:
     checkpoint: Path
     split: str
     values: Mapping[str, float]
+    precision: str
 
     def to_json(self) -> dict[str, Any]:
         return {"checkpoint": str(self.checkpoint), "split": self.split, **self.values}
 
     def page(self) -> Iterator[str | Table]:
-        yield f"{self.checkpoint}: {self.split}"
+        yield f"{self.checkpoint}: {self.split}, in the run's precision ({self.precision})"
         table = Table("metric", "value")
         for name, value in self.values.items():
             table.add_row(name, f"{value:.6g}")
@@ -40,4 +41,6 @@ def evaluate_split(path: Path, name: str, allow: Sequence[str] = ()) -> SplitMet
     fit_task(trained, split)
     plan = EvaluationPlan(split, trained.micro_size, trained.config.data.num_workers)
     result = evaluate(trained.network, trained.task, plan, Ranks(), trained.device)
-    return SplitMetrics(trained.path, name, result.values)
+    precision = trained.config.train.precision
+    shown = "float32" if precision == "no" else precision
+    return SplitMetrics(trained.path, name, result.values, shown)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
 from harness import components
@@ -54,7 +55,27 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     task: Task = components.build(config.task, "task")
     restore_learners(task, trainer.get("task", {}))
     learned = [TreatmentState(**one) for one in trainer.get("learned", ())]
-    return Trained(found, config, network.to(device).eval(), task, device, learned)
+    network = in_precision(network.to(device).eval(), config.train.precision, device)
+    return Trained(found, config, network, task, device, learned)
+
+
+def in_precision(network: nn.Module, precision: str, device: torch.device) -> nn.Module:
+    """The network with forward passes in the precision that it was trained and evaluated in, as
+    Accelerate makes them: under autocast, outputs in float32.
+
+    Raises ConfigError for fp16 without a GPU.
+    """
+    if precision == "no":
+        return network
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "train.precision: the run was evaluated in fp16, which needs a CUDA device, and there "
+            "is none. Run it on a machine with a GPU."
+        )
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    forward = torch.autocast(device.type, dtype=dtype)(network.forward)
+    network.forward = convert_outputs_to_fp32(forward)
+    return network
 
 
 def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = None) -> Split:

@@ -11,6 +11,7 @@ from harness.checkpoint.state import optimizer_tensors
 from harness.errors import RankError
 from harness.training.optimizer import parameter_names
 from harness.training.run import Run
+from harness.wording import some
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -24,21 +25,17 @@ def check_agreement(run: Run) -> None:
     run.progress.agreed = True
     if run.ranks.size == 1:
         return
-    named = list(_state(run))
-    sums = torch.stack([bit_sum(tensor).cpu() for _, tensor in named])
+    names, tensors = zip(*_state(run), strict=True)
+    sums = torch.stack([bit_sum(tensor).to(run.engine.device) for tensor in tensors]).cpu()
     for rank, other in enumerate(run.ranks.gather_rows(sums)):
-        if other.shape == sums.shape and torch.equal(other, sums):
+        if torch.equal(other, sums):
             continue
-        differing = [
-            name
-            for (name, _), same in zip(named, (other == sums).tolist(), strict=True)
-            if not same
-        ]
+        alike = other == sums if other.shape == sums.shape else torch.zeros(len(sums)).bool()
+        differing = [name for name, same in zip(names, alike.tolist(), strict=True) if not same]
         raise RankError(
-            f"step {run.step:,}: {differing[0]} and {len(differing) - 1} more tensors are not the "
-            f"same on ranks {run.ranks.rank} and {rank}: something sets them from a rank's own "
-            "data, such as an initialisation in the first forward pass. Compute it before the "
-            "training, or agree on it over ranks."
+            f"step {run.step:,}: {some(differing)}: not the same on ranks {run.ranks.rank} and "
+            f"{rank}: something sets them from a rank's own data, such as an initialisation in the "
+            "first forward pass. Compute it before the training, or agree on it over ranks."
         )
 
 

@@ -1,0 +1,27 @@
+"""`fermarsi evaluate` says what the run said."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.pool import command, train_on_ranks
+from tests.resume.test_exact import STORM
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_split_is_evaluated_in_the_run_s_precision(tmp_path: Path, precision: str) -> None:
+    run = tmp_path / "run"
+    asked = [f"run.dir={run}", f"train.precision={precision}", "stop.budget.steps=6"]
+    (end,) = train_on_ranks(1, STORM, [*asked, "network.width=16"])
+    assert end.exit_code == 0, end.stderr
+    said = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (kept,) = [record for record in said if record["kind"] == "eval"]
+    allow = ("--allow", "tests.")
+    found = command("evaluate", run, "--json", *allow)
+    assert found.exit_code == 0, found.stderr
+    values = json.loads(found.stdout)
+    for name in ("loss", "accuracy"):
+        assert values[name] == kept[f"val/{name}"], name
+    shown = "float32" if precision == "no" else precision
+    assert f"in the run's precision ({shown})" in command("evaluate", run, *allow).stdout
