@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, DataError
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import BaseTask, Batch, Input, item_count, kind_of, require_tensor, widen
 
@@ -25,7 +27,11 @@ class Supervised(BaseTask):
 
         "none"      numbers (B, ...): a sample's loss is the mean of its own
         "sum"       one number: the sum of the samples' losses
-        "mean"      one number: the mean of the samples' losses
+        "mean"      one number: the mean of the samples' losses. Each must weigh the same: a mean
+                    over the weights of classes, or over targets that are not ignored, would make
+                    the loss depend on `batch.micro_size`, and is refused
+        "micro_batch"   one number for the micro-batch as a whole, for a loss that compares samples
+                    with each other: it depends on `batch.micro_size`
 
     The user's `metrics` get (outputs, target). Outputs may be a dict of tensors, as
     `harness.networks.Parallel` gives.
@@ -36,7 +42,7 @@ class Supervised(BaseTask):
         input: Input,
         target: str | Sequence[str],
         loss: Callable[..., Tensor],
-        reduction: Literal["none", "sum", "mean"] | None = None,
+        reduction: Literal["none", "sum", "mean", "micro_batch"] | None = None,
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         names = [target] if isinstance(target, str) else list(target)
@@ -44,21 +50,30 @@ class Supervised(BaseTask):
             input, names[0], metrics, {"loss": MetricInfo(mode="min", lower=None, upper=None)}
         )
         stated = getattr(loss, "reduction", None)
+        if reduction == "micro_batch" and stated == "mean":
+            stated = None
         if reduction is not None and stated is not None and reduction != stated:
             raise ConfigError(
                 f"reduction: {reduction!r}, but the loss has {stated!r}. Give it once, to the loss."
             )
         self.reduction = reduction or stated
-        if self.reduction not in ("none", "sum", "mean"):
+        if self.reduction not in ("none", "sum", "mean", "micro_batch"):
             raise ConfigError(
-                f"reduction: {self.reduction!r} is none of none, sum, mean. Say which of them the "
-                "loss gives."
+                f"reduction: {self.reduction!r} is none of none, sum, mean, micro_batch. Say which "
+                "of them the loss gives."
+            )
+        weighs = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and loss.weight is not None
+        if self.reduction == "mean" and weighs:
+            raise ConfigError(
+                "loss: a mean over class weights divides by the weights of each micro-batch, and "
+                "would depend on batch.micro_size. Give the loss reduction: none (or sum)."
             )
         if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
             raise ConfigError(
                 "loss: has parameters, which would not be trained. Put them into the network."
             )
         self.loss = loss
+        self._is_mean_checked = False
         self.targets = names
         self._several = not isinstance(target, str)
 
@@ -69,6 +84,14 @@ class Supervised(BaseTask):
         super().check(batch)
         for name in self.targets:
             require_tensor(batch, name, "task.target")
+        ignored = getattr(self.loss, "ignore_index", None)
+        means = self.reduction == "mean" and ignored is not None and not self._several
+        if means and bool((batch[self.target] == ignored).any()):
+            raise DataError(
+                f"{self.target}: has targets that are ignored ({ignored}), and the loss is a mean "
+                "over the others, which would depend on batch.micro_size. Give the loss reduction: "
+                "none (or sum), or use harness.tasks.Classification."
+            )
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         device_type = batch[self.target].device.type
@@ -91,7 +114,30 @@ class Supervised(BaseTask):
                 f"task.loss: gave {kind_of(loss)} where reduction {self.reduction!r} means one "
                 "number. Name its reduction rightly."
             )
+        if self.reduction == "mean" and size > 1 and not self._is_mean_checked:
+            self._check_mean(loss.detach(), outputs, batch)
         return loss if self.reduction == "sum" else loss * size
+
+    def _check_mean(self, whole: Tensor, outputs: Any, batch: Batch) -> None:
+        """The first time, that the mean of a micro-batch is that of its parts. The host waits.
+
+        Raises ConfigError.
+        """
+        self._is_mean_checked = True
+        loss, size = copy.deepcopy(self.loss), len(batch[self.target])
+        total = 0.0
+        with torch.no_grad(), torch.autocast(batch[self.target].device.type, enabled=False):
+            for part in (slice(0, 1), slice(1, size)):
+                given = _cut(widen(outputs), part), _cut(self._target(batch), part)
+                total += float(loss(*given)) * len(range(size)[part])
+        if not math.isclose(total / size, float(whole), rel_tol=1e-3, abs_tol=1e-5):
+            raise ConfigError(
+                f"task.loss: the mean over a micro-batch is {float(whole):.6g}, but "
+                f"{total / size:.6g} by its parts: samples do not weigh the same (class weights, "
+                "ignored targets), or are compared with each other, and the loss would depend on "
+                "batch.micro_size. Give the loss reduction: none (or sum), or say reduction: "
+                "micro_batch if that is meant."
+            )
 
     def num_items(self, batch: Batch) -> Tensor:
         target = batch[self.target]
@@ -110,3 +156,12 @@ class Supervised(BaseTask):
 
     def _target(self, batch: Batch) -> Any:
         return {name: batch[name] for name in self.targets} if self._several else batch[self.target]
+
+
+def _cut(value: Any, part: slice) -> Any:
+    """Some samples of a tensor, or of each in a mapping or a sequence."""
+    if isinstance(value, Mapping):
+        return {key: _cut(item, part) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_cut(item, part) for item in value)
+    return value[part] if isinstance(value, Tensor) and value.dim() else value

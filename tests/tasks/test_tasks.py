@@ -509,7 +509,7 @@ def test_outputs_that_a_task_cannot_use_are_refused(task: Task, outputs: Any, me
         (lambda: Regression("x", "y", loss="huber", delta=0.0), r"^delta: 0\.0 is not above 0"),
         (
             lambda: Supervised("x", "y", functional.mse_loss),
-            r"^reduction: None is none of none, sum, mean",
+            r"^reduction: None is none of none, sum, mean, micro_batch",
         ),
         (
             lambda: Supervised("x", "y", nn.MSELoss(), reduction="sum"),
@@ -647,3 +647,53 @@ def test_predictions_are_columns() -> None:
     assert Regression("x", "y").predictions(LOGITS, {})["predicted"] is LOGITS
     tokens = LanguageModelling("x").predictions(LOGITS[None], {})
     assert tokens["predicted"].shape == tokens["probability"].shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("loss", "reduction"),
+    [
+        (torch.nn.CrossEntropyLoss(), None),
+        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), None),
+        (torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), reduction="none"), None),
+        (torch.nn.CrossEntropyLoss(ignore_index=2, reduction="sum"), None),
+        (lambda outputs, target: functional.cross_entropy(outputs, target), "mean"),
+    ],
+)
+def test_a_loss_does_not_depend_on_the_size_of_micro_batches(loss: Any, reduction: Any) -> None:
+    task = Supervised("x", "y", loss, reduction=reduction)
+    outputs = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+    batch = {"x": outputs, "y": torch.arange(12) % 3}
+    task.check(batch)
+    sums = [
+        sum(
+            float(
+                task.loss_sum(outputs[i : i + size], {k: v[i : i + size] for k, v in batch.items()})
+            )
+            for i in range(0, 12, size)
+        )
+        for size in (1, 2, 12)
+    ]
+    assert sums == pytest.approx([sums[0]] * 3, rel=1e-6)
+
+
+def test_a_mean_whose_samples_weigh_differently_is_refused() -> None:
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    with pytest.raises(ConfigError, match=r"would depend on batch\.micro_size"):
+        Supervised("x", "y", torch.nn.CrossEntropyLoss(weight=weight))
+    outputs = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+    batch = {"x": outputs, "y": torch.arange(12) % 3}
+
+    def weighted(outputs: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, target, weight=weight)
+
+    def contrasted(outputs: Tensor, target: Tensor) -> Tensor:
+        return (outputs @ outputs.T).logsumexp(1).mean()
+
+    for loss in (weighted, contrasted):
+        with pytest.raises(ConfigError, match="by its parts: samples do not weigh the same"):
+            Supervised("x", "y", loss, reduction="mean").loss_sum(outputs, batch)
+        whole = Supervised("x", "y", loss, reduction="micro_batch").loss_sum(outputs, batch)
+        assert float(whole) == pytest.approx(12 * float(loss(outputs, batch["y"])))
+    ignoring = Supervised("x", "y", torch.nn.CrossEntropyLoss(ignore_index=2))
+    with pytest.raises(DataError, match="has targets that are ignored"):
+        ignoring.check(batch)
