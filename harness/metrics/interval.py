@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from harness.errors import CheckpointError, ConfigError, DataError
@@ -60,12 +61,12 @@ class IntervalMetrics:
             for state in self._states[name]:
                 state.take(metric, number)
 
-    def compute(self, ranks: Ranks) -> dict[str, Tensor]:
+    def compute(self, ranks: Ranks, *, or_nan: bool = False) -> dict[str, Tensor]:
         """What each metric gives, on the CPU; one that gives a dict is spread as `<metric>_<key>`.
         Called by every rank; the host waits.
 
-        Raises DataError if a metric cannot be computed from what was seen, ConfigError if it gives
-        something else than tensors.
+        Raises DataError if a metric cannot be computed from what was seen, or with `or_nan` lets it
+        be NaN; ConfigError if it gives something else than tensors.
         """
         computed: dict[str, Tensor] = {}
         for name, blank in self._blank.items():
@@ -77,11 +78,13 @@ class IntervalMetrics:
                 # time.
                 value = type(metric).compute(metric)
             except (ValueError, RuntimeError, IndexError) as error:
-                reason = str(error).rstrip(". ")
-                raise DataError(
-                    f"metric {name}: cannot be computed: {reason}. Take it out of task.metrics or "
-                    "give a split that it fits."
-                ) from error
+                if not or_nan:
+                    reason = str(error).rstrip(". ")
+                    raise DataError(
+                        f"metric {name}: cannot be computed: {reason}. Take it out of task.metrics "
+                        "or give a split that it fits."
+                    ) from error
+                value = torch.tensor(torch.nan)
             parts = (
                 {f"{name}_{key}": part for key, part in value.items()}
                 if isinstance(value, Mapping)

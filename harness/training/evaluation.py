@@ -118,14 +118,20 @@ def require_defined(values: Mapping[str, float], loss: float, where: str) -> Map
     """The values, unless one is NaN while the loss is finite: then the metric has no meaning on
     this split. Raises DataError.
     """
-    undefined = [name for name, value in values.items() if math.isnan(value)]
-    if undefined and math.isfinite(loss):
+    undefined = undefined_in(values, loss)
+    if undefined:
         raise DataError(
             f"{where}: {', '.join(undefined)} is undefined on this split (no sample of a class it "
             "needs?). "
             "Take the metric out of task.metrics or give a split on which it is defined."
         )
     return values
+
+
+def undefined_in(values: Mapping[str, float], loss: float) -> list[str]:
+    """The metrics that are NaN where the loss is finite: without a meaning on what was seen."""
+    finite = math.isfinite(loss)
+    return [name for name, value in values.items() if finite and math.isnan(value)]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from harness.stopping.verdict import Evaluation, Verdict
 from harness.training.agenda import Request
 from harness.training.agreement import check_agreement
 from harness.training.ending import conclude
-from harness.training.evaluation import evaluate, require_defined
+from harness.training.evaluation import evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
 from harness.training.saving import report_saves, save
@@ -172,13 +172,11 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
         return None
     run.progress.evaluation_due = False
     with run.ledger.account("evaluation"):
-        computed = run.train_metrics.compute(run.ranks)
+        computed = run.train_metrics.compute(run.ranks, or_nan=True)
         # An extra evaluation ends no interval: the next one's metrics are of all its steps
         extra = is_extra(run)
         loss = run.losses.take_interval(reset=not extra)
-        own = require_defined(
-            run.task.values(computed), math.nan if loss is None else loss, "data.train"
-        )
+        own = without_undefined(run, run.task.values(computed), loss)
         values = {} if loss is None else {"train/loss": loss}
         values |= {f"train/{name}": value for name, value in own.items()}
         tables = {f"train/{name}": value for name, value in computed.items()}
@@ -194,6 +192,22 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
         record, {name: table.tolist() for name, table in tables.items() if table.dim() == 2}
     )
     return values
+
+
+def without_undefined(
+    run: Run, values: Mapping[str, float], loss: float | None
+) -> Mapping[str, float]:
+    """The training metrics of an interval, without those that have no meaning on its samples, e.g.
+    for want of a class; a person is told, and the run goes on.
+    """
+    undefined = undefined_in(values, math.nan if loss is None else loss)
+    if undefined:
+        names = ", ".join(f"train/{name}" for name in undefined)
+        run.tracker.warn(
+            f"step {run.step:,}: {names}: not defined on this interval's training samples, and "
+            "left out of it. Longer intervals (stop.every), or stop.train_metrics: full, have more."
+        )
+    return {name: value for name, value in values.items() if name not in undefined}
 
 
 def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
