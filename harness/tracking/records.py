@@ -34,7 +34,8 @@ class Row:
         values = {
             name: value
             for name, value in record.items()
-            if isinstance(value, int | float) and name != "step"
+            # A flag is no number, though a bool is an int.
+            if type(value) in (int, float) and name != "step"
         }
         tables, evaluated = record.get("tables", {}), record["kind"] == "eval"
         if before is None:

@@ -37,7 +37,7 @@ from harness.training.resume import (
     prepare_directory,
     take,
 )
-from harness.training.run import Launch
+from harness.training.run import Launch, Run
 from harness.wording import first_line
 
 LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
@@ -54,6 +54,7 @@ def train(
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=process_age_s())
     lease = Lease(directory)
     tracker: Tracker | None = None
+    run: Run | None = None
     with Console(ranks.is_first()) as console:
         launches = ranks.decide(lambda: take(lease, console, directory, interruption))
         try:
@@ -88,7 +89,7 @@ def train(
                 tracker.close()
             # What the end took belongs to this launch, and to the budget of hours; but not where
             # another launch has taken the run over.
-            if ranks.is_first():
+            if ranks.is_first() and run is not None:
                 with suppress(HarnessError):
                     lease.check()
                     ledger.save()

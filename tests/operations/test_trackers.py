@@ -33,7 +33,7 @@ def written(run: Path) -> dict[int, dict[str, float]]:
                 {
                     name: one
                     for name, one in record.items()
-                    if isinstance(one, int | float) and name != "step"
+                    if type(one) in (int, float) and name != "step"
                 }
             )
     return rows
