@@ -85,7 +85,7 @@ def rows_written(directory: Path) -> dict[int, dict[str, Any]]:
             numbers = {
                 name: value
                 for name, value in record.items()
-                if isinstance(value, int | float) and name != "step"
+                if type(value) in (int, float) and name != "step"
             }
             found.setdefault(record["step"], {}).update(numbers)
     return found

@@ -64,9 +64,7 @@ def assert_server_has_what_was_written(server: WandbServer, run: Path) -> None:
     written: dict[int, dict[str, Any]] = {}
     for record in read_records(run / "metrics.jsonl"):
         if record["kind"] in ("train", "eval"):
-            numbers = {
-                name: value for name, value in record.items() if isinstance(value, int | float)
-            }
+            numbers = {name: value for name, value in record.items() if type(value) in (int, float)}
             written.setdefault(record["step"], {}).update(numbers)
     rows = server.history(run_id(run))
     assert [row["_step"] for row in rows] == list(written)
