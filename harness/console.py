@@ -47,7 +47,7 @@ class Console:
             return
         now = time.monotonic()
         line = (
-            f"{_place(record)}  {_numbers(record, ('train/loss_step', 'lr', 'grad_norm'))}  "
+            f"{_position(record)}  {_numbers(record, ('train/loss_step', 'lr', 'grad_norm'))}  "
             f"{self._rate(record, now)}"
         )
         if self._rich.is_terminal:
@@ -59,9 +59,9 @@ class Console:
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """The metrics of an evaluation."""
         if self._rich is not None:
+            metrics = [name for name in record if "/" in name]
             self.say(
-                f"{_place(record)}  {_numbers(record, [name for name in record if '/' in name])}  "
-                f"{_seconds(record['elapsed_s'])}"
+                f"{_position(record)}  {_numbers(record, metrics)}  {_seconds(record['elapsed_s'])}"
             )
 
     def progress(self, what: str, done: int, of: int) -> None:
@@ -143,7 +143,7 @@ class Console:
         return rate if left_s is None else f"{rate}, at most {_seconds(left_s)} left"
 
 
-def _place(record: Mapping[str, Any]) -> str:
+def _position(record: Mapping[str, Any]) -> str:
     return f"step {record['step']:>6,}  epoch {record['epoch']:.2f}"
 
 

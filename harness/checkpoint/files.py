@@ -27,11 +27,11 @@ class Content:
 
     name: str
     role: str
-    parts: Sequence[bytes | memoryview]
+    chunks: Sequence[bytes | memoryview]
 
     @property
     def size_bytes(self) -> int:
-        return sum(len(part) for part in self.parts)
+        return sum(len(part) for part in self.chunks)
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def write_files(
     """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Hashing
     runs beside writing. Raises OSError.
     """
-    hashes: list[Future[str]] = [hasher.submit(_sha256, content.parts) for content in contents]
+    hashes: list[Future[str]] = [hasher.submit(_sha256, content.chunks) for content in contents]
     try:
         for content in contents:
             _write_file(directory / content.name, content)
@@ -75,7 +75,7 @@ def _write_file(path: Path, content: Content) -> None:
     try:
         _reserve(descriptor, content.size_bytes)
         end = 0
-        for chunk in _chunks(content.parts):
+        for chunk in _chunks(content.chunks):
             written = 0
             while written < len(chunk):
                 written += os.pwrite(descriptor, chunk[written:], end + written)
@@ -98,15 +98,15 @@ def _reserve(descriptor: int, size_bytes: int) -> None:
             raise
 
 
-def _sha256(parts: Sequence[bytes | memoryview]) -> str:
+def _sha256(chunks: Sequence[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
-    for chunk in _chunks(parts):
+    for chunk in _chunks(chunks):
         digest.update(chunk)
     return digest.hexdigest()
 
 
-def _chunks(parts: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
-    for part in parts:
-        view = memoryview(part)
+def _chunks(chunks: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
+    for one in chunks:
+        view = memoryview(one)
         for begin in range(0, len(view), CHUNK_BYTES):
             yield view[begin : begin + CHUNK_BYTES]

@@ -39,7 +39,7 @@ Verify = Literal["full", "size"]
 OLD = ".old"
 _STEP = re.compile(r"step-([0-9]{8,18})(\.old)?")
 _NUM_READERS = 4
-_PART_BYTES = 32 * 2**20  # of a file, read by one thread in one go
+_CHUNK_BYTES = 32 * 2**20  # of a file, read by one thread in one go
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def _read_tensors(
             )
     try:
         with ThreadPoolExecutor(_NUM_READERS) as pool:
-            for _ in pool.map(lambda read: _read_into(path / read[0], read[1]), _in_parts(reads)):
+            for _ in pool.map(lambda read: _read_into(path / read[0], read[1]), _in_chunks(reads)):
                 pass
     except OSError as error:
         raise CheckpointError(
@@ -333,15 +333,15 @@ def _read_tensors(
     return tensors
 
 
-def _in_parts(
+def _in_chunks(
     reads: Mapping[str, Sequence[tuple[int, memoryview]]],
 ) -> list[tuple[str, list[tuple[int, memoryview]]]]:
     """The reads of each file in stretches of a size that keeps all readers busy to the end."""
     parts: list[tuple[str, list[tuple[int, memoryview]]]] = []
     for file, of_file in reads.items():
-        size_bytes = _PART_BYTES
+        size_bytes = _CHUNK_BYTES
         for begin, target in sorted(of_file, key=lambda read: read[0]):
-            if size_bytes >= _PART_BYTES:
+            if size_bytes >= _CHUNK_BYTES:
                 parts.append((file, []))
                 size_bytes = 0
             parts[-1][1].append((begin, target))

@@ -55,7 +55,7 @@ class Layout:
             )
 
 
-class Frame:
+class Cells:
     """The columns of one file: `cells[name]` is what the file has, a list, an array of numbers or
     pyarrow texts; `rows`: the places there.
     """

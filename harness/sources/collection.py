@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import Layout
 from harness.sources.files import Files, OnError, class_names, find_files, read_each
-from harness.sources.frames import read_frame
 from harness.sources.split import Part, Rule, rows_of
+from harness.sources.table_files import read_cells
 from harness.sources.tables import Kind
 
 Keep = Literal["memory", "disk"]
@@ -143,8 +143,8 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
     listed: dict[Path, dict[str, str]] = {}
     for number, table in enumerate(found.paths):
         # Says which columns there are if this one is not
-        read_frame(table, Layout(missing="keep"), [FILE_NAME])
-        frame = read_frame(table, Layout(missing="keep"))
+        read_cells(table, Layout(missing="keep"), [FILE_NAME])
+        frame = read_cells(table, Layout(missing="keep"))
         of_path = {name: values[number] for name, values in found.fields.items()}
         texts = {name: frame.texts(name) for name in frame.cells if name not in of_path}
         names = texts.pop(FILE_NAME)

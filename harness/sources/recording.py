@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import Layout
-from harness.sources.frames import read_frame
+from harness.sources.table_files import read_cells
 from harness.sources.units import Units
 
 Bounds = NDArray[np.int64]
@@ -23,7 +23,7 @@ _LONG_STEP = 1.5
 
 
 @dataclass(frozen=True)
-class Recording:
+class Track:
     """`values` (C, T) float32; T `labels` and `times` in seconds, or None; `stretches` (S, 2) begin
     and end of what has no gap in it.
 
@@ -84,7 +84,7 @@ class Reader:
         self._gap_s = _LONG_STEP / rate_hz if gap_s is None and rate_hz is not None else gap_s
         self._first: tuple[Path, float] | None = None  # whose rate the others have to have
 
-    def read(self, path: Path) -> list[Recording]:
+    def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
         sheet = self._read_array(path) if path.suffix == ".npy" else self._read_table(path)
         if sheet.values.shape[1] == 0:
@@ -102,9 +102,7 @@ class Reader:
             part = sheet[begin:end]
             stretches = self._stretches(part)
             told = dict(zip(self._told, key, strict=True))
-            recordings.append(
-                Recording(narrow[:, begin:end], part.labels, part.times, stretches, told)
-            )
+            recordings.append(Track(narrow[:, begin:end], part.labels, part.times, stretches, told))
         return recordings
 
     def _read_table(self, path: Path) -> Sheet:
@@ -113,7 +111,7 @@ class Reader:
             *self._told,
             *(name for name in (self._label, self._time) if name is not None),
         ]
-        frame = read_frame(path, self._layout, named)
+        frame = read_cells(path, self._layout, named)
         values = np.stack([frame.numbers(name) for name in self._channels])
         labels = None if self._label is None else np.array(frame.texts(self._label), dtype=np.str_)
         times = None if self._time is None else frame.seconds(self._time)

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
-from harness.sources.cells import MISSING, Frame, Layout, Missing
+from harness.sources.cells import MISSING, Cells, Layout, Missing
 from harness.sources.files import Files, OnError, find_files, read_each
-from harness.sources.frames import read_frame
 from harness.sources.split import Part, Rule, rows_of
+from harness.sources.table_files import read_cells
 
 Kind = Literal["number", "integer", "text"]
 Column = NDArray[Any] | list[str]
-_Read = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64]]
+_Samples = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64]]
 
 
 class Table:
@@ -125,12 +125,12 @@ class Table:
 
     def _read(
         self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None
-    ) -> _Read:
+    ) -> _Samples:
         """What samples of the file have, what the split has to know of them, and their rows."""
-        frame = read_frame(path, layout, wanted)
+        frame = read_cells(path, layout, wanted)
         absent = [name for name in self._asked if name not in frame.cells]
         if absent:
-            read_frame(path, layout, self._asked)  # says which column is missing, and what is there
+            read_cells(path, layout, self._asked)  # says which column is missing, and what is there
         if self.features is None:
             self.features = [name for name in frame.cells if name not in self._asked]
         elif wanted is None and set(self.features) | set(self._asked) != set(frame.cells):
@@ -174,7 +174,7 @@ def _kinds(columns: Mapping[str, Kind], features: Sequence[str] | None) -> dict[
     return dict(columns)
 
 
-def _float32(frame: Frame, name: str) -> NDArray[np.float32]:
+def _float32(frame: Cells, name: str) -> NDArray[np.float32]:
     values = frame.numbers(name)
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
-from harness.sources.cells import MISSING, Frame, Layout, Missing, text_of
+from harness.sources.cells import MISSING, Cells, Layout, Missing, text_of
 from harness.sources.files import need
 from harness.wording import did_you_mean
 
-__all__ = ["MISSING", "Frame", "Layout", "Missing", "read_frame"]
+__all__ = ["MISSING", "Cells", "Layout", "Missing", "read_cells"]
 
 _Pack = Callable[[list[list[Any]], Sequence[str], Sequence[str]], dict[str, Any]]
 _PACKED = 2**15  # rows that are objects of Python at a time
 _LOOKED_THROUGH = 20  # rows in which a header is looked for when it is not where it should be
 
 
-def read_frame(path: Path, layout: Layout, columns: Collection[str] | None = None) -> Frame:
+def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = None) -> Cells:
     """The columns of a file (all of them if None), told by its ending.
 
     Raises DataError that names the file, and the row where there is one.
@@ -40,7 +40,7 @@ def read_frame(path: Path, layout: Layout, columns: Collection[str] | None = Non
         ) from error
 
 
-def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame:
+def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     with path.open(newline="", encoding=layout.encoding) as file:
         lines = csv.reader(file, delimiter=layout.separator, strict=True)
         try:
@@ -53,7 +53,7 @@ def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame:
             ) from error
 
 
-def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame:
+def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     calamine = need("python_calamine", "tables", f"{path}: Excel")
     pandas = need("pandas", "tables", f"{path}: Excel")
     try:
@@ -85,7 +85,7 @@ def _headed(
     columns: Collection[str] | None,
     lines: Iterator[tuple[int, list[Any]]],
     pack: _Pack,
-) -> Frame:
+) -> Cells:
     """lines: (row, cells) -> the columns under the names in row `header`.
 
     Rows without anything are passed over.
@@ -126,7 +126,7 @@ def _headed(
     if not header:
         _refuse_header(path, [], layout.header, columns or (), above)
     packed.append(pack(kept, header, wanted))
-    return Frame(
+    return Cells(
         path, {name: _joined([one[name] for one in packed]) for name in wanted}, rows, layout
     )
 
@@ -192,7 +192,7 @@ def _refuse_twins(path: Path, header: Sequence[str], columns: Collection[str] | 
         )
 
 
-def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame:
+def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     rows: list[int] = []
     objects: list[dict[str, Any]] = []
     with path.open(encoding="utf-8") as file:
@@ -215,12 +215,12 @@ def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> 
     if columns is not None and not set(columns) <= set(names):
         _refuse_header(path, names, 1, columns, [])
     wanted = [name for name in names if columns is None or name in columns]
-    return Frame(
+    return Cells(
         path, {name: [found.get(name) for found in objects] for name in wanted}, rows, layout
     )
 
 
-def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Frame:
+def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     parquet, arrow = (
         need("pyarrow.parquet", "tables", f"{path}: Parquet"),
         need("pyarrow", "tables", f"{path}: Parquet"),
@@ -243,10 +243,10 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Fra
         )
         # A null in floats becomes NaN
         cells[name] = column.to_numpy() if plain else column.to_pylist()
-    return Frame(path, cells, range(1, len(table) + 1), layout)
+    return Cells(path, cells, range(1, len(table) + 1), layout)
 
 
-_Reader = Callable[[Path, Layout, Collection[str] | None], Frame]
+_Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 _READERS: dict[str, _Reader] = {
     ".csv": _csv,
     ".jsonl": _json_lines,
