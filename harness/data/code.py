@@ -109,7 +109,8 @@ def _add(name: str, found: dict[str, str]) -> None:
         else:
             continue
         for one in imported:
-            if _is_module(one) and not _is_installed(one):
+            # By the top alone first: to look for a module inside of a package imports the package.
+            if _is_user_s(one.partition(".")[0]) and _is_module(one):
                 _add(one, found)
 
 
@@ -128,9 +129,12 @@ def _is_module(name: str) -> bool:
     return False
 
 
-def _is_installed(name: str) -> bool:
-    file = _file(name)
-    return file is None or any(file.is_relative_to(place) for place in _INSTALLED)
+def _is_user_s(top: str) -> bool:
+    """Whether a top-level module or package lies outside of what is installed."""
+    if top in ("harness", "torch") or top in sys.stdlib_module_names:
+        return False
+    file = _file(top)
+    return file is not None and not any(file.is_relative_to(place) for place in _INSTALLED)
 
 
 def _file(name: str) -> Path | None:
