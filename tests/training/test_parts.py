@@ -142,7 +142,7 @@ def test_tied_parameters_cannot_be_told_apart() -> None:
             [
                 "parts={head: {lr: 0.1}}",
                 "schedule={_target_: torch.optim.lr_scheduler.OneCycleLR, max_lr: 1, total_steps: "
-                "9}",
+                "99}",
             ],
             ["schedule: torch.optim.lr_scheduler.OneCycleLR sets rates of its own (0.04, 0.04)"],
         ),
