@@ -45,7 +45,10 @@ def module_version(module: ModuleType | None) -> str:
         return ""
     found: dict[str, str] = {}
     _add(module.__name__, found)
-    return next(iter(found.values()), "")
+    if len(found) <= 1:
+        return next(iter(found.values()), "")
+    # With what it imports of the user's own, which is in what the module gives
+    return _code(repr(sorted(found.items())).encode())
 
 
 def edits(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -86,19 +89,23 @@ def _specs(value: Any) -> Iterator[Mapping[str, Any]]:
 def _add(name: str, found: dict[str, str]) -> None:
     """A module, and what it imports of the same kind: not the standard library, not the harness."""
     top = name.partition(".")[0]
-    if (
-        name in found
-        or top in found
-        or top in ("harness", "torch")
-        or top in sys.stdlib_module_names
-    ):
+    installed = top in found and not _is_code(found[top])
+    if name in found or installed or top in ("harness", "torch") or top in sys.stdlib_module_names:
         return
     file = _file(name)
+    if file is None and _folders(name):
+        return  # a folder has no code of its own
     if file is None or any(file.is_relative_to(place) for place in _INSTALLED):
         found[top] = _package_version(top)
         return
-    tree = ast.parse(file.read_bytes())
-    found[name] = f"code {hashlib.sha256(_plain(tree).encode()).hexdigest()[:16]}"
+    text = file.read_bytes()
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        # Who imports it does without it, or it would not have come this far.
+        found[name] = _code(text)
+        return
+    found[name] = _code(_plain(tree).encode())
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -112,6 +119,10 @@ def _add(name: str, found: dict[str, str]) -> None:
             # By the top alone first: to look for a module inside of a package imports the package.
             if _is_user_s(one.partition(".")[0]) and _is_module(one):
                 _add(one, found)
+
+
+def _code(text: bytes) -> str:
+    return f"code {hashlib.sha256(text).hexdigest()[:16]}"
 
 
 def _plain(tree: ast.Module) -> str:
@@ -130,11 +141,16 @@ def _is_module(name: str) -> bool:
 
 
 def _is_user_s(top: str) -> bool:
-    """Whether a top-level module or package lies outside of what is installed."""
+    """Whether a top-level module, package or folder without `__init__` lies outside of what is
+    installed.
+    """
     if top in ("harness", "torch") or top in sys.stdlib_module_names:
         return False
     file = _file(top)
-    return file is not None and not any(file.is_relative_to(place) for place in _INSTALLED)
+    places = _folders(top) if file is None else [file]
+    return any(
+        not any(place.is_relative_to(installed) for installed in _INSTALLED) for place in places
+    )
 
 
 def _file(name: str) -> Path | None:
@@ -146,6 +162,15 @@ def _file(name: str) -> Path | None:
             spec = importlib.util.find_spec(name)
             origin = None if spec is None or not spec.has_location else spec.origin
     return Path(origin).resolve() if origin is not None and origin.endswith(".py") else None
+
+
+def _folders(name: str) -> list[Path]:
+    """Where a package without `__init__` lies; nothing for other modules."""
+    with suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec(name)
+        if spec is not None and not spec.has_location:
+            return [Path(one).resolve() for one in spec.submodule_search_locations or ()]
+    return []
 
 
 def _package_version(top: str) -> str:
