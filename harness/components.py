@@ -135,6 +135,16 @@ def allowed(spec: Any, where: str, allow: Sequence[str]) -> None:
                 raise ConfigError(Mistake((*keys, TARGET), message).within(where))
 
 
+def targets_in(spec: Any) -> list[str]:
+    """The dotted paths that a component, or anything that holds some, names."""
+    found = [spec, *(nested for _, nested in _inside(spec, ()))]
+    return [
+        str(one[TARGET]).replace(":", ".")
+        for one in found
+        if isinstance(one, Mapping) and TARGET in one
+    ]
+
+
 def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A treatment's spec as its target takes it."""
     return {name: value for name, value in spec.items() if name != STAGE}

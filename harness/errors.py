@@ -57,7 +57,6 @@ class LeavingError(HarnessError):
     exit_code = 75
 
 
-
 def require_choice(name: str, value: Any, choices: Collection[str], hint: str = "") -> None:
     """Raise ConfigError unless a setting is one of `choices`; `hint` ends the message."""
     if value not in choices:

@@ -38,10 +38,10 @@ def sync_run(run: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()
             f"{run}: no {METRICS} of a run here. Give a run directory, e.g. runs/digits."
         )
     config = run / "config.yaml"
-    tracking = read_section(config, TrackingConfig, overrides)
+    tracking = read_section(config, TrackingConfig, overrides, stored=True)
     components.allowed(tracking.backends, "tracking.backends", allow)
     wandb = None if tracking.wandb is None else tracking.wandb.model_copy(update={"mode": "online"})
-    name = read_section(config, RunConfig).name
+    name = read_section(config, RunConfig, stored=True).name
     values = read_values(config, overrides)
     info = RunInfo(name, launches[-1]["run_id"], run, values, to_yaml(values))
     backends = open_backends(tracking.model_copy(update={"wandb": wandb}), info, print, live=False)

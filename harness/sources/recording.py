@@ -27,14 +27,15 @@ class Track:
     """`values` (C, T) float32; T `labels` and `times` in seconds, or None; `stretches` (S, 2) begin
     and end of what has no gap in it.
 
-    `told`: what columns that tell recordings apart say of it.
+    `name`: its path, and what the columns that tell recordings apart say of it (`fields`).
     """
 
+    name: str
+    fields: dict[str, str]
     values: NDArray[np.float32]
     labels: NDArray[np.str_] | None
     times: NDArray[np.float64] | None
     stretches: Bounds
-    told: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,16 @@ class Reader:
         recordings = []
         for key, begin, end in _runs(sheet):
             part = sheet[begin:end]
-            stretches = self._stretches(part)
-            told = dict(zip(self.recording, key, strict=True))
-            recordings.append(Track(narrow[:, begin:end], part.labels, part.times, stretches, told))
+            recordings.append(
+                Track(
+                    name=" ".join([str(path), *key]),
+                    fields=dict(zip(self.recording, key, strict=True)),
+                    values=narrow[:, begin:end],
+                    labels=part.labels,
+                    times=part.times,
+                    stretches=self._stretches(part),
+                )
+            )
         return recordings
 
     def _read_table(self, path: Path) -> Sheet:

@@ -67,10 +67,8 @@ class Series(BatchSource):
         on_error: OnError = "stop",
     ) -> None:
         if length < 1 or stride < 1 or not channels:
-            raise ConfigError(
-                f"length, stride, channels: {length}, {stride}, {list(channels)}: at least one of "
-                "each."
-            )
+            given = f"{length}, {stride}, {list(channels)}"
+            raise ConfigError(f"length, stride, channels: {given}: at least one of each.")
         require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(channels), length
         layout = Layout(sheet, header, separator, decimal, missing="keep")
@@ -89,11 +87,7 @@ class Series(BatchSource):
         file_of = np.repeat(np.arange(len(read)), [len(of_file) for of_file in read])
         self._fields = found.fields_at(file_of)
         for name in recording:
-            self._fields[name] = [one.told[name] for one in self._recordings]
-        self._names = [
-            " ".join([str(path), *one.told.values()])
-            for path, one in zip(select(found.paths, file_of), self._recordings, strict=True)
-        ]
+            self._fields[name] = [one.fields[name] for one in self._recordings]
         self.classes = self._number_classes(label, classes)
         # All files are read whatever the part: it is all of them that the classes are numbered by
         # and that are split.
@@ -121,10 +115,12 @@ class Series(BatchSource):
         """{column: (N,) texts}"""
         numbers, starts = self._windows.T
         known = {name: select(values, numbers) for name, values in self._fields.items()}
-        known |= span_columns(select(self._names, numbers), starts, starts + self.length)
+        recordings = select(self._recordings, numbers)
+        names = [one.name for one in recordings]
+        known |= span_columns(names, starts, starts + self.length)
         if self._labels is not None and self.classes is not None:
             known["label"] = select(self.classes, self._labels)
-        times = [one.times for one in select(self._recordings, numbers)]
+        times = [one.times for one in recordings]
         begins = [str(of[start]) for of, start in zip(times, starts, strict=True) if of is not None]
         return {**known, "time": begins} if begins else known
 

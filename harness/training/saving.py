@@ -8,7 +8,7 @@ from torch import Tensor
 
 from harness.checkpoint.manifest import SaveReason
 from harness.checkpoint.read import step_name
-from harness.checkpoint.retention import Ranking
+from harness.checkpoint.retention import RANKED_BY, Ranking
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.state import extra_files_of, optimizer_tensors
 from harness.config.read import resolved_yaml
@@ -53,7 +53,7 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
             rng=capture_random(run.engine.generators),
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
             metrics=dict(run.controller.latest_metrics(run.step)),
-            facts=run.facts,
+            facts={**run.facts, RANKED_BY: ranked_by},
             config_yaml=resolved_yaml(run.config),
             extra_files=extra_files_of(run.engine.network),
         )
