@@ -247,6 +247,14 @@ class TrainConfig(Section):
             "The gradient's largest norm; larger ones are scaled down to it. null: no limit."
         ),
     )
+    find_unused_parameters: bool = Field(
+        False,
+        description=(
+            "On several processes, whether each step looks for the parameters that it did not use. "
+            "Needed where a forward pass uses some of them only at times; costs a walk through the "
+            "graph and, on a GPU, a wait a step."
+        ),
+    )
 
 
 class CheckpointConfig(Section):
