@@ -32,7 +32,7 @@ LAYERS = (
         "harness.randomness",
     ),
     ("harness.components", "harness.rundir", "harness.ranks"),
-    ("harness.settings",),
+    ("harness.settings", "harness.trust"),
     ("harness.stopping",),
     (
         "harness.console",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness import components
+from harness import trust
 from harness.config.document import to_yaml
 from harness.config.read import read_section, read_values
 from harness.config.schema import RunConfig
@@ -39,7 +39,7 @@ def sync_run(run: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()
         )
     config = run / "config.yaml"
     tracking = read_section(config, TrackingConfig, overrides, stored=True)
-    components.allowed(tracking.backends, "tracking.backends", allow)
+    trust.check_code(tracking.backends, "tracking.backends", allow)
     wandb = None if tracking.wandb is None else tracking.wandb.model_copy(update={"mode": "online"})
     name = read_section(config, RunConfig, stored=True).name
     values = read_values(config, overrides)

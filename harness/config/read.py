@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from harness import components
+from harness import components, trust
 from harness.components import TARGET, without_stage
 from harness.config import reading
 from harness.config.document import to_yaml
@@ -40,9 +40,9 @@ def read_config(
 
     Raises ConfigError with all mistakes at once.
 
-    allow: for somebody else's config, such as a checkpoint's: components outside of
-    components.ALLOWED and these prefixes are refused, before anything of theirs is imported, and
-    trackers, which nothing makes of it, are not looked at; no other file is read for it and
+    allow: for somebody else's config, such as a checkpoint's: components that trust.py does not
+    allow and that are not under these prefixes are refused, before anything of theirs is imported,
+    and trackers, which nothing makes of it, are not looked at; no other file is read for it and
     nothing is interpolated. None: the config is the user's own.
     """
     draft = _read(path, overrides, stored=allow is not None)
@@ -202,7 +202,7 @@ def _check_component(
 ) -> None:
     if allow is not None:
         try:
-            components.allowed(spec, dotted(keys), allow)
+            trust.check_code(spec, dotted(keys), allow)
         except ConfigError as error:
             draft.mistakes.append(Mistake((), str(error), draft.place(keys)))
             return

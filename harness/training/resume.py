@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from harness import components
+from harness import components, trust
 from harness.checkpoint.commit import set_aside_newer
 from harness.checkpoint.read import Loaded, choose, load, load_trainer, read_manifest
 from harness.checkpoint.state import restore_network, restore_optimizer
@@ -71,7 +71,8 @@ def load_state(
     if any(key.startswith(TRAINED) for key in loaded.optimizer):
         parameters = engine.stepper.parameters()
         engine.stepper.put_back([loaded.optimizer[TRAINED + names[one]] for one in parameters])
-    components.allowed(before.optimizer, "optimizer", components.targets_in(config.optimizer))
+    own = components.targets_in(config.optimizer)
+    trust.check_code(before.optimizer, f"{launch.checkpoint}: optimizer", own, _HOW_TO_TRUST)
     built_before = build_optimizer(before.optimizer, engine.network, before.parts)
     cycled = cycled_options(engine.schedule)
     adopt_changes(engine.optimizer, built_before, engine.fresh_groups, cycled)
@@ -173,6 +174,10 @@ def note_environment(loaded: Loaded, run: Run) -> None:
         seam = f"other machines from step {run.step:,} on ({'; '.join(found)})"
         run.progress.seams.append(seam)
         run.tracker.warn(f"{run.directory}: {seam}: from here on bits may differ")
+
+
+# Of an optimizer in the checkpoint that a launch goes on from
+_HOW_TO_TRUST = "name it in your own config and begin another run with run.init_from"
 
 
 SUPERSEDED = (
