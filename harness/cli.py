@@ -5,10 +5,11 @@ Each imports what it needs when it is called, so that none waits for torch in va
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -35,7 +36,29 @@ data = typer.Typer(
 )
 app.add_typer(data, name="data")
 
-ConfigPath = Annotated[Path, typer.Argument(help="A YAML config.", metavar="CONFIG")]
+T = TypeVar("T")
+
+
+def _find_own_code(given: T) -> T:
+    """Let modules of the working directory be named, last of all on the path, by a user's own
+    config; a run may be somebody else's, and lie in that very directory.
+    """
+    if given:
+        sys.path.append(str(Path.cwd()))
+    return given
+
+
+def _trusted(allow: list[str] | None) -> list[str]:
+    """What the user allows, here and by FERMARSI_ALLOW."""
+    always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
+    given = [one for one in [*(allow or ()), *always] if one]
+    _find_own_code([one for one in given if "/" not in one])
+    return [one if "/" in one else one.replace(":", ".") for one in given]
+
+
+ConfigPath = Annotated[
+    Path, typer.Argument(help="A YAML config.", metavar="CONFIG", callback=_find_own_code)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]..."),
@@ -51,7 +74,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Allow = Annotated[
     list[str] | None,
     typer.Option(
-        help="Also allow components whose dotted path begins so; repeat for more.", metavar="PREFIX"
+        help="Trust components of the run whose dotted path begins so, or, with a /, files in this "
+        "directory; repeat for more. FERMARSI_ALLOW, with a colon between several, says so always.",
+        metavar="PREFIX|DIR/",
+        callback=_trusted,
     ),
 ]
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
@@ -80,7 +106,10 @@ def predict(
     path: AnyPath,
     out: Annotated[Path, typer.Option(help="The file to write: .parquet or .csv.")],
     split: SplitName = "val",
-    source: Annotated[str, typer.Option(help="Another source, as YAML: '{_target_: ...}'.")] = "",
+    source: Annotated[
+        str,
+        typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=_find_own_code),
+    ] = "",
     allow: Allow = None,
 ) -> None:
     """Write a trained network's predictions, one row a sample."""
@@ -280,7 +309,10 @@ def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = Fal
 @data.command("prune")
 def prune_store(
     configs: Annotated[
-        list[Path], typer.Argument(help="YAML configs that share a store.", metavar="CONFIG...")
+        list[Path],
+        typer.Argument(
+            help="YAML configs that share a store.", metavar="CONFIG...", callback=_find_own_code
+        ),
     ],
 ) -> None:
     """Delete all of the store that no split of these configs uses."""
@@ -315,9 +347,5 @@ def guarded(command: Callable[[], Any]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The entry point of `fermarsi`.
-
-    Modules of the working directory can be named in configs; they come last on the path.
-    """
-    sys.path.append(str(Path.cwd()))
+    """The entry point of `fermarsi`."""
     guarded(lambda: app(arguments, standalone_mode=True))

@@ -9,11 +9,9 @@ module works like ours. `check` imports the module of a target but calls nothing
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
-
-from pydantic import BaseModel
 
 from harness.errors import ConfigError, HarnessError
 from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin, shown
@@ -23,25 +21,6 @@ TARGET = "_target_"
 
 # Of a treatment: an argument of the harness, not of the target (data/preparing.py)
 STAGE = "_stage_"
-
-
-ALLOWED = (
-    "harness",
-    "torch.nn",
-    "torch.optim",
-    "torchvision",
-    "timm",
-    "transformers",
-    "torchmetrics",
-)
-
-
-# Make networks by functions; elsewhere what a checkpoint names is a class
-_FACTORIES = ("torchvision.models", "timm", "transformers")
-
-
-# Arguments of those factories that import or unpickle whatever they are pointed at
-_RUN_CODE = ("trust_remote_code", "checkpoint_path")
 
 
 def build(
@@ -74,7 +53,7 @@ def build(
 
 def _slip(spec: Mapping[str, Any], where: str) -> str:
     """A hint at a mapping among the arguments that may have been meant as a component."""
-    for keys, nested in _inside(spec, ()):
+    for keys, nested in inside(spec, ()):
         if TARGET not in nested:
             wrong = closest(TARGET, [key for key in nested if isinstance(key, str)], 0.75)
             if wrong is not None:
@@ -99,7 +78,7 @@ def find_mistakes(
     """
     yield from _misfits(spec, (), given)
     if isinstance(spec, Mapping):
-        for keys, nested in _inside(spec, ()):
+        for keys, nested in inside(spec, ()):
             if TARGET in nested:
                 yield from _misfits(nested, keys, _inherited(nested, inherit))
             else:
@@ -110,27 +89,14 @@ def find_mistakes(
                     yield Mistake((*keys, wrong), f"no such special key. Did you mean {TARGET}?")
 
 
-def allowed(spec: Any, where: str, allow: Sequence[str]) -> None:
-    """Raise ConfigError if a component of somebody else's config names code outside of ALLOWED and
-    `allow` (dotted prefixes).
-
-    spec: a component, or anything that holds some. A path counts by what it leads to: what an
-    allowed module merely imported is outside. Nothing outside is imported.
-    """
-    if isinstance(spec, BaseModel):
-        spec = spec.model_dump()
-    for keys, nested in [((), spec), *_inside(spec, ())]:
-        if isinstance(nested, Mapping) and TARGET in nested:
-            try:
-                reason = _refusal(nested, allow)
-            except ConfigError as error:
-                raise ConfigError(Mistake((*keys, TARGET), str(error)).within(where)) from error
-            if reason:
-                message = (
-                    f"{nested[TARGET]} {reason}. A checkpoint may name {', '.join(ALLOWED)}; allow "
-                    "the prefix of other code if you trust it."
-                )
-                raise ConfigError(Mistake((*keys, TARGET), message).within(where))
+def targets_in(spec: Any) -> list[str]:
+    """The dotted paths that a component, or anything that holds some, names."""
+    found = [spec, *(nested for _, nested in inside(spec, ()))]
+    return [
+        str(one[TARGET]).replace(":", ".")
+        for one in found
+        if isinstance(one, Mapping) and TARGET in one
+    ]
 
 
 def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +108,7 @@ def find(path: Any) -> Any:
     """What a dotted path leads to; its module is imported. Raises ConfigError that says which part
     is missing.
     """
-    return _walk(path)[-1]
+    return walk(path)[-1]
 
 
 def _build_nested(value: Any, where: str, given: Mapping[str, Any]) -> Any:
@@ -167,7 +133,7 @@ def _inherited(spec: Mapping[str, Any], names: Collection[str]) -> list[str]:
     return [name for name in names if name in takes]
 
 
-def _inside(value: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[Any, Any]]]:
+def inside(value: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[Any, Any]]]:
     """Every mapping inside of a value, however deep, with the keys that lead to it; not the value
     itself.
     """
@@ -182,7 +148,7 @@ def _inside(value: Any, keys: Keys) -> Iterator[tuple[Keys, Mapping[Any, Any]]]:
         here = (*keys, key)
         if isinstance(item, Mapping):
             yield here, item
-        yield from _inside(item, here)
+        yield from inside(item, here)
 
 
 def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Mistake]:
@@ -278,7 +244,7 @@ def _argument_mistakes(
         )
 
 
-def _walk(path: Any) -> list[Any]:
+def walk(path: Any) -> list[Any]:
     """Every object on the way along a dotted path, one for each part."""
     parts = path.replace(":", ".", 1).split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
@@ -339,35 +305,3 @@ def _step(here: Any, part: str, so_far: str, *, is_module: bool, in_module: bool
     close = did_you_mean(part, {*inner, *(name for name in dir(here) if not name.startswith("_"))})
     kind = "module" if isinstance(here, ModuleType) else type(here).__name__
     raise ConfigError(f"the {kind} {parent} has no {part}.{close or ' Look at the spelling.'}")
-
-
-def _refusal(spec: Mapping[str, Any], allow: Sequence[str]) -> str:
-    """Why somebody else's config may not name this component; nothing if it may."""
-    path = str(spec[TARGET]).replace(":", ".")
-    if _is_under(path, allow):
-        return ""
-    if not _is_under(path, ALLOWED):
-        return "is code from elsewhere"
-    code = [name for name in _RUN_CODE if spec.get(name)]
-    if code:
-        return f"is asked to run code by {code[0]}"
-    trail = _walk(spec[TARGET])
-    parts = path.split(".")
-    for index, met in enumerate(trail):
-        home = met.__name__ if isinstance(met, ModuleType) else getattr(met, "__module__", None)
-        if _is_under(".".join(parts[: index + 1]), ALLOWED) and not _is_under(
-            str(home), (*ALLOWED, *allow)
-        ):
-            return f"leads to code from elsewhere ({home})"
-    if not inspect.isclass(trail[-1]) and not _is_under(
-        str(trail[-1].__module__), (*_FACTORIES, *allow)
-    ):
-        return "is not a class"
-    return ""
-
-
-def _is_under(path: str, prefixes: Iterable[str]) -> bool:
-    return any(
-        path == prefix.rstrip(".") or path.startswith(prefix.rstrip(".") + ".")
-        for prefix in prefixes
-    )

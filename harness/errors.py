@@ -11,7 +11,7 @@
 Anything else that is raised is a bug and ends with a traceback.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -55,6 +55,15 @@ class LeavingError(HarnessError):
     """
 
     exit_code = 75
+
+
+def require_choice(name: str, value: Any, choices: Collection[str], hint: str = "") -> None:
+    """Raise ConfigError unless a setting is one of `choices`; `hint` ends the message."""
+    if value not in choices:
+        listed = "neither " + " nor ".join(choices)
+        if len(choices) > 2:
+            listed = "none of " + ", ".join(choices)
+        raise ConfigError(f"{name}: {value!r} is {listed}.{hint}")
 
 
 _KINDS = (HarnessError, ConfigError, DataError, CheckpointError, RankError, LeavingError)

@@ -73,10 +73,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def some(names: Collection[str], most: int = 5, none: str = "none") -> str:
+def some(names: Collection[str], most: int = 5, none: str = "none", separator: str = ", ") -> str:
     """`a, b and 3 more`; `none` if there are no names."""
     rest = len(names) - most
-    return (", ".join(list(names)[:most]) or none) + (f" and {rest} more" if rest > 0 else "")
+    more = f" and {rest:,} more" if rest > 0 else ""
+    return (separator.join(list(names)[:most]) or none) + more
 
 
 def first_line(error: BaseException) -> str:

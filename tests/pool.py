@@ -346,13 +346,15 @@ def train_on_ranks(
     return [Launched(exit_codes[rank], out, err) for rank, (out, err) in enumerate(output)]
 
 
-def command(*arguments: object, timeout_s: float = 120.0) -> Launched:
-    """`fermarsi ARGUMENTS` in one process.
+def command(
+    *arguments: object, env: Mapping[str, str] | None = None, timeout_s: float = 120.0
+) -> Launched:
+    """`fermarsi ARGUMENTS` in one process, with `env` in its environment.
 
     Raises RanksFailed if it hangs or dies of an exception.
     """
     results, failures, output = POOL.run(
-        1, _command, ([str(one) for one in arguments],), {}, timeout_s, None
+        1, _command, ([str(one) for one in arguments],), env or {}, timeout_s, None
     )
     if failures:
         raise RanksFailed(failures, results)

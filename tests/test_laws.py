@@ -24,9 +24,15 @@ LONGEST = {("harness.training.loop", "fit"): 45, ("harness.training.loop", "trai
 # another package of its own layer; a module in no layer fails.
 LAYERS = (
     ("harness", "harness.errors"),
-    ("harness.wording", "harness.durable", "harness.interrupt", "harness.randomness"),
+    (
+        "harness.wording",
+        "harness.bounded",
+        "harness.durable",
+        "harness.interrupt",
+        "harness.randomness",
+    ),
     ("harness.components", "harness.rundir", "harness.ranks"),
-    ("harness.settings",),
+    ("harness.settings", "harness.trust"),
     ("harness.stopping",),
     (
         "harness.console",

@@ -1,12 +1,15 @@
 """Which checkpoints are kept and which is best: pure functions of their manifests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from harness.errors import ConfigError
 from harness.stopping.budget import Every
+
+# Of a manifest's facts: the metric by which its run ranked checkpoints, and its mode
+RANKED_BY = "ranked_by"
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,16 @@ class Ranking:
 
     metric: str
     mode: Literal["max", "min"]
+
+
+def ranked_by(facts: Mapping[str, Any]) -> Ranking | None:
+    """How the run that wrote a manifest ranked its checkpoints; None if by nothing, or if it does
+    not say so, as manifests of 0.1.0.
+    """
+    match facts.get(RANKED_BY):
+        case (str() as metric, "max" | "min" as mode):
+            return Ranking(metric, mode)
+    return None
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,18 @@
 """`fermarsi checkpoints list|verify|prune`: the checkpoints of a run."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import components
 from harness.checkpoint.commit import prune
 from harness.checkpoint.pointers import pointed
 from harness.checkpoint.read import CheckpointInfo, Verify, list_checkpoints
-from harness.checkpoint.retention import Ranking, Retention
+from harness.checkpoint.retention import RANKED_BY, Ranking, Retention, ranked_by
 from harness.commands.show import Listing
-from harness.config.read import read_config
-from harness.errors import CheckpointError, HarnessError
+from harness.errors import CheckpointError
 from harness.rundir.lease import Lease
-from harness.stopping.controller import StopController
-from harness.tasks.task import Task, known_metrics
+from harness.wording import some
 
 COLUMNS = ("step", "epoch", "reason", "processes", "size", "metrics", "links", "valid")
 
@@ -55,7 +51,12 @@ class CheckpointRow:
         one = self.listed
         links = ", ".join(self.links)
         if one.manifest is None:
-            return (f"{one.step:,}", *[""] * 5, links, f"no: {'; '.join(one.problems[:3])}")
+            return (
+                f"{one.step:,}",
+                *[""] * 5,
+                links,
+                f"no: {some(one.problems, 3, separator='; ')}",
+            )
         manifest = one.manifest
         metrics = ", ".join(
             f"{name} {value:.4g}"
@@ -98,40 +99,40 @@ def _rows(run: Path, verify: Verify) -> list[CheckpointRow]:
     for name in ("latest", "best"):
         if (checkpoint := pointed(directory, name)) is not None:
             links.setdefault(checkpoint, []).append(name)
-    ranked_by = None
-    with suppress(HarnessError):
-        best = _ranked_by(run)
-        ranked_by = None if best is None else best.metric
-    return [CheckpointRow(one, tuple(links.get(one.path, ())), ranked_by) for one in listed]
+    best = _ranking(listed)
+    metric = None if best is None else best.metric
+    return [CheckpointRow(one, tuple(links.get(one.path, ())), metric) for one in listed]
 
 
 def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
     """Delete all but the newest and the best checkpoints; returns their paths. Raises HarnessError,
     also if the run is being trained.
     """
-    _rows(run, "size")
+    listed = [row.listed for row in _rows(run, "size")]
+    best = _ranking(listed)
+    linked = pointed(run / "checkpoints", "best") is not None
+    if best is None and not _says_how(listed) and (keep_best > 1 or not linked):
+        raise CheckpointError(
+            f"{run}: which checkpoints are best cannot be told, so none is deleted: an earlier "
+            "version wrote them, without saying by what they are ranked. Launch the run once more, "
+            "or link checkpoints/best to the best one and set --keep-best 1."
+        )
     lease = Lease(run)
     lease.take()
     try:
-        names = prune(run / "checkpoints", Retention(keep_last, keep_best), _ranked_by(run))
+        names = prune(run / "checkpoints", Retention(keep_last, keep_best), best)
     finally:
         lease.release()
     return [f"{run}/checkpoints/{name}" for name in names]
 
 
-def _ranked_by(run: Path) -> Ranking | None:
-    """The metric by which the run's config ranks its checkpoints.
-
-    Raises CheckpointError if that cannot be told: the best one might go.
+def _ranking(listed: Sequence[CheckpointInfo]) -> Ranking | None:
+    """As the newest valid checkpoint has it: no component of the run's config is needed, and none
+    is made.
     """
-    try:
-        config = read_config(run / "config.yaml")
-        task: Task = components.build(config.task, "task")
-        named = StopController(
-            config.stop, known_metrics(task, config.data.evaluated)
-        ).best_metric()
-    except HarnessError as error:
-        raise CheckpointError(
-            f"{run}: which checkpoint is best cannot be told, so none is deleted: {error}"
-        ) from error
-    return None if named is None else Ranking(*named)
+    newest = next((one.manifest for one in reversed(listed) if one.manifest is not None), None)
+    return None if newest is None else ranked_by(newest.facts)
+
+
+def _says_how(listed: Sequence[CheckpointInfo]) -> bool:
+    return any(one.manifest is not None and RANKED_BY in one.manifest.facts for one in listed)

@@ -30,6 +30,7 @@ def replay_command(
     """
     from harness.config.read import read_section  # what reads YAML is not needed to replay
 
+    stored = config is None
     if config is None:
         config = history / "config.yaml"
         if not config.is_file():
@@ -47,6 +48,7 @@ def replay_command(
                 config,
                 StopSettings,
                 [*overrides, *(f"{key}={value}" for key, value in label.items())],
+                stored=stored,
             ),
             label,
         )

@@ -47,7 +47,7 @@ def write_report(directory: Path) -> Path:
     sections = [
         _summary(outcome, records[-1]),
         "<h2>Curves</h2>",
-        _curves(training, evaluations, _targets(read_section(config, StopSettings))),
+        _curves(training, evaluations, _targets(read_section(config, StopSettings, stored=True))),
     ]
     tables = evaluations[-1].get("tables", {}) if evaluations else {}
     if tables:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness import components
+from harness import trust
 from harness.config.document import to_yaml
 from harness.config.read import read_section, read_values
 from harness.config.schema import RunConfig
@@ -38,10 +38,10 @@ def sync_run(run: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()
             f"{run}: no {METRICS} of a run here. Give a run directory, e.g. runs/digits."
         )
     config = run / "config.yaml"
-    tracking = read_section(config, TrackingConfig, overrides)
-    components.allowed(tracking.backends, "tracking.backends", allow)
+    tracking = read_section(config, TrackingConfig, overrides, stored=True)
+    trust.check_code(tracking.backends, "tracking.backends", allow)
     wandb = None if tracking.wandb is None else tracking.wandb.model_copy(update={"mode": "online"})
-    name = read_section(config, RunConfig).name
+    name = read_section(config, RunConfig, stored=True).name
     values = read_values(config, overrides)
     info = RunInfo(name, launches[-1]["run_id"], run, values, to_yaml(values))
     backends = open_backends(tracking.model_copy(update={"wandb": wandb}), info, print, live=False)

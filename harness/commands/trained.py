@@ -10,9 +10,10 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
-from harness import components
+from harness import components, trust
 from harness.checkpoint.read import find_checkpoint, load, load_trainer
 from harness.checkpoint.state import restore_network
+from harness.components import TARGET
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import evaluation_batches
@@ -21,6 +22,9 @@ from harness.data.split import Split
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
 from harness.tasks.task import Task
+
+# Of a task, what an evaluation calls
+_TASK_METHODS = ("forward", "loss_sum", "num_items", "fit_to", "metrics", "update", "values")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Trained:
     task: Task
     device: torch.device
     learned: Sequence[TreatmentState]
+    allow: Sequence[str]
 
     @property
     def micro_size(self) -> int:
@@ -43,20 +48,41 @@ class Trained:
 def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     """Build the network of a run or checkpoint and put its weights in. Raises HarnessError.
 
-    A checkpoint is data: the components that its config may name are limited to known packages;
-    `allow` adds prefixes.
+    A checkpoint is data: the components that its config may name are limited, see trust.py;
+    `allow` adds prefixes of components and directories of files.
     """
     found = find_checkpoint(path)
     config = read_config(found / "config.yaml", allow=allow)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network: nn.Module = components.build(config.network, "network")
+    network = _network(config)
     restore_network(network, load(found, rank=0, num_ranks=0, device=torch.device("cpu")))
     trainer = load_trainer(found)
-    task: Task = components.build(config.task, "task")
+    task = _task(config)
     restore_learners(task, trainer.get("task", {}))
     learned = [TreatmentState(**one) for one in trainer.get("learned", ())]
     network = in_precision(network.to(device).eval(), config.train.precision, device)
-    return Trained(found, config, network, task, device, learned)
+    return Trained(found, config, network, task, device, learned, allow)
+
+
+def _network(config: Config) -> nn.Module:
+    found = components.build(config.network, "network")
+    if not isinstance(found, nn.Module):
+        raise ConfigError(
+            f"network: {config.network[TARGET]} makes a {type(found).__name__}, which is no "
+            "torch.nn.Module. The checkpoint is not of a training of this version."
+        )
+    return found
+
+
+def _task(config: Config) -> Task:
+    found: Task = components.build(config.task, "task")
+    lacks = [name for name in _TASK_METHODS if not callable(getattr(found, name, None))]
+    if lacks:
+        raise ConfigError(
+            f"task: {config.task[TARGET]} has no {', '.join(lacks)}, so it is no task. The "
+            "checkpoint is not of a training of this version."
+        )
+    return found
 
 
 def in_precision(network: nn.Module, precision: str, device: torch.device) -> nn.Module:
@@ -93,6 +119,8 @@ def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = N
             f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(given)}."
         )
     where = f"data.{name}" if source is None else "--source"
+    if source is None:
+        trust.check_files(spec.source, f"{where}.source", trained.allow)
     treatments = build_treatments(trained.config.data, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
     return Split(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from harness import components
+from harness import components, trust
 from harness.components import TARGET, without_stage
 from harness.config import reading
 from harness.config.document import to_yaml
@@ -40,13 +40,12 @@ def read_config(
 
     Raises ConfigError with all mistakes at once.
 
-    allow: for somebody else's config, such as a checkpoint's: components outside of
-    components.ALLOWED and these prefixes are refused, before anything of theirs is imported, and
-    trackers, which nothing makes of it, are not looked at. None: the config is the user's own.
+    allow: for somebody else's config, such as a checkpoint's: components that trust.py does not
+    allow and that are not under these prefixes are refused, before anything of theirs is imported,
+    and trackers, which nothing makes of it, are not looked at; no other file is read for it and
+    nothing is interpolated. None: the config is the user's own.
     """
-    draft = reading.read(path, overrides)
-    _name_run(draft)
-    draft.interpolate()
+    draft = _read(path, overrides, stored=allow is not None)
     config = _validated(Config, draft)
     for keys, spec, given in _components(draft.tree):
         # What is no component the schema has said
@@ -62,11 +61,40 @@ def read_config(
     return config
 
 
+def read_stored(path: Path) -> Config:
+    """A config that a run has stored, perhaps somebody else's, to be compared with: its components
+    are not looked at, and nothing of theirs is imported. Raises ConfigError.
+    """
+    draft = _read(path, (), stored=True)
+    config = _validated(Config, draft)
+    raise_all(draft.mistakes)
+    assert config is not None
+    return config
+
+
+def _read(path: Path, overrides: Sequence[str], *, stored: bool) -> Draft:
+    """The whole of a config, resolved, not yet validated."""
+    draft = reading.read(path, overrides, stored=stored)
+    _name_run(draft)
+    if stored:
+        draft.take_literally()
+    else:
+        draft.interpolate()
+    return draft
+
+
 def read_section(
-    path: Path, section: type[M], overrides: Sequence[str] = (), *, alone: bool = True
+    path: Path,
+    section: type[M],
+    overrides: Sequence[str] = (),
+    *,
+    alone: bool = True,
+    stored: bool = False,
 ) -> M:
     """One section of a config by its class, e.g. StopSettings: without torch, and without looking
     at the rest.
+
+    stored: a run has left the config, perhaps somebody else's.
 
     alone: no other section is used, so that overrides of others are mistakes. Raises ConfigError
     with all mistakes at once.
@@ -74,11 +102,15 @@ def read_section(
     name, info = next(item for item in Config.model_fields.items() if item[1].annotation is section)
     own = re.compile(rf"\s*{name}\s*[.=]")
     foreign = [text for text in overrides if alone and not own.match(text)]
-    draft = reading.read(path, [text for text in overrides if text not in foreign])
+    taken = [text for text in overrides if text not in foreign]
+    draft = reading.read(path, taken, stored=stored)
     message = f"only {name}.* has an effect here. Leave it out, or mend the key."
     draft.mistakes += [Mistake((), message, f"override {text}") for text in foreign]
     _name_run(draft)
-    draft.interpolate([name])
+    if stored:
+        draft.take_literally([name])
+    else:
+        draft.interpolate([name])
     field: Any = {name: (section, info)}
     part = create_model("Part", __config__=ConfigDict(extra="ignore"), **field)
     found = _validated(part, draft)
@@ -93,9 +125,11 @@ def run_directory(path: Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
-    """What a config says, as plain values that were not checked. Raises ConfigError."""
-    draft = reading.read(path, overrides)
-    draft.interpolate()
+    """What a config that a run has left says, as plain values that were not checked. Raises
+    ConfigError.
+    """
+    draft = reading.read(path, overrides, stored=True)
+    draft.take_literally()
     raise_all(draft.mistakes)
     return draft.tree
 
@@ -168,7 +202,7 @@ def _check_component(
 ) -> None:
     if allow is not None:
         try:
-            components.allowed(spec, dotted(keys), allow)
+            trust.check_code(spec, dotted(keys), allow)
         except ConfigError as error:
             draft.mistakes.append(Mistake((), str(error), draft.place(keys)))
             return

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import read_bytes
 from harness.components import TARGET
 from harness.config.document import Document, MalformedError
 from harness.errors import ConfigError
@@ -24,6 +25,10 @@ MAX_BYTES = 2**20  # of one file; a checkpoint's config may be somebody else's
 
 # Mappings that are a number with its unit: given anew, they are replaced as a whole
 _ONE_QUANTITY = ("every", "keep_every", "patience")
+
+
+# Backslashes before it: an odd number is an escape
+_OPENING = re.compile(r"(\\*)\$\{")
 
 
 _KEY = re.compile(r"\[(\d+)\]|(?:^|\.)([^.\[\]=]+)")
@@ -202,13 +207,30 @@ class Draft:
                     "config, or another source of the value.",
                 )
 
+    def take_literally(self, sections: Sequence[str] | None = None) -> None:
+        """What a run has stored is resolved: text stands for itself, and nothing is looked up,
+        least of all in the environment; in all sections or in those named.
+        """
+        for keys, text in list(_texts(self.tree, ())):
+            if "${" not in text or (sections is not None and keys[0] not in sections):
+                continue
+            if any(len(found[1]) % 2 == 0 for found in _OPENING.finditer(text)):
+                self.add(
+                    keys,
+                    "an interpolation, which a config that a run has stored cannot hold, and which "
+                    "is not resolved. Write the value.",
+                )
+            else:
+                self._put(keys, _OPENING.sub(lambda found: found[1][::2][:-1] + "${", text))
+
     def _put(self, keys: Keys, value: Any) -> None:
         functools.reduce(operator.getitem, keys[:-1], self.tree)[keys[-1]] = value
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Draft:
+def read(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> Draft:
     """A config file over its bases, with overrides, not yet interpolated.
 
+    stored: it is what a run has left, perhaps somebody else's: a regular file, without a base.
     Raises ConfigError if a file cannot be read at all.
     """
     draft = Draft(path)
@@ -221,10 +243,16 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Draft:
                 f"{path}: base: {' -> '.join(map(str, [*files, following]))} is a circle. Take one "
                 "of the bases out."
             )
-        tree, places = _read_file(following, files[-1] if files else None, draft.mistakes)
+        asked_by = files[-1] if files else None
+        tree, places = _read_file(following, asked_by, draft.mistakes, stored=stored)
         files.append(following)
         layers.append((tree, places))
         base = tree.pop("base", None)
+        if base is not None and stored:
+            raise ConfigError(
+                f"{places[('base',)]}: base: a config that a run has stored has none, and no other "
+                "file is read for it. Take it out."
+            )
         if base is not None and (not isinstance(base, str) or not base):
             raise ConfigError(
                 f"{places[('base',)]}: base: {base!r} is not the path of a file. Give one, "
@@ -263,12 +291,15 @@ def parse_value(text: str, place: str, keys: Keys = ()) -> Any:
 
 
 def _read_file(
-    path: Path, asked_by: Path | None, mistakes: list[Mistake]
+    path: Path, asked_by: Path | None, mistakes: list[Mistake], *, stored: bool
 ) -> tuple[dict[Any, Any], dict[Keys, str]]:
     by = f" (base of {asked_by})" if asked_by else ""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        if stored:
+            data = read_bytes(path, MAX_BYTES)
+        else:  # also a pipe, as of a shell's <(...)
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
         text = data.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(

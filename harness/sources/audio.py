@@ -5,17 +5,18 @@ from io import BytesIO
 from math import gcd
 from os import SEEK_END
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
-from harness.sources.files import OnError, need
+from harness.sources.files import OnError, need, opened
 from harness.sources.split import Part, Rule
-from harness.sources.tables import Kind
 
+Align = Literal["start", "centre"]
 Wave = NDArray[np.float32]
 
 
@@ -44,18 +45,12 @@ class Recordings(Collection):
         columns: Mapping[str, Kind] | None = None,
         channels: int = 1,
         resample: bool = False,
-        align: Literal["start", "centre"] = "start",
+        align: Align = "start",
         keep: Keep = "memory",
         on_error: OnError = "stop",
     ) -> None:
-        self._waves = WaveReader(rate_hz, seconds, channels, resample, align)
+        self.reader = WaveReader(rate_hz, seconds, channels, resample, align)
         super().__init__("wave", files, part, split, classes, keep, on_error, columns)
-
-    def _read(self, path: Path) -> Wave:
-        return self._waves.read(path, str(path))
-
-    def _check(self, path: Path) -> None:
-        self._waves.check(path, str(path))
 
 
 class WaveReader:
@@ -73,10 +68,9 @@ class WaveReader:
         seconds: float,
         channels: int = 1,
         resample: bool = False,
-        align: Literal["start", "centre"] = "start",
+        align: Align = "start",
     ) -> None:
-        if align not in ("start", "centre"):
-            raise ConfigError(f"align: {align!r} is neither start nor centre.")
+        require_choice("align", align, get_args(Align))
         if rate_hz < 1 or round(seconds * rate_hz) < 1:
             raise ConfigError(
                 f"rate_hz, seconds: {rate_hz} and {seconds} make no sample of a wave."
@@ -90,7 +84,7 @@ class WaveReader:
         num_frames = self.check(file, name)
         soundfile = _decoder()
         try:
-            frames, rate_hz = soundfile.read(_opened(file), dtype="float32", always_2d=True)
+            frames, rate_hz = soundfile.read(opened(file), dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise DataError(f"{name}: cannot be decoded: {error}. It may be cut short.") from error
         if len(frames) != num_frames:
@@ -119,7 +113,7 @@ class WaveReader:
         """
         soundfile = _decoder()
         try:
-            head = soundfile.info(_opened(file))
+            head = soundfile.info(opened(file))
         except soundfile.SoundFileError as error:
             raise DataError(f"{name}: no sound file: {error}. It may be cut short.") from error
         if _is_cut(file):
@@ -150,10 +144,6 @@ class WaveReader:
 def _decoder() -> Any:
     # Not kept by the source, which has to be able to go to a worker: a module cannot
     return need("soundfile", "audio", "sound")
-
-
-def _opened(file: Path | bytes) -> Path | BinaryIO:
-    return file if isinstance(file, Path) else BytesIO(file)
 
 
 def _is_cut(recording: Path | bytes) -> bool:

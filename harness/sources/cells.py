@@ -4,19 +4,20 @@ Every cell keeps the row that a person sees it in, so that a message can name it
 """
 
 import datetime
-import importlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
+Kind = Literal["number", "integer", "text"]
+Column = NDArray[Any] | list[str]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -42,8 +43,7 @@ class Layout:
     def __post_init__(self) -> None:
         if self.header < 1:
             raise ConfigError(f"header: {self.header}: rows are counted from 1.")
-        if self.missing not in ("refuse", "keep"):
-            raise ConfigError(f"missing: {self.missing!r} is neither refuse nor keep.")
+        require_choice("missing", self.missing, get_args(Missing))
         if (
             self.decimal not in (".", ",")
             or len(self.separator) != 1
@@ -52,6 +52,19 @@ class Layout:
             raise ConfigError(
                 f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one sign each, "
                 "decimal a point or a comma."
+            )
+
+
+def check_kinds(columns: Mapping[str, Any], others: Collection[str]) -> None:
+    """Raise ConfigError unless `columns` are of known kinds, and none of them is one of the other
+    names in a sample.
+    """
+    for name, kind in columns.items():
+        require_choice(f"columns.{name}", kind, get_args(Kind))
+        if name in others:
+            raise ConfigError(
+                f"columns.{name}: taken: samples already have this name. Leave it out, or rename "
+                "the column."
             )
 
 
@@ -74,6 +87,19 @@ class Cells:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def column(self, name: str, kind: Kind) -> Column:
+        """(N,) float32 or int64, or N texts. Raises DataError with file, row and column."""
+        if kind == "text":
+            return self.texts(name)
+        return self.float32(name) if kind == "number" else self.integers(name)
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """(N,) float32. Raises DataError as `numbers`, and for a number too large."""
+        with np.errstate(over="ignore"):
+            values = self.numbers(name).astype(np.float32)
+        self._refuse_where(name, np.isinf(values), "too large for float32. Rescale it.")
+        return values
+
     def numbers(self, name: str) -> NDArray[np.float64]:
         """(N,) float64, NaN where a value is missing and may be.
 
@@ -87,14 +113,10 @@ class Cells:
             values = self._converted(name, _listed(cells)) if packed is None else packed
         if self._marked:
             values[np.isin(values, self._marked)] = np.nan
-        if self._layout.missing == "refuse" and np.isnan(values).any():
-            self._refuse(
-                name,
-                int(np.isnan(values).argmax()),
-                "nothing where a number belongs. Fill it in, or set missing: keep.",
-            )
-        if np.isinf(values).any():
-            self._refuse(name, int(np.isinf(values).argmax()), "an infinite number. Mend it.")
+        if self._layout.missing == "refuse":
+            what = "nothing where a number belongs. Fill it in, or set missing: keep."
+            self._refuse_where(name, np.isnan(values), what)
+        self._refuse_where(name, np.isinf(values), "an infinite number. Mend it.")
         return values
 
     def integers(self, name: str) -> NDArray[np.int64]:
@@ -109,12 +131,8 @@ class Cells:
         values = self.numbers(name)
         whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
         if not whole.all():
-            self._refuse(
-                name,
-                int((~whole).argmax()),
-                f"{values[~whole][0]} where a whole number belongs. Mend it, or read the column "
-                "as number.",
-            )
+            what = f"{values[~whole][0]} where a whole number belongs. Mend it, or read the column"
+            self._refuse_where(name, ~whole, f"{what} as number.")
         return values.astype(np.int64)
 
     def texts(self, name: str) -> list[str]:
@@ -124,18 +142,11 @@ class Cells:
         """
         # Equal texts are one object: categories in a million rows are not a million
         once: dict[str, str] = {}
-        texts = [
-            once.setdefault(text, text)
-            for text in (
-                "" if _is_empty(cell) else text_of(cell) for cell in _listed(self.cells[name])
-            )
-        ]
+        written = ("" if _is_empty(cell) else text_of(cell) for cell in _listed(self.cells[name]))
+        texts = [once.setdefault(text, text) for text in written]
         if self._layout.missing == "refuse" and "" in texts:
-            self._refuse(
-                name,
-                texts.index(""),
-                "nothing where text belongs. Fill it in, or set missing: keep.",
-            )
+            what = "nothing where text belongs. Fill it in, or set missing: keep."
+            self._refuse(name, texts.index(""), what)
         return texts
 
     def seconds(self, name: str) -> NDArray[np.float64]:
@@ -143,12 +154,8 @@ class Cells:
         as seconds since 1970, in UTC unless they say.
         """
         cells = self.cells[name]
-        dates = (
-            []
-            if isinstance(cells, np.ndarray)
-            else [_date_or_none(cell) for cell in _listed(cells)]
-        )
-        if not any(date is not None for date in dates):
+        dates = [] if isinstance(cells, np.ndarray) else list(map(_date_or_none, _listed(cells)))
+        if not any(dates):
             return self.numbers(name)
         for index, (date, cell) in enumerate(zip(dates, _listed(cells), strict=True)):
             if date is None and not _is_empty(cell):
@@ -161,25 +168,21 @@ class Cells:
         """Texts as `_converted` reads them, but many times faster; None if there is one that needs
         a closer look.
         """
-        arrow, compute = (
-            importlib.import_module("pyarrow"),
-            importlib.import_module("pyarrow.compute"),
-        )
-        trimmed = compute.utf8_trim_whitespace(cells)
+        # Loaded when used
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        trimmed = pc.utf8_trim_whitespace(cells)
         if self._layout.decimal == ",":
-            if compute.any(compute.match_substring(trimmed, ".")).as_py():
+            if pc.any(pc.match_substring(trimmed, ".")).as_py():
                 return None
-            trimmed = compute.replace_substring(trimmed, ",", ".")
-        missing = compute.is_in(
-            trimmed, value_set=arrow.array(["", *self._layout.marks], arrow.string())
-        )
+            trimmed = pc.replace_substring(trimmed, ",", ".")
+        missing = pc.is_in(trimmed, value_set=pa.array(["", *self._layout.marks], pa.string()))
         try:
-            values: NDArray[np.float64] = compute.cast(
-                compute.if_else(missing, None, trimmed), arrow.float64()
-            ).to_numpy()
-        except arrow.ArrowInvalid:
+            numbers = pc.cast(pc.if_else(missing, None, trimmed), pa.float64())
+        except pa.ArrowInvalid:
             return None
-        return np.array(values)  # what pyarrow gives cannot be written to
+        return np.array(numbers.to_numpy())  # what pyarrow gives cannot be written to
 
     def _converted(self, name: str, cells: list[Any]) -> NDArray[np.float64]:
         values = np.empty(len(cells))
@@ -187,14 +190,9 @@ class Cells:
             try:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
-                if not _is_empty(cell) and not (
-                    isinstance(cell, str) and cell.strip() in self._layout.marks
-                ):
-                    self._refuse(
-                        name,
-                        index,
-                        f"{cell!r} where a number belongs. Mend it, or read the column as text.",
-                    )
+                if not _is_empty(cell) and str(cell).strip() not in self._layout.marks:
+                    what = f"{cell!r} where a number belongs. Mend it, or read the column as text."
+                    self._refuse(name, index, what)
                 values[index] = np.nan
         return values
 
@@ -204,11 +202,13 @@ class Cells:
         if "_" in text or (comma and "." in text):
             raise ValueError(text)
         word = text.strip().casefold()
-        return (
-            float(word == "true")
-            if word in ("true", "false")
-            else float(text.replace(",", ".") if comma else text)
-        )
+        if word in ("true", "false"):
+            return float(word == "true")
+        return float(text.replace(",", ".") if comma else text)
+
+    def _refuse_where(self, name: str, wrong: NDArray[np.bool_], what: str) -> None:
+        if wrong.any():
+            self._refuse(name, int(wrong.argmax()), what)
 
     def _refuse(self, name: str, index: int, what: str) -> None:
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
@@ -219,11 +219,9 @@ def _is_empty(cell: Any) -> bool:
 
 
 def _listed(cells: Any) -> list[Any]:
-    return (
-        cells
-        if isinstance(cells, list)
-        else list(cells.tolist() if isinstance(cells, np.ndarray) else cells.to_pylist())
-    )
+    if isinstance(cells, list):
+        return cells
+    return list(cells.tolist() if isinstance(cells, np.ndarray) else cells.to_pylist())
 
 
 def text_of(cell: Any) -> str:

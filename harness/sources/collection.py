@@ -6,17 +6,24 @@ Found by the form of their paths, or listed by a table.
 from collections.abc import Mapping, Sequence
 from os.path import abspath
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
-from harness.sources.cells import Layout
-from harness.sources.files import Files, OnError, class_names, find_files, read_each
+from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.cells import Kind, Layout, check_kinds
+from harness.sources.files import (
+    Files,
+    OnError,
+    class_names,
+    files_of,
+    find_files,
+    read_each,
+)
+from harness.sources.source import BatchSource, select
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.table_files import read_cells
-from harness.sources.tables import Kind
 
 Keep = Literal["memory", "disk"]
 TABLES = (".csv", ".jsonl", ".ndjson", ".xlsx", ".parquet")
@@ -24,7 +31,19 @@ TABLES = (".csv", ".jsonl", ".ndjson", ".xlsx", ".parquet")
 FILE_NAME = "file_name"
 
 
-class Collection:
+class FileReader(Protocol):
+    """Reads one kind of file; `name` is for messages. Raises DataError."""
+
+    def read(self, file: Path | bytes, name: str) -> NDArray[Any]:
+        """What a file holds."""
+        ...
+
+    def check(self, file: Path | bytes, name: str) -> Any:
+        """Looks at a file's head only."""
+        ...
+
+
+class Collection(BatchSource):
     """One file a sample, an array called `what`, with its class's number under "label" if file
     names or a table tell classes.
 
@@ -34,9 +53,11 @@ class Collection:
     `columns` are put into samples under their own names, as number (float32), integer (int64) or
     text.
 
-    A subclass says how a file is read; it is ready to do so before it calls this constructor.
-    Raises ConfigError, and DataError that names the file.
+    A subclass sets the `reader` of its files, or has its own `_read` and `_check`, before it calls
+    this constructor. Raises ConfigError, and DataError that names the file.
     """
+
+    reader: FileReader
 
     def __init__(
         self,
@@ -49,10 +70,10 @@ class Collection:
         on_error: OnError,
         columns: Mapping[str, Kind] | None = None,
     ) -> None:
-        if keep not in ("memory", "disk"):
-            raise ConfigError(f"keep: {keep!r} is neither memory nor disk.")
+        require_choice("keep", keep, get_args(Keep))
         self._what = what
-        self._columns = _kinds(columns or {}, (what, "label"))
+        self._columns = dict(columns or {})
+        check_kinds(self._columns, (what, "label"))
         found, self._tables = listed_files(files)
         labels = found.fields.get("label")
         if labels is not None and "" in labels:
@@ -63,19 +84,17 @@ class Collection:
         # Before the split and before files are left out: a class has its number whatever happens to
         # some of its files.
         self.classes = None if labels is None else class_names(classes, labels, "label")
-        found = found.chosen(rows_of(part, split, found.fields, len(found.paths)).tolist())
+        found = found.chosen(rows_of(part, split, found.fields, len(found.paths)))
         self.files, read, self.skipped = read_each(
             found, self._read if keep == "memory" else self._check, on_error
         )
         self._file_of = self._arrange(read, in_memory=keep == "memory")
-        place = {name: number for number, name in enumerate(self.classes or ())}
         self._of_files = {
             name: _column(self.files, name, kind) for name, kind in self._columns.items()
         }
-        if labels is not None:
-            self._of_files["label"] = np.array(
-                [place[name] for name in self.files.fields["label"]], dtype=np.int64
-            )
+        if self.classes is not None:
+            numbers = [self.classes.index(name) for name in self.files.fields["label"]]
+            self._of_files["label"] = np.array(numbers, dtype=np.int64)
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
@@ -87,9 +106,6 @@ class Collection:
 
     def __len__(self) -> int:
         return len(self._file_of)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{<what>: (B, ...), label: (B,), a column: (B,) numbers or a list of B texts}"""
@@ -105,11 +121,8 @@ class Collection:
 
     def known(self) -> dict[str, list[str]]:
         """{field: (N,) texts}: what paths and tables say of the samples, and the "path" itself."""
-        fields = {"path": list(map(str, self.files.paths)), **self.files.fields}
-        return {
-            name: [values[number] for number in self._file_of.tolist()]
-            for name, values in fields.items()
-        }
+        paths = list(map(str, select(self.files.paths, self._file_of)))
+        return {"path": paths, **self.files.fields_at(self._file_of)}
 
     def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
         """Takes what was read, or only checked, of each file.
@@ -127,12 +140,10 @@ class Collection:
         return np.stack([self._read(self.files.paths[index]) for index in indices])
 
     def _read(self, path: Path) -> Any:
-        """What a file holds. Raises DataError."""
-        raise NotImplementedError
+        return self.reader.read(path, str(path))
 
     def _check(self, path: Path) -> Any:
-        """Look at a file's head only. Raises DataError."""
-        raise NotImplementedError
+        return self.reader.check(path, str(path))
 
 
 def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
@@ -151,15 +162,9 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
         for index, (row, name) in enumerate(zip(frame.rows, names, strict=True)):
             path = Path(abspath(table.parent / name))
             if not name or path in listed:
-                raise DataError(
-                    f"{table}: row {row}: "
-                    f"{f'{name} is listed before' if name else 'no file_name'}. List each file "
-                    "once."
-                )
-            listed[path] = {
-                **of_path,
-                **{column: values[index] for column, values in texts.items()},
-            }
+                what = f"{name} is listed before" if name else "no file_name"
+                raise DataError(f"{table}: row {row}: {what}. List each file once.")
+            listed[path] = of_path | {column: values[index] for column, values in texts.items()}
             if listed[path].keys() != next(iter(listed.values())).keys():
                 raise DataError(
                     f"{table}: its columns are not those of {found.paths[0]}. Give all tables the "
@@ -167,22 +172,7 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
                 )
     if not listed:
         raise DataError(f"{found.paths[0]}: lists no file. Give it a row for each file.")
-    paths = sorted(listed)
-    return Files(
-        paths, {name: [listed[path][name] for path in paths] for name in listed[paths[0]]}
-    ), found.paths
-
-
-def _kinds(columns: Mapping[str, Kind], taken: Sequence[str]) -> dict[str, Kind]:
-    for name, kind in columns.items():
-        if kind not in get_args(Kind):
-            raise ConfigError(f"columns.{name}: {kind!r} is none of {', '.join(get_args(Kind))}.")
-        if name in taken:
-            raise ConfigError(
-                f"columns.{name}: taken: a sample has it without being asked. Leave it out, or "
-                "rename the column."
-            )
-    return dict(columns)
+    return files_of(listed), found.paths
 
 
 def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
@@ -198,18 +188,13 @@ def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
     for index, text in enumerate(texts):
         try:
             # Python reads 12_5 as 125
-            values[index] = (
-                float(text.replace("_", "?")) if kind == "number" else int(text.replace("_", "?"))
-            )
-        except (ValueError, OverflowError):
-            _refuse(files.paths[index], name, text)
-        if not np.isfinite(values[index]):
-            _refuse(files.paths[index], name, text)
+            plain = text.replace("_", "?")
+            values[index] = float(plain) if kind == "number" else int(plain)
+            if not np.isfinite(values[index]):
+                raise ValueError
+        except (ValueError, OverflowError) as error:
+            raise DataError(
+                f"{files.paths[index]}: {text!r} as its {name!r}, where a number belongs. Mend the "
+                f"table, or leave {name} out of columns."
+            ) from error
     return values
-
-
-def _refuse(path: Path, name: str, text: str) -> None:
-    raise DataError(
-        f"{path}: {text!r} as its {name!r}, where a number belongs. Mend the table, or leave "
-        f"{name} out of columns."
-    )

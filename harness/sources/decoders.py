@@ -71,7 +71,7 @@ def decoders() -> tuple[Decode, ...]:
     decode: Decode
     for name, decode in (("torchcodec", with_torchcodec), ("av", with_pyav)):
         try:
-            decode(_PIXEL, lambda count: range(count))
+            decode(_PIXEL, range)
             able.append(decode)
         except Exception as error:  # noqa: BLE001 - see above
             # A missing library shows in many ways, and each means that it cannot be used
@@ -107,10 +107,9 @@ def with_torchcodec(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
     # From the begin, without a gap: a seek loses frames where groups lean on the one before
     # (torchcodec 0.17).
     for begin in range(0, int(indices.max(initial=-1)) + 1, _TOGETHER):
-        frames = decoder.get_frames_in_range(
-            begin, min(begin + _TOGETHER, len(decoder))
-        ).data.numpy()
-        found.append(frames[indices[(indices >= begin) & (indices < begin + _TOGETHER)] - begin])
+        end = min(begin + _TOGETHER, len(decoder))
+        frames = decoder.get_frames_in_range(begin, end).data.numpy()
+        found.append(frames[indices[(indices >= begin) & (indices < end)] - begin])
     return len(decoder), np.concatenate(found) if found else _NONE
 
 
@@ -131,9 +130,8 @@ def with_pyav(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
         stream.codec_context.thread_count = 1
         for number, frame in enumerate(container.decode(stream) if indices else ()):
             if number == indices[len(found)]:
-                found.append(
-                    np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-                )
+                pixels = frame.to_ndarray(format="rgb24")
+                found.append(np.rot90(pixels, round(frame.rotation / 90) % 4))
                 if len(found) == len(indices):
                     break
     if len(found) < len(indices):
@@ -188,10 +186,10 @@ def _told_length(file: BinaryIO, length: int) -> int:
 
 
 def _kind(head: bytes) -> str | None:
-    """A file by its first 12 bytes: "mp4" (MOV too), "mkv" (WebM too), "gif", or another."""
-    return (
-        "mp4" if head[4:8] == b"ftyp" else {b"\x1aE\xdf\xa3": "mkv", b"GIF8": "gif"}.get(head[:4])
-    )
+    """A file by its first 12 bytes: "mp4" (MOV too), "mkv" (WebM too), "gif", or None."""
+    if head[4:8] == b"ftyp":
+        return "mp4"
+    return {b"\x1aE\xdf\xa3": "mkv", b"GIF8": "gif"}.get(head[:4])
 
 
 def _ebml_size(file: BinaryIO, place: int) -> tuple[int, int]:

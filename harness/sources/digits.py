@@ -4,13 +4,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from harness.errors import ConfigError
+from harness.errors import require_choice
 from harness.sources.order import place_in_class
+from harness.sources.source import BatchSource, as_texts
 
 Part = Literal["train", "val", "test"]
 
 
-class Digits:
+class Digits(BatchSource):
     """1,797 handwritten digits (E.
 
     Alpaydin & C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998: its test part).
@@ -21,8 +22,7 @@ class Digits:
     """
 
     def __init__(self, split: Part) -> None:
-        if split not in get_args(Part):
-            raise ConfigError(f"split: {split!r} is none of train, val, test.")
+        require_choice("split", split, get_args(Part))
         # Loaded when used
         from sklearn.datasets import load_digits
 
@@ -36,12 +36,9 @@ class Digits:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self._images[index], "label": self._labels[index]}
-
     def known(self) -> dict[str, list[str]]:
         """{label: (N,) texts}"""
-        return {"label": list(map(str, self._labels.tolist()))}
+        return {"label": as_texts(self._labels)}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{image: (B, 1, 8, 8), label: (B,)}"""

@@ -5,19 +5,20 @@ are not installed.
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape, glob
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, BinaryIO, Literal, TypeVar, get_args
 
-from harness.errors import ConfigError, DataError
-from harness.wording import did_you_mean
+from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.source import Rows, select
+from harness.wording import did_you_mean, some
 
 OnError = Literal["stop", "skip"]
 Item = TypeVar("Item")
 Read = TypeVar("Read")
-_SHOWN = 5  # files named in a warning
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Files:
     paths: list[Path]
     fields: dict[str, list[str]]
 
-    def chosen(self, rows: Sequence[int]) -> "Files":
+    def chosen(self, rows: Rows) -> "Files":
         """Only those at `rows`, in that order."""
-        return Files(
-            [self.paths[row] for row in rows],
-            {name: [values[row] for row in rows] for name, values in self.fields.items()},
-        )
+        return Files(select(self.paths, rows), self.fields_at(rows))
+
+    def fields_at(self, rows: Rows) -> dict[str, list[str]]:
+        """The fields of the files at `rows`, in that order."""
+        return {name: select(values, rows) for name, values in self.fields.items()}
 
 
 def find_files(templates: str | Sequence[str]) -> Files:
@@ -64,8 +66,13 @@ def find_files(templates: str | Sequence[str]) -> Files:
             f"{several[0]}: no file for {', '.join(map(repr, sorted(empty)))}, but a folder. Put "
             "samples into it, or take it away."
         )
-    paths = sorted(found)
-    return Files(paths, {name: [found[path][name] for path in paths] for name in found[paths[0]]})
+    return files_of(found)
+
+
+def files_of(fields: Mapping[Path, Mapping[str, str]]) -> Files:
+    """Files (one at least) of their fields, in the order of their names."""
+    paths = sorted(fields)
+    return Files(paths, {name: [fields[path][name] for path in paths] for name in fields[paths[0]]})
 
 
 def _matches(template: str) -> dict[Path, dict[str, str]]:
@@ -90,11 +97,9 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
 def _folders(template: str) -> set[str]:
     """The labels that have folders of their own."""
     parent = str(Path(template).expanduser().parent)
-    return (
-        {match["label"] for path, match in _paths(parent) if path.is_dir()}
-        if "{label}" in parent and "**" not in parent
-        else set()
-    )
+    if "{label}" not in parent or "**" in parent:
+        return set()
+    return {match["label"] for path, match in _paths(parent) if path.is_dir()}
 
 
 def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
@@ -134,8 +139,7 @@ def read_all(
     """As `read_each`, for anything: the places of the items that were read, what was read, and the
     messages of those left out.
     """
-    if on_error not in get_args(OnError):
-        raise ConfigError(f"on_error: {on_error!r} is neither stop nor skip.")
+    require_choice("on_error", on_error, get_args(OnError))
     kept: list[int] = []
     values: list[Read] = []
     skipped: list[str] = []
@@ -145,21 +149,22 @@ def read_all(
             kept.append(place)
         except DataError as error:
             if on_error == "stop":
-                raise DataError(
-                    f"{error} Or leave such {what} out with on_error: skip."
-                    if len(items) > 1
-                    else str(error)
-                ) from error
+                if len(items) == 1:
+                    raise
+                raise DataError(f"{error} Or leave such {what} out with on_error: skip.") from error
             skipped.append(str(error))
     if skipped:
-        more = f" … and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-        message = (
-            f"{len(skipped)} of {len(items)} {what} left out: {' '.join(skipped[:_SHOWN])}{more}"
-        )
+        listed = some(skipped, separator=" ")
+        message = f"{len(skipped)} of {len(items)} {what} left out: {listed}"
         if not kept:
             raise DataError(message)
         warnings.warn(message, stacklevel=4)
     return kept, values, skipped
+
+
+def opened(file: Path | bytes) -> Path | BinaryIO:
+    """A file, or its content, as decoders take it."""
+    return file if isinstance(file, Path) else BytesIO(file)
 
 
 def need(module: str, extra: str, purpose: str) -> Any:

@@ -3,9 +3,9 @@ here.
 """
 
 import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from harness.data.content import Hashes
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.audio import WaveReader
 from harness.sources.cells import Missing
+from harness.sources.collection import FileReader
 from harness.sources.files import OnError, read_all
 from harness.sources.images import ImageReader
+from harness.sources.source import BatchSource
 from harness.sources.split import Part, Rule, rows_of
 from harness.wording import did_you_mean
 
@@ -30,7 +32,7 @@ _WIDER = {
 }  # and narrower: what torch can use
 
 
-class Hub:
+class Hub(BatchSource):
     """A data set of the Hub, `path: ylecun/mnist`; a folder of data files, of images or sound by
     class or with a metadata file, or one that `save_to_disk` wrote; or a format, `path: csv | json
     | parquet | imagefolder | ...`, with `data_files` or `data_dir`. `name`, `split` (also as
@@ -65,20 +67,15 @@ class Hub:
         missing: Missing = "refuse",
         on_error: OnError = "stop",
     ) -> None:
-        if missing not in ("refuse", "keep"):
-            raise ConfigError(f"missing: {missing!r} is neither refuse nor keep.")
+        require_choice("missing", missing, get_args(Missing))
         self.path, self._missing = path, missing
         given = {"data_files": data_files, "data_dir": data_dir, "revision": revision, "name": name}
         settings = {key: value for key, value in given.items() if value is not None}
         self._data, self._paths = _load(path, split, settings)
         self.columns = _columns(self._data.features, columns, path)
         self._readers = self._undecoded(audio)
-        rows = rows_of(
-            part,
-            rule,
-            self._known(self._data, rule.columns) if rule is not None else {},
-            len(self._data),
-        ).tolist()
+        known = {} if rule is None else self._known(self._data, rule.columns)
+        rows = rows_of(part, rule, known, len(self._data)).tolist()
         self._data = self._data.with_format("arrow")  # decodes nothing
         self._refuse_missing()
         self.skipped: list[str] = []
@@ -94,22 +91,16 @@ class Hub:
     def __len__(self) -> int:
         return len(self._data)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{column: (B, ...) array, or a list of B texts}"""
         table = self._data[[int(index) for index in indices]]
         batch: dict[str, Any] = {}
         for column, called in self.columns.items():
             if column in self._readers:
-                cells = table[column].to_pylist()
                 read = self._readers[column].read
+                cells = zip(table[column].to_pylist(), indices, strict=True)
                 batch[called] = np.stack(
-                    [
-                        read(*self._file(cell, column, index))
-                        for cell, index in zip(cells, indices, strict=True)
-                    ]
+                    [read(*self._file(cell, column, index)) for cell, index in cells]
                 )
             else:
                 values = _array(table[column].combine_chunks(), f"{self.path}: column {column!r}")
@@ -122,12 +113,9 @@ class Hub:
 
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts} of all that hold one text or whole number a sample."""
-        return self._known(
-            self._data.with_format(None),
-            [name for name, feature in self._data.features.items() if _is_plain(feature)],
-        )
+        return self._known(self._data.with_format(None), self._data.features)
 
-    def _known(self, data: Any, columns: Sequence[str]) -> dict[str, list[str]]:
+    def _known(self, data: Any, columns: Iterable[str]) -> dict[str, list[str]]:
         known = {}
         for column in columns:
             # `rows_of` says which are there
@@ -140,12 +128,12 @@ class Hub:
                 ]
         return known
 
-    def _undecoded(self, audio: WaveReader | None) -> dict[str, ImageReader | WaveReader]:
+    def _undecoded(self, audio: WaveReader | None) -> dict[str, FileReader]:
         """What reads the columns of images and sound, which `datasets` is told to leave as they
         are.
         """
         datasets = importlib.import_module("datasets")
-        readers: dict[str, ImageReader | WaveReader] = {}
+        readers: dict[str, FileReader] = {}
         for column, feature in self._data.features.items():
             kind = type(feature).__name__
             if kind in ("Image", "Audio"):
@@ -192,26 +180,22 @@ class Hub:
         # Columns of whole numbers with some missing: floats in all batches, or none
         self._gappy = set()
         for column in (name for name in self.columns if name not in self._readers):
-            # The file's own pages, not a copy
-            cells = (
-                self._data.data.column(column)
-                if self._data._indices is None
-                else self._data[:][column]
-            )
+            # Without a selection of rows, the file's own pages, not a copy
+            table = self._data.data if self._data._indices is None else self._data[:]
+            cells = table[column]
             empty = pc.is_null(cells, nan_is_null=True)
             if self._missing == "refuse" and pc.any(empty).as_py():
                 raise DataError(
                     f"{self.path}: row {pc.index(empty, True).as_py() + 1}, column {column!r}: "
                     "nothing. Fill it in, or set missing: keep."
                 )
-            if cells.null_count and (
-                pa.types.is_integer(cells.type) or pa.types.is_boolean(cells.type)
-            ):
-                self._gappy.add(column)
-            if pa.types.is_floating(cells.type) and pc.any(pc.is_inf(cells)).as_py():
+            if not pa.types.is_floating(cells.type):
+                if _is_number(cells.type) and cells.null_count:
+                    self._gappy.add(column)
+            elif pc.any(infinite := pc.is_inf(cells)).as_py():
                 raise DataError(
-                    f"{self.path}: row {pc.index(pc.is_inf(cells), True).as_py() + 1}, column "
-                    f"{column!r}: an infinite number. Mend it."
+                    f"{self.path}: row {pc.index(infinite, True).as_py() + 1}, column {column!r}: "
+                    "an infinite number. Mend it."
                 )
 
 
@@ -222,10 +206,8 @@ def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, 
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         if saved:
-            found, paths = (
-                datasets.load_from_disk(str(folder)),
-                sorted(file for file in folder.rglob("*") if file.is_file()),
-            )
+            found = datasets.load_from_disk(str(folder))
+            paths = sorted(file for file in folder.rglob("*") if file.is_file())
         else:
             given = str(folder) if folder.exists() else path
             builder = datasets.load_dataset_builder(given, **settings)
@@ -268,13 +250,11 @@ def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, 
 
 
 def _reason(error: Exception) -> str:
-    cause = (
-        error.__cause__
-        if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None
-        else error
-    )
+    cause: BaseException = error
+    if type(error).__name__ == "DatasetGenerationError":
+        cause = error.__cause__ or error
     text = " ".join(str(cause).split()) or type(cause).__name__
-    if isinstance(error, ConnectionError) or "OfflineMode" in text or "offline" in text.lower():
+    if isinstance(error, ConnectionError) or "offline" in text.lower():
         return (
             f"{text}. Without a network give the path of files here, or load it once where there "
             "is one (datasets keeps it in its cache)."
@@ -289,38 +269,31 @@ def _is_plain(feature: Any) -> bool:
     )
 
 
+def _is_number(kind: pa.DataType) -> bool:
+    is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return any(is_kind(kind) for is_kind in is_number)
+
+
 def _array(cells: Any, where: str) -> Any:
     """An arrow array -> (B, ...) numbers, or a list of texts. Raises DataError."""
-    if (
-        pa.types.is_string(cells.type)
-        or pa.types.is_large_string(cells.type)
-        or pa.types.is_string_view(cells.type)
-    ):
+    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if any(is_kind(cells.type) for is_kind in is_text):
         return [text or "" for text in cells.to_pylist()]
     shape = [len(cells)]
-    while pa.types.is_nested(cells.type) or isinstance(cells.type, pa.BaseExtensionType):
-        if isinstance(cells.type, pa.BaseExtensionType):  # Array2D and the like
+    lists = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray, pa.ExtensionArray)
+    while isinstance(cells, lists):
+        if isinstance(cells, pa.ExtensionArray):  # datasets' Array2D to Array5D
             cells = cells.storage
-        elif not (
-            pa.types.is_list(cells.type)
-            or pa.types.is_large_list(cells.type)
-            or pa.types.is_fixed_size_list(cells.type)
-        ):
-            break
-        else:
-            lengths = pc.unique(pc.list_value_length(cells)).to_pylist()
-            if len(lengths) != 1 or lengths[0] is None:
-                raise DataError(
-                    f"{where}: lists of different lengths, e.g. {lengths[:3]}. Cut or fill them to "
-                    "one, or leave the column out of columns."
-                )
-            shape.append(lengths[0])
-            cells = cells.flatten()
-    if not (
-        pa.types.is_integer(cells.type)
-        or pa.types.is_floating(cells.type)
-        or pa.types.is_boolean(cells.type)
-    ):
+            continue
+        lengths = pc.unique(pc.list_value_length(cells)).to_pylist()
+        if len(lengths) != 1 or lengths[0] is None:
+            raise DataError(
+                f"{where}: lists of different lengths, e.g. {lengths[:3]}. Cut or fill them to "
+                "one, or leave the column out of columns."
+            )
+        shape.append(lengths[0])
+        cells = cells.flatten()
+    if not _is_number(cells.type):
         raise DataError(
             f"{where}: {cells.type} is neither numbers nor text. Leave it out of columns."
         )
@@ -341,7 +314,7 @@ def _array(cells: Any, where: str) -> Any:
 
 def _columns(there: Collection[str], wanted: Mapping[str, str] | None, path: str) -> dict[str, str]:
     """{column of the data set: name in a sample}. Raises ConfigError."""
-    columns = {column: column for column in there} if wanted is None else dict(wanted)
+    columns = dict(zip(there, there, strict=True)) if wanted is None else dict(wanted)
     for column in columns:
         if column not in there:
             raise ConfigError(

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.order import place_in_class
+from harness.sources.source import BatchSource, as_texts
 
 Part = Literal["all", "train", "val"]
 
@@ -21,7 +22,7 @@ _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 _PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}
 
 
-class Idx:
+class Idx(BatchSource):
     """Images, and their labels if given, of a pair of idx files, gzipped or not.
 
     A sample: `image` (1, H, W) as the file has it, mostly uint8 in 0 … 255
@@ -34,8 +35,7 @@ class Idx:
     def __init__(
         self, images: str, labels: str | None = None, part: Part = "all", val_every: int = 10
     ) -> None:
-        if part not in get_args(Part):
-            raise ConfigError(f"part: {part!r} is none of all, train, val.")
+        require_choice("part", part, get_args(Part))
         if val_every < 2:
             raise ConfigError(
                 f"val_every: {val_every}: every second sample is the most that can be held out."
@@ -66,16 +66,9 @@ class Idx:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
     def known(self) -> dict[str, list[str]]:
         """{label: (N,) texts} if there are labels."""
-        return (
-            {}
-            if self._labels is None
-            else {"label": list(map(str, self._labels[self._rows].tolist()))}
-        )
+        return {} if self._labels is None else {"label": as_texts(self._labels[self._rows])}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{image: (B, 1, H, W), label: (B,)}"""
@@ -90,18 +83,11 @@ def read_idx(path: Path) -> NDArray[Any]:
     """
     path = path.expanduser()
     if not path.is_file():
-        package = next(
-            (
-                f" It is in a package: apt-get install {name}."
-                for part, name in _PACKAGES.items()
-                if part in path.parts
-            ),
-            "",
-        )
-        raise DataError(
-            f"{path}: no such file (looked in "
-            f"{path.absolute().parent}).{package or ' Give the path of an idx file.'}"
-        )
+        hint = "Give the path of an idx file."
+        for folder, package in _PACKAGES.items():
+            if folder in path.parts:
+                hint = f"It is in a package: apt-get install {package}."
+        raise DataError(f"{path}: no such file (looked in {path.absolute().parent}). {hint}")
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     try:

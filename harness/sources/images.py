@@ -1,7 +1,6 @@
 """Image files, one a sample, with the counts that are in them."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
+from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
-from harness.sources.files import OnError, need
+from harness.sources.files import OnError, need, opened
 from harness.sources.split import Part, Rule
-from harness.sources.tables import Kind
 
 # Torch can do little with uint16
 _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": np.float32}
@@ -46,14 +45,8 @@ class Images(Collection):
         keep: Keep = "memory",
         on_error: OnError = "stop",
     ) -> None:
-        self._images = ImageReader()
+        self.reader = ImageReader()
         super().__init__("image", files, part, split, classes, keep, on_error, columns)
-
-    def _check(self, path: Path) -> None:
-        self._images.check(path, str(path))
-
-    def _read(self, path: Path) -> NDArray[Any]:
-        return self._images.read(path, str(path))
 
 
 class ImageReader:
@@ -91,7 +84,7 @@ class ImageReader:
     def _open(self, file: Path | bytes, name: str) -> Any:
         pillow = _decoder()
         try:
-            return pillow.open(file if isinstance(file, Path) else BytesIO(file))
+            return pillow.open(opened(file))
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
             raise DataError(f"{name}: no image: {error}. It may be cut short.") from error
 
@@ -100,11 +93,9 @@ class ImageReader:
             raise DataError(f"{name}: {image.n_frames} pages or frames. Give one image a file.")
         raw = str([tile[3] for tile in image.tile])
         if _depth(image.mode) not in _DTYPES or (_depth(image.mode) == "uint8" and "16" in raw):
-            what = (
-                "16 bits in colour, which Pillow would round to 8"
-                if "16" in raw
-                else f"an image of mode {image.mode}"
-            )
+            what = f"an image of mode {image.mode}"
+            if "16" in raw:
+                what = "16 bits in colour, which Pillow would round to 8"
             raise DataError(
                 f"{name}: {what}. Save it as grey of 8 or 16 bits, as 8-bit RGB or RGBA, or as "
                 "float TIFF."

@@ -3,7 +3,7 @@ and a recording of the same class.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from harness.data.columns import read_samples
 from harness.data.source import known_of
 from harness.errors import ConfigError, DataError
+from harness.sources.source import BatchSource, select
 
 _READ_AT_ONCE = 256
 
 
-class Paired:
+class Paired(BatchSource):
     """For each sample of the first source one of each other source that has the same `by`, chosen
     by a hash of its place: the same ever after.
 
@@ -44,9 +45,6 @@ class Paired:
     def __len__(self) -> int:
         return len(self._values)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{<key of each source>: (B, ...), <by>: (B,)}"""
         taken = {
@@ -55,13 +53,13 @@ class Paired:
         }
         return {**taken, self.by: self._values[indices]}
 
-    def known(self) -> dict[str, Sequence[str]]:
+    def known(self) -> dict[str, list[str]]:
         """What each source knows of its samples, by <key>_<name>."""
-        columns: dict[str, Sequence[str]] = {}
-        for key, source in self.sources.items():
-            for name, texts in known_of(source).items():
-                columns[f"{key}_{name}"] = [texts[row] for row in self._rows[key].tolist()]
-        return columns
+        return {
+            f"{key}_{name}": select(texts, self._rows[key])
+            for key, source in self.sources.items()
+            for name, texts in known_of(source).items()
+        }
 
 
 def _partners(
@@ -78,12 +76,8 @@ def _partners(
     chosen = np.empty(len(wanted), dtype=np.int64)
     for place, value in enumerate(wanted.tolist()):
         rows = rows_of[value]
-        chosen[place] = rows[
-            int.from_bytes(
-                hashlib.blake2b(f"{key}/{place}".encode(), digest_size=8).digest(), "big"
-            )
-            % len(rows)
-        ]
+        draw = hashlib.blake2b(f"{key}/{place}".encode(), digest_size=8).digest()
+        chosen[place] = rows[int.from_bytes(draw, "big") % len(rows)]
     return chosen
 
 

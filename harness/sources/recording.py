@@ -3,14 +3,14 @@ there are gaps in them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Layout
 from harness.sources.table_files import read_cells
 from harness.sources.units import Units
@@ -27,14 +27,15 @@ class Track:
     """`values` (C, T) float32; T `labels` and `times` in seconds, or None; `stretches` (S, 2) begin
     and end of what has no gap in it.
 
-    `told`: what columns that tell recordings apart say of it.
+    `name`: its path, and what the columns that tell recordings apart say of it (`fields`).
     """
 
+    name: str
+    fields: dict[str, str]
     values: NDArray[np.float32]
     labels: NDArray[np.str_] | None
     times: NDArray[np.float64] | None
     stretches: Bounds
-    told: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -56,40 +57,35 @@ class Sheet:
         return Sheet(self.path, self.rows[span], self.values[:, span], labels, times)  # type: ignore[arg-type] # see above
 
 
+@dataclass
 class Reader:
-    """How files become recordings. Raises ConfigError for settings that do not go together."""
+    """Reads the recordings of files. Raises ConfigError for settings that contradict each other."""
 
-    def __init__(
-        self,
-        channels: Sequence[str],
-        label: str | None,
-        recording: Sequence[str],
-        units: Units,
-        time: str | None,
-        gap_s: float | None,
-        rate_hz: float | None,
-        gaps: Gaps,
-        layout: Layout,
-    ) -> None:
-        if (time is None) != (gap_s is None and rate_hz is None):
+    channels: Sequence[str]
+    label: str | None
+    recording: Sequence[str]
+    units: Units
+    time: str | None
+    gap_s: float | None
+    rate_hz: float | None
+    gaps: Gaps
+    layout: Layout
+    # Whose rate the others must have
+    _first: tuple[Path, float] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if (self.time is None) != (self.gap_s is None and self.rate_hz is None):
             raise ConfigError("time: give it with gap_s, rate_hz or both, or none of them.")
-        self._channels, self._label, self._told, self._units, self._layout = (
-            channels,
-            label,
-            list(recording),
-            units,
-            layout,
-        )
-        self._time, self._rate_hz, self._gaps = time, rate_hz, gaps
-        self._gap_s = _LONG_STEP / rate_hz if gap_s is None and rate_hz is not None else gap_s
-        self._first: tuple[Path, float] | None = None  # whose rate the others have to have
+        require_choice("gaps", self.gaps, get_args(Gaps))
+        if self.gap_s is None and self.rate_hz is not None:
+            self.gap_s = _LONG_STEP / self.rate_hz
 
     def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
         sheet = self._read_array(path) if path.suffix == ".npy" else self._read_table(path)
         if sheet.values.shape[1] == 0:
             raise DataError(f"{path}: no rows in it. Take it away.")
-        values = self._units.apply(sheet.values, self._channels, path, sheet.rows)
+        values = self.units.apply(sheet.values, self.channels, path, sheet.rows)
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float32)
         if np.isinf(narrow).any():
@@ -100,30 +96,29 @@ class Reader:
         recordings = []
         for key, begin, end in _runs(sheet):
             part = sheet[begin:end]
-            stretches = self._stretches(part)
-            told = dict(zip(self._told, key, strict=True))
-            recordings.append(Track(narrow[:, begin:end], part.labels, part.times, stretches, told))
+            recordings.append(
+                Track(
+                    name=" ".join([str(path), *key]),
+                    fields=dict(zip(self.recording, key, strict=True)),
+                    values=narrow[:, begin:end],
+                    labels=part.labels,
+                    times=part.times,
+                    stretches=self._stretches(part),
+                )
+            )
         return recordings
 
     def _read_table(self, path: Path) -> Sheet:
-        named = [
-            *self._channels,
-            *self._told,
-            *(name for name in (self._label, self._time) if name is not None),
-        ]
-        frame = read_cells(path, self._layout, named)
-        values = np.stack([frame.numbers(name) for name in self._channels])
-        labels = None if self._label is None else np.array(frame.texts(self._label), dtype=np.str_)
-        times = None if self._time is None else frame.seconds(self._time)
-        keys = (
-            list(zip(*(frame.texts(name) for name in self._told), strict=True))
-            if self._told
-            else None
-        )
+        named = [*self.channels, *self.recording, self.label, self.time]
+        frame = read_cells(path, self.layout, [name for name in named if name is not None])
+        values = np.stack([frame.numbers(name) for name in self.channels])
+        labels = None if self.label is None else np.array(frame.texts(self.label), dtype=np.str_)
+        times = None if self.time is None else frame.seconds(self.time)
+        keys = list(zip(*(frame.texts(name) for name in self.recording), strict=True)) or None
         return Sheet(path, frame.rows, values, labels, times, keys)
 
     def _read_array(self, path: Path) -> Sheet:
-        if self._label is not None or self._time is not None or self._told:
+        if self.label is not None or self.time is not None or self.recording:
             raise DataError(
                 f"{path}: an array has no columns beside its channels. Leave label, time and "
                 f"recording out, and put {{label}} into the path."
@@ -135,13 +130,9 @@ class Reader:
                 f"{path}: cannot be read: {error}. It may be cut short, or no array of numbers."
             ) from error
         array = array[:, None] if array.ndim == 1 else array
-        if (
-            array.ndim != 2
-            or array.shape[1] != len(self._channels)
-            or array.dtype.kind not in "iuf"
-        ):
+        if array.ndim != 2 or array.shape[1] != len(self.channels) or array.dtype.kind not in "iuf":
             raise DataError(
-                f"{path}: {array.shape} of {array.dtype} where numbers (T, {len(self._channels)}) "
+                f"{path}: {array.shape} of {array.dtype} where numbers (T, {len(self.channels)}) "
                 "are needed, one column a channel."
             )
         return Sheet(
@@ -156,29 +147,27 @@ class Reader:
         missing: NDArray[np.bool_] = np.asarray(np.isnan(part.values).any(axis=0))
         # (T - 1,): whether there is a gap between a row and the next
         apart = missing[1:] | missing[:-1]
-        if part.times is not None and self._gap_s is not None:
+        if part.times is not None and self.gap_s is not None:
             steps = np.diff(part.times)
             if not (steps > 0).all() or np.isnan(part.times).any():
                 row = part.rows[int((~(steps > 0)).argmax()) + 1] if len(steps) else part.rows[0]
                 raise DataError(
-                    f"{part.path}: row {row}, column {self._time!r}: not after the time of the row "
+                    f"{part.path}: row {row}, column {self.time!r}: not after the time of the row "
                     "before. Sort or mend it."
                 )
-            long = steps > self._gap_s
+            long = steps > self.gap_s
             apart = apart | long
             self._compare_rate(part.path, steps[~long])
-        if self._gaps == "refuse" and (apart.any() or missing.any()):
-            row = (
-                part.rows[int(missing.argmax())]
-                if missing.any()
-                else part.rows[int(apart.argmax()) + 1]
+        if self.gaps == "refuse" and (apart.any() or missing.any()):
+            row, what = int(missing.argmax()), "an empty cell"
+            if not missing.any():
+                row, what = (
+                    int(apart.argmax()) + 1,
+                    f"more than {self.gap_s:g} s after the row before",
+                )
+            raise DataError(
+                f"{part.path}: row {part.rows[row]}: {what}. Mend it, or set gaps: split."
             )
-            what = (
-                "an empty cell"
-                if missing.any()
-                else f"more than {self._gap_s:g} s after the row before"
-            )
-            raise DataError(f"{part.path}: row {row}: {what}. Mend it, or set gaps: split.")
         edges = np.flatnonzero(np.concatenate([[True], apart, [True]]))
         return np.stack([edges[:-1], edges[1:]], axis=1)[~missing[edges[:-1]]]
 
@@ -190,14 +179,14 @@ class Reader:
         if len(steps) == 0:
             return
         found = 1 / float(steps.mean())
-        if self._rate_hz is not None:
-            wanted, whose = self._rate_hz, f"where rate_hz says {self._rate_hz:g}"
+        if self.rate_hz is not None:
+            wanted, whose = self.rate_hz, f"where rate_hz says {self.rate_hz:g}"
         else:
             self._first = self._first or (path, found)
             wanted, whose = self._first[1], f"where {self._first[0]} has {self._first[1]:.4g}"
         if abs(found - wanted) > _RATES_DIFFER * wanted:
             raise DataError(
-                f"{path}: {found:.4g} rows a second by {self._time!r}, {whose}. Resample it, or "
+                f"{path}: {found:.4g} rows a second by {self.time!r}, {whose}. Resample it, or "
                 "leave it out."
             )
 
@@ -215,15 +204,10 @@ def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:
     for begin, end in zip(begins, [*begins[1:], length], strict=True):
         key = sheet.keys[begin]
         if key in seen:
-            what = (
-                f"a recording ({', '.join(key)}) goes on that ended before row "
-                f"{sheet.rows[seen[key]]}"
-            )
             raise DataError(
-                f"{sheet.path}: row {sheet.rows[begin]}: {what}. Sort the rows by recording, or "
+                f"{sheet.path}: row {sheet.rows[begin]}: a recording ({', '.join(key)}) goes on "
+                f"that ended before row {sheet.rows[seen[key]]}. Sort the rows by recording, or "
                 "name a column that tells them apart."
             )
         seen[key] = end
-    return [
-        (key, begin, seen[key]) for key, begin in ((sheet.keys[begin], begin) for begin in begins)
-    ]
+    return [(key, begin, end) for begin, (key, end) in zip(begins, seen.items(), strict=True)]

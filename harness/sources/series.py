@@ -2,22 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Layout
 from harness.sources.files import OnError, class_names, find_files, read_each
 from harness.sources.recording import Bounds, Gaps, Reader
+from harness.sources.source import BatchSource, select, span_columns
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.units import Units
 
 Labels = Literal["pure", "majority"]
 
 
-class Series:
+class Series(BatchSource):
     """Windows of `length` rows, one every `stride`, of .csv, .parquet, .jsonl, .xlsx or .npy files.
 
     A sample: `series` (C, length) float32, and `label` int64 where labels are known: from the
@@ -65,7 +66,10 @@ class Series:
         decimal: str = ".",
         on_error: OnError = "stop",
     ) -> None:
-        _check_settings(channels, length, stride, labels, gaps)
+        if length < 1 or stride < 1 or not channels:
+            given = f"{length}, {stride}, {list(channels)}"
+            raise ConfigError(f"length, stride, channels: {given}: at least one of each.")
+        require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(channels), length
         layout = Layout(sheet, header, separator, decimal, missing="keep")
         units_of = Units(units or {}, self.channels)
@@ -80,13 +84,10 @@ class Series:
         found, read, self.skipped = read_each(found, reader.read, on_error)
         self._paths = found.paths
         self._recordings = [one for of_file in read for one in of_file]
-        self._fields = _fields(
-            found.fields, [len(of_file) for of_file in read], [one.told for one in self._recordings]
-        )
-        names = [
-            (path, one) for path, of_file in zip(found.paths, read, strict=True) for one in of_file
-        ]
-        self._names = [" ".join([str(path), *one.told.values()]) for path, one in names]
+        file_of = np.repeat(np.arange(len(read)), [len(of_file) for of_file in read])
+        self._fields = found.fields_at(file_of)
+        for name in recording:
+            self._fields[name] = [one.fields[name] for one in self._recordings]
         self.classes = self._number_classes(label, classes)
         # All files are read whatever the part: it is all of them that the classes are numbered by
         # and that are split.
@@ -98,10 +99,8 @@ class Series:
                 "or another rule for labels or gaps."
             )
         rows = rows_of(part, split, self.known(), len(self._windows))
-        self._windows, self._labels = (
-            self._windows[rows],
-            None if self._labels is None else self._labels[rows],
-        )
+        self._windows = self._windows[rows]
+        self._labels = None if self._labels is None else self._labels[rows]
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
@@ -114,30 +113,19 @@ class Series:
 
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts}"""
-        numbers, starts = self._windows[:, 0].tolist(), self._windows[:, 1]
-        known = {
-            name: [values[number] for number in numbers] for name, values in self._fields.items()
-        }
-        known |= {"recording": [self._names[number] for number in numbers]}
-        known |= {
-            "start": list(map(str, starts.tolist())),
-            "stop": list(map(str, (starts + self.length).tolist())),
-        }
+        numbers, starts = self._windows.T
+        known = {name: select(values, numbers) for name, values in self._fields.items()}
+        recordings = select(self._recordings, numbers)
+        names = [one.name for one in recordings]
+        known |= span_columns(names, starts, starts + self.length)
         if self._labels is not None and self.classes is not None:
-            known["label"] = [self.classes[label] for label in self._labels.tolist()]
-        times = [self._recordings[number].times for number in numbers]
-        begins = [
-            str(of[begin])
-            for of, begin in zip(times, starts.tolist(), strict=True)
-            if of is not None
-        ]
+            known["label"] = select(self.classes, self._labels)
+        times = [one.times for one in recordings]
+        begins = [str(of[start]) for of, start in zip(times, starts, strict=True) if of is not None]
         return {**known, "time": begins} if begins else known
 
     def __len__(self) -> int:
         return len(self._windows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{series: (B, C, length), label: (B,)}"""
@@ -150,18 +138,12 @@ class Series:
 
     def _number_classes(self, label: str | None, classes: Sequence[Any] | None) -> list[str] | None:
         if label is not None:
-            names = {
-                str(name)
-                for one in self._recordings
-                if one.labels is not None
-                for name in np.unique(one.labels)
-            } - {""}
+            labels = [one.labels for one in self._recordings if one.labels is not None]
+            names = set(np.unique(np.concatenate(labels)).tolist()) - {""}
             return class_names(classes, sorted(names), label)
-        return (
-            class_names(classes, self._fields["label"], "label")
-            if "label" in self._fields
-            else None
-        )
+        if "label" in self._fields:
+            return class_names(classes, self._fields["label"], "label")
+        return None
 
     def _cut(self, stride: int, rule: Labels) -> tuple[Bounds, NDArray[np.int64] | None]:
         """(N, 2): recording and beginning of each window; (N,): their classes."""
@@ -184,24 +166,12 @@ class Series:
                 begins, judged = begins[judged >= 0], judged[judged >= 0]
                 classes.append(judged)
             windows.append(np.stack([np.full(len(begins), number), begins], axis=1))
-        return np.concatenate(windows).astype(np.int64), np.concatenate(classes).astype(
-            np.int64
-        ) if classes else None
-
-
-def _fields(
-    of_paths: Mapping[str, Sequence[str]], counts: Sequence[int], told: Sequence[Mapping[str, str]]
-) -> dict[str, list[str]]:
-    """What paths and columns say of each recording, of which there are so many a file."""
-    fields = {
-        name: [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
-        for name, values in of_paths.items()
-    }
-    return fields | {name: [one[name] for one in told] for name in told[0]}
+        joined = np.concatenate(windows).astype(np.int64)
+        return joined, np.concatenate(classes).astype(np.int64) if classes else None
 
 
 def judge(
-    is_class: NDArray[np.bool_], begins: Bounds, length: int, rule: Literal["pure", "majority"]
+    is_class: NDArray[np.bool_], begins: Bounds, length: int, rule: Labels
 ) -> NDArray[np.int64]:
     """is_class (K, T): which rows are of which class; begins (N,) -> (N,) classes of the windows,
     -1 for one that has none.
@@ -217,17 +187,3 @@ def judge(
     most = counts.max(axis=0)
     enough = most == length if rule == "pure" else most > length - counts.sum(axis=0)
     return np.where(enough, best, -1)
-
-
-def _check_settings(
-    channels: Sequence[str], length: int, stride: int, labels: str, gaps: str
-) -> None:
-    if length < 1 or stride < 1 or not channels:
-        raise ConfigError(
-            f"length, stride, channels: {length}, {stride}, {list(channels)}: at least one of each."
-        )
-    if labels not in ("pure", "majority") or gaps not in ("refuse", "split"):
-        raise ConfigError(
-            f"labels, gaps: {labels!r}, {gaps!r}: labels is pure or majority, gaps is refuse or "
-            "split."
-        )

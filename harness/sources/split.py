@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
 from harness.wording import did_you_mean, some
 
 Part = Literal["all", "train", "val", "test"]
@@ -201,8 +201,7 @@ def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[
 
     Raises ConfigError or DataError, the latter also for a part without any.
     """
-    if part not in get_args(Part):
-        raise ConfigError(f"part: {part!r} is none of {', '.join(get_args(Part))}.")
+    require_choice("part", part, get_args(Part))
     if part == "all":
         return np.arange(count)
     if rule is None:

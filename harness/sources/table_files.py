@@ -3,19 +3,18 @@ JSON lines, Excel and Parquet.
 """
 
 import csv
-import importlib
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
-from harness.sources.cells import MISSING, Cells, Layout, Missing, text_of
+from harness.sources.cells import Cells, Layout, text_of
 from harness.sources.files import need
-from harness.wording import did_you_mean
+from harness.wording import did_you_mean, some
 
-__all__ = ["MISSING", "Cells", "Layout", "Missing", "read_cells"]
-
+_Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 _Pack = Callable[[list[list[Any]], Sequence[str], Sequence[str]], dict[str, Any]]
 _PACKED = 2**15  # rows that are objects of Python at a time
 _LOOKED_THROUGH = 20  # rows in which a header is looked for when it is not where it should be
@@ -55,21 +54,21 @@ def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
 
 def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     calamine = need("python_calamine", "tables", f"{path}: Excel")
-    pandas = need("pandas", "tables", f"{path}: Excel")
+    # Loaded when used
+    import pandas as pd
+
     try:
-        with pandas.ExcelFile(path, engine="calamine") as book:
+        with pd.ExcelFile(path, engine="calamine") as book:
             sheets = [str(name) for name in book.sheet_names]
-            named = (
-                sheets[layout.sheet - 1]
-                if isinstance(layout.sheet, int) and 1 <= layout.sheet <= len(sheets)
-                else layout.sheet
-            )
+            named = layout.sheet
+            if isinstance(named, int) and 1 <= named <= len(sheets):
+                named = sheets[named - 1]
             if named not in sheets:
                 raise DataError(
                     f"{path}: no sheet {named!r}, only {', '.join(sheets)}."
                     f"{did_you_mean(str(named), sheets, quoted=True)} Set sheet to one of them."
                 )
-            grid = pandas.read_excel(
+            grid = pd.read_excel(
                 book, sheet_name=named, header=None, dtype=object, keep_default_na=False
             ).to_numpy(dtype=object)
     except (calamine.CalamineError, ValueError, KeyError) as error:
@@ -106,14 +105,12 @@ def _headed(
             if not header and columns is None:
                 break
             if columns is not None and not set(columns) <= set(header):
-                below = [found for found, _ in zip(lines, range(_LOOKED_THROUGH), strict=False)]
+                below = islice(lines, _LOOKED_THROUGH)
                 _refuse_header(path, header, layout.header, columns, [*above, *below])
-            _refuse_twins(path, header, columns)
             wanted = [name for name in header if name and (columns is None or name in columns)]
+            _refuse_twins(path, wanted)
         elif any(cell is not None and cell != "" for cell in cells):
-            if (
-                len(cells) != len(header) and any(cell != "" for cell in cells[len(header) :])
-            ) or len(cells) < len(header):
+            if len(cells) < len(header) or any(cell != "" for cell in cells[len(header) :]):
                 raise DataError(
                     f"{path}: row {row}: {len(cells)} cells under {len(header)} columns. Mend it, "
                     "or set header or separator."
@@ -134,19 +131,19 @@ def _headed(
 def _as_lists(
     kept: list[list[Any]], header: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, Any]:
-    places = [header.index(name) for name in wanted]
-    return {
-        name: [cells[place] for cells in kept] for name, place in zip(wanted, places, strict=True)
-    }
+    places = {name: header.index(name) for name in wanted}
+    return {name: [cells[place] for cells in kept] for name, place in places.items()}
 
 
 def _as_texts(
     kept: list[list[str]], header: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, Any]:
     """Texts side by side in memory: a fifth of what they are as objects of Python."""
-    arrow = importlib.import_module("pyarrow")
+    # Loaded when used
+    import pyarrow as pa
+
     return {
-        name: arrow.chunked_array([arrow.array(cells, arrow.string())])
+        name: pa.chunked_array([pa.array(cells, pa.string())])
         for name, cells in _as_lists(kept, header, wanted).items()
     }
 
@@ -154,9 +151,10 @@ def _as_texts(
 def _joined(parts: list[Any]) -> Any:
     if isinstance(parts[0], list):
         return [cell for part in parts for cell in part]
-    return importlib.import_module("pyarrow").chunked_array(
-        [chunk for part in parts for chunk in part.chunks]
-    )
+    # Loaded when used
+    import pyarrow as pa
+
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
 
 
 def _refuse_header(
@@ -175,21 +173,22 @@ def _refuse_header(
         )
     name = next(name for name in columns if name not in header)
     raise DataError(
-        f"{path}: no column {name!r}, only {', '.join(header[:20])}"
-        f"{', …' if len(header) > 20 else ''}.{did_you_mean(name, header, quoted=True)}"
+        f"{path}: no column {name!r}, only {some(header, 20)}."
+        f"{did_you_mean(name, header, quoted=True)}"
     )
 
 
-def _refuse_twins(path: Path, header: Sequence[str], columns: Collection[str] | None) -> None:
-    twins = [
-        name
-        for name in dict.fromkeys(header)
-        if name and header.count(name) > 1 and (columns is None or name in columns)
-    ]
-    if twins:
-        raise DataError(
-            f"{path}: two columns are called {twins[0]!r}. Give them names of their own."
-        )
+def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{path}: two columns are called {name!r}. Rename one of them.")
+
+
+def _select(path: Path, names: Sequence[str], columns: Collection[str] | None) -> list[str]:
+    """The names of the columns to read, all of them if None. Raises DataError."""
+    if columns is not None and not set(columns) <= set(names):
+        _refuse_header(path, names, 1, columns, [])
+    return [name for name in names if columns is None or name in columns]
 
 
 def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -211,42 +210,34 @@ def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> 
                     )
                 rows.append(row)
                 objects.append(found)
-    names = list(dict.fromkeys(name for found in objects for name in found))
-    if columns is not None and not set(columns) <= set(names):
-        _refuse_header(path, names, 1, columns, [])
-    wanted = [name for name in names if columns is None or name in columns]
-    return Cells(
-        path, {name: [found.get(name) for found in objects] for name in wanted}, rows, layout
-    )
+    wanted = _select(path, list(dict.fromkeys(chain.from_iterable(objects))), columns)
+    cells = {name: [found.get(name) for found in objects] for name in wanted}
+    return Cells(path, cells, rows, layout)
 
 
 def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
-    parquet, arrow = (
-        need("pyarrow.parquet", "tables", f"{path}: Parquet"),
-        need("pyarrow", "tables", f"{path}: Parquet"),
-    )
+    # Loaded when used
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        with parquet.ParquetFile(path) as file:
-            names = [str(name) for name in file.schema_arrow.names]
-            if columns is not None and not set(columns) <= set(names):
-                _refuse_header(path, names, 1, columns, [])
-            table = file.read([name for name in names if columns is None or name in columns])
-    except (arrow.ArrowException, OSError) as error:
+        with pq.ParquetFile(path) as file:
+            table = file.read(_select(path, file.schema_arrow.names, columns))
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be cut short, or no Parquet file."
         ) from error
     cells: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name]
-        plain = arrow.types.is_floating(column.type) or (
-            arrow.types.is_integer(column.type) and column.null_count == 0
+        plain = pa.types.is_floating(column.type) or (
+            pa.types.is_integer(column.type) and column.null_count == 0
         )
         # A null in floats becomes NaN
         cells[name] = column.to_numpy() if plain else column.to_pylist()
     return Cells(path, cells, range(1, len(table) + 1), layout)
 
 
-_Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 _READERS: dict[str, _Reader] = {
     ".csv": _csv,
     ".jsonl": _json_lines,

@@ -5,23 +5,22 @@ The same data gives the same samples, whichever of them it lies in.
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
-from harness.sources.cells import MISSING, Cells, Layout, Missing
-from harness.sources.files import Files, OnError, find_files, read_each
+from harness.sources.cells import MISSING, Column, Kind, Layout, Missing, check_kinds
+from harness.sources.files import OnError, find_files, read_each
+from harness.sources.source import BatchSource, as_texts, select
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.table_files import read_cells
 
-Kind = Literal["number", "integer", "text"]
-Column = NDArray[Any] | list[str]
 _Samples = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64]]
 
 
-class Table:
+class Table(BatchSource):
     """Rows of .csv, .parquet, .jsonl or .xlsx files, held in memory.
 
     A sample: `features` (D,) float32, the columns of that list in its order, and each of `columns`
@@ -57,8 +56,9 @@ class Table:
         missing_marks: Collection[str] = MISSING,
         on_error: OnError = "stop",
     ) -> None:
-        self.columns = _kinds(columns or {}, features)
+        self.columns = dict(columns or {})
         self.features = None if features is None else list(features)
+        check_kinds(self.columns, ["features", *(features or ())])
         layout = Layout(
             sheet, header, separator, decimal, encoding, missing, tuple(map(str, missing_marks))
         )
@@ -78,15 +78,14 @@ class Table:
         values = {name: _joined([one[0][name] for one in read]) for name in read[0][0]}
         counts = [len(one[0]["features"]) for one in read]
         known = {name: [cell for one in read for cell in one[1][name]] for name in read[0][1]}
-        known |= _spread(found, counts)
+        file_of = np.repeat(np.arange(len(counts)), counts)
+        known |= found.fields_at(file_of)
         values |= {name: known[name] for name in self.columns if name in self._of_paths}
         chosen = rows_of(part, split, known, sum(counts))
         self._values = {name: _at(column, chosen) for name, column in values.items()}
-        self._known = {name: _at(column, chosen) for name, column in known.items()}
-        self._file_of, self._rows = (
-            np.repeat(np.arange(len(counts)), counts)[chosen],
-            np.concatenate([one[2] for one in read])[chosen],
-        )
+        self._known = {name: select(column, chosen) for name, column in known.items()}
+        self._file_of = file_of[chosen]
+        self._rows = np.concatenate([one[2] for one in read])[chosen]
         self._paths = found.paths
 
     @staticmethod
@@ -101,23 +100,18 @@ class Table:
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts}"""
         places = {
-            "path": [str(self._paths[number]) for number in self._file_of.tolist()],
-            "row": list(map(str, self._rows.tolist())),
-        }
-        of_samples = {
-            name: self._values[name] for name, kind in self.columns.items() if kind != "number"
+            "path": list(map(str, select(self._paths, self._file_of))),
+            "row": as_texts(self._rows),
         }
         texts = {
-            name: column if isinstance(column, list) else list(map(str, column.tolist()))
-            for name, column in of_samples.items()
+            name: column if isinstance(column, list) else as_texts(column)
+            for name, column in self._values.items()
+            if self.columns.get(name, "number") != "number"
         }
         return {**places, **texts, **{name: list(column) for name, column in self._known.items()}}
 
     def __len__(self) -> int:
         return len(self._values["features"])
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[index] for name, column in self._values.items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{features: (B, D), a column: (B,) numbers or a list of B texts}"""
@@ -140,20 +134,14 @@ class Table:
                 "as features."
             )
         features = (
-            np.stack([_float32(frame, name) for name in self.features], axis=1)
+            np.stack([frame.float32(name) for name in self.features], axis=1)
             if self.features
             else np.empty((len(frame), 0), np.float32)
         )
         values: dict[str, Column] = {"features": features}
         for name, kind in self.columns.items():
             if name not in self._of_paths:
-                values[name] = (
-                    frame.texts(name)
-                    if kind == "text"
-                    else frame.integers(name)
-                    if kind == "integer"
-                    else _float32(frame, name)
-                )
+                values[name] = frame.column(name, kind)
         known = {
             name: frame.texts(name)
             for name in (() if split is None else split.columns)
@@ -162,44 +150,10 @@ class Table:
         return values, known, np.asarray(frame.rows, dtype=np.int64)
 
 
-def _kinds(columns: Mapping[str, Kind], features: Sequence[str] | None) -> dict[str, Kind]:
-    for name, kind in columns.items():
-        if kind not in get_args(Kind):
-            raise ConfigError(f"columns.{name}: {kind!r} is none of {', '.join(get_args(Kind))}.")
-        if name == "features" or name in (features or ()):
-            raise ConfigError(
-                f"columns.{name}: taken: it would be in a sample twice. Leave it out of one list, "
-                "or rename the column."
-            )
-    return dict(columns)
-
-
-def _float32(frame: Cells, name: str) -> NDArray[np.float32]:
-    values = frame.numbers(name)
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    if np.isinf(narrow).any():
-        raise DataError(
-            f"{frame.path}: row {frame.rows[int(np.isinf(narrow).argmax())]}, column {name!r}: too "
-            "large for float32. Rescale it."
-        )
-    return narrow
-
-
-def _spread(files: Files, counts: Sequence[int]) -> dict[str, list[str]]:
-    """The fields of each path, for each of its rows."""
-    return {
-        name: [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
-        for name, values in files.fields.items()
-    }
-
-
 def _joined(columns: Sequence[Column]) -> Column:
     arrays = [column for column in columns if isinstance(column, np.ndarray)]
     return np.concatenate(arrays) if arrays else [text for column in columns for text in column]
 
 
 def _at(column: Column, rows: NDArray[np.int64]) -> Column:
-    return (
-        column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows.tolist()]
-    )
+    return column[rows] if isinstance(column, np.ndarray) else select(column, rows)

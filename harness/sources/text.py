@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.source import BatchSource, select, span_columns
 
 Part = Literal["all", "train", "val"]
 
 
-class Bytes:
+class Bytes(BatchSource):
     """Windows of text files, byte by byte: each byte of a file but its first (and less than a
     window at its end) is to be predicted exactly once.
 
@@ -33,8 +34,7 @@ class Bytes:
             raise ConfigError(
                 f"length: {length}: at least one of the {self.unit} has to be predicted."
             )
-        if part not in get_args(Part):
-            raise ConfigError(f"part: {part!r} is none of all, train, val.")
+        require_choice("part", part, get_args(Part))
         if not 0 < held_out < 1:
             raise ConfigError(f"held_out: {held_out} is outside of (0, 1).")
         patterns = [files] if isinstance(files, str) else list(files)
@@ -50,24 +50,19 @@ class Bytes:
                 )
             count = (len(text) - 1) // length
             kept = count - max(1, round(held_out * count))
-            chosen = {"all": range(count), "train": range(kept), "val": range(kept, count)}[part]
-            windows.append(
-                np.array([(number, index * length) for index in chosen], dtype=np.int64).reshape(
-                    -1, 2
-                )
-            )
+            first, last = {"all": (0, count), "train": (0, kept), "val": (kept, count)}[part]
+            begins = np.arange(first, last) * length
+            windows.append(np.stack([np.full_like(begins, number), begins], axis=1))
         self._windows = np.concatenate(windows)  # (N, 2): which text, and where the window begins
 
     def __len__(self) -> int:
         return len(self._windows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number, begin = self._windows[index]
-        return {"tokens": self._texts[number][begin + self._reach].astype(np.int64)}
-
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{tokens: (B, length + 1)}"""
-        return {"tokens": np.stack([self[index]["tokens"] for index in indices])}
+        windows = self._windows[indices]
+        cut = [self._texts[number][begin + self._reach] for number, begin in windows]
+        return {"tokens": np.stack(cut).astype(np.int64)}
 
     def paths(self) -> list[Path]:
         """Every file that is read."""
@@ -77,22 +72,14 @@ class Bytes:
         """{recording, start, stop: (N,)}: the file of each window, and what of it is to be
         predicted, [start, stop).
         """
-        begins = self._windows[:, 1]
-        spans = {"start": begins + 1, "stop": begins + len(self._reach)}
-        recordings = [str(self._paths[number]) for number in self._windows[:, 0].tolist()]
-        return {
-            "recording": recordings,
-            **{name: [str(place) for place in places.tolist()] for name, places in spans.items()},
-        }
+        numbers, begins = self._windows.T
+        return span_columns(select(self._paths, numbers), begins + 1, begins + len(self._reach))
 
     def _read(self, path: Path) -> NDArray[Any]:
         """(length of the file,) whole numbers."""
-        # Nothing cannot be mapped
-        return (
-            np.memmap(path, dtype=np.uint8, mode="r")
-            if path.stat().st_size
-            else np.empty(0, np.uint8)
-        )
+        if path.stat().st_size == 0:  # cannot be mapped
+            return np.empty(0, np.uint8)
+        return np.memmap(path, dtype=np.uint8, mode="r")
 
 
 class Characters(Bytes):

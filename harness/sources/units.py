@@ -107,18 +107,15 @@ class Units:
             outside = (values[place] < first.least) | (values[place] > first.most)
             if outside.any():
                 index = int(outside.argmax())
-                ends = (
-                    f"at least {first.least:g}"
-                    if first.most == inf
-                    else f"{first.least:g} to {first.most:g}"
-                )
-                what = (
+                ends = f"{first.least:g} to {first.most:g}"
+                if first.most == inf:
+                    ends = f"at least {first.least:g}"
+                raise DataError(
+                    f"{path}: row {rows[index]}, column {channels[place]!r}: "
                     f"{values[place, index]:g} {name}, which cannot be: {ends}. Mend it, or set "
-                    "another unit"
+                    "another unit."
                 )
-                raise DataError(f"{path}: row {rows[index]}, column {channels[place]!r}: {what}.")
             if first != last:
-                converted[place] = (
-                    values[place] + first.offset
-                ) * first.factor / last.factor - last.offset
+                base = (values[place] + first.offset) * first.factor
+                converted[place] = base / last.factor - last.offset
         return converted

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
+from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.decoders import Frames, decoders, read_frames
 from harness.sources.files import OnError
+from harness.sources.source import span_columns
 from harness.sources.split import Part, Rule
-from harness.sources.tables import Kind
 
 # ITU-R BT.601, thousandths of red, green and blue
 _LUMA = np.array([299, 587, 114], dtype=np.uint32)
@@ -77,15 +78,9 @@ class Clips(Collection):
         """{field: (N,) texts}: what paths say of the clips, and recording, start, stop: the file
         and its frames [start, stop) that a clip spans.
         """
-        spans = {"start": self._begins, "stop": self._begins + self._reach[-1] + 1}
-        recording = {
-            "recording": [str(self.files.paths[number]) for number in self._file_of.tolist()]
-        }
-        return {
-            **super().known(),
-            **recording,
-            **{name: [str(frame) for frame in frames.tolist()] for name, frames in spans.items()},
-        }
+        known = super().known()
+        stops = self._begins + self._reach[-1] + 1
+        return {**known, **span_columns(known["path"], self._begins, stops)}
 
     def _begins_of(self, count: int) -> list[int]:
         """Where clips begin in a file of `count` frames."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from harness import components
+from harness import components, trust
 from harness.checkpoint.commit import set_aside_newer
 from harness.checkpoint.read import Loaded, choose, load, load_trainer, read_manifest
 from harness.checkpoint.state import restore_network, restore_optimizer
 from harness.config.identity import course_changes, identity_changes, rate_changes
-from harness.config.read import read_config, resolved_yaml
+from harness.config.read import read_stored, resolved_yaml
 from harness.config.schedules import name_of
 from harness.config.schema import Config
 from harness.console import Console
@@ -60,7 +60,7 @@ def load_state(
     if config.run.exactness != "none":
         compare_data(config, launch.checkpoint, loaded.manifest.facts, data)
     restore_network(engine.network, loaded)
-    before = read_config(launch.checkpoint / "config.yaml")
+    before = read_stored(launch.checkpoint / "config.yaml")
     names = parameter_names(engine.network)
     restore_optimizer(
         engine.optimizer,
@@ -71,6 +71,8 @@ def load_state(
     if any(key.startswith(TRAINED) for key in loaded.optimizer):
         parameters = engine.stepper.parameters()
         engine.stepper.put_back([loaded.optimizer[TRAINED + names[one]] for one in parameters])
+    own = components.targets_in(config.optimizer)
+    trust.check_code(before.optimizer, f"{launch.checkpoint}: optimizer", own, _HOW_TO_TRUST)
     built_before = build_optimizer(before.optimizer, engine.network, before.parts)
     cycled = cycled_options(engine.schedule)
     adopt_changes(engine.optimizer, built_before, engine.fresh_groups, cycled)
@@ -147,7 +149,7 @@ def note_changes(loaded: Loaded, run: Run) -> None:
     checkpoint was made with.
     """
     assert run.launch.checkpoint is not None
-    changes = course_changes(read_config(run.launch.checkpoint / "config.yaml"), run.config)
+    changes = course_changes(read_stored(run.launch.checkpoint / "config.yaml"), run.config)
     if loaded.manifest.world_size != run.ranks.size:
         changes.append(f"processes: {loaded.manifest.world_size} -> {run.ranks.size}")
     if changes:
@@ -172,6 +174,10 @@ def note_environment(loaded: Loaded, run: Run) -> None:
         seam = f"other machines from step {run.step:,} on ({'; '.join(found)})"
         run.progress.seams.append(seam)
         run.tracker.warn(f"{run.directory}: {seam}: from here on bits may differ")
+
+
+# Of an optimizer in the checkpoint that a launch goes on from
+_HOW_TO_TRUST = "name it in your own config and begin another run with run.init_from"
 
 
 SUPERSEDED = (
@@ -211,7 +217,7 @@ def finished_outcome(config: Config) -> Outcome | None:
         return outcome if (config.run.dir / "STOP").exists() else None
     if outcome.reason == "diverged":
         # With the same settings it would diverge again
-        return outcome if read_config(config.run.dir / "config.yaml") == config else None
+        return outcome if read_stored(config.run.dir / "config.yaml") == config else None
     chosen = choose(config.run.dir / "checkpoints", config.run.resume, verify="size")
     if chosen.path is None:
         return None
@@ -256,7 +262,7 @@ def find_start(config: Config) -> Start:
     notes += [f"warning: {reason}" for reason in choice.skipped]
     if choice.path is None:
         return Start(secrets.token_hex(4), None, notes)
-    before = read_config(choice.path / "config.yaml")
+    before = read_stored(choice.path / "config.yaml")
     check_schedule(before, config, directory)
     other = identity_changes(before, config)
     if other:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.checkpoint.manifest import SaveReason
 from harness.checkpoint.read import step_name
-from harness.checkpoint.retention import Ranking
+from harness.checkpoint.retention import RANKED_BY, Ranking
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.state import optimizer_tensors
 from harness.config.read import resolved_yaml
@@ -70,7 +70,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             rng=capture_random(run.engine.generators),
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
             metrics=dict(run.controller.latest_metrics(run.step)),
-            facts=run.facts,
+            facts={**run.facts, RANKED_BY: ranked_by},
             config_yaml=resolved_yaml(run.config),
             extra_files=run.extra_files,
         )

@@ -1,5 +1,6 @@
 """Treatments of waves (B, C, T) and of their spectrograms (B, C, F, T)."""
 
+from dataclasses import replace
 from math import gcd
 
 import numpy as np
@@ -7,37 +8,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.errors import ConfigError, DataError
-from harness.treatments.draws import Draws, Seeds
-from harness.treatments.numbers import Batch, numbers
+from harness.errors import ConfigError
+from harness.treatments.draws import Seeds
+from harness.treatments.numbers import Form, Plain, Random
+from harness.treatments.series import cut
+
+WAVES = Form("waves (B, C, T)", 3, floats=True, shortest=1)
 
 
-class Resample:
+class Resample(Plain):
     """Waves or series (B, C, T) from one sampling rate to another: (B, C, ceil(T x to_hz /
     from_hz)) float32, by a polyphase filter that keeps out what the new rate cannot hold
     (scipy.signal.resample_poly). Outside of the wave there is silence.
     """
 
+    form = WAVES
+
     def __init__(self, from_hz: int, to_hz: int, key: str = "wave") -> None:
+        super().__init__(key)
         if min(from_hz, to_hz) < 1 or from_hz == to_hz:
             raise ConfigError(
                 f"from_hz, to_hz: {from_hz}, {to_hz}: two different rates of at least 1 are needed."
             )
         self._up, self._down = to_hz // gcd(from_hz, to_hz), from_hz // gcd(from_hz, to_hz)
-        self.key = key
 
-    def __call__(self, batch: Batch) -> Batch:
+    def treat(self, values: Tensor) -> Tensor:
         # Loaded when used
         from scipy.signal import resample_poly  # type: ignore[import-untyped]  # scipy has no stubs
 
-        waves = _waves(batch, self.key).double().numpy()
-        return {
-            **batch,
-            self.key: torch.from_numpy(resample_poly(waves, self._up, self._down, axis=-1)).float(),
-        }
+        resampled = resample_poly(values.double().numpy(), self._up, self._down, axis=-1)
+        return torch.from_numpy(resampled).float()
 
 
-class LogMel:
+class LogMel(Plain):
     """Waves to the logarithm of the power in mel bands: (B, C, T) -> (B, C, num_mels, 1 + T // hop)
     float32.
 
@@ -46,6 +49,8 @@ class LogMel:
     "Speech communication", 1987) between `lowest_hz` and `highest_hz`, by default half of the rate;
     then ln(power + floor).
     """
+
+    form = WAVES
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class LogMel:
         floor: float = 1e-6,
         key: str = "wave",
     ) -> None:
+        super().__init__(key)
         highest_hz = rate_hz / 2 if highest_hz is None else highest_hz
         if not (0 <= lowest_hz < highest_hz <= rate_hz / 2):
             raise ConfigError(
@@ -75,17 +81,16 @@ class LogMel:
                 f"num_mels: {num_mels} bands are too narrow for a window of {window} samples. Set "
                 "fewer, or a longer window."
             )
-        self.key = key
         self._hop = hop
+        self.form = replace(WAVES, shortest=window // 2 + 1)
         self._floor = floor
         self._window = torch.hann_window(window)
         self._filters = torch.from_numpy(filters.astype(np.float32))
 
-    def __call__(self, batch: Batch) -> Batch:
-        waves = _waves(batch, self.key, len(self._window) // 2 + 1)
+    def treat(self, values: Tensor) -> Tensor:
         # (B x C, bins, frames)
         spectra = torch.stft(
-            waves.flatten(0, 1),
+            values.flatten(0, 1),
             len(self._window),
             self._hop,
             window=self._window,
@@ -93,7 +98,7 @@ class LogMel:
         )
         power = spectra.real.square() + spectra.imag.square()
         mels = torch.log(self._filters @ power + self._floor)
-        return {**batch, self.key: mels.view(*waves.shape[:2], *mels.shape[1:])}
+        return mels.view(*values.shape[:2], *mels.shape[1:])
 
 
 def mel_filters(
@@ -111,47 +116,42 @@ def mel_filters(
     return filters
 
 
-class Gain:
+class Gain(Random):
     """Louder or softer by up to `decibels`, each recording by one factor. In training only."""
 
-    training_only = True
+    form = WAVES
 
     def __init__(self, decibels: float = 6.0, key: str = "wave", salt: int = 0) -> None:
+        super().__init__("Gain", key, salt)
         if not decibels > 0:
             raise ConfigError(f"decibels: {decibels}: above 0, or nothing changes.")
         self.decibels = decibels
-        self.key = key
-        self._draws = Draws("Gain", salt)
 
-    def __call__(self, batch: Batch, seeds: Seeds) -> Batch:
-        waves = _waves(batch, self.key)
+    def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
         factors = 10 ** ((2 * self._draws.uniform(seeds) - 1) * self.decibels / 20)
-        return {**batch, self.key: waves * torch.from_numpy(factors).float()[:, None, None]}
+        return values * torch.from_numpy(factors).float()[:, None, None]
 
 
-class Shift:
+class Shift(Random):
     """Earlier or later by up to `steps` samples in time; zeros come in where nothing was. In
     training only.
     """
 
-    training_only = True
+    form = WAVES
 
     def __init__(self, steps: int, key: str = "wave", salt: int = 0) -> None:
+        super().__init__("Shift", key, salt)
         if steps < 1:
             raise ConfigError(f"steps: {steps}: at least 1, or nothing moves.")
         self.steps = steps
-        self.key = key
-        self._draws = Draws("Shift", salt)
 
-    def __call__(self, batch: Batch, seeds: Seeds) -> Batch:
-        waves = _waves(batch, self.key)
-        begins = torch.from_numpy(self._draws.integers(seeds, 2 * self.steps + 1))
-        places = begins[:, None] + torch.arange(waves.shape[-1])
-        padded = torch.nn.functional.pad(waves, [self.steps, self.steps])
-        return {**batch, self.key: padded.gather(-1, places[:, None].expand_as(waves))}
+    def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
+        padded = torch.nn.functional.pad(values, [self.steps, self.steps])
+        begins = self._draws.integers(seeds, 2 * self.steps + 1)
+        return cut(padded, begins, values.shape[-1])
 
 
-class SpecMask:
+class SpecMask(Random):
     """Bands of a spectrogram (B, C, F, T) and stretches of its time become `fill`.
 
     In training only.
@@ -161,7 +161,7 @@ class SpecMask:
     speech recognition", Interspeech 2019, without its time warping).
     """
 
-    training_only = True
+    form = Form("spectrograms (B, C, F, T)", 4, hint="Put harness.treatments.LogMel before it.")
 
     def __init__(
         self,
@@ -173,6 +173,7 @@ class SpecMask:
         key: str = "wave",
         salt: int = 0,
     ) -> None:
+        super().__init__("SpecMask", key, salt)
         if min(band, stretch, num_bands, num_stretches) < 0:
             raise ConfigError(
                 f"band, stretch, num_bands, num_stretches: {band}, {stretch}, {num_bands}, "
@@ -180,43 +181,21 @@ class SpecMask:
             )
         self._axes = [("band", num_bands, band), ("stretch", num_stretches, stretch)]
         self.fill = fill
-        self.key = key
-        self._draws = Draws("SpecMask", salt)
 
-    def __call__(self, batch: Batch, seeds: Seeds) -> Batch:
-        spectra = numbers(batch, self.key)
-        if spectra.dim() != 4:
-            raise DataError(
-                f"{self.key}: {tuple(spectra.shape)} where spectrograms (B, C, F, T) are needed. "
-                "Put harness.treatments.LogMel before it."
-            )
+    def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
         rows, columns = (
             self._hidden(seeds, *axis, length)
-            for axis, length in zip(self._axes, spectra.shape[2:], strict=True)
+            for axis, length in zip(self._axes, values.shape[2:], strict=True)
         )
         hidden = torch.from_numpy(rows[:, :, None] | columns[:, None, :])
-        return {**batch, self.key: spectra.masked_fill(hidden[:, None], self.fill)}
+        return values.masked_fill(hidden[:, None], self.fill)
 
     def _hidden(
         self, seeds: Seeds, name: str, count: int, widest: int, length: int
     ) -> NDArray[np.bool_]:
         """(B, length): which places are masked."""
-        places = np.arange(length)
         hidden = np.zeros((len(seeds), length), dtype=bool)
-        for number in range(count):
-            width = self._draws.integers(seeds, min(widest, length) + 1, name, str(number), "width")
-            begin = (
-                self._draws.uniform(seeds, name, str(number), "begin") * (length - width + 1)
-            ).astype(np.int64)
-            hidden |= (places >= begin[:, None]) & (places < (begin + width)[:, None])
+        for number in map(str, range(count)):
+            widths = self._draws.integers(seeds, min(widest, length) + 1, name, number, "width")
+            hidden |= self._draws.spans(seeds, widths, length, name, number, "begin")
         return hidden
-
-
-def _waves(batch: Batch, key: str, shortest: int = 1) -> Tensor:
-    waves = numbers(batch, key)
-    if waves.dim() != 3 or not waves.is_floating_point() or waves.shape[-1] < shortest:
-        raise DataError(
-            f"{key}: {tuple(waves.shape)} of {waves.dtype} where waves (B, C, T >= {shortest}) of "
-            "floats are needed. Set the key."
-        )
-    return waves

@@ -25,9 +25,24 @@ class Draws:
         """seeds: (B,) -> (B,) in [0, 1), one number a purpose."""
         return (self.seeds(seeds, *purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
-    def integers(self, seeds: Seeds, end: int, *purpose: str) -> NDArray[np.int64]:
-        """seeds: (B,) -> (B,) in [0, end)."""
+    def uniform_by_channel(self, seeds: Seeds, num_channels: int) -> NDArray[np.float64]:
+        """seeds: (B,) -> (B, C) in [0, 1)."""
+        drawn = [self.uniform(seeds, str(channel)) for channel in range(num_channels)]
+        return np.stack(drawn, axis=1)
+
+    def integers(
+        self, seeds: Seeds, end: int | NDArray[np.int64], *purpose: str
+    ) -> NDArray[np.int64]:
+        """seeds: (B,) -> (B,) in [0, end); `end`: one for all, or (B,)."""
         return (self.uniform(seeds, *purpose) * end).astype(np.int64)
+
+    def spans(
+        self, seeds: Seeds, widths: NDArray[np.int64], length: int, *purpose: str
+    ) -> NDArray[np.bool_]:
+        """seeds, widths: (B,) -> (B, length): True in a span of each width, placed anywhere."""
+        begins = self.integers(seeds, length - widths + 1, *purpose)[:, None]
+        places = np.arange(length)
+        return (places >= begins) & (places < begins + widths[:, None])
 
     def seeds(self, seeds: Seeds, *purpose: str) -> Seeds:
         """seeds: (B,) -> (B,) seeds of generators of their own."""

@@ -21,14 +21,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.errors import ConfigError, DataError
-from harness.treatments.numbers import Batch, by_channel, numbers
+from harness.treatments.numbers import Batch, Plain, by_channel, check_channels, numbers
 
 Columns = NDArray[np.float64]
 _UNIT = 1074  # 2**-1074 is the least number in float64: every other is a whole multiple of it
 _LARGEST = 1e100  # whose square is still far from the end of float64
 
 
-class Standardise:
+class Fitted(Plain):
+    """A treatment by numbers (C,) of each channel or column, learned from the training split."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self._learned: dict[str, Tensor] = {}
+
+    def state(self) -> dict[str, Any]:
+        """{name: [C floats]}"""
+        return {name: values.tolist() for name, values in self._learned.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """state: as `state()` gave it."""
+        self._learned = {
+            name: torch.tensor(values, dtype=torch.float64) for name, values in state.items()
+        }
+
+    def _by_channel(self, values: Tensor, *names: str) -> list[Tensor]:
+        """What was learned under the names, in shapes that go with values (B, C, ...)."""
+        assert self._learned, "called before finish() or restore()"
+        learned = [self._learned[name] for name in names]
+        check_channels(values, self.key, len(learned[0]), "that the training split has")
+        return [by_channel(each, values) for each in learned]
+
+
+class Standardise(Fitted):
     """(x - mean) / std in float32: (B, C, ...) by the mean and standard deviation of each channel
     or column in the training split, (B,) by one.
 
@@ -37,9 +62,8 @@ class Standardise:
     """
 
     def __init__(self, key: str = "features") -> None:
-        self.key = key
+        super().__init__(key)
         self._moments = Moments()
-        self._learned: dict[str, Tensor] | None = None
 
     def observe(self, batch: Batch) -> None:
         """batch: as in a call."""
@@ -47,26 +71,16 @@ class Standardise:
 
     def finish(self) -> None:
         """Raises DataError for a channel without any number."""
-        self._moments.require(self.key)
-        deviations = [math.sqrt(variance) for variance in self._moments.variances()]
-        self.restore(
-            {"mean": self._moments.means(), "std": [deviation or 1.0 for deviation in deviations]}
-        )
+        require_numbers(self.key, self._moments.counts)
+        deviations = [math.sqrt(variance) or 1.0 for variance in self._moments.variances()]
+        self.restore({"mean": self._moments.means(), "std": deviations})
 
-    def state(self) -> dict[str, Any]:
-        """{mean: [C floats], std: [C floats]}"""
-        return _as_lists(self._learned)
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """state: as `state()` gave it."""
-        self._learned = _as_tensors(state)
-
-    def __call__(self, batch: Batch) -> Batch:
-        values, mean, std = _with_learned(batch, self.key, self._learned, "mean", "std")
-        return {**batch, self.key: ((values.double() - mean) / std).float()}
+    def treat(self, values: Tensor) -> Tensor:
+        mean, std = self._by_channel(values, "mean", "std")
+        return ((values.double() - mean) / std).float()
 
 
-class Rescale:
+class Rescale(Fitted):
     """Each channel or column of (B, C, ...) from its least and largest number in the training split
     to `low` and `high`, in float32.
 
@@ -80,49 +94,30 @@ class Rescale:
     ) -> None:
         if not low < high:
             raise ConfigError(f"low, high: {low} and {high}: needed is low < high.")
+        super().__init__(key)
         self.low = low
         self.high = high
         self.clip = clip
-        self.key = key
-        self._least: Columns | None = None  # (C,)
-        self._largest: Columns | None = None
-        self._learned: dict[str, Tensor] | None = None
+        # (C,) after the first batch; fmin and fmax pass over NaN
+        self._least, self._largest = np.array(np.inf), np.array(-np.inf)
 
     def observe(self, batch: Batch) -> None:
         """batch: as in a call."""
         columns = columns_of(batch, self.key)
-        # Of numbers; NaN is passed over
-        least, largest = (
-            np.fmin.reduce(columns, initial=np.inf),
-            np.fmax.reduce(columns, initial=-np.inf),
-        )
-        self._least = least if self._least is None else np.fmin(self._least, least)
-        self._largest = largest if self._largest is None else np.fmax(self._largest, largest)
+        self._least = np.fmin(self._least, np.fmin.reduce(columns, initial=np.inf))
+        self._largest = np.fmax(self._largest, np.fmax.reduce(columns, initial=-np.inf))
 
     def finish(self) -> None:
         """Raises DataError for a channel without any number."""
-        if self._least is None or self._largest is None or np.isinf(self._least).any():
-            raise DataError(
-                _nothing(self.key, [] if self._least is None else np.isfinite(self._least).tolist())
-            )
+        there = np.isfinite(self._least)
+        require_numbers(self.key, there.tolist() if there.ndim else [])
         self.restore({"least": self._least.tolist(), "largest": self._largest.tolist()})
 
-    def state(self) -> dict[str, Any]:
-        """{least: [C floats], largest: [C floats]}"""
-        return _as_lists(self._learned)
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """state: as `state()` gave it."""
-        self._learned = _as_tensors(state)
-
-    def __call__(self, batch: Batch) -> Batch:
-        values, least, largest = _with_learned(batch, self.key, self._learned, "least", "largest")
+    def treat(self, values: Tensor) -> Tensor:
+        least, largest = self._by_channel(values, "least", "largest")
         width = torch.where(largest > least, largest - least, 1.0)
         scaled = (values.double() - least) / width * (self.high - self.low) + self.low
-        return {
-            **batch,
-            self.key: (scaled.clamp(self.low, self.high) if self.clip else scaled).float(),
-        }
+        return (scaled.clamp(self.low, self.high) if self.clip else scaled).float()
 
 
 class Moments:
@@ -148,11 +143,6 @@ class Moments:
         self.counts = _added(self.counts, there.sum(axis=0).tolist())
         self._sums = _added(self._sums, exact_sums(x))
         self._squares = _added(self._squares, exact_sums(squares))
-
-    def require(self, key: str) -> None:
-        """Raise DataError if a channel has no number."""
-        if not self.counts or 0 in self.counts:
-            raise DataError(_nothing(key, self.counts))
 
     def means(self) -> list[float]:
         """(C,), each the float64 next to the true mean."""
@@ -212,37 +202,13 @@ def _added(totals: list[int], more: Sequence[int]) -> list[int]:
     return [one + other for one, other in zip(totals, more, strict=True)] if totals else list(more)
 
 
-def _nothing(key: str, counts: Sequence[int]) -> str:
-    where = (
-        f"channel or column {list(map(bool, counts)).index(False)} of {key}, from 0,"
-        if counts
-        else key
-    )
-    return (
+def require_numbers(key: str, counts: Sequence[int]) -> None:
+    """Raise DataError unless there are channels, each with a count of its numbers above 0."""
+    if counts and all(counts):
+        return
+    where = key
+    if counts:
+        where = f"channel or column {list(map(bool, counts)).index(False)} of {key}, from 0,"
+    raise DataError(
         f"{where}: no number in the training split to learn from. Leave it out, or mend the data."
     )
-
-
-def _as_lists(learned: dict[str, Tensor] | None) -> dict[str, Any]:
-    assert learned is not None, "asked for what was learned before finish()"
-    return {name: values.tolist() for name, values in learned.items()}
-
-
-def _as_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in state.items()}
-
-
-def _with_learned(
-    batch: Batch, key: str, learned: dict[str, Tensor] | None, *names: str
-) -> tuple[Tensor, ...]:
-    """The numbers of a batch, and what was learned of each channel in a matching shape."""
-    assert learned is not None, "called before finish() or restore()"
-    values = numbers(batch, key)
-    num_channels = values.shape[1] if values.dim() > 1 else 1
-    expected = len(learned[names[0]])
-    if num_channels != expected:
-        raise DataError(
-            f"{key}: {tuple(values.shape)} does not have the {expected} channels or columns that "
-            "the training split has."
-        )
-    return values, *(by_channel(learned[name], values) for name in names)

@@ -1,6 +1,7 @@
 """Treatments of any tensor of numbers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,18 +13,92 @@ from harness.treatments.draws import Draws, Seeds
 Batch = dict[str, Any]
 
 
-class ToFloat:
+@dataclass(frozen=True)
+class Form:
+    """What a treatment needs under its key: a tensor of `num_axes` (None: any number), with at
+    least `shortest` places along the last.
+    """
+
+    name: str = "numbers (B, ...)"
+    num_axes: int | None = None
+    floats: bool = False
+    shortest: int = 0
+    hint: str = "Set the key."
+
+
+class Keyed:
+    """A treatment of the numbers under one key.
+
+    A subclass that draws nothing inherits from `Plain`, one that draws from `Random`.
+    """
+
+    form = Form()
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def numbers(self, batch: Batch) -> Tensor:
+        """The numbers under the key. Raises DataError if the treatment cannot take them."""
+        values, form = numbers(batch, self.key), self.form
+        if (
+            (form.num_axes is not None and values.dim() != form.num_axes)
+            or (form.floats and not values.is_floating_point())
+            or values.shape[-1] < form.shortest
+        ):
+            needed = (
+                form.name.replace("T)", f"T >= {form.shortest})") if form.shortest else form.name
+            )
+            needed += " of floats" if form.floats else ""
+            raise DataError(
+                f"{self.key}: {tuple(values.shape)} of {values.dtype} where {needed} are needed. "
+                f"{form.hint}"
+            )
+        return values
+
+
+class Plain(Keyed):
+    """A treatment of the numbers under one key that draws nothing."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        return {**batch, self.key: self.treat(self.numbers(batch))}
+
+    def treat(self, values: Tensor) -> Tensor:
+        """values: as `form` says -> what takes their place."""
+        raise NotImplementedError
+
+
+class Random(Keyed):
+    """A treatment of the numbers under one key that draws, in training only.
+
+    `name`, `salt`: as of `Draws`.
+    """
+
+    training_only = True
+
+    def __init__(self, name: str, key: str, salt: int) -> None:
+        super().__init__(key)
+        self._draws = Draws(name, salt)
+
+    def __call__(self, batch: Batch, seeds: Seeds) -> Batch:
+        return {**batch, self.key: self.treat(self.numbers(batch), seeds)}
+
+    def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
+        """values: as `form` says, seeds: (B,) -> what takes the values' place."""
+        raise NotImplementedError
+
+
+class ToFloat(Plain):
     """Integers to float32, multiplied by `scale`: 1/255 takes the bytes of an image to [0, 1]."""
 
     def __init__(self, key: str = "image", scale: float = 1 / 255) -> None:
-        self.key = key
+        super().__init__(key)
         self.scale = scale
 
-    def __call__(self, batch: Batch) -> Batch:
-        return {**batch, self.key: (numbers(batch, self.key) * self.scale).float()}
+    def treat(self, values: Tensor) -> Tensor:
+        return (values * self.scale).float()
 
 
-class ToDegrees:
+class ToDegrees(Plain):
     """Counts of a thermal camera to degrees, in float32: counts x scale + offset.
 
     0.01 and -273.15 take centikelvin to degrees Celsius. Computed in float64, so that no count is
@@ -33,24 +108,21 @@ class ToDegrees:
     def __init__(self, scale: float, offset: float = 0.0, key: str = "image") -> None:
         if scale == 0:
             raise ConfigError("scale: 0 makes all counts alike.")
-        self.key = key
+        super().__init__(key)
         self.scale = scale
         self.offset = offset
 
-    def __call__(self, batch: Batch) -> Batch:
-        return {
-            **batch,
-            self.key: (numbers(batch, self.key).double() * self.scale + self.offset).float(),
-        }
+    def treat(self, values: Tensor) -> Tensor:
+        return (values.double() * self.scale + self.offset).float()
 
 
-class Normalise:
+class Normalise(Plain):
     """(x - mean) / std, in float32: one number for all channels, or one for each of (B, C, ...)."""
 
     def __init__(
         self, mean: float | Sequence[float], std: float | Sequence[float], key: str = "image"
     ) -> None:
-        self.key = key
+        super().__init__(key)
         self._mean = torch.tensor(mean, dtype=torch.float32).view(-1)
         self._std = torch.tensor(std, dtype=torch.float32).view(-1)
         if not (self._std > 0).all():
@@ -61,45 +133,31 @@ class Normalise:
                 "channel, or one for all."
             )
 
-    def __call__(self, batch: Batch) -> Batch:
-        values = numbers(batch, self.key)
-        channels = {len(self._mean), len(self._std)} - {1}
-        if channels and (values.dim() < 2 or channels != {values.shape[1]}):
-            raise DataError(
-                f"{self.key}: {tuple(values.shape)} does not have the {max(channels)} channels "
-                "that mean and std are given for."
-            )
-        return {
-            **batch,
-            self.key: (values.float() - by_channel(self._mean, values))
-            / by_channel(self._std, values),
-        }
+    def treat(self, values: Tensor) -> Tensor:
+        num_channels = max(len(self._mean), len(self._std))
+        if num_channels > 1:
+            check_channels(values, self.key, num_channels, "that mean and std are given for")
+        centred = values.float() - by_channel(self._mean, values)
+        return centred / by_channel(self._std, values)
 
 
-class AddNoise:
+class AddNoise(Random):
     """Gaussian noise of standard deviation `std` on every number, in training only."""
 
-    training_only = True
+    form = Form(floats=True, hint="Put harness.treatments.ToFloat before it.")
 
     def __init__(self, std: float, key: str = "image", salt: int = 0) -> None:
+        super().__init__("AddNoise", key, salt)
         if not std >= 0:
             raise ConfigError(f"std: {std} is below 0.")
-        self.key = key
         self.std = std
-        self._draws = Draws("AddNoise", salt)
 
-    def __call__(self, batch: Batch, seeds: Seeds) -> Batch:
-        values = numbers(batch, self.key)
-        if not values.is_floating_point():
-            raise DataError(
-                f"{self.key}: noise needs floating-point numbers, these are {values.dtype}. Put "
-                "harness.treatments.ToFloat before it."
-            )
+    def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
         noise = torch.empty_like(values)
         generator = torch.Generator()
         for one, seed in zip(noise, self._draws.seeds(seeds, "noise").tolist(), strict=True):
             one.normal_(0, self.std, generator=generator.manual_seed(seed))
-        return {**batch, self.key: values + noise}
+        return values + noise
 
 
 def numbers(batch: Batch, key: str) -> Tensor:
@@ -111,6 +169,14 @@ def numbers(batch: Batch, key: str) -> Tensor:
             f"{', '.join(sorted(batch))}. Set its key."
         )
     return values
+
+
+def check_channels(values: Tensor, key: str, count: int, whose: str) -> None:
+    """Raise DataError unless values are (B, count, ...), or (B,) for a count of 1."""
+    if (values.shape[1] if values.dim() > 1 else 1) != count:
+        raise DataError(
+            f"{key}: {tuple(values.shape)} does not have the {count} channels or columns {whose}."
+        )
 
 
 def by_channel(parameter: Tensor, values: Tensor) -> Tensor:

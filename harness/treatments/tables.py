@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from harness.data.source import learns
 from harness.errors import ConfigError, DataError
-from harness.treatments.learned import Moments, columns_of
-from harness.treatments.numbers import Batch, by_channel, numbers
+from harness.treatments.learned import Moments, columns_of, require_numbers
+from harness.treatments.numbers import Batch, by_channel, check_channels, numbers
+from harness.wording import some
 
 Statistic = Literal["mean", "median", "most_frequent"]
 
@@ -69,22 +69,15 @@ class Encode:
         texts = self._texts(batch)
         unknown = next((text for text in texts if text not in self._numbers), None)
         if unknown is not None and not self.others:
-            shown = ", ".join(self.categories[:20]) + (", …" if len(self.categories) > 20 else "")
-            mend = (
-                "Put samples of it into the training split"
-                if learns(self)
-                else "Add it to categories"
-            )
+            mend = "Add it to categories"
+            if learns(self):
+                mend = "Put samples of it into the training split"
             raise DataError(
-                f"{self.key}: {unknown!r} is none of the categories {shown}. {mend}, or set "
-                "others: true."
+                f"{self.key}: {unknown!r} is none of the categories "
+                f"{some(self.categories, 20)}. {mend}, or set others: true."
             )
-        return {
-            **batch,
-            self.key: torch.tensor(
-                [self._numbers.get(text, len(self.categories)) for text in texts], dtype=torch.int64
-            ),
-        }
+        found = [self._numbers.get(text, len(self.categories)) for text in texts]
+        return {**batch, self.key: torch.tensor(found, dtype=torch.int64)}
 
     def _texts(self, batch: Batch) -> list[str]:
         texts = batch.get(self.key)
@@ -108,11 +101,8 @@ class OneHot:
 
     def __call__(self, batch: Batch) -> Batch:
         values = numbers(batch, self.key)
-        if (
-            values.is_floating_point()
-            or bool((values < 0).any())
-            or bool((values >= self.size).any())
-        ):
+        outside = (values < 0) | (values >= self.size)
+        if values.is_floating_point() or bool(outside.any()):
             raise DataError(
                 f"{self.key}: whole numbers from 0 to {self.size - 1} are needed. Put "
                 "harness.treatments.Encode before it, or set size."
@@ -158,20 +148,14 @@ class Impute:
             self._seen.append(columns)
 
     def _finish(self) -> None:
-        self._moments.require(self.key)
+        require_numbers(self.key, self._moments.counts)
         if self._statistic == "mean":
             values = self._moments.means()
         else:
             each = np.concatenate(self._seen).T
             self._seen = []
-            values = [
-                float(
-                    np.nanmedian(one)
-                    if self._statistic == "median"
-                    else _most_frequent(one[~np.isnan(one)])
-                )
-                for one in each
-            ]
+            statistic = np.nanmedian if self._statistic == "median" else _most_frequent
+            values = [float(statistic(one[~np.isnan(one)])) for one in each]
         self.restore({"value": values})
 
     def state(self) -> dict[str, Any]:
@@ -184,25 +168,19 @@ class Impute:
 
     def __call__(self, batch: Batch) -> Batch:
         values = numbers(batch, self.key)
-        num_channels = values.shape[1] if values.dim() > 1 else 1
-        if self._value.dim() and num_channels != len(self._value):
-            raise DataError(
-                f"{self.key}: {tuple(values.shape)} does not have the {len(self._value)} channels "
-                "or columns that there are values for."
-            )
+        if self._value.dim():
+            check_channels(values, self.key, len(self._value), "that there are values for")
         missing = values.isnan()
-        filled = torch.where(
-            missing, by_channel(self._value.view(-1), values).to(values.dtype), values
-        )
+        value = by_channel(self._value.view(-1), values).to(values.dtype)
+        filled = torch.where(missing, value, values)
         if self.mark and values.dim() < 2:
             raise DataError(
                 f"{self.key}: {tuple(values.shape)} has no channels to which marks could be added. "
                 "Join it first, or leave mark out."
             )
-        return {
-            **batch,
-            self.key: torch.cat([filled, missing.to(filled.dtype)], dim=1) if self.mark else filled,
-        }
+        if self.mark:
+            filled = torch.cat([filled, missing.to(filled.dtype)], dim=1)
+        return {**batch, self.key: filled}
 
 
 def _most_frequent(values: NDArray[np.float64]) -> float:
@@ -220,11 +198,7 @@ class Join:
         self.into = into
 
     def __call__(self, batch: Batch) -> Batch:
-        parts: list[Tensor] = [numbers(batch, key).float() for key in self.keys]
+        columns = [numbers(batch, key).float() for key in self.keys]
+        rows = [column[:, None] if column.dim() == 1 else column for column in columns]
         kept = {name: value for name, value in batch.items() if name not in self.keys}
-        return {
-            **kept,
-            self.into: torch.cat(
-                [part[:, None] if part.dim() == 1 else part for part in parts], dim=1
-            ),
-        }
+        return {**kept, self.into: torch.cat(rows, dim=1)}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import components
+from harness import trust
 from harness.config.identity import identity_changes
 from harness.config.read import describe, read_config, read_section, resolved_yaml
 from harness.config.schema import Config
@@ -486,16 +486,16 @@ def test_somebody_elses_config_may_name_only_what_is_allowed() -> None:
     assert len(lines) == 1 + 6
     assert lines[1].startswith(
         "  digits.yaml:8: network._target_: tests.toy_parts.Net is code from elsewhere. A "
-        "checkpoint may name harness, torch.nn"
+        "checkpoint may name harness.networks, harness.tasks, harness.sources"
     )
     read = read_config(path, allow=("tests",))
     assert read == read_config(path)
-    components.allowed(read.data, "data", ["tests"])
+    trust.check_code(read.data, "data", ["tests"])
     with pytest.raises(
         ConfigError,
         match=r"^data\.train\.source\._target_: tests\.toy_parts\.Source is code from elsewhere",
     ):
-        components.allowed(read.data, "data", [])
+        trust.check_code(read.data, "data", [])
 
 
 # -- stop settings alone

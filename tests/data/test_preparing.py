@@ -136,7 +136,8 @@ def test_what_was_learned_is_in_the_run_and_its_checkpoints_and_is_used_by_evalu
         "Encode",
     ]
     assert load_trainer(find_checkpoint(tmp_path / "run"))["learned"] == kept
-    told = json.loads(command("evaluate", str(tmp_path / "run"), "--split", "val", "--json").stdout)
+    evaluated = command("evaluate", tmp_path / "run", "--json", "--allow", f"{tmp_path}/")
+    told = json.loads(evaluated.stdout)
     records = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]

@@ -117,5 +117,7 @@ def test_a_network_that_looks_and_listens_reaches_its_target(tmp_path: Path) -> 
     assert (
         json.loads((tmp_path / "run" / "outcome.json").read_text())["reason"] == "targets_reached"
     )
-    evaluated = command("evaluate", tmp_path / "run", "--split", "test", "--json", timeout_s=300)
+    evaluated = command(
+        "evaluate", tmp_path / "run", "--split", "test", "--json", "--allow", "/", timeout_s=300
+    )
     assert json.loads(evaluated.stdout)["accuracy"] >= 0.98

@@ -394,7 +394,8 @@ def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
     [
         ({"length": 0}, r"^length, stride, channels: 0, 1"),
         ({"channels": []}, r"^length, stride, channels: 2, 1, \[\]"),
-        ({"labels": "any"}, r"^labels, gaps: 'any', 'refuse'"),
+        ({"labels": "any"}, r"^labels: 'any' is neither pure nor majority"),
+        ({"gaps": "fill"}, r"^gaps: 'fill' is neither refuse nor split"),
         ({"gap_s": 1.0}, r"^time: give it with gap_s, rate_hz or both, or none of them"),
         ({"time": "t"}, r"^time: give it with gap_s"),
         ({"units": {"z": "g"}}, r"^units\.z: no such channel, only x, y"),

@@ -113,7 +113,9 @@ def test_digits_in_an_excel_sheet_are_learned_and_evaluated(tmp_path: Path) -> N
     assert (
         train(tmp_path, TABLE.format(file=tmp_path / "digits.xlsx"))["reason"] == "targets_reached"
     )
-    evaluated = command("evaluate", tmp_path / "run", "--split", "test", "--json")
+    evaluated = command(
+        "evaluate", tmp_path / "run", "--split", "test", "--json", "--allow", f"{tmp_path}/"
+    )
     assert json.loads(evaluated.stdout)["accuracy"] > 0.9
 
     frame.drop(columns=["label", "row", "pen"]).head(20).to_csv(tmp_path / "new.csv", index=False)

@@ -374,5 +374,7 @@ def test_motions_are_told_apart(tmp_path: Path) -> None:
             2, ROOT / "configs" / "video_motion.yaml", overrides, env=env, timeout_s=900
         )
     ] == [0, 0]
-    evaluated = command("evaluate", tmp_path / "run", "--split", "test", "--json", timeout_s=300)
+    evaluated = command(
+        "evaluate", tmp_path / "run", "--split", "test", "--json", "--allow", "/", timeout_s=300
+    )
     assert json.loads(evaluated.stdout)["accuracy"] >= 0.93

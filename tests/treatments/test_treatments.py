@@ -206,12 +206,12 @@ def test_integers_become_floats_and_floats_are_normalised() -> None:
         (
             RandomFlip(),
             {"image": torch.zeros(2, 4, 4)},
-            r"image: \(2, 4, 4\) where images \(B, C, H, W\) are needed",
+            r"image: \(2, 4, 4\) of torch\.float32 where images \(B, C, H, W\) are needed",
         ),
         (
             AddNoise(1),
             {"image": torch.zeros(2, 4, dtype=torch.uint8)},
-            r"image: noise needs floating-point numbers, these are torch\.uint8\. Put",
+            r"image: .* of torch\.uint8 where numbers .* of floats are needed\. Put",
         ),
     ],
 )
