@@ -70,7 +70,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             rng=capture_random(run.engine.generators),
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
             metrics=dict(run.controller.latest_metrics(run.step)),
-            facts={**run.facts, RANKED_BY: ranked_by},
+            facts={**run.facts, RANKED_BY: run.controller.best_metric()},
             config_yaml=resolved_yaml(run.config),
             extra_files=run.extra_files,
         )
