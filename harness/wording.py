@@ -3,10 +3,17 @@ errors as people write them.
 """
 
 import difflib
+import re
+import traceback
 from collections.abc import Collection, Iterable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
+# Code that is no user's own: of packages, of Python, ours
+_NOT_OWN = re.compile(
+    rf"[/\\](site|dist)-packages[/\\]|[/\\]lib[/\\]python3|^<|^{re.escape(str(Path(__file__).parent))}"
+)
 Key = str | int
 Keys = tuple[Key, ...]
 
@@ -52,16 +59,25 @@ def did_you_mean(wrong: Any, known: Iterable[str], *, quoted: bool = False) -> s
     return f" Did you mean {repr(names[close]) if quoted else names[close]}?"
 
 
+def origin(error: BaseException) -> str:
+    """`file:line` of where an error arose: in a user's own code if that was on the way."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if not _NOT_OWN.search(one.filename)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
 def shown(value: Any) -> str:
     """A value as Python writes it, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def some(names: Collection[str], most: int = 5, none: str = "none") -> str:
+def some(names: Collection[str], most: int = 5, none: str = "none", separator: str = ", ") -> str:
     """`a, b and 3 more`; `none` if there are no names."""
     rest = len(names) - most
-    return (", ".join(list(names)[:most]) or none) + (f" and {rest} more" if rest > 0 else "")
+    more = f" and {rest:,} more" if rest > 0 else ""
+    return (separator.join(list(names)[:most]) or none) + more
 
 
 def first_line(error: BaseException) -> str:

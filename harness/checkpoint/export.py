@@ -10,6 +10,7 @@ from harness.checkpoint.format import bytes_of, place
 from harness.checkpoint.read import inspect, read_model
 from harness.durable import sync_directory
 from harness.errors import CheckpointError
+from harness.wording import some
 
 
 def export(checkpoint: Path, out: Path) -> int:
@@ -22,7 +23,7 @@ def export(checkpoint: Path, out: Path) -> int:
     listed = inspect(checkpoint, verify="full")
     if listed.manifest is None:
         raise CheckpointError(
-            f"{checkpoint}: {'; '.join(listed.problems[:5])}. Export another checkpoint."
+            f"{checkpoint}: {some(listed.problems, separator='; ')}. Export another checkpoint."
         )
     if out.exists():
         raise CheckpointError(f"{out}: it exists. Remove it, or give another name.")

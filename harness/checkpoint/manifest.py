@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.checkpoint import exact_json
 from harness.checkpoint.format import Placement, Spec, known_dtype, place
 from harness.errors import CheckpointError
+from harness.wording import some
 
 FORMAT = "fermarsi-checkpoint"
 FORMAT_VERSION = 1
@@ -162,7 +163,8 @@ def dump_manifest(manifest: Manifest) -> bytes:
     problems = manifest.problems()
     if problems:
         raise CheckpointError(
-            f"step {manifest.step}: ranks do not hold the same state: {'; '.join(problems[:5])}."
+            f"step {manifest.step}: ranks do not hold the same state: "
+            f"{some(problems, separator='; ')}."
         )
     body = manifest.model_dump()
     body["metrics"] = exact_json.encode(body["metrics"], "metrics")
@@ -200,7 +202,7 @@ def parse_manifest(data: bytes) -> Manifest:
         raise CheckpointError(f"{MANIFEST}: nested too deeply.") from error
     problems = manifest.problems()
     if problems:
-        raise CheckpointError(f"{MANIFEST}: {'; '.join(problems[:5])}.")
+        raise CheckpointError(f"{MANIFEST}: {some(problems, separator='; ')}.")
     return manifest
 
 

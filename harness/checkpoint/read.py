@@ -33,7 +33,7 @@ from harness.checkpoint.manifest import (
 )
 from harness.checkpoint.pointers import pointed
 from harness.errors import CheckpointError
-from harness.wording import first_line
+from harness.wording import first_line, some
 
 Verify = Literal["full", "size"]
 # Ends the name of a checkpoint that is being replaced by another of the same step; see commit.py
@@ -161,7 +161,9 @@ def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full"
         listed = inspect(directory / name, step, verify)
         if listed.manifest is not None:
             return Choice(listed.path, skipped)
-        skipped.append(f"{listed.path}: skipped, not valid: {'; '.join(listed.problems[:3])}")
+        skipped.append(
+            f"{listed.path}: skipped, not valid: {some(listed.problems, 3, separator='; ')}"
+        )
     if skipped:
         reasons = "\n".join(skipped)
         raise CheckpointError(
@@ -243,7 +245,9 @@ def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Load
     manifest = read_manifest(path)
     problems = _problems(path, manifest, "size")
     if problems:
-        raise CheckpointError(f"{path}: {'; '.join(problems[:5])}. Resume from another checkpoint.")
+        raise CheckpointError(
+            f"{path}: {some(problems, separator='; ')}. Resume from another checkpoint."
+        )
     placements = manifest.placements()
     model = {
         name: tensor.to(device)
@@ -282,8 +286,8 @@ def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Ch
     if listed.manifest is None:
         present = ", ".join(name for _, name in step_names(directory)) or "none"
         raise CheckpointError(
-            f"run.resume: {path}: {'; '.join(listed.problems[:5])}. In {directory} there are: "
-            f"{present}."
+            f"run.resume: {path}: {some(listed.problems, separator='; ')}. In {directory} there "
+            f"are: {present}."
         )
     return Choice(listed.path, [])
 

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from harness.checks.report import Findings, named
+from harness.checks.report import Findings
 from harness.checks.roles import Role
 from harness.checks.survey import Survey
 from harness.stopping.targets import Target
+from harness.wording import some
 
 Counts = Mapping[str, Counter[str]]
 
@@ -55,7 +56,7 @@ def check_missing(counts: Counts, role: Role, names: Mapping[str, str], findings
         others = [other for other, has in counts.items() if other != split and set(has) - set(of)]
         message = (
             f"data.{split}: no sample of {len(absent):,} of {len(everywhere):,} classes in "
-            f"{role.target!r}: {named(absent)}."
+            f"{role.target!r}: {some(absent)}."
         )
         advice = (
             f"It is in data.{' and data.'.join(others)}. Split by "

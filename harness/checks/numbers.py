@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import components
-from harness.checks.report import Findings, named
+from harness.checks.report import Findings
 from harness.checks.survey import Survey
 from harness.components import TARGET
+from harness.wording import some
 
 _IMPUTE = "Impute"  # treatments whose names begin so fill in what is missing
 
@@ -60,7 +61,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
             constant = of.constant()
             message = (
                 f"{one.where}: {len(constant):,} of {len(of.low):,} channels of {name!r} never "
-                f"change: {named(list(map(str, constant)))}."
+                f"change: {some(list(map(str, constant)))}."
             )
             findings.add(
                 "constant",

@@ -125,10 +125,3 @@ class Findings:
     def sorted(self) -> list[Finding]:
         """Errors first."""
         return sorted(self.found, key=lambda finding: finding.level != "error")
-
-
-def named(values: Sequence[str]) -> str:
-    """Some of many names."""
-    return ", ".join(values[:SHOWN]) + (
-        f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
-    )

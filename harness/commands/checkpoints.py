@@ -12,6 +12,7 @@ from harness.checkpoint.retention import RANKED_BY, Ranking, Retention, ranked_b
 from harness.commands.show import Listing
 from harness.errors import CheckpointError
 from harness.rundir.lease import Lease
+from harness.wording import some
 
 COLUMNS = ("step", "epoch", "reason", "processes", "size", "metrics", "links", "valid")
 
@@ -50,7 +51,12 @@ class CheckpointRow:
         one = self.listed
         links = ", ".join(self.links)
         if one.manifest is None:
-            return (f"{one.step:,}", *[""] * 5, links, f"no: {'; '.join(one.problems[:3])}")
+            return (
+                f"{one.step:,}",
+                *[""] * 5,
+                links,
+                f"no: {some(one.problems, 3, separator='; ')}",
+            )
         manifest = one.manifest
         metrics = ", ".join(
             f"{name} {value:.4g}"

@@ -1,13 +1,12 @@
 """What may change of a config between the launches of a run."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.components import TARGET
 from harness.config.read import plain
 from harness.config.schema import Config
+from harness.data.content import digest
 from harness.wording import Keys, dotted
 
 _ABSENT = object()
@@ -62,10 +61,7 @@ def config_hashes(config: Config) -> dict[str, str]:
     for name in ("network", "task", "batch"):
         dump.pop(name)
     kinds = {"identity": identity, "course": course, "runtime": dump}
-    return {
-        kind: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-        for kind, value in kinds.items()
-    }
+    return {kind: digest(value) for kind, value in kinds.items()}
 
 
 def _identity(config: Config) -> Iterator[tuple[Keys, Any]]:

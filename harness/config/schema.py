@@ -247,6 +247,14 @@ class TrainConfig(Section):
             "The gradient's largest norm; larger ones are scaled down to it. null: no limit."
         ),
     )
+    find_unused_parameters: bool = Field(
+        False,
+        description=(
+            "On several processes, whether each step looks for the parameters that it did not use. "
+            "Needed where a forward pass uses some of them only at times; costs a walk through the "
+            "graph and, on a GPU, a wait a step."
+        ),
+    )
 
 
 class CheckpointConfig(Section):
@@ -262,8 +270,10 @@ class CheckpointConfig(Section):
     )
     verify: Literal["full", "size"] = Field(
         "full",
-        description="What is checked before a resume: hashes of all files (full), or sizes of those "
-        "that hold tensors (size).",
+        description=(
+            "What is checked before a resume: hashes of all files (full), or sizes of those that "
+            "hold tensors (size)."
+        ),
     )
     max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
     timeout_s: float = Field(

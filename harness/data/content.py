@@ -22,7 +22,7 @@ from harness import components
 from harness.components import STAGE, TARGET
 from harness.data.code import module_version
 from harness.data.source import version_of
-from harness.durable import replace
+from harness.durable import write_json
 from harness.errors import DataError
 
 
@@ -102,7 +102,5 @@ class Hashes:
             ) from error
 
     def _remember(self) -> None:
-        temporary = self._memo.with_suffix(f".{os.getpid()}.tmp")
         with suppress(OSError):  # a read-only place: all is hashed again next time
-            temporary.write_text(json.dumps(self._known))
-            replace(temporary, self._memo)
+            write_json(self._memo, self._known, sync=False)

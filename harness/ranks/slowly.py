@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
-from harness.ranks.ranks import Ranks
+from harness.ranks.ranks import J, Ranks
 
 HEARD_S = 10.0
 
@@ -13,13 +13,29 @@ HEARD_S = 10.0
 T = TypeVar("T")
 
 
-def slowly(ranks: Ranks, work: Callable[[], T], heard_s: float = HEARD_S) -> T:
+@overload
+def slowly(ranks: Ranks, work: Callable[[], T], *, heard_s: float = HEARD_S) -> T:
+    """`work` gives a JSON value."""
+
+
+@overload
+def slowly(ranks: Ranks, work: Callable[[], J], kind: type[J], *, heard_s: float = HEARD_S) -> J:
+    """`work` gives an instance of `kind`."""
+
+
+def slowly(
+    ranks: Ranks,
+    work: Callable[[], Any],
+    kind: Any = None,
+    *,
+    heard_s: float = HEARD_S,
+) -> Any:
     """As `ranks.decide`, for work that may last longer than a rank waits for another: it goes on in
-    a thread, and the others hear that it does.
+    a thread, and every `heard_s` the other ranks learn that it does.
     """
     if ranks.size == 1:
-        return ranks.decide(work)
-    result: Future[T] = Future()
+        return ranks.decide(work, kind)
+    result: Future[Any] = Future()
 
     def run() -> None:
         try:
@@ -33,4 +49,4 @@ def slowly(ranks: Ranks, work: Callable[[], T], heard_s: float = HEARD_S) -> T:
         threading.Thread(target=run, name="fermarsi-slowly", daemon=True).start()
     while not ranks.decide(lambda: bool(wait([result], heard_s).done)):
         pass
-    return ranks.decide(result.result)
+    return ranks.decide(result.result, kind)

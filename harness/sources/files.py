@@ -14,12 +14,11 @@ from typing import Any, BinaryIO, Literal, TypeVar, get_args
 
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.source import Rows, select
-from harness.wording import did_you_mean
+from harness.wording import did_you_mean, some
 
 OnError = Literal["stop", "skip"]
 Item = TypeVar("Item")
 Read = TypeVar("Read")
-_SHOWN = 5  # files named in a warning
 
 
 @dataclass(frozen=True)
@@ -155,10 +154,8 @@ def read_all(
                 raise DataError(f"{error} Or leave such {what} out with on_error: skip.") from error
             skipped.append(str(error))
     if skipped:
-        more = f" … and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-        message = (
-            f"{len(skipped)} of {len(items)} {what} left out: {' '.join(skipped[:_SHOWN])}{more}"
-        )
+        listed = some(skipped, separator=" ")
+        message = f"{len(skipped)} of {len(items)} {what} left out: {listed}"
         if not kept:
             raise DataError(message)
         warnings.warn(message, stacklevel=4)

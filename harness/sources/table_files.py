@@ -12,7 +12,7 @@ from typing import Any
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout, text_of
 from harness.sources.files import need
-from harness.wording import did_you_mean
+from harness.wording import did_you_mean, some
 
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 _Pack = Callable[[list[list[Any]], Sequence[str], Sequence[str]], dict[str, Any]]
@@ -173,8 +173,8 @@ def _refuse_header(
         )
     name = next(name for name in columns if name not in header)
     raise DataError(
-        f"{path}: no column {name!r}, only {', '.join(header[:20])}"
-        f"{', …' if len(header) > 20 else ''}.{did_you_mean(name, header, quoted=True)}"
+        f"{path}: no column {name!r}, only {some(header, 20)}."
+        f"{did_you_mean(name, header, quoted=True)}"
     )
 
 

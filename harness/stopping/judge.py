@@ -5,11 +5,11 @@ in judges.py.
 """
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from typing import Literal, NamedTuple, Protocol
 
 from harness.settings import numbered
 from harness.stopping.verdict import CriterionVerdict, Evaluation, MetricInfo, Metrics, Mode
+from harness.wording import closest
 
 Need = Literal["all", "any"]
 
@@ -82,7 +82,7 @@ def unknown_metric(
     both = bool(meant) and tuple(meant) != (name,)
     names = [one.partition("/")[2] for one in metrics] if both else list(metrics)
     near = [
-        *get_close_matches(name, names, n=1, cutoff=0.5),
+        *filter(None, [closest(name, names, cutoff=0.5)]),
         *(one for one in reversed(list(metrics)) if one.endswith(f"/{name}")),
     ]
     meaning = f" ({name} without a split means {' and '.join(meant)})" if both else ""

@@ -58,13 +58,10 @@ def open_data(
     """
     names = ("train", "val") if config.data.val is not None else ("train",)
     sources = Sources(config.data)
-    prepared = Preparation.from_json(
-        slowly(
-            ranks,
-            lambda: prepare_data(
-                config, names, sources, launch, console, interruption.check
-            ).to_json(),
-        )
+    prepared = slowly(
+        ranks,
+        lambda: prepare_data(config, names, sources, launch, console, interruption.check),
+        Preparation,
     )
     if launch.checkpoint is None:
         slowly(ranks, lambda: check_splits(config, names, sources, console))

@@ -11,6 +11,7 @@ from harness.data.source import learns
 from harness.errors import ConfigError, DataError
 from harness.treatments.learned import Moments, columns_of, require_numbers
 from harness.treatments.numbers import Batch, by_channel, check_channels, numbers
+from harness.wording import some
 
 Statistic = Literal["mean", "median", "most_frequent"]
 
@@ -68,13 +69,12 @@ class Encode:
         texts = self._texts(batch)
         unknown = next((text for text in texts if text not in self._numbers), None)
         if unknown is not None and not self.others:
-            shown = ", ".join(self.categories[:20]) + (", …" if len(self.categories) > 20 else "")
             mend = "Add it to categories"
             if learns(self):
                 mend = "Put samples of it into the training split"
             raise DataError(
-                f"{self.key}: {unknown!r} is none of the categories {shown}. {mend}, or set "
-                "others: true."
+                f"{self.key}: {unknown!r} is none of the categories "
+                f"{some(self.categories, 20)}. {mend}, or set others: true."
             )
         found = [self._numbers.get(text, len(self.categories)) for text in texts]
         return {**batch, self.key: torch.tensor(found, dtype=torch.int64)}

@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from harness.ranks.meeting import is_lost_peer, leave
 from harness.ranks.messages import FRAME_BYTES
 from harness.ranks.pulse import Pulse
 from harness.ranks.ranks import Ranks
+from harness.ranks.slowly import slowly
 from tests.pool import RanksFailed, on_ranks
 
 SIZES = pytest.mark.parametrize("n", [1, 2, 3])
@@ -33,6 +35,39 @@ def decide_on_a_value(length: int) -> Any:
 
 def decide_on_something_that_is_not_json() -> None:
     Ranks.join().decide(lambda: {"path": object()})
+
+
+@dataclass
+class Size:
+    batch: int
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, int]) -> "Size":
+        return cls(**value)
+
+
+def decide_on_an_instance(slow: bool) -> list[Any]:
+    """An instance, none, and what an error raises, then the next: the ranks are still in step."""
+    ranks = Ranks.join()
+
+    def decide(decision: Callable[[], Size | None]) -> Size | None:
+        if slow:
+            return slowly(ranks, decision, Size, heard_s=0.05)
+        return ranks.decide(decision, Size)
+
+    def fail() -> Size:
+        raise ConfigError("batch.size: 0 is too small")
+
+    raised = caught(lambda: decide(fail))
+    return [
+        decide(lambda: Size(8 + ranks.rank)),
+        decide(lambda: None),
+        (type(raised), str(raised)),
+        decide(lambda: Size(2)),
+    ]
 
 
 def decide_after_a_failure(error: Exception) -> list[Any]:
@@ -204,6 +239,13 @@ def same_on_all(results: list[Any]) -> Any:
 
 
 # -- decisions
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_every_rank_gets_an_instance_of_the_class_that_rank_0_decided(n: int, slow: bool) -> None:
+    error = (ConfigError, "batch.size: 0 is too small")
+    assert on_ranks(n, decide_on_an_instance, slow) == [[Size(8), None, error, Size(2)]] * n
 
 
 @SIZES
