@@ -29,6 +29,7 @@ from harness.config.schedules import name_of
 from harness.config.schema import Config
 from harness.console import Console
 from harness.data.code import changes, code_of, edits
+from harness.durable import replace_file
 from harness.errors import CheckpointError, ConfigError
 from harness.interrupt import PREEMPT, Interruption
 from harness.randomness import restore_random, seed_ambient, seed_for
@@ -308,7 +309,7 @@ def prepare_directory(config: Config, start: Start, console: Console) -> None:
             for name in set_aside_newer(directory / "checkpoints", read_manifest(checkpoint).step):
                 console.say(f"warning: {name} is newer and was set aside")
     try:
-        (directory / "config.yaml").write_text(resolved_yaml(config))
+        replace_file(directory / "config.yaml", resolved_yaml(config), sync=False)
         (directory / "outcome.json").unlink(missing_ok=True)  # it was of an earlier launch
     except OSError as error:
         raise CheckpointError(
