@@ -91,7 +91,8 @@ def run_on_meta(directory: Path, *overrides: str) -> Iterator[Run]:
     "overrides",
     [
         ["schedule={_target_: harness.schedules.WarmupCosine, total_steps: 12}"],
-        ["train.clip_grad_norm=null", "optimizer={_target_: torch.optim.SGD, lr: 0.1, foreach: true}"],
+        ["train.clip_grad_norm=null",
+         "optimizer={_target_: torch.optim.SGD, lr: 0.1, foreach: true}"],
         ["task={_target_: harness.tasks.Regression, input: x, target: label}",
          "network={_target_: torch.nn.Linear, in_features: 6, out_features: 1}"],
         ["task.class_weights=balanced", "task.label_smoothing=0.1"],
