@@ -275,7 +275,10 @@ class CheckpointConfig(Section):
     )
     verify: Literal["full", "size"] = Field(
         "full",
-        description="What is checked before a resume: hashes of all files (full) or their sizes.",
+        description=(
+            "What is checked before a resume: hashes of all files (full), or sizes of those that "
+            "hold tensors (size)."
+        ),
     )
     max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
     timeout_s: float = Field(
