@@ -72,6 +72,11 @@ class RunConfig(Section):
     paranoid: bool = Field(
         False, description="Every process judges each evaluation and they compare their verdicts."
     )
+    compare_every: Every | None = Field(
+        None,
+        description="The stretch between two comparisons of the state that the processes hold "
+        "(parameters, buffers, moments). null: after a launch's first step and at each save.",
+    )
     accept: tuple[Literal["code"], ...] = Field(
         (),
         strict=False,

@@ -128,7 +128,7 @@ def agenda_of(config: Config, sampling: Sampling) -> Agenda:
     """
     stop = config.stop
     every = (config.log.every, stop.every, config.checkpoint.every)
-    agenda = Agenda(sampling, *every, stop.budget, config.log.trace)
+    agenda = Agenda(sampling, *every, stop.budget, config.log.trace, config.run.compare_every)
     check_schedule_length(config.schedule, agenda.last_step())
     return agenda
 

@@ -44,12 +44,12 @@ def fit(run: Run) -> Outcome:
         owed = run.progress.evaluation_due
         if not owed:
             train_step(run)
-            if not run.progress.agreed:
-                # Once a launch; then at each save. The first step makes the optimizer's state.
-                check_agreement(run)
-                check_saving(run)
         request = Request(run.pulse.beat(wish(run)))
         due = run.agenda.due(run.step, request, owed=owed)
+        # The first step of a launch makes the optimizer's state
+        if not owed and (due.compare or not run.progress.agreed):
+            check_agreement(run)
+            check_saving(run)
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows
         if due.log:
             log_training(run)
