@@ -38,7 +38,7 @@ from harness.training.resume import (
     take,
 )
 from harness.training.run import Launch, Run
-from harness.wording import first_line
+from harness.wording import first_line, printable
 
 LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
 
@@ -235,7 +235,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         if error.origin_rank == ranks.rank or (
             error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
         ):
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
     traceback.print_exception(error)
     return 1
