@@ -42,6 +42,7 @@ from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.state import optimizer_tensors
 from harness.checkpoint.write import CheckpointStore
 from harness.ranks.ranks import Ranks
+from harness.training.agreement import compare
 
 CHUNK_BYTES = 8 * 2**20
 Measured = dict[str, float]
@@ -149,6 +150,16 @@ def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measu
     return {**found, "load_s": max(ranks.gather(statistics.median(loads)))}
 
 
+def comparison_of_ranks(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
+    """What every save begins with on several ranks."""
+    tensors = {**state.network.state_dict(), **state.moments}
+    return measured(
+        ranks,
+        repeats,
+        lambda number: in_one_go(lambda: compare(tensors, ranks, torch.device("cpu"), "")),
+    )
+
+
 def torch_save(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
     def write() -> None:
         if ranks.is_first():
@@ -246,6 +257,7 @@ def limits(size_bytes: int, ranks: Ranks, directory: Path, repeats: int) -> Meas
 
 SUBJECTS = [
     fermarsi,
+    comparison_of_ranks,
     accelerator_save_state,
     torch_save,
     safetensors_save_file,

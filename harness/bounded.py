@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 # Of one small file of a run directory
@@ -29,8 +29,8 @@ def open_regular(path: Path, *, links: bool = True) -> FileIO:
 
 def read_bytes(path: Path, most: int = MAX_BYTES, *, links: bool = True) -> bytes:
     """The content of a regular file of at most so many bytes. Raises OSError."""
-    with open_regular(path, links=links) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
-    return data
+    with BufferedReader(open_regular(path, links=links)) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > most:
+            raise OSError(errno.EFBIG, f"{size_bytes:,} bytes, of at most {most:,}", str(path))
+        return file.read(size_bytes)

@@ -3,6 +3,7 @@
 Each imports what it needs when it is called, so that none waits for torch in vain.
 """
 
+import errno
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import typer
 
 from harness.commands.show import show
 from harness.errors import HarnessError
+from harness.wording import shown
 
 app = typer.Typer(
     help="Train for as long as it pays, keep the best model, resume exactly.",
@@ -337,6 +339,11 @@ def guarded(command: Callable[[], Any]) -> Any:
     except HarnessError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"{shown(str(error.filename))}: {error.strerror}. Name a path.", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,13 +9,12 @@ module works like ours. `check` imports the module of a target but calls nothing
 import importlib
 import inspect
 import pkgutil
-import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from harness.errors import ConfigError, HarnessError
-from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, shown
+from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin, shown
 
 TARGET = "_target_"
 
@@ -46,10 +45,9 @@ def build(
     except HarnessError as error:
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:  # a target may raise anything for arguments it does not like
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
             f"{where}: {spec[TARGET]} cannot be made: {type(error).__name__}: {error} "
-            f"({frame.filename}:{frame.lineno}). Look at its arguments.{_slip(spec, where)}"
+            f"({origin(error)}). Look at its arguments.{_slip(spec, where)}"
         ) from error
 
 

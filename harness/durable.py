@@ -45,7 +45,7 @@ def replace(source: Path, target: Path) -> None:
 
 def replace_file(path: Path, text: str, *, sync: bool) -> None:
     """Write a file at once: whoever reads it, in another process too, finds the old text or the new
-    one. Several may write; the last one counts.
+    one. Several may write; the last one counts. A link of that name is replaced, not followed.
 
     `sync`: the file's bytes are on the disk before it takes the name
     (`sync_directory` makes the name durable too); without it, a power cut may leave an empty file.
@@ -53,7 +53,7 @@ def replace_file(path: Path, text: str, *, sync: bool) -> None:
     """
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("w") as file:
+        with temporary.open("x") as file:
             file.write(text)
             if sync:
                 file.flush()

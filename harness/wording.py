@@ -3,10 +3,17 @@ errors as people write them.
 """
 
 import difflib
+import re
+import traceback
 from collections.abc import Collection, Iterable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
+# Code that is no user's own: of packages, of Python, ours
+_NOT_OWN = re.compile(
+    rf"[/\\](site|dist)-packages[/\\]|[/\\]lib[/\\]python3|^<|^{re.escape(str(Path(__file__).parent))}"
+)
 Key = str | int
 Keys = tuple[Key, ...]
 
@@ -50,6 +57,14 @@ def did_you_mean(wrong: Any, known: Iterable[str], *, quoted: bool = False) -> s
     if close is None:
         return ""
     return f" Did you mean {repr(names[close]) if quoted else names[close]}?"
+
+
+def origin(error: BaseException) -> str:
+    """`file:line` of where an error arose: in a user's own code if that was on the way."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if not _NOT_OWN.search(one.filename)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def shown(value: Any) -> str:

@@ -40,6 +40,7 @@ _NAMES: dict[torch.dtype, str] = {
     torch.complex64: "C64",
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_METADATA = "__metadata__"
 _ALIGNMENT = 8
 
 
@@ -93,8 +94,8 @@ def spec_of(tensor: object, where: str) -> Spec:
         )
     if tensor.layout != torch.strided or tensor.dtype not in _NAMES or tensor.is_meta:
         raise CheckpointError(
-            f"{where}: {tensor.dtype}, {tensor.layout} on {tensor.device}: safetensors cannot hold "
-            "this tensor."
+            f"{where}: {tensor.dtype}, {tensor.layout} on {tensor.device}: a checkpoint "
+            "(safetensors) cannot hold this tensor. Keep it in another type or layout."
         )
     return Spec(_NAMES[tensor.dtype], tuple(tensor.shape))
 
@@ -112,7 +113,11 @@ def place(specs: Mapping[str, Spec], aliases: Mapping[str, str] | None = None) -
     """
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints are little-endian and this machine is not.")
-    header: dict[str, object] = {"__metadata__": {**(aliases or {}), "format": "pt"}}
+    if _METADATA in specs:
+        raise CheckpointError(
+            f"a tensor is called {_METADATA}, which safetensors keeps for itself. Rename it."
+        )
+    header: dict[str, object] = {_METADATA: {**(aliases or {}), "format": "pt"}}
     begins: dict[str, int] = {}
     end = 0
     for key in sorted(specs, key=lambda key: (-specs[key].torch_dtype.itemsize, key)):

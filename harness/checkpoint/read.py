@@ -10,17 +10,17 @@ import errno
 import hashlib
 import os
 import re
-import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from harness.bounded import open_regular, read_bytes
 from harness.checkpoint import exact_json
 from harness.checkpoint.format import Placement, bytes_of
 from harness.checkpoint.manifest import (
@@ -33,12 +33,14 @@ from harness.checkpoint.manifest import (
 )
 from harness.checkpoint.pointers import pointed
 from harness.errors import CheckpointError
-from harness.wording import some
+from harness.wording import first_line, some
 
 Verify = Literal["full", "size"]
 # Ends the name of a checkpoint that is being replaced by another of the same step; see commit.py
 OLD = ".old"
 _STEP = re.compile(r"step-([0-9]{8,18})(\.old)?")
+# What is small, and parsed: hashed whenever a checkpoint is looked at
+_DOCUMENTS = ("trainer", "config", "index", "beside")
 _NUM_READERS = 4
 _CHUNK_BYTES = 32 * 2**20  # of a file, read by one thread in one go
 
@@ -198,7 +200,7 @@ def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint directory, checked in itself. Raises CheckpointError."""
     try:
-        data = _read_json(path / MANIFEST)
+        data = read_bytes(path / MANIFEST, exact_json.MAX_BYTES)
     except OSError as error:
         raise CheckpointError(
             f"{path}: no readable {MANIFEST}: {error.strerror}. It is no checkpoint, or a part of "
@@ -212,11 +214,26 @@ def read_manifest(path: Path) -> Manifest:
 
 def load_trainer(path: Path) -> Any:
     """Only what trainer_state.json holds. Raises CheckpointError."""
+    file = path / TRAINER_STATE
     try:
-        return exact_json.loads(_read_json(path / TRAINER_STATE), str(path / TRAINER_STATE))
+        return exact_json.loads(read_bytes(file, exact_json.MAX_BYTES), str(file))
     except OSError as error:
         raise CheckpointError(
-            f"{path / TRAINER_STATE}: {error.strerror}. Resume from another checkpoint."
+            f"{file}: {error.strerror}. Resume from another checkpoint."
+        ) from error
+
+
+@contextmanager
+def understanding(path: Path) -> Iterator[None]:
+    """Around what makes use of a checkpoint's documents: what is something else than a training
+    leaves, though its hash is right, is said as a CheckpointError.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its {TRAINER_STATE} or {MANIFEST} is not what a training leaves: "
+            f"{type(error).__name__}: {first_line(error)}. Resume from another checkpoint."
         ) from error
 
 
@@ -295,13 +312,14 @@ def _problems(path: Path, manifest: Manifest, verify: Verify) -> list[str]:
 
 def _problem(path: Path, entry: FileEntry, head: bytes, verify: Verify) -> str | None:
     try:
-        with _open_regular(path) as file:
+        with open_regular(path) as file:
             size_bytes = os.fstat(file.fileno()).st_size
             if size_bytes != entry.size_bytes:
                 return f"{path.name}: {size_bytes} bytes instead of {entry.size_bytes}"
             if os.pread(file.fileno(), len(head), 0) != head:
                 return f"{path.name}: its header is not the one that was written"
-            if verify == "full" and hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+            hashed = verify == "full" or entry.role in _DOCUMENTS
+            if hashed and hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                 return f"{path.name}: its SHA-256 is not the one that was written"
     except OSError as error:
         return f"{path.name}: {error.strerror}"
@@ -355,7 +373,7 @@ def _in_chunks(
 
 
 def _read_into(path: Path, reads: Sequence[tuple[int, memoryview]]) -> None:
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         for begin, target in reads:
             done = 0
             while done < len(target):
@@ -363,22 +381,3 @@ def _read_into(path: Path, reads: Sequence[tuple[int, memoryview]]) -> None:
                 if count == 0:
                     raise OSError(errno.EIO, "ends early", str(path))
                 done += count
-
-
-def _read_json(path: Path) -> bytes:
-    with _open_regular(path) as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        if size_bytes > exact_json.MAX_BYTES:
-            raise OSError(errno.EFBIG, f"{size_bytes} bytes are too many", str(path))
-        return file.read()
-
-
-def _open_regular(path: Path) -> FileIO:
-    """Open a regular file for reading; anything else, such as a pipe, is refused without waiting
-    for it. Raises OSError.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return FileIO(descriptor, "rb")

@@ -109,6 +109,19 @@ class Stage:
 
         No collective; the host waits for the device. Raises CheckpointError.
         """
+        aliases, trainer, texts = self.check(snapshot, rank, num_ranks)
+        contents = self._copy(
+            {"model": snapshot.model, "optimizer": snapshot.optimizer, "rng": snapshot.rng}
+        )
+        return Staged(contents, self._plan.pieces, aliases, self._plan.tensor_bytes, trainer, texts)
+
+    def check(
+        self, snapshot: Snapshot, rank: int, num_ranks: int
+    ) -> tuple[dict[str, str], Any, dict[str, tuple[str, str]]]:
+        """All of `take` but the copy: (tied names, trainer state in JSON, texts by file).
+
+        Raises CheckpointError for what a checkpoint cannot hold.
+        """
         model = {name: spec_of(tensor, f"model {name}") for name, tensor in snapshot.model.items()}
         optimizer = {
             name: spec_of(tensor, f"optimizer {name}")
@@ -134,10 +147,7 @@ class Stage:
                 "or no plain file name."
             )
         texts |= {name: ("beside", text) for name, text in snapshot.extra_files.items()}
-        contents = self._copy(
-            {"model": snapshot.model, "optimizer": snapshot.optimizer, "rng": snapshot.rng}
-        )
-        return Staged(contents, self._plan.pieces, aliases, self._plan.tensor_bytes, trainer, texts)
+        return aliases, trainer, texts
 
     def _copy(self, sources: Mapping[str, Mapping[str, Tensor]]) -> list[Content]:
         plan = self._plan

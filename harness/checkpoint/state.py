@@ -5,7 +5,9 @@ putting everything back as it was.
 position, and takes whatever it is given.
 """
 
+import copy
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -169,13 +171,19 @@ def restore_network(network: nn.Module, loaded: Loaded) -> None:
 
 
 def extra_files_of(network: nn.Module) -> dict[str, str]:
-    """For a transformers network, the config.json by which `from_pretrained` reads a checkpoint's
-    directory; {} for any other.
+    """For a network of transformers, the config.json by which `from_pretrained` reads a
+    checkpoint's directory; {} for any other, and where it would find other tensors than its own,
+    as with adapters.
     """
-    to_json = getattr(getattr(network, "config", None), "to_json_string", None)
-    if to_json is None:
+    transformers = sys.modules.get("transformers")  # else there is no network of theirs
+    if transformers is None or not isinstance(network, transformers.PreTrainedModel):
         return {}
-    config = {**json.loads(to_json()), "architectures": [type(network).__name__]}
+    with torch.device("meta"):
+        plain = type(network)(copy.deepcopy(network.config))
+    if plain.state_dict().keys() != network.state_dict().keys():
+        return {}
+    config = json.loads(network.config.to_json_string())
+    config["architectures"] = [type(network).__name__]
     return {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"}
 
 

@@ -162,6 +162,13 @@ class CheckpointStore:
         )
         self._thread.start()
 
+    def check(self, snapshot: Snapshot) -> None:
+        """Whether a checkpoint can hold all of this: what `save` does, without a copy.
+
+        No collective. Raises CheckpointError.
+        """
+        self._stage.check(snapshot, self._ranks.rank, self._ranks.size)
+
     def wait(self) -> None:
         """Until no save is in flight on this rank. Called by every rank; no collective."""
         self._is_idle(None)

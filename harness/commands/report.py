@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.read import read_section
+from harness.config.document import to_yaml
+from harness.config.read import read_section, read_values
+from harness.durable import replace_file
 from harness.errors import ConfigError
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.settings import StopSettings
@@ -54,12 +56,13 @@ def write_report(directory: Path) -> Path:
         sections += [f"<h2>At step {evaluations[-1]['step']:,}</h2>", _confusions(tables)]
     if outcome is not None:
         sections += ["<h2>Time</h2>", _time(outcome.time)]
-    sections += ["<h2>Config</h2>", f"<pre>{html.escape(config.read_text())}</pre>"]
+    sections += ["<h2>Config</h2>", f"<pre>{html.escape(to_yaml(read_values(config)))}</pre>"]
     path = directory / "report.html"
     try:
-        path.write_text(
-            PAGE.format(title=html.escape(f"fermarsi: {directory.name}"), body="\n".join(sections))
+        page = PAGE.format(
+            title=html.escape(f"fermarsi: {directory.name}"), body="\n".join(sections)
         )
+        replace_file(path, page, sync=False)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. Make the run directory writable.") from error
     return path

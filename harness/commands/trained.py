@@ -11,7 +11,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
 from harness import components, trust
-from harness.checkpoint.read import find_checkpoint, load, load_trainer
+from harness.checkpoint.read import find_checkpoint, load, load_trainer, understanding
 from harness.checkpoint.state import restore_network
 from harness.components import TARGET
 from harness.config.read import read_config
@@ -56,10 +56,13 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _network(config)
     restore_network(network, load(found, rank=0, num_ranks=0, device=torch.device("cpu")))
-    trainer = load_trainer(found)
+    with understanding(found):
+        trainer = load_trainer(found)
+        learned = [TreatmentState(**one) for one in trainer.get("learned", ())]
+        learners = trainer.get("task", {})
     task = _task(config)
-    restore_learners(task, trainer.get("task", {}))
-    learned = [TreatmentState(**one) for one in trainer.get("learned", ())]
+    with understanding(found):
+        restore_learners(task, learners)
     network = in_precision(network.to(device).eval(), config.train.precision, device)
     return Trained(found, config, network, task, device, learned, allow)
 
@@ -121,7 +124,8 @@ def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = N
     where = f"data.{name}" if source is None else "--source"
     if source is None:
         trust.check_files(spec.source, f"{where}.source", trained.allow)
-    treatments = build_treatments(trained.config.data, name, trained.learned)
+    with understanding(trained.path):
+        treatments = build_treatments(trained.config.data, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
     return Split(
         components.build(spec.source if source is None else source, f"{where}.source"),

@@ -103,7 +103,7 @@ def read_section(
     own = re.compile(rf"\s*{name}\s*[.=]")
     foreign = [text for text in overrides if alone and not own.match(text)]
     taken = [text for text in overrides if text not in foreign]
-    draft = reading.read(path, taken, stored=stored)
+    draft = reading.read(path, taken, stored=stored, links=not stored)
     message = f"only {name}.* has an effect here. Leave it out, or mend the key."
     draft.mistakes += [Mistake((), message, f"override {text}") for text in foreign]
     _name_run(draft)
@@ -128,7 +128,7 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
     """What a config that a run has left says, as plain values that were not checked. Raises
     ConfigError.
     """
-    draft = reading.read(path, overrides, stored=True)
+    draft = reading.read(path, overrides, stored=True, links=False)
     draft.take_literally()
     raise_all(draft.mistakes)
     return draft.tree

@@ -227,10 +227,13 @@ class Draft:
         functools.reduce(operator.getitem, keys[:-1], self.tree)[keys[-1]] = value
 
 
-def read(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> Draft:
+def read(
+    path: Path, overrides: Sequence[str] = (), *, stored: bool = False, links: bool = True
+) -> Draft:
     """A config file over its bases, with overrides, not yet interpolated.
 
-    stored: it is what a run has left, perhaps somebody else's: a regular file, without a base.
+    stored: it is what a run has left, perhaps somebody else's: a regular file, without a base, and
+    unless `links` no link, which could show another file.
     Raises ConfigError if a file cannot be read at all.
     """
     draft = Draft(path)
@@ -244,7 +247,8 @@ def read(path: Path, overrides: Sequence[str] = (), *, stored: bool = False) -> 
                 "of the bases out."
             )
         asked_by = files[-1] if files else None
-        tree, places = _read_file(following, asked_by, draft.mistakes, stored=stored)
+        data = _bytes_of(following, asked_by, stored=stored, links=links)
+        tree, places = _parsed(following, asked_by, data, draft.mistakes)
         files.append(following)
         layers.append((tree, places))
         base = tree.pop("base", None)
@@ -290,21 +294,29 @@ def parse_value(text: str, place: str, keys: Keys = ()) -> Any:
     return value
 
 
-def _read_file(
-    path: Path, asked_by: Path | None, mistakes: list[Mistake], *, stored: bool
-) -> tuple[dict[Any, Any], dict[Keys, str]]:
-    by = f" (base of {asked_by})" if asked_by else ""
+def _bytes_of(path: Path, asked_by: Path | None, *, stored: bool, links: bool) -> bytes:
     try:
         if stored:
-            data = read_bytes(path, MAX_BYTES)
-        else:  # also a pipe, as of a shell's <(...)
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8-sig")
+            return read_bytes(path, MAX_BYTES, links=links)
+        with path.open("rb") as file:  # also of a pipe, such as a shell's <(...)
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(
-            f"{path}{by}: cannot be read: {error.strerror}. Give the path of a YAML file."
+            f"{path}{_by(asked_by)}: cannot be read: {error.strerror}. Give the path of a YAML "
+            "file."
         ) from error
+
+
+def _by(asked_by: Path | None) -> str:
+    return f" (base of {asked_by})" if asked_by else ""
+
+
+def _parsed(
+    path: Path, asked_by: Path | None, data: bytes, mistakes: list[Mistake]
+) -> tuple[dict[Any, Any], dict[Keys, str]]:
+    by = _by(asked_by)
+    try:
+        text = data.decode("utf-8-sig")
     except ValueError as error:
         raise ConfigError(
             f"{path}{by}: not a text in UTF-8: {error}. Give the path of a YAML file."

@@ -72,6 +72,11 @@ class RunConfig(Section):
     paranoid: bool = Field(
         False, description="Every process judges each evaluation and they compare their verdicts."
     )
+    compare_every: Every | None = Field(
+        None,
+        description="The stretch between two comparisons of the state that the processes hold "
+        "(parameters, buffers, moments). null: after a launch's first step and at each save.",
+    )
     accept: tuple[Literal["code"], ...] = Field(
         (),
         strict=False,
@@ -247,6 +252,14 @@ class TrainConfig(Section):
             "The gradient's largest norm; larger ones are scaled down to it. null: no limit."
         ),
     )
+    find_unused_parameters: bool = Field(
+        False,
+        description=(
+            "On several processes, whether each step looks for the parameters that it did not use. "
+            "Needed where a forward pass uses some of them only at times; costs a walk through the "
+            "graph and, on a GPU, a wait a step."
+        ),
+    )
 
 
 class CheckpointConfig(Section):
@@ -262,7 +275,10 @@ class CheckpointConfig(Section):
     )
     verify: Literal["full", "size"] = Field(
         "full",
-        description="What is checked before a resume: hashes of all files (full) or their sizes.",
+        description=(
+            "What is checked before a resume: hashes of all files (full), or sizes of those that "
+            "hold tensors (size)."
+        ),
     )
     max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
     timeout_s: float = Field(

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.errors import DataError
+
 Batch = dict[str, Any]
 
 
@@ -173,9 +175,22 @@ def read_together(source: Source, indices: Sequence[int]) -> Any:
 
 
 def as_columns(read: Any) -> Mapping[str, Any]:
-    """What `read_together` gave, as {name: column of B}."""
+    """What `read_together` gave, as {name: column of B}. Raises DataError for samples that are not
+    all mappings with the same names.
+    """
     if isinstance(read, Mapping):
         return read
+    for sample in read:
+        if not isinstance(sample, Mapping):
+            raise DataError(
+                f"the source gives a sample that is a {type(sample).__name__}, not a mapping of "
+                'names. Return e.g. {"image": image, "label": label}.'
+            )
+        if sample.keys() != read[0].keys():
+            raise DataError(
+                f"the source gives samples of different names: {', '.join(map(str, read[0]))} and "
+                f"{', '.join(map(str, sample))}. Give each sample the same ones."
+            )
     return {name: [sample[name] for sample in read] for name in read[0]}
 
 

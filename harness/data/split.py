@@ -56,6 +56,12 @@ class Split:
         # Ours never touch the ambient generators; to set and restore them takes longer than to
         # gather a micro-batch.
         self._ambient = not all(_is_ours(part) for part in (source, *treatments))
+        if not hasattr(source, "__len__"):
+            raise DataError(
+                f"{where}.source: a {type(source).__name__} does not say how many samples it has, "
+                "and the order of a training is drawn over all of them. Give it __len__() and "
+                "__getitem__(index), e.g. by reading a stream into files or a list first."
+            )
         if len(source) == 0:
             raise DataError(
                 f"{where}.source: the split is empty. Give a source with at least one sample."

@@ -5,7 +5,10 @@ An update never waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -76,7 +79,8 @@ class IntervalMetrics:
             try:
                 # The class's own method: the instance's would gather over ranks by itself, a second
                 # time.
-                value = type(metric).compute(metric)
+                with _undefined_raises():
+                    value = type(metric).compute(metric)
             except (ValueError, RuntimeError, IndexError) as error:
                 if not or_nan:
                     reason = str(error).rstrip(". ")
@@ -126,6 +130,31 @@ class IntervalMetrics:
             for name, states in self._states.items():
                 for state in states:
                     state.restore(stored[name][state.name], self._live[name])
+
+
+# What torchmetrics says where it gives 0 or 1 for what is not defined, e.g. the area under the
+# curve of a class that does not occur
+_UNDEFINED = r"No (positive|negative) samples (found )?in target"
+
+
+@contextmanager
+def _undefined_raises() -> Iterator[None]:
+    """Raise ValueError, on every rank, where torchmetrics warns that a value has no meaning."""
+    from torchmetrics.utilities.prints import rank_zero_only
+
+    rank, rank_zero_only.rank = rank_zero_only.rank, 0  # it warns on rank 0 alone
+    try:
+        with warnings.catch_warnings():
+            if rank != 0:
+                warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", _UNDEFINED)
+            yield
+    except UserWarning as error:
+        if re.match(_UNDEFINED, str(error)) is None:
+            raise
+        raise ValueError(str(error)) from error
+    finally:
+        rank_zero_only.rank = rank
 
 
 def _blank(name: str, metric: Metric) -> Metric:

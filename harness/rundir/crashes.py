@@ -78,7 +78,7 @@ class StepNote:
     def __enter__(self) -> "StepNote":
         if self._path is not None:
             with suppress(OSError):
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         return self
 
     def __exit__(

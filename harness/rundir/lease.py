@@ -22,8 +22,11 @@ from typing import Any
 
 from harness.durable import replace_file
 from harness.errors import CheckpointError, ConfigError
+from harness.rundir.links import refuse_links
 
 _NUMBER = re.compile(r"[0-9]{8,18}")
+# Of a lease that was being written when its process died
+_TEMPORARY = re.compile(r"\.[0-9]{8,18}-[0-9a-f]{8}")
 
 
 class Lease:
@@ -53,6 +56,7 @@ class Lease:
         May wait for `watch_s` if the previous launch ran elsewhere and did not end in order;
         `check_leave` is called while it waits. Creates the directory.
         """
+        refuse_links(self._run)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             while not self._number:
@@ -123,9 +127,10 @@ class Lease:
         if self._last() != number:  # others came, went and cleared up since we looked
             return
         self._number, self._holder = number, holder
-        for path in self._directory.iterdir():
-            if path.name.startswith(".") or int(path.name) < number:
-                path.unlink(missing_ok=True)
+        for name in os.listdir(self._directory):
+            earlier = _NUMBER.fullmatch(name) and int(name) < number
+            if earlier or _TEMPORARY.fullmatch(name):  # no other file of anybody's
+                (self._directory / name).unlink(missing_ok=True)
 
     def _look_at(self, number: int, check_leave: Callable[[], None]) -> str | None:
         """Return once launch `number` is over, with a message if it did not end in order.

@@ -113,11 +113,19 @@ class Classification(BaseTask):
         assert self._balanced is None or self._weights is not None, (
             "the training split was to be observed before `fit_to`"
         )
+        targets = batch[self.target]
+        if outputs.shape != (len(targets), outputs.shape[1], *targets.shape[1:]):
+            raise ConfigError(
+                f"network: gives {kind_of(outputs)} for {kind_of(targets)} in {self.target!r}; a "
+                "classification takes logits (B, C, ...) for targets (B, ...), with the classes "
+                "along the second axis. Move them there by the network; tokens (B, T, V) are for "
+                "harness.tasks.LanguageModelling."
+            )
         if self._weights is not None and self._weights.device != outputs.device:
             self._weights = self._weights.to(outputs.device)
         return cross_entropy_sum(
             outputs,
-            batch[self.target].long(),
+            targets.long(),
             self.ignore_index,
             self.label_smoothing,
             self._weights,

@@ -17,7 +17,16 @@ from harness.tasks.labels import (
     cross_entropy_sum,
     is_item,
 )
-from harness.tasks.task import ACCURACY, ERROR, BaseTask, Batch, kind_of, widen
+from harness.tasks.task import (
+    ACCURACY,
+    ERROR,
+    BaseTask,
+    Batch,
+    Input,
+    input_names,
+    kind_of,
+    widen,
+)
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -28,7 +37,9 @@ class LanguageModelling(BaseTask):
 
     Without `target`, `input` holds tokens (B, T + 1): the network is given the first T and has to
     predict the last T. With it, both are (B, T) and already shifted against each other. Tokens are
-    integers in [0, V); one equal to `ignore_index` is no item, and token 0 as an input.
+    integers in [0, V); one equal to `ignore_index` is no item, and token 0 as an input. Of several
+    inputs the first holds the tokens; others of the same (B, T + 1), e.g. an attention mask, are
+    cut with them.
 
     Metrics: perplexity (exp of the mean negative log likelihood, without label smoothing) and
     accuracy over tokens. The user's `metrics` get (logits (B, T, V), targets (B, T)).
@@ -36,7 +47,7 @@ class LanguageModelling(BaseTask):
 
     def __init__(
         self,
-        input: str,
+        input: Input,
         target: str | None = None,
         metrics: Mapping[str, Metric] | None = None,
         label_smoothing: float = 0.0,
@@ -47,18 +58,16 @@ class LanguageModelling(BaseTask):
             "perplexity": MetricInfo(mode="min", lower=1.0, upper=None),
             "accuracy": ACCURACY,
         }
-        super().__init__(input, input if target is None else target, metrics, own)
+        self.key = next(iter(input_names(input)), "")
+        super().__init__(input, self.key if target is None else target, metrics, own)
         check_label_smoothing(label_smoothing)
-        self.key = input
         self.shifts = target is None
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
         self.vocabulary: int | None = None
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        tokens = batch[self.key][:, :-1] if self.shifts else batch[self.key]
-        outputs = model(torch.where(tokens == self.ignore_index, 0, tokens))
-        return getattr(outputs, "logits", outputs)
+        return super().forward(model, {key: self._given(batch, key) for key in batch})
 
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() != 3:
@@ -121,6 +130,15 @@ class LanguageModelling(BaseTask):
         """`predicted`: (B, T) the likeliest next tokens; `probability`: (B, T) theirs."""
         probability, predicted = widen(outputs).softmax(2).max(2)
         return {"predicted": predicted, "probability": probability}
+
+    def _given(self, batch: Batch, key: str) -> Any:
+        """What the network is given of one of the batch's values."""
+        value, tokens = batch[key], batch[self.key]
+        if key == self.key:
+            value = torch.where(tokens == self.ignore_index, 0, tokens)
+        elif not isinstance(value, Tensor) or value.shape[:2] != tokens.shape:
+            return value
+        return value[:, :-1] if self.shifts else value
 
     def _check_tokens(self, batch: Batch, key: str) -> None:
         check_labels(batch[key], key, self.vocabulary, self.ignore_index, "token", "vocabulary")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,16 @@ from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError, require_choice
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import BaseTask, Batch, Input, item_count, kind_of, require_tensor, widen
+from harness.tasks.task import (
+    BaseTask,
+    Batch,
+    Input,
+    item_count,
+    kind_of,
+    map_tensors,
+    require_tensor,
+    widen,
+)
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -33,8 +43,9 @@ class Supervised(BaseTask):
         "micro_batch"   one number for the micro-batch as a whole, for a loss that compares samples
                     with each other: it depends on `batch.micro_size`
 
-    The user's `metrics` get (outputs, target). Outputs may be a dict of tensors, as
-    `harness.networks.Parallel` gives.
+    The user's `metrics` get (outputs, target). Outputs may be whatever the loss takes: a tensor, a
+    dict of them as `harness.networks.Parallel` gives, a list, a tuple, a dataclass, or an object of
+    the user's own.
     """
 
     def __init__(
@@ -151,18 +162,28 @@ class Supervised(BaseTask):
         self._update_extras(metrics, widen(outputs), self._target(batch))
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """`predicted`: the outputs (B, ...), or one column for each head."""
-        wide = widen(outputs)
-        return dict(wide) if isinstance(wide, Mapping) else {"predicted": wide}
+        """`predicted`: the outputs (B, ...); one column for each tensor of several."""
+        columns: dict[str, Tensor] = {}
+
+        def collect(name: str, value: Any) -> None:
+            if isinstance(value, Tensor):
+                columns[name or "predicted"] = value
+            elif dataclasses.is_dataclass(value):
+                collect(name, vars(value))
+            elif isinstance(value, Mapping):
+                for key, one in value.items():
+                    collect(f"{name}.{key}".lstrip("."), one)
+            elif isinstance(value, list | tuple):
+                for index, one in enumerate(value):
+                    collect(f"{name or 'predicted'}.{index}", one)
+
+        collect("", widen(outputs))
+        return columns
 
     def _target(self, batch: Batch) -> Any:
         return {name: batch[name] for name in self.targets} if self._several else batch[self.target]
 
 
 def _cut(value: Any, part: slice) -> Any:
-    """Some samples of a tensor, or of each in a mapping or a sequence."""
-    if isinstance(value, Mapping):
-        return {key: _cut(item, part) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_cut(item, part) for item in value)
-    return value[part] if isinstance(value, Tensor) and value.dim() else value
+    """Some samples of each tensor."""
+    return map_tensors(lambda one: one[part] if one.dim() else one, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -98,7 +99,7 @@ class BaseTask(Task):
     ) -> None:
         self.input = input
         self.target = target
-        self._extra = dict(metrics or {})
+        self._extra = _single_metrics(metrics or {})
         self._own = dict(own)
         if self._extra:
             self._check_extras()
@@ -132,14 +133,7 @@ class BaseTask(Task):
         return {}
 
     def check_input(self, batch: Batch) -> None:
-        names = (
-            [self.input]
-            if isinstance(self.input, str)
-            else list(self.input.values())
-            if isinstance(self.input, Mapping)
-            else self.input
-        )
-        for name in names:
+        for name in input_names(self.input):
             require_tensor(batch, name, "task.input")
 
     def check(self, batch: Batch) -> None:
@@ -170,13 +164,49 @@ class BaseTask(Task):
             metrics[name].update(outputs, targets)
 
 
+def _single_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:
+    """Each of torchmetrics' collections as its metrics, by `<name>_<its name>`."""
+    if not metrics:
+        return {}
+    from torchmetrics import MetricCollection
+
+    singles: dict[str, Metric] = {}
+    for name, metric in metrics.items():
+        if isinstance(metric, MetricCollection):
+            singles |= {f"{name}_{key}": one for key, one in metric.items(copy_state=False)}
+        else:
+            singles[name] = metric
+    return singles
+
+
+def input_names(input: Input) -> Sequence[str]:
+    """What a network is given of a batch, by its names there."""
+    if isinstance(input, str):
+        return [input]
+    return list(input.values()) if isinstance(input, Mapping) else input
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], outputs: Any) -> Any:
+    """Outputs with `change` applied to each tensor in them: in mappings, lists, tuples and
+    dataclasses, as the outputs of transformers are. Other things stay as they are.
+    """
+    if isinstance(outputs, Tensor):
+        return change(outputs)
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        fields = {one.name: getattr(outputs, one.name) for one in dataclasses.fields(outputs)}
+        return dataclasses.replace(outputs, **map_tensors(change, fields))
+    if isinstance(outputs, Mapping):
+        return {name: map_tensors(change, value) for name, value in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        values = [map_tensors(change, value) for value in outputs]
+        named = hasattr(outputs, "_fields")  # a named tuple
+        return type(outputs)(*values) if named else type(outputs)(values)
+    return outputs
+
+
 def detach(outputs: Any) -> Any:
-    """Outputs without their graph: a tensor, or a mapping of them."""
-    return (
-        {name: detach(value) for name, value in outputs.items()}
-        if isinstance(outputs, Mapping)
-        else outputs.detach()
-    )
+    """Outputs without their graph."""
+    return map_tensors(Tensor.detach, outputs)
 
 
 def _info(metric: Metric) -> MetricInfo:
@@ -209,9 +239,9 @@ def widen(outputs: Any) -> Any:
     """In float32 at least: losses and probabilities in half precision would lose what small
     differences say.
     """
-    if isinstance(outputs, Mapping):
-        return {name: widen(value) for name, value in outputs.items()}
-    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+    return map_tensors(
+        lambda one: one.float() if one.dtype in (torch.float16, torch.bfloat16) else one, outputs
+    )
 
 
 def summed(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
@@ -230,8 +260,11 @@ def item_count(count: int, like: Tensor) -> Tensor:
 
 def kind_of(value: Any) -> str:
     """A value's kind, for messages."""
-    return (
-        f"a tensor {tuple(value.shape)} of {value.dtype}"
-        if isinstance(value, Tensor)
-        else f"a {type(value).__name__}"
-    )
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    if isinstance(value, Mapping):
+        items = ", ".join(f"{name}: {kind_of(one)}" for name, one in value.items())
+        return f"a {type(value).__name__} of {items or 'nothing'}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {', '.join(map(kind_of, value)) or 'nothing'}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -3,6 +3,7 @@ step twice.
 """
 
 import json
+import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,8 +76,8 @@ def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
 
 def cut_back(path: Path, step: int) -> None:
     """Drop the records after `step`: the steps they tell of will be done again. Raises OSError."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    with temporary.open("x") as file:
         file.writelines(
             json.dumps(record) + "\n"
             for record in read_records(path)

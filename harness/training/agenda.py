@@ -20,13 +20,15 @@ class Request(IntEnum):
 class Due:
     """What is to be done after a step.
 
-    `read`: the host waits for the losses so far, before anything that relies on them.
+    `read`: the host waits for the losses so far, before anything that relies on them. `compare`:
+    whether all ranks hold the same state; each save does so anyway.
     """
 
     read: bool
     log: bool
     evaluate: bool
     save: bool
+    compare: bool
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Agenda:
     save_every: Every | None
     budget: Budget | None
     trace: bool = False
+    compare_every: Every | None = None
 
     def due(self, step: int, request: Request, *, owed: bool = False) -> Due:
         """What follows step `step`.
@@ -64,6 +67,7 @@ class Agenda:
             log=log,
             evaluate=evaluate,
             save=save,
+            compare=self.compare_every is not None and self.falls(self.compare_every, step),
         )
 
     def falls(self, every: Every, step: int) -> bool:

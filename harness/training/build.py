@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from harness import components
 from harness.checkpoint.retention import Retention
+from harness.checkpoint.state import extra_files_of
 from harness.checkpoint.write import CheckpointStore
 from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
@@ -76,7 +77,6 @@ def build(
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
     ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
-    engine.wrap(ranks)
     run = Run(
         config=config,
         launch=launch,
@@ -99,10 +99,11 @@ def build(
         ledger=ledger,
         note=StepNote(config.run.dir if ranks.is_first() else None),
         facts=facts_of(config, data, environments(ranks, engine.device)),
+        extra_files=extra_files_of(engine.network),
         learned=[asdict(one) for one in data.learned],
         progress=progress,
     )
-    engine.note_inexact(ranks.together(lambda: unsteady(run.feed, data, progress.step)))
+    engine.note_inexact(ranks, ranks.together(lambda: unsteady(run.feed, data, progress.step)))
     restore_rest(loaded, run)
     introduce(run)
     return run
@@ -127,7 +128,7 @@ def agenda_of(config: Config, sampling: Sampling) -> Agenda:
     """
     stop = config.stop
     every = (config.log.every, stop.every, config.checkpoint.every)
-    agenda = Agenda(sampling, *every, stop.budget, config.log.trace)
+    agenda = Agenda(sampling, *every, stop.budget, config.log.trace, config.run.compare_every)
     check_schedule_length(config.schedule, agenda.last_step())
     return agenda
 

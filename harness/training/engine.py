@@ -5,8 +5,8 @@ update.
 as the training's forward passes see it.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from harness import components
 from harness.config.schema import Config
 from harness.data.feed import to_device
 from harness.data.source import Batch
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import (
     capture_random,
@@ -30,20 +30,22 @@ from harness.randomness import (
     seed_for,
 )
 from harness.ranks.ranks import Ranks
-from harness.tasks.task import Task, detach
+from harness.tasks.task import Task, detach, kind_of
 from harness.training import parts as network_parts
-from harness.training.determinism import record_nondeterminism, settle
+from harness.training.determinism import name_of, record_nondeterminism, settle
 from harness.training.network_state import (
     NetworkState,
     buffers_in,
     changed,
     check_extra_states,
+    give_buffers_memory,
     unsaved_state,
 )
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import Replicas
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
 from harness.training.stepper import Stepper
+from harness.wording import first_line, origin
 
 
 class Engine:
@@ -60,7 +62,9 @@ class Engine:
         self._task = task
         seed_ambient(seed_for(config.run.seed, "network"))
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
+        give_buffers_memory(self.network)
         self._parts = config.parts
+        self._find_unused = config.train.find_unused_parameters
         network_parts.check_parts(self.network, self._parts)
         network_parts.freeze(self.network, self._parts)
         self._probe(to_device(probe, self.device))
@@ -82,9 +86,9 @@ class Engine:
     def wrap(self, ranks: Ranks) -> None:
         """Make the passes and steps those of all ranks.
 
-        Called by every rank, once the weights are in.
+        Called by every rank, once the weights are in; in a training by `warm_up`.
         """
-        self.sharing = Replicas(self.network, self.accelerator, ranks)
+        self.sharing = Replicas(self.network, self.accelerator, ranks, self._find_unused)
         own = {id(parameter) for parameter in self.network.parameters()}
         assert all(
             id(parameter) in own
@@ -132,9 +136,10 @@ class Engine:
         if self.schedule is not None and hasattr(self.schedule, "observe"):
             self.schedule.observe(metrics)
 
-    def warm_up(self, batch: Batch, other: Batch) -> None:
-        """One forward and backward that leaves no trace but what a launch does once, and names the
-        operations that are not deterministic.
+    def warm_up(self, ranks: Ranks, batch: Batch, other: Batch) -> None:
+        """Join the ranks, after a trial on each alone; then one forward and backward of all. It
+        leaves no trace but what a launch does once, and names the operations that are not
+        deterministic.
 
         DDP orders its gradient buckets by the first backward pass of a process; with three ranks
         and more another order adds the gradients up otherwise. They are rebuilt in the forward that
@@ -148,7 +153,9 @@ class Engine:
         losses = modules_of(self._task, "task")
         losses_before = [NetworkState(loss) for loss in losses.values()]
         with preserve_random():
-            settle(self.sharing.ranks, lambda: self._try_step(other), self.not_deterministic)
+            settle(ranks, lambda: self._try_step(other), self.not_deterministic)
+        # After the trial, whose gradients DDP would take for those of its first step
+        self.wrap(ranks)
         # What the first pass left is a cache if the second, on another batch, leaves the same.
         unsaved = unsaved_state(self.network) | buffers_in(losses)
         with preserve_random(), record_nondeterminism(self.not_deterministic):
@@ -156,20 +163,21 @@ class Engine:
             self.forward_backward(batch, torch.ones((), device=self.device))
         self.sharing.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
-        self.sharing.ranks.together(state.check_buffers)
+        ranks.together(state.check_buffers)
         self.note_inexact(
+            ranks,
             [
                 f"no checkpoint holds {name}, which a step changes: make it a buffer of the network"
                 for name in changed(unsaved, unsaved_state(self.network) | buffers_in(losses))
-            ]
+            ],
         )
         for one in (state, *losses_before):
             one.restore()
         restore_random(random_state, self.generators)
 
-    def note_inexact(self, reasons: Sequence[str]) -> None:
+    def note_inexact(self, ranks: Ranks, reasons: Sequence[str]) -> None:
         """Remember why the run is not exact on any rank. Called by every rank."""
-        for one in self.sharing.ranks.gather(list(reasons)):
+        for one in ranks.gather(list(reasons)):
             self.inexact += [reason for reason in one if reason not in self.inexact]
 
     def scaler_state(self) -> dict[str, Any] | None:
@@ -191,32 +199,53 @@ class Engine:
             self.stepper.forget_scale()
 
     def _try_step(self, batch: Batch) -> None:
-        """What a step and an evaluation do with a micro-batch, on this rank alone."""
+        """What a step and an evaluation do with a micro-batch, on this rank alone. Raises
+        ConfigError for what the user's network, loss or metrics raise.
+        """
+        task, autocast = self._task, self.accelerator.autocast
         network_parts.training_mode(self.network, self._parts)
-        outputs = self._task.forward(self.network, batch)
-        self.accelerator.backward(self._task.loss_sum(outputs, batch))
+        with explained("network", "a training pass", batch), autocast():
+            outputs = task.forward(self.network, batch)
+        with explained("task", f"the loss of {kind_of(outputs)}", batch):
+            loss_sum = task.loss_sum(outputs, batch)
+        with explained("network", "the backward pass", batch):
+            self.accelerator.backward(loss_sum)
         self.optimizer.zero_grad(set_to_none=True)
         self.network.eval()
         with torch.no_grad():
-            outputs = self._task.forward(self.network, batch)
-            self._task.loss_sum(outputs, batch)
-            IntervalMetrics(self._task.metrics()).update(self._task, outputs, batch, 0)
+            with explained("network", "an evaluation", batch), autocast():
+                outputs = task.forward(self.network, batch)
+            with explained("task", f"the loss and metrics of {kind_of(outputs)}", batch):
+                task.loss_sum(outputs, batch)
+                IntervalMetrics(task.metrics()).update(task, outputs, batch, 0)
 
     def _probe(self, batch: Batch) -> None:
         self.network.eval()
-        try:
-            # What is not deterministic the trial before the first step names.
-            with preserve_random(), torch.no_grad(), record_nondeterminism([]):
-                outputs = self._task.forward(self.network, batch)
-        except Exception as error:
-            shapes = {
-                name: (tuple(value.shape), str(value.dtype))
-                for name, value in batch.items()
-                if isinstance(value, Tensor)
-            }
-            raise ConfigError(
-                f"network: cannot take a micro-batch {shapes}: {error}. Mend network or the "
-                "treatments before it."
-            ) from error
+        # What is not deterministic the trial before the first step names.
+        quiet = record_nondeterminism([])
+        told = explained("network", "a forward pass", batch)
+        with preserve_random(), torch.no_grad(), quiet, told:
+            outputs = self._task.forward(self.network, batch)
         self._task.fit_to(outputs)
         network_parts.training_mode(self.network, self._parts)
+
+
+@contextmanager
+def explained(where: str, what: str, batch: Batch) -> Iterator[None]:
+    """Make one message of what a user's network, loss or metric raises for a micro-batch.
+
+    What is not deterministic, or does not fit into memory, is told elsewhere. Raises ConfigError.
+    """
+    try:
+        yield
+    except (HarnessError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and name_of(str(error)) is not None:
+            raise
+        shapes = {name: kind_of(one) for name, one in batch.items() if isinstance(one, Tensor)}
+        raise ConfigError(
+            f"{where}: {what} fails with a micro-batch of {shapes}: {type(error).__name__}: "
+            f"{first_line(error)} ({origin(error)}). Mend the network, the task, the treatments "
+            "before them, or the sizes of the batch."
+        ) from error

@@ -21,7 +21,7 @@ from harness.training.ending import conclude
 from harness.training.evaluation import evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
-from harness.training.saving import report_saves, save
+from harness.training.saving import check_saving, report_saves, save
 
 REQUESTS_POLL_S = 1.0
 
@@ -33,7 +33,9 @@ def fit(run: Run) -> Outcome:
     # It was to end here, and was cut off before it could say so
     if run.progress.verdict is not None and run.progress.verdict.stops:
         return conclude(run, run.progress.verdict, Request.NONE)
-    run.engine.warm_up(run.feed.sample_batch(run.step), run.feed.sample_batch(run.step + 1))
+    batch, other = (run.feed.sample_batch(run.step + ahead) for ahead in (0, 1))
+    run.engine.warm_up(run.ranks, batch, other)
+    check_saving(run)
     # Asked to leave before the first step: nothing to save
     run.ranks.together(run.interruption.check)
     run.ledger.begin_training()
@@ -42,10 +44,12 @@ def fit(run: Run) -> Outcome:
         owed = run.progress.evaluation_due
         if not owed:
             train_step(run)
-            if not run.progress.agreed:
-                check_agreement(run)  # once a launch; then at each save
         request = Request(run.pulse.beat(wish(run)))
         due = run.agenda.due(run.step, request, owed=owed)
+        # The first step of a launch makes the optimizer's state
+        if not owed and (due.compare or not run.progress.agreed):
+            check_agreement(run)
+            check_saving(run)
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows
         if due.log:
             log_training(run)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from harness.errors import ConfigError
 from harness.wording import some
@@ -81,6 +82,15 @@ class NetworkState:
                 setattr(module, place[1], copy.deepcopy(value))
         for name, module, _ in _extra_states(self._network):
             module.set_extra_state(copy.deepcopy(self._extra[name]))
+
+
+def give_buffers_memory(network: nn.Module) -> None:
+    """Expanded buffers, several of whose elements share memory, as plain ones: nothing could be
+    put back into them.
+    """
+    for _, module, key, tensor in [*_buffers(network)]:
+        if tensor is not None and not is_lazy(tensor) and _is_expanded(tensor):
+            module._buffers[key] = tensor.contiguous()
 
 
 def check_extra_states(network: nn.Module) -> None:
@@ -185,6 +195,12 @@ def _extra_states(network: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
     for name, module in network.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             yield name, module, module.get_extra_state()
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    return any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _kind(tensor: Tensor | None) -> str:

@@ -3,7 +3,9 @@
 Another way of sharing is another class with the methods of `Replicas`; nothing else knows of DDP.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -50,10 +52,21 @@ def start_accelerator(precision: str, exactness: str, timeout_s: float) -> Accel
 class Replicas:
     """The network as the training's forward passes see it, a whole copy on each rank."""
 
-    def __init__(self, network: nn.Module, accelerator: Accelerator, ranks: Ranks) -> None:
-        """Called by every rank, once the weights are in."""
+    def __init__(
+        self, network: nn.Module, accelerator: Accelerator, ranks: Ranks, find_unused: bool
+    ) -> None:
+        """Called by every rank, once the weights are in.
+
+        find_unused: whether a step may leave parameters out, on one rank or on all.
+        """
         self.ranks = ranks
-        self.model: nn.Module = accelerator.prepare_model(network)
+        self._find_unused = find_unused
+        assert accelerator.ddp_handler is not None
+        accelerator.ddp_handler.find_unused_parameters = find_unused
+        # With views, DDP fails on a parameter that only slots before the last one used (torch 2.15)
+        accelerator.ddp_handler.gradient_as_bucket_view = not find_unused
+        with _hidden_buffers(network):
+            self.model: nn.Module = accelerator.prepare_model(network)
         self._accelerator = accelerator
         self._network = network
         if isinstance(self.model, DistributedDataParallel):
@@ -65,12 +78,17 @@ class Replicas:
         self._places = [
             (module._buffers, key) for module in network.modules() for key in module._buffers
         ]
+        self.agree_on_buffers()
 
-    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
         """Inside, backward passes exchange gradients between ranks only if this is the step's last
-        slot.
+        slot. Raises ConfigError.
         """
-        return nullcontext() if last else self._accelerator.no_sync(self.model)
+        with nullcontext() if last else self._accelerator.no_sync(self.model):
+            yield
+        if last:
+            self._check_reduced()
 
     def scale(self, loss_sum: Tensor, num_items: Tensor) -> Tensor:
         """What to take the gradient of, so that the ranks' gradients come to that of the mean over
@@ -108,8 +126,50 @@ class Replicas:
             for name, parameter in self._network.named_parameters()
             if parameter.requires_grad and parameter.grad is None
         ]
-        if without and isinstance(self.model, DistributedDataParallel):
+        if without and isinstance(self.model, DistributedDataParallel) and not self._find_unused:
             raise ConfigError(
                 f"network: no gradient reaches {some(without)}, which several processes cannot "
-                "train. Freeze them, e.g. by parts, or use them."
+                "train. Freeze them, e.g. by parts, or use them; if a forward pass uses them at "
+                "times, set train.find_unused_parameters: true."
             )
+
+    def _check_reduced(self) -> None:
+        """Raise ConfigError if DDP still waits for gradients that a step did not give: this rank's
+        are its own then, and the other ranks wait.
+        """
+        if not isinstance(self.model, DistributedDataParallel):
+            return
+        try:
+            self.model.reducer._check_reducer_finalized()
+        except RuntimeError as error:
+            trained = [name for name, one in self._network.named_parameters() if one.requires_grad]
+            match = re.search(r"did not receive grad for rank \d+:([\d ]+)", str(error))
+            missing = [trained[int(index)] for index in match[1].split()] if match else ["some"]
+            raise ConfigError(
+                f"network: on rank {self.ranks.rank} this step gives {some(missing)} no gradient, "
+                "and the other processes wait for it. Set train.find_unused_parameters: true, or "
+                "use every parameter in each forward pass."
+            ) from error
+
+
+# What gloo and NCCL send by themselves; other buffers go as bytes, by `agree_on_buffers`
+_SENT: tuple[torch.dtype, ...] = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_SENT += (torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool)
+
+
+@contextmanager
+def _hidden_buffers(network: nn.Module) -> Iterator[None]:
+    """Without the buffers that DDP cannot send from rank 0 when it begins."""
+    hidden = [
+        (module._buffers, key, tensor)
+        for module in network.modules()
+        for key, tensor in module._buffers.items()
+        if tensor is not None and tensor.dtype not in _SENT
+    ]
+    for buffers, key, _ in hidden:
+        buffers[key] = None
+    try:
+        yield
+    finally:
+        for buffers, key, tensor in hidden:
+            buffers[key] = tensor

@@ -14,7 +14,14 @@ import torch
 
 from harness import components, trust
 from harness.checkpoint.commit import set_aside_newer
-from harness.checkpoint.read import Loaded, choose, load, load_trainer, read_manifest
+from harness.checkpoint.read import (
+    Loaded,
+    choose,
+    load,
+    load_trainer,
+    read_manifest,
+    understanding,
+)
 from harness.checkpoint.state import restore_network, restore_optimizer
 from harness.config.identity import course_changes, identity_changes, rate_changes
 from harness.config.read import read_stored, resolved_yaml
@@ -22,6 +29,7 @@ from harness.config.schedules import name_of
 from harness.config.schema import Config
 from harness.console import Console
 from harness.data.code import changes, code_of, edits
+from harness.durable import replace_file
 from harness.errors import CheckpointError, ConfigError
 from harness.interrupt import PREEMPT, Interruption
 from harness.randomness import restore_random, seed_ambient, seed_for
@@ -58,16 +66,15 @@ def load_state(
         launch.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu")
     )
     if config.run.exactness != "none":
-        compare_data(config, launch.checkpoint, loaded.manifest.facts, data)
+        with understanding(launch.checkpoint):
+            compare_data(config, launch.checkpoint, loaded.manifest.facts, data)
     restore_network(engine.network, loaded)
     before = read_stored(launch.checkpoint / "config.yaml")
     names = parameter_names(engine.network)
-    restore_optimizer(
-        engine.optimizer,
-        names,
-        {key: one for key, one in loaded.optimizer.items() if not key.startswith(TRAINED)},
-        regroup(loaded.trainer["optimizer"], engine.optimizer, names),
-    )
+    moments = {key: one for key, one in loaded.optimizer.items() if not key.startswith(TRAINED)}
+    with understanding(launch.checkpoint):
+        groups = regroup(loaded.trainer["optimizer"], engine.optimizer, names)
+        restore_optimizer(engine.optimizer, names, moments, groups)
     if any(key.startswith(TRAINED) for key in loaded.optimizer):
         parameters = engine.stepper.parameters()
         engine.stepper.put_back([loaded.optimizer[TRAINED + names[one]] for one in parameters])
@@ -77,8 +84,9 @@ def load_state(
     cycled = cycled_options(engine.schedule)
     adopt_changes(engine.optimizer, built_before, engine.fresh_groups, cycled)
     same = _schedule_name(before) == _schedule_name(config)
-    schedule = loaded.trainer["schedule"] if same else None
-    engine.restore_rest(schedule, loaded.trainer["scaler"], loaded.manifest.step)
+    with understanding(launch.checkpoint):
+        schedule = loaded.trainer["schedule"] if same else None
+        engine.restore_rest(schedule, loaded.trainer["scaler"], loaded.manifest.step)
     return loaded
 
 
@@ -125,16 +133,10 @@ def restore_rest(loaded: Loaded | None, run: Run) -> None:
     rank.
     """
     trainer = None if loaded is None else loaded.trainer
-    if run.ranks.is_first():
-        run.ledger.resume(None if trainer is None else trainer["ledger"])
     if trainer is not None:
-        progress = run.progress
-        progress.verdict = run.ranks.together(lambda: run.controller.restore(trainer["stop"]))
-        run.losses.restore(trainer["losses"])
-        run.train_metrics.restore(trainer["train_metrics"], run.ranks.rank)
-        progress.evaluation_due = trainer.get("evaluation_due", False)
-        progress.save_s = trainer.get("save_s")
-        progress.seams += trainer.get("seams", [])
+        run.ranks.together(lambda: restore_records(trainer, run))
+    elif run.ranks.is_first():
+        run.ledger.resume(None)
     if loaded is not None:
         note_changes(loaded, run)
         note_environment(loaded, run)
@@ -142,6 +144,21 @@ def restore_rest(loaded: Loaded | None, run: Run) -> None:
     if loaded is not None and loaded.rng is not None:
         rng = loaded.rng
         run.ranks.together(lambda: restore_random(rng, run.engine.generators))
+
+
+def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
+    """The part of `restore_rest` that is in trainer_state.json. No collectives."""
+    assert run.launch.checkpoint is not None
+    progress = run.progress
+    with understanding(run.launch.checkpoint):
+        if run.ranks.is_first():
+            run.ledger.resume(trainer["ledger"])
+        progress.verdict = run.controller.restore(trainer["stop"])
+        run.losses.restore(trainer["losses"])
+        run.train_metrics.restore(trainer["train_metrics"], run.ranks.rank)
+        progress.evaluation_due = trainer.get("evaluation_due", False)
+        progress.save_s = trainer.get("save_s")
+        progress.seams += trainer.get("seams", [])
 
 
 def note_changes(loaded: Loaded, run: Run) -> None:
@@ -222,9 +239,9 @@ def finished_outcome(config: Config) -> Outcome | None:
     if chosen.path is None:
         return None
     task: Task = components.build(config.task, "task")
-    verdict = StopController(config.stop, known_metrics(task, config.data.evaluated)).restore(
-        load_trainer(chosen.path)["stop"]
-    )
+    controller = StopController(config.stop, known_metrics(task, config.data.evaluated))
+    with understanding(chosen.path):
+        verdict = controller.restore(load_trainer(chosen.path)["stop"])
     return outcome if verdict is not None and verdict.stops else None
 
 
@@ -273,7 +290,8 @@ def find_start(config: Config) -> Start:
             + "\nTake the changes back, or choose another run.dir."
         )
     notes.append(f"{directory}: going on from {choice.path.name}")
-    return Start(load_trainer(choice.path)["run_id"], str(choice.path), notes)
+    with understanding(choice.path):
+        return Start(str(load_trainer(choice.path)["run_id"]), str(choice.path), notes)
 
 
 def prepare_directory(config: Config, start: Start, console: Console) -> None:
@@ -291,7 +309,7 @@ def prepare_directory(config: Config, start: Start, console: Console) -> None:
             for name in set_aside_newer(directory / "checkpoints", read_manifest(checkpoint).step):
                 console.say(f"warning: {name} is newer and was set aside")
     try:
-        (directory / "config.yaml").write_text(resolved_yaml(config))
+        replace_file(directory / "config.yaml", resolved_yaml(config), sync=False)
         (directory / "outcome.json").unlink(missing_ok=True)  # it was of an earlier launch
     except OSError as error:
         raise CheckpointError(

@@ -64,7 +64,8 @@ class Progress:
 class Run:
     """The parts of a training, put together by build.py; they know nothing of each other.
 
-    `facts`: what identifies the run, for manifests; `learned`: by treatments, in JSON.
+    `facts`: what identifies the run, for manifests; `extra_files`: texts by name that lie in each
+    checkpoint; `learned`: by treatments, in JSON.
     """
 
     config: Config
@@ -88,6 +89,7 @@ class Run:
     ledger: Ledger
     note: StepNote
     facts: Mapping[str, Any]
+    extra_files: Mapping[str, str]
     learned: Sequence[Mapping[str, Any]]
     progress: Progress
 

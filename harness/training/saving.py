@@ -1,7 +1,8 @@
 """What a run leaves: checkpoints, the reports of their saving, and at the end its outcome."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from harness.checkpoint.manifest import SaveReason
 from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import RANKED_BY, Ranking
 from harness.checkpoint.stage import Snapshot
-from harness.checkpoint.state import extra_files_of, optimizer_tensors
+from harness.checkpoint.state import optimizer_tensors
 from harness.config.read import resolved_yaml
 from harness.interrupt import granted_s
 from harness.randomness import capture_random
@@ -30,34 +31,49 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
     """
     if request == Request.INTERRUPTED and not is_worth_saving(run):
         return
+    ranked_by = run.controller.best_metric()
     with run.ledger.account("checkpoint_stall"):
         check_agreement(run)
-        optimizer, optimizer_rest = optimizer_tensors(
-            run.engine.optimizer, parameter_names(run.engine.network)
-        )
-        interval = run.train_metrics.state(run.ranks)
-        exact, exact_reason = exactness(run)
-        ranked_by = run.controller.best_metric()
-    # The weights of a checkpoint are those that are evaluated
-    with run.ledger.account("checkpoint_stall"), run.engine.stepper.evaluating() as trained:
-        optimizer |= trained_weights(run, trained)
-        snapshot = Snapshot(
+        with snapshot_of(run, reason_to_save(verdict, request)) as snapshot:
+            run.store.save(snapshot, Ranking(*ranked_by) if ranked_by is not None else None)
+
+
+def check_saving(run: Run) -> None:
+    """Whether a checkpoint could hold the present state, so that it is not the first save that
+    fails, hours later. Called by every rank; nothing is copied. Raises CheckpointError.
+    """
+    with snapshot_of(run, "schedule") as snapshot:
+        run.ranks.together(lambda: run.store.check(snapshot))
+
+
+@contextmanager
+def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
+    """The state after the present step. Inside, the weights are those that are evaluated.
+
+    Called by every rank. Raises CheckpointError.
+    """
+    optimizer, optimizer_rest = optimizer_tensors(
+        run.engine.optimizer, parameter_names(run.engine.network)
+    )
+    interval = run.train_metrics.state(run.ranks)
+    exact, exact_reason = exactness(run)
+    with run.engine.stepper.evaluating() as trained:
+        yield Snapshot(
             step=run.step,
             epoch=run.sampling.epochs_done(run.step),
             samples=run.samples,
-            reason=reason_to_save(verdict, request),
+            reason=reason,
             exact=exact,
             exact_reason=exact_reason,
             model=run.engine.network.state_dict(),
-            optimizer=optimizer,
+            optimizer=optimizer | trained_weights(run, trained),
             rng=capture_random(run.engine.generators),
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
             metrics=dict(run.controller.latest_metrics(run.step)),
-            facts={**run.facts, RANKED_BY: ranked_by},
+            facts={**run.facts, RANKED_BY: run.controller.best_metric()},
             config_yaml=resolved_yaml(run.config),
-            extra_files=extra_files_of(run.engine.network),
+            extra_files=run.extra_files,
         )
-        run.store.save(snapshot, Ranking(*ranked_by) if ranked_by is not None else None)
 
 
 def trained_weights(run: Run, trained: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from harness.data.sampling import Sampling
+from harness.durable import replace_file
 
 
 class Trace:
@@ -29,7 +30,7 @@ class Trace:
             if path.exists()
             else []
         )
-        path.write_text("".join(f"{line}\n" for line in kept))
+        replace_file(path, "".join(f"{line}\n" for line in kept), sync=False)
         self._path = path
 
     def write(

@@ -101,3 +101,12 @@ def test_from_pretrained_reads_a_checkpoint_directory(tmp_path: Path) -> None:
 
 def test_other_networks_need_nothing_beside() -> None:
     assert extra_files_of(torch.nn.Linear(1, 1)) == {}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_a_network_with_adapters_has_no_config_that_would_load_others() -> None:
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=11, n_positions=6)
+    options = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    assert extra_files_of(peft.get_peft_model(transformers.GPT2LMHeadModel(config), options)) == {}

@@ -2,17 +2,20 @@
 manifest vouches for it.
 """
 
+import contextlib
 import hashlib
+import io
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from harness.checkpoint.manifest import CONFIG, MANIFEST, dump_manifest, parse_manifest
+from harness.cli import main
 from harness.config.document import to_yaml
-from tests.pool import train_on_ranks
+from tests.pool import Launched, train_on_ranks
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 
@@ -45,6 +48,26 @@ def write_into(checkpoint: Path, name: str, content: bytes) -> None:
     )
     forged = manifest.model_copy(update={"files": {**manifest.files, name: entry}})
     (checkpoint / MANIFEST).write_bytes(dump_manifest(forged))
+
+
+def flip(path: Path, where: float) -> None:
+    """Flip a bit of a file, at a share of its length."""
+    data = bytearray(path.read_bytes())
+    data[round(where * (len(data) - 1))] ^= 4
+    path.write_bytes(data)
+
+
+def in_process(arguments: Sequence[object]) -> Launched:
+    """`fermarsi ARGUMENTS` in this very process, for many in a row; an exception that is no exit
+    passes.
+    """
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(one) for one in arguments])
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Launched(code, out.getvalue(), err.getvalue())
 
 
 def change_config(run: Path, changes: Mapping[str, Any]) -> None:

@@ -25,3 +25,10 @@ def test_a_split_is_evaluated_in_the_run_s_precision(tmp_path: Path, precision: 
         assert values[name] == kept[f"val/{name}"], name
     shown = "float32" if precision == "no" else precision
     assert f"in the run's precision ({shown})" in command("evaluate", run, *allow).stdout
+
+
+@pytest.mark.parametrize("words", ["evaluate", "report", "status", "replay", "checkpoints list"])
+def test_a_name_that_no_file_can_have_is_told_in_one_line(words: str) -> None:
+    ended = command(*words.split(), "x" * 300)
+    assert ended.exit_code == 2
+    assert len(ended.stderr.strip().splitlines()) == 1

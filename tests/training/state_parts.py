@@ -1,5 +1,6 @@
 """Networks that keep state in one way or another. x: (B, 6) -> (B, 3)."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,21 @@ class ActNorm(nn.Module):
                 self.scale.copy_(1 / (out.std(0) + 1e-3))
                 self.begun.fill_(True)
         return out * self.scale
+
+
+class Drifts(nn.Linear):
+    """Changes a weight on rank 1 in its ninth pass in training. x: (B, 6) -> (B, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 3)
+        self.passes = [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes[0] += self.training
+        if self.passes[0] == 9 and os.environ["RANK"] == "1":
+            with torch.no_grad():
+                self.weight[0, 0] += 1e-3
+        return super().forward(x)
 
 
 class KeepsExtra(Keeps):

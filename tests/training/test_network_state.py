@@ -106,6 +106,21 @@ def test_ranks_that_drift_apart_end_the_run_by_name(tmp_path: Path, ranks: int) 
         assert "Traceback" not in said
 
 
+def test_ranks_are_compared_as_often_as_asked(tmp_path: Path) -> None:
+    asked = [f"network={{{PARTS}.Drifts}}", "schedule=null", "checkpoint.every.steps=12"]
+    asked += ["optimizer={_target_: torch.optim.AdamW, lr: 0.01}", "stop.budget.steps=12"]
+    asked += ["stop.every.steps=12"]
+
+    def drift(name: str, *overrides: str) -> str:
+        ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / name}", *asked, *overrides])
+        assert [one.exit_code for one in ends] == [1, 1]
+        said = "".join(one.stderr for one in ends)
+        return said.partition(": not the same")[0].rpartition("RankError: ")[2].partition(":")[0]
+
+    assert drift("seldom") == "step 12"
+    assert drift("often", "run.compare_every={steps: 2}") == "step 2"
+
+
 def test_a_loss_that_keeps_state_is_named(tmp_path: Path) -> None:
     loss = f"loss: {{{PARTS}.Centred}}, reduction: none"
     task = f"task={{_target_: harness.tasks.Supervised, input: x, target: label, {loss}}}"

@@ -1,0 +1,36 @@
+"""A run directory may be somebody else's, and hold links in the place of what is written there:
+nothing is written, created or deleted through one.
+"""
+
+from pathlib import Path
+
+from harness.errors import ConfigError
+
+# Everything that launches and commands write into a run directory, or below that name
+WRITTEN = (
+    "checkpoints",
+    "config.yaml",
+    "lease",
+    "ledger.json",
+    "left_out.json",
+    "metrics.jsonl",
+    "outcome.json",
+    "report.html",
+    "step-in-work",
+    "tensorboard",
+    "trace.jsonl",
+    "treatments.json",
+    "wandb",
+)
+
+
+def refuse_links(run: Path) -> None:
+    """Raise ConfigError if something that is written in a run directory is a link there."""
+    for name in WRITTEN:
+        path = run / name
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path}: a link, and nothing is written through links in a run directory: it may "
+                "be somebody else's. Put what it leads to in its place, or set run.dir to a "
+                "directory on the other disk."
+            )
