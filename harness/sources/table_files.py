@@ -12,6 +12,7 @@ from typing import Any
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout, text_of
 from harness.sources.files import need
+from harness.sources.workbook import check_workbook
 from harness.wording import did_you_mean, some
 
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
@@ -57,6 +58,7 @@ def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells
     # Loaded when used
     import pandas as pd
 
+    check_workbook(path)
     try:
         with pd.ExcelFile(path, engine="calamine") as book:
             sheets = [str(name) for name in book.sheet_names]

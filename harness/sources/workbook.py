@@ -1,0 +1,124 @@
+"""How large the sheets of an Excel file are, before they are read: readers make a place for every
+cell of the rectangle around those that hold something, and one cell in the last corner of a sheet
+would ask for 549 GB.
+"""
+
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+from xml.parsers import expat
+
+from harness.errors import DataError
+
+MAX_XML_BYTES = 4 * 2**30  # of all parts, unpacked
+MAX_EMPTY = 10_000_000  # cells of a rectangle, unless one in so many is filled:
+MIN_FILLED = 1 / 20
+
+_REFERENCE = re.compile(r"([A-Z]{1,3})([0-9]{1,7})")
+_CHUNK_BYTES = 2**18
+
+# What zipfile and expat raise for a file that is damaged, encrypted, or packed otherwise
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    expat.ExpatError,
+)
+
+
+def check_workbook(path: Path) -> None:
+    """Raise DataError for a file that is no workbook, or one that would fill the memory with empty
+    cells.
+    """
+    try:
+        with zipfile.ZipFile(path) as book:
+            parts = [one for one in book.infolist() if one.filename.lower().endswith(".xml")]
+            if sum(one.file_size for one in parts) > MAX_XML_BYTES:
+                raise DataError(
+                    f"{path}: its parts are more than {MAX_XML_BYTES:,} bytes, unpacked. Give the "
+                    "table as .parquet or .csv."
+                )
+            if not any(one.filename.lower().startswith("xl/") for one in parts):
+                raise ValueError("no part of it is a workbook's")
+            for part in parts:
+                with book.open(part) as file:
+                    _check_sheet(f"{path}: {part.filename}", _Extent(file))
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}. It may be cut short, or no Excel file."
+        ) from error
+
+
+class _Extent:
+    """The rectangle around the filled cells of a sheet, and how many there are."""
+
+    def __init__(self, file: BinaryIO | Any) -> None:
+        self.count = 0
+        self._row = self._column = 0
+        self._is_open = False
+        self._first, self._last = [2**31, 2**31], [0, 0]
+        parser = expat.ParserCreate()
+        parser.StartElementHandler = self._start
+        parser.StartDoctypeDeclHandler = self._refuse
+        while chunk := file.read(_CHUNK_BYTES):
+            parser.Parse(chunk)
+        parser.Parse(b"", True)
+
+    @property
+    def num_cells(self) -> int:
+        rows, columns = (
+            last - first + 1 for first, last in zip(self._first, self._last, strict=True)
+        )
+        return rows * columns if self.count else 0
+
+    @property
+    def last(self) -> str:
+        row, column = self._last
+        letters = ""
+        while column:
+            column, letter = divmod(column - 1, 26)
+            letters = chr(ord("A") + letter) + letters
+        return f"{letters}{row}"
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        kind = name.rpartition(":")[2]
+        if kind == "c":
+            place = _REFERENCE.fullmatch(attributes.get("r", ""))
+            if place is None:
+                self._column += 1
+            else:
+                self._row, self._column = int(place[2]), _number(place[1])
+            self._is_open = True
+        elif kind == "row":
+            number = attributes.get("r", "")
+            self._row = int(number) if number.isdecimal() else self._row + 1
+            self._column = 0
+        elif self._is_open:  # a value: the cell holds something
+            self._is_open = False
+            self.count += 1
+            for axis, place_on in enumerate((self._row, self._column)):
+                self._first[axis] = min(self._first[axis], place_on)
+                self._last[axis] = max(self._last[axis], place_on)
+
+    def _refuse(self, *_: object) -> None:
+        raise ValueError("a part of it declares a document type")
+
+
+def _number(letters: str) -> int:
+    number = 0
+    for letter in letters:
+        number = 26 * number + ord(letter) - ord("A") + 1
+    return number
+
+
+def _check_sheet(where: str, extent: _Extent) -> None:
+    if extent.num_cells > MAX_EMPTY and extent.count < MIN_FILLED * extent.num_cells:
+        raise DataError(
+            f"{where}: {extent.count:,} filled cells in a sheet of {extent.num_cells:,}, up to "
+            f"{extent.last}: reading it would fill the memory with empty ones. Delete what stands "
+            "far from the table."
+        )
