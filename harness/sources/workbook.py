@@ -6,6 +6,7 @@ would ask for 549 GB.
 import re
 import zipfile
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from xml.parsers import expat
@@ -17,6 +18,7 @@ MAX_EMPTY = 10_000_000  # cells of a rectangle, unless one in so many is filled:
 MIN_FILLED = 1 / 20
 
 _REFERENCE = re.compile(r"([A-Z]{1,3})([0-9]{1,7})")
+_VALUES = ("v", "is", "f")  # inside of a cell that holds something, not only a style
 _CHUNK_BYTES = 2**18
 
 # What zipfile and expat raise for a file that is damaged, encrypted, or packed otherwise
@@ -60,7 +62,9 @@ class _Extent:
         self.count = 0
         self._row = self._column = 0
         self._is_open = False
-        self._first, self._last = [2**31, 2**31], [0, 0]
+        # Rows and columns that have something in them
+        self._rows: set[int] = set()
+        self._columns: set[int] = set()
         parser = expat.ParserCreate()
         parser.StartElementHandler = self._start
         parser.StartDoctypeDeclHandler = self._refuse
@@ -70,23 +74,28 @@ class _Extent:
 
     @property
     def num_cells(self) -> int:
-        rows, columns = (
-            last - first + 1 for first, last in zip(self._first, self._last, strict=True)
+        return (
+            (max(self._rows) - min(self._rows) + 1) * (max(self._columns) - min(self._columns) + 1)
+            if self.count
+            else 0
         )
-        return rows * columns if self.count else 0
 
     @property
     def last(self) -> str:
-        row, column = self._last
-        letters = ""
+        column, letters = max(self._columns), ""
         while column:
             column, letter = divmod(column - 1, 26)
             letters = chr(ord("A") + letter) + letters
-        return f"{letters}{row}"
+        return f"{letters}{max(self._rows)}"
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        kind = name.rpartition(":")[2]
-        if kind == "c":
+        kind = name if name == "c" else name.rpartition(":")[2]
+        if kind in _VALUES and self._is_open:
+            self._is_open = False
+            self.count += 1
+            self._rows.add(self._row)
+            self._columns.add(self._column)
+        elif kind == "c":
             place = _REFERENCE.fullmatch(attributes.get("r", ""))
             if place is None:
                 self._column += 1
@@ -97,17 +106,12 @@ class _Extent:
             number = attributes.get("r", "")
             self._row = int(number) if number.isdecimal() else self._row + 1
             self._column = 0
-        elif self._is_open:  # a value: the cell holds something
-            self._is_open = False
-            self.count += 1
-            for axis, place_on in enumerate((self._row, self._column)):
-                self._first[axis] = min(self._first[axis], place_on)
-                self._last[axis] = max(self._last[axis], place_on)
 
     def _refuse(self, *_: object) -> None:
         raise ValueError("a part of it declares a document type")
 
 
+@cache
 def _number(letters: str) -> int:
     number = 0
     for letter in letters:

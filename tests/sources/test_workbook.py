@@ -84,7 +84,8 @@ def test_another_kind_of_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_empty_cells_with_a_style_and_tables_far_down_are_fine(tmp_path: Path) -> None:
-    styled = f"<SHEET>{FIRST}<row r='1048576'><c r='XFD1048576' s='1'/></row>{END}"
+    styled = f"<SHEET>{FIRST}<row r='1048576'><c r='XFD1048576' s='1'/></row></sheetData>"
+    styled += "<pageMargins left='1'/></worksheet>"
     check_workbook(workbook(tmp_path / "a.xlsx", styled))
     low = "".join(
         f"<row r='{row}'><c r='XFC{row}'><v>1</v></c></row>" for row in range(9**6, 9**6 + 9)
