@@ -145,7 +145,10 @@ class Adapted(nn.Module):
 
 
 class Experts(nn.Module):
-    """A layer for each kind of sample; a micro-batch may need none of some (Shazeer et al., 2017)."""
+    """A layer for each kind of sample; a micro-batch may need none of some.
+
+    Shazeer et al., "Outrageously Large Neural Networks", 2017.
+    """
 
     def __init__(self) -> None:
         super().__init__()
