@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, require_choice
 from harness.stopping.improvement import Improvement
 from harness.stopping.verdict import Mode
 
@@ -117,10 +117,8 @@ class Plateau(ByStep):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(optimizer)
-        if mode not in ("max", "min"):
-            raise ConfigError(
-                f"schedule.mode: {mode} is neither max nor min. Say which way {metric} gets better."
-            )
+        hint = f" State in which direction {metric} improves."
+        require_choice("schedule.mode", mode, ("max", "min"), hint)
         if (
             not 0 < factor < 1
             or not 0 <= floor < 1

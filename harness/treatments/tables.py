@@ -73,7 +73,7 @@ class Encode:
             if learns(self):
                 mend = "Put samples of it into the training split"
             raise DataError(
-                f"{self.key}: {unknown!r} is none of the categories "
+                f"{self.key}: {unknown!r} is not one of the categories "
                 f"{some(self.categories, 20)}. {mend}, or set others: true."
             )
         found = [self._numbers.get(text, len(self.categories)) for text in texts]

@@ -239,7 +239,7 @@ def test_a_category_that_training_does_not_have_is_refused_or_another() -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"^c: 'green' is none of the categories blue, red\. Put samples of it into the "
+            r"^c: 'green' is not one of the categories blue, red\. Put samples of it into the "
             r"training split, or set others"
         ),
     ):

@@ -101,7 +101,7 @@ def test_what_is_no_list_of_series_makes_no_windows() -> None:
             DataError, match=r"^series: arrays \(T, C\) with as many channels in each sample"
         ):
             Window(4)({"series": wrong})
-    with pytest.raises(ConfigError, match=r"^at: 'start' is none of begin, middle, end"):
+    with pytest.raises(ConfigError, match=r"^at: 'start' is not one of begin, middle, end"):
         Window(4, "start")  # type: ignore[arg-type]
 
 
@@ -121,8 +121,8 @@ def test_categories_become_numbers_in_their_order() -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"^c: 'blue' is none of the categories red, 7\. Add it to categories, or set others: "
-            r"true"
+            r"^c: 'blue' is not one of the categories red, 7\. Add it to categories, or set "
+            r"others: true"
         ),
     ):
         Encode("c", ["red", 7])({"c": ["red", "blue"]})
