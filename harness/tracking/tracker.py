@@ -76,7 +76,7 @@ class Tracker:
         self._write("event", {**position, "event": "save", "save": report.to_json()})
         if report.warning is not None:
             self.warn(
-                f"the checkpoint of step {report.step} is safe, but tidying up after it failed: "
+                f"the checkpoint of step {report.step} is safe; what was to be tidied up after it: "
                 f"{report.warning}"
             )
         if report.error is not None:

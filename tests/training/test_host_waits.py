@@ -29,7 +29,7 @@ from harness.tracking.tracker import Tracker
 from harness.training.build import build
 from harness.training.loop import train_step
 from harness.training.losses import LossWindow
-from harness.training.parallel import start_accelerator
+from harness.training.parallel import Replicas, start_accelerator
 from harness.training.run import Launch, Run
 from harness.training.stepper import Stepper
 from tests.resume.test_zoo import ANIMALS
@@ -153,12 +153,13 @@ def step_on_cuda(kernel: str, task: Classification) -> dict[str, int]:
         batch = {"x": torch.empty(4, 6), "label": torch.empty(4, dtype=torch.int64)}
         losses = LossWindow(Ranks())
         stepper = Stepper(optimizer, None, 1.0)
+        sharing = Replicas(network, start_accelerator("no", "none", 60.0), Ranks(), False)
         for number in range(2):
             outputs = task.forward(network, batch)
             loss_sum = task.loss_sum(outputs, batch).detach()
             for parameter in network.parameters():
                 parameter.grad = torch.empty_like(parameter)
-            norm, skipped = stepper.step()
+            norm, skipped = stepper.step(sharing.clip)
             assert norm.device.type == "cuda"
             metrics.update(task, outputs.detach(), batch, number)
             losses.add([loss_sum], task.num_items(batch), norm, skipped)
