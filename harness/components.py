@@ -276,7 +276,7 @@ def walk(path: Any) -> list[Any]:
         except (Exception, SystemExit) as error:
             # Importing runs the module, which may raise anything
             raise ConfigError(
-                f"{so_far} cannot be imported: {type(error).__name__}: {error}. Mend the module."
+                f"{so_far} cannot be imported: {type(error).__name__}: {error}. Fix the module."
             ) from error
     return trail
 

@@ -41,7 +41,7 @@ def translate_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename or what}: {what} failed: {error.strerror or error}. Mend the disk or "
+            f"{error.filename or what}: {what} failed: {error.strerror or error}. Fix the disk or "
             "its permissions."
         ) from error
 

@@ -30,7 +30,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
             (of.is_infinite, "infinite numbers"),
         ):
             message = (
-                f"{what.format(f'{len(rows):,}', bad)} Mend the data, leave them out, or fill them "
+                f"{what.format(f'{len(rows):,}', bad)} Fix the data, leave them out, or fill them "
                 "in by harness.treatments.Impute."
             )
             findings.add(
@@ -40,9 +40,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
             message = what.format(
                 f"{len(of.outside):,}", f"numbers outside of {of.limits[0]:g} to {of.limits[1]:g}"
             )
-            advice = (
-                "A unit that differs, or a broken device? Mend the data, or data.checks.ranges."
-            )
+            advice = "A unit that differs, or a broken device? Fix the data, or data.checks.ranges."
             findings.add(
                 "out_of_range",
                 [one.split],

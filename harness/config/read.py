@@ -104,7 +104,7 @@ def read_section(
     foreign = [text for text in overrides if alone and not own.match(text)]
     taken = [text for text in overrides if text not in foreign]
     draft = reading.read(path, taken, stored=stored, links=not stored)
-    message = f"only {name}.* has an effect here. Leave it out, or mend the key."
+    message = f"only {name}.* has an effect here. Leave it out, or fix the key."
     draft.mistakes += [Mistake((), message, f"override {text}") for text in foreign]
     _name_run(draft)
     if stored:

@@ -518,9 +518,9 @@ def test_mistakes_in_the_stop_section_are_said_as_ever() -> None:
         )
     assert str(caught.value).splitlines() == [
         "5 mistakes:",
-        "  override stpo.hold=3: only stop.* has an effect here. Leave it out, or mend the key.",
-        "  override run.seed=3: only stop.* has an effect here. Leave it out, or mend the key.",
-        "  override stop-hold=3: only stop.* has an effect here. Leave it out, or mend the key.",
+        "  override stpo.hold=3: only stop.* has an effect here. Leave it out, or fix the key.",
+        "  override run.seed=3: only stop.* has an effect here. Leave it out, or fix the key.",
+        "  override stop-hold=3: only stop.* has an effect here. Leave it out, or fix the key.",
         "  override stop.budget.epochs=0: stop.budget.epochs: 0 is not allowed. Give a number of "
         "at least 1.",
         "  override stop.hodl=2: stop.hodl: no such key. Did you mean stop.hold?",
