@@ -1,4 +1,4 @@
-"""metrics.jsonl, which is the truth about a run: a JSON object a line, in the order of steps, no
+"""metrics.jsonl, the authoritative record of a run: a JSON object per line, in order of steps, no
 step twice.
 """
 
@@ -18,7 +18,7 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Row:
-    """What one step has to show.
+    """The data of one step.
 
     `values`: the numbers of its training and evaluation records; `tables`: matrices by name, e.g.
     val/confusion.
@@ -35,7 +35,7 @@ class Row:
         values = {
             name: value
             for name, value in record.items()
-            # A flag is no number, though a bool is an int.
+            # A flag is not a number, although bool is a subclass of int.
             if type(value) in (int, float) and name != "step"
         }
         tables, evaluated = record.get("tables", {}), record["kind"] == "eval"
@@ -50,7 +50,7 @@ class Row:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; half a line that a crash left at the end is passed over."""
+    """The records of a metrics.jsonl; an incomplete last line, left by a crash, is skipped."""
     if path.exists():
         with path.open("rb") as file:
             yield from filter(None, map(_parsed, file))
@@ -75,7 +75,7 @@ def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the records after `step`: the steps they tell of will be done again. Raises OSError."""
+    """Drop the records after `step`: those steps will be repeated. Raises OSError."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     with temporary.open("x") as file:
         file.writelines(
