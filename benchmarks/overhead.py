@@ -31,7 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import harness.training.launch
+import harness.training.train
 from harness.training.agenda import Request
 from harness.training.loop import train_step
 from harness.training.run import Run
@@ -105,7 +105,7 @@ def work(config: Path, arm: str) -> None:
     from harness.training.launch import launch
 
     if arm == "bare":
-        harness.training.launch.fit = bare
+        harness.training.train.fit = bare
     raise SystemExit(launch(config, []))
 
 

@@ -215,7 +215,7 @@ def trace(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """What this machine offers, what is missing, and how to mend it."""
+    """What this machine offers, what is missing, and how to fix it."""
     from harness.commands.doctor import diagnose
 
     findings, code = diagnose()

@@ -33,8 +33,8 @@ class Console:
         self._progress_at = time.monotonic()
 
     def expect(self, last_step: int | None, budget: Budget | None) -> None:
-        """The budget, and the step at which it is spent if it is not in hours: time left is told up
-        to there.
+        """The budget, and the step at which it is spent unless it is in hours: the end of the
+        displayed time left.
         """
         self._last_step, self._budget = last_step, budget
 

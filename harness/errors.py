@@ -2,11 +2,11 @@
 
     HarnessError            exit code 2 unless said otherwise
     +-- ConfigError         a mistake in a config, an argument or an override
-    +-- DataError           samples that are missing, unreadable or outside of what the task allows
-    +-- CheckpointError     a checkpoint that cannot be chosen, read, written or trusted
-    +-- RankError           exit code 1: the processes of a launch lost each other
-    +-- LeavingError        exit code 75: no mistake: the launch was asked to leave before it had
-                            finished something that may be left undone
+    +-- DataError           samples that are missing, unreadable or outside what the task allows
+    +-- CheckpointError     a checkpoint that cannot be selected, read, written or trusted
+    +-- RankError           exit code 1: the processes of a launch lost contact
+    +-- LeavingError        exit code 75: not a mistake: the launch was asked to stop before it
+                            had finished work that may be left undone
 
 Anything else that is raised is a bug and ends with a traceback.
 """
@@ -36,21 +36,21 @@ class ConfigError(HarnessError):
 
 
 class DataError(HarnessError):
-    """Samples that are missing, unreadable or outside of what the task allows."""
+    """Samples that are missing, unreadable or outside what the task allows."""
 
 
 class CheckpointError(HarnessError):
-    """A checkpoint that cannot be chosen, read, written or trusted."""
+    """A checkpoint that cannot be selected, read, written or trusted."""
 
 
 class RankError(HarnessError):
-    """The processes of a launch lost each other, or one of them failed unexpectedly."""
+    """The processes of a launch lost contact, or one of them failed unexpectedly."""
 
     exit_code = 1
 
 
 class LeavingError(HarnessError):
-    """The launch was asked to leave during its start or an evaluation, which may be left undone.
+    """The launch was asked to stop during its start-up or an evaluation, which may be left undone.
     Raised on every rank.
     """
 
@@ -62,7 +62,7 @@ def require_choice(name: str, value: Any, choices: Collection[str], hint: str = 
     if value not in choices:
         listed = "neither " + " nor ".join(choices)
         if len(choices) > 2:
-            listed = "none of " + ", ".join(choices)
+            listed = "not one of " + ", ".join(choices)
         raise ConfigError(f"{name}: {value!r} is {listed}.{hint}")
 
 

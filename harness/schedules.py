@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, require_choice
 from harness.stopping.improvement import Improvement
 from harness.stopping.verdict import Mode
 
@@ -74,7 +74,7 @@ class WarmupCosine(ByStep):
         if not 0 <= warmup_steps < total_steps:
             raise ConfigError(
                 f"schedule: warmup_steps {warmup_steps} must be from 0 to below total_steps "
-                f"{total_steps}. Mend one of them."
+                f"{total_steps}. Fix one of them."
             )
         if not 0 <= floor <= 1:
             raise ConfigError(
@@ -117,10 +117,8 @@ class Plateau(ByStep):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(optimizer)
-        if mode not in ("max", "min"):
-            raise ConfigError(
-                f"schedule.mode: {mode} is neither max nor min. Say which way {metric} gets better."
-            )
+        hint = f" State in which direction {metric} improves."
+        require_choice("schedule.mode", mode, ("max", "min"), hint)
         if (
             not 0 < factor < 1
             or not 0 <= floor < 1
@@ -131,7 +129,7 @@ class Plateau(ByStep):
             raise ConfigError(
                 f"schedule: factor {factor} must be between 0 and 1, floor {floor} at least 0 and "
                 f"below 1, patience {patience} at least 1, "
-                f"cooldown {cooldown} and warmup_steps {warmup_steps} at least 0. Mend what is not."
+                f"cooldown {cooldown} and warmup_steps {warmup_steps} at least 0. Fix what is not."
             )
         try:
             improvement = Improvement.model_validate(

@@ -41,7 +41,7 @@ def translate_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename or what}: {what} failed: {error.strerror or error}. Mend the disk or "
+            f"{error.filename or what}: {what} failed: {error.strerror or error}. Fix the disk or "
             "its permissions."
         ) from error
 
@@ -50,7 +50,7 @@ def write_files(
     directory: Path, contents: Sequence[Content], hasher: Executor
 ) -> list[dict[str, object]]:
     """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Hashing
-    runs beside writing. Raises OSError.
+    runs in parallel with writing. Raises OSError.
     """
     hashes: list[Future[str]] = [hasher.submit(_sha256, content.chunks) for content in contents]
     try:

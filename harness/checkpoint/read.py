@@ -97,7 +97,7 @@ def step_names(directory: Path) -> list[tuple[int, str]]:
         return []
     except OSError as error:
         raise CheckpointError(
-            f"{directory}: {error.strerror}. Mend the disk or its permissions."
+            f"{directory}: {error.strerror}. Fix the disk or its permissions."
         ) from error
     found = [
         (int(match[1]), match[2] is None, match[0])

@@ -1,4 +1,4 @@
-"""`fermarsi doctor`: what this machine offers a training, what is missing, and how to mend it."""
+"""`fermarsi doctor`: what this machine offers a training, what is missing, and how to fix it."""
 
 import importlib.util
 import os

@@ -71,5 +71,5 @@ def _sync(backend: Backend, outcome: Outcome | None, records: Sequence[dict[str,
         if isinstance(error, KeyboardInterrupt):
             raise
         raise ConfigError(
-            f"{backend.name}: {type(error).__name__}: {first_line(error)}. Mend it and sync again."
+            f"{backend.name}: {type(error).__name__}: {first_line(error)}. Fix it and sync again."
         ) from error

@@ -62,8 +62,8 @@ def read_config(
 
 
 def read_stored(path: Path) -> Config:
-    """A config that a run has stored, perhaps somebody else's, to be compared with: its components
-    are not looked at, and nothing of theirs is imported. Raises ConfigError.
+    """The stored config of a run, perhaps somebody else's, for comparison: its components are
+    neither checked nor imported. Raises ConfigError.
     """
     draft = _read(path, (), stored=True)
     config = _validated(Config, draft)
@@ -104,7 +104,7 @@ def read_section(
     foreign = [text for text in overrides if alone and not own.match(text)]
     taken = [text for text in overrides if text not in foreign]
     draft = reading.read(path, taken, stored=stored, links=not stored)
-    message = f"only {name}.* has an effect here. Leave it out, or mend the key."
+    message = f"only {name}.* has an effect here. Leave it out, or fix the key."
     draft.mistakes += [Mistake((), message, f"override {text}") for text in foreign]
     _name_run(draft)
     if stored:

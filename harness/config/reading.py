@@ -330,7 +330,7 @@ def _parsed(
     try:
         tree = document.read(text)
     except MalformedError as error:
-        raise ConfigError(f"{path}:{error.line}: {error}. Mend the file.") from error
+        raise ConfigError(f"{path}:{error.line}: {error}. Fix the file.") from error
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise ConfigError(

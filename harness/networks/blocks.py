@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, require_choice
 
 Norm = Literal["none", "batch", "group", "layer"]
 
@@ -20,17 +20,15 @@ def norm_layer(kind: Norm, channels: int, num_axes: int) -> nn.Module:
     network does the same on any number of ranks. "batch" looks at its micro-batch, and its running
     statistics, used in evaluations, are those of rank 0's micro-batches.
     """
+    require_choice("norm", kind, ("none", "batch", "group", "layer"))
     if kind == "none":
         return nn.Identity()
     if kind == "batch":
         return _BATCH_NORMS[num_axes](channels)
     if kind == "layer":
         return nn.LayerNorm(channels) if num_axes == 0 else nn.GroupNorm(1, channels)
-    if kind == "group":
-        return nn.GroupNorm(
-            next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels
-        )
-    raise ConfigError(f"norm: {kind!r} is none of none, batch, group, layer.")
+    groups = next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 def activation_layer(name: str) -> nn.Module:

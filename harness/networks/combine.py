@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, require_choice
 
 
 class Chain(nn.Sequential):
@@ -47,8 +47,7 @@ class Fuse(nn.Module):
         features: int | None = None,
     ) -> None:
         super().__init__()
-        if how not in ("concat", "sum", "attend"):
-            raise ConfigError(f"how: {how!r} is none of concat, sum, attend.")
+        require_choice("how", how, ("concat", "sum", "attend"))
         if (how == "attend") != (features is not None):
             raise ConfigError(
                 "features: the number of features of each encoder belongs to how: attend, and to "

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from harness.errors import ConfigError
+from harness.errors import ConfigError, require_choice
 from harness.networks.blocks import Norm, activation_layer, head, norm_layer
 
 
@@ -96,8 +96,7 @@ class Recurrent(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if cell not in ("gru", "lstm"):
-            raise ConfigError(f"cell: {cell!r} is neither gru nor lstm.")
+        require_choice("cell", cell, ("gru", "lstm"))
         kind = nn.GRU if cell == "gru" else nn.LSTM
         # Torch drops between layers only, and warns where there is no between
         between = dropout if num_layers > 1 else 0.0
@@ -113,7 +112,7 @@ class Recurrent(nn.Module):
 
     def forward(self, series: Tensor) -> Tensor:
         _, state = self.cells(series.transpose(1, 2))
-        # (layers x directions, B, hidden), for an LSTM beside its cells
+        # (layers x directions, B, hidden); an LSTM returns its cells as well
         last = state[0] if isinstance(state, tuple) else state
         directions = 2 if self.cells.bidirectional else 1
         logits: Tensor = self.head(last[-directions:].transpose(0, 1).flatten(1))

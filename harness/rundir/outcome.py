@@ -67,7 +67,7 @@ def write_outcome(directory: Path, outcome: Outcome) -> None:
         write_json(directory / FILE, outcome.to_json(), sync=True, indent=2, end="\n")
     except OSError as error:
         raise CheckpointError(
-            f"{directory / FILE}: {error.strerror}, so it cannot say that {outcome.detail} Mend "
+            f"{directory / FILE}: {error.strerror}, so it cannot say that {outcome.detail} Fix "
             "the disk and launch again: the checkpoints are safe."
         ) from error
 

@@ -1,4 +1,4 @@
-"""Recordings of sound, one a sample."""
+"""Sound recordings, one per sample."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -25,13 +25,13 @@ class Recordings(Collection):
 
     A sample: `wave` (C, seconds x rate) float32 in [-1, 1], and `label` int64 if the path has a
     {label}. `files`: e.g. `speech/{label}/*.wav` or `digits/{label}_{speaker}_{take}.wav`, or
-    `speech/metadata.csv`, a table that lists them; `columns`, e.g. {age: number}, of what is said
-    there are put into samples, as `Collection` says. Classes are numbered as in `classes`, or else
-    by name. Waves are fitted as `WaveReader` says.
+    `speech/metadata.csv`, a table that lists them; its `columns`, e.g. {age: number}, are
+    added to samples (see `Collection`). Classes are numbered in the order of `classes`, by default
+    by name. Waves are cut or padded as `WaveReader` describes.
 
-    `keep`: "memory" decodes all at the beginning, so that a corrupt file is found then (with
-    `on_error: skip` it is left out and named in `skipped`); "disk" looks at heads only and decodes
-    what is read. Raises DataError that names the file.
+    `keep`: "memory" decodes every file at start-up, so that a corrupt file is found then (with
+    `on_error: skip` it is skipped and named in `skipped`); "disk" checks headers only and decodes
+    a file when it is read. Raises a DataError that names the file.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class Recordings(Collection):
 
 class WaveReader:
     """Reads recordings, from files or from bytes, as waves (C, seconds x rate) float32; `name` is
-    for messages. Raises DataError.
+    used in messages. Raises DataError.
 
-    A longer recording is cut, a shorter one filled up with silence: at its end, or with `align:
-    centre` on both sides. `rate_hz`: a recording with another one is refused, or with `resample`
-    brought to it by a polyphase filter (scipy.signal.resample_poly).
+    A longer recording is cut, a shorter one padded with silence: at its end, or with `align:
+    centre` on both sides. A recording with a rate other than `rate_hz` is rejected, or with
+    `resample` converted by a polyphase filter (scipy.signal.resample_poly).
     """
 
     def __init__(
@@ -73,29 +73,29 @@ class WaveReader:
         require_choice("align", align, get_args(Align))
         if rate_hz < 1 or round(seconds * rate_hz) < 1:
             raise ConfigError(
-                f"rate_hz, seconds: {rate_hz} and {seconds} make no sample of a wave."
+                f"rate_hz, seconds: {rate_hz} and {seconds} give an empty wave. Increase them."
             )
         self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
         self._resample, self._align = resample, align
         _decoder()
 
     def read(self, file: Path | bytes, name: str) -> Wave:
-        """The wave (C, T) of a recording, at the rate and of the length asked for."""
+        """The wave (C, T) of a recording, with the requested rate and length."""
         num_frames = self.check(file, name)
         soundfile = _decoder()
         try:
             frames, rate_hz = soundfile.read(opened(file), dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            raise DataError(f"{name}: cannot be decoded: {error}. It may be cut short.") from error
+            raise DataError(f"{name}: cannot be decoded: {error}. It may be truncated.") from error
         if len(frames) != num_frames:
             raise DataError(
-                f"{name}: {len(frames)} frames where its head tells of {num_frames}. It may be cut "
-                "short."
+                f"{name}: {len(frames)} frames, but its header declares {num_frames}. It may be "
+                "truncated."
             )
         if len(frames) == 0:
-            raise DataError(f"{name}: no sound in it. Take it away.")
+            raise DataError(f"{name}: it contains no sound. Remove it.")
         if not np.isfinite(frames).all():
-            raise DataError(f"{name}: numbers in it are no sound (NaN or infinite). Take it away.")
+            raise DataError(f"{name}: it contains NaN or infinite values. Remove it.")
         if rate_hz != self.rate_hz:
             common = gcd(rate_hz, self.rate_hz)
             # Loaded when used
@@ -107,26 +107,28 @@ class WaveReader:
         return self._fitted(frames.T)
 
     def check(self, file: Path | bytes, name: str) -> int:
-        """How many frames a recording tells of.
+        """How many frames a recording declares.
 
-        Refuses one that is not what was asked for, or that ends before its end.
+        Raises DataError for one that is not as requested, or that is truncated.
         """
         soundfile = _decoder()
         try:
             head = soundfile.info(opened(file))
         except soundfile.SoundFileError as error:
-            raise DataError(f"{name}: no sound file: {error}. It may be cut short.") from error
+            raise DataError(f"{name}: not a sound file: {error}. It may be truncated.") from error
         if _is_cut(file):
-            raise DataError(f"{name}: ends before its end: it was cut short. Fetch it again.")
+            raise DataError(
+                f"{name}: truncated: it ends before the length it declares. Download it again."
+            )
         if head.channels != self.channels:
             raise DataError(
-                f"{name}: {head.channels} channels where {self.channels} are asked for. Set "
-                "channels, or leave it out."
+                f"{name}: {head.channels} channels, expected {self.channels}. Set channels, or "
+                "remove the file."
             )
         if head.samplerate != self.rate_hz and not self._resample:
             raise DataError(
-                f"{name}: {head.samplerate} Hz where {self.rate_hz} are asked for. Set resample: "
-                "true, or rate_hz."
+                f"{name}: {head.samplerate} Hz, expected {self.rate_hz} Hz. Set resample: true, or "
+                "change rate_hz."
             )
         return int(head.frames)
 
@@ -142,21 +144,21 @@ class WaveReader:
 
 
 def _decoder() -> Any:
-    # Not kept by the source, which has to be able to go to a worker: a module cannot
+    # Not kept by the source, which must be picklable for a worker; a module is not
     return need("soundfile", "audio", "sound")
 
 
 def _is_cut(recording: Path | bytes) -> bool:
-    """Whether a file is shorter than it says; libsndfile plays a WAV or Ogg file that was cut to
-    where it ends, without a word.
+    """Whether a file is shorter than it declares: libsndfile reads a truncated WAV or Ogg file to
+    its end without an error.
     """
     with recording.open("rb") if isinstance(recording, Path) else BytesIO(recording) as file:
         head = file.read(12)
         length = file.seek(0, SEEK_END)
         if head[:4] == b"RIFF":
-            told = int.from_bytes(head[4:8], "little")
-            # Larger: written by a pipe, which did not know; 1: an odd end that was not filled up
-            return told < 2**31 - 1 and told + 8 > length + 1
+            declared = int.from_bytes(head[4:8], "little")
+            # Larger: written to a pipe, the length unknown; 1: a missing pad byte
+            return declared < 2**31 - 1 and declared + 8 > length + 1
         if head[:4] == b"OggS":
             file.seek(max(0, length - 65_307))  # the largest page there can be
             tail = file.read()

@@ -1,6 +1,6 @@
-"""Columns of cells as a file has them, and what they mean: numbers, whole numbers, text, times.
+"""Columns of cells as stored in a file, and their interpretation: numbers, integers, text, times.
 
-Every cell keeps the row that a person sees it in, so that a message can name it.
+Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
 import datetime
@@ -23,26 +23,26 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 @dataclass(frozen=True)
 class Layout:
-    """How files are to be read.
+    """How files are read.
 
-    `sheet`, `header`: of Excel, by name or number from 1; the row of the columns' names, from 1.
+    `sheet`: of Excel, by name or by number from 1. `header`: the row of the column names, from 1.
 
-    `separator`, `decimal`, `encoding`: of CSV. `missing`: empty cells, and in columns of numbers
-    those with one of the `marks`, a word or a number such as -999, are refused, or kept as NaN or
-    "".
+    `separator`, `decimal`, `encoding`: of CSV. `missing`: empty cells, and in numeric columns
+    those that hold one of the `marks`, a word or a number such as -999, are rejected, or kept as
+    NaN or "".
     """
 
     sheet: str | int = 1
     header: int = 1
     separator: str = ","
     decimal: str = "."
-    encoding: str = "utf-8-sig"  # with or without the mark that Excel puts at the beginning
+    encoding: str = "utf-8-sig"  # with or without the byte order mark that Excel writes
     missing: Missing = "refuse"
     marks: Collection[str] = field(default=MISSING)
 
     def __post_init__(self) -> None:
         if self.header < 1:
-            raise ConfigError(f"header: {self.header}: rows are counted from 1.")
+            raise ConfigError(f"header: {self.header}: rows are counted from 1. Give 1 or more.")
         require_choice("missing", self.missing, get_args(Missing))
         if (
             self.decimal not in (".", ",")
@@ -50,27 +50,27 @@ class Layout:
             or self.separator == self.decimal
         ):
             raise ConfigError(
-                f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one sign each, "
-                "decimal a point or a comma."
+                f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one character "
+                "each, decimal a point or a comma."
             )
 
 
 def check_kinds(columns: Mapping[str, Any], others: Collection[str]) -> None:
-    """Raise ConfigError unless `columns` are of known kinds, and none of them is one of the other
-    names in a sample.
+    """Raise ConfigError unless all kinds are known and no column has a name that samples already
+    use (`others`).
     """
     for name, kind in columns.items():
         require_choice(f"columns.{name}", kind, get_args(Kind))
         if name in others:
             raise ConfigError(
-                f"columns.{name}: taken: samples already have this name. Leave it out, or rename "
-                "the column."
+                f"columns.{name}: taken: samples already have a value of this name. Remove "
+                "it, or rename the column."
             )
 
 
 class Cells:
-    """The columns of one file: `cells[name]` is what the file has, a list, an array of numbers or
-    pyarrow texts; `rows`: the places there.
+    """The columns of one file: `cells[name]` as stored, a list, a numeric array or pyarrow strings;
+    `rows`: their row numbers in the file.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Cells:
         return values
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """(N,) float64, NaN where a value is missing and may be.
+        """(N,) float64, NaN where a value is missing and that is allowed.
 
-        Raises DataError with file, row and column of what is no number.
+        Raises DataError with file, row and column of a cell that is not a number.
         """
         cells = self.cells[name]
         if isinstance(cells, np.ndarray):
@@ -114,9 +114,9 @@ class Cells:
         if self._marked:
             values[np.isin(values, self._marked)] = np.nan
         if self._layout.missing == "refuse":
-            what = "nothing where a number belongs. Fill it in, or set missing: keep."
+            what = "empty, expected a number. Fill it in, or set missing: keep."
             self._refuse_where(name, np.isnan(values), what)
-        self._refuse_where(name, np.isinf(values), "an infinite number. Mend it.")
+        self._refuse_where(name, np.isinf(values), "infinite. Correct it.")
         return values
 
     def integers(self, name: str) -> NDArray[np.int64]:
@@ -131,27 +131,27 @@ class Cells:
         values = self.numbers(name)
         whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
         if not whole.all():
-            what = f"{values[~whole][0]} where a whole number belongs. Mend it, or read the column"
+            what = f"{values[~whole][0]} is not an integer. Correct it, or read the column"
             self._refuse_where(name, ~whole, f"{what} as number.")
         return values.astype(np.int64)
 
     def texts(self, name: str) -> list[str]:
-        """N texts, "" where a value is missing and may be.
+        """N strings, "" where a value is missing and that is allowed.
 
-        A number is written as people do: 7, not 7.0.
+        An integral number is written 7, not 7.0.
         """
-        # Equal texts are one object: categories in a million rows are not a million
+        # Equal strings share one object: a million rows of a few categories need little memory
         once: dict[str, str] = {}
         written = ("" if _is_empty(cell) else text_of(cell) for cell in _listed(self.cells[name]))
         texts = [once.setdefault(text, text) for text in written]
         if self._layout.missing == "refuse" and "" in texts:
-            what = "nothing where text belongs. Fill it in, or set missing: keep."
+            what = "empty, expected text. Fill it in, or set missing: keep."
             self._refuse(name, texts.index(""), what)
         return texts
 
     def seconds(self, name: str) -> NDArray[np.float64]:
-        """(N,) float64: numbers as they are; dates, in ISO 8601 or as Excel and Parquet have them,
-        as seconds since 1970, in UTC unless they say.
+        """(N,) float64: numbers unchanged; dates, in ISO 8601 or the native type of Excel and
+        Parquet, as seconds since 1970, in UTC unless they state a time zone.
         """
         cells = self.cells[name]
         dates = [] if isinstance(cells, np.ndarray) else list(map(_date_or_none, _listed(cells)))
@@ -159,14 +159,14 @@ class Cells:
             return self.numbers(name)
         for index, (date, cell) in enumerate(zip(dates, _listed(cells), strict=True)):
             if date is None and not _is_empty(cell):
-                self._refuse(name, index, f"{cell!r} where a date belongs. Mend it.")
+                self._refuse(name, index, f"{cell!r} is not a date. Correct it.")
         return np.array(
             [np.nan if date is None else (date - _EPOCH).total_seconds() for date in dates]
         )
 
     def _cast(self, cells: Any) -> NDArray[np.float64] | None:
-        """Texts as `_converted` reads them, but many times faster; None if there is one that needs
-        a closer look.
+        """Strings as `_converted` reads them, many times faster; None if one of them needs
+        `_converted`.
         """
         # Loaded when used
         import pyarrow as pa
@@ -191,13 +191,13 @@ class Cells:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
                 if not _is_empty(cell) and str(cell).strip() not in self._layout.marks:
-                    what = f"{cell!r} where a number belongs. Mend it, or read the column as text."
+                    what = f"{cell!r} is not a number. Correct it, or read the column as text."
                     self._refuse(name, index, what)
                 values[index] = np.nan
         return values
 
     def _read_number(self, text: str) -> float:
-        """As float() reads it, but for what would read 12_5 as 125. Raises ValueError."""
+        """As float() reads it, but without underscores (12_5). Raises ValueError."""
         comma = self._layout.decimal == ","
         if "_" in text or (comma and "." in text):
             raise ValueError(text)
@@ -225,7 +225,7 @@ def _listed(cells: Any) -> list[Any]:
 
 
 def text_of(cell: Any) -> str:
-    """A cell as people write it: 7, not 7.0."""
+    """A cell as text: 7, not 7.0."""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return str(cell)

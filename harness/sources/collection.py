@@ -1,6 +1,6 @@
-"""Collections of files that are samples: pictures, recordings of sound, videos.
+"""Collections of files that are samples: images, sound recordings, videos.
 
-Found by the form of their paths, or listed by a table.
+Found by a path pattern, or listed in a table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,19 +39,18 @@ class FileReader(Protocol):
         ...
 
     def check(self, file: Path | bytes, name: str) -> Any:
-        """Looks at a file's head only."""
+        """Checks a file's header only."""
         ...
 
 
 class Collection(BatchSource):
-    """One file a sample, an array called `what`, with its class's number under "label" if file
-    names or a table tell classes.
+    """One file per sample, an array called `what`, with its class number under "label" if file
+    names or a table give classes.
 
     `files`: a path, a pattern with {fields} or a list of them; or those of tables, .csv, .jsonl,
     .xlsx or .parquet, which list the files in a column `file_name`, each relative to its table.
-    What the other columns say are fields too: "label" is the class, others are for `split`;
-    `columns` are put into samples under their own names, as number (float32), integer (int64) or
-    text.
+    The other columns are fields too: "label" is the class, others are for `split`; `columns` are
+    added to samples under their own names, as number (float32), integer (int64) or text.
 
     A subclass sets the `reader` of its files, or has its own `_read` and `_check`, before it calls
     this constructor. Raises ConfigError, and DataError that names the file.
@@ -78,11 +77,11 @@ class Collection(BatchSource):
         labels = found.fields.get("label")
         if labels is not None and "" in labels:
             raise DataError(
-                f"{found.paths[labels.index('')]}: no label in its table. Fill it in, or leave the "
-                "file out of the table."
+                f"{found.paths[labels.index('')]}: no label in its table. Fill it in, or remove "
+                "the file from the table."
             )
-        # Before the split and before files are left out: a class has its number whatever happens to
-        # some of its files.
+        # Before splitting and before files are skipped, so that class numbers do not depend on
+        # either.
         self.classes = None if labels is None else class_names(classes, labels, "label")
         found = found.chosen(rows_of(part, split, found.fields, len(found.paths)))
         self.files, read, self.skipped = read_each(
@@ -98,7 +97,7 @@ class Collection(BatchSource):
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
-        """The files that a collection with these arguments reads; none but tables that list them is
+        """The files that a collection with these arguments reads; only tables of files are
         opened.
         """
         found, tables = listed_files(files)
@@ -116,19 +115,18 @@ class Collection(BatchSource):
         }
 
     def paths(self) -> list[Path]:
-        """Every file that is read, tables that list files too."""
+        """Every file that is read, including tables that list files."""
         return [*self._tables, *self.files.paths]
 
     def known(self) -> dict[str, list[str]]:
-        """{field: (N,) texts}: what paths and tables say of the samples, and the "path" itself."""
+        """{field: (N,) texts}: what paths and tables state about the samples, and the "path"
+        itself.
+        """
         paths = list(map(str, select(self.files.paths, self._file_of)))
         return {"path": paths, **self.files.fields_at(self._file_of)}
 
     def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
-        """Takes what was read, or only checked, of each file.
-
-        Gives the file (N,) of each sample.
-        """
+        """What `_read` or `_check` gave for each file -> the file (N,) of each sample."""
         self._arrays = np.stack(read) if in_memory else None
         return np.arange(len(read))
 
@@ -147,13 +145,13 @@ class Collection(BatchSource):
 
 
 def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
-    """The files that templates find, or that the tables list which they find, and those tables."""
+    """The files that match the templates, or that the matching tables list, and those tables."""
     found = find_files(templates)
     if not all(path.suffix.lower() in TABLES for path in found.paths):
         return found, []
     listed: dict[Path, dict[str, str]] = {}
     for number, table in enumerate(found.paths):
-        # Says which columns there are if this one is not
+        # Raises, naming the columns there are, if this one is missing
         read_cells(table, Layout(missing="keep"), [FILE_NAME])
         frame = read_cells(table, Layout(missing="keep"))
         of_path = {name: values[number] for name, values in found.fields.items()}
@@ -162,16 +160,16 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
         for index, (row, name) in enumerate(zip(frame.rows, names, strict=True)):
             path = Path(abspath(table.parent / name))
             if not name or path in listed:
-                what = f"{name} is listed before" if name else "no file_name"
+                what = f"{name} is listed twice" if name else "no file_name"
                 raise DataError(f"{table}: row {row}: {what}. List each file once.")
             listed[path] = of_path | {column: values[index] for column, values in texts.items()}
             if listed[path].keys() != next(iter(listed.values())).keys():
                 raise DataError(
-                    f"{table}: its columns are not those of {found.paths[0]}. Give all tables the "
-                    "same."
+                    f"{table}: its columns differ from those of {found.paths[0]}. Give all "
+                    "tables the same columns."
                 )
     if not listed:
-        raise DataError(f"{found.paths[0]}: lists no file. Give it a row for each file.")
+        raise DataError(f"{found.paths[0]}: lists no files. Add a row for each file.")
     return files_of(listed), found.paths
 
 
@@ -179,7 +177,7 @@ def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
     """(number of files,) float32, int64 or text."""
     if name not in files.fields:
         raise ConfigError(
-            f"columns.{name}: nothing says it; known are {', '.join(files.fields) or 'no fields'}."
+            f"columns.{name}: no such field; the fields are {', '.join(files.fields) or 'none'}."
         )
     texts = files.fields[name]
     if kind == "text":
@@ -194,7 +192,7 @@ def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
                 raise ValueError
         except (ValueError, OverflowError) as error:
             raise DataError(
-                f"{files.paths[index]}: {text!r} as its {name!r}, where a number belongs. Mend the "
-                f"table, or leave {name} out of columns."
+                f"{files.paths[index]}: {text!r} as its {name!r} is not a number. Correct the "
+                f"table, or remove {name} from columns."
             ) from error
     return values

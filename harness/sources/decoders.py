@@ -1,6 +1,6 @@
-"""Frames of video files by their numbers, exactly: by torchcodec where it can decode, or by PyAV.
+"""Exact access to frames of video files by number, with torchcodec where it works, else PyAV.
 
-Both give the same bytes; tests compare them.
+Both return the same bytes; tests compare them.
 """
 
 import base64
@@ -19,27 +19,25 @@ from harness.errors import DataError
 from harness.wording import first_line
 
 Frames = NDArray[np.uint8]
-# The number of frames there are -> those that are wanted, ascending
+# The number of frames in a file -> the wanted ones, ascending
 Choose = Callable[[int], Sequence[int]]
 Decode = Callable[[str | bytes, Choose], tuple[int, Frames]]
 
-# A GIF of one pixel, to be decoded once: torchcodec can be imported where it finds no ffmpeg to
-# decode with.
+# A one-pixel GIF to decode as a probe: torchcodec can be imported even where it finds no ffmpeg.
 _PIXEL = base64.b64decode("R0lGODdhAQABAIEAAAAAAAAAAAAAAAAAACwAAAAAAQABAAAIBAABBAQAOw==")
 _NONE: Frames = np.empty((0, 0, 0, 3), np.uint8)
 _TOGETHER = 32  # frames that torchcodec decodes at once
 
 
 class _DeepError(Exception):
-    """More bits than a frame of bytes can hold."""
+    """More bits per value than a uint8 frame can hold."""
 
 
 def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
     """How many frames a file has, and the chosen ones, (N, H, W, 3) RGB, upright.
 
-    Raises DataError that names the file.
-
-    Frames are counted in the order they are shown in, whatever time there is between them.
+    Frames are counted in presentation order, whatever their timestamps. Raises a DataError that
+    names the file.
     """
     _refuse_cut(path)
     problem = Exception()
@@ -48,23 +46,22 @@ def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
             return decode(str(path), choose)
         except _DeepError as error:
             raise DataError(
-                f"{path}: its numbers ({error}) have more than 8 bits, which would be rounded. "
-                "Save it with 8: ffmpeg -i IN -pix_fmt yuv420p OUT."
+                f"{path}: its pixel format ({error}) has more than 8 bits, which would be "
+                "rounded. Convert it to 8 bits: ffmpeg -i IN -pix_fmt yuv420p OUT."
             ) from error
-        except Exception as error:  # noqa: BLE001 - see above
-            # Both raise what they like: RuntimeError, IndexError, kinds of OSError
+        except Exception as error:  # noqa: BLE001 - both decoders raise errors of any type
             problem = error
     raise DataError(
-        f"{path}: no video that can be decoded: {str(problem).strip().splitlines()[-1]}. It may be "
-        "cut short."
+        f"{path}: cannot be decoded as video: {str(problem).strip().splitlines()[-1]}. It may be "
+        "truncated."
     ) from problem
 
 
 @functools.cache
 def decoders() -> tuple[Decode, ...]:
-    """What can decode here, the preferred one first.
+    """The decoders that work on this machine, the preferred one first.
 
-    Raises DataError that says what to install if nothing can.
+    Raises a DataError that says what to install if there is none.
     """
     able: list[Decode] = []
     reasons: list[str] = []
@@ -73,12 +70,11 @@ def decoders() -> tuple[Decode, ...]:
         try:
             decode(_PIXEL, range)
             able.append(decode)
-        except Exception as error:  # noqa: BLE001 - see above
-            # A missing library shows in many ways, and each means that it cannot be used
+        except Exception as error:  # noqa: BLE001 - a missing library shows in many ways
             reasons.append(f"{name}: {first_line(error)}")
     if not able:
         raise DataError(
-            f"video needs a decoder, and none works ({'; '.join(reasons)}). Install one: pip "
+            f"no working video decoder ({'; '.join(reasons)}). Install one: pip "
             "install 'fermarsi[video]'."
         )
     return tuple(able)
@@ -93,19 +89,19 @@ def with_torchcodec(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
         kind = _kind(file.read(12))
     if kind is None:
         raise ValueError(
-            "torchcodec gives other frames than those asked for of anything but MP4, Matroska, "
-            "WebM and GIF. pip install av reads it"
+            "torchcodec returns wrong frames for formats other than MP4, Matroska, WebM and "
+            "GIF. Install PyAV, which reads this one: pip install av"
         )
-    # One thread: a source is read by many workers, and is forked. "exact", the default, counts
-    # frames instead of trusting the head.
+    # One thread: many worker processes read a source. "exact", the default, counts frames
+    # instead of trusting the header.
     decoder = importlib.import_module("torchcodec.decoders").VideoDecoder(
         video, num_ffmpeg_threads=1, dimension_order="NHWC", seek_mode="exact"
     )
     _refuse_deep(str(decoder.metadata.pixel_format))
     indices = np.asarray(choose(len(decoder)), dtype=np.int64)
     found = []
-    # From the begin, without a gap: a seek loses frames where groups lean on the one before
-    # (torchcodec 0.17).
+    # From the start, without gaps: a seek loses frames of open groups of pictures (torchcodec
+    # 0.17).
     for begin in range(0, int(indices.max(initial=-1)) + 1, _TOGETHER):
         end = min(begin + _TOGETHER, len(decoder))
         frames = decoder.get_frames_in_range(begin, end).data.numpy()
@@ -135,33 +131,35 @@ def with_pyav(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
                 if len(found) == len(indices):
                     break
     if len(found) < len(indices):
-        raise EOFError("it has fewer frames than its packets tell of")
+        raise EOFError("it has fewer frames than packets")
     return count, np.stack(found) if found else _NONE
 
 
 def _refuse_deep(pixels: str) -> None:
-    # Ffmpeg's names of formats whose numbers take two bytes, such as yuv420p10le and gray16le
+    # Ffmpeg's names of formats whose values take two bytes, such as yuv420p10le and gray16le
     if pixels.endswith(("le", "be")):
         raise _DeepError(pixels)
 
 
 def _refuse_cut(path: Path) -> None:
-    """Refuse a file that is shorter than its head says: what is left of it would be played without
-    a word.
+    """Refuse a file that is shorter than its header declares: decoders read what is left of it
+    without an error.
     """
     try:
         with path.open("rb") as file:
             length = file.seek(0, SEEK_END)
             file.seek(0)
-            cut = _told_length(file, length) > length + 1  # 1: an odd end that was not filled up
+            cut = _declared_length(file, length) > length + 1  # 1: a missing pad byte
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}.") from error
     if cut:
-        raise DataError(f"{path}: ends before its end: it was cut short. Fetch it again.")
+        raise DataError(
+            f"{path}: truncated: it ends before the length it declares. Download it again."
+        )
 
 
-def _told_length(file: BinaryIO, length: int) -> int:
-    """Where a file ends by its own account; 0 if it does not say."""
+def _declared_length(file: BinaryIO, length: int) -> int:
+    """The length that a file declares; 0 if it declares none."""
     head = file.read(12)
     if head[:4] == b"RIFF":  # AVI
         return int.from_bytes(head[4:8], "little") + 8
@@ -180,24 +178,24 @@ def _told_length(file: BinaryIO, length: int) -> int:
     # RFC 8794: elements of an id and a size; the second at the top is the segment, all the rest
     if _kind(head) == "mkv":
         begin, size = _ebml_size(file, 4)
-        segment, told = _ebml_size(file, begin + size + 4)
-        return segment + told
+        segment, declared = _ebml_size(file, begin + size + 4)
+        return segment + declared
     return 0
 
 
 def _kind(head: bytes) -> str | None:
-    """A file by its first 12 bytes: "mp4" (MOV too), "mkv" (WebM too), "gif", or None."""
+    """A file's format by its first 12 bytes: "mp4" (MOV too), "mkv" (WebM too), "gif", or None."""
     if head[4:8] == b"ftyp":
         return "mp4"
     return {b"\x1aE\xdf\xa3": "mkv", b"GIF8": "gif"}.get(head[:4])
 
 
-def _ebml_size(file: BinaryIO, place: int) -> tuple[int, int]:
-    """The size at a place: (where it ends, the size; 0 if it is left open). As many zeros before
-    the first 1 as bytes follow the first.
+def _ebml_size(file: BinaryIO, offset: int) -> tuple[int, int]:
+    """The size field at an offset: (where the field ends, the size; 0 if it is unknown). The number
+    of leading zero bits is the number of bytes that follow the first.
     """
-    file.seek(place)
+    file.seek(offset)
     raw = file.read(8)
     more = 8 - raw[0].bit_length() if raw and raw[0] else 0
     size = int.from_bytes(raw[: more + 1], "big") & ((1 << 7 * (more + 1)) - 1)
-    return place + more + 1, 0 if size == (1 << 7 * (more + 1)) - 1 else size
+    return offset + more + 1, 0 if size == (1 << 7 * (more + 1)) - 1 else size

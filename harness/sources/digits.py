@@ -1,4 +1,4 @@
-"""Real handwritten digits that need no download: scikit-learn brings them along."""
+"""Real handwritten digits that need no download: they come with scikit-learn."""
 
 from typing import Any, Literal, get_args
 
@@ -12,13 +12,12 @@ Part = Literal["train", "val", "test"]
 
 
 class Digits(BatchSource):
-    """1,797 handwritten digits (E.
+    """1,797 handwritten digits: the test part of E. Alpaydin & C. Kaynak, "Optical recognition of
+    handwritten digits", UCI, 1998.
 
-    Alpaydin & C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998: its test part).
-
-    A sample: `image` (1, 8, 8) float32 in [0, 1], `label` int64 in 0 … 9. Of each class, in the
-    data's order, every fifth digit is for "test" and the one before it for "val": train 1,085, val
-    357, test 355. Raises ConfigError for another split.
+    A sample: `image` (1, 8, 8) float32 in [0, 1], `label` int64 in 0 … 9. Of each class, in
+    order, every fifth digit belongs to "test" and the one before it to "val": train 1,085, val
+    357, test 355. Raises ConfigError for any other split.
     """
 
     def __init__(self, split: Part) -> None:

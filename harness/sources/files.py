@@ -1,6 +1,4 @@
-"""Finding and reading files: paths with {fields} in them, corrupt files among many, decoders that
-are not installed.
-"""
+"""Finding and reading files: path patterns with {fields}, corrupt files, missing decoders."""
 
 import importlib
 import re
@@ -23,9 +21,8 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Files:
-    """Files and what their paths say of them: `fields[name][i]` belongs to `paths[i]`.
-
-    In the order of their names.
+    """Files, sorted by name, and the fields of their paths: `fields[name][i]` belongs to
+    `paths[i]`.
     """
 
     paths: list[Path]
@@ -42,10 +39,10 @@ class Files:
 
 def find_files(templates: str | Sequence[str]) -> Files:
     """The files of paths such as `data/{label}/*.wav` or `data/{label}_{speaker}_{take}.wav`: * and
-    ** as everywhere, a {field} within one name.
+    ** as in a shell, a {field} within one file or folder name.
 
-    Several templates must have the same fields. Raises DataError for a template that no file fits
-    and for a folder of a {label} that is empty.
+    Several templates must have the same fields. Raises DataError for a template that matches no
+    file and for an empty {label} folder.
     """
     several = [templates] if isinstance(templates, str) else list(templates)
     found: dict[Path, dict[str, str]] = {}
@@ -54,8 +51,8 @@ def find_files(templates: str | Sequence[str]) -> Files:
         fields = {name for values in matches.values() for name in values}
         if found and fields != set(next(iter(found.values()))):
             raise ConfigError(
-                f"files: {template} has the fields {sorted(fields)}, {several[0]} has others. Give "
-                "all of them the same."
+                f"files: {template} has the fields {sorted(fields)}, which differ from those of "
+                f"{several[0]}. Use the same fields in all."
             )
         found |= matches
     empty = {name for template in several for name in _folders(template)} - {
@@ -63,14 +60,14 @@ def find_files(templates: str | Sequence[str]) -> Files:
     }
     if empty:
         raise DataError(
-            f"{several[0]}: no file for {', '.join(map(repr, sorted(empty)))}, but a folder. Put "
-            "samples into it, or take it away."
+            f"{several[0]}: the folder of {', '.join(map(repr, sorted(empty)))} holds no file. "
+            "Add samples, or remove the folder."
         )
     return files_of(found)
 
 
 def files_of(fields: Mapping[Path, Mapping[str, str]]) -> Files:
-    """Files (one at least) of their fields, in the order of their names."""
+    """One file or more with their fields, sorted by name."""
     paths = sorted(fields)
     return Files(paths, {name: [fields[path][name] for path in paths] for name in fields[paths[0]]})
 
@@ -79,23 +76,21 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
     expanded = str(Path(template).expanduser())
     names = re.findall(r"\{(\w*)\}", expanded)
     if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
-        raise ConfigError(
-            f"files: {template}: each {{field}} needs a name of its own, e.g. {{label}}."
-        )
+        raise ConfigError(f"files: {template}: each {{field}} needs a unique name, e.g. {{label}}.")
     found = {path: match for path, match in _paths(expanded) if path.is_file()}
     if not found:
         begin = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parent
-        # Tells a wrong path from wrong names in it
+        # The deepest folder that exists
         there = next(folder for folder in (begin, *begin.parents) if folder.is_dir())
         raise DataError(
-            f"{template}: no such file (looked in {there}). Give the path of files, where * and "
-            f"{{field}} stand for anything in a name."
+            f"{template}: no such file (looked in {there}). Give a path in which * and "
+            f"{{field}} stand for any part of a name."
         )
     return {path: {name: match[name] for name in names} for path, match in found.items()}
 
 
 def _folders(template: str) -> set[str]:
-    """The labels that have folders of their own."""
+    """The labels that have their own folders."""
     parent = str(Path(template).expanduser().parent)
     if "{label}" not in parent or "**" in parent:
         return set()
@@ -103,7 +98,7 @@ def _folders(template: str) -> set[str]:
 
 
 def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
-    """What there is of a path with * and {field} in it, with the fields' values."""
+    """The paths that match a template, with the values of its fields."""
     wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\{\w+\}|\*\*/|\*|\?)", template)
     pattern = "".join(
@@ -123,11 +118,11 @@ def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
 def read_each(
     files: Files, read: Callable[[Path], Read], on_error: OnError
 ) -> tuple[Files, list[Read], list[str]]:
-    """What `read` gives for each file; files it raises DataError for end all ("stop") or are left
-    out ("skip") with a warning that counts them.
+    """Read each file; one that raises DataError ends the reading ("stop") or is skipped ("skip"),
+    with one warning for all.
 
-    Returns the files that were read, what was read, and the messages of those left out. Raises
-    DataError also if none is left.
+    Returns the files that were read, what was read, and a message for each skipped file. Raises
+    DataError also if every file was skipped.
     """
     kept, values, skipped = read_all(files.paths, read, on_error, "files")
     return files.chosen(kept), values, skipped
@@ -136,26 +131,26 @@ def read_each(
 def read_all(
     items: Sequence[Item], read: Callable[[Item], Read], on_error: OnError, what: str
 ) -> tuple[list[int], list[Read], list[str]]:
-    """As `read_each`, for anything: the places of the items that were read, what was read, and the
-    messages of those left out.
+    """As `read_each`, for items of any kind: the indices of the items that were read, what was
+    read, and a message for each skipped item.
     """
     require_choice("on_error", on_error, get_args(OnError))
     kept: list[int] = []
     values: list[Read] = []
     skipped: list[str] = []
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         try:
             values.append(read(item))
-            kept.append(place)
+            kept.append(index)
         except DataError as error:
             if on_error == "stop":
                 if len(items) == 1:
                     raise
-                raise DataError(f"{error} Or leave such {what} out with on_error: skip.") from error
+                raise DataError(f"{error} Or skip such {what} with on_error: skip.") from error
             skipped.append(str(error))
     if skipped:
         listed = some(skipped, separator=" ")
-        message = f"{len(skipped)} of {len(items)} {what} left out: {listed}"
+        message = f"{len(skipped)} of {len(items)} {what} skipped: {listed}"
         if not kept:
             raise DataError(message)
         warnings.warn(message, stacklevel=4)
@@ -163,41 +158,41 @@ def read_all(
 
 
 def opened(file: Path | bytes) -> Path | BinaryIO:
-    """A file, or its content, as decoders take it."""
+    """A file, or its content, in the form that decoders accept."""
     return file if isinstance(file, Path) else BytesIO(file)
 
 
 def need(module: str, extra: str, purpose: str) -> Any:
-    """An optional module. Raises DataError that says what to install."""
+    """Import an optional module. Raises a DataError that says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"{purpose} needs {module}, which is not there ({error}). Install it: pip install "
+            f"{purpose} needs {module}, which is not installed ({error}). Install it: pip install "
             f"'fermarsi[{extra}]'."
         ) from error
 
 
 def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str) -> list[str]:
-    """The classes in the order of their numbers: as given, or those found, by name.
+    """The classes in the order of their numbers: as given, or those found, sorted by name.
 
-    Raises DataError for one that is unknown or has no sample.
+    Raises DataError for a class that is unknown or has no samples.
     """
     found = set(labels)
     if classes is None:
         return sorted(found)
     given = [str(name) for name in classes]
     if len(set(given)) < len(given):
-        raise ConfigError(f"classes: a name comes twice in {given}.")
+        raise ConfigError(f"classes: {given} names a class twice. Remove one.")
     if found - set(given):
         name = min(found - set(given))
         raise DataError(
-            f"{where}: {name!r} is none of the classes {', '.join(given)}."
-            f"{did_you_mean(name, given, quoted=True)} Add it to classes, or leave it out."
+            f"{where}: {name!r} is not one of the classes {', '.join(given)}."
+            f"{did_you_mean(name, given, quoted=True)} Add it to classes, or remove its samples."
         )
     if set(given) - found:
         raise DataError(
-            f"{where}: no sample of {', '.join(sorted(set(given) - found))}. Add some, or take the "
-            "class away."
+            f"{where}: no samples of {', '.join(sorted(set(given) - found))}. Add some, or remove "
+            "the class."
         )
     return given

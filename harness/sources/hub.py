@@ -1,6 +1,4 @@
-"""Data sets as the library `datasets` reads them: of the Hugging Face Hub by name, or from files
-here.
-"""
+"""Datasets read by the library `datasets`, from the Hugging Face Hub or from local files."""
 
 import importlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -29,26 +27,26 @@ _WIDER = {
     "uint16": np.int32,
     "uint32": np.int64,
     "uint64": np.int64,
-}  # and narrower: what torch can use
+}  # or narrower: types that torch supports
 
 
 class Hub(BatchSource):
-    """A data set of the Hub, `path: ylecun/mnist`; a folder of data files, of images or sound by
-    class or with a metadata file, or one that `save_to_disk` wrote; or a format, `path: csv | json
+    """A dataset of the Hub, `path: ylecun/mnist`; a folder of data files, of images or sound by
+    class or with a metadata file, or one written by `save_to_disk`; or a format, `path: csv | json
     | parquet | imagefolder | ...`, with `data_files` or `data_dir`. `name`, `split` (also as
-    `train[:90%]`), `data_files`, `data_dir` and `revision` are those of `datasets.load_dataset`; no
-    code of a data set is ever run.
+    `train[:90%]`), `data_files`, `data_dir` and `revision` are those of `datasets.load_dataset`;
+    code in a dataset is never run.
 
-    A sample: each column under its name, or those of `columns: {of the data set: of the sample}`.
-    Whole numbers become int64, others float32, names of classes their numbers; lists of one length
-    keep their shape; text stays text, for `harness.treatments.Encode`. Images come (C, H, W) with
-    all the counts that are in them, as `harness.sources.images.Images` gives them (datasets' own
-    decoder would saturate 16 bits at 255); sound as `audio`, a `harness.sources.audio.WaveReader`,
-    does. `part` and `rule` divide a split further, by any column. Missing values are refused, or
-    with `missing: keep` NaN in numbers and "" in text. Heads of images and sound are looked at in
-    the beginning; `on_error` is for those that cannot be.
+    A sample: each column under its name, or those of `columns: {in the dataset: in the sample}`.
+    Integers become int64, other numbers float32, class names their numbers; lists of equal length
+    keep their shape; text stays text, for `harness.treatments.Encode`. Images are (C, H, W) with
+    their original values, as `harness.sources.images.Images` reads them (datasets' own decoder
+    would saturate 16 bits at 255); sound is read by `audio`, a
+    `harness.sources.audio.WaveReader`. `part` and `rule` divide a split further, by any column.
+    Missing values are rejected, or with `missing: keep` NaN in numbers and "" in text. Headers of
+    images and sound are checked at start-up; `on_error` applies to those that cannot be read.
 
-    Files here are read anew when their content has changed, whatever their times say. Raises
+    Local files are read again when their content has changed, whatever their timestamps. Raises
     ConfigError and DataError.
     """
 
@@ -108,17 +106,17 @@ class Hub(BatchSource):
         return batch
 
     def paths(self) -> list[Path]:
-        """Every file that is read; of a data set of the Hub, those it was written to here."""
+        """Every file that is read; for a dataset of the Hub, the local files in the cache."""
         return self._paths
 
     def known(self) -> dict[str, list[str]]:
-        """{column: (N,) texts} of all that hold one text or whole number a sample."""
+        """{column: (N,) texts} of the columns that hold one text or integer per sample."""
         return self._known(self._data.with_format(None), self._data.features)
 
     def _known(self, data: Any, columns: Iterable[str]) -> dict[str, list[str]]:
         known = {}
         for column in columns:
-            # `rows_of` says which are there
+            # `rows_of` reports a missing column
             if column in data.features and _is_plain(data.features[column]):
                 names = getattr(data.features[column], "names", None)
                 cells = data.select_columns([column])[:][column]
@@ -129,9 +127,7 @@ class Hub(BatchSource):
         return known
 
     def _undecoded(self, audio: WaveReader | None) -> dict[str, FileReader]:
-        """What reads the columns of images and sound, which `datasets` is told to leave as they
-        are.
-        """
+        """The readers of image and sound columns; `datasets` itself decodes none of them."""
         datasets = importlib.import_module("datasets")
         readers: dict[str, FileReader] = {}
         for column, feature in self._data.features.items():
@@ -143,13 +139,13 @@ class Hub(BatchSource):
             elif column in self.columns and kind == "Audio":
                 if audio is None:
                     raise ConfigError(
-                        f"audio: {column!r} is sound. Set audio: {{_target_: "
+                        f"audio: column {column!r} is sound. Set audio: {{_target_: "
                         f"harness.sources.audio.WaveReader, rate_hz: …, seconds: …}}."
                     )
                 readers[column] = audio
         if audio is not None and audio not in readers.values():
             raise ConfigError(
-                f"audio: {self.path} has no column of sound among {', '.join(self.columns)}. Take "
+                f"audio: {self.path} has no sound column among {', '.join(self.columns)}. Take "
                 "it out."
             )
         return readers
@@ -162,22 +158,22 @@ class Hub(BatchSource):
     def _file(
         self, cell: Mapping[str, Any] | None, column: str, row: int
     ) -> tuple[Path | bytes, str]:
-        """The file or bytes that a cell holds, and its name."""
+        """The file or bytes of a cell, and its name for messages."""
         if cell is None or (cell["bytes"] is None and not cell["path"]):
             raise DataError(
-                f"{self.path}: row {row + 1}, column {column!r}: nothing. Leave the row out."
+                f"{self.path}: row {row + 1}, column {column!r}: empty. Remove the row."
             )
         if cell["bytes"] is not None:
             return cell["bytes"], f"{self.path}: row {row + 1}, column {column!r}"
         if not Path(cell["path"]).is_file():
             raise DataError(
-                f"{cell['path']}: no such file, which row {row + 1} of {self.path} names. Put it "
-                "there, or leave the row out."
+                f"{cell['path']}: no such file (named by row {row + 1} of {self.path}). Add the "
+                "file, or remove the row."
             )
         return Path(cell["path"]), cell["path"]
 
     def _refuse_missing(self) -> None:
-        # Columns of whole numbers with some missing: floats in all batches, or none
+        # Integer columns with missing values: floats in every batch
         self._gappy = set()
         for column in (name for name in self.columns if name not in self._readers):
             # Without a selection of rows, the file's own pages, not a copy
@@ -187,7 +183,7 @@ class Hub(BatchSource):
             if self._missing == "refuse" and pc.any(empty).as_py():
                 raise DataError(
                     f"{self.path}: row {pc.index(empty, True).as_py() + 1}, column {column!r}: "
-                    "nothing. Fill it in, or set missing: keep."
+                    "empty. Fill it in, or set missing: keep."
                 )
             if not pa.types.is_floating(cells.type):
                 if _is_number(cells.type) and cells.null_count:
@@ -195,12 +191,12 @@ class Hub(BatchSource):
             elif pc.any(infinite := pc.is_inf(cells)).as_py():
                 raise DataError(
                     f"{self.path}: row {pc.index(infinite, True).as_py() + 1}, column {column!r}: "
-                    "an infinite number. Mend it."
+                    "infinite. Correct it."
                 )
 
 
 def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, list[Path]]:
-    """The data set and the files it is in. Raises ConfigError and DataError."""
+    """The dataset and its files. Raises ConfigError and DataError."""
     datasets = importlib.import_module("datasets")
     folder = Path(path).expanduser()
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
@@ -217,7 +213,7 @@ def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, 
                 for file in files
                 if "://" not in str(file)
             ]
-            # Here: datasets would take a file for unchanged by its time of modification alone
+            # Local files: datasets would consider a file unchanged by its modification time alone
             if paths:
                 cache = Path(datasets.config.HF_DATASETS_CACHE)
                 cache.mkdir(parents=True, exist_ok=True)
@@ -231,7 +227,7 @@ def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, 
             paths = paths or [Path(file["filename"]) for one in written for file in one.cache_files]
     except DataError:
         raise
-    except Exception as error:  # datasets, huggingface_hub, pyarrow and pandas each have their own
+    except Exception as error:  # datasets, huggingface_hub, pyarrow and pandas each raise their own
         raise DataError(f"{path}: datasets cannot load it: {_reason(error)}") from error
     if isinstance(found, dict):
         if split is None and len(found) == 1:
@@ -244,7 +240,7 @@ def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, 
             found = found[split]
     elif saved and split is not None:
         raise ConfigError(
-            f"split: {path} was saved without splits. Take split out; part and rule divide it."
+            f"split: {path} was saved without splits. Remove split; part and rule divide it."
         )
     return found, paths
 
@@ -256,10 +252,10 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(error, ConnectionError) or "offline" in text.lower():
         return (
-            f"{text}. Without a network give the path of files here, or load it once where there "
-            "is one (datasets keeps it in its cache)."
+            f"{text}. Without a network, give the path of local files, or load the dataset once on "
+            "a machine that has one (datasets keeps it in its cache)."
         )
-    return f"{text}. Look at path, name, split, data_files and data_dir."
+    return f"{text}. Check path, name, split, data_files and data_dir."
 
 
 def _is_plain(feature: Any) -> bool:
@@ -275,7 +271,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _array(cells: Any, where: str) -> Any:
-    """An arrow array -> (B, ...) numbers, or a list of texts. Raises DataError."""
+    """An arrow array -> (B, ...) numbers, or a list of strings. Raises DataError."""
     is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if any(is_kind(cells.type) for is_kind in is_text):
         return [text or "" for text in cells.to_pylist()]
@@ -288,17 +284,17 @@ def _array(cells: Any, where: str) -> Any:
         lengths = pc.unique(pc.list_value_length(cells)).to_pylist()
         if len(lengths) != 1 or lengths[0] is None:
             raise DataError(
-                f"{where}: lists of different lengths, e.g. {lengths[:3]}. Cut or fill them to "
-                "one, or leave the column out of columns."
+                f"{where}: lists of different lengths, e.g. {lengths[:3]}. Cut or pad them to one "
+                "length, or remove the column from columns."
             )
         shape.append(lengths[0])
         cells = cells.flatten()
     if not _is_number(cells.type):
         raise DataError(
-            f"{where}: {cells.type} is neither numbers nor text. Leave it out of columns."
+            f"{where}: {cells.type} is neither numeric nor text. Remove it from columns."
         )
     values: NDArray[Any] = cells.to_numpy(zero_copy_only=False).reshape(shape)
-    if values.dtype == object:  # true, false and nothing
+    if values.dtype == object:  # true, false and null
         values = np.array(
             [np.nan if value is None else value for value in values.ravel().tolist()],
             dtype=np.float32,
@@ -308,19 +304,19 @@ def _array(cells: Any, where: str) -> Any:
     with np.errstate(over="ignore"):
         narrow: NDArray[Any] = values.astype(_WIDER.get(values.dtype.name, values.dtype))
     if narrow.dtype.kind == "f" and np.isinf(narrow).any():
-        raise DataError(f"{where}: infinite numbers, or too large for float32. Mend or rescale it.")
+        raise DataError(f"{where}: infinite, or too large for float32. Correct or rescale it.")
     return narrow
 
 
 def _columns(there: Collection[str], wanted: Mapping[str, str] | None, path: str) -> dict[str, str]:
-    """{column of the data set: name in a sample}. Raises ConfigError."""
+    """{column of the dataset: name in a sample}. Raises ConfigError."""
     columns = dict(zip(there, there, strict=True)) if wanted is None else dict(wanted)
     for column in columns:
         if column not in there:
             raise ConfigError(
-                f"columns: {path} has no {column!r}, only {', '.join(there)}."
+                f"columns: {path} has no column {column!r}, only {', '.join(there)}."
                 f"{did_you_mean(column, there, quoted=True)}"
             )
     if len(set(columns.values())) < len(columns):
-        raise ConfigError(f"columns: two are called the same in {columns}.")
+        raise ConfigError(f"columns: {columns} uses a name twice. Rename one.")
     return columns

@@ -23,13 +23,13 @@ _PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}
 
 
 class Idx(BatchSource):
-    """Images, and their labels if given, of a pair of idx files, gzipped or not.
+    """Images, and labels if given, from a pair of idx files, gzipped or not.
 
-    A sample: `image` (1, H, W) as the file has it, mostly uint8 in 0 … 255
-    (harness.treatments.ToFloat scales it), and `label` int64. A file with more axes than (N, H, W)
-    keeps them as they are. `part` holds out a validation part of a training file: of each class, in
-    the file's order, every `val_every`-th sample is "val", the others are "train". Raises DataError
-    for a file that is missing, cut short or no idx file.
+    A sample: `image` (1, H, W) as stored, usually uint8 in 0 … 255 (scaled
+    by harness.treatments.ToFloat), and `label` int64. Further axes are kept.
+    `part` holds out a validation part of a training file: of each class, in file order, every
+    `val_every`-th sample is "val", the others are "train". Raises DataError for a file that is
+    missing, truncated or not an idx file.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class Idx(BatchSource):
         require_choice("part", part, get_args(Part))
         if val_every < 2:
             raise ConfigError(
-                f"val_every: {val_every}: every second sample is the most that can be held out."
+                f"val_every: {val_every}: at most every second sample can be held out."
             )
         if part != "all" and labels is None:
-            raise ConfigError(f"part: {part!r} holds out samples of each class: give labels too.")
+            raise ConfigError(f"part: {part!r} holds out samples of each class. Give labels too.")
         found = read_idx(Path(images))
         self._images = found[:, None] if found.ndim == 3 else found
         self._labels: NDArray[np.int64] | None = None
@@ -49,8 +49,8 @@ class Idx(BatchSource):
             classes = read_idx(Path(labels))
             if classes.ndim != 1 or len(classes) != len(found) or classes.dtype.kind not in "iu":
                 raise DataError(
-                    f"{labels}: {classes.shape} of {classes.dtype} for {len(found)} images in "
-                    f"{images}. Give the labels of these images."
+                    f"{labels}: an array {classes.shape} of {classes.dtype}, expected "
+                    f"{len(found)} labels for {images}. Give the labels of these images."
                 )
             self._labels = classes.astype(np.int64)
         self._rows = np.arange(len(found))
@@ -78,15 +78,15 @@ class Idx(BatchSource):
 
 
 def read_idx(path: Path) -> NDArray[Any]:
-    """The array of an idx file in the machine's byte order; a file that is not compressed stays on
-    the disk until rows are read. Raises DataError.
+    """The array of an idx file in native byte order; an uncompressed file stays on disk until rows
+    are read. Raises DataError.
     """
     path = path.expanduser()
     if not path.is_file():
         hint = "Give the path of an idx file."
         for folder, package in _PACKAGES.items():
             if folder in path.parts:
-                hint = f"It is in a package: apt-get install {package}."
+                hint = f"It is available as a package: apt-get install {package}."
         raise DataError(f"{path}: no such file (looked in {path.absolute().parent}). {hint}")
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
@@ -98,20 +98,20 @@ def read_idx(path: Path) -> NDArray[Any]:
         )
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise DataError(
-            f"{path}: cannot be read: {error}. It may be cut short: fetch it again."
+            f"{path}: cannot be read: {error}. It may be truncated: download it again."
         ) from error
     if len(data) < 4 or data[0] or data[1] or int(data[2]) not in _DTYPES:
         raise DataError(
-            f"{path}: begins with {bytes(data[:4]).hex(' ')}, which is no idx file. Give a file in "
-            "MNIST's format."
+            f"{path}: begins with {bytes(data[:4]).hex(' ')}, so it is not an idx file. Give a "
+            "file in MNIST's format."
         )
     dtype, num_axes = np.dtype(_DTYPES[int(data[2])]), int(data[3])
     begin = 4 + 4 * num_axes
     shape = [int(length) for length in data[4:begin].view(">u4")] if len(data) >= begin else []
     if num_axes == 0 or len(data) != begin + dtype.itemsize * math.prod(shape):
         raise DataError(
-            f"{path}: {len(data)} bytes do not hold the array {tuple(shape)} of {dtype.name} that "
-            "its head tells of. Fetch it again."
+            f"{path}: {len(data)} bytes, which do not match the array {tuple(shape)} of "
+            f"{dtype.name} that its header declares. Download it again."
         )
     values: NDArray[Any] = data[begin:].view(dtype).reshape(shape)
     return values if dtype.isnative else values.astype(dtype.newbyteorder("="))

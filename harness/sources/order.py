@@ -1,6 +1,4 @@
-"""Splits by a rule instead of a draw: the same on every machine and with every version of every
-library.
-"""
+"""Deterministic splits: the same on every machine and with every library version."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +7,8 @@ from numpy.typing import NDArray
 def place_in_class(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     """labels: (N,) -> (N,): how many samples of the same class came before each.
 
-    A split by this number modulo k takes every k-th sample of each class, so that it is stratified
-    and as old as the data's own order.
+    Splitting by this number modulo k takes every k-th sample of each class: a stratified split that
+    depends on the order of the data alone.
     """
     order = np.argsort(labels, kind="stable")
     _, begins, counts = np.unique(labels[order], return_index=True, return_counts=True)

@@ -1,5 +1,5 @@
-"""Samples of several sources that belong together because they agree in something, e.g. a picture
-and a recording of the same class.
+"""Samples of several sources paired by a common value, e.g. an image and a recording of the same
+class.
 """
 
 import hashlib
@@ -18,21 +18,21 @@ _READ_AT_ONCE = 256
 
 
 class Paired(BatchSource):
-    """For each sample of the first source one of each other source that has the same `by`, chosen
-    by a hash of its place: the same ever after.
+    """Each sample of the first source, with one of every other source that has the same `by`,
+    chosen by a hash of its index: always the same.
 
-    sources: by the key that is taken of each, e.g. `{image: {...}, wave: {...}}`. A sample: these
-    keys, and `by` (an integer). The split is as honest
-    as those of the sources: pair train with train, test with test. Each source is read once at the
-    beginning, for its `by`. Raises DataError for a value of the first source that another one
+    sources: by the key taken from each, e.g. `{image: {...}, wave: {...}}`. A sample: these
+    keys, and `by` (an integer). The split is only as
+    sound as those of the sources: pair train with train, test with test. Each source is read once
+    at start-up, for its `by`. Raises DataError for a value of the first source that another one
     lacks.
     """
 
     def __init__(self, sources: Mapping[str, Any], by: str = "label") -> None:
         if len(sources) < 2 or by in sources:
             raise ConfigError(
-                f"sources: {', '.join(sources) or 'none'}: two at least are needed, by the keys "
-                f"taken of them, none of them {by!r}."
+                f"sources: {', '.join(sources) or 'none'}: give at least two, by the keys to "
+                f"take from them, none of them {by!r}."
             )
         self.by = by
         self.sources = dict(sources)
@@ -54,7 +54,7 @@ class Paired(BatchSource):
         return {**taken, self.by: self._values[indices]}
 
     def known(self) -> dict[str, list[str]]:
-        """What each source knows of its samples, by <key>_<name>."""
+        """What each source knows about its samples, as <key>_<name>."""
         return {
             f"{key}_{name}": select(texts, self._rows[key])
             for key, source in self.sources.items()
@@ -65,13 +65,13 @@ class Paired(BatchSource):
 def _partners(
     wanted: NDArray[np.int64], values: NDArray[np.int64], key: str, by: str
 ) -> NDArray[np.int64]:
-    """wanted: (N,), values: (M,) -> (N,) rows of the latter."""
+    """wanted: (N,), values: (M,) -> (N,) indices into values."""
     rows_of = {value: np.flatnonzero(values == value) for value in np.unique(values).tolist()}
     missing = sorted(set(wanted.tolist()) - set(rows_of))
     if missing:
         raise DataError(
-            f"sources.{key}: no sample whose {by!r} is {missing[0]}, as the first source has. Give "
-            "it some, or leave it out of the first."
+            f"sources.{key}: no sample has {by!r} {missing[0]}, which the first source has. Add "
+            "some, or remove it from the first."
         )
     chosen = np.empty(len(wanted), dtype=np.int64)
     for place, value in enumerate(wanted.tolist()):
@@ -92,14 +92,14 @@ def _values(key: str, source: Any, by: str) -> NDArray[np.int64]:
             if name not in samples:
                 has = ", ".join(sorted(samples))
                 raise DataError(
-                    f"sources.{key}: samples have no {name!r}, they have {has}. Name a source by "
-                    "the key taken of it."
+                    f"sources.{key}: samples have no {name!r}, they have {has}. Name each source "
+                    "by the key to take from it."
                 )
         found.extend(np.asarray(samples[by]).tolist())
     values = np.array(found)
     if values.dtype.kind not in "iu" or values.ndim != 1:
         raise DataError(
-            f"sources.{key}: {by!r} is {values.dtype} {values.shape[1:]} where one integer a "
-            "sample is needed. Set by."
+            f"sources.{key}: {by!r} is {values.dtype} {values.shape[1:]}, expected one integer "
+            "per sample. Set by."
         )
     return values.astype(np.int64)

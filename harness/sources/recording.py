@@ -1,6 +1,4 @@
-"""One file of a measuring device, read: its recordings, their channels, labels, times, and where
-there are gaps in them.
-"""
+"""Reading a file of a measuring device: its recordings, their channels, labels, times and gaps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,17 +15,17 @@ from harness.sources.units import Units
 
 Bounds = NDArray[np.int64]
 Gaps = Literal["refuse", "split"]
-_RATES_DIFFER = 0.05  # by so much of a rate two are not the same
-# From one row to the next, in steps at the rate that is asked for: one row is missing
+_RATES_DIFFER = 0.05  # relative difference from which two rates are not the same
+# A step longer than this many periods means that a row is missing
 _LONG_STEP = 1.5
 
 
 @dataclass(frozen=True)
 class Track:
-    """`values` (C, T) float32; T `labels` and `times` in seconds, or None; `stretches` (S, 2) begin
-    and end of what has no gap in it.
+    """`values` (C, T) float32; T `labels` and `times` in seconds, or None; `stretches` (S, 2):
+    begin and end of each stretch without a gap.
 
-    `name`: its path, and what the columns that tell recordings apart say of it (`fields`).
+    `name`: its path and the values of the columns that identify a recording (`fields`).
     """
 
     name: str
@@ -40,8 +38,8 @@ class Track:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rows of a file that belong together: `values` (C, T), and for each of the T rows its number
-    in the file, a label, a time and a key.
+    """Rows of a file that belong together: `values` (C, T), and for each of the T rows its row
+    number in the file, a label, a time and a key.
     """
 
     path: Path
@@ -59,7 +57,7 @@ class Sheet:
 
 @dataclass
 class Reader:
-    """Reads the recordings of files. Raises ConfigError for settings that contradict each other."""
+    """Reads the recordings of files. Raises ConfigError for contradictory settings."""
 
     channels: Sequence[str]
     label: str | None
@@ -75,7 +73,9 @@ class Reader:
 
     def __post_init__(self) -> None:
         if (self.time is None) != (self.gap_s is None and self.rate_hz is None):
-            raise ConfigError("time: give it with gap_s, rate_hz or both, or none of them.")
+            raise ConfigError(
+                "time: set it together with gap_s, rate_hz or both, or set none of them."
+            )
         require_choice("gaps", self.gaps, get_args(Gaps))
         if self.gap_s is None and self.rate_hz is not None:
             self.gap_s = _LONG_STEP / self.rate_hz
@@ -84,14 +84,14 @@ class Reader:
         """The recordings of a file. Raises DataError with file, row and column."""
         sheet = self._read_array(path) if path.suffix == ".npy" else self._read_table(path)
         if sheet.values.shape[1] == 0:
-            raise DataError(f"{path}: no rows in it. Take it away.")
+            raise DataError(f"{path}: it has no rows. Remove it.")
         values = self.units.apply(sheet.values, self.channels, path, sheet.rows)
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float32)
         if np.isinf(narrow).any():
             raise DataError(
                 f"{path}: row {sheet.rows[int(np.isinf(narrow).any(axis=0).argmax())]}: a number "
-                "that float32 cannot hold. Mend it."
+                "too large for float32. Rescale it."
             )
         recordings = []
         for key, begin, end in _runs(sheet):
@@ -120,40 +120,41 @@ class Reader:
     def _read_array(self, path: Path) -> Sheet:
         if self.label is not None or self.time is not None or self.recording:
             raise DataError(
-                f"{path}: an array has no columns beside its channels. Leave label, time and "
-                f"recording out, and put {{label}} into the path."
+                f"{path}: an array has only channels. Remove label, time and recording, "
+                f"and put {{label}} into the path."
             )
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
-                f"{path}: cannot be read: {error}. It may be cut short, or no array of numbers."
+                f"{path}: cannot be read: {error}. It may be truncated, or not a numeric array."
             ) from error
         array = array[:, None] if array.ndim == 1 else array
         if array.ndim != 2 or array.shape[1] != len(self.channels) or array.dtype.kind not in "iuf":
             raise DataError(
-                f"{path}: {array.shape} of {array.dtype} where numbers (T, {len(self.channels)}) "
-                "are needed, one column a channel."
+                f"{path}: {array.shape} of {array.dtype}, expected numbers "
+                f"(T, {len(self.channels)}), one column per channel."
             )
         return Sheet(
             path, range(1, len(array) + 1), np.ascontiguousarray(array.T, dtype=np.float64)
         )
 
     def _stretches(self, part: Sheet) -> Bounds:
-        """(S, 2): the rows between gaps.
+        """(S, 2): the stretches between gaps.
 
-        Raises DataError for a gap that may not be, for times that go back, and for another rate.
+        Raises DataError for a gap that is not allowed, for times that decrease, and for a
+        different rate.
         """
         missing: NDArray[np.bool_] = np.asarray(np.isnan(part.values).any(axis=0))
-        # (T - 1,): whether there is a gap between a row and the next
+        # (T - 1,): whether a gap separates a row from the next
         apart = missing[1:] | missing[:-1]
         if part.times is not None and self.gap_s is not None:
             steps = np.diff(part.times)
             if not (steps > 0).all() or np.isnan(part.times).any():
                 row = part.rows[int((~(steps > 0)).argmax()) + 1] if len(steps) else part.rows[0]
                 raise DataError(
-                    f"{part.path}: row {row}, column {self.time!r}: not after the time of the row "
-                    "before. Sort or mend it."
+                    f"{part.path}: row {row}, column {self.time!r}: not later than the previous "
+                    "row. Sort the rows, or correct the time."
                 )
             long = steps > self.gap_s
             apart = apart | long
@@ -163,10 +164,10 @@ class Reader:
             if not missing.any():
                 row, what = (
                     int(apart.argmax()) + 1,
-                    f"more than {self.gap_s:g} s after the row before",
+                    f"more than {self.gap_s:g} s after the previous row",
                 )
             raise DataError(
-                f"{part.path}: row {part.rows[row]}: {what}. Mend it, or set gaps: split."
+                f"{part.path}: row {part.rows[row]}: {what}. Fill the gap, or set gaps: split."
             )
         edges = np.flatnonzero(np.concatenate([[True], apart, [True]]))
         return np.stack([edges[:-1], edges[1:]], axis=1)[~missing[edges[:-1]]]
@@ -174,27 +175,27 @@ class Reader:
     def _compare_rate(self, path: Path, steps: NDArray[np.float64]) -> None:
         """steps: from row to row, in seconds, without gaps.
 
-        On the average of them clocks that round do no harm.
+        Their mean is used, so that rounded timestamps do no harm.
         """
         if len(steps) == 0:
             return
         found = 1 / float(steps.mean())
         if self.rate_hz is not None:
-            wanted, whose = self.rate_hz, f"where rate_hz says {self.rate_hz:g}"
+            wanted, whose = self.rate_hz, f"but rate_hz is {self.rate_hz:g}"
         else:
             self._first = self._first or (path, found)
-            wanted, whose = self._first[1], f"where {self._first[0]} has {self._first[1]:.4g}"
+            wanted, whose = self._first[1], f"but {self._first[0]} has {self._first[1]:.4g}"
         if abs(found - wanted) > _RATES_DIFFER * wanted:
             raise DataError(
-                f"{path}: {found:.4g} rows a second by {self.time!r}, {whose}. Resample it, or "
-                "leave it out."
+                f"{path}: {found:.4g} rows per second by {self.time!r}, {whose}. Resample it, or "
+                "remove it."
             )
 
 
 def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:
-    """(key, begin, end) of the rows that belong together.
+    """(key, begin, end) of each run of rows with one key.
 
-    Raises DataError for a key that comes back.
+    Raises DataError for a key that occurs in two runs.
     """
     length = sheet.values.shape[1]
     if sheet.keys is None:
@@ -205,9 +206,9 @@ def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:
         key = sheet.keys[begin]
         if key in seen:
             raise DataError(
-                f"{sheet.path}: row {sheet.rows[begin]}: a recording ({', '.join(key)}) goes on "
-                f"that ended before row {sheet.rows[seen[key]]}. Sort the rows by recording, or "
-                "name a column that tells them apart."
+                f"{sheet.path}: row {sheet.rows[begin]}: a recording ({', '.join(key)}) "
+                f"continues that ended before row {sheet.rows[seen[key]]}. Sort the rows by "
+                "recording, or add a column that distinguishes them."
             )
         seen[key] = end
     return [(key, begin, end) for begin, (key, end) in zip(begins, seen.items(), strict=True)]

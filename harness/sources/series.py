@@ -1,4 +1,4 @@
-"""Measuring devices: windows of recordings, several channels, one row a sample in time."""
+"""Time series of measuring devices: windows of multichannel recordings, one row per time step."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,28 +19,27 @@ Labels = Literal["pure", "majority"]
 
 
 class Series(BatchSource):
-    """Windows of `length` rows, one every `stride`, of .csv, .parquet, .jsonl, .xlsx or .npy files.
+    """Windows of `length` rows, one every `stride` rows, of .csv, .parquet, .jsonl, .xlsx or .npy
+    files.
 
-    A sample: `series` (C, length) float32, and `label` int64 where labels are known: from the
-    column `label`, or from a {label} in the path. A file
-    is a recording, or holds one after another that columns tell apart: `recording: [subject,
-    session]`. No window reaches from one recording into another. An .npy file is an array (T, C),
-    or (T,); its `channels` are named in its order.
+    A sample: `series` (C, length) float32, and `label` int64 if labels are known, from the column
+    `label` or from a {label} in the path. A file is one recording, or holds several, one after
+    another, identified by columns: `recording: [subject, session]`. No window spans two
+    recordings. An .npy file is an array (T, C) or (T,); `channels` names its columns in order.
 
-    `labels`: "pure" takes the windows with one label only, "majority" gives a window its most
-    frequent one (of equals, the first class); an empty label is none. `units`: `{temperature: degC,
-    acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds or dates. More than
-    `gap_s`, or at `rate_hz` one and a half steps, from one row to the next is a gap, and so is a
-    row with an empty cell; `gaps` says whether to refuse them or to split there. By their times all
-    recordings have one rate, `rate_hz` if it is given. Classes are numbered as in `classes`, or
-    else by name over all files. A file that cannot be read ends all, or is left out with `on_error:
-    skip`. Raises DataError with file, row and column.
+    `labels`: "pure" keeps the windows with one label only, "majority" gives a window its most
+    frequent label (in a tie, the first class); an empty label counts as none. `units`:
+    `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds or
+    dates. A step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with
+    an empty cell; `gaps` says whether to refuse gaps or to split there. By their times all
+    recordings must have one rate, `rate_hz` if given. Classes are numbered in the order of
+    `classes`, by default by name over all files. A file that cannot be read is an error, or is
+    skipped with `on_error: skip`. Raises DataError with file, row and column.
 
-    Known of each window, for splits, checks and balanced sampling: the fields of its path and of
-    `recording`, its "label" and first "time", its "recording" (the path and what tells it apart),
-    and where it begins and ends there: "start" and "stop", rows from 0. Split by what recordings
-    have in common, e.g. a subject, or by the fields that name a recording: windows that overlap are
-    alike.
+    Known about each window, for splits, checks and balanced sampling: the fields of its path and
+    of `recording`, its "label" and first "time", its "recording" (the path and those fields), and
+    the rows it covers: "start" and "stop", from 0. Split by what recordings have in common, e.g. a
+    subject, or by the fields that name a recording: overlapping windows are alike.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Series(BatchSource):
     ) -> None:
         if length < 1 or stride < 1 or not channels:
             given = f"{length}, {stride}, {list(channels)}"
-            raise ConfigError(f"length, stride, channels: {given}: at least one of each.")
+            raise ConfigError(f"length, stride, channels: {given}: give at least one of each.")
         require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(channels), length
         layout = Layout(sheet, header, separator, decimal, missing="keep")
@@ -79,7 +78,7 @@ class Series(BatchSource):
         found = find_files(files)
         if twice := set(found.fields) & set(recording):
             raise ConfigError(
-                f"recording: {min(twice)!r} is a field of the path too. Rename one of them."
+                f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
             )
         found, read, self.skipped = read_each(found, reader.read, on_error)
         self._paths = found.paths
@@ -89,14 +88,14 @@ class Series(BatchSource):
         for name in recording:
             self._fields[name] = [one.fields[name] for one in self._recordings]
         self.classes = self._number_classes(label, classes)
-        # All files are read whatever the part: it is all of them that the classes are numbered by
-        # and that are split.
+        # All files are read whatever the part: classes are numbered and splits are made over all
+        # of them.
         self._windows, self._labels = self._cut(stride, labels)
         if len(self._windows) == 0:
             count = len(self._recordings)
             raise DataError(
                 f"{files}: no window of {length} rows in {count} recordings. Set a smaller length, "
-                "or another rule for labels or gaps."
+                "or a different rule for labels or gaps."
             )
         rows = rows_of(part, split, self.known(), len(self._windows))
         self._windows = self._windows[rows]
@@ -146,7 +145,7 @@ class Series(BatchSource):
         return None
 
     def _cut(self, stride: int, rule: Labels) -> tuple[Bounds, NDArray[np.int64] | None]:
-        """(N, 2): recording and beginning of each window; (N,): their classes."""
+        """(N, 2): recording and first row of each window; (N,): their classes."""
         windows, classes = [], []
         for number, one in enumerate(self._recordings):
             begins = np.concatenate(
@@ -173,11 +172,11 @@ class Series(BatchSource):
 def judge(
     is_class: NDArray[np.bool_], begins: Bounds, length: int, rule: Labels
 ) -> NDArray[np.int64]:
-    """is_class (K, T): which rows are of which class; begins (N,) -> (N,) classes of the windows,
-    -1 for one that has none.
+    """is_class (K, T): which rows have which class; begins (N,) -> (N,) classes of the windows,
+    -1 for a window without one.
 
-    "pure": the class of all rows. "majority": the one of most rows, of equals the first; none if
-    most rows have no class.
+    "pure": the class of all rows. "majority": that of most rows, in a tie the first; none if most
+    rows have no class.
     """
     upto = np.concatenate(
         [np.zeros((len(is_class), 1), dtype=np.int64), np.cumsum(is_class, axis=1)], axis=1

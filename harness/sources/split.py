@@ -1,8 +1,8 @@
-"""Which samples belong to which part: rules, not draws, so that they are the same everywhere and
-for ever, and can be read in the config.
+"""Which samples belong to which part: deterministic rules, the same on every machine, stated in
+the config.
 
-A rule is given what is known of the samples, `{column: values (N,)}` as text, and says the part of
-each. A source with `part: all` needs none.
+A rule takes what is known about the samples, `{column: values (N,)}` as text, and gives the part
+of each. A source with `part: all` needs no rule.
 """
 
 import datetime
@@ -22,20 +22,20 @@ _PARTS = ("train", "val", "test")
 
 
 class Rule(Protocol):
-    """What a split is made by."""
+    """A way of splitting samples."""
 
     @property
     def columns(self) -> Sequence[str]:
-        """What it has to know of a sample."""
+        """The columns that the rule needs."""
 
     def parts(self, known: Known) -> NDArray[np.str_]:
-        """{column: (N,)} -> (N,) of "train", "val", "test"; other words belong to no part."""
+        """{column: (N,)} -> (N,) of "train", "val", "test"; any other word means no part."""
 
 
 class ByValue:
-    """A column says it: the part's name itself, or a value that is listed for a part.
+    """By a column: it holds the part's name, or a value that is listed for a part.
 
-    A part that is not listed, at most one, gets all the others.
+    The first part without a list gets all other values.
     """
 
     def __init__(
@@ -51,9 +51,11 @@ class ByValue:
             str(value): part for part, values in lists.items() for value in values or ()
         }
         if len(self._part_of) < sum(len(values or ()) for values in lists.values()):
-            raise ConfigError(f"train, val, test: a value of {column!r} is listed twice.")
+            raise ConfigError(
+                f"train, val, test: a value of {column!r} is listed twice. Remove one."
+            )
         self._given = bool(self._part_of)
-        # With a list for test alone the others are for training; "val" has to be asked for.
+        # With a list for test alone, all others are for training; "val" needs a list.
         self._others = (
             next((part for part in _PARTS if lists[part] is None), "none") if self._given else ""
         )
@@ -64,8 +66,8 @@ class ByValue:
             unknown = sorted(set(values) - set(_PARTS))
             if unknown:
                 raise DataError(
-                    f"split: {self.columns[0]!r} says {unknown[0]!r}, which is none of train, val, "
-                    "test. List the values of each part."
+                    f"split: {self.columns[0]!r} says {unknown[0]!r}, which is not one of train, "
+                    "val, test. List the values of each part."
                 )
             return np.array(values, dtype=np.str_)
         missing = set(self._part_of) - set(values)
@@ -78,16 +80,16 @@ class ByValue:
 
 
 class ByGroup:
-    """Whole groups (a subject, a speaker, a recording): in the order of their names' hashes, until
-    a part has its share of the samples.
+    """Whole groups (a subject, a speaker, a recording), in the order of their names' hashes, until
+    each part has its share of the samples.
 
-    With several columns, samples of a group are alike in all of them.
+    With several columns, the samples of a group are equal in all of them.
     """
 
     def __init__(self, column: str | Sequence[str], val: float = 0.1, test: float = 0.1) -> None:
         self.columns = [column] if isinstance(column, str) else list(column)
         if not self.columns:
-            raise ConfigError("column: name at least one.")
+            raise ConfigError("column: give at least one.")
         self._shares = _shares(val, test)
 
     def parts(self, known: Known) -> NDArray[np.str_]:
@@ -98,14 +100,14 @@ class ByGroup:
             named = ", ".join(map(repr, self.columns))
             raise DataError(
                 f"split: {len(set(groups))} groups in {named} are too few to give {absent[0]} its "
-                "share. Set another share."
+                "share. Set a larger share."
             )
         return parts
 
 
 class ByTime:
-    """What is to come is not known yet: the earliest samples are for training, later ones for
-    "val", the last for "test".
+    """By time: the earliest samples are for training, later ones for "val", the last for
+    "test".
 
     `column` holds numbers or dates such as 2026-01-31 or 2026-01-31T12:00; samples of one time stay
     together. Those less than `gap` (in the column's unit, for dates seconds) after the first of
@@ -114,7 +116,7 @@ class ByTime:
 
     def __init__(self, column: str, val: float = 0.1, test: float = 0.1, gap: float = 0.0) -> None:
         if not gap >= 0:
-            raise ConfigError(f"gap: {gap}: at least 0.")
+            raise ConfigError(f"gap: {gap}: must be at least 0.")
         self.columns = [column]
         self._shares = _shares(val, test)
         self._gap = gap
@@ -144,7 +146,7 @@ def _time(text: str, column: str) -> float:
     except ValueError:
         raise DataError(
             f"split: {text!r} in {column!r} is neither a number nor a date such as 2026-01-31. "
-            "Name another column."
+            "Choose another column."
         ) from None
     return (date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)).timestamp()
 
@@ -152,8 +154,8 @@ def _time(text: str, column: str) -> float:
 class Stratified:
     """The same share of each class.
 
-    `key`: columns that tell samples apart, by whose hash they are ordered; equal ones stay
-    together.
+    `key`: columns that distinguish samples, which are ordered by its hash; samples with equal keys
+    stay together.
     """
 
     def __init__(
@@ -161,7 +163,7 @@ class Stratified:
     ) -> None:
         self.columns = [column, *([key] if isinstance(key, str) else key)]
         if len(self.columns) < 2:
-            raise ConfigError("key: name at least one column that tells samples apart.")
+            raise ConfigError("key: give at least one column that distinguishes samples.")
         self._shares = _shares(val, test)
 
     def parts(self, known: Known) -> NDArray[np.str_]:
@@ -176,11 +178,11 @@ class Stratified:
 
 
 def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[np.str_]:
-    """keys (N,) -> (N,) parts: keys in the order of their hashes take the parts in the order of
+    """keys (N,) -> (N,) parts: keys, in the order of their hashes, fill the parts in the order of
     `shares`; the samples of a key stay together.
 
-    A key belongs to where the middle of its samples falls, so that shares are kept as nearly as
-    whole keys allow. The rest is "train".
+    A key goes to the part in which the middle of its samples falls, so that shares are met as
+    closely as whole keys allow. The rest is "train".
     """
     unique, which, counts = np.unique(
         np.array(keys, dtype=np.str_), return_inverse=True, return_counts=True
@@ -197,24 +199,24 @@ def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[
 
 
 def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[np.int64]:
-    """Which of `count` samples belong to a part, in their order.
+    """The indices of those of `count` samples that belong to a part, ascending.
 
-    Raises ConfigError or DataError, the latter also for a part without any.
+    Raises ConfigError or DataError, the latter also for an empty part.
     """
     require_choice("part", part, get_args(Part))
     if part == "all":
         return np.arange(count)
     if rule is None:
         raise ConfigError(
-            f"part: {part!r} needs a rule to split by: set split, e.g. {{_target_: "
+            f"part: {part!r} needs a rule. Set split, e.g. {{_target_: "
             f"harness.sources.split.ByGroup, column: ...}}."
         )
     parts = rule.parts(known)
     rows = np.flatnonzero(parts == part)
     if len(rows) == 0:
         raise DataError(
-            f"part: no sample of {count} is in {part!r}; there are "
-            f"{some(sorted(set(parts.tolist())), 8)}. Look at split."
+            f"part: none of {count} samples is in {part!r}; the parts are "
+            f"{some(sorted(set(parts.tolist())), 8)}. Check split."
         )
     return rows
 
@@ -223,21 +225,21 @@ def _columns(known: Known, names: Sequence[str]) -> list[Sequence[str]]:
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"split: nothing is known of {name!r}, only of "
-                f"{', '.join(known) or 'nothing'}.{did_you_mean(name, known, quoted=True)}"
+                f"split: no column {name!r} is known; the known columns are "
+                f"{', '.join(known) or 'none'}.{did_you_mean(name, known, quoted=True)}"
             )
     return [known[name] for name in names]
 
 
 def _together(columns: Sequence[Sequence[str]]) -> list[str]:
-    """Columns (N,) as one, in which samples are equal if they are in all of them."""
+    """Columns (N,) joined into one: samples are equal in it if they are equal in all columns."""
     return ["\x1f".join(cells) for cells in zip(*columns, strict=True)]
 
 
 def _shares(val: float, test: float) -> dict[str, float]:
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise ConfigError(
-            f"val, test: {val} and {test}: shares of at least 0 that leave some for training are "
-            "needed."
+            f"val, test: {val} and {test}: each share must be at least 0, and together they must "
+            "leave some samples for training."
         )
     return {"test": test, "val": val}

@@ -1,5 +1,5 @@
-"""Tables as they lie in files, cell by cell, before anything is a number: the one way in for CSV,
-JSON lines, Excel and Parquet.
+"""Reading the cells of CSV, JSON lines, Excel and Parquet files, before they are converted to
+numbers.
 """
 
 import csv
@@ -17,26 +17,27 @@ from harness.wording import did_you_mean, some
 
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 _Pack = Callable[[list[list[Any]], Sequence[str], Sequence[str]], dict[str, Any]]
-_PACKED = 2**15  # rows that are objects of Python at a time
-_LOOKED_THROUGH = 20  # rows in which a header is looked for when it is not where it should be
+_PACKED = 2**15  # rows held as Python objects at a time
+_LOOKED_THROUGH = 20  # rows searched for a header that is not where it should be
 
 
 def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = None) -> Cells:
-    """The columns of a file (all of them if None), told by its ending.
+    """The columns of a file (all of them if None), in the format of its suffix.
 
-    Raises DataError that names the file, and the row where there is one.
+    Raises a DataError that names the file, and the row if there is one.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
-            f"{path}: {path.suffix or 'a name without ending'} is none of {', '.join(_READERS)}. "
-            "Give a file of one of these kinds."
+            f"{path}: {path.suffix or 'no suffix'} is not one of {', '.join(_READERS)}. "
+            "Give a file in one of these formats."
         )
     try:
         return reader(path, layout, columns)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: cannot be read: {error}. It may be cut short, or not what its ending says."
+            f"{path}: cannot be read: {error}. It may be truncated, or in a format other "
+            "than its suffix says."
         ) from error
 
 
@@ -49,7 +50,7 @@ def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
             )
         except csv.Error as error:
             raise DataError(
-                f"{path}: row {lines.line_num}: {error}. Mend it, or set separator."
+                f"{path}: row {lines.line_num}: {error}. Correct the row, or set separator."
             ) from error
 
 
@@ -75,7 +76,7 @@ def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells
             ).to_numpy(dtype=object)
     except (calamine.CalamineError, ValueError, KeyError) as error:
         raise DataError(
-            f"{path}: cannot be read: {error}. It may be cut short, or no Excel file."
+            f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
         ) from error
     return _headed(path, layout, columns, enumerate(grid.tolist(), start=1), _as_lists)
 
@@ -87,10 +88,7 @@ def _headed(
     lines: Iterator[tuple[int, list[Any]]],
     pack: _Pack,
 ) -> Cells:
-    """lines: (row, cells) -> the columns under the names in row `header`.
-
-    Rows without anything are passed over.
-    """
+    """lines: (row, cells) -> the columns named in row `header`; empty rows are skipped."""
     header: list[str] = []
     rows: list[int] = []
     kept: list[list[Any]] = []
@@ -114,8 +112,8 @@ def _headed(
         elif any(cell is not None and cell != "" for cell in cells):
             if len(cells) < len(header) or any(cell != "" for cell in cells[len(header) :]):
                 raise DataError(
-                    f"{path}: row {row}: {len(cells)} cells under {len(header)} columns. Mend it, "
-                    "or set header or separator."
+                    f"{path}: row {row}: {len(cells)} cells for {len(header)} columns. Correct the "
+                    "row, or set header or separator."
                 )
             rows.append(row)
             kept.append(cells)
@@ -140,7 +138,7 @@ def _as_lists(
 def _as_texts(
     kept: list[list[str]], header: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, Any]:
-    """Texts side by side in memory: a fifth of what they are as objects of Python."""
+    """Strings packed by pyarrow: a fifth of the memory of Python strings."""
     # Loaded when used
     import pyarrow as pa
 
@@ -168,10 +166,10 @@ def _refuse_header(
 ) -> None:
     for other, cells in others:
         if columns and set(columns) <= {text_of(cell).strip() for cell in cells}:
-            raise DataError(f"{path}: the columns' names are in row {other}. Set header: {other}.")
+            raise DataError(f"{path}: the column names are in row {other}. Set header: {other}.")
     if not header:
         raise DataError(
-            f"{path}: nothing in row {row}, where the columns' names belong. Set header."
+            f"{path}: row {row} is empty, where the column names should be. Set header."
         )
     name = next(name for name in columns if name not in header)
     raise DataError(
@@ -203,12 +201,12 @@ def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> 
                     found = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise DataError(
-                        f"{path}: row {row}: no JSON: {error}. Mend it, or leave it out."
+                        f"{path}: row {row}: not JSON: {error}. Correct the line, or remove it."
                     ) from error
                 if not isinstance(found, dict):
                     raise DataError(
-                        f"{path}: row {row}: {type(found).__name__} where an object belongs. Give "
-                        "one object a line."
+                        f"{path}: row {row}: {type(found).__name__} is not an object. Give one "
+                        "object per line."
                     )
                 rows.append(row)
                 objects.append(found)
@@ -227,7 +225,7 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
             table = file.read(_select(path, file.schema_arrow.names, columns))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: cannot be read: {error}. It may be cut short, or no Parquet file."
+            f"{path}: cannot be read: {error}. It may be truncated, or not a Parquet file."
         ) from error
     cells: dict[str, Any] = {}
     for name in table.column_names:

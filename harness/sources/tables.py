@@ -1,6 +1,6 @@
-"""Tables: CSV, Parquet, JSON lines and Excel, one row a sample.
+"""Tables: CSV, Parquet, JSON lines and Excel, one row per sample.
 
-The same data gives the same samples, whichever of them it lies in.
+The same data gives the same samples in each of these formats.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,21 +23,21 @@ _Samples = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64]]
 class Table(BatchSource):
     """Rows of .csv, .parquet, .jsonl or .xlsx files, held in memory.
 
-    A sample: `features` (D,) float32, the columns of that list in its order, and each of `columns`
-    under its own name, as its kind says: number (float32), integer (int64) or text, which a
-    treatment such as `harness.treatments.Encode` makes numbers of. `features: null` takes every
-    column that neither `columns` nor `split` names. `files`: a path, a pattern such as
-    data/{subject}/*.csv or a list; a {field} is a column of text too.
+    A sample: `features` (D,) float32, the columns of that list in order, and each of `columns`
+    under its own name, of its kind: number (float32), integer (int64) or text, which a treatment
+    such as `harness.treatments.Encode` converts to numbers. `features: null` takes every column
+    that neither `columns` nor `split` names. `files`: a path, a pattern such as
+    data/{subject}/*.csv or a list; a {field} is also a text column.
 
-    `sheet` and `header` (of Excel; of Excel and CSV) count from 1, as a person does. Empty cells
-    and, among numbers, `missing_marks` (words, or numbers such as -999) are refused, or with
-    `missing: keep` NaN in numbers and "" in text. A file that cannot be read ends all, or is left
-    out with `on_error: skip`; the messages are in `skipped`. Raises DataError with file, row and
+    `sheet` (Excel) and `header` (Excel and CSV) count from 1. Empty cells and, in numeric columns,
+    `missing_marks` (words, or numbers such as -999) are rejected, or with `missing: keep` NaN in
+    numbers and "" in text. A file that cannot be read is an error, or is skipped with `on_error:
+    skip`; the messages are in `skipped`. Raises DataError with file, row and
     column.
 
-    Known of each row, for splits, checks and balanced sampling: its file ("path") and "row" there,
-    the fields of its path, the columns that the split asks for, and those of `columns` that are
-    text or whole numbers.
+    Known about each row, for splits, checks and balanced sampling: its file ("path") and "row",
+    the fields of its path, the columns that the split needs, and those of `columns` that are text
+    or integers.
     """
 
     def __init__(
@@ -63,11 +63,13 @@ class Table(BatchSource):
             sheet, header, separator, decimal, encoding, missing, tuple(map(str, missing_marks))
         )
         found = find_files(files)
-        self._of_paths = set(found.fields)  # columns that the paths give, not the files
+        self._of_paths = set(found.fields)  # columns from the paths, not from the files
         asked = [*self.columns, *(() if split is None else split.columns)]
         for name in self._of_paths & set(self.columns):
             if self.columns[name] != "text":
-                raise ConfigError(f"columns.{name}: a field of the path is text. Set text.")
+                raise ConfigError(
+                    f"columns.{name}: a field of the path is text. Set its kind to text."
+                )
         self._asked = list(dict.fromkeys(name for name in asked if name not in self._of_paths))
         wanted = (
             None if self.features is None else list(dict.fromkeys([*self.features, *self._asked]))
@@ -120,18 +122,20 @@ class Table(BatchSource):
     def _read(
         self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None
     ) -> _Samples:
-        """What samples of the file have, what the split has to know of them, and their rows."""
+        """The values of the samples of a file, the columns that the split needs, and their rows."""
         frame = read_cells(path, layout, wanted)
         absent = [name for name in self._asked if name not in frame.cells]
         if absent:
-            read_cells(path, layout, self._asked)  # says which column is missing, and what is there
+            read_cells(
+                path, layout, self._asked
+            )  # raises, naming the missing column and those there are
         if self.features is None:
             self.features = [name for name in frame.cells if name not in self._asked]
         elif wanted is None and set(self.features) | set(self._asked) != set(frame.cells):
             other = min(set(frame.cells) ^ (set(self.features) | set(self._asked)))
             raise DataError(
-                f"{path}: column {other!r} is not in all files. Name the columns that are wanted "
-                "as features."
+                f"{path}: column {other!r} is not in all files. List the columns to use as "
+                "features."
             )
         features = (
             np.stack([frame.float32(name) for name in self.features], axis=1)

@@ -15,14 +15,14 @@ Part = Literal["all", "train", "val"]
 
 
 class Bytes(BatchSource):
-    """Windows of text files, byte by byte: each byte of a file but its first (and less than a
-    window at its end) is to be predicted exactly once.
+    """Windows of text files, byte by byte: each byte of a file except its first (and an incomplete
+    window at its end) is predicted exactly once.
 
     A sample: `tokens` (length + 1,) int64 in 0 … 255, for `harness.tasks.LanguageModelling`; a
-    window begins with the last byte of the one before it. No window reaches from one file into
-    another. `files`: a path, a pattern such as texts/*.txt, or a list of them; those of a pattern
-    in the order of their names. `part`: "val" is the last `held_out` share of each file's windows,
-    "train" the others. Raises DataError for a file that is missing or shorter than a window.
+    window begins with the last byte of the one before it. No window spans two files. `files`: a
+    path, a pattern such as texts/*.txt, or a list of them; the files of a pattern are sorted by
+    name. `part`: "val" is the last `held_out` share of each file's windows, "train" the others.
+    Raises DataError for a file that is missing or shorter than a window.
     """
 
     unit: ClassVar[str] = "bytes"
@@ -31,12 +31,10 @@ class Bytes(BatchSource):
         self, files: str | Sequence[str], length: int, part: Part = "all", held_out: float = 0.1
     ) -> None:
         if length < 1:
-            raise ConfigError(
-                f"length: {length}: at least one of the {self.unit} has to be predicted."
-            )
+            raise ConfigError(f"length: {length}: must be at least 1 ({self.unit} to predict).")
         require_choice("part", part, get_args(Part))
         if not 0 < held_out < 1:
-            raise ConfigError(f"held_out: {held_out} is outside of (0, 1).")
+            raise ConfigError(f"held_out: {held_out}: must be between 0 and 1.")
         patterns = [files] if isinstance(files, str) else list(files)
         self._paths = [path for pattern in patterns for path in _paths(pattern)]
         self._texts = [self._read(path) for path in self._paths]
@@ -69,24 +67,24 @@ class Bytes(BatchSource):
         return self._paths
 
     def known(self) -> dict[str, list[str]]:
-        """{recording, start, stop: (N,)}: the file of each window, and what of it is to be
-        predicted, [start, stop).
+        """{recording, start, stop: (N,)}: the file of each window, and the range [start, stop) of
+        it that is predicted.
         """
         numbers, begins = self._windows.T
         return span_columns(select(self._paths, numbers), begins + 1, begins + len(self._reach))
 
     def _read(self, path: Path) -> NDArray[Any]:
-        """(length of the file,) whole numbers."""
+        """(length of the file,) integers."""
         if path.stat().st_size == 0:  # cannot be mapped
             return np.empty(0, np.uint8)
         return np.memmap(path, dtype=np.uint8, mode="r")
 
 
 class Characters(Bytes):
-    """As `Bytes`, character by character: `tokens` are Unicode's numbers, which
-    `harness.treatments.Vocabulary` turns into those of a vocabulary.
+    """As `Bytes`, character by character: `tokens` are Unicode code points, which
+    `harness.treatments.Vocabulary` maps to those of a vocabulary.
 
-    Held in memory, four bytes a character. Raises DataError for a file that is not of the encoding.
+    Held in memory, four bytes per character. Raises DataError for a file in another encoding.
     """
 
     unit: ClassVar[str] = "characters"
@@ -107,12 +105,12 @@ class Characters(Bytes):
             text = path.read_bytes().decode(self._encoding)
         except LookupError as error:
             raise ConfigError(
-                f"encoding: {error}. Give one that Python knows, e.g. utf-8 or latin-1."
+                f"encoding: {error}. Give an encoding known to Python, e.g. utf-8 or latin-1."
             ) from error
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{path}: byte {error.start} is no {self._encoding} ({error.reason}). Set "
-                "encoding, or read it with Bytes."
+                f"{path}: byte {error.start} is not valid {self._encoding} ({error.reason}). "
+                "Set encoding, or read the file with Bytes."
             ) from error
         return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 

@@ -1,6 +1,4 @@
-"""What the numbers of measuring devices are in: which of them can be, and what they are in another
-unit.
-"""
+"""Units of measurement: ranges of possible values, and conversion."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from harness.wording import did_you_mean
 
 @dataclass(frozen=True)
 class Unit:
-    """A number x in it is (x + offset) x factor of the quantity's first unit; x is between `least`
-    and `most`.
+    """A value x in this unit is (x + offset) * factor in the base unit of its quantity; x lies
+    between `least` and `most`.
     """
 
     quantity: str
@@ -68,8 +66,8 @@ UNITS = {
 
 
 class Units:
-    """Units of channels: `{temperature: degC}` looks that each number can be; `{acceleration: "g ->
-    m/s2"}` brings them to another unit too.
+    """Units of channels: `{temperature: degC}` checks that each value is possible;
+    `{acceleration: "g -> m/s2"}` also converts it.
     """
 
     def __init__(self, units: Mapping[str, str], channels: Sequence[str]) -> None:
@@ -77,7 +75,7 @@ class Units:
         for channel, text in units.items():
             if channel not in channels:
                 raise ConfigError(
-                    f"units.{channel}: no such channel, only "
+                    f"units.{channel}: no such channel; the channels are "
                     f"{', '.join(channels)}.{did_you_mean(channel, channels, quoted=True)}"
                 )
             names = [name.strip() for name in str(text).split("->")]
@@ -85,22 +83,22 @@ class Units:
                 if name not in UNITS:
                     raise ConfigError(
                         f"units.{channel}: {name!r} is not a known unit."
-                        f"{did_you_mean(name, UNITS, quoted=True)} Known are {', '.join(UNITS)}."
+                        f"{did_you_mean(name, UNITS, quoted=True)} Known units: {', '.join(UNITS)}."
                     )
             first, last = UNITS[names[0]], UNITS[names[-1]]
             if len(names) > 2 or first.quantity != last.quantity:
                 raise ConfigError(
-                    f"units.{channel}: {text}: {first.quantity} cannot become {last.quantity}. "
-                    "Give a unit, or two of one quantity."
+                    f"units.{channel}: {text}: {first.quantity} cannot be converted to "
+                    f"{last.quantity}. Give one unit, or two of one quantity."
                 )
             self._of[channels.index(channel)] = names[0], first, last
 
     def apply(
         self, values: NDArray[np.float64], channels: Sequence[str], path: Path, rows: Sequence[int]
     ) -> NDArray[np.float64]:
-        """values: (C, T) as they are in a file -> (C, T) in the units that are wanted.
+        """values: (C, T) as stored in a file -> (C, T) in the wanted units.
 
-        Raises DataError for a number that cannot be.
+        Raises DataError for an impossible value.
         """
         converted = values.copy()
         for place, (name, first, last) in self._of.items():
@@ -112,8 +110,8 @@ class Units:
                     ends = f"at least {first.least:g}"
                 raise DataError(
                     f"{path}: row {rows[index]}, column {channels[place]!r}: "
-                    f"{values[place, index]:g} {name}, which cannot be: {ends}. Mend it, or set "
-                    "another unit."
+                    f"{values[place, index]:g} {name} is impossible (range: {ends}). Correct it, "
+                    "or set another unit."
                 )
             if first != last:
                 base = (values[place] + first.offset) * first.factor

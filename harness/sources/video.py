@@ -22,21 +22,20 @@ _LUMA = np.array([299, 587, 114], dtype=np.uint32)
 
 class Clips(Collection):
     """Clips of `frames` frames, one of `stride`, from video files (MP4, AVI, MKV, WebM, GIF and
-    what else ffmpeg reads).
+    other formats that ffmpeg reads).
 
     A sample: `clip` (C, T, H, W) uint8, RGB, or one channel with `grey`, and `label` int64 if the
-    path has a {label}. With `clips: every` a file gives a clip every `step` frames, side by side
-    (frames x stride) if it is not said; with `first` only that at its begin. Frames are counted in
-    the order they are shown in, and are exact wherever a clip begins. All have one size, or are
-    brought to it by `size: [H, W]` (bilinear, antialiased).
+    path has a {label}. With `clips: every` a file gives a clip every `step` frames, by default
+    frames x stride (no overlap); with `first` only the one at its start. Frames are counted in
+    presentation order, and are exact wherever a clip begins. All have one size, or are resized by
+    `size: [H, W]` (bilinear, antialiased).
 
-    `files`, `columns`: as `Collection` has them; `split` divides whole files, so that clips that
-    overlap are never in two parts. A file with fewer
-    frames than a clip needs is treated as one that cannot be decoded: `on_error` says how. `keep`:
-    "memory" decodes all at the beginning; "disk"
-    counts frames and decodes what is read, going through its file each time: for many files rather
-    than for hours in one. Decoded by torchcodec where it works, or by PyAV. Raises DataError that
-    names the file.
+    `files`, `columns`: see `Collection`; `split` divides whole files, so that overlapping clips are
+    never in two parts. A file with fewer frames than a clip needs is treated as one that cannot be
+    decoded: `on_error` says how. `keep`: "memory" decodes everything at start-up; "disk" counts
+    frames and decodes a clip when it is read, from the start of its file: for many short files
+    rather than a few long ones. Decoded by torchcodec where it works, or by PyAV. Raises DataError
+    that names the file.
     """
 
     def __init__(
@@ -57,12 +56,12 @@ class Clips(Collection):
     ) -> None:
         if frames < 1 or stride < 1 or (step is not None and step < 1):
             raise ConfigError(
-                f"frames, stride, step: {frames}, {stride}, {step}: at least one of each."
+                f"frames, stride, step: {frames}, {stride}, {step}: each must be at least 1."
             )
         if clips not in ("every", "first") or (clips == "first" and step is not None):
             raise ConfigError(
-                f"clips, step: {clips!r}, {step}: clips is every or first, and step belongs to "
-                "every."
+                f"clips, step: {clips!r}, {step}: clips is every or first, and step is for every "
+                "only."
             )
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ConfigError(f"size: {list(size)}: give [height, width].")
@@ -70,13 +69,15 @@ class Clips(Collection):
         self._reach = np.arange(frames) * stride  # the frames of a clip, from its begin
         self._first_only, self._step = clips == "first", step or frames * stride
         self._size, self._grey = size, grey
-        self._alike: tuple[Path, tuple[int, ...]] | None = None  # what all others have to be like
-        decoders()  # says what is missing before any file is blamed
+        self._alike: tuple[Path, tuple[int, ...]] | None = (
+            None  # the file and size that all others must match
+        )
+        decoders()  # reports a missing decoder before any file is blamed
         super().__init__("clip", files, part, split, classes, keep, on_error, columns)
 
     def known(self) -> dict[str, list[str]]:
-        """{field: (N,) texts}: what paths say of the clips, and recording, start, stop: the file
-        and its frames [start, stop) that a clip spans.
+        """{field: (N,) texts}: the fields of the paths, and recording, start, stop: the file and
+        the frames [start, stop) that a clip spans.
         """
         known = super().known()
         stops = self._begins + self._reach[-1] + 1
@@ -88,7 +89,7 @@ class Clips(Collection):
         return begins[:1] if self._first_only else begins
 
     def _used(self, count: int) -> NDArray[np.int64]:
-        """The frames that any clip of a file has, ascending."""
+        """The frames of all clips of a file, ascending."""
         return np.unique(
             np.add.outer(np.array(self._begins_of(count), dtype=np.int64), self._reach)
         )
@@ -110,15 +111,15 @@ class Clips(Collection):
     def _compare(self, path: Path, count: int, frames: Frames) -> None:
         if not self._begins_of(count):
             raise DataError(
-                f"{path}: {count} frames; a clip needs {self._reach[-1] + 1}. Leave it out, or set "
-                "fewer frames or a smaller stride."
+                f"{path}: {count} frames; a clip needs {self._reach[-1] + 1}. Remove the file, or "
+                "set fewer frames or a smaller stride."
             )
         size = frames.shape[1:3]
         first, others = self._alike or (path, size)
         if size != others and self._size is None:
             raise DataError(
                 f"{path}: {size[1]} x {size[0]}, but {first} has {others[1]} x {others[0]}. Set "
-                "size, or give all the same."
+                "size, or give all files the same."
             )
         self._alike = (first, others)
 
@@ -148,7 +149,7 @@ class Clips(Collection):
         return frames[:, np.searchsorted(used, wanted)]
 
     def _prepared(self, frames: Frames) -> Frames:
-        """(N, H, W, 3) -> (C, N, H, W), of the size asked for."""
+        """(N, H, W, 3) -> (C, N, H, W), of the requested size."""
         if self._grey:
             frames = ((frames @ _LUMA + 500) // 1000).astype(np.uint8)[..., None]
         channels = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))

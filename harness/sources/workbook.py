@@ -51,7 +51,7 @@ def check_workbook(path: Path) -> None:
                     _check_sheet(f"{path}: {part.filename}", _Extent(file))
     except _UNREADABLE as error:
         raise DataError(
-            f"{path}: cannot be read: {error}. It may be cut short, or no Excel file."
+            f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
         ) from error
 
 

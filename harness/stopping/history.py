@@ -152,7 +152,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
             if None in row or None in row.values():
                 raise ConfigError(
                     f"{where}: {'more' if None in row else 'fewer'} cells than the header has "
-                    "columns. Mend the row."
+                    "columns. Fix the row."
                 )
             if cells.get("kind") in (None, "", "eval"):
                 yield where, _numbers(cells, _cell_number)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import (
     ERROR,
@@ -53,11 +53,8 @@ class Regression(BaseTask):
                 "r2": MetricInfo(mode="max", lower=None, upper=1.0),
             },
         )
-        if loss not in ("mse", "mae", "huber"):
-            raise ConfigError(
-                f"loss: {loss!r} is none of mse, mae, huber. For another loss use "
-                "harness.tasks.Supervised."
-            )
+        hint = " For another loss use harness.tasks.Supervised."
+        require_choice("loss", loss, ("mse", "mae", "huber"), hint)
         if not delta > 0:
             raise ConfigError(f"delta: {delta} is not above 0.")
         self.loss = loss

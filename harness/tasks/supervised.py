@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ConfigError, DataError
+from harness.errors import ConfigError, DataError, require_choice
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import (
     BaseTask,
@@ -68,11 +68,12 @@ class Supervised(BaseTask):
                 f"reduction: {reduction!r}, but the loss has {stated!r}. Give it once, to the loss."
             )
         self.reduction = reduction or stated
-        if self.reduction not in ("none", "sum", "mean", "micro_batch"):
-            raise ConfigError(
-                f"reduction: {self.reduction!r} is none of none, sum, mean, micro_batch. Say which "
-                "of them the loss gives."
-            )
+        require_choice(
+            "reduction",
+            self.reduction,
+            ("none", "sum", "mean", "micro_batch"),
+            " State which of them the loss uses.",
+        )
         weighs = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and loss.weight is not None
         if self.reduction == "mean" and weighs:
             raise ConfigError(

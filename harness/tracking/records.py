@@ -1,4 +1,4 @@
-"""metrics.jsonl, which is the truth about a run: a JSON object a line, in the order of steps, no
+"""metrics.jsonl, the authoritative record of a run: a JSON object per line, in order of steps, no
 step twice.
 """
 
@@ -21,7 +21,7 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Row:
-    """What one step has to show.
+    """The data of one step.
 
     `values`: the numbers of its training and evaluation records; `tables`: matrices by name, e.g.
     val/confusion.
@@ -38,7 +38,7 @@ class Row:
         values = {
             name: value
             for name, value in record.items()
-            # A flag is no number, though a bool is an int.
+            # A flag is not a number, although bool is a subclass of int.
             if type(value) in (int, float) and name != "step"
         }
         tables, evaluated = record.get("tables", {}), record["kind"] == "eval"
@@ -54,7 +54,7 @@ class Row:
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics.jsonl; what is none, such as half a line that a crash left at the
-    end, is passed over. Raises ConfigError.
+    end, is skipped. Raises ConfigError.
     """
     if not os.path.lexists(path):
         return
@@ -83,7 +83,7 @@ def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the records after `step`: the steps they tell of will be done again. Raises OSError."""
+    """Drop the records after `step`: those steps will be repeated. Raises OSError."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     with temporary.open("x") as file:
         file.writelines(

@@ -117,7 +117,7 @@ class Engine:
 
         Returns (gradient norm before clipping, whether the scaler skipped it).
         """
-        norm, skipped = self.stepper.step()
+        norm, skipped = self.stepper.step(self.sharing.clip)
         if self.schedule is not None and not skipped:
             step_schedule(self.schedule)
         self.optimizer.zero_grad(set_to_none=True)

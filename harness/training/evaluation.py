@@ -23,6 +23,7 @@ from harness.randomness import preserve_random, seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task
+from harness.training.network_state import BufferState
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,17 @@ def undefined_in(values: Mapping[str, float], loss: float) -> list[str]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode; afterwards each module is in the mode it had."""
+    """The network in evaluation mode; afterwards each module is in the mode it had, with the
+    buffers it had, which observers of quantisation change in this mode as well: a run must not
+    depend on how often, or with how many ranks, it is evaluated.
+    """
     modes = [(module, module.training) for module in network.modules()]
+    buffers = BufferState(network)
     network.eval()
     try:
         yield
     finally:
+        buffers.restore()
         for module, training in modes:
             module.training = training
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -15,86 +14,16 @@ from accelerate import Accelerator
 
 from harness.config.read import read_config
 from harness.config.schema import Config
-from harness.console import Console
 from harness.data.feed import end_workers
 from harness.errors import ConfigError, HarnessError, LeavingError, RankError
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
-from harness.rundir.lease import Lease
-from harness.rundir.ledger import Ledger, process_age_s
-from harness.rundir.outcome import INTERRUPTED, Outcome, exit_code
-from harness.tracking.tracker import Tracker
-from harness.training.build import build
+from harness.rundir.outcome import INTERRUPTED, exit_code
 from harness.training.determinism import explain
-from harness.training.ending import leave_early
-from harness.training.loop import fit
 from harness.training.parallel import start_accelerator
-from harness.training.resume import (
-    Start,
-    find_start,
-    finished_outcome,
-    prepare_directory,
-    take,
-)
-from harness.training.run import Launch, Run
+from harness.training.train import train
 from harness.wording import first_line, printable
-
-LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wait for it to be gone
-
-
-def train(
-    config: Config, accelerator: Accelerator, ranks: Ranks, interruption: Interruption
-) -> Outcome:
-    """Run a training to its end, from wherever it stands.
-
-    Called by every rank. Raises HarnessError.
-    """
-    directory = config.run.dir
-    ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=process_age_s())
-    lease = Lease(directory)
-    tracker: Tracker | None = None
-    run: Run | None = None
-    with Console(ranks.is_first()) as console:
-        launches = ranks.decide(lambda: take(lease, console, directory, interruption))
-        try:
-            finished = ranks.decide(lambda: finished_outcome(config), Outcome)
-            if finished is not None:
-                console.say(
-                    f"{directory}: this run is finished: {finished.detail} Ask for more (stop.*) "
-                    "to go on."
-                )
-                return finished
-            with ledger.account("resume"):
-                start = ranks.decide(lambda: find_start(config), Start)
-                ranks.decide(lambda: prepare_directory(config, start, console))
-            checkpoint = None if start.checkpoint is None else Path(start.checkpoint)
-            launch = Launch(start.run_id, launches, checkpoint)
-            tracker = Tracker(directory, console, enabled=ranks.is_first())
-            run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
-            try:
-                with run.note:
-                    return fit(run)
-            finally:
-                run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
-        except LeavingError as leaving:
-            cause = str(leaving)
-            outcome = ranks.decide(
-                lambda: leave_early(config, launches, ranks.size, cause, ledger), Outcome
-            )
-            console.outcome(outcome)
-            return outcome
-        finally:
-            if tracker is not None:
-                tracker.close()
-            # What the end took belongs to this launch, and to the budget of hours; but not where
-            # another launch has taken the run over.
-            if ranks.is_first() and run is not None:
-                with suppress(HarnessError):
-                    lease.check()
-                    ledger.save()
-            lease.release()
-
 
 MEETING_SPARE_S = 5.0  # beyond run.timeout_s, for torch to find out by itself
 

@@ -29,6 +29,28 @@ class _Buffer:
     values: Tensor | None
 
 
+class BufferState:
+    """A network's buffers at one time."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self.kept = {
+            name: _Buffer(module, key, tensor, None if tensor is None else tensor.detach().clone())
+            for name, module, key, tensor in _buffers(network)
+        }
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back, each into its own memory."""
+        for name, module, key, _ in [*_buffers(self._network)]:
+            if name not in self.kept:
+                del module._buffers[key]
+        for one in self.kept.values():
+            one.module._buffers[one.key] = one.tensor
+            if one.tensor is not None and one.values is not None and one.tensor.numel():
+                one.tensor.copy_(one.values)
+
+
 class NetworkState:
     """A network's parameters, buffers, extra state and plain attributes at one time."""
 
@@ -37,10 +59,7 @@ class NetworkState:
         self._parameters = {
             name: parameter.detach().clone() for name, parameter in network.named_parameters()
         }
-        self._buffers = {
-            name: _Buffer(module, key, tensor, None if tensor is None else tensor.detach().clone())
-            for name, module, key, tensor in _buffers(network)
-        }
+        self._buffers = BufferState(network)
         self._extra = {name: copy.deepcopy(extra) for name, _, extra in _extra_states(network)}
         self._attributes = attributes_of(network)
 
@@ -49,7 +68,8 @@ class NetworkState:
         it could not be loaded.
         """
         for name, _, _, tensor in _buffers(self._network):
-            before = self._buffers[name].values if name in self._buffers else None
+            kept = self._buffers.kept.get(name)
+            before = None if kept is None else kept.values
             if _kind(tensor) != _kind(before):
                 raise ConfigError(
                     f"network: a forward pass makes {_kind(tensor)} of the buffer {name}, which "
@@ -62,13 +82,7 @@ class NetworkState:
         with torch.no_grad():
             for name, parameter in self._network.named_parameters():
                 parameter.copy_(self._parameters[name])
-            for name, module, key, _ in [*_buffers(self._network)]:
-                if name not in self._buffers:
-                    del module._buffers[key]
-            for kept in self._buffers.values():
-                kept.module._buffers[kept.key] = kept.tensor
-                if kept.tensor is not None and kept.values is not None and kept.tensor.numel():
-                    kept.tensor.copy_(kept.values)
+        self._buffers.restore()
         now = attributes_of(self._network)
         modules = dict(self._network.named_modules())
         for place in {*now, *self._attributes}:

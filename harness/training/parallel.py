@@ -4,7 +4,7 @@ Another way of sharing is another class with the methods of `Replicas`; nothing 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
@@ -96,6 +96,18 @@ class Replicas:
         """
         dtype = torch.promote_types(loss_sum.dtype, torch.float32)
         return loss_sum * (self.ranks.size / num_items.to(dtype))
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+        """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
+        had, of all ranks' parameters; no host wait.
+        """
+        if limit is not None:
+            return nn.utils.clip_grad_norm_(parameters, limit)
+        return nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The network's tensors by name, as a checkpoint holds them."""
+        return self._network.state_dict()
 
     def agree_on_buffers(self) -> None:
         """Rank 0's buffers on every rank. Called by every rank."""

@@ -65,7 +65,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             reason=reason,
             exact=exact,
             exact_reason=exact_reason,
-            model=run.engine.network.state_dict(),
+            model=run.engine.sharing.state_dict(),
             optimizer=optimizer | trained_weights(run, trained),
             rng=capture_random(run.engine.generators),
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},

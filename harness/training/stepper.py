@@ -6,7 +6,7 @@ see the steps that a fused optimizer skips by itself.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -44,8 +44,13 @@ class Stepper:
         """All that the optimizer trains."""
         return [one for group in self._optimizer.param_groups for one in group["params"]]
 
-    def step(self) -> tuple[Tensor, bool]:
+    def step(
+        self, clip: Callable[[Sequence[nn.Parameter], float | None], Tensor]
+    ) -> tuple[Tensor, bool]:
         """Clip and step; gradients are left.
+
+        clip: scales the gradients of some parameters down to a norm and gives the norm that they
+        had, as ranks that share a network have to find it.
 
         Returns (gradient norm before clipping, whether the scaler skipped the step). With a scaler
         the host waits: whether a step was skipped decides on the schedule's.
@@ -54,10 +59,7 @@ class Stepper:
         if self._scaler is not None:
             self._scale = self._scaler.get_scale() if self._scale is None else self._scale
             self._scaler.unscale_(self._optimizer)
-        if self._clip_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(given, self._clip_grad_norm)
-        else:
-            norm = nn.utils.get_total_norm([one.grad for one in given if one.grad is not None])
+        norm = clip(given, self._clip_grad_norm)
         try:
             if self._scaler is None:
                 self._optimizer.step()

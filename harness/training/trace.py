@@ -57,7 +57,7 @@ def read_trace(path: Path) -> Iterator[dict[str, Any]]:
             if isinstance(found, dict) and type(found.get("step")) is int:
                 yield found
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Mend it.") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix the file.") from error
 
 
 def digest(network: nn.Module) -> str:

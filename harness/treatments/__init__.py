@@ -1,15 +1,15 @@
-"""What is done to samples on their way to the network: small objects that take a whole micro-batch
-and give one.
+"""Processing of samples on their way to the network: small objects that take a whole micro-batch
+and return one.
 
     treatment(batch) -> batch                  {name: (B, ...) tensor} on the CPU, in a worker
-    treatment(batch, seeds=seeds) -> batch     one that draws: seeds (B,) uint64, each a function of
+    treatment(batch, seeds=seeds) -> batch     a random one: seeds (B,) uint64, each a function of
                                                the run's seed, the epoch and the sample
 
-What is drawn for a sample is a function of its own seed alone, so that it is the same in every
-micro-batch, worker and rank and after a resume; the ambient generators are never used. A treatment
-with `training_only = True` is left out of evaluations and predictions; one that learns from the
-training split has `observe` and `finish` too (learned.py). A class whose result changes has its
-`version` raised: no store then serves the old one.
+The random draws for a sample are a function of its seed alone, so that they are the same in every
+micro-batch, worker and rank and after a resume; the global generators are never used. Evaluations
+and predictions skip a treatment with `training_only = True`; one that learns from the training
+split also has `observe` and `finish` (learned.py). When the results of a class change, increase
+its `version`, so that no store serves the old results.
 """
 
 from harness.treatments.audio import Gain, LogMel, Resample, Shift, SpecMask

@@ -18,8 +18,8 @@ WAVES = Form("waves (B, C, T)", 3, floats=True, shortest=1)
 
 class Resample(Plain):
     """Waves or series (B, C, T) from one sampling rate to another: (B, C, ceil(T x to_hz /
-    from_hz)) float32, by a polyphase filter that keeps out what the new rate cannot hold
-    (scipy.signal.resample_poly). Outside of the wave there is silence.
+    from_hz)) float32, by an antialiasing polyphase filter (scipy.signal.resample_poly). The
+    wave is taken to be zero outside its ends.
     """
 
     form = WAVES
@@ -28,7 +28,7 @@ class Resample(Plain):
         super().__init__(key)
         if min(from_hz, to_hz) < 1 or from_hz == to_hz:
             raise ConfigError(
-                f"from_hz, to_hz: {from_hz}, {to_hz}: two different rates of at least 1 are needed."
+                f"from_hz, to_hz: {from_hz}, {to_hz}: give two different rates of at least 1."
             )
         self._up, self._down = to_hz // gcd(from_hz, to_hz), from_hz // gcd(from_hz, to_hz)
 
@@ -41,13 +41,13 @@ class Resample(Plain):
 
 
 class LogMel(Plain):
-    """Waves to the logarithm of the power in mel bands: (B, C, T) -> (B, C, num_mels, 1 + T // hop)
+    """Waves to log mel spectrograms: (B, C, T) -> (B, C, num_mels, 1 + T // hop)
     float32.
 
-    Frames of `window` samples under a Hann window, `hop` apart, centred (the wave mirrored at its
-    ends); triangles of equal height on the mel scale 2595 log10(1 + f / 700) (O'Shaughnessy,
-    "Speech communication", 1987) between `lowest_hz` and `highest_hz`, by default half of the rate;
-    then ln(power + floor).
+    Frames of `window` samples under a Hann window, `hop` apart, centred (the wave is reflected at
+    its ends); triangular filters of equal height on the mel scale 2595 log10(1 + f / 700)
+    (O'Shaughnessy, "Speech communication", 1987) between `lowest_hz` and `highest_hz`, by default
+    half the rate; then ln(power + floor).
     """
 
     form = WAVES
@@ -67,19 +67,19 @@ class LogMel(Plain):
         highest_hz = rate_hz / 2 if highest_hz is None else highest_hz
         if not (0 <= lowest_hz < highest_hz <= rate_hz / 2):
             raise ConfigError(
-                f"lowest_hz, highest_hz: {lowest_hz} to {highest_hz}: needed is 0 <= lowest < "
-                f"highest <= {rate_hz / 2}."
+                f"lowest_hz, highest_hz: {lowest_hz} to {highest_hz}: required are 0 <= lowest "
+                f"< highest <= {rate_hz / 2}."
             )
         if not (0 < hop <= window) or not floor > 0:
             raise ConfigError(
-                f"hop, window, floor: {hop}, {window}, {floor}: needed are 0 < hop <= window and a "
-                "floor above 0."
+                f"hop, window, floor: {hop}, {window}, {floor}: required are 0 < hop <= window and "
+                "floor > 0."
             )
         filters = mel_filters(num_mels, window, rate_hz, lowest_hz, highest_hz)
         if not (filters.sum(axis=1) > 0).all():
             raise ConfigError(
                 f"num_mels: {num_mels} bands are too narrow for a window of {window} samples. Set "
-                "fewer, or a longer window."
+                "fewer bands, or a longer window."
             )
         self._hop = hop
         self.form = replace(WAVES, shortest=window // 2 + 1)
@@ -104,8 +104,8 @@ class LogMel(Plain):
 def mel_filters(
     num_mels: int, window: int, rate_hz: int, lowest_hz: float, highest_hz: float
 ) -> NDArray[np.float64]:
-    """(num_mels, window // 2 + 1): triangles whose corners are evenly spaced in mel, rising from
-    the last one's middle and falling to the next's.
+    """(num_mels, window // 2 + 1): triangular filters with corners evenly spaced in mel, each
+    from the peak of the previous one to that of the next.
     """
     low, high = (2595 * np.log10(1 + hz / 700) for hz in (lowest_hz, highest_hz))
     corners = 700 * (10 ** (np.linspace(low, high, num_mels + 2) / 2595) - 1)  # in Hz
@@ -117,14 +117,14 @@ def mel_filters(
 
 
 class Gain(Random):
-    """Louder or softer by up to `decibels`, each recording by one factor. In training only."""
+    """Changes the volume by up to `decibels`, by one factor per recording. In training only."""
 
     form = WAVES
 
     def __init__(self, decibels: float = 6.0, key: str = "wave", salt: int = 0) -> None:
         super().__init__("Gain", key, salt)
         if not decibels > 0:
-            raise ConfigError(f"decibels: {decibels}: above 0, or nothing changes.")
+            raise ConfigError(f"decibels: {decibels}: must be above 0.")
         self.decibels = decibels
 
     def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
@@ -133,16 +133,14 @@ class Gain(Random):
 
 
 class Shift(Random):
-    """Earlier or later by up to `steps` samples in time; zeros come in where nothing was. In
-    training only.
-    """
+    """Shifts by up to `steps` time steps either way, filling with zeros. In training only."""
 
     form = WAVES
 
     def __init__(self, steps: int, key: str = "wave", salt: int = 0) -> None:
         super().__init__("Shift", key, salt)
         if steps < 1:
-            raise ConfigError(f"steps: {steps}: at least 1, or nothing moves.")
+            raise ConfigError(f"steps: {steps}: must be at least 1.")
         self.steps = steps
 
     def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
@@ -152,13 +150,12 @@ class Shift(Random):
 
 
 class SpecMask(Random):
-    """Bands of a spectrogram (B, C, F, T) and stretches of its time become `fill`.
+    """Sets bands of a spectrogram (B, C, F, T) and stretches of its time to `fill`. In training
+    only.
 
-    In training only.
-
-    `num_bands` of up to `band` rows and `num_stretches` of up to `stretch` columns, anywhere, of
-    any width from 0 on (Park et al., "SpecAugment: a simple data augmentation method for automatic
-    speech recognition", Interspeech 2019, without its time warping).
+    `num_bands` of up to `band` rows and `num_stretches` of up to `stretch` columns, at random, of
+    any width from 0 (Park et al., "SpecAugment: a simple data augmentation method for automatic
+    speech recognition", Interspeech 2019, without time warping).
     """
 
     form = Form("spectrograms (B, C, F, T)", 4, hint="Put harness.treatments.LogMel before it.")
@@ -177,7 +174,7 @@ class SpecMask(Random):
         if min(band, stretch, num_bands, num_stretches) < 0:
             raise ConfigError(
                 f"band, stretch, num_bands, num_stretches: {band}, {stretch}, {num_bands}, "
-                f"{num_stretches}: none can be below 0."
+                f"{num_stretches}: none may be negative."
             )
         self._axes = [("band", num_bands, band), ("stretch", num_stretches, stretch)]
         self.fill = fill
@@ -193,7 +190,7 @@ class SpecMask(Random):
     def _hidden(
         self, seeds: Seeds, name: str, count: int, widest: int, length: int
     ) -> NDArray[np.bool_]:
-        """(B, length): which places are masked."""
+        """(B, length): True where masked."""
         hidden = np.zeros((len(seeds), length), dtype=bool)
         for number in map(str, range(count)):
             widths = self._draws.integers(seeds, min(widest, length) + 1, name, number, "width")

@@ -1,4 +1,4 @@
-"""Random numbers for samples: pure functions of a sample's seed, of who draws, and of how often."""
+"""Random numbers for samples: pure functions of seed, treatment and purpose."""
 
 import hashlib
 
@@ -11,18 +11,18 @@ Seeds = NDArray[np.uint64]
 
 
 class Draws:
-    """The random numbers of one treatment, e.g. `Draws("RandomFlip", salt=0)`: another name or salt
-    gives others for the same samples.
+    """The random numbers of one treatment, e.g. `Draws("RandomFlip", salt=0)`; a different name or
+    salt gives different numbers for the same samples.
 
-    Two treatments of one class and salt draw the same, which keeps an image and its mask together;
-    give one of them another salt to make them differ.
+    Two treatments with the same class and salt draw the same, which keeps an image and its mask
+    aligned; give one of them another salt to make them differ.
     """
 
     def __init__(self, name: str, salt: int) -> None:
         self._name = f"{name}/{salt}"
 
     def uniform(self, seeds: Seeds, *purpose: str) -> NDArray[np.float64]:
-        """seeds: (B,) -> (B,) in [0, 1), one number a purpose."""
+        """seeds: (B,) -> (B,) in [0, 1), one number per purpose."""
         return (self.seeds(seeds, *purpose) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def uniform_by_channel(self, seeds: Seeds, num_channels: int) -> NDArray[np.float64]:
@@ -39,12 +39,12 @@ class Draws:
     def spans(
         self, seeds: Seeds, widths: NDArray[np.int64], length: int, *purpose: str
     ) -> NDArray[np.bool_]:
-        """seeds, widths: (B,) -> (B, length): True in a span of each width, placed anywhere."""
+        """seeds, widths: (B,) -> (B, length): True in one span per sample, at a random position."""
         begins = self.integers(seeds, length - widths + 1, *purpose)[:, None]
         places = np.arange(length)
         return (places >= begins) & (places < begins + widths[:, None])
 
     def seeds(self, seeds: Seeds, *purpose: str) -> Seeds:
-        """seeds: (B,) -> (B,) seeds of generators of their own."""
+        """seeds: (B,) -> (B,) derived seeds, for separate generators."""
         digest = hashlib.blake2b("/".join((self._name, *purpose)).encode(), digest_size=8).digest()
         return mix(mix(seeds ^ np.frombuffer(digest, dtype="<u8").astype(np.uint64)))

@@ -1,6 +1,6 @@
 """Treatments of images (B, C, H, W).
 
-What is random is drawn for each sample by itself, made for all at once, and in training only.
+Random ones draw for each sample, apply to the whole batch at once, and are for training only.
 """
 
 from typing import Literal, get_args
@@ -14,13 +14,12 @@ from harness.treatments.draws import Seeds
 from harness.treatments.numbers import Form, Plain, Random
 
 Axis = Literal["horizontal", "vertical"]
-IMAGES = Form("images (B, C, H, W)", 4, hint="Set the treatment's key, or leave the treatment out.")
+IMAGES = Form("images (B, C, H, W)", 4, hint="Set the treatment's key, or remove the treatment.")
 
 
 class Resize(Plain):
-    """To `height` x `width`: each cell the mean of those it covers, weighted by a triangle (as
-    Pillow's BILINEAR); integers are rounded and stay what they are. Other proportions are squeezed
-    or stretched.
+    """Resizes to `height` x `width` by antialiased bilinear interpolation (as Pillow's BILINEAR);
+    integers are rounded and keep their data type. The aspect ratio is not preserved.
     """
 
     form = IMAGES
@@ -28,7 +27,7 @@ class Resize(Plain):
     def __init__(self, height: int, width: int, key: str = "image") -> None:
         super().__init__(key)
         if min(height, width) < 1:
-            raise ConfigError(f"height, width: {height}, {width}: at least 1 each.")
+            raise ConfigError(f"height, width: {height}, {width}: each must be at least 1.")
         self.size = (height, width)
 
     def treat(self, values: Tensor) -> Tensor:
@@ -36,7 +35,7 @@ class Resize(Plain):
             values.double(), self.size, mode="bilinear", antialias=True, align_corners=False
         )
         if not values.is_floating_point():
-            resized = resized.round()  # a weighted mean is never outside of what its numbers span
+            resized = resized.round()  # a weighted mean never leaves the range of its inputs
         return resized.to(values.dtype)
 
 
@@ -59,8 +58,8 @@ class RandomFlip(Random):
 
 
 class RandomCrop(Random):
-    """Puts `padding` cells of `fill` around an image and cuts a window of the image's own size out
-    of it, anywhere.
+    """Pads an image with `padding` pixels of `fill` on all sides, and crops a window of the
+    original size at a random position.
     """
 
     form = IMAGES
@@ -68,7 +67,7 @@ class RandomCrop(Random):
     def __init__(self, padding: int, fill: float = 0, key: str = "image", salt: int = 0) -> None:
         super().__init__("RandomCrop", key, salt)
         if padding < 1:
-            raise ConfigError(f"padding: {padding}: at least 1, or there is nothing to move.")
+            raise ConfigError(f"padding: {padding}: must be at least 1.")
         self.padding = padding
         self.fill = fill
 
@@ -87,8 +86,8 @@ class RandomErase(Random):
     """Fills a rectangle with `fill`, with probability p (Zhong et al., "Random erasing data
     augmentation", AAAI 2020).
 
-    Its area is between `smallest` and `largest` of the image's, its sides' ratio between 3/10 and
-    10/3; where it does not fit it is cut to the image.
+    Its area is a share of the image between `smallest` and `largest`, its aspect ratio between 3/10
+    and 10/3; it is clipped to the image.
     """
 
     form = IMAGES
@@ -105,8 +104,8 @@ class RandomErase(Random):
         super().__init__("RandomErase", key, salt)
         if not 0 < smallest <= largest <= 1:
             raise ConfigError(
-                f"smallest, largest: {smallest}, {largest}: needed are 0 < smallest <= largest <= "
-                "1, as shares of the image."
+                f"smallest, largest: {smallest}, {largest}: required are 0 < smallest <= "
+                "largest <= 1, as shares of the image."
             )
         self.p = _probability(p)
         self.smallest = smallest
@@ -129,5 +128,5 @@ class RandomErase(Random):
 
 def _probability(p: float) -> float:
     if not 0 <= p <= 1:
-        raise ConfigError(f"p: {p} is outside of [0, 1].")
+        raise ConfigError(f"p: {p}: must be between 0 and 1.")
     return p

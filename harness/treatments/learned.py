@@ -1,13 +1,13 @@
 """Treatments that learn from the training split, and are then the same for every split, evaluation
 and prediction.
 
-    observe(batch)             a micro-batch of the training split as the treatments before it give
-                               it; each sample once
-    finish()                   after the last; raises DataError if there was nothing to learn from
+    observe(batch)             a micro-batch of the training split, processed by the treatments
+                               before this one; each sample once
+    finish()                   after the last one; raises DataError if nothing was observed
     state(), restore(state)    what was learned, as JSON; floats are exact
 
-What is learned is a function of the samples alone: sums are exact, so that neither their order nor
-their micro-batches matter.
+What is learned is a function of the samples alone: sums are exact, so that neither the order of
+samples nor the micro-batches matter.
 """
 
 import math
@@ -24,12 +24,12 @@ from harness.errors import ConfigError, DataError
 from harness.treatments.numbers import Batch, Plain, by_channel, check_channels, numbers
 
 Columns = NDArray[np.float64]
-_UNIT = 1074  # 2**-1074 is the least number in float64: every other is a whole multiple of it
-_LARGEST = 1e100  # whose square is still far from the end of float64
+_UNIT = 1074  # 2**-1074 is the smallest positive float64; every other is an integer multiple of it
+_LARGEST = 1e100  # its square is well within the range of float64
 
 
 class Fitted(Plain):
-    """A treatment by numbers (C,) of each channel or column, learned from the training split."""
+    """A treatment with parameters (C,) per channel or column, learned from the training split."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -49,16 +49,16 @@ class Fitted(Plain):
         """What was learned under the names, in shapes that go with values (B, C, ...)."""
         assert self._learned, "called before finish() or restore()"
         learned = [self._learned[name] for name in names]
-        check_channels(values, self.key, len(learned[0]), "that the training split has")
+        check_channels(values, self.key, len(learned[0]), "of the training split")
         return [by_channel(each, values) for each in learned]
 
 
 class Standardise(Fitted):
-    """(x - mean) / std in float32: (B, C, ...) by the mean and standard deviation of each channel
-    or column in the training split, (B,) by one.
+    """(x - mean) / std in float32, with the mean and standard deviation of each channel or column
+    of (B, C, ...), or of (B,), in the training split.
 
-    Missing numbers (NaN) are not counted, and stay missing. A channel that never changes in the
-    training split has its mean taken away and is not divided, as in scikit-learn's StandardScaler.
+    Missing values (NaN) are ignored, and stay missing. A channel that is constant in the training
+    split is centred but not divided, as in scikit-learn's StandardScaler.
     """
 
     def __init__(self, key: str = "features") -> None:
@@ -70,7 +70,7 @@ class Standardise(Fitted):
         self._moments.add(columns_of(batch, self.key))
 
     def finish(self) -> None:
-        """Raises DataError for a channel without any number."""
+        """Raises DataError for a channel without any value."""
         require_numbers(self.key, self._moments.counts)
         deviations = [math.sqrt(variance) or 1.0 for variance in self._moments.variances()]
         self.restore({"mean": self._moments.means(), "std": deviations})
@@ -81,24 +81,23 @@ class Standardise(Fitted):
 
 
 class Rescale(Fitted):
-    """Each channel or column of (B, C, ...) from its least and largest number in the training split
-    to `low` and `high`, in float32.
+    """Scales each channel or column of (B, C, ...) so that its minimum and maximum in the training
+    split become `low` and `high`, in float32.
 
-    `clip` keeps numbers that are outside of what was seen within. Missing numbers (NaN) are not
-    counted, and stay missing. A channel that never changes becomes `low`, as in scikit-learn's
-    MinMaxScaler.
+    `clip` limits other values to this range. Missing values (NaN) are ignored, and stay missing. A
+    constant channel becomes `low`, as in scikit-learn's MinMaxScaler.
     """
 
     def __init__(
         self, low: float = 0.0, high: float = 1.0, clip: bool = False, key: str = "features"
     ) -> None:
         if not low < high:
-            raise ConfigError(f"low, high: {low} and {high}: needed is low < high.")
+            raise ConfigError(f"low, high: {low} and {high}: low must be less than high.")
         super().__init__(key)
         self.low = low
         self.high = high
         self.clip = clip
-        # (C,) after the first batch; fmin and fmax pass over NaN
+        # (C,) after the first batch; fmin and fmax ignore NaN
         self._least, self._largest = np.array(np.inf), np.array(-np.inf)
 
     def observe(self, batch: Batch) -> None:
@@ -108,7 +107,7 @@ class Rescale(Fitted):
         self._largest = np.fmax(self._largest, np.fmax.reduce(columns, initial=-np.inf))
 
     def finish(self) -> None:
-        """Raises DataError for a channel without any number."""
+        """Raises DataError for a channel without any value."""
         there = np.isfinite(self._least)
         require_numbers(self.key, there.tolist() if there.ndim else [])
         self.restore({"least": self._least.tolist(), "largest": self._largest.tolist()})
@@ -121,9 +120,7 @@ class Rescale(Fitted):
 
 
 class Moments:
-    """How many numbers a channel has, their sum and the sum of their squares, all exact; NaN is
-    passed over.
-    """
+    """The count, sum and sum of squares of each channel's values, all exact; NaN is ignored."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -145,14 +142,14 @@ class Moments:
         self._squares = _added(self._squares, exact_sums(squares))
 
     def means(self) -> list[float]:
-        """(C,), each the float64 next to the true mean."""
+        """(C,), each the float64 nearest to the true mean."""
         return [
             float(Fraction(total, count << _UNIT))
             for count, total in zip(self.counts, self._sums, strict=True)
         ]
 
     def variances(self) -> list[float]:
-        """(C,) mean squares of the distances from the mean, each the nearest float64."""
+        """(C,), each the float64 nearest to the true variance."""
         columns = zip(self.counts, self._sums, self._squares, strict=True)
         return [
             float(Fraction((count * squares << _UNIT) - total * total, count * count << 2 * _UNIT))
@@ -163,8 +160,8 @@ class Moments:
 def exact_sums(values: Columns) -> list[int]:
     """(N, C) finite numbers -> the true sum of each column, in units of 2**-1074.
 
-    Numbers are cut at one bit of a column; what is above it adds up without rounding, whatever the
-    order (Rump, Ogita & Oishi, "Accurate floating-point summation", SIAM Journal on Scientific
+    Values are split at one bit position per column; the parts above it add up without rounding, in
+    any order (Rump, Ogita & Oishi, "Accurate floating-point summation", SIAM Journal on Scientific
     Computing 31, 2008).
     """
     rest = values.copy()
@@ -179,16 +176,16 @@ def exact_sums(values: Columns) -> list[int]:
 
 
 def columns_of(batch: Batch, key: str) -> Columns:
-    """The numbers (B, C, ...) or (B,) of a batch as (N, C), NaN where one is missing.
+    """The values (B, C, ...) or (B,) of a batch as (N, C), NaN where missing.
 
-    Raises DataError for an infinite one.
+    Raises DataError for an infinite value.
     """
     values = numbers(batch, key)
     values = values[:, None] if values.dim() == 1 else values
     columns = values.movedim(1, -1).reshape(-1, values.shape[1]).double().numpy()
     if (np.abs(columns) > _LARGEST).any():
         raise DataError(
-            f"{key}: a number that is infinite or above {_LARGEST:g}. Mend the data, or rescale it."
+            f"{key}: a value is infinite or above {_LARGEST:g}. Fix or rescale the data."
         )
     return columns
 
@@ -203,12 +200,12 @@ def _added(totals: list[int], more: Sequence[int]) -> list[int]:
 
 
 def require_numbers(key: str, counts: Sequence[int]) -> None:
-    """Raise DataError unless there are channels, each with a count of its numbers above 0."""
+    """Raise DataError unless there are channels and each has a value."""
     if counts and all(counts):
         return
     where = key
     if counts:
-        where = f"channel or column {list(map(bool, counts)).index(False)} of {key}, from 0,"
+        where = f"channel or column {list(map(bool, counts)).index(False)} (from 0) of {key}"
     raise DataError(
-        f"{where}: no number in the training split to learn from. Leave it out, or mend the data."
+        f"{where}: no values in the training split to learn from. Remove it, or fix the data."
     )

@@ -1,4 +1,4 @@
-"""Treatments of any tensor of numbers."""
+"""Treatments of numeric tensors of any shape."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Form:
-    """What a treatment needs under its key: a tensor of `num_axes` (None: any number), with at
-    least `shortest` places along the last.
+    """The tensors that a treatment accepts: of `num_axes` axes (None: any), the last of at least
+    length `shortest`.
     """
 
     name: str = "numbers (B, ...)"
@@ -27,10 +27,7 @@ class Form:
 
 
 class Keyed:
-    """A treatment of the numbers under one key.
-
-    A subclass that draws nothing inherits from `Plain`, one that draws from `Random`.
-    """
+    """A treatment of the tensor under one key: see `Plain` and `Random`."""
 
     form = Form()
 
@@ -38,7 +35,7 @@ class Keyed:
         self.key = key
 
     def numbers(self, batch: Batch) -> Tensor:
-        """The numbers under the key. Raises DataError if the treatment cannot take them."""
+        """The tensor under the key. Raises DataError if it is not of the `form`."""
         values, form = numbers(batch, self.key), self.form
         if (
             (form.num_axes is not None and values.dim() != form.num_axes)
@@ -57,20 +54,20 @@ class Keyed:
 
 
 class Plain(Keyed):
-    """A treatment of the numbers under one key that draws nothing."""
+    """A deterministic treatment of the tensor under one key."""
 
     def __call__(self, batch: Batch) -> Batch:
         return {**batch, self.key: self.treat(self.numbers(batch))}
 
     def treat(self, values: Tensor) -> Tensor:
-        """values: as `form` says -> what takes their place."""
+        """values: of the `form` -> the values that replace them."""
         raise NotImplementedError
 
 
 class Random(Keyed):
-    """A treatment of the numbers under one key that draws, in training only.
+    """A random treatment of the tensor under one key, in training only.
 
-    `name`, `salt`: as of `Draws`.
+    `name`, `salt`: see `Draws`.
     """
 
     training_only = True
@@ -83,12 +80,12 @@ class Random(Keyed):
         return {**batch, self.key: self.treat(self.numbers(batch), seeds)}
 
     def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
-        """values: as `form` says, seeds: (B,) -> what takes the values' place."""
+        """values: of the `form`, seeds: (B,) -> the values that replace them."""
         raise NotImplementedError
 
 
 class ToFloat(Plain):
-    """Integers to float32, multiplied by `scale`: 1/255 takes the bytes of an image to [0, 1]."""
+    """Integers to float32, multiplied by `scale`: 1/255 maps the bytes of an image to [0, 1]."""
 
     def __init__(self, key: str = "image", scale: float = 1 / 255) -> None:
         super().__init__(key)
@@ -101,13 +98,13 @@ class ToFloat(Plain):
 class ToDegrees(Plain):
     """Counts of a thermal camera to degrees, in float32: counts x scale + offset.
 
-    0.01 and -273.15 take centikelvin to degrees Celsius. Computed in float64, so that no count is
-    rounded on the way.
+    0.01 and -273.15 convert centikelvin to degrees Celsius. Computed in float64, so that no count
+    is rounded on the way.
     """
 
     def __init__(self, scale: float, offset: float = 0.0, key: str = "image") -> None:
         if scale == 0:
-            raise ConfigError("scale: 0 makes all counts alike.")
+            raise ConfigError("scale: 0 maps all counts to the same value.")
         super().__init__(key)
         self.scale = scale
         self.offset = offset
@@ -117,7 +114,7 @@ class ToDegrees(Plain):
 
 
 class Normalise(Plain):
-    """(x - mean) / std, in float32: one number for all channels, or one for each of (B, C, ...)."""
+    """(x - mean) / std, in float32, with one value for all channels of (B, C, ...) or one each."""
 
     def __init__(
         self, mean: float | Sequence[float], std: float | Sequence[float], key: str = "image"
@@ -126,17 +123,17 @@ class Normalise(Plain):
         self._mean = torch.tensor(mean, dtype=torch.float32).view(-1)
         self._std = torch.tensor(std, dtype=torch.float32).view(-1)
         if not (self._std > 0).all():
-            raise ConfigError(f"std: {std}: each must be above 0.")
+            raise ConfigError(f"std: {std}: every value must be above 0.")
         if len({len(self._mean), len(self._std)} - {1}) > 1:
             raise ConfigError(
-                f"mean, std: {len(self._mean)} and {len(self._std)} numbers. Give one for each "
-                "channel, or one for all."
+                f"mean, std: {len(self._mean)} and {len(self._std)} values. Give one per channel, "
+                "or one for all."
             )
 
     def treat(self, values: Tensor) -> Tensor:
         num_channels = max(len(self._mean), len(self._std))
         if num_channels > 1:
-            check_channels(values, self.key, num_channels, "that mean and std are given for")
+            check_channels(values, self.key, num_channels, "of mean and std")
         centred = values.float() - by_channel(self._mean, values)
         return centred / by_channel(self._std, values)
 
@@ -149,7 +146,7 @@ class AddNoise(Random):
     def __init__(self, std: float, key: str = "image", salt: int = 0) -> None:
         super().__init__("AddNoise", key, salt)
         if not std >= 0:
-            raise ConfigError(f"std: {std} is below 0.")
+            raise ConfigError(f"std: {std}: must not be negative.")
         self.std = std
 
     def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
@@ -165,7 +162,7 @@ def numbers(batch: Batch, key: str) -> Tensor:
     values = batch.get(key)
     if not isinstance(values, Tensor):
         raise DataError(
-            f"a treatment needs {key!r} as an array of numbers; samples have "
+            f"a treatment needs {key!r} as a numeric array; samples have "
             f"{', '.join(sorted(batch))}. Set its key."
         )
     return values
@@ -180,5 +177,5 @@ def check_channels(values: Tensor, key: str, count: int, whose: str) -> None:
 
 
 def by_channel(parameter: Tensor, values: Tensor) -> Tensor:
-    """parameter: (C,) or (1,) -> in a shape that goes with values (B, C, ...)."""
+    """parameter: (C,) or (1,) -> in a shape that broadcasts with values (B, C, ...)."""
     return parameter.view(-1, *[1] * (values.dim() - 2)) if len(parameter) > 1 else parameter

@@ -1,6 +1,6 @@
-"""Treatments of series (B, C, T): C channels at T times.
+"""Treatments of series (B, C, T): C channels, T time steps.
 
-What is random is in training only. Jitter is `AddNoise` with this key.
+Random ones are for training only. For jitter use `AddNoise` with this key.
 """
 
 from dataclasses import replace
@@ -19,8 +19,8 @@ SERIES = Form("series (B, C, T)", 3, floats=True, shortest=1)
 
 
 class RandomScale(Random):
-    """Each channel times a factor of its own, exp of a number from -`log_range` to `log_range`: as
-    a sensor of another gain would give it.
+    """Multiplies each channel by a random factor, exp of a number from -`log_range` to `log_range`,
+    as if the gain of a sensor varied.
     """
 
     form = SERIES
@@ -28,7 +28,7 @@ class RandomScale(Random):
     def __init__(self, log_range: float = 0.1, key: str = "series", salt: int = 0) -> None:
         super().__init__("RandomScale", key, salt)
         if not log_range > 0:
-            raise ConfigError(f"log_range: {log_range}: above 0, or nothing changes.")
+            raise ConfigError(f"log_range: {log_range}: must be above 0.")
         self.log_range = log_range
 
     def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
@@ -38,9 +38,9 @@ class RandomScale(Random):
 
 
 class RandomCropTime(Random):
-    """`length` of the T times, from anywhere.
+    """Crops `length` time steps at a random position.
 
-    Put `CropTime` of the same length after it, for evaluations.
+    Put a `CropTime` of the same length after it, for evaluations.
     """
 
     form = SERIES
@@ -56,8 +56,8 @@ class RandomCropTime(Random):
 
 
 class CropTime(Plain):
-    """`length` of the T times, from the middle; in training too, where a `RandomCropTime` before it
-    leaves nothing to cut.
+    """Crops `length` time steps from the middle; in training too, where after a `RandomCropTime`
+    there is nothing left to crop.
     """
 
     form = SERIES
@@ -76,11 +76,11 @@ At = Literal["begin", "middle", "end"]
 
 
 class Window(Plain):
-    """`length` times of each series, whatever their own lengths: (B, C, T), or a list of B arrays
-    (T, C) or (T,) -> (B, C, length).
+    """Cuts or pads each series to `length` time steps: (B, C, T), or a list of B arrays (T, C) or
+    (T,) -> (B, C, length).
 
-    `at`: which of them are kept of a longer one, and where a shorter one lies between times of
-    `fill`.
+    `at`: which part of a longer series is kept, and where a shorter one lies within the padding
+    with `fill`.
     """
 
     form = SERIES
@@ -103,8 +103,8 @@ class Window(Plain):
             or len({one.shape[1:] for one in each}) > 1
         ):
             raise DataError(
-                f"{self.key}: arrays (T, C) with as many channels in each sample, or (T,), are "
-                "needed. Set the key."
+                f"{self.key}: arrays (T, C), all with the same channels, or (T,), are needed. "
+                "Set the key."
             )
         fitted = [self.treat(one.T if one.dim() == 2 else one[None]) for one in each]
         return {**batch, self.key: torch.stack(fitted)}
@@ -119,8 +119,8 @@ class Window(Plain):
 
 
 class DropChannels(Random):
-    """Each channel becomes `fill` with probability p, but never all of a sample's: as if a device
-    had failed.
+    """Sets each channel to `fill` with probability p, but never all channels of a sample, as if a
+    sensor had failed.
     """
 
     form = SERIES
@@ -128,7 +128,7 @@ class DropChannels(Random):
     def __init__(self, p: float = 0.1, fill: float = 0, key: str = "series", salt: int = 0) -> None:
         super().__init__("DropChannels", key, salt)
         if not 0 <= p < 1:
-            raise ConfigError(f"p: {p} is outside of [0, 1).")
+            raise ConfigError(f"p: {p}: must be at least 0 and below 1.")
         self.p = p
         self.fill = fill
 
@@ -140,12 +140,12 @@ class DropChannels(Random):
 
 
 def cut(series: Tensor, begins: NDArray[np.int64], length: int) -> Tensor:
-    """series: (B, C, T), begins: (B,) -> (B, C, length): of each, what begins there."""
+    """series: (B, C, T), begins: (B,) -> (B, C, length): a window of each series."""
     places = torch.from_numpy(begins)[:, None] + torch.arange(length)
     return series.gather(-1, places[:, None].expand(-1, series.shape[1], -1))
 
 
 def _at_least_one(length: int) -> int:
     if length < 1:
-        raise ConfigError(f"length: {length}: at least one time has to be left.")
+        raise ConfigError(f"length: {length}: must be at least 1.")
     return length

@@ -1,4 +1,4 @@
-"""Treatments of the columns of tables: text to numbers, gaps filled."""
+"""Treatments of table columns: categories to numbers, imputation of missing values."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -17,17 +17,15 @@ Statistic = Literal["mean", "median", "most_frequent"]
 
 
 class Encode:
-    """A column of text to the numbers of its categories, (B,) int64 in the order in which they are
-    given.
+    """Encodes a text column as category numbers, (B,) int64 in the order of `categories`.
 
-    Without `categories` it learns them from the training split, in the order of their text as
-    scikit-learn's OrdinalEncoder does; an empty text, where a table has `missing: keep`, is one of
-    them. Raises DataError for another text, or gives it the number len(categories) with `others:
-    true`; and for samples without the column, unless it is `optional`: a target, which new data to
-    predict does not have.
+    Without `categories` it learns them from the training split, sorted as by scikit-learn's
+    OrdinalEncoder; an empty string, from a table with `missing: keep`, is a category too. Any other
+    text raises DataError, or with `others: true` gets the number len(categories). Samples without
+    the column raise DataError, unless it is `optional`, as a target is in new data to predict.
     """
 
-    observe: Callable[[Batch], None]  # these two are there only if there is something to learn
+    observe: Callable[[Batch], None]  # only set if there is something to learn
     finish: Callable[[], None]
 
     def __init__(
@@ -46,7 +44,7 @@ class Encode:
         else:
             self.restore({"categories": [str(category) for category in categories]})
             if len(self._numbers) < len(self.categories) or not self.categories:
-                raise ConfigError(f"categories: {self.categories}: at least one, and each once.")
+                raise ConfigError(f"categories: {self.categories}: give at least one, each once.")
 
     def _observe(self, batch: Batch) -> None:
         self._found.update(self._texts(batch))
@@ -55,7 +53,7 @@ class Encode:
         self.restore({"categories": sorted(self._found)})
 
     def state(self) -> dict[str, Any]:
-        """{categories: texts in the order of their numbers}"""
+        """{categories: strings in the order of their numbers}"""
         return {"categories": self.categories}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -69,12 +67,12 @@ class Encode:
         texts = self._texts(batch)
         unknown = next((text for text in texts if text not in self._numbers), None)
         if unknown is not None and not self.others:
-            mend = "Add it to categories"
+            fix = "Add it to categories"
             if learns(self):
-                mend = "Put samples of it into the training split"
+                fix = "Add samples of it to the training split"
             raise DataError(
-                f"{self.key}: {unknown!r} is none of the categories "
-                f"{some(self.categories, 20)}. {mend}, or set others: true."
+                f"{self.key}: {unknown!r} is not one of the categories "
+                f"{some(self.categories, 20)}. {fix}, or set others: true."
             )
         found = [self._numbers.get(text, len(self.categories)) for text in texts]
         return {**batch, self.key: torch.tensor(found, dtype=torch.int64)}
@@ -90,9 +88,9 @@ class Encode:
 
 
 class OneHot:
-    """Numbers 0 … size-1 to rows with a 1 in their place: (B,) int64 -> (B, size) float32.
+    """One-hot encoding of numbers 0 … size-1: (B,) int64 -> (B, size) float32.
 
-    Raises DataError for a number outside.
+    Raises DataError for a number outside this range.
     """
 
     def __init__(self, key: str, size: int) -> None:
@@ -104,22 +102,22 @@ class OneHot:
         outside = (values < 0) | (values >= self.size)
         if values.is_floating_point() or bool(outside.any()):
             raise DataError(
-                f"{self.key}: whole numbers from 0 to {self.size - 1} are needed. Put "
+                f"{self.key}: integers from 0 to {self.size - 1} are needed. Put "
                 "harness.treatments.Encode before it, or set size."
             )
         return {**batch, self.key: torch.nn.functional.one_hot(values, self.size).float()}
 
 
 class Impute:
-    """Numbers that are missing (NaN) become `value`: one for all, or one for each channel or column
-    of (B, C, ...).
+    """Replaces missing values (NaN) by `value`: one for all, or one per channel or column of
+    (B, C, ...).
 
-    "mean", "median" and "most_frequent" (of equals the least) are learned from the training split,
-    for each channel, as in scikit-learn's SimpleImputer; the latter two hold its numbers in memory
-    while they learn. `mark`: C more channels, 1 where a number was missing.
+    "mean", "median" and "most_frequent" (in a tie, the smallest) are learned from the training
+    split for each channel, as in scikit-learn's SimpleImputer; the latter two hold the split's
+    values in memory while learning. `mark` adds C channels that are 1 where a value was missing.
     """
 
-    observe: Callable[[Batch], None]  # these two are there only if there is something to learn
+    observe: Callable[[Batch], None]  # only set if there is something to learn
     finish: Callable[[], None]
 
     def __init__(
@@ -132,7 +130,7 @@ class Impute:
         if not isinstance(value, str):
             self.restore({"value": value})
             if not self._value.isfinite().all():
-                raise ConfigError(f"value: {value}: numbers are needed.")
+                raise ConfigError(f"value: {value}: must be finite numbers.")
         elif value not in get_args(Statistic):
             raise ConfigError(
                 f"value: {value!r} is neither a number nor one of {', '.join(get_args(Statistic))}."
@@ -169,14 +167,14 @@ class Impute:
     def __call__(self, batch: Batch) -> Batch:
         values = numbers(batch, self.key)
         if self._value.dim():
-            check_channels(values, self.key, len(self._value), "that there are values for")
+            check_channels(values, self.key, len(self._value), "of value")
         missing = values.isnan()
         value = by_channel(self._value.view(-1), values).to(values.dtype)
         filled = torch.where(missing, value, values)
         if self.mark and values.dim() < 2:
             raise DataError(
-                f"{self.key}: {tuple(values.shape)} has no channels to which marks could be added. "
-                "Join it first, or leave mark out."
+                f"{self.key}: {tuple(values.shape)} has no channels, so mark cannot add any. Join "
+                "it first, or remove mark."
             )
         if self.mark:
             filled = torch.cat([filled, missing.to(filled.dtype)], dim=1)
@@ -189,8 +187,8 @@ def _most_frequent(values: NDArray[np.float64]) -> float:
 
 
 class Join:
-    """Columns side by side, as float32: numbers (B,) and rows (B, D) of `keys`, in that order,
-    become `into` (B, sum of D).
+    """Concatenates the columns `keys`, (B,) or (B, D), in that order, as float32, to `into`
+    (B, sum of D).
     """
 
     def __init__(self, keys: Sequence[str], into: str = "features") -> None:

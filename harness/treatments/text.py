@@ -1,4 +1,4 @@
-"""Characters to the numbers of a vocabulary."""
+"""Characters to vocabulary indices."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ _CODES = 0x110000  # of Unicode, 0 … 10FFFF
 
 
 class Vocabulary:
-    """Unicode's numbers, as `harness.sources.text.Characters` gives them, to those of a vocabulary
-    that is learned from the training split.
+    """Maps Unicode code points, as from `harness.sources.text.Characters`, to indices of a
+    vocabulary learned from the training split.
 
-    (B, T) int64 -> (B, T) int64 in [0, size): the `size` - 1 most frequent characters (of equals
-    the first in Unicode) have 1, 2, … in Unicode's order, and 0 stands for every other, in
-    validation, test and prediction too. A smaller vocabulary leaves numbers unused. `size` is the
-    network's.
+    (B, T) int64 -> (B, T) int64 in [0, size): the `size` - 1 most frequent characters (in a tie,
+    the first in Unicode) get 1, 2, … in Unicode order, and 0 stands for all others, in validation,
+    test and prediction too. A smaller vocabulary leaves indices unused. `size` must match the
+    network.
     """
 
     def __init__(self, size: int, key: str = "tokens") -> None:
         if size < 2:
             raise ConfigError(
-                f"size: {size}: at least 2, one of which stands for unknown characters."
+                f"size: {size}: must be at least 2, one of them for unknown characters."
             )
         self.size = size
         self.key = key
@@ -40,16 +40,18 @@ class Vocabulary:
         self._counts.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
 
     def finish(self) -> None:
-        """Raises DataError if there was no character."""
+        """Raises DataError if there were no characters."""
         if not self._counts:
-            raise DataError(f"{self.key}: no character to learn a vocabulary from.")
+            raise DataError(
+                f"{self.key}: no characters to learn a vocabulary from. Check the training split."
+            )
         frequent = sorted(self._counts, key=lambda code: (-self._counts[code], code))
         self.restore(
             {"characters": "".join(chr(code) for code in sorted(frequent[: self.size - 1]))}
         )
 
     def state(self) -> dict[str, Any]:
-        """{characters: those with the numbers 1, 2, …}"""
+        """{characters: those with the indices 1, 2, …}"""
         return {"characters": self.characters}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -70,7 +72,7 @@ class Vocabulary:
             tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < _CODES
         ):
             raise DataError(
-                f"{self.key}: not the numbers of characters. Read the text by "
+                f"{self.key}: not Unicode code points. Read the text with "
                 "harness.sources.text.Characters, or set key."
             )
         codes: NDArray[np.int64] = tokens.numpy().astype(np.int64)

@@ -427,7 +427,7 @@ def test_what_is_left_out_is_listed_in_the_run(wine: Path, tmp_path: Path, store
         with (
             nullcontext()
             if store and launch
-            else pytest.warns(UserWarning, match="1 of 3 files left out")
+            else pytest.warns(UserWarning, match="1 of 3 files skipped")
         ):
             _, splits = prepared(wine, *kept)
         list_left_out(config, splits)

@@ -254,7 +254,7 @@ def test_networks_are_put_together_in_a_config() -> None:
         (lambda: Mlp([4, 3, 2], activation="Linear"), r"^activation: 'Linear' is no activation"),
         (
             lambda: ConvNet(1, [4], 2, norm="instance"),
-            r"^norm: 'instance' is none of none, batch, group, layer",
+            r"^norm: 'instance' is not one of none, batch, group, layer",
         ),  # type: ignore[arg-type]
         (lambda: ConvNet(1, [4], 2, pool=False), r"^pool: false gives places, not features"),
         (lambda: Tcn(1, [4], 2, kernel=2), r"^kernel: 2: an odd number"),
@@ -263,7 +263,7 @@ def test_networks_are_put_together_in_a_config() -> None:
         (lambda: Fuse({}), r"^encoders: none"),
         (
             lambda: Fuse({"a": nn.Identity()}, how="max"),
-            r"^how: 'max' is none of concat, sum, attend",
+            r"^how: 'max' is not one of concat, sum, attend",
         ),  # type: ignore[arg-type]
         (
             lambda: Fuse({"a": nn.Identity()}, how="attend"),

@@ -49,6 +49,7 @@ def check_extended(directory: Path, ranks: int, *overrides: str) -> None:
         (2, "torch.optim.AdamW, lr: 0.01", "Complex"),
         (1, f"{PARTS}.WideMoments", "Typed, dtype: bfloat16"),
         (2, f"{PARTS}.ScheduleFree, lr: 0.3", "Typed"),
+        (2, "schedulefree.AdamWScheduleFree, lr: 0.05, warmup_steps: 3", "Typed"),
     ],
 )
 def test_a_run_cut_in_three_ends_with_the_bits_of_one(

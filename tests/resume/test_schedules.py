@@ -149,8 +149,8 @@ def test_a_schedule_that_cannot_do_is_refused_in_one_message(
 def test_a_rate_that_changed_is_taken_and_told_or_refused(tmp_path: Path) -> None:
     own = [SGD, "schedule={_target_: harness.schedules.WarmupCosine, total_steps: 12}"]
     finish(tmp_path / "own", 1, *own, "stop.budget.steps=6")
-    [end] = finish(tmp_path / "own", 1, *own, "optimizer.lr=0.5", "stop.every.steps=3")
-    for change in ("optimizer.lr: 0.05 -> 0.5", "stop.every.steps: 4 -> 3"):
+    end, _ = finish(tmp_path / "own", 2, *own, "optimizer.lr=0.5", "stop.every.steps=3")
+    for change in ("optimizer.lr: 0.05 -> 0.5", "stop.every.steps: 4 -> 3", "processes: 1 -> 2"):
         assert change in end.stderr + end.stdout
     lines = (tmp_path / "own" / "metrics.jsonl").read_text().splitlines()
     [told] = [one for line in lines if (one := json.loads(line)).get("event") == "changes"]

@@ -48,10 +48,13 @@ ANIMALS = {
         kind: [f"network={{_target_: {ZOO}.small, kind: {kind}}}"]
         for kind in (*BODIES, "whole-compiled", "peft")
     },
-    "fickle": [
-        f"network={{_target_: {ZOO}.small, kind: fickle}}",
-        "train.find_unused_parameters=true",
-    ],
+    **{
+        kind: [
+            f"network={{_target_: {ZOO}.small, kind: {kind}}}",
+            "train.find_unused_parameters=true",
+        ]
+        for kind in ("fickle", "experts")
+    },
     **LARGE,
 }
 

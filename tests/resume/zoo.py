@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
@@ -143,6 +144,40 @@ class Adapted(nn.Module):
         return out
 
 
+class Experts(nn.Module):
+    """A layer for each kind of sample; a micro-batch may need none of some.
+
+    Shazeer et al., "Outrageously Large Neural Networks", 2017.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 4)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares, chosen = self.router(x).softmax(1).max(1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            mine = (chosen == number).nonzero()[:, 0]
+            if len(mine):
+                out = out.index_put((mine,), expert(x[mine]) * shares[mine, None])
+        return out
+
+
+class Observed(nn.Module):
+    """Fake quantisation, whose observer follows what it sees, in evaluations as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+        self.quantise = FakeQuantize(MovingAverageMinMaxObserver, quant_min=0, quant_max=255)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.quantise(self.layer(x))
+        return out
+
+
 class Fickle(nn.Module):
     """A second layer that some samples need and others do not, on each rank by itself."""
 
@@ -172,6 +207,8 @@ BODIES = {
     "moving": MovingBuffer,
     "lora": Adapted,
     "fickle": Fickle,
+    "experts": Experts,
+    "observed": Observed,
     "pruned": pruned,
     "parametrised": lambda: nn.Sequential(
         parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),

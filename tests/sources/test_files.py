@@ -55,7 +55,8 @@ def test_several_patterns_give_each_file_once(tmp_path: Path) -> None:
         ("1.wav", "b"),
     ]
     with pytest.raises(
-        ConfigError, match=r"has the fields \[\], .* has others\. Give all of them the same"
+        ConfigError,
+        match=r"has the fields \[\], which differ from those of .*\. Use the same fields in all",
     ):
         find_files([str(tmp_path / "{label}/*.wav"), str(tmp_path / "a/*.flac")])
 
@@ -63,7 +64,7 @@ def test_several_patterns_give_each_file_once(tmp_path: Path) -> None:
 def test_a_class_without_a_file_is_named(tmp_path: Path) -> None:
     lay(tmp_path, "a/1.wav", "b/1.mp3")
     with pytest.raises(
-        DataError, match=r"no file for 'b', but a folder\. Put samples into it, or take it away"
+        DataError, match=r"the folder of 'b' holds no file\. Add samples, or remove the folder"
     ):
         find_files(str(tmp_path / "{label}/*.wav"))
 
@@ -73,9 +74,9 @@ def test_a_path_where_nothing_is_says_how_far_it_could_be_followed(tmp_path: Pat
     for template in ("data/{label}/*.flac", "data/x/{label}/*.wav", "data/x/1.wav"):
         with pytest.raises(DataError, match=rf"no such file \(looked in {tmp_path}/data\)"):
             find_files(str(tmp_path / template))
-    with pytest.raises(ConfigError, match=r"each \{field\} needs a name of its own"):
+    with pytest.raises(ConfigError, match=r"each \{field\} needs a unique name"):
         find_files("{}/{label}.wav")
-    with pytest.raises(ConfigError, match=r"each \{field\} needs a name of its own"):
+    with pytest.raises(ConfigError, match=r"each \{field\} needs a unique name"):
         find_files("{label}/{label}.wav")
 
 
@@ -85,10 +86,10 @@ def test_classes_are_numbered_as_given_or_by_name() -> None:
     assert class_names([1, 0], ["0", "1"], "label") == ["1", "0"]
     with pytest.raises(
         DataError,
-        match=r"^label: 'aple' is none of the classes apple, pear\. Did you mean 'apple'\?",
+        match=r"^label: 'aple' is not one of the classes apple, pear\. Did you mean 'apple'\?",
     ):
         class_names(["apple", "pear"], ["aple", "pear", "apple"], "label")
-    with pytest.raises(DataError, match=r"^label: no sample of pear"):
+    with pytest.raises(DataError, match=r"^label: no samples of pear"):
         class_names(["apple", "pear"], ["apple"], "label")
-    with pytest.raises(ConfigError, match=r"^classes: a name comes twice"):
+    with pytest.raises(ConfigError, match=r"^classes: .* names a class twice"):
         class_names(["a", "a"], ["a"], "label")

@@ -102,7 +102,7 @@ def test_columns_are_chosen_and_renamed_and_rows_divided_by_groups(tmp_path: Pat
     sliced = Hub("csv", data_files=path, split="train[5:8]")
     assert sliced.__getitems__([0, 2])["id"].tolist() == [5, 7]
     with pytest.raises(
-        ConfigError, match=r"^columns: csv has no 'sice', only .* Did you mean 'size'\?"
+        ConfigError, match=r"^columns: csv has no column 'sice', only .* Did you mean 'size'\?"
     ):
         Hub("csv", data_files=path, columns={"sice": "features"})
     two = {"train": path, "test": write_rows(tmp_path / "b.csv", ROWS[:3])}
@@ -135,7 +135,7 @@ def test_missing_values_are_named_or_kept(tmp_path: Path, ending: str) -> None:
     form = {".csv": "csv", ".jsonl": "json"}[ending]
     with pytest.raises(
         DataError,
-        match=rf"^{form}: row 2, column 'size': nothing\. Fill it in, or set missing: keep",
+        match=rf"^{form}: row 2, column 'size': empty\. Fill it in, or set missing: keep",
     ):
         Hub(form, data_files=path)
     source = Hub(form, data_files=path, missing="keep")
@@ -202,12 +202,12 @@ def test_a_folder_of_images_with_a_metadata_file_gives_its_columns(
 def test_images_that_cannot_be_read_are_named_or_left_out(tmp_path: Path) -> None:
     pictures(tmp_path / "frames")
     bad = tmp_path / "frames/a/2.png"
-    bad.write_bytes(b"no image")
+    bad.write_bytes(b"not an image")
     with pytest.raises(
-        DataError, match=rf"^{bad}: no image: .* Or leave such samples out with on_error: skip"
+        DataError, match=rf"^{bad}: not an image: .* Or skip such samples with on_error: skip"
     ):
         Hub(str(tmp_path / "frames"))
-    with pytest.warns(UserWarning, match=rf"^1 of 6 samples left out: {bad}: no image"):
+    with pytest.warns(UserWarning, match=rf"^1 of 6 samples skipped: {bad}: not an image"):
         source = Hub(str(tmp_path / "frames"), on_error="skip")
     assert len(source) == 5
     assert len(source.skipped) == 1
@@ -272,7 +272,7 @@ def test_a_folder_of_sound_is_read_by_soundfile(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"^audio: 'audio' is sound\. Set audio: \{_target_: "
+            r"^audio: column 'audio' is sound\. Set audio: \{_target_: "
             r"harness\.sources\.audio\.WaveReader"
         ),
     ):
@@ -288,7 +288,7 @@ def test_a_folder_of_sound_is_read_by_soundfile(tmp_path: Path) -> None:
     assert batch["wave"][1, 0, :98] == pytest.approx(waves[2, :98], abs=1e-6)
     assert batch["wave"][1, 0, 98:].tolist() == [0, 0]
     assert batch["label"].tolist() == [0, 0, 1, 1]
-    with pytest.raises(DataError, match=r"8000 Hz where 16000 are asked for"):
+    with pytest.raises(DataError, match=r"8000 Hz, expected 16000 Hz"):
         Hub("audiofolder", data_dir=str(tmp_path / "sound"), audio=WaveReader(16000, 1.0))
 
 
@@ -300,9 +300,7 @@ def test_without_a_network_one_message_says_what_to_do(tmp_path: Path) -> None:
     )
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("harness.errors.DataError: fermarsi/no_such: datasets cannot load it: ")
-    assert (
-        "Without a network give the path of files here, or load it once where there is one" in last
-    )
+    assert "Without a network, give the path of local files, or load the dataset once on" in last
 
 
 def test_what_is_no_data_is_refused_with_one_message(tmp_path: Path) -> None:
@@ -310,7 +308,7 @@ def test_what_is_no_data_is_refused_with_one_message(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"^parquet: datasets cannot load it: .*Look at path, name, split, data_files and "
+            r"^parquet: datasets cannot load it: .*Check path, name, split, data_files and "
             r"data_dir"
         ),
     ):

@@ -150,7 +150,7 @@ def test_what_would_be_rounded_without_a_word_is_refused(tmp_path: Path) -> None
         Images(str(tmp_path / "b.png"))
     pages = [Image.new("L", (2, 2)) for _ in range(3)]
     pages[0].save(tmp_path / "c.tiff", save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match=r"c\.tiff: 3 pages or frames\. Give one image a file"):
+    with pytest.raises(DataError, match=r"c\.tiff: 3 pages or frames\. Give one image per file"):
         Images(str(tmp_path / "c.tiff"))
 
 
@@ -171,7 +171,8 @@ def test_images_that_are_not_alike_are_refused_with_both_named(
         save(tmp_path / "2.png", other),
     )
     with pytest.raises(
-        DataError, match=rf"^{second}: {what} {first} has 5 x 3 L\. All images must be alike"
+        DataError,
+        match=rf"^{second}: {what} {first} has 5 x 3 L\. All images must have one size and mode",
     ):
         Images(str(tmp_path / "*.png"), keep=keep)
 
@@ -184,15 +185,15 @@ def test_a_corrupt_image_among_many_is_named_or_left_out_and_counted(tmp_path: P
     whole = bad.read_bytes()
     for content, what in (
         (whole[: len(whole) // 2], "cannot be decoded"),
-        (b"", "no image"),
-        (b"\x89PNG\r\n\x1a\n", "no image"),
+        (b"", "not an image"),
+        (b"\x89PNG\r\n\x1a\n", "not an image"),
     ):
         bad.write_bytes(content)
         with pytest.raises(
-            DataError, match=rf"^{bad}: {what}: .* Or leave such files out with on_error: skip"
+            DataError, match=rf"^{bad}: {what}: .* Or skip such files with on_error: skip"
         ):
             Images(str(tmp_path / "*.png"))
-        with pytest.warns(UserWarning, match=rf"^1 of 6 files left out: {bad}: {what}"):
+        with pytest.warns(UserWarning, match=rf"^1 of 6 files skipped: {bad}: {what}"):
             source = Images(str(tmp_path / "*.png"), on_error="skip")
         assert len(source) == 5
         assert len(source.skipped) == 1
@@ -239,7 +240,7 @@ def test_a_table_lists_the_images_and_says_what_they_show(
     (tmp_path / "p" / "2.png").unlink()
     with pytest.raises(
         DataError,
-        match=rf"^{tmp_path}/p/2\.png: no image: .* Or leave such files out with on_error: skip",
+        match=rf"^{tmp_path}/p/2\.png: not an image: .* Or skip such files with on_error: skip",
     ):
         Images(str(table), keep=keep)
 
@@ -256,12 +257,12 @@ def test_what_a_table_says_has_to_be_of_the_kind_that_is_asked_for(tmp_path: Pat
 
     refused(
         "file_name,age\n0.png,3\n1.png,old\n",
-        r"1\.png: 'old' as its 'age', where a number belongs",
+        r"1\.png: 'old' as its 'age' is not a number",
         columns={"age": "number"},
     )
     refused(
         "file_name,age\n0.png,3\n1.png,3.5\n",
-        r"1\.png: '3\.5' as its 'age', where a number belongs",
+        r"1\.png: '3\.5' as its 'age' is not a number",
         columns={"age": "integer"},
     )
     refused(
@@ -269,20 +270,20 @@ def test_what_a_table_says_has_to_be_of_the_kind_that_is_asked_for(tmp_path: Pat
     )
     refused(
         "file_name,age\n0.png,3\n",
-        r"^columns\.sex: nothing says it; known are age",
+        r"^columns\.sex: no such field; the fields are age",
         columns={"sex": "text"},
     )
     refused("file_name,age\n0.png,3\n", r"^columns\.label: taken", columns={"label": "integer"})
     refused(
         "file_name,age\n0.png,3\n",
-        r"^columns\.age: 'date' is none of number, integer, text",
+        r"^columns\.age: 'date' is not one of number, integer, text",
         columns={"age": "date"},
     )
     refused("name,age\n0.png,3\n", r"metadata\.csv: no column 'file_name', only name, age")
     refused("file_name,label\n0.png,a\n1.png,\n", r"1\.png: no label in its table")
     refused(
         "file_name,label\n0.png,a\n./0.png,b\n",
-        r"metadata\.csv: row 3: \./0\.png is listed before\. List each file once",
+        r"metadata\.csv: row 3: \./0\.png is listed twice\. List each file once",
     )
     refused("file_name,label\n,a\n", r"metadata\.csv: row 2: no file_name")
     refused("file_name,label\n", r"metadata\.csv: lists no file")

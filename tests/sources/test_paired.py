@@ -65,7 +65,7 @@ def test_a_pair_does_not_depend_on_when_or_how_it_is_read() -> None:
         (
             lambda: Paired({"image": Digits("val")}),
             ConfigError,
-            r"^sources: image: two at least are needed",
+            r"^sources: image: give at least two",
         ),
         (
             lambda: Paired({"image": Digits("val"), "label": Digits("val")}),
@@ -75,7 +75,7 @@ def test_a_pair_does_not_depend_on_when_or_how_it_is_read() -> None:
         (
             lambda: Paired({"image": Digits("val"), "wave": Tones(40, 9)}),
             DataError,
-            r"^sources\.wave: no sample whose 'label' is 9",
+            r"^sources\.wave: no sample has 'label' 9",
         ),
         (
             lambda: Paired({"image": Digits("val"), "sound": Tones(9, 3)}),

@@ -138,8 +138,8 @@ def test_gaps_are_refused_or_split_at(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=(
-            rf"^{path}: row 8: more than 0\.15 s after the row before\. Mend it, or set gaps: "
-            r"split"
+            rf"^{path}: row 8: more than 0\.15 s after the previous row\. Fill the gap, or set "
+            r"gaps: split"
         ),
     ):
         Series(path, CHANNELS, 4, 1, time="t", gap_s=0.15)
@@ -157,7 +157,7 @@ def test_gaps_are_refused_or_split_at(tmp_path: Path) -> None:
     frame.loc[[0, 5], "y"] = None
     path = write(frame, tmp_path / "b.csv")
     with pytest.raises(
-        DataError, match=rf"^{path}: row 2: an empty cell\. Mend it, or set gaps: split"
+        DataError, match=rf"^{path}: row 2: an empty cell\. Fill the gap, or set gaps: split"
     ):
         Series(path, CHANNELS, 4, 1)
     assert first_rows(Series(path, CHANNELS, 4, 1, gaps="split")) == [1, 6, 7, 8]
@@ -171,8 +171,8 @@ def test_time_that_does_not_go_on_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             DataError,
             match=(
-                rf"^{path}: row 4, column 't': not after the time of the row before\. Sort or "
-                r"mend it"
+                rf"^{path}: row 4, column 't': not later than the previous row\. Sort the rows, "
+                r"or correct the time"
             ),
         ):
             Series(path, CHANNELS, 2, 1, time="t", gap_s=9, gaps="split")
@@ -186,15 +186,15 @@ def test_a_corrupt_recording_among_many_is_named_or_left_out_and_counted(tmp_pat
     (tmp_path / "2.csv").write_text("x,y\n1,2\n1,high\n")
     for ending, what in (
         (".npy", "cannot be read"),
-        (".csv", "row 3, column 'y': 'high' where a number belongs"),
+        (".csv", "row 3, column 'y': 'high' is not a number"),
     ):
         with pytest.raises(
             DataError,
-            match=rf"^{tmp_path}/2{ending}: {what}.* Or leave such files out with on_error: skip",
+            match=rf"^{tmp_path}/2{ending}: {what}.* Or skip such files with on_error: skip",
         ):
             Series(str(tmp_path / f"*{ending}"), CHANNELS, 2, 1)
         with pytest.warns(
-            UserWarning, match=rf"^1 of 4 files left out: {tmp_path}/2{ending}: {what}"
+            UserWarning, match=rf"^1 of 4 files skipped: {tmp_path}/2{ending}: {what}"
         ):
             source = Series(str(tmp_path / f"*{ending}"), CHANNELS, 2, 1, on_error="skip")
         assert len(source) == 12
@@ -246,12 +246,12 @@ def test_a_file_can_hold_recordings_that_columns_tell_apart(tmp_path: Path) -> N
     with pytest.raises(
         DataError,
         match=(
-            rf"^{back}: row 20: a recording \(a, 1\) goes on that ended before row 8\. Sort the "
+            rf"^{back}: row 20: a recording \(a, 1\) continues that ended before row 8\. Sort the "
             r"rows by recording"
         ),
     ):
         Series(back, CHANNELS, 4, 2, recording=["who", "day"])
-    with pytest.raises(ConfigError, match=r"^recording: 'who' is a field of the path too"):
+    with pytest.raises(ConfigError, match=r"^recording: 'who' is also a field of the path"):
         Series(str(tmp_path / "{who}.csv"), CHANNELS, 4, 2, recording=["who"])
 
 
@@ -277,21 +277,21 @@ def test_recordings_of_another_rate_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=(
-            rf"^{tmp_path}/c\.csv: 25 rows a second by 't', where {tmp_path}/a\.csv has 10\. "
-            r"Resample it, or leave it out"
+            rf"^{tmp_path}/c\.csv: 25 rows per second by 't', but {tmp_path}/a\.csv has 10\. "
+            r"Resample it, or remove it"
         ),
     ):
         Series(files, CHANNELS, 4, 2, time="t", gap_s=1)
     with pytest.raises(
-        DataError, match=rf"^{tmp_path}/a\.csv: 10 rows a second by 't', where rate_hz says 25"
+        DataError, match=rf"^{tmp_path}/a\.csv: 10 rows per second by 't', but rate_hz is 25"
     ):
         Series(files, CHANNELS, 4, 2, time="t", rate_hz=25, gaps="split", gap_s=1)
-    with pytest.warns(UserWarning, match=r"^1 of 3 files left out: .*c\.csv: 25 rows a second"):
+    with pytest.warns(UserWarning, match=r"^1 of 3 files skipped: .*c\.csv: 25 rows per second"):
         assert len(Series(files, CHANNELS, 4, 2, time="t", rate_hz=10, on_error="skip")) == 48
     frame = recording(50).drop(index=20)
     path = write(frame, tmp_path / "one_is_missing.csv")
     with pytest.raises(
-        DataError, match=rf"^{path}: row 22: more than 0\.15 s after the row before"
+        DataError, match=rf"^{path}: row 22: more than 0\.15 s after the previous row"
     ):
         Series(path, CHANNELS, 4, 2, time="t", rate_hz=10)
 
@@ -316,7 +316,7 @@ def test_times_may_be_dates(tmp_path: Path, ending: str) -> None:
         DataError,
         match=(
             rf"^{path}: row {4 if ending in ('.jsonl', '.parquet') else 5}, column 't': 'later' "
-            r"where a date belongs"
+            r"is not a date"
         ),
     ):
         Series(path, CHANNELS, 4, 4, time="t", rate_hz=4)
@@ -330,12 +330,12 @@ def test_numbers_that_cannot_be_in_their_unit_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=(
-            rf"^{path}: row 4, column 'x': -300 degC, which cannot be: at least -273\.15\. Mend "
-            r"it, or set another unit"
+            rf"^{path}: row 4, column 'x': -300 degC is impossible \(range: at least -273\.15\)\. "
+            r"Correct it, or set another unit"
         ),
     ):
         Series(path, CHANNELS, 3, 1, units={"x": "degC"})
-    with pytest.raises(DataError, match=r"row 2, column 'x': 20 1, which cannot be: 0 to 1"):
+    with pytest.raises(DataError, match=r"row 2, column 'x': 20 1 is impossible \(range: 0 to 1\)"):
         Series(path, CHANNELS, 3, 1, units={"x": "1"})
     converted = Series(path, CHANNELS, 2, 9, units={"x": "deg -> rad", "y": "g -> m/s2"})[0][
         "series"
@@ -376,16 +376,16 @@ def test_there_and_back_is_where_one_was(one: str, other: str, number: float) ->
 def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     for array, what in (
-        (np.zeros((4, 3)), r"\(4, 3\) of float64 where numbers \(T, 2\) are needed"),
+        (np.zeros((4, 3)), r"\(4, 3\) of float64, expected numbers \(T, 2\)"),
         (np.array(["a"]), r"\(1, 1\) of <U1"),
-        (np.empty((0, 2)), "no rows in it"),
-        (np.full((4, 2), np.inf), "row 1: a number that float32 cannot hold"),
+        (np.empty((0, 2)), "it has no rows"),
+        (np.full((4, 2), np.inf), "row 1: a number too large for float32"),
         (np.array([{}]), "cannot be read: .*allow_pickle"),
     ):
         np.save(path, array)
         with pytest.raises(DataError, match=rf"^{path}: {what}"):
             Series(str(path), CHANNELS, 2, 1)
-    with pytest.raises(DataError, match=rf"^{path}: an array has no columns"):
+    with pytest.raises(DataError, match=rf"^{path}: an array has only channels"):
         Series(str(path), CHANNELS, 2, 1, label="activity")
 
 
@@ -396,15 +396,21 @@ def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
         ({"channels": []}, r"^length, stride, channels: 2, 1, \[\]"),
         ({"labels": "any"}, r"^labels: 'any' is neither pure nor majority"),
         ({"gaps": "fill"}, r"^gaps: 'fill' is neither refuse nor split"),
-        ({"gap_s": 1.0}, r"^time: give it with gap_s, rate_hz or both, or none of them"),
-        ({"time": "t"}, r"^time: give it with gap_s"),
-        ({"units": {"z": "g"}}, r"^units\.z: no such channel, only x, y"),
+        (
+            {"gap_s": 1.0},
+            r"^time: set it together with gap_s, rate_hz or both, or set none of them",
+        ),
+        ({"time": "t"}, r"^time: set it together with gap_s"),
+        ({"units": {"z": "g"}}, r"^units\.z: no such channel; the channels are x, y"),
         ({"units": {"x": "gee"}}, r"^units\.x: 'gee' is not a known unit"),
         (
             {"units": {"x": "degrC"}},
             r"^units\.x: 'degrC' is not a known unit\. Did you mean 'degC'\?",
         ),
-        ({"units": {"x": "g -> K"}}, r"^units\.x: g -> K: acceleration cannot become temperature"),
+        (
+            {"units": {"x": "g -> K"}},
+            r"^units\.x: g -> K: acceleration cannot be converted to temperature",
+        ),
     ],
 )
 def test_a_mistake_in_the_settings_is_named(arguments: dict[str, Any], message: str) -> None:

@@ -100,7 +100,7 @@ def test_windows_that_overlap_the_beginning_of_a_part_are_left_out() -> None:
         DataError, match=r"^split: 'soon' in 't' is neither a number nor a date such as 2026-01-31"
     ):
         ByTime("t").parts({"t": ["1", "soon"]})
-    with pytest.raises(ConfigError, match=r"^gap: -1: at least 0"):
+    with pytest.raises(ConfigError, match=r"^gap: -1: must be at least 0"):
         ByTime("t", gap=-1)
 
 
@@ -153,13 +153,13 @@ KNOWN = {"speaker": ["anna", "bert", "anna", "carl"], "take": ["0", "1", "2", "3
 @pytest.mark.parametrize(
     ("part", "rule", "error", "message"),
     [
-        ("dev", None, ConfigError, r"^part: 'dev' is none of all, train, val, test"),
-        ("val", None, ConfigError, r"^part: 'val' needs a rule to split by: set split"),
+        ("dev", None, ConfigError, r"^part: 'dev' is not one of all, train, val, test"),
+        ("val", None, ConfigError, r"^part: 'val' needs a rule\. Set split"),
         (
             "val",
             ByValue("speaker"),
             DataError,
-            r"^split: 'speaker' says 'anna', which is none of train, val, test",
+            r"^split: 'speaker' says 'anna', which is not one of train, val, test",
         ),
         (
             "val",
@@ -171,7 +171,7 @@ KNOWN = {"speaker": ["anna", "bert", "anna", "carl"], "take": ["0", "1", "2", "3
             "val",
             ByValue("take", test=[0]),
             DataError,
-            r"^part: no sample of 4 is in 'val'; there are test, train",
+            r"^part: none of 4 samples is in 'val'; the parts are test, train",
         ),
         (
             "test",
@@ -183,8 +183,8 @@ KNOWN = {"speaker": ["anna", "bert", "anna", "carl"], "take": ["0", "1", "2", "3
             "val",
             ByGroup("spaeker"),
             ConfigError,
-            r"^split: nothing is known of 'spaeker', only of speaker, take\. Did you mean "
-            r"'speaker'\?",
+            r"^split: no column 'spaeker' is known; the known columns are speaker, take\. Did "
+            r"you mean 'speaker'\?",
         ),
     ],
 )
@@ -204,7 +204,7 @@ def test_shares_have_to_leave_some_for_training(shares: tuple[float, float]) -> 
 def test_other_mistakes_in_a_rule_are_named() -> None:
     with pytest.raises(ConfigError, match=r"a value of 'take' is listed twice"):
         ByValue("take", val=[1], test=["1"])
-    with pytest.raises(ConfigError, match=r"^key: name at least one column"):
+    with pytest.raises(ConfigError, match=r"^key: give at least one column"):
         Stratified("label", key=[])
-    with pytest.raises(ConfigError, match=r"^column: name at least one"):
+    with pytest.raises(ConfigError, match=r"^column: give at least one"):
         ByGroup([])

@@ -79,8 +79,8 @@ def test_a_text_of_another_encoding_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"a\.txt: byte 3 is no utf-8 \(invalid continuation byte\)\. Set encoding, or read it "
-            r"with Bytes"
+            r"a\.txt: byte 3 is not valid utf-8 \(invalid continuation byte\)\. Set encoding, "
+            r"or read the file with Bytes"
         ),
     ):
         Characters(str(path), 2)

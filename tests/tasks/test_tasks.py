@@ -505,11 +505,11 @@ def test_outputs_that_a_task_cannot_use_are_refused(task: Task, outputs: Any, me
             lambda: Classification("x", "y", metrics={"m": nn.Linear(1, 1)}),
             r"^metrics\.m: a Linear is no torchmetrics\.Metric",
         ),
-        (lambda: Regression("x", "y", loss="l2"), r"^loss: 'l2' is none of mse, mae, huber"),  # type: ignore[arg-type]
+        (lambda: Regression("x", "y", loss="l2"), r"^loss: 'l2' is not one of mse, mae, huber"),  # type: ignore[arg-type]
         (lambda: Regression("x", "y", loss="huber", delta=0.0), r"^delta: 0\.0 is not above 0"),
         (
             lambda: Supervised("x", "y", functional.mse_loss),
-            r"^reduction: None is none of none, sum, mean, micro_batch",
+            r"^reduction: None is not one of none, sum, mean, micro_batch",
         ),
         (
             lambda: Supervised("x", "y", nn.MSELoss(), reduction="sum"),

@@ -29,7 +29,7 @@ from harness.tracking.tracker import Tracker
 from harness.training.build import build
 from harness.training.loop import train_step
 from harness.training.losses import LossWindow
-from harness.training.parallel import start_accelerator
+from harness.training.parallel import Replicas, start_accelerator
 from harness.training.run import Launch, Run
 from harness.training.stepper import Stepper
 from tests.resume.test_zoo import ANIMALS
@@ -145,6 +145,8 @@ def step_on_cuda(kernel: str, task: Classification) -> dict[str, int]:
     """What a step reads of its device but for the backward pass; raises where devices differ."""
     task.num_classes = 3
     metrics = IntervalMetrics(task.metrics())
+    # Any network's: how a step clips
+    clip = Replicas(nn.Linear(1, 1), start_accelerator("no", "none", 60.0), Ranks(), False).clip
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake, torch.device("cuda:0"), Reads() as reads:
         network = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
@@ -158,7 +160,7 @@ def step_on_cuda(kernel: str, task: Classification) -> dict[str, int]:
             loss_sum = task.loss_sum(outputs, batch).detach()
             for parameter in network.parameters():
                 parameter.grad = torch.empty_like(parameter)
-            norm, skipped = stepper.step()
+            norm, skipped = stepper.step(clip)
             assert norm.device.type == "cuda"
             metrics.update(task, outputs.detach(), batch, number)
             losses.add([loss_sum], task.num_items(batch), norm, skipped)

@@ -158,7 +158,7 @@ def test_masks_are_bands_and_stretches_of_every_width_up_to_the_widest() -> None
             lambda: LogMel(8000, num_mels=128, window=128, hop=64),
             r"^num_mels: 128 bands are too narrow for a window of 128",
         ),
-        (lambda: Resample(8000, 8000), r"^from_hz, to_hz: 8000, 8000: two different rates"),
+        (lambda: Resample(8000, 8000), r"^from_hz, to_hz: 8000, 8000: give two different rates"),
         (lambda: Gain(0), r"^decibels: 0"),
         (lambda: Shift(0), r"^steps: 0"),
         (lambda: SpecMask(band=-1), r"^band, stretch, num_bands, num_stretches: -1"),

@@ -239,7 +239,7 @@ def test_a_category_that_training_does_not_have_is_refused_or_another() -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"^c: 'green' is none of the categories blue, red\. Put samples of it into the "
+            r"^c: 'green' is not one of the categories blue, red\. Add samples of it to the "
             r"training split, or set others"
         ),
     ):
@@ -264,17 +264,17 @@ def test_a_column_without_any_number_is_named(make: Callable[[], Any]) -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"^channel or column 1 of features, from 0,: no number in the training split to learn "
-            r"from"
+            r"^channel or column 1 \(from 0\) of features: no values in the training split to "
+            r"learn from"
         ),
     ):
         learned(make(), empty, empty)
-    with pytest.raises(DataError, match=r"^features: no number in the training split"):
+    with pytest.raises(DataError, match=r"^features: no values in the training split"):
         make().finish()
-    with pytest.raises(DataError, match=r"^features: a number that is infinite or above 1e\+100"):
+    with pytest.raises(DataError, match=r"^features: a value is infinite or above 1e\+100"):
         make().observe({"features": torch.tensor([[float("inf")]])})
     with pytest.raises(
-        DataError, match=r"^features: \(1, 3\) does not have the 2 channels or columns that "
+        DataError, match=r"^features: \(1, 3\) does not have the 2 channels or columns of "
     ):
         learned(make(), torch.zeros(4, 2))({"features": torch.zeros(1, 3)})
 
@@ -282,7 +282,7 @@ def test_a_column_without_any_number_is_named(make: Callable[[], Any]) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Rescale(1, 1), r"^low, high: 1 and 1: needed is low < high"),
+        (lambda: Rescale(1, 1), r"^low, high: 1 and 1: low must be less than high"),
         (
             lambda: Impute("mode"),
             r"^value: 'mode' is neither a number nor one of mean, median, most_frequent",

@@ -195,9 +195,9 @@ def test_integers_become_floats_and_floats_are_normalised() -> None:
         (
             ToFloat(key="pixels"),
             {"image": torch.zeros(2)},
-            r"a treatment needs 'pixels' as an array of numbers; samples have image\. Set its key",
+            r"a treatment needs 'pixels' as a numeric array; samples have image\. Set its key",
         ),
-        (ToFloat(), {"image": ["a", "b"]}, r"a treatment needs 'image' as an array"),
+        (ToFloat(), {"image": ["a", "b"]}, r"a treatment needs 'image' as a numeric array"),
         (
             Normalise([0, 0, 0], [1, 1, 1]),
             {"image": torch.zeros(2, 1, 4, 4)},
@@ -225,13 +225,13 @@ def test_a_batch_that_does_not_suit_a_treatment_is_refused(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: RandomFlip(p=1.5), r"^p: 1\.5 is outside of \[0, 1\]"),
+        (lambda: RandomFlip(p=1.5), r"^p: 1\.5: must be between 0 and 1"),
         (lambda: RandomFlip(axis="left"), r"^axis: 'left' is neither horizontal nor vertical"),  # type: ignore[arg-type]
-        (lambda: RandomCrop(0), r"^padding: 0: at least 1"),
+        (lambda: RandomCrop(0), r"^padding: 0: must be at least 1"),
         (lambda: RandomErase(smallest=0.5, largest=0.2), r"^smallest, largest: 0\.5, 0\.2"),
-        (lambda: AddNoise(-1), r"^std: -1 is below 0"),
-        (lambda: Normalise(0, 0), r"^std: 0: each must be above 0"),
-        (lambda: Normalise([0, 0], [1, 1, 1]), r"^mean, std: 2 and 3 numbers"),
+        (lambda: AddNoise(-1), r"^std: -1: must not be negative"),
+        (lambda: Normalise(0, 0), r"^std: 0: every value must be above 0"),
+        (lambda: Normalise([0, 0], [1, 1, 1]), r"^mean, std: 2 and 3 values"),
     ],
 )
 def test_a_mistake_in_a_treatments_settings_is_named(make: Any, message: str) -> None:
