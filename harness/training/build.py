@@ -16,10 +16,11 @@ from harness.config.identity import config_hashes
 from harness.config.schedules import check_schedule_length
 from harness.config.schema import Config
 from harness.data.code import code_of
-from harness.data.feed import Feed
+from harness.data.feed import Feed, Patience, data_limit_s
 from harness.data.sampling import Sampling
 from harness.data.source import Batch
 from harness.data.split import Split
+from harness.errors import AbandonedError, LeavingError
 from harness.interrupt import Interruption
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import generators_of
@@ -88,10 +89,18 @@ def build(
         agenda=agenda,
         engine=engine,
         task=task,
-        feed=open_feed(config, data, sampling, slots, engine.device, progress.step),
+        feed=open_feed(
+            config,
+            data,
+            sampling,
+            slots,
+            engine.device,
+            progress.step,
+            training_patience(config, ranks, interruption),
+        ),
         losses=LossWindow(ranks),
         train_metrics=IntervalMetrics(task.metrics()),
-        plans=evaluation_plans(config, data.splits),
+        plans=evaluation_plans(config, data.splits, interruption),
         controller=controller,
         store=open_store(config, ranks, launch, lease),
         tracker=tracker,
@@ -133,11 +142,35 @@ def agenda_of(config: Config, sampling: Sampling) -> Agenda:
     return agenda
 
 
+def training_patience(config: Config, ranks: Ranks, interruption: Interruption) -> Patience:
+    """How a step waits for its samples. One of several ranks cannot ask the others to leave."""
+
+    def check() -> None:
+        try:
+            interruption.check()
+        except LeavingError as leaving:
+            if ranks.size == 1:
+                raise
+            raise AbandonedError(
+                f"{leaving}, while rank {ranks.rank} waits for its samples: the next launch goes "
+                "on from the last checkpoint."
+            ) from None
+
+    return Patience(data_limit_s(config.run.timeout_s), check)
+
+
 def open_feed(
-    config: Config, data: RunData, sampling: Sampling, slots: range, device: torch.device, step: int
+    config: Config,
+    data: RunData,
+    sampling: Sampling,
+    slots: range,
+    device: torch.device,
+    step: int,
+    patience: Patience,
 ) -> Feed:
     """This rank's training micro-batches, from the step after `step` on."""
-    return Feed(data.splits["train"], sampling, slots, device, config.data.num_workers, step)
+    split, workers = data.splits["train"], config.data.num_workers
+    return Feed(split, sampling, slots, device, workers, step, patience)
 
 
 def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:
