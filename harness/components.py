@@ -82,7 +82,7 @@ def find_mistakes(
             if TARGET in nested:
                 yield from _misfits(nested, keys, _inherited(nested, inherit))
             else:
-                # `target`, `targets` and the like are names as good as any in an argument.
+                # `target` or `targets` are valid names within an argument.
                 special = [key for key in nested if isinstance(key, str) and key.strip("_") != key]
                 wrong = closest(TARGET, special, 0.75)
                 if wrong is not None:
@@ -229,7 +229,7 @@ def _argument_mistakes(
         yield Mistake(
             (),
             f"{path} needs {', '.join(missing)}. Give {'it' if len(missing) == 1 else 'them'} "
-            f"beside {TARGET}.",
+            f"next to {TARGET}.",
         )
     nameless = [
         one.name

@@ -42,7 +42,7 @@ _KINDS = {
     "transformers.configuration_utils.PretrainedConfig",  # until transformers 4
 }
 
-# Functions that make networks, by where they are defined; beside torchvision's of each model
+# Functions that make networks, by where they are defined; torchvision also has one for each model
 _BUILDERS = {
     "timm.models._factory.create_model",
     "torchvision.models._api.get_model",

@@ -138,7 +138,7 @@ def test_building_what_does_not_fit_says_all_that_does_not() -> None:
         components.build(layers("Net", wdith=3), "network")
     assert str(caught.value).splitlines() == [
         "network.wdith: parts_pkg.layers.Net has no argument of this name. Did you mean width?",
-        "network: parts_pkg.layers.Net needs width. Give it beside _target_.",
+        "network: parts_pkg.layers.Net needs width. Give it next to _target_.",
     ]
 
 
@@ -215,7 +215,7 @@ def test_arguments_must_bind_to_the_signature() -> None:
     assert components.check(layers("Net", width=1, depth=1, bias=False), "network") == []
     assert components.check(layers("Anything", whatever=1), "network") == []
     assert components.check(layers("Net"), "network") == [
-        "network: parts_pkg.layers.Net needs width. Give it beside _target_."
+        "network: parts_pkg.layers.Net needs width. Give it next to _target_."
     ]
     assert components.check(layers("Net", width=1, xyz=2), "network") == [
         "network.xyz: parts_pkg.layers.Net has no argument of this name. It takes bias, depth, "
@@ -247,7 +247,7 @@ def test_a_guess_at_a_slip_is_a_hint_beside_a_mistake_and_no_refusal(name: str) 
 
 def test_nested_components_are_checked_with_their_own_place() -> None:
     assert components.check(layers("Anything", a=[{"b": layers("Net")}]), "network") == [
-        "network.a[0].b: parts_pkg.layers.Net needs width. Give it beside _target_."
+        "network.a[0].b: parts_pkg.layers.Net needs width. Give it next to _target_."
     ]
 
 

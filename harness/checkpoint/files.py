@@ -50,7 +50,7 @@ def write_files(
     directory: Path, contents: Sequence[Content], hasher: Executor
 ) -> list[dict[str, object]]:
     """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Hashing
-    runs beside writing. Raises OSError.
+    runs in parallel with writing. Raises OSError.
     """
     hashes: list[Future[str]] = [hasher.submit(_sha256, content.chunks) for content in contents]
     try:

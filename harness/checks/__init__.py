@@ -1,9 +1,9 @@
-"""What can be wrong with data that a training would not show: leaks between splits, broken numbers,
-classes that make an accuracy a lie.
+"""Problems of data that a training does not reveal: leaks between splits, invalid numbers, class
+imbalance that makes an accuracy meaningless.
 
 A launch of a new run does this on rank 0:
 
-    # Reads samples as the sources give them
+    # Reads samples as sources return them
     report = check_data(config.data, config.task, config.stop.targets, splits)
     # Prints warnings; raises DataError with all errors at once
     report.enforce(console.say)

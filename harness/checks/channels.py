@@ -1,4 +1,4 @@
-"""What the numbers of a column are like, channel by channel, taken in block by block."""
+"""Statistics of a column's numbers by channel, updated block by block."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-KEPT = 512  # numbers of a channel by which it is told whether it has few values only
-# So many different ones or fewer: flags, grades, categories, whose ends are no ends of a range
+KEPT = 512  # numbers of a channel kept to count its distinct values
+# At most this many distinct values: flags, grades, categories, whose extremes are not clipping
 FEW_VALUES = 32
-HEAP = 10  # numbers: every range has one at its end
+HEAP = 10  # numbers: every range has a few at its end
 
 
 class Channels:
-    """(B, C, ...) has C channels; (B, D) has D columns, (B,) is one. `name`: the samples' key. NaN
-    and infinity are counted apart.
+    """(B, C, ...) has C channels, (B, D) has D, (B,) has one. `name`: the key in samples. NaN and
+    infinity are counted separately.
     """
 
     def __init__(self, name: str, limits: tuple[float, float] | None) -> None:
@@ -23,10 +23,10 @@ class Channels:
         self.num_samples = 0
         self.num_axes = 0
         self.is_float = False
-        self.is_nan: list[int] = []  # samples with NaN; so are the next two
+        self.is_nan: list[int] = []  # sample indices; as the next two
         self.is_infinite: list[int] = []
         self.outside: list[int] = []
-        self.low = self.high = np.empty(0)  # (C,); so are the next three
+        self.low = self.high = np.empty(0)  # (C,); as the next three
         self.at_low = self.at_high = self.count = np.empty(0, dtype=np.int64)
         self._kept: NDArray[Any] = np.empty((0, 0))
 
@@ -64,13 +64,13 @@ class Channels:
         )
 
     def has_few_values(self, channel: int) -> bool:
-        """Whether a channel has so few different values that they are rather names than
+        """Whether a channel has so few distinct values that they are categories, not
         measurements.
         """
         return len(np.unique(self._kept[channel])) <= FEW_VALUES
 
     def constant(self) -> list[int]:
-        """The channels that have one and the same number everywhere."""
+        """The channels that have the same value everywhere."""
         return (
             np.flatnonzero((self.low == self.high) & (self.count > 1)).tolist()
             if self.num_samples > 1
@@ -78,11 +78,11 @@ class Channels:
         )
 
     def clipped(self, share: float) -> list[tuple[int, float, float]]:
-        """(channel, end, share of its numbers there) where the share is above `share`.
+        """(channel, end of its range, share of its numbers there) where the share is above `share`.
 
-        An end at 0 is no sign of clipping: it is silence, background, none of it. Neither is the
-        lower end of a picture, its darkness. Whole numbers without a further axis (tokens,
-        categories) have no ends.
+        An end at 0 is not clipping but silence or background, and neither is the lower end of an
+        image, which is darkness. Integers without a further axis (tokens, categories) have no
+        range.
         """
         if self.num_axes < 2 and not self.is_float:
             return []
@@ -125,6 +125,6 @@ class Channels:
 
 
 def _rows(rows: Sequence[int], bad: NDArray[np.bool_]) -> list[int]:
-    """Those samples that have a bad number; bad: (B, C, L)."""
+    """The samples that have a bad number; bad: (B, C, L)."""
     # Numpy's stubs: a list of int64 is one of int
     return np.asarray(rows)[bad.any(axis=(1, 2))].tolist()  # type: ignore[no-any-return] # see above

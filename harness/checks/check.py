@@ -28,7 +28,7 @@ from harness.data.split import Split
 from harness.stopping.targets import Target
 
 ORDER = ("train", "val", "test")
-SOME = 6  # samples of a class whose rows a report keeps
+SOME = 6  # samples of a class that a report lists
 
 
 def check_data(
@@ -37,7 +37,7 @@ def check_data(
     targets: Mapping[str, Target],
     splits: Mapping[str, Split],
 ) -> Report:
-    """Look at the splits' samples as their sources give them, before any treatment; `task` and
+    """Check the splits' samples as their sources return them, before any treatment; `task` and
     `targets` are the config's sections `task` and `stop.targets`.
 
     No collectives. Raises ConfigError and DataError.
@@ -90,8 +90,8 @@ def _check_classes(
     counts = count_classes(surveys, role)
     if len(counts) < len(surveys):
         findings.notes.append(
-            f"classes in {role.target!r} were not looked at: samples have none before the "
-            "treatments, or more than one"
+            f"classes in {role.target!r} were not checked: samples have none before the "
+            "treatments, or several"
         )
         return
     names = class_names(surveys, role)
@@ -108,7 +108,7 @@ def _has_weights(spec: Any) -> bool:
 
 
 def _summarise(one: Survey, roles: Roles, surveys: list[Survey]) -> SplitSummary:
-    """Of the first target that is a class; without one all samples are of one kind."""
+    """By the first target that is a class; without one all samples form one class."""
     role = roles.classes[0] if roles.classes else None
     labels = None if role is None else one.labels(role.target)
     names = {} if role is None else class_names(surveys, role)
@@ -127,5 +127,5 @@ def _summarise(one: Survey, roles: Roles, surveys: list[Survey]) -> SplitSummary
 
 
 def _spread(rows: list[int], count: int) -> list[int]:
-    """`count` of the rows, from the first to the last."""
+    """`count` of the rows, evenly spread from the first to the last."""
     return [rows[at * (len(rows) - 1) // max(1, count - 1)] for at in range(count)]

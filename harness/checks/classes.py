@@ -1,4 +1,4 @@
-"""How many samples each class has, and what always saying the same class would give."""
+"""The number of samples of each class, and the accuracy of a constant prediction."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Counts = Mapping[str, Counter[str]]
 
 
 def count_classes(surveys: Sequence[Survey], role: Role) -> Counts:
-    """Samples of each class by split, those that are ignored aside; {} if the target is not there
+    """Samples of each class by split, without ignored ones; {} if samples do not have the target
     before the treatments.
     """
     labels = {one.split: one.labels(role.target) for one in surveys}
@@ -25,7 +25,7 @@ def count_classes(surveys: Sequence[Survey], role: Role) -> Counts:
 
 
 def class_names(surveys: Sequence[Survey], role: Role) -> dict[str, str]:
-    """Class numbers with their names, where the source knows both: {"3": "3 (dog)"}."""
+    """Class numbers with names, if the source knows both: {"3": "3 (dog)"}."""
     pairs = {
         (number, one.known[role.target][row])
         for one in surveys
@@ -41,25 +41,25 @@ def class_names(surveys: Sequence[Survey], role: Role) -> dict[str, str]:
 
 
 def in_order(name: str) -> tuple[bool, int, str]:
-    """A key to sort names of classes by: numbers as numbers, "3 (dog)" as a 3."""
+    """A sort key for class names: numbers as numbers, "3 (dog)" as 3."""
     number = name.partition(" ")[0]
     return (False, int(number), name) if number.isdecimal() else (True, 0, name)
 
 
 def check_missing(counts: Counts, role: Role, names: Mapping[str, str], findings: Findings) -> None:
-    """Classes that a split lacks: what training never sees cannot be learned; what another split
-    lacks is only not measured.
+    """Classes that a split lacks: one that is missing in training cannot be learned; one that is
+    missing in another split is only not measured.
     """
     everywhere = set().union(*counts.values())
     for split, of in counts.items():
         absent = [names.get(label, label) for label in sorted(everywhere - set(of), key=in_order)]
         others = [other for other, has in counts.items() if other != split and set(has) - set(of)]
         message = (
-            f"data.{split}: no sample of {len(absent):,} of {len(everywhere):,} classes in "
+            f"data.{split}: no samples of {len(absent):,} of {len(everywhere):,} classes in "
             f"{role.target!r}: {some(absent)}."
         )
         advice = (
-            f"It is in data.{' and data.'.join(others)}. Split by "
+            f"Present in data.{' and data.'.join(others)}. Split by "
             "harness.sources.split.Stratified, or add samples."
         )
         findings.add(
@@ -79,8 +79,8 @@ def check_imbalance(
     remedied: bool,
     findings: Findings,
 ) -> None:
-    """Classes of very different sizes, unless that is `remedied`, and targets that a network would
-    reach which always says the same class.
+    """Classes of very different sizes, unless that is `remedied`, and targets that a constant
+    prediction would reach.
     """
     if not counts.get("train"):
         return
@@ -89,24 +89,24 @@ def check_imbalance(
     reached = []
     for split, target in _accuracy_targets(targets, role, counts):
         share = counts[split][largest] / max(1, counts[split].total())
-        always = f"always saying class {names.get(largest, largest)} gives {share:.4g}"
+        always = f"always predicting class {names.get(largest, largest)} gives {share:.4g}"
         findings.notes.append(f"target {split}/{role.prefix}accuracy at least {target:g}; {always}")
         if share >= target:
             reached.append(findings.notes[-1])
     if reached:
         message = (
-            f"{'; '.join(reached)}. Ask for more than that, or for {role.prefix}balanced_accuracy."
+            f"{'; '.join(reached)}. Set a higher target, or one for {role.prefix}balanced_accuracy."
         )
         findings.add("imbalance", list(counts), message, len(reached))
     if most > findings.settings.max_imbalance * least and not remedied:
         message = (
             f"data.train: class {names.get(largest, largest)} of {role.target!r} has {most:,} "
             "samples, "
-            f"class {names.get(smallest, smallest)} {least:,}: always saying the former gives an "
-            f"accuracy of {most / counts['train'].total():.4g}."
+            f"class {names.get(smallest, smallest)} {least:,}: always predicting the former gives "
+            f"an accuracy of {most / counts['train'].total():.4g}."
         )
         advice = (
-            f"Set data.train.balance: {role.target} or task.class_weights: balanced, and judge by "
+            f"Set data.train.balance: {role.target} or task.class_weights: balanced, and evaluate "
             f"{role.prefix}balanced_accuracy."
         )
         findings.add("imbalance", ["train"], f"{message} {advice}", 1)
@@ -115,8 +115,8 @@ def check_imbalance(
 def _accuracy_targets(
     targets: Mapping[str, Target], role: Role, counts: Counts
 ) -> list[tuple[str, float]]:
-    """(split, value) of the targets for this head's accuracy; a name without a split means all that
-    are evaluated.
+    """(split, value) of the targets for this head's accuracy; a name without a split means every
+    evaluated split.
     """
     name = f"{role.prefix}accuracy"
     wanted = [

@@ -1,6 +1,4 @@
-"""Samples of one split that another has too: the same content, group, rows of a recording, or a
-time that is not later.
-"""
+"""Leaks between splits: shared content, groups or rows of a recording, and times out of order."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +16,7 @@ from harness.errors import ConfigError
 
 
 def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
-    """Content that two splits share is an error; within a split it is a note."""
+    """Content shared by two splits is a finding; within a split it is a note."""
     places = [_by_digest(one) for one in surveys]
     for (one, of_one), (other, of_other) in combinations(zip(surveys, places, strict=True), 2):
         shared = [digest for digest in of_other if digest in of_one]
@@ -28,22 +26,22 @@ def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
             for digest in shared
         ]
         share = f"{count:,} of {len(other.rows):,} samples ({count / len(other.rows):.1%})"
-        message = f"{other.where}: {share} have the same content as some in {one.where}."
+        message = f"{other.where}: {share} have the same content as samples in {one.where}."
         advice = (
-            "Take them out of one, split by what they have in common, or set "
-            "data.checks.duplicates: warn if that is how such data is."
+            "Remove them from one split, split by what they have in common, or set "
+            "data.checks.duplicates: warn if the data contains repetitions by nature."
         )
         findings.add("duplicates", (one.split, other.split), f"{message} {advice}", count, examples)
     for one, of_one in zip(surveys, places, strict=True):
         again = sum(len(rows) - 1 for rows in of_one.values())
         if again and findings.wants("duplicates"):
             findings.notes.append(
-                f"{one.where}: {again:,} samples repeat the content of another one in it"
+                f"{one.where}: {again:,} samples repeat the content of another one"
             )
 
 
 def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings) -> None:
-    """The same content with different classes, in one split or in two."""
+    """Equal content with different classes, within a split or between two."""
     for role in roles.classes:
         # Content -> class -> its first sample
         seen: dict[bytes, dict[str, str]] = defaultdict(dict)
@@ -60,16 +58,14 @@ def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings)
             for by_class in found
         ]
         message = (
-            f"data: {len(found):,} contents come with different classes in {role.target!r}. Look "
-            "at them: no network can tell them apart."
+            f"data: {len(found):,} contents occur with different classes in {role.target!r}. "
+            "Check their labels: no network can distinguish them."
         )
         findings.add("conflicts", [one.split for one in surveys], message, len(found), examples)
 
 
 def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The columns that rules of a kind, e.g. ByGroup, split by in specs of sources; several that
-    one rule takes together are one entry.
-    """
+    """The columns that rules of a kind, e.g. ByGroup, use in specs; one entry per rule."""
     columns = [
         spec.get("column")
         for source in sources
@@ -86,7 +82,7 @@ def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[tu
 def check_groups(
     surveys: Sequence[Survey], groups: Sequence[tuple[str, ...]], findings: Findings
 ) -> None:
-    """A group, the samples that are alike in some columns, that is in two splits."""
+    """Groups, i.e. samples equal in some columns, that occur in two splits."""
     for columns in groups:
         column = columns[0] if len(columns) == 1 else list(columns)
         counts = {one.split: Counter(one.groups(columns)) for one in surveys}
@@ -95,15 +91,15 @@ def check_groups(
             shared = sorted((set(mine) & set(theirs)) - {""})
             examples = [f"{name!r}: {mine[name]:,} and {theirs[name]:,} samples" for name in shared]
             message = (
-                f"{other.where}: {len(shared):,} of {len(theirs):,} values of {column!r} are in "
-                f"{one.where} too: samples that are alike. "
+                f"{other.where}: {len(shared):,} of {len(theirs):,} values of {column!r} also "
+                f"occur in {one.where}, so their samples are alike. "
                 f"Split by it: {{_target_: harness.sources.split.ByGroup, column: {column}}}."
             )
             findings.add("shared_groups", (one.split, other.split), message, len(shared), examples)
 
 
 def check_recordings(surveys: Sequence[Survey], findings: Findings) -> None:
-    """A recording of which two splits have parts among each other.
+    """Recordings whose windows are interleaved between two splits.
 
     One split before, the other after is a split by time, and a note.
     """
@@ -122,7 +118,7 @@ def check_recordings(surveys: Sequence[Survey], findings: Findings) -> None:
         ]
         message = (
             f"{other.where}: {len(mixed):,} of {len(set(other.known['recording'])):,} recordings "
-            f"are in {one.where} too: samples that are alike."
+            f"also occur in {one.where}, so their samples are alike."
         )
         advice = "Split by recording, by what recordings have in common, or by time."
         findings.add(
@@ -130,8 +126,8 @@ def check_recordings(surveys: Sequence[Survey], findings: Findings) -> None:
         )
         if len(both) > len(mixed) and findings.wants("shared_groups"):
             findings.notes.append(
-                f"{other.where}: {len(both) - len(mixed):,} recordings are in {one.where} too, at "
-                "another time"
+                f"{other.where}: {len(both) - len(mixed):,} recordings also occur in {one.where}, "
+                "at other times"
             )
 
 
@@ -158,16 +154,16 @@ def check_overlaps(surveys: Sequence[Survey], findings: Findings) -> None:
         findings.add(
             "overlaps",
             (one.split, other.split),
-            f"{message} Split by whole recordings, or leave a gap.",
+            f"{message} Split by whole recordings, or set a gap.",
             len(pairs),
             examples,
         )
 
 
 def check_time(surveys: Sequence[Survey], column: str, findings: Findings) -> None:
-    """Whether each split is later than the one before it.
+    """Samples that are not later than the split before theirs.
 
-    Raises ConfigError for what is no time.
+    Raises ConfigError for a value that is not a time.
     """
     times = {one.split: _times(one, column) for one in surveys}
     for one, other in combinations(surveys, 2):
@@ -178,7 +174,7 @@ def check_time(surveys: Sequence[Survey], column: str, findings: Findings) -> No
         last = one.texts(column)[1][int(before.argmax())]
         message = (
             f"{other.where}: {len(early):,} of {len(mine):,} samples are not later than the last "
-            f"of {one.where}, of {last}. Split by time."
+            f"of {one.where} ({last}). Split by time."
         )
         findings.add("time_order", (one.split, other.split), message, len(early), examples)
 
@@ -192,7 +188,7 @@ def _by_digest(one: Survey) -> dict[bytes, list[int]]:
 
 
 def _specs(value: Any) -> Iterator[Mapping[str, Any]]:
-    """All components in a spec."""
+    """All components within a spec."""
     if isinstance(value, Mapping):
         if TARGET in value:
             yield value
@@ -219,25 +215,25 @@ def _windows(one: Survey) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int
 
 
 def _are_apart(spans: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Whether all windows of the one begin before all of the other; both in the order of starts."""
+    """Whether all windows of one begin before those of the other; both sorted by start."""
     return bool(spans[-1, 0] < others[0, 0] or others[-1, 0] < spans[0, 0])
 
 
 def _overlapped(spans: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.int64]:
-    """spans (N, 2), others (M, 2) in the order of starts -> (N,): one of the others that shares
-    rows with each, -1 if none does.
+    """spans (N, 2), others (M, 2) sorted by start -> (N,): one of the others that overlaps each,
+    -1 if none does.
     """
-    # The last that starts before the span stops
+    # The last one that starts before the span stops
     before = np.searchsorted(others[:, 0], spans[:, 1]) - 1
     furthest = np.maximum.accumulate(others[:, 1])
-    # Which of those so far stops last
+    # Of those up to here, the one that stops last
     reaching = np.maximum.accumulate(np.where(others[:, 1] == furthest, np.arange(len(others)), 0))
     at = np.where(before >= 0, reaching[before], -1)
     return np.where((at >= 0) & (others[at, 1] > spans[:, 0]), at, -1)
 
 
 def _times(one: Survey, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rows, and their times as numbers: as they are, or of dates in seconds."""
+    """Rows, and their times: numbers unchanged, dates in seconds."""
     rows, texts = one.texts(column)
     # Loaded when used
     import pandas as pd
@@ -251,7 +247,7 @@ def _times(one: Survey, column: str) -> tuple[NDArray[np.int64], NDArray[np.floa
             place = f"data.checks.time: {one.name(int(rows[at]))}"
             raise ConfigError(
                 f"{place}: {texts[at]!r} in {column!r} is neither a number nor a date such as "
-                "2026-01-31. Name another column."
+                "2026-01-31. Choose another column."
             )
         numbers = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
     return rows, numbers.to_numpy(dtype=np.float64)

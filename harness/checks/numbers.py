@@ -1,4 +1,4 @@
-"""Numbers that cannot be, or that say nothing."""
+"""Invalid and uninformative numbers."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from harness.checks.survey import Survey
 from harness.components import TARGET
 from harness.wording import some
 
-_IMPUTE = "Impute"  # treatments whose names begin so fill in what is missing
+_IMPUTE = "Impute"  # treatments whose names begin like this fill in missing values
 
 
 def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings: Findings) -> None:
-    """NaN, infinity and what is outside of data.checks.ranges, in any column; clipped ones; in the
-    training split also channels that never change.
+    """NaN, infinity, numbers outside data.checks.ranges and clipping in any column; in the training
+    split also constant channels.
     """
     imputed = _imputed(treatments)
     for name, of in one.channels.items():
@@ -30,17 +30,17 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
             (of.is_infinite, "infinite numbers"),
         ):
             message = (
-                f"{what.format(f'{len(rows):,}', bad)} Fix the data, leave them out, or fill them "
-                "in by harness.treatments.Impute."
+                f"{what.format(f'{len(rows):,}', bad)} Fix the data, remove the samples, or "
+                "fill the values in with harness.treatments.Impute."
             )
             findings.add(
                 "not_finite", [one.split], message, len(rows), [one.name(row) for row in rows]
             )
         if of.limits is not None:
             message = what.format(
-                f"{len(of.outside):,}", f"numbers outside of {of.limits[0]:g} to {of.limits[1]:g}"
+                f"{len(of.outside):,}", f"numbers outside {of.limits[0]:g} to {of.limits[1]:g}"
             )
-            advice = "A unit that differs, or a broken device? Fix the data, or data.checks.ranges."
+            advice = "A wrong unit, or a defective device? Fix the data, or data.checks.ranges."
             findings.add(
                 "out_of_range",
                 [one.split],
@@ -51,26 +51,26 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
         clipped = of.clipped(findings.settings.max_clipped)
         ends = [f"channel {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
         message = (
-            f"{one.where}: numbers in {name!r} heap at the end of their range. Was the device "
-            "driven too high, or are they cut off?"
+            f"{one.where}: numbers in {name!r} pile up at the end of their range. Was the "
+            "device overdriven, or are they cut off?"
         )
         findings.add("clipped", [one.split], message, len(clipped), ends)
         if one.split == "train":
             constant = of.constant()
             message = (
-                f"{one.where}: {len(constant):,} of {len(of.low):,} channels of {name!r} never "
-                f"change: {some(list(map(str, constant)))}."
+                f"{one.where}: {len(constant):,} of {len(of.low):,} channels of {name!r} are "
+                f"constant: {some(list(map(str, constant)))}."
             )
             findings.add(
                 "constant",
                 [one.split],
-                f"{message} They say nothing: is that a broken sensor or an empty column?",
+                f"{message} They carry no information: a defective sensor, or an empty column?",
                 len(constant),
             )
 
 
 def _imputed(treatments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The keys in which treatments fill in what is missing, and by which."""
+    """The keys in which treatments fill in missing values, and the names of those treatments."""
     found = {}
     for spec in treatments:
         name = str(spec[TARGET]).replace(":", ".").rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""What the checks found, for people and for programs."""
+"""The results of the checks, for people and for programs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +13,10 @@ SHOWN = 5  # examples of a finding
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem.
 
-    `check`: its setting in data.checks; `count`: of samples, groups, channels or classes;
-    `examples`: some of them.
+    `check`: its setting in data.checks; `count`: the number of samples, groups, channels or
+    classes; `examples`: some of them.
     """
 
     check: str
@@ -33,8 +33,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What was looked at of a split, how many samples each class has among it, and the rows of some
-    of them, by class.
+    """How much of a split was checked, the number of samples of each class in it, and the rows of
+    some of them, by class.
     """
 
     split: str
@@ -49,13 +49,13 @@ class SplitSummary:
             if self.looked_at == self.num_samples
             else f"{self.looked_at:,} ({self.looked_at / self.num_samples:.1%})"
         )
-        return f"data.{self.split}: {self.num_samples:,} samples, {share} looked at"
+        return f"data.{self.split}: {self.num_samples:,} samples, {share} checked"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings, worst first, what was looked at, and `notes`: what is worth knowing and wrong
-    with nothing.
+    """The findings, worst first, what was checked, and `notes`: facts worth knowing that are not
+    problems.
     """
 
     findings: Sequence[Finding]
@@ -66,7 +66,7 @@ class Report:
         return [finding for finding in self.findings if finding.level == "error"]
 
     def enforce(self, say: Callable[[str], None]) -> None:
-        """Say each warning; raise DataError with all errors in one message, if there are any."""
+        """Print each warning; raise one DataError with all errors, if there are any."""
         for finding in self.findings:
             if finding.level == "warn":
                 say(f"warning: {finding}")
@@ -74,8 +74,8 @@ class Report:
         if errors:
             lines = "\n  ".join(f"{finding.check}: {finding}" for finding in errors)
             raise DataError(
-                f"the data does not stand up to data.checks:\n  {lines}\n`fermarsi data check "
-                "CONFIG --html FILE` shows more."
+                f"the data does not pass data.checks:\n  {lines}\nFor more run `fermarsi data "
+                "check CONFIG --html FILE`."
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Report:
 
 
 class Findings:
-    """Collects findings, each at the level that data.checks gives its check."""
+    """Collects findings, each at the level that data.checks sets for its check."""
 
     def __init__(self, settings: ChecksConfig) -> None:
         self.settings = settings
@@ -108,7 +108,7 @@ class Findings:
         *,
         at_most: Level = "error",
     ) -> None:
-        """Take a finding, if there is something (`count`) and the check is on."""
+        """Add a finding if `count` is not 0 and the check is on."""
         level = getattr(self.settings, check)
         if count and level != "off":
             self.found.append(

@@ -1,6 +1,4 @@
-"""Which columns of a sample are what the network sees, and which are what it is to say: as the
-config's task has it.
-"""
+"""Which columns of a sample are inputs of the network and which are targets, by the task."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from harness.tasks.joint import Joint
 
 @dataclass(frozen=True)
 class Role:
-    """A target. `prefix`: how its head's metrics begin; `ignored`: the class that is none."""
+    """A target. `prefix`: of its head's metrics; `ignored`: the class that is not counted."""
 
     target: str
     is_class: bool
@@ -24,20 +22,20 @@ class Role:
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns that go into the network, and the targets."""
+    """The input columns of the network, and its targets."""
 
     inputs: tuple[str, ...]
     targets: tuple[Role, ...]
 
     @property
     def classes(self) -> tuple[Role, ...]:
-        """Those targets that are classes."""
+        """The targets that are classes."""
         return tuple(role for role in self.targets if role.is_class)
 
 
 def roles_of(task: Mapping[str, Any]) -> Roles:
-    """The roles that a task's spec gives to columns; of a task that is none of ours, what it calls
-    input and target.
+    """The roles that a task's spec gives to columns; for a user's own task, its arguments `input`
+    and `target`.
     """
     specs = dict(_tasks(task))
     inputs = dict.fromkeys(name for spec in specs.values() for name in _names(spec.get("input")))

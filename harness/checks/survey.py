@@ -1,4 +1,4 @@
-"""One pass over a split's samples, as its source gives them."""
+"""One pass over a split's samples, as its source returns them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ from harness.data.columns import Values, blocks_of, has_one_value, texts_of
 from harness.data.source import known_of
 from harness.errors import ConfigError
 
-BLANK_SIZE = 8  # a sample of so many numbers, all equal, is empty rather than the same as another
+BLANK_SIZE = 8  # a sample of this many numbers, all equal, is blank rather than a duplicate
 
 
 @dataclass
 class Survey:
-    """What is known of a split.
+    """What is known about a split.
 
-    Of the n samples looked at, `rows` (n,): `digests` of their content (None: blank), `columns` of
-    one text a sample, and `channels`: what their numbers are like, by key. `known`: texts of all
-    samples.
+    Of the n checked samples, `rows` (n,): `digests` of their content (None: blank), `columns` of
+    one text per sample, and `channels`: statistics of their numbers, by key. `known`: texts of
+    all samples.
     """
 
     split: str
@@ -39,9 +39,7 @@ class Survey:
         return f"data.{self.split}"
 
     def name(self, row: int) -> str:
-        """A sample for people: its number, and its file or its place in a recording where that is
-        known.
-        """
+        """A sample in messages: its index, and its file or its span of a recording, if known."""
         texts = {
             column: values[row]
             for column, values in self.known.items()
@@ -54,8 +52,8 @@ class Survey:
         return f"{self.where} {row:,}" + (f" ({place}{span})" if place else "")
 
     def labels(self, target: str) -> Sequence[str] | None:
-        """A target's values, one for each sample looked at; None if it is not there before the
-        treatments, or has several values a sample.
+        """A target's values, one for each checked sample; None if samples do not have it before the
+        treatments, or have several values each.
         """
         if target in self.columns:
             return self.columns[target]
@@ -66,16 +64,16 @@ class Survey:
         )
 
     def texts(self, column: str) -> tuple[NDArray[np.int64], Sequence[str]]:
-        """Rows and texts of a column: of all samples if the source knows them, else of those looked
-        at.
+        """Rows and texts of a column: of all samples if the source knows them, else of the checked
+        ones.
         """
         if column in self.known:
             return np.arange(self.num_samples), self.known[column]
         return self.rows, self.columns[column]
 
     def groups(self, columns: Sequence[str]) -> list[str]:
-        """What samples have in these columns, together: of all samples if the source knows the
-        columns, else of those looked at.
+        """The joined values of these columns: of all samples if the source knows the columns, else
+        of the checked ones.
         """
         of_all = all(name in self.known for name in columns)
         texts = [self.known[name] if of_all else self.labels(name) or () for name in columns]
@@ -92,7 +90,7 @@ def survey(
 ) -> Survey:
     """Read at most `limit` samples.
 
-    `asked`: columns of one text a sample that must be there. Raises ConfigError and DataError.
+    `asked`: columns of one text per sample that must exist. Raises ConfigError and DataError.
     """
     size = len(source)
     rows = np.unique(np.linspace(0, size - 1, min(limit, size)).astype(np.int64))
@@ -104,7 +102,7 @@ def survey(
         if unknown:
             raise ConfigError(
                 f"data.checks.ranges: samples of {where} have no {unknown[0]!r}, they have "
-                f"{', '.join(samples)}. Name one of those."
+                f"{', '.join(samples)}. Use one of these."
             )
         found.digests += digests_of(samples, content_of(samples, roles))
         for name in dict.fromkeys(
@@ -132,8 +130,8 @@ def survey(
 
 
 def content_of(samples: Mapping[str, Values], roles: Roles) -> list[str]:
-    """By which columns samples are told apart: what the network sees, if that is there before any
-    treatment; else all numbers but the targets.
+    """The columns by which samples are compared: the network's inputs, if samples have them before
+    any treatment; else all numbers except the targets.
     """
     if roles.inputs and all(name in samples for name in roles.inputs):
         return sorted(roles.inputs)
@@ -147,7 +145,7 @@ def content_of(samples: Mapping[str, Values], roles: Roles) -> list[str]:
 
 
 def digests_of(samples: Mapping[str, Values], names: Sequence[str]) -> list[bytes | None]:
-    """One a sample: of the kind, shape and bytes of its columns; None for a blank one."""
+    """One per sample: of the type, shape and bytes of its columns; None for a blank sample."""
     digests: list[bytes | None] = []
     for cells in zip(*(samples[name] for name in names), strict=True):
         hashed = hashlib.blake2b(digest_size=16)
@@ -163,7 +161,7 @@ def digests_of(samples: Mapping[str, Values], names: Sequence[str]) -> list[byte
 
 
 def _numbers(indices: list[int], values: Values) -> list[tuple[list[int], NDArray[Any]]]:
-    """(indices, their numbers): together, or one by one where shapes are unequal."""
+    """(indices, their numbers): together, or one by one if shapes differ."""
     if isinstance(values, np.ndarray):
         return [(indices, values)]
     return [

@@ -113,9 +113,9 @@ def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
     linked = pointed(run / "checkpoints", "best") is not None
     if best is None and not _says_how(listed) and (keep_best > 1 or not linked):
         raise CheckpointError(
-            f"{run}: which checkpoints are best cannot be told, so none is deleted: an earlier "
-            "version wrote them, without saying by what they are ranked. Launch the run once more, "
-            "or link checkpoints/best to the best one and set --keep-best 1."
+            f"{run}: it is not known which checkpoints are best, so none is deleted: an earlier "
+            "version wrote them without stating how they are ranked. Launch the run once more, or "
+            "link checkpoints/best to the best one and set --keep-best 1."
         )
     lease = Lease(run)
     lease.take()

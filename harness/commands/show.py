@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
+from harness.wording import printable
+
 
 class Result(Protocol):
     """What a command found."""
@@ -43,9 +45,14 @@ class Listing:
     def page(self) -> Iterator[str | Table]:
         table = Table(*self.columns)
         for row in self.rows:
-            table.add_row(*row.cells())
+            table.add_row(*map(printable, row.cells()))
         yield self.title
         yield table
+
+
+def say(text: str) -> None:
+    """Print a text for people, whoever wrote what is in it, on standard output."""
+    print(printable(text))
 
 
 def show(result: Result, as_json: bool, width: int | None = None) -> None:
@@ -55,6 +62,6 @@ def show(result: Result, as_json: bool, width: int | None = None) -> None:
         return
     for part in result.page():
         if isinstance(part, str):
-            print(part)
+            say(part)
         else:
             Console(markup=False, width=width).print(part)

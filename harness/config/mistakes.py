@@ -110,8 +110,8 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], draft: Draft) -> str:
         return f"no such key.{_suggestion(keys, value, draft.tree)}"
     if kind == "value_error":
         message = " ".join(dict.fromkeys(str(one["ctx"]["error"]) for one in errors))
-        told = isinstance(value, Mapping | BaseModel) or repr(value) in message
-        return ("" if told else f"{value!r}: ") + message + ("" if message.endswith("?") else ".")
+        named = isinstance(value, Mapping | BaseModel) or repr(value) in message
+        return ("" if named else f"{value!r}: ") + message + ("" if message.endswith("?") else ".")
     if all(one["type"] in _EXPECTED for one in errors):
         wanted = " or ".join(
             dict.fromkeys(_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in errors)

@@ -62,8 +62,8 @@ def read_config(
 
 
 def read_stored(path: Path) -> Config:
-    """A config that a run has stored, perhaps somebody else's, to be compared with: its components
-    are not looked at, and nothing of theirs is imported. Raises ConfigError.
+    """The stored config of a run, perhaps somebody else's, for comparison: its components are
+    neither checked nor imported. Raises ConfigError.
     """
     draft = _read(path, (), stored=True)
     config = _validated(Config, draft)

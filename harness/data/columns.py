@@ -1,5 +1,5 @@
-"""What is known of the samples of a source before any treatment: what it tells of them without
-reading, and what they hold.
+"""What is known about the samples of a source before any treatment: without reading them, and from
+reading them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ Values = NDArray[Any] | list[Any]
 def read_samples(source: Any, indices: Sequence[int], where: str) -> dict[str, Values]:
     """{name: (B, ...) numbers, or a list of B texts or arrays of unequal shapes}.
 
-    Raises DataError with the place of the trouble.
+    Raises a DataError that says which samples could not be read.
     """
     try:
         columns = as_columns(read_together(source, indices))
@@ -54,11 +54,10 @@ def blocks_of(
 
 
 def column_of(source: Any, name: str, where: str) -> list[str]:
-    """(N,) texts of a column: as the source knows it, else as its samples hold it, which reads them
-    all.
+    """(N,) texts of a column: known by the source, else read from all samples.
 
-    Raises ConfigError, with `where` as the setting that names the column, if there is no such
-    column of one value a sample.
+    Raises ConfigError, with `where` as the setting that names the column, if there is no
+    such column with one value per sample.
     """
     known = known_of(source)
     if name in known:
@@ -74,19 +73,19 @@ def texts_of(
 ) -> list[str]:
     """A column (B,) of read samples as texts.
 
-    Raises ConfigError if there is none, or if it holds more than one value a sample.
+    Raises ConfigError if there is none, or if it has several values per sample.
     """
     if name not in samples:
         names = [*known, *(other for other in samples if other not in known)]
         raise ConfigError(
-            f"{where}: nothing is known of {name!r}, only of "
+            f"{where}: no column {name!r} is known; the known columns are "
             f"{', '.join(names)}.{did_you_mean(name, names)}"
         )
     values = samples[name]
     if not has_one_value(values):
         raise ConfigError(
-            f"{where}: {name!r} has {np.asarray(values[0]).size} values a sample, where one is "
-            "needed. Name another column."
+            f"{where}: {name!r} has {np.asarray(values[0]).size} values per sample, where one is "
+            "needed. Choose another column."
         )
     return list(map(str, values.tolist() if isinstance(values, np.ndarray) else values))
 

@@ -125,8 +125,8 @@ def prepare(
     *,
     build: bool = True,
 ) -> Preparation:
-    """Fit what has to learn (`learned`: what an earlier launch's treatments did), and build what
-    the store lacks unless told not to. Rank 0 only.
+    """Fit the treatments that learn (`learned`: what those of an earlier launch learned), and
+    build what the store lacks if `build`. Rank 0 only.
 
     memo: the directory where hashes of files are remembered if there is no store. Raises
     ConfigError and DataError; `feedback.check_leave` may raise too.
@@ -150,7 +150,7 @@ def prepare(
     for name in names:
         split = split_config(config, name)
         treatments = build_treatments(config, name, learned)
-        # Without the code: whether it changed is compared, and told, on its own.
+        # Without the code: its changes are compared and reported separately.
         parts = [identity(spec, code=False) for spec in (split.source, *split.treatments)]
         known = [asdict(one) for one in learned]
         keys[name] = digest([VERSION, content[name], parts[0], parts[1:], known])

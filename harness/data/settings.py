@@ -9,7 +9,7 @@ from harness.settings import Names, Place, Section, Spec
 
 
 class SplitConfig(Section):
-    """Where the samples of a split come from and what is done to them."""
+    """The source of a split's samples and their treatments."""
 
     source: Spec = Field(
         description="The component that yields samples: anything with __len__ and __getitem__."
@@ -24,32 +24,32 @@ class SplitConfig(Section):
         for index, spec in enumerate(value):
             if spec.get(STAGE, "online") != "online":
                 raise ValueError(
-                    f"[{index}].{STAGE}: {spec[STAGE]!r}; only online can be set: what is done "
-                    "once or learns follows from the rest"
+                    f"[{index}].{STAGE}: {spec[STAGE]!r}; only online can be set: the other "
+                    "stages follow from the treatments"
                 )
         return value
 
 
 class TrainingSplitConfig(SplitConfig):
-    """Where the samples for training come from, what is done to them, and how often each comes."""
+    """The source of the training samples, their treatments, and how often each is drawn."""
 
     balance: str | None = Field(
         None,
         min_length=1,
         description=(
-            "A column, e.g. label, whose values get the same share of an epoch each, rare ones by "
-            "coming more often; null: each sample once."
+            "A column, e.g. label, whose values each get the same share of an epoch, rare ones by "
+            "repetition; null: each sample once."
         ),
     )
 
 
 class StoreConfig(Section):
-    """Where samples are kept ready."""
+    """The store of prepared samples."""
 
     dir: Place = Field(
         description=(
-            "A directory that runs may share: what sources and treatments give up to the first "
-            "online one, by content."
+            "A directory, which runs may share, for the output of sources and of the treatments "
+            "before the first online one, by content."
         )
     )
 
@@ -61,15 +61,15 @@ Range = Annotated[tuple[float, float], Field(strict=False)]
 
 
 class ChecksConfig(Section):
-    """What is looked for in the splits before the first step.
+    """Checks of the splits before the first step.
 
-    What is found ends the launch (error), is told (warn), or is not looked for (off).
+    A finding ends the launch (error) or is reported (warn); off turns a check off.
     """
 
     samples: int = Field(
         100_000,
         ge=1,
-        description="At most so many samples of each split are looked at, evenly spread.",
+        description="The maximum number of samples checked per split, evenly spread.",
     )
     duplicates: Found = Field(
         "error", description="Samples of two splits that have the same content."
@@ -80,8 +80,8 @@ class ChecksConfig(Section):
     groups: Names = Field(
         (),
         description=(
-            "Columns whose values belong together, e.g. subject; those of a ByGroup rule and "
-            "recordings are known."
+            "Columns that define groups, e.g. subject; those of ByGroup rules and recordings are "
+            "added."
         ),
     )
     shared_groups: Found = Field(
@@ -94,55 +94,56 @@ class ChecksConfig(Section):
         None,
         min_length=1,
         description=(
-            "The column of a sample's time, if train is before val and val before test; that of a "
-            "ByTime rule is known."
+            "The column of a sample's time, if train is before val and val before test; by default "
+            "that of a ByTime rule."
         ),
     )
     time_order: Found = Field(
-        "error", description="With time: a sample that is not later than all of the split before."
+        "error",
+        description="With time: a sample that is not later than all samples of the split before.",
     )
     not_finite: Found = Field(
         "error",
-        description="Numbers that are NaN or infinite; NaN where a treatment fills it in is fine.",
+        description="Numbers that are NaN or infinite; NaN that a treatment fills in is allowed.",
     )
     constant: Found = Field(
-        "warn", description="Channels or columns that are the same in all of the training split."
+        "warn", description="Channels or columns that are constant in the training split."
     )
     ranges: dict[str, Range] = Field(
         {},
         description=(
-            "The lowest and highest number that can be, by the key of a sample, e.g. {series: "
+            "The lowest and highest possible number, by the key in samples, e.g. {series: "
             "[-20, 20]}."
         ),
     )
-    out_of_range: Found = Field("error", description="With ranges: numbers outside of them.")
+    out_of_range: Found = Field("error", description="With ranges: numbers outside them.")
     clipped: Found = Field(
         "warn",
         description=(
-            "Numbers heaped at the end of their range, as of a device that was driven too high."
+            "Numbers that pile up at the end of their range, as from an overdriven device."
         ),
     )
     max_clipped: float = Field(
         0.01,
         gt=0,
         lt=1,
-        description="The share of a channel's numbers at the end of its range that is borne.",
+        description="The accepted share of a channel's numbers at the end of its range.",
     )
     missing_classes: Found = Field(
         "error",
         description=(
-            "Classes that the training split lacks; one that only another split lacks is told."
+            "Classes that the training split lacks; one that only another split lacks is a warning."
         ),
     )
     imbalance: Found = Field(
         "warn",
         description=(
-            "Classes of very different sizes, and targets that are reached by always saying the "
-            "same class."
+            "Classes of very different sizes, and targets that predicting one class for every "
+            "sample would reach."
         ),
     )
     max_imbalance: float = Field(
-        5.0, ge=1, description="How many times as large as the smallest class the largest may be."
+        5.0, ge=1, description="The accepted ratio of the largest to the smallest class."
     )
 
     @field_validator("ranges")
@@ -150,9 +151,7 @@ class ChecksConfig(Section):
     def _is_a_range(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         for key, (low, high) in value.items():
             if not low < high:
-                raise ValueError(
-                    f"{key}: {low:g} to {high:g} holds no number; give the lowest first"
-                )
+                raise ValueError(f"{key}: {low:g} to {high:g} is empty; give the lower end first")
         return value
 
     @model_validator(mode="after")
@@ -163,40 +162,40 @@ class ChecksConfig(Section):
             ("ranges", "out_of_range"),
         ):
             if getattr(self, given) and getattr(self, check) == "off":
-                raise ValueError(f"{given} has no effect with {check}: off; leave one of them out")
+                raise ValueError(f"{given} has no effect with {check}: off; remove one of them")
         return self
 
 
 class DataConfig(Section):
     """The splits."""
 
-    train: TrainingSplitConfig = Field(description="What is trained on.")
+    train: TrainingSplitConfig = Field(description="The training split.")
     val: SplitConfig | None = Field(
-        None, description="What is evaluated at the end of each interval."
+        None, description="The split that is evaluated at the end of each interval."
     )
     test: SplitConfig | None = Field(
-        None, description="What only `fermarsi evaluate` and `predict` look at."
+        None, description="The split for `fermarsi evaluate` and `predict` only."
     )
     store: StoreConfig | None = Field(
         None,
         description=(
-            "Keep what is done once, to be mapped into memory; null: do it anew for each "
+            "Store the output of one-time treatments, memory-mapped; null: compute it for each "
             "micro-batch."
         ),
     )
     checks: ChecksConfig = Field(
-        ChecksConfig(), description="What is looked for in the splits before the first step."
+        ChecksConfig(), description="Checks of the splits before the first step."
     )
     num_workers: int = Field(
         0,
         ge=0,
         description=(
-            "Processes that prepare micro-batches, for each training process; never changes the "
-            "result."
+            "Worker processes per training process that prepare micro-batches; does not affect "
+            "results."
         ),
     )
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """The splits whose metrics a training is judged by."""
+        """The splits that are evaluated during training."""
         return ("train",) if self.val is None else ("train", "val")

@@ -112,7 +112,7 @@ class Recurrent(nn.Module):
 
     def forward(self, series: Tensor) -> Tensor:
         _, state = self.cells(series.transpose(1, 2))
-        # (layers x directions, B, hidden), for an LSTM beside its cells
+        # (layers x directions, B, hidden); an LSTM returns its cells as well
         last = state[0] if isinstance(state, tuple) else state
         directions = 2 if self.cells.bidirectional else 1
         logits: Tensor = self.head(last[-directions:].transpose(0, 1).flatten(1))

@@ -1,1 +1,1 @@
-"""What a run directory holds beside checkpoints."""
+"""The contents of a run directory other than checkpoints."""

@@ -1,6 +1,6 @@
 """What a criterion of stopping is: the interface of its judge, and what the criteria share.
 
-To add one: a file beside this one with its settings and its judge, a field in settings.py, a line
+To add one: a file in this folder with its settings and its judge, a field in settings.py, a line
 in judges.py.
 """
 
@@ -52,7 +52,7 @@ class Judge(Protocol):
         return set()
 
     def needs(self) -> Iterator[tuple[str, str]]:
-        """What the settings need of each evaluation beside its metrics: a setting, and one of
+        """What the settings need from each evaluation besides its metrics: a setting, and one of
         epochs, samples, hours and lr.
         """
         return iter(())

@@ -1,7 +1,7 @@
 """The `stop:` section of a config: when a training is evaluated, and what ends it.
 
-Values only. Each criterion has a file beside this one with its settings, its judge, and what can be
-wrong with them for the metrics of a task (does the metric exist, can it reach the value).
+Values only. Each criterion has a file in this folder with its settings, its judge, and the possible
+problems of the settings for the metrics of a task (does the metric exist, can it reach the value).
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class StopSettings(Section):
     )
     divergence: tuple[Divergence, ...] = Field(
         (),
-        description="What ends the training as diverged besides a non-finite loss: one, or a list.",
+        description="Causes of divergence other than a non-finite loss: one, or a list.",
     )
     spike: Spike | None = Field(
         None,

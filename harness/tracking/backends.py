@@ -1,4 +1,4 @@
-"""The backends that a config asks for: W&B, the user's own, and those with their data on this
+"""The backends of a config: W&B, the user's own, and those with their data on this
 machine, TensorBoard and Trackio.
 
 These two are copies of metrics.jsonl that each launch makes anew: that costs little, and leaves no
@@ -21,7 +21,7 @@ from harness.tracking.weights_and_biases import WandbRun
 def open_backends(
     tracking: TrackingConfig, run: RunInfo, say: Callable[[str], None], *, live: bool = True
 ) -> list[Backend]:
-    """The backends that are on; none is imported or opened yet. `live`: while the run trains."""
+    """The backends that are enabled; none is imported or opened yet. `live`: while training."""
     found: list[Backend] = []
     if tracking.wandb is not None and tracking.wandb.mode != "disabled":
         found.append(WandbRun(tracking.wandb, run, say, live=live))
@@ -36,7 +36,7 @@ def open_backends(
 
 
 class UserBackend:
-    """A tracker of the user's own, made anew whenever it is opened, so that all it raises or waits
+    """A user's own tracker, built again whenever it is opened, so that all it raises or waits
     for happens in the thread that serves it.
     """
 
@@ -46,12 +46,12 @@ class UserBackend:
         self._backend: Backend | None = None
 
     def begin(self) -> int:
-        """Make it and open it. Raises ConfigError if it cannot be made."""
+        """Build and open it. Raises ConfigError if it cannot be built."""
         self._backend = components.build(self._spec, self._where, run=self._run)
         return self._opened().begin()
 
     def row(self, row: Row) -> None:
-        """Passed on, as all that follows."""
+        """Forwarded, as all calls below."""
         self._opened().row(row)
 
     def event(self, record: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ class TensorBoardFiles:
         self._run = run
 
     def begin(self) -> int:
-        """Begin a new event file and delete those of earlier launches."""
+        """Start a new event file and delete those of earlier launches."""
         from torch.utils.tensorboard import SummaryWriter
 
         directory = self._run.directory / "tensorboard"
@@ -94,16 +94,16 @@ class TensorBoardFiles:
         return 0
 
     def row(self, row: Row) -> None:
-        """Scalars by the metrics' names."""
+        """Scalars under the names of the metrics."""
         for name, value in row.values.items():
             self._writer.add_scalar(name, value, row.step)
         self._writer.flush()
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """Nothing: only the outcome is kept."""
+        """Does nothing: only the outcome is kept."""
 
     def finish(self, outcome: Outcome | None) -> None:
-        """Close the file, with the outcome as a text."""
+        """Close the file, with the outcome as text."""
         if outcome is not None:
             self._writer.add_text(
                 "outcome", f"**{outcome.reason}**: {outcome.detail}", outcome.step
@@ -111,7 +111,7 @@ class TensorBoardFiles:
         self._writer.close()
 
     def abandon(self) -> None:
-        """Nothing to be cut off."""
+        """Does nothing: there is no connection."""
 
 
 class TrackioRows:
@@ -132,7 +132,7 @@ class TrackioRows:
         self._written_at = float("-inf")
 
     def begin(self) -> int:
-        """Take out what earlier launches of this run wrote."""
+        """Delete what earlier launches of this run wrote."""
         from trackio.sqlite_storage import SQLiteStorage
 
         self._storage: Any = SQLiteStorage
@@ -149,14 +149,14 @@ class TrackioRows:
             self._write()
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def finish(self, outcome: Outcome | None) -> None:
-        """Write what waits."""
+        """Write the pending rows."""
         self._write()
 
     def abandon(self) -> None:
-        """Nothing to be cut off."""
+        """Does nothing: there is no connection."""
 
     def _write(self) -> None:
         self._storage.bulk_log(

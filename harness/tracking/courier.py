@@ -1,4 +1,4 @@
-"""How records get elsewhere: a thread for each backend reads metrics.jsonl as it grows.
+"""Delivery of records: a thread for each backend reads metrics.jsonl as it grows.
 
 A training never waits for it, and never ends by it.
 """
@@ -18,7 +18,7 @@ from harness.wording import first_line
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a backend knows of a run besides its records.
+    """What a backend knows about a run besides its records.
 
     `config`: the resolved config as plain values, `config_yaml` as a text.
     """
@@ -47,24 +47,24 @@ class Backend(Protocol):
         """
 
     def row(self, row: Row) -> None:
-        """Take the numbers of a step."""
+        """Receive the numbers of a step."""
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """Take note of an event, a record of metrics.jsonl: launch, verdict, save, outcome, ...;
+        """Receive an event, a record of metrics.jsonl: launch, verdict, save, outcome, ...;
         those of earlier launches come again.
         """
 
     def finish(self, outcome: Outcome | None) -> None:
-        """Send what is held back and close; without an outcome the launch fails."""
+        """Send what is pending and close; without an outcome the launch failed."""
 
     def abandon(self) -> None:
-        """Give up what is under way, for good; from any thread."""
+        """Abandon what is in progress, for good; from any thread."""
 
 
 def deliver(
     backend: Backend, records: Iterable[Mapping[str, Any]], outcome: Callable[[], Outcome | None]
 ) -> int:
-    """Send what the backend lacks, and end in order; the number of rows sent.
+    """Send what the backend lacks, and close it properly; returns the number of rows sent.
 
     A row is sent once it is whole: when that of a later step comes, or the outcome tells that
     nothing more does. What is held back is sent later.
@@ -92,7 +92,7 @@ def deliver(
 
 
 class Courier:
-    """Carries the records of a launch to a backend.
+    """Delivers the records of a launch to a backend.
 
     A backend that fails is opened once more, then let go with one line.
     """
@@ -110,12 +110,12 @@ class Courier:
         self._thread.start()
 
     def end(self, outcome: Outcome | None) -> None:
-        """No more records come; to be followed by `wait`."""
+        """No more records will follow; call `wait` next."""
         self._outcome = outcome
         self._ended.set()
 
     def wait(self, until: float) -> None:
-        """Let what was written be sent until that time of the monotonic clock, then give up."""
+        """Wait until what was written is sent, or until that time of the monotonic clock."""
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._give_up("did not finish in time")
@@ -128,7 +128,7 @@ class Courier:
                 f"{self._backend.name} {why}; {run / METRICS} has everything, `fermarsi track sync "
                 f"{run}` sends what is missing."
             )
-            # Whatever a backend raises while it is let go: nothing of it may reach the training
+            # Nothing that a backend raises while it is abandoned may reach the training
             with suppress(Exception):
                 self._backend.abandon()
 

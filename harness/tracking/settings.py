@@ -1,4 +1,4 @@
-"""The `tracking` section of a config: where records go beside metrics.jsonl."""
+"""The `tracking` section of a config: where records go in addition to metrics.jsonl."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -32,7 +32,7 @@ class WandbConfig(Section):
     checkpoints: bool = Field(
         False,
         description=(
-            "Keep with the W&B run where each checkpoint is, as an artifact; nothing of it is "
+            "Record the location of each checkpoint in the W&B run, as an artifact; nothing is "
             "uploaded."
         ),
     )
@@ -44,10 +44,10 @@ class TrackioConfig(Section):
     project: str = Field("fermarsi", min_length=1, description="The Trackio project.")
 
 
-# Backends of the harness's own
+# Built-in backends
 OWN = ("wandb", "tensorboard", "trackio")
 
-# What a tracker has to have: the methods of `harness.tracking.courier.Backend`
+# What a tracker must have: the methods of `harness.tracking.courier.Backend`
 BACKEND_METHODS = ("begin", "row", "event", "finish", "abandon")
 
 
@@ -55,7 +55,7 @@ def _backend(value: object) -> object:
     if value in OWN or (isinstance(value, dict) and TARGET in value):
         return value
     raise ValueError(
-        f"give {', '.join(OWN)}, or a tracker of your own: a mapping with {TARGET}: pkg.mod.Name "
+        f"give {', '.join(OWN)}, or your own tracker: a mapping with {TARGET}: pkg.mod.Name "
         f"and its arguments.{did_you_mean(value, OWN)}"
     )
 
@@ -66,14 +66,14 @@ Backend = Annotated[
 
 
 class TrackingConfig(Section):
-    """Where else records go. None of it can delay a training or end it."""
+    """Where else records go. No backend can delay or end a training."""
 
     backends: tuple[Backend, ...] = Field(
         (),
         strict=False,
         description=(
-            "What is on: wandb, tensorboard (RUN/tensorboard), trackio, or a tracker of your own. "
-            "A section given turns it on by itself."
+            "The enabled backends: wandb, tensorboard (RUN/tensorboard), trackio, or your own "
+            "tracker. A section for a backend also enables it."
         ),
     )
     wandb: WandbConfig | None = Field(
@@ -86,8 +86,8 @@ class TrackingConfig(Section):
         60.0,
         gt=0,
         description=(
-            "Seconds that the end of a run waits for what is left to be sent; an interrupted one "
-            "waits 10."
+            "Seconds that the end of a run waits for pending records to be sent; an interrupted "
+            "run waits 10."
         ),
     )
 
@@ -95,10 +95,10 @@ class TrackingConfig(Section):
     def _knows_the_project(self) -> Self:
         if "wandb" in self.backends and self.wandb is None:
             raise ValueError(
-                "backends names wandb, which needs a project: give tracking.wandb.project"
+                "backends names wandb, which needs a project: set tracking.wandb.project"
             )
         return self
 
     def uses(self, backend: str) -> bool:
-        """Whether records go there."""
+        """Whether a backend is enabled."""
         return backend in self.backends or getattr(self, backend, None) is not None

@@ -16,9 +16,9 @@ from harness.tracking.courier import Courier, RunInfo
 from harness.tracking.records import METRICS, cut_back
 from harness.tracking.settings import TrackingConfig
 
-# What an interrupted launch, which has been granted little time, spends on sending what is left
+# What an interrupted launch, which has little time, spends on sending pending records
 _INTERRUPTED_S = 10.0
-_FAILED_S = 2.0  # a launch that fails: other ranks may wait for this one to be gone
+_FAILED_S = 2.0  # a launch that fails: other ranks may wait for this one to exit
 
 
 class Tracker:
@@ -53,7 +53,7 @@ class Tracker:
         ]
 
     def train(self, record: Mapping[str, Any]) -> None:
-        """The training losses since the last record."""
+        """Training losses since the last record."""
         self._write("train", record)
         self.console.training(record)
 
@@ -63,7 +63,7 @@ class Tracker:
         self.console.evaluation(record)
 
     def verdict(self, verdict: Verdict, position: Mapping[str, Any]) -> None:
-        """What the stop controller said."""
+        """A verdict of the stop controller."""
         self._write("event", {**position, "event": "verdict", "verdict": verdict.to_json()})
         for warning in verdict.warnings:
             self.console.say(f"warning: {warning}")
@@ -72,7 +72,7 @@ class Tracker:
             self.console.say(f"stop: {verdict.reason}: {verdict.detail}")
 
     def save(self, report: SaveReport, position: Mapping[str, Any]) -> None:
-        """How a save ended."""
+        """The result of a save."""
         self._write("event", {**position, "event": "save", "save": report.to_json()})
         if report.warning is not None:
             self.warn(
@@ -81,26 +81,26 @@ class Tracker:
             )
         if report.error is not None:
             self.console.say(
-                f"warning: the checkpoint of step {report.step} was not saved, training goes on: "
+                f"warning: the checkpoint of step {report.step} was not saved; training continues: "
                 f"{report.error}"
             )
 
     def event(self, name: str, position: Mapping[str, Any], **details: Any) -> None:
-        """Anything else worth keeping, e.g. a resume."""
+        """Any other event, e.g. a resume."""
         self._write("event", {**position, "event": name, **details})
 
     def warn(self, text: str) -> None:
-        """A line for people."""
+        """Print a warning."""
         self.console.say(f"warning: {text}")
 
     def finish(self, outcome: Outcome, position: Mapping[str, Any]) -> None:
-        """The end of the launch: the outcome is recorded, and what waits to be sent is sent."""
+        """The end of the launch: record the outcome and send pending records."""
         self._write("event", {**position, "event": "outcome", "outcome": outcome.to_json()})
         self.close(outcome)
         self.console.outcome(outcome)
 
     def close(self, outcome: Outcome | None = None) -> None:
-        """Let what was written be sent, within a time limit; also called when a launch fails."""
+        """Send pending records within a time limit; also called when a launch fails."""
         self.console.close()
         limit_s = (
             _FAILED_S
@@ -122,7 +122,7 @@ class Tracker:
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps({"kind": kind, **record}) + "\n")
-        except OSError as error:  # a full disk must not end a training; the console still tells
+        except OSError as error:  # a full disk must not end a training; the console still reports
             self.warn(
                 f"{self._path}: a record of step {record.get('step')} was not written: "
                 f"{error.strerror}"

@@ -1,4 +1,4 @@
-"""One W&B run through all launches of a run.
+"""One W&B run for all launches of a run.
 
 Online the server is asked up to which step it has rows; later ones are sent from metrics.jsonl,
 earlier ones never again. So a step appears once, however launches ended. Offline each launch keeps
@@ -17,12 +17,12 @@ from harness.tracking.records import Row
 from harness.tracking.settings import WandbConfig
 from harness.wording import first_line, own_version
 
-# In a thread of its own: it delays nothing, and a server may be down for a while
+# In its own thread: it delays nothing, and a server may be down for a while
 _INIT_S = 300.0
 _SYNC_INIT_S = 60.0
-# Wandb's own is for ever; a launch gives up long before
+# Wandb itself would retry for ever; a launch gives up long before
 _FINISH_S = 600.0
-# Rows of a matrix that is worth a chart
+# The largest matrix for which a chart is drawn
 _LARGEST_TABLE = 100
 # Anything else is INFO
 _ALERTS = {"diverged": "ERROR", "interrupted": "WARN"}
@@ -54,20 +54,20 @@ class WandbRun:
         self._launches: list[dict[str, Any]] = []
 
     def begin(self) -> int:
-        """Go on with the run where W&B has it, or begin it."""
-        # Wandb's reports on itself to its makers: not asked for, and noisy without a network
+        """Resume the run where W&B has it, or create it."""
+        # Wandb's error reports to its developers: unsolicited, and noisy without a network
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         if self._wandb is not None:
-            self._kill()  # what is left of a first try
+            self._kill()  # left over from a first attempt
         self._wandb, self._row, self._launches = wandb, None, []
         if self._mode == "online" and (trouble := _cannot_log_in(wandb)):
             if self._abandoned or not self._live:
                 raise ConnectionError(trouble)
             self._say(
-                f"tracking.wandb: {trouble}: working offline; `fermarsi track sync "
-                f"{self._info.directory}` sends it later."
+                f"tracking.wandb: {trouble}: working offline. To upload later, run `fermarsi track "
+                f"sync {self._info.directory}`."
             )
             self._mode = "offline"
         options, info = self._options, self._info
@@ -89,7 +89,7 @@ class WandbRun:
                 init_timeout=_INIT_S if self._live else _SYNC_INIT_S,
                 finish_timeout=_FINISH_S,
                 x_transaction_log_flush_interval=1.0,
-                git_root=os.getcwd(),  # where the user's code is; by itself W&B looks in `dir`
+                git_root=os.getcwd(),  # the user's code; by default W&B looks in `dir`
                 console="off",
                 silent=True,
             ),
@@ -100,14 +100,14 @@ class WandbRun:
         return self._lacks
 
     def row(self, row: Row) -> None:
-        """A row of W&B's history, at its own step too, so that W&B itself refuses to take one
+        """A row of W&B's history, with W&B's own step too, so that W&B itself refuses to take one
         twice.
         """
         self._run.log({**row.values, "step": row.step}, step=row.step)
         self._row, self._tables = row, row.tables or self._tables
 
     def event(self, record: Mapping[str, Any]) -> None:
-        """The launches and where each went on from, in the config; checkpoints, if they are wanted,
+        """The launches and where each resumed, in the config; checkpoints, if enabled,
         as references.
         """
         if record["event"] == "launch":
@@ -127,7 +127,7 @@ class WandbRun:
             self._send_extra("checkpoints", lambda: self._refer_to(record["save"]))
 
     def finish(self, outcome: Outcome | None) -> None:
-        """The summary, charts of the last matrices and of the time ledger beside the last row, an
+        """The summary; charts of the last matrices and of the time ledger, with the last row; an
         alert.
         """
         if outcome is not None:
@@ -147,13 +147,13 @@ class WandbRun:
         self._run.finish(exit_code=0 if outcome is not None else 1)
 
     def abandon(self) -> None:
-        """Let W&B go; what it had not sent yet is in metrics.jsonl."""
+        """Abandon W&B; what it had not sent yet is in metrics.jsonl."""
         self._abandoned = True
         self._kill()
 
     def _kill(self) -> None:
         """End W&B's service process, and with it the exit hook that would wait for it."""
-        # Wandb's own innards in whatever state they are: nothing of this may reach the training
+        # Wandb's internals may be in any state: no error may reach the training
         with suppress(BaseException):
             self._wandb.sdk.wandb_setup.singleton()._connection._proc._process.kill()
         with suppress(BaseException):
@@ -167,9 +167,9 @@ class WandbRun:
             try:
                 call()
             except Exception as error:  # noqa: BLE001 - see above
-                # Whatever a server or wandb's client finds wrong with it
+                # Any error of a server or of wandb's client
                 self._broken.add(what)
-                self._say(f"Weights & Biases takes no {what} in this launch: {first_line(error)}")
+                self._say(f"Weights & Biases accepts no {what} in this launch: {first_line(error)}")
 
     def _charts(self, outcome: Outcome) -> dict[str, Any]:
         table, plot = self._wandb.Table, self._wandb.plot
@@ -207,7 +207,7 @@ class WandbRun:
             return
         path = Path(save["path"]).resolve()
         if not path.exists():
-            return  # another has taken its place since
+            return  # replaced by another since
         metadata = {"step": save["step"], "size_bytes": save["size_bytes"]}
         artifact = self._wandb.Artifact(
             f"checkpoint-{self._info.run_id}", type="checkpoint", metadata=metadata
@@ -217,7 +217,7 @@ class WandbRun:
 
 
 def _cannot_log_in(wandb: Any) -> str | None:
-    """Why there is nothing to log in with, None if there is.
+    """Why logging in is not possible, None if it is.
 
     Whether the server takes it shows when the run is opened.
     """
@@ -229,5 +229,5 @@ def _cannot_log_in(wandb: Any) -> str | None:
             else "no API key (set WANDB_API_KEY or run `wandb login`)"
         )
     except Exception as error:  # noqa: BLE001 - see above
-        # A key that cannot be one, a broken settings file: all the same here
+        # E.g. a malformed key or settings file
         return first_line(error)

@@ -26,7 +26,8 @@ def test_a_class_that_training_lacks_is_an_error_and_one_that_another_split_lack
         1,
     )
     assert (
-        "data.train: no sample of 1 of 3 classes in 'label': 1. It is in data.val." in error.message
+        "data.train: no samples of 1 of 3 classes in 'label': 1. Present in data.val."
+        in error.message
     )
     assert (warning.check, warning.level, warning.splits) == ("missing_classes", "warn", ("val",))
     assert not looked_at(
@@ -41,8 +42,8 @@ def test_imbalance_is_told_with_what_always_saying_the_largest_class_gives(tmp_p
     finding = only(looked_at(tmp_path, splits))
     assert (finding.check, finding.level) == ("imbalance", "warn")
     assert (
-        "class 1 of 'label' has 95 samples, class 0 5: always saying the former gives an accuracy "
-        "of 0.95" in finding.message
+        "class 1 of 'label' has 95 samples, class 0 5: always predicting the former gives an "
+        "accuracy of 0.95" in finding.message
     )
     assert "Set data.train.balance: label or task.class_weights: balanced" in finding.message
     assert not looked_at(tmp_path, splits, max_imbalance=19).findings
@@ -59,11 +60,12 @@ def test_a_target_that_saying_the_largest_class_reaches_is_told_even_if_it_is_re
     }
     report = looked_at(tmp_path, splits, targets=targets, balance="label")
     assert (
-        "target val/accuracy at least 0.95; always saying class 1 gives 0.95. Ask for more than "
-        "that" in only(report).message
+        "target val/accuracy at least 0.95; always predicting class 1 gives 0.95. Set a higher "
+        "target" in only(report).message
     )
     assert (
-        report.notes[0] == "target train/accuracy at least 0.96; always saying class 1 gives 0.95"
+        report.notes[0]
+        == "target train/accuracy at least 0.96; always predicting class 1 gives 0.95"
     )
 
 
@@ -98,9 +100,9 @@ def test_each_head_has_its_classes(tmp_path: Path) -> None:
         tmp_path, splits, task=task, targets={"val/size_accuracy": {"at_least": 0.5}}
     )
     assert [finding.message.partition(". ")[0] for finding in report.findings] == [
-        "target val/size_accuracy at least 0.5; always saying class 0 gives 0.5",
-        "data.train: class 0 of 'size' has 54 samples, class 1 6: always saying the former gives "
-        "an accuracy of 0.9",
+        "target val/size_accuracy at least 0.5; always predicting class 0 gives 0.5",
+        "data.train: class 0 of 'size' has 54 samples, class 1 6: always predicting the former "
+        "gives an accuracy of 0.9",
     ]
 
 
@@ -121,7 +123,7 @@ def test_classes_are_called_by_their_names_where_the_source_knows_them(tmp_path:
         [("0 (cat)", 20), ("1 (dog)", 2)],
         [("0 (cat)", 10)],
     ]
-    assert "no sample of 1 of 2 classes in 'label': 1 (dog)" in report.findings[0].message
+    assert "no samples of 1 of 2 classes in 'label': 1 (dog)" in report.findings[0].message
 
 
 def test_classes_that_a_treatment_is_to_make_are_not_looked_at_and_the_report_says_so(
@@ -132,8 +134,8 @@ def test_classes_that_a_treatment_is_to_make_are_not_looked_at_and_the_report_sa
     assert (report.findings, report.notes) == (
         [],
         [
-            "classes in 'label' were not looked at: samples have none before the treatments, or "
-            "more than one"
+            "classes in 'label' were not checked: samples have none before the treatments, or "
+            "several"
         ],
     )
 

@@ -74,14 +74,14 @@ def test_clean_pictures_pass_and_planted_leaks_among_them_are_found_with_their_f
     assert found.exit_code == 2
     told = found.stdout
     assert (
-        "error: duplicates: data.val: 1 of 12 samples (8.3%) have the same content as some in "
+        "error: duplicates: data.val: 1 of 12 samples (8.3%) have the same content as samples in "
         "data.train" in told
     )
     assert (
         f"    data.val 6 ({tmp_path}/pets/dog/c/0.png) = data.train 21 "
         f"({tmp_path}/pets/dog/a/3.png)\n" in told
     )
-    assert "target val/accuracy at least 0.9; always saying class 0 (cat) gives 0.5" in told
+    assert "target val/accuracy at least 0.9; always predicting class 0 (cat) gives 0.5" in told
     assert (tmp_path / "page.html").read_text().count("data:image/png") == 2
     shared = command("data", "check", path, "data.val.source.split.val=[b, c]", "--json")
     assert shared.exit_code == 2
@@ -167,7 +167,7 @@ def test_a_group_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     end = command("data", "check", ROOT / "configs" / "digits.yaml", "data.checks.groups=[writer]")
     assert (end.exit_code, end.stdout) == (2, "")
     assert (
-        "ConfigError: data.checks: data.train: nothing is known of 'writer', only of label, image."
-        in end.stderr
+        "ConfigError: data.checks: data.train: no column 'writer' is known; the known columns "
+        "are label, image." in end.stderr
     )
     assert "Traceback" not in end.stderr

@@ -19,7 +19,7 @@ def test_a_clean_set_passes_in_silence(tmp_path: Path, shape: tuple[int, ...]) -
     report.enforce(said.append)
     assert (said, report.findings) == ([], [])
     assert report.notes == [
-        f"target {split}/accuracy at least 0.9; always saying class 0 gives 0.3333"
+        f"target {split}/accuracy at least 0.9; always predicting class 0 gives 0.3333"
         for split in ("train", "val")
     ]
 
@@ -41,7 +41,7 @@ def test_a_sample_of_another_split_is_found(tmp_path: Path, kind: type) -> None:
         2,
     )
     assert (
-        "data.test: 2 of 30 samples (6.7%) have the same content as some in data.train"
+        "data.test: 2 of 30 samples (6.7%) have the same content as samples in data.train"
         in finding.message
     )
     assert finding.examples == ("data.test 4 = data.train 7", "data.test 9 = data.train 12")
@@ -96,7 +96,7 @@ def test_repeats_within_a_split_and_blank_samples_are_no_leak(tmp_path: Path) ->
     report = looked_at(tmp_path, splits)
     assert (report.findings, report.notes) == (
         [],
-        ["data.train: 1 samples repeat the content of another one in it"],
+        ["data.train: 1 samples repeat the content of another one"],
     )
 
 
@@ -166,7 +166,7 @@ def test_a_group_in_two_splits_is_found(tmp_path: Path) -> None:
         ("train", "val"),
         1,
     )
-    assert "data.val: 1 of 2 values of 'subject' are in data.train too" in finding.message
+    assert "data.val: 1 of 2 values of 'subject' also occur in data.train" in finding.message
     assert finding.examples == ("'b': 20 and 15 samples",)
     assert not looked_at(tmp_path, with_known(subject=people()), groups=["subject"]).findings
     # Nobody said that it is a group
@@ -208,12 +208,12 @@ def test_a_group_that_nothing_is_known_of_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=(
-            r"^data\.checks: data\.train: nothing is known of 'subjekt', only of subject, x, "
-            r"label\. Did you mean"
+            r"^data\.checks: data\.train: no column 'subjekt' is known; the known columns are "
+            r"subject, x, label\. Did you mean"
         ),
     ):
         looked_at(tmp_path, with_known(subject=people()), groups=["subjekt"])
-    with pytest.raises(ConfigError, match=r"'x' has 5 values a sample, where one is needed"):
+    with pytest.raises(ConfigError, match=r"'x' has 5 values per sample, where one is needed"):
         looked_at(tmp_path, three(), groups=["x"])
 
 
@@ -310,7 +310,7 @@ def test_parts_of_a_recording_that_time_tells_apart_are_no_leak(tmp_path: Path) 
         )
         assert (report.findings, report.notes[0]) == (
             [],
-            "data.val: 1 recordings are in data.train too, at another time",
+            "data.val: 1 recordings also occur in data.train, at other times",
         )
     # Then it counts
     assert looked_at(
@@ -351,8 +351,8 @@ def test_a_sample_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_sample_of_many_is_looked_at_evenly_and_the_report_says_so(tmp_path: Path) -> None:
     report = looked_at(tmp_path, {"train": clean(1, 100), "val": clean(2, 10)}, samples=10)
     assert list(map(str, report.summaries)) == [
-        "data.train: 100 samples, 10 (10.0%) looked at",
-        "data.val: 10 samples, all looked at",
+        "data.train: 100 samples, 10 (10.0%) checked",
+        "data.val: 10 samples, all checked",
     ]
     assert sorted(row for rows in report.summaries[0].some.values() for row in rows) == list(
         range(0, 100, 11)

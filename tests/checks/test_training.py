@@ -37,7 +37,7 @@ def test_a_leak_ends_a_launch_before_its_first_step_with_one_message(tmp_path: P
     ends = train_on_ranks(2, DIGITS, [f"run.dir={tmp_path / 'run'}", "data.val.source.split=train"])
     assert [end.exit_code for end in ends] == [2, 2]
     assert (
-        "duplicates: data.val: 1,085 of 1,085 samples (100.0%) have the same content as some in "
+        "duplicates: data.val: 1,085 of 1,085 samples (100.0%) have the same content as samples in "
         "data.train" in ends[0].stderr
     )
     assert "Traceback" not in ends[0].stderr + ends[1].stderr

@@ -268,8 +268,8 @@ def test_a_config_over_a_base_with_overrides() -> None:
         ("tracking.wandb={}", "tracking.wandb.project: is missing. The W&B project."),
         (
             "tracking.backends=[wandbb]",
-            "tracking.backends[0]: 'wandbb': give wandb, tensorboard, trackio, or a tracker of "
-            "your own: a mapping with _target_: pkg.mod.Name and its arguments. Did you mean "
+            "tracking.backends[0]: 'wandbb': give wandb, tensorboard, trackio, or your own "
+            "tracker: a mapping with _target_: pkg.mod.Name and its arguments. Did you mean "
             "wandb?",
         ),
         (
@@ -368,7 +368,8 @@ def test_an_unknown_key_suggests_the_one_that_was_meant(
 def test_an_unknown_key_that_resembles_none_lists_those_that_there_are() -> None:
     assert (
         mistake("train.qqq=3")
-        == "override train.qqq=3: train.qqq: no such key. There are clip_grad_norm, precision."
+        == "override train.qqq=3: train.qqq: no such key. There are clip_grad_norm, "
+        "find_unused_parameters, precision."
     )
 
 
