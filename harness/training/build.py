@@ -1,5 +1,6 @@
 """From a config to a run: the only composition root."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -73,10 +74,10 @@ def build(
     with ledger.account("resume"):
         loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
         if loaded is None:
-            for line in ranks.together(lambda: start_weights(engine.network, config)):
-                tracker.console.say(line)
+            tell(ranks.together(lambda: start_weights(engine.network, config)), tracker)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
+    patience = training_patience(config, ranks, interruption)
     ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
     run = Run(
         config=config,
@@ -89,15 +90,7 @@ def build(
         agenda=agenda,
         engine=engine,
         task=task,
-        feed=open_feed(
-            config,
-            data,
-            sampling,
-            slots,
-            engine.device,
-            progress.step,
-            training_patience(config, ranks, interruption),
-        ),
+        feed=open_feed(config, data, sampling, slots, engine.device, progress.step, patience),
         losses=LossWindow(ranks),
         train_metrics=IntervalMetrics(task.metrics()),
         plans=evaluation_plans(config, data.splits, interruption),
@@ -116,6 +109,12 @@ def build(
     restore_rest(loaded, run)
     introduce(run)
     return run
+
+
+def tell(lines: Sequence[str], tracker: Tracker) -> None:
+    """On the console."""
+    for line in lines:
+        tracker.console.say(line)
 
 
 def run_info(config: Config, launch: Launch) -> RunInfo:
