@@ -14,13 +14,13 @@ from harness.checks.report import Report, SplitSummary
 from harness.checks.roles import Roles
 from harness.checks.survey import content_of
 from harness.commands.report import PAGE
+from harness.commands.show import writing
 from harness.data.columns import Values, read_samples
-from harness.errors import ConfigError
 
 # Shown of a split
 CLASSES = 30
 
-# Numbers of a sample that are shown as numbers; more are drawn as a line
+# Samples with at most this many numbers are shown as numbers; larger ones are plotted
 WIDEST_ROW = 32
 
 _RGB = (3, 4)
@@ -46,15 +46,9 @@ def write_page(
         f"<h3>data.{html.escape(one.split)}</h3>{_samples(one, sources[one.split], roles)}"
         for one in report.summaries
     ]
-    try:
-        path.write_text(
-            PAGE.format(title=html.escape(title), body="\n".join(parts)), encoding="utf-8"
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"--html: {path}: {error.strerror or error}. Give a file in a directory that exists "
-            "and may be written to."
-        ) from error
+    page = PAGE.format(title=html.escape(title), body="\n".join(parts))
+    with writing("--html", path):
+        path.write_text(page, encoding="utf-8")
 
 
 def _findings(report: Report) -> str:
@@ -65,7 +59,7 @@ def _findings(report: Report) -> str:
             f"<tr><td class={one.level}>{one.level}<td>{html.escape(one.check)}"
             f"<td>{html.escape(one.message)}<ul>{examples}</ul>"
         )
-    found = f"<table>{''.join(rows)}</table>" if rows else "<p class=reason>Nothing was found.</p>"
+    found = f"<table>{''.join(rows)}</table>" if rows else "<p class=reason>No problems found.</p>"
     notes = "".join(
         f"<li>{html.escape(note)}" for note in [*map(str, report.summaries), *report.notes]
     )
@@ -73,7 +67,7 @@ def _findings(report: Report) -> str:
 
 
 def _counts(looked: Sequence[SplitSummary]) -> str:
-    """A row a class, a column a split."""
+    """A row per class, a column per split."""
     names = list(dict.fromkeys(name for one in looked for name in one.classes))
     if names in ([""], []):
         return ""
@@ -94,20 +88,15 @@ def _samples(one: SplitSummary, source: Any, roles: Roles) -> str:
     names = list(one.some)[:CLASSES]
     where = f"data.{one.split}"
     read = {name: read_samples(source, one.some[name], where) for name in names}
-    shown = content_of(next(iter(read.values())), roles)
-    pictures = [key for key in shown if _is_picture(next(iter(read.values()))[key][0])]
-    drawn = [f"<p>{html.escape(key)}</p>{_drawn(key, read)}" for key in pictures]
-    rest = [
-        key
-        for key in next(iter(read.values()))
-        if key not in pictures and not _is_picture(next(iter(read.values()))[key][0])
-    ]
-    more = (
-        f"<p>{len(one.some) - CLASSES:,} more classes are not shown.</p>"
-        if len(one.some) > CLASSES
-        else ""
-    )
-    return "".join(drawn) + (_table(read, rest) if not pictures else "") + more
+    first = next(iter(read.values()))
+    drawable = [key for key, cells in first.items() if _is_picture(cells[0])]
+    pictures = [key for key in content_of(first, roles) if key in drawable]
+    page = "".join(f"<p>{html.escape(key)}</p>{_drawn(key, read)}" for key in pictures)
+    if not pictures:
+        page = _table(read, [key for key in first if key not in drawable])
+    if len(one.some) > CLASSES:
+        page += f"<p>{len(one.some) - CLASSES:,} more classes are not shown.</p>"
+    return page
 
 
 def _is_picture(cell: Any) -> bool:
@@ -116,7 +105,7 @@ def _is_picture(cell: Any) -> bool:
 
 
 def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> str:
-    """A row a sample."""
+    """A row per sample."""
     rows = []
     for name, samples in read.items():
         for cells in zip(*(samples[key] for key in keys), strict=True):
@@ -130,8 +119,8 @@ def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> str
 
 
 def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> str:
-    """A figure with a row a class: pictures, the middle ones of clips, and lines of what has one
-    axis of time.
+    """A figure with a row per class: images, the middle frames of clips, and line plots of data
+    with one time axis.
     """
     from matplotlib.figure import Figure
 
@@ -154,7 +143,7 @@ def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> str:
 
 
 def _draw(axes: Any, cell: Cell, column: int, row: int) -> None:
-    """Into the square [column, column + 0.9] x [row, row + 0.9]; y points down."""
+    """Draw into the square [column, column + 0.9] x [row, row + 0.9]; y points down."""
     if cell.ndim >= 3:
         axes.imshow(
             _picture(cell),
