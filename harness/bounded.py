@@ -1,13 +1,23 @@
-"""Reading files that somebody else may have put there: regular ones, of a bounded size."""
+"""Reading files that somebody else may have put there, or that a crash has torn: regular ones, of a
+bounded size, as JSON of a bounded depth.
+"""
 
 import errno
+import json
 import os
 import stat
+from collections.abc import Iterator
 from io import BufferedReader, FileIO
 from pathlib import Path
+from typing import Any
 
 # Of one small file of a run directory
 MAX_BYTES = 16 * 2**20
+
+# Of one line of a longer one; tables of many classes are long
+MAX_LINE_BYTES = 256 * 2**20
+
+_DIGITS = 18  # of a whole number; one with more is a float, which takes any
 
 
 def open_regular(path: Path, *, links: bool = True) -> FileIO:
@@ -34,3 +44,37 @@ def read_bytes(path: Path, most: int = MAX_BYTES, *, links: bool = True) -> byte
         if size_bytes > most:
             raise OSError(errno.EFBIG, f"{size_bytes:,} bytes, of at most {most:,}", str(path))
         return file.read(size_bytes)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """One JSON value. Raises ValueError, also for one that is nested too deeply."""
+    try:
+        return json.loads(data, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a small file of a run directory holds; no link is followed. Raises OSError and
+    ValueError.
+    """
+    return parse_json(read_bytes(path, links=False))
+
+
+def json_lines(path: Path, *, links: bool = False) -> Iterator[tuple[bytes, Any]]:
+    """Each line of a file that is JSON, and what it says; others, such as half a line that a crash
+    left at the end, are passed over. Raises OSError.
+    """
+    with BufferedReader(open_regular(path, links=links)) as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            if len(line) == MAX_LINE_BYTES:
+                raise OSError(errno.EFBIG, f"a line of more than {len(line):,} bytes", str(path))
+            try:
+                found = parse_json(line)
+            except ValueError:
+                continue
+            yield line, found
+
+
+def _whole(text: str) -> int | float:
+    return int(text) if len(text) <= _DIGITS else float(text)

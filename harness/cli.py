@@ -13,9 +13,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from harness.commands.show import show
+from harness.commands.show import say, show
 from harness.errors import HarnessError
-from harness.wording import shown
+from harness.wording import printable, shown
 
 app = typer.Typer(
     help="Train for as long as it pays, keep the best model, resume exactly.",
@@ -115,7 +115,7 @@ def predict(
     """Write a trained network's predictions, one row per sample."""
     from harness.commands.predict import write_predictions
 
-    print(write_predictions(path, split, source, out, allow or ()))
+    say(write_predictions(path, split, source, out, allow or ()))
 
 
 @app.command()
@@ -123,7 +123,7 @@ def report(run: RunPath) -> None:
     """Write one self-contained HTML page with the run's plots."""
     from harness.commands.report import write_report
 
-    print(write_report(run))
+    say(str(write_report(run)))
 
 
 @app.command()
@@ -134,7 +134,7 @@ def status(run: RunPath, as_json: Json = False) -> None:
     from harness.rundir.status import read_status
 
     found = read_status(run)
-    print(json.dumps(found.to_json()) if as_json else found.text)
+    say(json.dumps(found.to_json()) if as_json else found.text)
     raise typer.Exit(found.exit_code)
 
 
@@ -209,7 +209,7 @@ def trace(
     from harness.commands.trace import compare
 
     comparison, code = compare(run, other)
-    print(comparison)
+    say(comparison)
     raise typer.Exit(code)
 
 
@@ -234,7 +234,7 @@ def export(
 
     found = find_checkpoint(path)
     export(found, out)
-    print(f"{out}: the model of {found}")
+    say(f"{out}: the model of {found}")
 
 
 @checkpoints.command("list")
@@ -265,7 +265,7 @@ def prune(
     from harness.commands.checkpoints import prune_run
 
     for path in prune_run(run, keep_last, keep_best):
-        print(f"{path}: deleted")
+        say(f"{path}: deleted")
 
 
 @data.command()
@@ -319,7 +319,7 @@ def prune_store(
     from harness.commands.data import prune_store
 
     for entry in prune_store(configs):
-        print(f"{entry.path}: deleted ({entry.size_bytes / 1e6:,.1f} MB)")
+        say(f"{entry.path}: deleted ({entry.size_bytes / 1e6:,.1f} MB)")
 
 
 @track.command()
@@ -329,7 +329,7 @@ def sync(run: RunPath, overrides: Overrides = None, allow: Allow = None) -> None
     """
     from harness.commands.track import sync_run
 
-    print(*sync_run(run, overrides or (), allow or ()), sep="\n")
+    say("\n".join(sync_run(run, overrides or (), allow or ())))
 
 
 def guarded(command: Callable[[], Any]) -> Any:
@@ -337,7 +337,7 @@ def guarded(command: Callable[[], Any]) -> Any:
     try:
         return command()
     except HarnessError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:

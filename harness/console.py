@@ -9,9 +9,11 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.status import Status
+from rich.text import Text
 
 from harness.rundir.outcome import Outcome
 from harness.stopping.budget import Budget, time_left_s
+from harness.wording import printable
 
 # Between two lines about training steps where nothing can be redrawn, e.g. in a log file
 PLAIN_EVERY_S = 10.0
@@ -39,7 +41,7 @@ class Console:
     def say(self, text: str) -> None:
         """One line as it is."""
         if self._rich is not None:
-            self._rich.print(text, markup=False)
+            self._rich.print(printable(text), markup=False)
 
     def training(self, record: Mapping[str, Any]) -> None:
         """The state at a log point, with rate and time left."""
@@ -79,10 +81,10 @@ class Console:
 
     def _show(self, line: str) -> None:
         if self._live is None and self._rich is not None:
-            self._live = self._rich.status(line)
+            self._live = self._rich.status("")
             self._live.start()
         if self._live is not None:
-            self._live.update(line)
+            self._live.update(Text(printable(line)))
 
     def outcome(self, outcome: Outcome) -> None:
         """The end: the best model, where it is, and where the time went."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import parse_json, read_bytes
 from harness.errors import DataError
 
 
@@ -75,7 +76,7 @@ def write_json(
 def read_json(path: Path) -> Any:
     """What a file that can be made again holds. Raises DataError."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_bytes(path))
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: {error}. Delete {path.parent}: it will be built again."

@@ -18,6 +18,13 @@ Key = str | int
 Keys = tuple[Key, ...]
 
 
+# What moves a terminal's cursor, colours it, turns the direction of writing, or cannot be written
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+    "|[\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
 class Mistake(NamedTuple):
     """What is wrong with the value at some keys.
 
@@ -65,6 +72,13 @@ def origin(error: BaseException) -> str:
     own = [one for one in frames if not _NOT_OWN.search(one.filename)]
     frame = (own or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a page, whoever wrote it: line breaks and tabs are kept, other
+    characters that control something are shown escaped.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown(value: Any) -> str:

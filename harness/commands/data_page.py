@@ -1,21 +1,22 @@
 """The checks' report as one self-contained HTML page, with pictures of samples of each class."""
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from harness.checks.report import Report, SplitSummary
 from harness.checks.roles import Roles
 from harness.checks.survey import content_of
-from harness.commands.report import PAGE
+from harness.commands.page import drawing, page, section
 from harness.commands.show import writing
 from harness.data.columns import Values, read_samples
+from harness.wording import printable
 
 # Shown of a split
 CLASSES = 30
@@ -24,9 +25,16 @@ CLASSES = 30
 WIDEST_ROW = 32
 
 _RGB = (3, 4)
-_STYLE = (
-    "<style>.error{color:#b00020;font-weight:600}.warn{color:#8a5a00;font-weight:600}"
-    "td{font-variant-numeric:tabular-nums}</style>"
+
+_FINDINGS = """<h2>Findings</h2>
+{% if found %}<table>{% for one in found -%}
+<tr><td class={{ one.level }}>{{ one.level }}<td>{{ one.check }}<td>{{ one.message }}<ul>
+{%- for example in one.examples %}<li>{{ example }}{% endfor %}</ul>{% endfor %}</table>
+{% else %}<p class=reason>No problems found.</p>{% endif %}
+<ul>{% for note in notes %}<li>{{ note }}{% endfor %}</ul>"""
+_TABLE = (
+    "<table><tr>{% for one in head %}<th>{{ one }}{% endfor %}"
+    "{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}{% endfor %}{% endfor %}</table>"
 )
 
 
@@ -41,62 +49,58 @@ def write_page(
     `sources`: by split, to read the pictured samples from. Raises ConfigError if it cannot be
     written, and DataError.
     """
-    parts = [_STYLE, _findings(report), "<h2>Samples</h2>", _counts(report.summaries)]
-    parts += [
-        f"<h3>data.{html.escape(one.split)}</h3>{_samples(one, sources[one.split], roles)}"
-        for one in report.summaries
+    notes = [*map(str, report.summaries), *report.notes]
+    sections = [
+        section(_FINDINGS, found=report.findings, notes=notes),
+        section("<h2>Samples</h2>{{ counts }}", counts=_counts(report.summaries)),
     ]
-    page = PAGE.format(title=html.escape(title), body="\n".join(parts))
+    with drawing():
+        sections += [
+            section(
+                "<h3>data.{{ name }}</h3>{{ samples }}",
+                name=one.split,
+                samples=_samples(one, sources[one.split], roles),
+            )
+            for one in report.summaries
+        ]
     with writing("--html", path):
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page(title, sections), encoding="utf-8")
 
 
-def _findings(report: Report) -> str:
-    rows = []
-    for one in report.findings:
-        examples = "".join(f"<li>{html.escape(example)}" for example in one.examples)
-        rows.append(
-            f"<tr><td class={one.level}>{one.level}<td>{html.escape(one.check)}"
-            f"<td>{html.escape(one.message)}<ul>{examples}</ul>"
-        )
-    found = f"<table>{''.join(rows)}</table>" if rows else "<p class=reason>No problems found.</p>"
-    notes = "".join(
-        f"<li>{html.escape(note)}" for note in [*map(str, report.summaries), *report.notes]
-    )
-    return f"<h2>Findings</h2>{found}<ul>{notes}</ul>"
-
-
-def _counts(looked: Sequence[SplitSummary]) -> str:
+def _counts(looked: Sequence[SplitSummary]) -> Markup:
     """A row per class, a column per split."""
     names = list(dict.fromkeys(name for one in looked for name in one.classes))
     if names in ([""], []):
-        return ""
-    head = "".join(f"<th>data.{html.escape(one.split)}" for one in looked)
+        return Markup()
     rows = [
-        f"<tr><td>{html.escape(name)}"
-        + "".join(f"<td>{one.classes.get(name, 0):,} ({_share(one, name):.1%})" for one in looked)
+        [name, *(f"{one.classes.get(name, 0):,} ({_share(one, name):.1%})" for one in looked)]
         for name in names
     ]
-    return f"<table><tr><th>class{head}{''.join(rows)}</table>"
+    return section(_TABLE, head=["class", *(f"data.{one.split}" for one in looked)], rows=rows)
 
 
 def _share(one: SplitSummary, name: str) -> float:
     return one.classes.get(name, 0) / max(1, one.looked_at)
 
 
-def _samples(one: SplitSummary, source: Any, roles: Roles) -> str:
+def _samples(one: SplitSummary, source: Any, roles: Roles) -> Markup:
     names = list(one.some)[:CLASSES]
     where = f"data.{one.split}"
     read = {name: read_samples(source, one.some[name], where) for name in names}
     first = next(iter(read.values()))
     drawable = [key for key, cells in first.items() if _is_picture(cells[0])]
     pictures = [key for key in content_of(first, roles) if key in drawable]
-    page = "".join(f"<p>{html.escape(key)}</p>{_drawn(key, read)}" for key in pictures)
-    if not pictures:
-        page = _table(read, [key for key in first if key not in drawable])
-    if len(one.some) > CLASSES:
-        page += f"<p>{len(one.some) - CLASSES:,} more classes are not shown.</p>"
-    return page
+    drawn = [
+        section("<p>{{ key }}</p>{{ drawn }}", key=key, drawn=_drawn(key, read)) for key in pictures
+    ]
+    rest = [key for key in first if key not in drawable]
+    return section(
+        "{% for one in drawn %}{{ one }}{% endfor %}{{ table }}"
+        "{% if more > 0 %}<p>{{ more }} more classes are not shown.</p>{% endif %}",
+        drawn=drawn,
+        table=Markup() if pictures else _table(read, rest),
+        more=len(one.some) - CLASSES,
+    )
 
 
 def _is_picture(cell: Any) -> bool:
@@ -104,21 +108,17 @@ def _is_picture(cell: Any) -> bool:
     return array.dtype.kind in "biuf" and (array.ndim >= 2 or array.size > WIDEST_ROW)
 
 
-def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> str:
+def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> Markup:
     """A row per sample."""
-    rows = []
-    for name, samples in read.items():
-        for cells in zip(*(samples[key] for key in keys), strict=True):
-            texts = (str(np.asarray(cell).tolist()).strip("[]") for cell in cells)
-            rows.append(
-                f"<tr><td>{html.escape(name)}"
-                + "".join(f"<td>{html.escape(text)}" for text in texts)
-            )
-    head = "".join(f"<th>{html.escape(key)}" for key in keys)
-    return f"<table><tr><th>class{head}{''.join(rows)}</table>"
+    rows = [
+        [name, *(str(np.asarray(cell).tolist()).strip("[]") for cell in cells)]
+        for name, samples in read.items()
+        for cells in zip(*(samples[key] for key in keys), strict=True)
+    ]
+    return section(_TABLE, head=["class", *keys], rows=rows)
 
 
-def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> str:
+def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> Markup:
     """A figure with a row per class: images, the middle frames of clips, and line plots of data
     with one time axis.
     """
@@ -131,19 +131,20 @@ def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> str:
         for column, cell in enumerate(samples[key]):
             _draw(axes, np.asarray(cell), column, row)
     axes.set(xlim=(0, widest), ylim=(len(read), 0), xticks=[], yticks=np.arange(len(read)) + 0.45)
-    axes.set_yticklabels([name or key for name in read])
+    axes.set_yticklabels([printable(name or key) for name in read])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
-    return (
-        f'<img alt="samples of {html.escape(key)}" '
-        f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return section(
+        '<img alt="samples of {{ key }}" src="data:image/png;base64,{{ data }}">',
+        key=key,
+        data=base64.b64encode(buffer.getvalue()).decode(),
     )
 
 
 def _draw(axes: Any, cell: Cell, column: int, row: int) -> None:
-    """Draw into the square [column, column + 0.9] x [row, row + 0.9]; y points down."""
+    """Into the square [column, column + 0.9] x [row, row + 0.9]; y points down."""
     if cell.ndim >= 3:
         axes.imshow(
             _picture(cell),

@@ -14,6 +14,7 @@ from harness.stopping.history import History, read_history
 from harness.stopping.replay import Replay, replay
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import show
+from harness.wording import printable
 
 
 def replay_command(
@@ -28,7 +29,9 @@ def replay_command(
     """Print what settings would have decided; returns the exit code. `config` is optional for the
     directory of a run. Raises ConfigError.
     """
-    from harness.config.read import read_section  # what reads YAML is not needed to replay
+    # What reads YAML and draws tables is not needed to replay
+    from harness.commands.show import say
+    from harness.config.read import read_section
 
     stored = config is None
     if config is None:
@@ -45,7 +48,7 @@ def replay_command(
         listed = [{"settings": one.label, **one.to_json()} for one in replays]
         print(json.dumps({"sweep": listed} if sweep else replays[0].to_json()))
     else:
-        print("\n".join(comparison(replays, recorded) if sweep else story(replays[0])))
+        say("\n".join(comparison(replays, recorded) if sweep else story(replays[0])))
     if plot is not None:
         draw(replays, recorded, plot)
     return 0
@@ -169,6 +172,13 @@ def draw(replays: Sequence[Replay], history: History, path: Path) -> None:
     """Plot the metrics behind the verdicts, with a line where each set of settings stops. Raises
     ConfigError.
     """
+    from harness.commands.page import drawing
+
+    with drawing():
+        _draw(replays, history, path)
+
+
+def _draw(replays: Sequence[Replay], history: History, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -181,7 +191,10 @@ def draw(replays: Sequence[Replay], history: History, path: Path) -> None:
             (one.step, one.metrics[name]) for one in history.evaluations if name in one.metrics
         ]
         axes.plot(
-            [step for step, _ in points], [value for _, value in points], marker=".", label=name
+            [step for step, _ in points],
+            [value for _, value in points],
+            marker=".",
+            label=printable(name),
         )
     for index, one in enumerate(replays):
         if one.stop_index is not None:

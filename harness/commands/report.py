@@ -2,33 +2,33 @@
 its time ledger.
 """
 
-import html
-import io
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
 
+from harness.commands.page import drawing, figure_svg, page, section
 from harness.config.document import to_yaml
 from harness.config.read import read_section, read_values
 from harness.durable import replace_file
 from harness.errors import ConfigError
+from harness.rundir.ledger import ACCOUNTS
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import expand
 from harness.tracking.records import METRICS, read_records
+from harness.wording import printable
 
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body{{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}
-body{{color:#222}}h1{{margin-bottom:0}}table{{border-collapse:collapse}}svg{{max-width:100%;height:auto}}
-td,th{{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}}
-pre{{background:#f5f5f5;padding:1rem;overflow:auto}}.reason{{font-size:1.15rem}}</style>
-<h1>{title}</h1>{body}</html>
-"""
+# Names of metrics that are drawn, and classes of a table; reports are for people
+MAX_CURVES = 60
+MAX_CLASSES = 1000
+_MAX_TABLES = 12
+_LARGEST = 1e100  # that can be drawn
+_SUMMARY = """<p class=reason><b>{{ reason }}</b>: {{ detail }}</p>
+<table>{% for name, value in rows.items() %}<tr><th>{{ name }}<td>{{ value }}{% endfor %}</table>"""
 
 
 def write_report(directory: Path) -> Path:
@@ -46,31 +46,40 @@ def write_report(directory: Path) -> Path:
     training = [record for record in records if record["kind"] == "train"]
     outcome = read_outcome(directory)
     config = directory / "config.yaml"
-    sections = [
-        _summary(outcome, records[-1]),
-        "<h2>Curves</h2>",
-        _curves(training, evaluations, _targets(read_section(config, StopSettings, stored=True))),
-    ]
-    tables = evaluations[-1].get("tables", {}) if evaluations else {}
-    if tables:
-        sections += [f"<h2>At step {evaluations[-1]['step']:,}</h2>", _confusions(tables)]
-    if outcome is not None:
-        sections += ["<h2>Time</h2>", _time(outcome.time)]
-    sections += ["<h2>Config</h2>", f"<pre>{html.escape(to_yaml(read_values(config)))}</pre>"]
+    targets = _targets(read_section(config, StopSettings, stored=True))
+    with drawing():
+        sections = [
+            _summary(outcome, records[-1]),
+            section("<h2>Curves</h2>{{ curves }}", curves=_curves(training, evaluations, targets)),
+        ]
+        tables = evaluations[-1].get("tables", {}) if evaluations else {}
+        if tables:
+            sections.append(
+                section(
+                    "<h2>At step {{ step }}</h2>{{ tables }}",
+                    step=f"{evaluations[-1]['step']:,}",
+                    tables=_confusions(tables),
+                )
+            )
+        if outcome is not None:
+            sections.append(_time(outcome.time))
+    sections.append(
+        section("<h2>Config</h2><pre>{{ text }}</pre>", text=to_yaml(read_values(config)))
+    )
     path = directory / "report.html"
     try:
-        page = PAGE.format(
-            title=html.escape(f"fermarsi: {directory.name}"), body="\n".join(sections)
-        )
-        replace_file(path, page, sync=False)
+        replace_file(path, page(f"fermarsi: {directory.name}", sections), sync=False)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}. Make the run directory writable.") from error
     return path
 
 
-def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> str:
+def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> Markup:
     if outcome is None:
-        return f"<p class=reason>No outcome yet: the last record is of step {last['step']:,}.</p>"
+        return section(
+            "<p class=reason>No outcome yet: the last record is of step {{ step }}.</p>",
+            step=f"{last['step']:,}",
+        )
     best, saved_s = outcome.best, outcome.time.get("saved_s", 0.0)
     kept = "none"
     if best:
@@ -85,13 +94,7 @@ def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> str:
         "time saved": f"about {saved_s:,.1f} s of training before the budget's end",
         "exact": f"{'yes' if outcome.exact else 'no'}: {outcome.exact_reason}",
     }
-    cells = "".join(
-        f"<tr><th>{html.escape(name)}<td>{html.escape(str(value))}" for name, value in rows.items()
-    )
-    return (
-        f"<p class=reason><b>{html.escape(outcome.reason)}</b>: "
-        f"{html.escape(outcome.detail)}</p><table>{cells}</table>"
-    )
+    return section(_SUMMARY, reason=outcome.reason, detail=outcome.detail, rows=rows)
 
 
 def _targets(stop: StopSettings) -> dict[str, float]:
@@ -105,11 +108,12 @@ def _curves(
     training: Sequence[Mapping[str, Any]],
     evaluations: Sequence[Mapping[str, Any]],
     targets: Mapping[str, float],
-) -> str:
-    names = sorted(
+) -> Markup:
+    found = sorted(
         {name.split("/", 1)[1] for record in evaluations for name in record if "/" in name}
         | {"loss"}
     )
+    names = found[:MAX_CURVES]
     figure, grid = _figure(len(names))
     for axes, name in zip(grid, names, strict=False):
         if name == "loss":
@@ -125,48 +129,66 @@ def _curves(
                 axes.axhline(
                     targets[f"{split}/{name}"], color=color, linestyle=":", label=f"{split} target"
                 )
-        axes.set(title=name, xlabel="step")
+        axes.set(title=printable(name)[:80], xlabel="step")
         axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    more = len(found) - len(names)
+    left_out = f"{more:,} more metrics are not drawn." if more else ""
+    return figure_svg(figure) + section("<p>{{ left_out }}</p>", left_out=left_out)
 
 
 def _points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     pairs = [
-        (record["step"], record[name])
+        (record["step"], float(record[name]))
         for record in records
-        if isinstance(record.get(name), int | float) and math.isfinite(record[name])
+        if type(record.get(name)) in (int, float) and abs(record[name]) < _LARGEST
     ]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def _confusions(tables: Mapping[str, Any]) -> str:
-    figure, grid = _figure(len(tables))
-    for axes, (name, rows) in zip(grid, sorted(tables.items()), strict=False):
-        matrix = np.asarray(rows, dtype=float)
+def _confusions(tables: Mapping[str, Any]) -> Markup:
+    """Of those tables that are square and not too large to be looked at."""
+    matrices = {
+        name: matrix
+        for name, rows in sorted(tables.items())[:_MAX_TABLES]
+        if (matrix := _matrix(rows)) is not None
+    }
+    if not matrices:
+        return section("<p>No table that can be drawn.</p>")
+    figure, grid = _figure(len(matrices))
+    for axes, (name, matrix) in zip(grid, matrices.items(), strict=False):
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set(title=name, xlabel="predicted", ylabel="true")
+        axes.set(title=printable(name)[:80], xlabel="predicted", ylabel="true")
         if len(matrix) <= 20:
-            for row, column in np.ndindex(matrix.shape):
-                if matrix[row, column]:
-                    color = "white" if shares[row, column] > 0.5 else "black"
-                    axes.text(
-                        column,
-                        row,
-                        int(matrix[row, column]),
-                        ha="center",
-                        va="center",
-                        fontsize=6,
-                        color=color,
-                    )
-    return _svg(figure)
+            for row, column in np.argwhere(matrix):
+                axes.text(
+                    column,
+                    row,
+                    f"{matrix[row, column]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if shares[row, column] > 0.5 else "black",
+                )
+    return figure_svg(figure)
 
 
-def _time(seconds: Mapping[str, float]) -> str:
+def _matrix(rows: Any) -> NDArray[np.float64] | None:
+    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_CLASSES:
+        return None
+    try:
+        matrix = np.asarray(rows, dtype=np.float64)
+    except (ValueError, TypeError):
+        return None
+    fits = matrix.shape == (len(rows),) * 2 and bool((np.abs(matrix) < _LARGEST).all())
+    return matrix if fits else None
+
+
+def _time(seconds: Mapping[str, float]) -> Markup:
     booked = {
-        name.removesuffix("_s"): value
-        for name, value in seconds.items()
-        if name.endswith("_s") and name != "saved_s"
+        name: seconds[f"{name}_s"]
+        for name in ACCOUNTS
+        if 0 <= seconds.get(f"{name}_s", -1) < _LARGEST
     }
     figure, (axes,) = _figure(1, height=2.6)
     axes.barh(list(booked), list(booked.values()), color="tab:blue")
@@ -175,7 +197,11 @@ def _time(seconds: Mapping[str, float]) -> str:
         title=f"goodput {seconds.get('goodput', 0):.0%} of {sum(booked.values()):,.1f} s",
         xlabel="seconds",
     )
-    return _svg(figure) + f"<!-- {json.dumps(dict(seconds))} -->"
+    return section(
+        "<h2>Time</h2>{{ drawn }}<p>{{ told }}</p>",
+        drawn=figure_svg(figure),
+        told=", ".join(f"{name} {value:,.1f} s" for name, value in booked.items()),
+    )
 
 
 def _figure(count: int, height: float = 3.2) -> tuple[Any, list[Any]]:
@@ -188,10 +214,3 @@ def _figure(count: int, height: float = 3.2) -> tuple[Any, list[Any]]:
     for axes in grid[count:]:
         axes.axis("off")
     return figure, grid
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import ConfigError
+from harness.wording import printable
 
 
 class Result(Protocol):
@@ -47,7 +48,7 @@ class Listing:
     def page(self) -> Iterator[str | Table]:
         table = Table(*self.columns)
         for row in self.rows:
-            table.add_row(*row.cells())
+            table.add_row(*map(printable, row.cells()))
         yield self.title
         yield table
 
@@ -64,6 +65,11 @@ def writing(option: str, path: Path) -> Iterator[None]:
         ) from error
 
 
+def say(text: str) -> None:
+    """Print a text for people, whoever wrote what is in it, on standard output."""
+    print(printable(text))
+
+
 def show(result: Result, as_json: bool, width: int | None = None) -> None:
     """Print it on standard output; `width` of tables in characters, by default the terminal's."""
     if as_json:
@@ -71,6 +77,6 @@ def show(result: Result, as_json: bool, width: int | None = None) -> None:
         return
     for part in result.page():
         if isinstance(part, str):
-            print(part)
+            say(part)
         else:
             Console(markup=False, width=width).print(part)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from harness.errors import ConfigError
+from harness.training.trace import read_trace
 
 
 def compare(run: Path, other: Path | None) -> tuple[str, int]:
@@ -27,7 +28,7 @@ def compare(run: Path, other: Path | None) -> tuple[str, int]:
 
 def _read(run: Path) -> dict[int, dict[str, object]]:
     path = run / "trace.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = list(read_trace(path))
     if not records:
         raise ConfigError(f"{path}: no trace. Train with log.trace=true.")
     return {record["step"]: record for record in records}

@@ -13,7 +13,7 @@ from harness.config.read import read_section, read_values
 from harness.config.schema import RunConfig
 from harness.errors import ConfigError
 from harness.rundir.lease import Lease
-from harness.rundir.outcome import read_outcome
+from harness.rundir.outcome import Outcome, read_outcome
 from harness.tracking.backends import open_backends
 from harness.tracking.courier import Backend, RunInfo, deliver
 from harness.tracking.records import METRICS, read_records
@@ -53,16 +53,18 @@ def sync_run(run: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     lease = Lease(run)
     lease.take()
     try:
+        outcome = read_outcome(run)
         return [
-            f"{backend.name}: {_sync(backend, run, records):,} rows sent" for backend in backends
+            f"{backend.name}: {_sync(backend, outcome, records):,} rows sent"
+            for backend in backends
         ]
     finally:
         lease.release()
 
 
-def _sync(backend: Backend, run: Path, records: Sequence[dict[str, object]]) -> int:
+def _sync(backend: Backend, outcome: Outcome | None, records: Sequence[dict[str, object]]) -> int:
     try:
-        return deliver(backend, records, lambda: read_outcome(run))
+        return deliver(backend, records, lambda: outcome)
     except BaseException as error:
         with suppress(Exception):
             backend.abandon()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from harness.bounded import read_bytes
 from harness.errors import HarnessError, RankError
 
 FILE = "step-in-work"
@@ -33,7 +34,7 @@ class Crash:
 def last_crash(run: Path) -> Crash | None:
     """The crash that ended the previous launch; None if it ended in order or before a step."""
     try:
-        step, crashed, times = map(int, (run / FILE).read_text().split())
+        step, crashed, times = map(int, read_bytes(run / FILE, 100, links=False).split())
     except (OSError, ValueError):
         return None
     return Crash(step, times + 1 if step == crashed else 1)

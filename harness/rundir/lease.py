@@ -20,11 +20,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import read_json
 from harness.durable import replace_file
 from harness.errors import CheckpointError, ConfigError
 from harness.rundir.links import refuse_links
 
 _NUMBER = re.compile(r"[0-9]{8,18}")
+MAX_NUMBER = 10**12
+MAX_BEAT_S = 60.0
 # Of a lease that was being written when its process died
 _TEMPORARY = re.compile(r"\.[0-9]{8,18}-[0-9a-f]{8}")
 
@@ -61,6 +64,11 @@ class Lease:
             self._directory.mkdir(parents=True, exist_ok=True)
             while not self._number:
                 last = self._last()
+                if last >= MAX_NUMBER:
+                    raise ConfigError(
+                        f"{self._directory}: holds a lease numbered {last}, which no launch has "
+                        "written. Remove it."
+                    )
                 if last:
                     self.message = self._look_at(last, check_leave)
                 self._create(last + 1)
@@ -156,7 +164,9 @@ class Lease:
     ) -> bool:
         """Watch a lease for change."""
         # The holder may beat slower than this process would.
-        deadline = time.monotonic() + max(self._watch_s, 3 * float(before.get("beat_s", 0.0)))
+        beat_s = before.get("beat_s")
+        beat_s = min(beat_s, MAX_BEAT_S) if isinstance(beat_s, int | float) else 0.0
+        deadline = time.monotonic() + max(self._watch_s, 3 * beat_s)
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._watch_s / 10))
             check_leave()
@@ -186,16 +196,12 @@ class Lease:
     def _read(self, number: int) -> dict[str, Any]:
         """A lease, {} if it is gone or was never completed."""
         try:
-            holder = json.loads(self._path(number).read_bytes())
+            return _holder(self._path(number))
         except (FileNotFoundError, ValueError):
             return {}
-        return holder if isinstance(holder, dict) else {}
 
     def _last(self) -> int:
-        return max(
-            (int(name) for name in os.listdir(self._directory) if _NUMBER.fullmatch(name)),
-            default=0,
-        )
+        return _last_number(self._directory)
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:08}"
@@ -206,15 +212,26 @@ def holder(run: Path) -> tuple[str | None, bool | None]:
     of another machine. Waits for nothing.
     """
     try:
-        number = max(
-            int(path.name) for path in (run / "lease").iterdir() if _NUMBER.fullmatch(path.name)
-        )
-        found = json.loads((run / "lease" / f"{number:08}").read_bytes())
+        number = _last_number(run / "lease")
+        found = _holder(run / "lease" / f"{number:08}")
     except (OSError, ValueError):
         return None, False
     if found.get("released"):
         return None, False
     return f"launch {number} on {found.get('host')}, process {found.get('pid')}", _lives(found)
+
+
+def _last_number(directory: Path) -> int:
+    numbers = (int(name) for name in os.listdir(directory) if _NUMBER.fullmatch(name))
+    return max(numbers, default=0)
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """What a lease says. Raises OSError, and ValueError for what is none."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError("no lease")
+    return found
 
 
 def _encode(holder: Mapping[str, Any]) -> str:
@@ -238,7 +255,8 @@ def _lives(holder: Mapping[str, Any]) -> bool | None:
     machine = _machine()
     if machine is None or holder.get("machine") != machine:
         return None
-    return holder.get("started") is not None and _start_of(int(holder["pid"])) == holder["started"]
+    pid, started = holder.get("pid"), holder.get("started")
+    return started is not None and type(pid) is int and _start_of(pid) == started
 
 
 def _machine() -> str | None:

@@ -11,7 +11,7 @@ launches the ledger lives in `ledger.json` (for what came after the last checkpo
 checkpoint (for what that checkpoint keeps).
 """
 
-import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import read_json
 from harness.durable import write_json
 
 TRAINING = ("data_wait", "compute", "evaluation", "checkpoint_stall")
@@ -112,16 +113,14 @@ class Ledger:
             )
 
     def _left_behind(self) -> dict[str, Any] | None:
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return None
         try:
-            left: dict[str, Any] = json.loads(self._path.read_text())
-            return (
-                left
-                if isinstance(left["wall_s"], float) and set(left["totals"]) <= set(ACCOUNTS)
-                else None
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            left: dict[str, Any] = read_json(self._path)
+            seconds = [left["wall_s"], *left["totals"].values()]
+            fits = all(isinstance(one, float) and math.isfinite(one) for one in seconds)
+            return left if fits and set(left["totals"]) <= set(ACCOUNTS) else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # half a line after a power cut: the time it held is counted as idle
 
     def _switch(self, name: str) -> str:

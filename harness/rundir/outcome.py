@@ -1,13 +1,16 @@
 """Why and where a run ended: outcome.json, and the exit code that follows from it."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import read_bytes
 from harness.durable import write_json
 from harness.errors import CheckpointError
+from harness.wording import first_line
 
 FILE = "outcome.json"
 DIVERGED = 3
@@ -74,12 +77,35 @@ def read_outcome(directory: Path) -> Outcome | None:
     CheckpointError if it cannot be understood.
     """
     path = directory / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        return Outcome.from_json(json.loads(path.read_text()))
+        return _checked(read_bytes(path, links=False))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: cannot be understood: {error}. Remove it; the checkpoints tell where the run "
-            "stands."
+            f"{path}: cannot be understood: {first_line(error)}. Remove it; the checkpoints tell "
+            "where the run stands."
         ) from error
+
+
+@dataclass(frozen=True)
+class _Best:
+    metric: str
+    value: float
+    step: int
+    checkpoint: str | None
+
+
+def _checked(data: bytes) -> Outcome:
+    """Raises ValueError for what no launch has written."""
+    # Slow to import, and a launch does not read its own outcome
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        outcome = TypeAdapter(Outcome).validate_json(data, strict=True)
+        if outcome.best is not None:
+            TypeAdapter(_Best).validate_json(json.dumps(outcome.best), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return outcome

@@ -3,13 +3,14 @@ file. No torch, no pandas: it starts at once.
 """
 
 import csv
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import MAX_LINE_BYTES, open_regular, parse_json
 from harness.errors import ConfigError
 from harness.stopping.verdict import Evaluation
 
@@ -54,7 +55,9 @@ def read_history(path: Path) -> History:
     last = -1
     try:
         for where, values in (
-            _csv_records(source) if source.suffix.lower() == ".csv" else _json_records(source)
+            _csv_records(source)
+            if source.suffix.lower() == ".csv"
+            else _json_records(source, links=source == path)
         ):
             step = _step(where, values)
             if step < last:
@@ -90,17 +93,17 @@ def read_history(path: Path) -> History:
     )
 
 
-def _json_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
+def _json_records(path: Path, *, links: bool) -> Iterator[tuple[str, dict[str, float]]]:
     """Place and numbers of each record that tells of an evaluation; half a line that a crash left
     at the end is passed over.
     """
-    with path.open(encoding="utf-8") as file:
-        for line_number, line in enumerate(file, 1):
+    with TextIOWrapper(open_regular(path, links=links), encoding="utf-8") as file:
+        for line_number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), ""), 1):
             where = f"{path}, line {line_number}"
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError as error:
                 if not line.endswith("\n"):
                     return

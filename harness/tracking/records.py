@@ -3,6 +3,7 @@ step twice.
 """
 
 import json
+import os
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.bounded import json_lines, parse_json
 from harness.durable import replace
+from harness.errors import ConfigError
 
 METRICS = "metrics.jsonl"
 POLL_S = 0.2
@@ -50,10 +53,15 @@ class Row:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; an incomplete last line, left by a crash, is skipped."""
-    if path.exists():
-        with path.open("rb") as file:
-            yield from filter(None, map(_parsed, file))
+    """The records of a metrics.jsonl; what is none, such as half a line that a crash left at the
+    end, is skipped. Raises ConfigError.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        yield from filter(None, (_record(found) for _, found in json_lines(path)))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
 def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
@@ -79,21 +87,28 @@ def cut_back(path: Path, step: int) -> None:
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     with temporary.open("x") as file:
         file.writelines(
-            json.dumps(record) + "\n"
-            for record in read_records(path)
-            if record.get("step", 0) <= step
+            json.dumps(record) + "\n" for record in read_records(path) if record["step"] <= step
         )
     replace(temporary, path)
 
 
 def evaluations(path: Path) -> Sequence[dict[str, Any]]:
     """The evaluation records of a run, in order."""
-    return [record for record in read_records(path) if record.get("kind") == "eval"]
+    return [record for record in read_records(path) if record["kind"] == "eval"]
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        return _record(parse_json(line))
     except ValueError:
         return None
-    return record if isinstance(record, dict) else None
+
+
+def _record(found: Any) -> dict[str, Any] | None:
+    """What a line says, if it is a record."""
+    if not isinstance(found, dict) or type(step := found.get("step")) is not int or step < 0:
+        return None
+    kind = found.get("kind")
+    is_event = kind == "event" and isinstance(found.get("event"), str)
+    is_measured = kind in ("train", "eval") and isinstance(found.get("tables", {}), dict)
+    return found if is_event or is_measured else None

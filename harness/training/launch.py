@@ -23,7 +23,7 @@ from harness.rundir.outcome import INTERRUPTED, exit_code
 from harness.training.determinism import explain
 from harness.training.parallel import start_accelerator
 from harness.training.train import train
-from harness.wording import first_line
+from harness.wording import first_line, printable
 
 MEETING_SPARE_S = 5.0  # beyond run.timeout_s, for torch to find out by itself
 
@@ -164,7 +164,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         if error.origin_rank == ranks.rank or (
             error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
         ):
-            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
     traceback.print_exception(error)
     return 1

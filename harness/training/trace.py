@@ -7,30 +7,26 @@ metrics.jsonl.
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from harness.bounded import json_lines
 from harness.data.sampling import Sampling
 from harness.durable import replace_file
+from harness.errors import ConfigError
 
 
 class Trace:
     """Writes on rank 0, from one step on."""
 
     def __init__(self, path: Path, from_step: int) -> None:
-        kept = (
-            [
-                line
-                for line in path.read_text().splitlines()
-                if json.loads(line)["step"] <= from_step
-            ]
-            if path.exists()
-            else []
-        )
-        replace_file(path, "".join(f"{line}\n" for line in kept), sync=False)
+        kept = [one for one in read_trace(path) if one["step"] <= from_step]
+        replace_file(path, "".join(f"{json.dumps(one)}\n" for one in kept), sync=False)
         self._path = path
 
     def write(
@@ -48,6 +44,20 @@ class Trace:
         }
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def read_trace(path: Path) -> Iterator[dict[str, Any]]:
+    """The steps of a trace.jsonl; what is none, such as half a line that a crash left at the end,
+    is passed over. Raises ConfigError.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        for _, found in json_lines(path):
+            if isinstance(found, dict) and type(found.get("step")) is int:
+                yield found
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix the file.") from error
 
 
 def digest(network: nn.Module) -> str:
