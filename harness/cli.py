@@ -49,7 +49,7 @@ def _find_own_code(given: T) -> T:
 
 
 def _trusted(allow: list[str] | None) -> list[str]:
-    """What the user allows, here and by FERMARSI_ALLOW."""
+    """What the user allows, on the command line and in FERMARSI_ALLOW."""
     always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
     given = [one for one in [*(allow or ()), *always] if one]
     _find_own_code([one for one in given if "/" not in one])
@@ -75,7 +75,7 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(
         help="Trust components of the run whose dotted path begins so, or, with a /, files in this "
-        "directory; repeat for more. FERMARSI_ALLOW, with a colon between several, says so always.",
+        "directory; repeat for more. FERMARSI_ALLOW, separated by colons, allows them always.",
         metavar="PREFIX|DIR/",
         callback=_trusted,
     ),
@@ -85,7 +85,7 @@ SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train to the end, or go on from where the run stands."""
+    """Train until the end, or continue a run from its last checkpoint."""
     from harness.training.launch import launch, leave_process
 
     leave_process(launch(config, overrides or []))
@@ -112,7 +112,7 @@ def predict(
     ] = "",
     allow: Allow = None,
 ) -> None:
-    """Write a trained network's predictions, one row a sample."""
+    """Write a trained network's predictions, one row per sample."""
     from harness.commands.predict import write_predictions
 
     say(write_predictions(path, split, source, out, allow or ()))
@@ -156,7 +156,7 @@ def describe(
         typer.Option(min=1, help="Modules inside each other that get a row each; by default all."),
     ] = None,
 ) -> None:
-    """The network as a micro-batch flows through it: shapes, parameters, and the memory that
+    """The network with the shapes of a micro-batch, its parameters, and the memory that
     training takes.
     """
     from harness.commands.describe import describe_network, page_width
@@ -280,7 +280,7 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Look for leaks between splits, broken numbers and imbalance; exit code 2 if there is what
+    """Check for leaks between splits, invalid numbers and imbalance; exit code 2 if there is what
     `data.checks` calls an error.
     """
     from harness.commands.data import check_config
@@ -292,7 +292,7 @@ def check(
 
 @data.command()
 def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Do what is done once for each sample, and keep the result in the config's store."""
+    """Apply one-time treatments, and keep the result in the config's store."""
     from harness.commands.data import build_store
 
     show(build_store(config, overrides or ()), as_json)
@@ -300,7 +300,7 @@ def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False
 
 @data.command()
 def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """What the config's store holds, and which of it the config's splits use."""
+    """The entries of the config's store, and which of them its splits use."""
     from harness.commands.data import inspect_store
 
     show(inspect_store(config, overrides or ()), as_json)
@@ -315,7 +315,7 @@ def prune_store(
         ),
     ],
 ) -> None:
-    """Delete all of the store that no split of these configs uses."""
+    """Delete the store entries that no split of these configs uses."""
     from harness.commands.data import prune_store
 
     for entry in prune_store(configs):
@@ -324,8 +324,8 @@ def prune_store(
 
 @track.command()
 def sync(run: RunPath, overrides: Overrides = None, allow: Allow = None) -> None:
-    """Send what is missing there, from metrics.jsonl; tracking.* settings may be changed, e.g.
-    tracking.wandb.project=NAME.
+    """Send missing records from metrics.jsonl to the run's trackers; tracking.* settings may be
+    changed, e.g. tracking.wandb.project=NAME.
     """
     from harness.commands.track import sync_run
 

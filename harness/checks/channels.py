@@ -33,12 +33,8 @@ class Channels:
     def add(self, rows: Sequence[int], values: NDArray[Any]) -> None:
         """values: (B, ...) of the samples `rows`."""
         size = len(values)
-        # (B, C, L)
-        grid = (
-            values.reshape(size, 1, 1)
-            if values.ndim == 1
-            else values.reshape(size, values.shape[1], -1)
-        )
+        num_channels = 1 if values.ndim == 1 else values.shape[1]
+        grid = values.reshape(size, num_channels, -1)  # (B, C, L)
         finite = np.isfinite(grid) if grid.dtype.kind == "f" else None
         lowest, highest = grid, grid
         if finite is not None and not finite.all():
@@ -57,11 +53,9 @@ class Channels:
         if self.num_samples == 0:
             flat = grid.swapaxes(0, 1).reshape(grid.shape[1], -1)
             self._kept = flat[:, :: max(1, flat.shape[1] // KEPT)].copy()
-        self.num_samples, self.num_axes, self.is_float = (
-            self.num_samples + size,
-            values.ndim - 1,
-            values.dtype.kind == "f",
-        )
+        self.num_samples += size
+        self.num_axes = values.ndim - 1
+        self.is_float = values.dtype.kind == "f"
 
     def has_few_values(self, channel: int) -> bool:
         """Whether a channel has so few distinct values that they are categories, not
@@ -71,11 +65,9 @@ class Channels:
 
     def constant(self) -> list[int]:
         """The channels that have the same value everywhere."""
-        return (
-            np.flatnonzero((self.low == self.high) & (self.count > 1)).tolist()
-            if self.num_samples > 1
-            else []
-        )
+        if self.num_samples < 2:
+            return []
+        return np.flatnonzero((self.low == self.high) & (self.count > 1)).tolist()
 
     def clipped(self, share: float) -> list[tuple[int, float, float]]:
         """(channel, end of its range, share of its numbers there) where the share is above `share`.
@@ -86,11 +78,9 @@ class Channels:
         """
         if self.num_axes < 2 and not self.is_float:
             return []
-        ends = (
-            [(self.high, self.at_high)]
-            if self.num_axes >= 3
-            else [(self.low, self.at_low), (self.high, self.at_high)]
-        )
+        ends = [(self.high, self.at_high)]
+        if self.num_axes < 3:
+            ends.insert(0, (self.low, self.at_low))
         found = []
         for end, at_end in ends:
             shares = at_end / np.maximum(self.count, 1)
@@ -107,12 +97,8 @@ class Channels:
     def _take_ends(self, low: NDArray[Any], high: NDArray[Any], grid: NDArray[Any]) -> None:
         at_low, at_high = ((grid == end[:, None]).sum(axis=(0, 2)) for end in (low, high))
         if self.num_samples == 0 or len(low) != len(self.low):
-            self.low, self.high, self.at_low, self.at_high = (
-                low.astype(np.float64),
-                high.astype(np.float64),
-                at_low,
-                at_high,
-            )
+            self.low, self.high = low.astype(np.float64), high.astype(np.float64)
+            self.at_low, self.at_high = at_low, at_high
             self.count = np.zeros(len(low), dtype=np.int64)
             return
         self.at_low = np.where(

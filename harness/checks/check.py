@@ -27,7 +27,6 @@ from harness.data.settings import DataConfig
 from harness.data.split import Split
 from harness.stopping.targets import Target
 
-ORDER = ("train", "val", "test")
 SOME = 6  # samples of a class that a report lists
 
 
@@ -43,18 +42,13 @@ def check_data(
     No collectives. Raises ConfigError and DataError.
     """
     settings, roles = data.checks, roles_of(task)
-    specs = {name: getattr(data, name) for name in ORDER if name in splits}
+    specs = {name: getattr(data, name) for name in data.names if name in splits}
     sources = [spec.source for spec in specs.values()]
-    groups = list(
-        dict.fromkeys(
-            [*((name,) for name in settings.groups), *columns_of_rules("ByGroup", sources)]
-        )
-    )
-    times = (
-        [settings.time]
-        if settings.time is not None
-        else [name for (name,) in columns_of_rules("ByTime", sources)]
-    )
+    given = [(name,) for name in settings.groups]
+    groups = list(dict.fromkeys([*given, *columns_of_rules("ByGroup", sources)]))
+    times = [name for (name,) in columns_of_rules("ByTime", sources)]
+    if settings.time is not None:
+        times = [settings.time]
     asked = [*(name for columns in groups for name in columns), *times]
     surveys = [
         survey(name, splits[name].source, settings.samples, roles, asked, settings.ranges)

@@ -72,11 +72,8 @@ def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[tu
         for spec in _specs(source)
         if str(spec[TARGET]).endswith(kind)
     ]
-    return list(
-        dict.fromkeys(
-            (column,) if isinstance(column, str) else tuple(column) for column in columns if column
-        )
-    )
+    several = [[column] if isinstance(column, str) else column for column in columns if column]
+    return list(dict.fromkeys(map(tuple, several)))
 
 
 def check_groups(
@@ -109,13 +106,10 @@ def check_recordings(surveys: Sequence[Survey], findings: Findings) -> None:
     for one, other in combinations(surveys, 2):
         mine, theirs = windows[one.split], windows[other.split]
         both = sorted(set(one.known["recording"]) & set(other.known["recording"]))
-        mixed = [
-            name
-            for name in both
-            if name not in mine
-            or name not in theirs
-            or not _are_apart(mine[name][0], theirs[name][0])
-        ]
+        apart = {
+            name for name in mine.keys() & theirs if _are_apart(mine[name][0], theirs[name][0])
+        }
+        mixed = [name for name in both if name not in apart]
         message = (
             f"{other.where}: {len(mixed):,} of {len(set(other.known['recording'])):,} recordings "
             f"also occur in {one.where}, so their samples are alike."

@@ -67,11 +67,7 @@ def _is(spec: Mapping[str, Any], kind: type) -> bool:
 
 
 def _names(value: Any) -> list[str]:
-    values = (
-        value.values()
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, list | tuple)
-        else [value]
-    )
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    values = value if isinstance(value, list | tuple) else [value]
     return [name for name in values if isinstance(name, str)]

@@ -40,16 +40,13 @@ class Survey:
 
     def name(self, row: int) -> str:
         """A sample in messages: its index, and its file or its span of a recording, if known."""
-        texts = {
-            column: values[row]
-            for column, values in self.known.items()
-            if column in ("path", "recording", "start", "stop")
-        }
-        place = texts.get("recording") or texts.get("path")
-        span = (
-            f" [{texts['start']}, {texts['stop']})" if "start" in texts and "stop" in texts else ""
+        path, recording, start, stop = (
+            self.known[name][row] if name in self.known else ""
+            for name in ("path", "recording", "start", "stop")
         )
-        return f"{self.where} {row:,}" + (f" ({place}{span})" if place else "")
+        span = f" [{start}, {stop})" if start and stop else ""
+        origin = f" ({recording or path}{span})" if recording or path else ""
+        return f"{self.where} {row:,}{origin}"
 
     def labels(self, target: str) -> Sequence[str] | None:
         """A target's values, one for each checked sample; None if samples do not have it before the
@@ -57,11 +54,9 @@ class Survey:
         """
         if target in self.columns:
             return self.columns[target]
-        return (
-            [self.known[target][row] for row in self.rows.tolist()]
-            if target in self.known
-            else None
-        )
+        if target in self.known:
+            return [self.known[target][row] for row in self.rows.tolist()]
+        return None
 
     def texts(self, column: str) -> tuple[NDArray[np.int64], Sequence[str]]:
         """Rows and texts of a column: of all samples if the source knows them, else of the checked
@@ -105,16 +100,8 @@ def survey(
                 f"{', '.join(samples)}. Use one of these."
             )
         found.digests += digests_of(samples, content_of(samples, roles))
-        for name in dict.fromkeys(
-            [
-                *asked,
-                *(
-                    target
-                    for target in targets
-                    if target in samples and has_one_value(samples[target])
-                ),
-            ]
-        ):
+        single = [name for name in targets if name in samples and has_one_value(samples[name])]
+        for name in dict.fromkeys([*asked, *single]):
             if name in samples or name not in found.known:
                 found.columns.setdefault(name, []).extend(
                     texts_of(samples, name, found.known, f"data.checks: {where}")

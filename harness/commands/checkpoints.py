@@ -19,7 +19,7 @@ COLUMNS = ("step", "epoch", "reason", "processes", "size", "metrics", "links", "
 
 @dataclass(frozen=True)
 class CheckpointRow:
-    """A checkpoint as a person sees it.
+    """A checkpoint as listed for people.
 
     `links`: latest, best; `ranked_by`: the metric to show, None for all.
     """
@@ -47,7 +47,7 @@ class CheckpointRow:
         }
 
     def cells(self) -> tuple[str, ...]:
-        """By COLUMNS."""
+        """In the order of COLUMNS."""
         one = self.listed
         links = ", ".join(self.links)
         if one.manifest is None:
@@ -127,7 +127,7 @@ def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
 
 
 def _ranking(listed: Sequence[CheckpointInfo]) -> Ranking | None:
-    """As the newest valid checkpoint has it: no component of the run's config is needed, and none
+    """That of the newest valid checkpoint: no component of the run's config is needed, and none
     is made.
     """
     newest = next((one.manifest for one in reversed(listed) if one.manifest is not None), None)

@@ -1,13 +1,13 @@
 """`fermarsi data check|build|inspect|prune`: the data of a config, and its store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from harness.checks.check import ORDER, check_data
+from harness.checks.check import check_data
 from harness.checks.report import Report
 from harness.checks.roles import roles_of
 from harness.commands.data_page import write_page
@@ -43,12 +43,10 @@ class StoreRow:
         }
 
     def cells(self) -> tuple[str, ...]:
-        """By COLUMNS."""
+        """In the order of COLUMNS."""
         entry = self.entry
-        source = str(entry.made_of.get("source", {}).get(TARGET, "")).rpartition(".")[2]
-        once = [
-            str(spec[TARGET]).rpartition(".")[2] for spec in entry.made_of.get("treatments", ())
-        ]
+        source = _last_name(entry.made_of.get("source", {}))
+        once = [_last_name(spec) for spec in entry.made_of.get("treatments", ())]
         samples = "unfinished" if entry.num_samples is None else f"{entry.num_samples:,}"
         columns = ", ".join(f"{name} ({kind})" for name, kind in entry.columns.items())
         return (
@@ -61,8 +59,15 @@ class StoreRow:
         )
 
 
+def _last_name(spec: Mapping[str, Any]) -> str:
+    return str(spec.get(TARGET, "")).rpartition(".")[2]
+
+
 def build_store(path: Path, overrides: Sequence[str]) -> Listing:
-    """Build what the config's splits lack in the store; its entries. Raises HarnessError."""
+    """Build the entries that the config's splits lack in the store; returns all of its entries.
+
+    Raises HarnessError.
+    """
     config, store = _read(path, overrides)
     with Console(enabled=True) as console:
         prepared = _prepare(config, Feedback(console.say, progress=console.progress))
@@ -104,7 +109,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[Config, Store]:
 
 
 def _prepare(config: Config, feedback: Feedback, *, build: bool = True) -> Preparation:
-    names = [name for name in ("train", "val", "test") if getattr(config.data, name) is not None]
+    names = config.data.names
     return prepare(
         config.data, names, Sources(config.data), None, config.run.dir, feedback, build=build
     )
@@ -118,7 +123,7 @@ def _listed(store: Store, prepared: Preparation) -> Listing:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What the checks found, and the page with pictures, if one was written."""
+    """The findings of the checks, and the page with pictures, if one was written."""
 
     report: Report
     written: Path | None
@@ -132,7 +137,7 @@ class CheckResult:
         return self.report.to_json()
 
     def page(self) -> Iterator[str | Table]:
-        """A table of findings, each in full, then what was looked at."""
+        """A table of the findings, each in full, then what was checked."""
         report = self.report
         if report.findings:
             table = Table("", "check", "splits", "count")
@@ -144,9 +149,9 @@ class CheckResult:
             yield "\n    ".join([f"{one.level}: {one.check}: {one.message}", *one.examples])
         yield from [*map(str, report.summaries), *report.notes]
         if not report.findings:
-            yield "nothing was found"
+            yield "no problems found"
         if self.written is not None:
-            yield f"{self.written}: the same with pictures"
+            yield f"{self.written}: this report with pictures"
 
 
 def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> CheckResult:
@@ -156,7 +161,7 @@ def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> Che
     """
     config = read_config(path, overrides)
     sources = Sources(config.data)
-    names = [name for name in ORDER if getattr(config.data, name) is not None]
+    names = config.data.names
     report = check_data(
         config.data,
         config.task,
@@ -164,15 +169,11 @@ def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> Che
         {name: Split(sources[name], (), f"data.{name}", _any_batch) for name in names},
     )
     if html is not None:
-        write_page(
-            html,
-            f"fermarsi: data of {path.name}",
-            report,
-            {name: sources[name] for name in names},
-            roles_of(config.task),
-        )
+        pictured = {name: sources[name] for name in names}
+        title = f"fermarsi: data of {path.name}"
+        write_page(html, title, report, pictured, roles_of(config.task))
     return CheckResult(report, html)
 
 
 def _any_batch(batch: Any) -> None:
-    """Samples are looked at as they are."""
+    """Accepts any samples: they are checked before any treatment."""

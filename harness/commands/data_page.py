@@ -14,14 +14,14 @@ from harness.checks.report import Report, SplitSummary
 from harness.checks.roles import Roles
 from harness.checks.survey import content_of
 from harness.commands.page import drawing, page, section
+from harness.commands.show import writing
 from harness.data.columns import Values, read_samples
-from harness.errors import ConfigError
 from harness.wording import printable
 
 # Shown of a split
 CLASSES = 30
 
-# Numbers of a sample that are shown as numbers; more are drawn as a line
+# Samples with at most this many numbers are shown as numbers; larger ones are plotted
 WIDEST_ROW = 32
 
 _RGB = (3, 4)
@@ -30,7 +30,7 @@ _FINDINGS = """<h2>Findings</h2>
 {% if found %}<table>{% for one in found -%}
 <tr><td class={{ one.level }}>{{ one.level }}<td>{{ one.check }}<td>{{ one.message }}<ul>
 {%- for example in one.examples %}<li>{{ example }}{% endfor %}</ul>{% endfor %}</table>
-{% else %}<p class=reason>Nothing was found.</p>{% endif %}
+{% else %}<p class=reason>No problems found.</p>{% endif %}
 <ul>{% for note in notes %}<li>{{ note }}{% endfor %}</ul>"""
 _TABLE = (
     "<table><tr>{% for one in head %}<th>{{ one }}{% endfor %}"
@@ -63,17 +63,12 @@ def write_page(
             )
             for one in report.summaries
         ]
-    try:
+    with writing("--html", path):
         path.write_text(page(title, sections), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"--html: {path}: {error.strerror or error}. Give a file in a directory that exists "
-            "and may be written to."
-        ) from error
 
 
 def _counts(looked: Sequence[SplitSummary]) -> Markup:
-    """A row a class, a column a split."""
+    """A row per class, a column per split."""
     names = list(dict.fromkeys(name for one in looked for name in one.classes))
     if names in ([""], []):
         return Markup()
@@ -92,16 +87,13 @@ def _samples(one: SplitSummary, source: Any, roles: Roles) -> Markup:
     names = list(one.some)[:CLASSES]
     where = f"data.{one.split}"
     read = {name: read_samples(source, one.some[name], where) for name in names}
-    shown = content_of(next(iter(read.values())), roles)
-    pictures = [key for key in shown if _is_picture(next(iter(read.values()))[key][0])]
+    first = next(iter(read.values()))
+    drawable = [key for key, cells in first.items() if _is_picture(cells[0])]
+    pictures = [key for key in content_of(first, roles) if key in drawable]
     drawn = [
         section("<p>{{ key }}</p>{{ drawn }}", key=key, drawn=_drawn(key, read)) for key in pictures
     ]
-    rest = [
-        key
-        for key in next(iter(read.values()))
-        if key not in pictures and not _is_picture(next(iter(read.values()))[key][0])
-    ]
+    rest = [key for key in first if key not in drawable]
     return section(
         "{% for one in drawn %}{{ one }}{% endfor %}{{ table }}"
         "{% if more > 0 %}<p>{{ more }} more classes are not shown.</p>{% endif %}",
@@ -117,7 +109,7 @@ def _is_picture(cell: Any) -> bool:
 
 
 def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> Markup:
-    """A row a sample."""
+    """A row per sample."""
     rows = [
         [name, *(str(np.asarray(cell).tolist()).strip("[]") for cell in cells)]
         for name, samples in read.items()
@@ -127,8 +119,8 @@ def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> Mar
 
 
 def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> Markup:
-    """A figure with a row a class: pictures, the middle ones of clips, and lines of what has one
-    axis of time.
+    """A figure with a row per class: images, the middle frames of clips, and line plots of data
+    with one time axis.
     """
     from matplotlib.figure import Figure
 

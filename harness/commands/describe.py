@@ -1,4 +1,4 @@
-"""`fermarsi describe`: a network as a micro-batch flows through it, and the memory that training it
+"""`fermarsi describe`: the shapes of a micro-batch in a network, and the memory that training it
 takes on each rank.
 
 Nothing is computed by rules: one real forward and backward pass is made and one step of the
@@ -33,7 +33,7 @@ from harness.training.parallel import start_accelerator
 COLUMNS = ("module", "kind", "shapes", "trained", "frozen", "weights", "gradients", "optimizer")
 
 
-# Of a table that goes into a file or a pipe
+# Of a table in a file or a pipe
 WIDTH = 160
 
 
@@ -55,19 +55,16 @@ class Row:
     optimizer_bytes: int = 0
 
     def add(self, other: "Row") -> None:
-        """Take in another's figures."""
+        """Add another row's figures."""
         for figure in ("trained", "frozen", "weight_bytes", "gradient_bytes", "optimizer_bytes"):
             setattr(self, figure, getattr(self, figure) + getattr(other, figure))
 
     def cells(self) -> tuple[str, ...]:
-        """For a table with COLUMNS."""
+        """In the order of COLUMNS."""
         label = "  " * self.name.count(".") + self.name.rpartition(".")[2]
-        shapes = (
-            f"{_written(self.takes)} -> {_written(self.gives)}"
-            + (f", {self.calls} times" if self.calls > 1 else "")
-            if self.calls
-            else ""
-        )
+        shapes = f"{_written(self.takes)} -> {_written(self.gives)}" if self.calls else ""
+        if self.calls > 1:
+            shapes += f", {self.calls} times"
         sizes = (self.weight_bytes, self.gradient_bytes, self.optimizer_bytes)
         counts = [f"{count:,}" if count else "" for count in (self.trained, self.frozen)]
         return label, self.kind, shapes, *counts, *(size_text(one) if one else "" for one in sizes)
@@ -91,7 +88,7 @@ class Description:
         return asdict(self)
 
     def page(self) -> Iterator[str | Table]:
-        """A table of the modules, and what is to be said of them."""
+        """A table of the modules, and remarks."""
         table = Table()
         for index, name in enumerate(COLUMNS):
             table.add_column(
@@ -105,8 +102,8 @@ class Description:
         total = self.total
         whole = total.weight_bytes + total.gradient_bytes + total.optimizer_bytes
         yield (
-            f"each process holds {size_text(whole)}, all of it, however many there are; what a "
-            "forward pass keeps for the backward comes on top"
+            f"each process holds all {size_text(whole)}, whatever the number of processes; "
+            "activations kept for the backward pass are extra"
         )
         sizes = ", ".join(map(str, self.world_sizes))
         yield (
@@ -116,19 +113,19 @@ class Description:
         if self.unreached:
             yield (
                 f"no gradient reaches {', '.join(self.unreached)}: several processes cannot train "
-                "this; freeze it, e.g. by parts"
+                "this network; freeze these parameters, e.g. with parts"
             )
 
 
 def page_width() -> int | None:
-    """The terminal's (None), or enough for all columns where there is none."""
+    """The terminal's width (None), or enough for all columns if there is no terminal."""
     return None if sys.stdout.isatty() else WIDTH
 
 
 def describe_network(
     path: Path, overrides: Sequence[str] = (), depth: int | None = None
 ) -> Description:
-    """The network of a config, down to `depth` modules inside each other. Raises HarnessError."""
+    """The network of a config, down to `depth` levels of modules. Raises HarnessError."""
     config = read_config(path, overrides)
     task: Task = components.build(config.task, "task")
     batch = to_device(_micro_batch(config, task), torch.device("cpu"))
@@ -160,15 +157,9 @@ def describe_network(
         row.optimizer_bytes += _bytes(engine.optimizer.state.get(parameter))
     for name, buffer in engine.network.named_buffers():
         rows[name.rpartition(".")[0]].weight_bytes += _bytes(buffer)
-    total = Row(
-        "",
-        "total",
-        optimizer_bytes=sum(
-            _bytes(state)
-            for owner, state in engine.optimizer.state.items()
-            if not isinstance(owner, Tensor)
-        ),
-    )
+    states = engine.optimizer.state.items()
+    shared = [state for owner, state in states if not isinstance(owner, Tensor)]
+    total = Row("", "total", optimizer_bytes=_bytes(shared))
     for row in rows.values():
         total.add(row)
     slots = config.batch.size // config.batch.micro_size
@@ -193,16 +184,13 @@ def _micro_batch(config: Config, task: Task) -> Batch:
 
 @contextmanager
 def _watching(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
-    """Note in `rows` what each module takes and gives the first time it is called."""
+    """Record in `rows` the shapes that each module takes and gives in its first call."""
 
     def note(row: Row, args: Any, kwargs: Any, output: Any) -> None:
         if row.calls == 0:
-            taken = [
-                shapes
-                for value in (*args, *kwargs.values())
-                if (shapes := _shapes(value)) is not None
-            ]
-            row.takes, row.gives = taken[0] if len(taken) == 1 else taken, _shapes(output)
+            taken = _shapes([*args, *kwargs.values()]) or []
+            row.takes = taken[0] if len(taken) == 1 else taken
+            row.gives = _shapes(output)
         row.calls += 1
 
     hooks = [
@@ -220,7 +208,7 @@ def _watching(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
 
 
 def _folded(rows: Mapping[str, Row], depth: int | None) -> list[Row]:
-    """Rows down to a depth; what lies deeper is counted with the module around it."""
+    """Rows down to a depth; deeper modules are counted with the module that contains them."""
     shown: dict[str, Row] = {}
     for name, row in rows.items():
         above = ".".join(name.split(".")[:depth])
@@ -232,8 +220,8 @@ def _folded(rows: Mapping[str, Row], depth: int | None) -> list[Row]:
 
 
 def _shapes(value: Any) -> Any:
-    """The shapes of the tensors in a value, as lists of lengths in the value's own form; None if
-    there are none.
+    """The shapes of the tensors in a value, as lists in the structure of the value; None if there
+    are none.
     """
     if isinstance(value, Tensor):
         return list(value.shape)
@@ -255,17 +243,12 @@ def _written(shapes: Any) -> str:
 
 
 def _bytes(value: Any) -> int:
-    """Of all tensors in a value, however deep."""
+    """The size of all tensors in a value, nested ones included."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
-    items = (
-        value.values()
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, list | tuple)
-        else ()
-    )
-    return sum(map(_bytes, items))
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def size_text(size_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""`fermarsi doctor`: what this machine offers a training, what is missing, and how to fix it."""
+"""`fermarsi doctor`: what this machine offers, what is missing, and how to fix it."""
 
 import importlib.util
 import os
@@ -40,7 +40,7 @@ _PROBE_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `good` is False only for what a training cannot do without."""
+    """One result. `good` is False only for what a training requires."""
 
     what: str
     found: str
@@ -56,14 +56,14 @@ class Finding:
 
 
 def diagnose() -> tuple[Listing, int]:
-    """All findings, and the exit code: 2 if a training cannot do here."""
+    """All findings, and the exit code: 2 if a training cannot run here."""
     findings = examine()
     code = 0 if all(finding.good for finding in findings) else 2
     return Listing("fermarsi doctor", ("what", "found", "to do"), findings), code
 
 
 def examine() -> list[Finding]:
-    """Look at everything; takes about as long as importing torch."""
+    """Check everything; takes about as long as importing torch."""
     packages = [_package(name) for name in REQUIRED]
     findings = [_python(), *packages]
     if all(finding.good for finding in packages):
@@ -92,7 +92,7 @@ def _extra(module: str) -> Finding:
             "missing (optional)",
             f"pip install 'fermarsi[{EXTRAS[module]}]' if you need {EXTRAS[module]}",
         )
-    return Finding(module, "there")
+    return Finding(module, "installed")
 
 
 def _processors() -> Finding:
@@ -143,7 +143,7 @@ def _determinism() -> Finding:
 
 
 def _disk() -> Finding:
-    """How fast the working directory's disk makes bytes durable: the lower bound of a save."""
+    """How fast the disk of the working directory makes bytes durable: a lower bound for a save."""
     try:
         with tempfile.NamedTemporaryFile(dir=Path.cwd()) as file:
             begun = time.monotonic()
@@ -155,7 +155,7 @@ def _disk() -> Finding:
         return Finding(
             "disk",
             f"{Path.cwd()}: {error.strerror}",
-            "set run.dir to a directory that can be written to",
+            "set run.dir to a writable directory",
         )
     return Finding(
         "disk",
@@ -178,6 +178,6 @@ def _wandb() -> Finding:
     there = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
     return Finding(
         "W&B key",
-        "there" if there else "none",
+        "found" if there else "none",
         "" if there else "run `wandb login`, or track offline: tracking.wandb.mode=offline",
     )

@@ -14,7 +14,7 @@ from harness.training.evaluation import EvaluationPlan, evaluate
 
 @dataclass(frozen=True)
 class SplitMetrics:
-    """What a checkpoint reaches on a split; `values` by metric."""
+    """The metrics of a checkpoint on a split; `values` by name."""
 
     checkpoint: Path
     split: str

@@ -1,4 +1,4 @@
-"""`fermarsi predict`: what a trained network says of each sample."""
+"""`fermarsi predict`: the predictions of a trained network for each sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness import components
+from harness.commands.show import writing
 from harness.commands.trained import Trained, fit_task, load_trained, open_split
 from harness.components import TARGET
 from harness.config.reading import parse_value
@@ -34,7 +35,7 @@ def write_predictions(
 
 
 def predict(trained: Trained, split: Split) -> "pd.DataFrame":
-    """One row a sample, in the source's order: its index and the task's predictions.
+    """One row per sample, in the source's order: its index and the task's predictions.
 
     Raises DataError.
     """
@@ -62,19 +63,14 @@ def _read_source(text: str) -> Mapping[str, Any]:
 
 
 def _write(table: "pd.DataFrame", path: Path) -> None:
-    """A Parquet or CSV file, by its ending. Raises ConfigError."""
-    try:
+    """Write a Parquet or CSV file, by its suffix. Raises ConfigError."""
+    if path.suffix not in (".parquet", ".csv"):
+        raise ConfigError(f"--out: {path}: give a name that ends in .parquet or .csv.")
+    with writing("--out", path):
         if path.suffix == ".parquet":
             table.to_parquet(path, index=False)
-        elif path.suffix == ".csv":
-            table.to_csv(path, index=False)
         else:
-            raise ConfigError(f"--out: {path}: give a name that ends in .parquet or .csv.")
-    except OSError as error:
-        raise ConfigError(
-            f"--out: {path}: {error.strerror or error}. Give a file in a directory that exists and "
-            "may be written to."
-        ) from error
+            table.to_csv(path, index=False)
 
 
 def _columns(trained: Trained, split: Split) -> Iterator[Mapping[str, Any]]:

@@ -1,6 +1,6 @@
-"""`fermarsi replay`: stop settings tried on a training that has been.
+"""`fermarsi replay`: stop settings applied to a recorded training.
 
-No torch, so that it answers at once.
+No torch, so that it starts fast.
 """
 
 import itertools
@@ -26,8 +26,8 @@ def replay_command(
     as_json: bool = False,
     plot: Path | None = None,
 ) -> int:
-    """Print what settings would have decided; the exit code. `config` may be left out for a run's
-    directory. Raises ConfigError.
+    """Print what settings would have decided; returns the exit code. `config` is optional for the
+    directory of a run. Raises ConfigError.
     """
     # What reads YAML and draws tables is not needed to replay
     from harness.commands.show import say
@@ -37,33 +37,16 @@ def replay_command(
     if config is None:
         config = history / "config.yaml"
         if not config.is_file():
-            raise ConfigError(
-                f"{history}: no config.yaml in it. Say with --config by which settings to judge."
-            )
+            raise ConfigError(f"{history}: no config.yaml in it. Give the settings with --config.")
     recorded = read_history(history)
-    swept: list[dict[str, str]] = [
-        dict(combination) for combination in itertools.product(*map(_swept, sweep))
-    ]
-    replays = [
-        replay(
-            recorded,
-            read_section(
-                config,
-                StopSettings,
-                [*overrides, *(f"{key}={value}" for key, value in label.items())],
-                stored=stored,
-            ),
-            label,
-        )
-        for label in swept
-    ]
+    replays = []
+    for label in map(dict, itertools.product(*map(_swept, sweep))):
+        changes = [*overrides, *(f"{key}={value}" for key, value in label.items())]
+        settings = read_section(config, StopSettings, changes, stored=stored)
+        replays.append(replay(recorded, settings, label))
     if as_json:
-        whole = (
-            {"sweep": [{"settings": one.label, **one.to_json()} for one in replays]}
-            if sweep
-            else replays[0].to_json()
-        )
-        print(json.dumps(whole))
+        listed = [{"settings": one.label, **one.to_json()} for one in replays]
+        print(json.dumps({"sweep": listed} if sweep else replays[0].to_json()))
     else:
         say("\n".join(comparison(replays, recorded) if sweep else story(replays[0])))
     if plot is not None:
@@ -72,7 +55,7 @@ def replay_command(
 
 
 def _swept(text: str) -> list[tuple[str, str]]:
-    """`a=1,2` -> [("a", "1"), ("a", "2")]; commas inside brackets do not part."""
+    """`a=1,2` -> [("a", "1"), ("a", "2")]; commas inside brackets do not separate."""
     key, equals, values = text.partition("=")
     parts = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", values)
     if not equals or not key.strip() or not parts:
@@ -84,7 +67,7 @@ def _swept(text: str) -> list[tuple[str, str]]:
 
 
 def story(one: Replay) -> list[str]:
-    """Evaluation by evaluation, then the end."""
+    """A table of the evaluations, then the end."""
     rows = [("", "step", "stale", "", "verdict")]
     for index, (evaluation, verdict) in enumerate(zip(one.evaluations, one.verdicts, strict=False)):
         marks = "best" if verdict.new_best else ""
@@ -102,7 +85,7 @@ def story(one: Replay) -> list[str]:
 
 
 def _end(one: Replay) -> list[str]:
-    """Where it stops, what is kept and lost of the best, what is saved."""
+    """Where the training stops, the best value kept and lost, and what is saved."""
     if not one.evaluations:
         return ["no evaluation with a metric that the settings name"]
     last = one.evaluations[-1]
@@ -144,7 +127,7 @@ def _lost(one: Replay) -> str:
 
 
 def comparison(replays: Sequence[Replay], history: History) -> list[str]:
-    """One line for each set of settings."""
+    """One line per set of settings."""
     rows = [
         (*replays[0].label, "stops at step", "reason", "best kept", "best lost", "saved"),
         *map(_row, replays),
@@ -186,8 +169,8 @@ def _table(rows: Sequence[Sequence[str]], left: Iterable[int]) -> list[str]:
 
 
 def draw(replays: Sequence[Replay], history: History, path: Path) -> None:
-    """A plot of the metrics that the verdicts rest on, with a line where each of the settings
-    stops. Raises ConfigError.
+    """Plot the metrics behind the verdicts, with a line where each set of settings stops. Raises
+    ConfigError.
     """
     from harness.commands.page import drawing
 

@@ -1,5 +1,5 @@
-"""One self-contained HTML page about a run: why it ended, its curves, its confusion matrix, where
-its time went.
+"""One self-contained HTML page about a run: why it ended, its curves, its confusion matrices, and
+its time ledger.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ def write_report(directory: Path) -> Path:
     records = list(read_records(directory / METRICS))
     if not records:
         raise ConfigError(
-            f"{directory}: no {METRICS} with records: no run has logged here. Give a run "
-            "directory, e.g. runs/digits."
+            f"{directory}: no {METRICS} with records. Give the directory of a run, e.g. "
+            "runs/digits."
         )
     evaluations = [record for record in records if record["kind"] == "eval"]
     training = [record for record in records if record["kind"] == "train"]
@@ -98,7 +98,7 @@ def _summary(outcome: Outcome | None, last: Mapping[str, Any]) -> Markup:
 
 
 def _targets(stop: StopSettings) -> dict[str, float]:
-    """The values that the targets ask for, by metric; a metric without a split stands for both."""
+    """The bounds of the targets, by metric; a metric without a split means both splits."""
     return {
         metric: target.bound for name, target in stop.targets.items() for metric in expand(name, ())
     }

@@ -1,34 +1,37 @@
-"""How commands print what they found: as JSON for programs, as texts and tables for people."""
+"""How commands print results: as JSON for programs, as text and tables for people."""
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
+from harness.errors import ConfigError
 from harness.wording import printable
 
 
 class Result(Protocol):
-    """What a command found."""
+    """The result of a command."""
 
     def to_json(self) -> Any:
         """For programs."""
 
     def page(self) -> Iterator[str | Table]:
-        """For people, from the top down."""
+        """For people, from top to bottom."""
 
 
 class Row(Protocol):
-    """One of several things that a command found."""
+    """One of several results of a command."""
 
     def to_json(self) -> Any:
         """For programs."""
 
     def cells(self) -> Sequence[str]:
-        """For people, a text a column."""
+        """For people, one text per column."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,18 @@ class Listing:
             table.add_row(*map(printable, row.cells()))
         yield self.title
         yield table
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Turns a failure to write the file of an option into a ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: {path}: {error.strerror or error}. Give a file in an existing, writable "
+            "directory."
+        ) from error
 
 
 def say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""`fermarsi trace`: where two runs begin to differ."""
+"""`fermarsi trace`: the first step at which two runs differ."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ from harness.training.trace import read_trace
 
 
 def compare(run: Path, other: Path | None) -> tuple[str, int]:
-    """How two runs' traces compare, or the last step of one; and the exit code: 0 if they agree in
-    all steps that both have, and there are some, else 2. Raises ConfigError.
+    """How the traces of two runs compare, or the last step of one; and the exit code: 0 if they
+    agree in all steps that both have, and there are some, else 2. Raises ConfigError.
     """
     mine = _read(run)
     if other is None:

@@ -35,7 +35,7 @@ def sync_run(run: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     ]
     if not launches:
         raise ConfigError(
-            f"{run}: no {METRICS} of a run here. Give a run directory, e.g. runs/digits."
+            f"{run}: no {METRICS} of a run. Give the directory of a run, e.g. runs/digits."
         )
     config = run / "config.yaml"
     tracking = read_section(config, TrackingConfig, overrides, stored=True)
@@ -47,7 +47,7 @@ def sync_run(run: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     backends = open_backends(tracking.model_copy(update={"wandb": wandb}), info, print, live=False)
     if not backends:
         raise ConfigError(
-            f"{run}: its config tracks nothing. Say where to, e.g. tracking.wandb.project=NAME or "
+            f"{run}: its config names no tracker. Give one, e.g. tracking.wandb.project=NAME or "
             "tracking.backends=[tensorboard]."
         )
     lease = Lease(run)
@@ -71,5 +71,5 @@ def _sync(backend: Backend, outcome: Outcome | None, records: Sequence[dict[str,
         if isinstance(error, KeyboardInterrupt):
             raise
         raise ConfigError(
-            f"{backend.name}: {type(error).__name__}: {first_line(error)}. Fix it and sync again."
+            f"{backend.name}: {type(error).__name__}: {first_line(error)}. Fix this and sync again."
         ) from error

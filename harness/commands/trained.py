@@ -1,4 +1,4 @@
-"""A network as a checkpoint left it, and the splits of the config that it was trained by."""
+"""The network of a checkpoint, and the splits of the config it was trained with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import evaluation_batches
 from harness.data.preparing import TreatmentState, build_treatments
+from harness.data.settings import SPLITS
 from harness.data.split import Split
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
@@ -29,7 +30,7 @@ _TASK_METHODS = ("forward", "loss_sum", "num_items", "fit_to", "metrics", "updat
 
 @dataclass(frozen=True)
 class Trained:
-    """A network as a checkpoint left it, with the config and the task it was trained by."""
+    """The network of a checkpoint, with the config and the task it was trained with."""
 
     path: Path
     config: Config
@@ -71,8 +72,8 @@ def _network(config: Config) -> nn.Module:
     found = components.build(config.network, "network")
     if not isinstance(found, nn.Module):
         raise ConfigError(
-            f"network: {config.network[TARGET]} makes a {type(found).__name__}, which is no "
-            "torch.nn.Module. The checkpoint is not of a training of this version."
+            f"network: {config.network[TARGET]} builds a {type(found).__name__}, which is not "
+            "a torch.nn.Module. The checkpoint is not from a training of this version."
         )
     return found
 
@@ -82,14 +83,14 @@ def _task(config: Config) -> Task:
     lacks = [name for name in _TASK_METHODS if not callable(getattr(found, name, None))]
     if lacks:
         raise ConfigError(
-            f"task: {config.task[TARGET]} has no {', '.join(lacks)}, so it is no task. The "
-            "checkpoint is not of a training of this version."
+            f"task: {config.task[TARGET]} has no {', '.join(lacks)}, so it is not a task. "
+            "The checkpoint is not from a training of this version."
         )
     return found
 
 
 def in_precision(network: nn.Module, precision: str, device: torch.device) -> nn.Module:
-    """The network with forward passes in the precision that it was trained and evaluated in, as
+    """The network with forward passes in the precision of its training and evaluations, as
     Accelerate makes them: under autocast, outputs in float32.
 
     Raises ConfigError for fp16 without a GPU.
@@ -98,8 +99,8 @@ def in_precision(network: nn.Module, precision: str, device: torch.device) -> nn
         return network
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError(
-            "train.precision: the run was evaluated in fp16, which needs a CUDA device, and there "
-            "is none. Run it on a machine with a GPU."
+            "train.precision: the run was evaluated in fp16, which needs a CUDA device, but none "
+            "is available. Use a machine with a GPU."
         )
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     forward = torch.autocast(device.type, dtype=dtype)(network.forward)
@@ -108,24 +109,22 @@ def in_precision(network: nn.Module, precision: str, device: torch.device) -> nn
 
 
 def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = None) -> Split:
-    """A split of the trained config, with another source if one is given; treatments are those of
-    the split.
+    """A split of the trained config, with another source if one is given; the split's treatments
+    are used.
     """
-    if name not in ("train", "val", "test"):
+    if name not in SPLITS:
         raise ConfigError(f"split: no such split: {name}. There are train, val and test.")
-    spec = getattr(trained.config.data, name)
-    if spec is None:
-        given = [
-            one for one in ("train", "val", "test") if getattr(trained.config.data, one) is not None
-        ]
+    data = trained.config.data
+    if name not in data.names:
         raise ConfigError(
-            f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(given)}."
+            f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(data.names)}."
         )
+    spec = getattr(data, name)
     where = f"data.{name}" if source is None else "--source"
     if source is None:
         trust.check_files(spec.source, f"{where}.source", trained.allow)
     with understanding(trained.path):
-        treatments = build_treatments(trained.config.data, name, trained.learned)
+        treatments = build_treatments(data, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
     return Split(
         components.build(spec.source if source is None else source, f"{where}.source"),
@@ -148,6 +147,6 @@ def fit_task(trained: Trained, split: Split) -> None:
                 trained.task.fit_to(trained.task.forward(trained.network, batch))
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise DataError(
-                    f"{split.where}: the network cannot take its samples: {type(error).__name__}: "
+                    f"{split.where}: the network rejects its samples: {type(error).__name__}: "
                     f"{error}"
                 ) from error

@@ -21,12 +21,11 @@ from harness.config.mistakes import explain
 from harness.config.reading import Draft, raise_all
 from harness.config.schedules import find_schedule_mistakes
 from harness.config.schema import Config, RunConfig
+from harness.data.settings import SPLITS
 from harness.errors import ConfigError
 from harness.hidden import Reference
 from harness.tracking.settings import BACKEND_METHODS
 from harness.wording import Keys, Mistake, dotted, own_version
-
-_SPLITS = ("train", "val", "test")
 
 # Arguments that the harness passes itself
 _GIVEN = {"network": (), "task": (), "optimizer": ("params",), "schedule": ("optimizer",)}
@@ -177,7 +176,7 @@ def _components(tree: Mapping[str, Any]) -> Iterator[tuple[Keys, Any, Collection
         yield (name,), tree.get(name), given
     data = tree.get("data")
     splits = data if isinstance(data, Mapping) else {}
-    for name in _SPLITS:
+    for name in SPLITS:
         split = splits.get(name)
         if isinstance(split, Mapping):
             yield ("data", name, "source"), split.get("source"), ()

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from harness.components import STAGE
 from harness.settings import Names, Place, Section, Spec
 
+SPLITS = ("train", "val", "test")
+
 
 class SplitConfig(Section):
     """The source of a split's samples and their treatments."""
@@ -194,6 +196,11 @@ class DataConfig(Section):
             "results."
         ),
     )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The splits that the config has."""
+        return tuple(name for name in SPLITS if getattr(self, name) is not None)
 
     @property
     def evaluated(self) -> tuple[str, ...]:

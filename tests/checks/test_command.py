@@ -108,7 +108,7 @@ def test_clean_tables_pass_and_a_planted_row_is_found(tmp_path: Path) -> None:
         tmp_path, {"train": table(tmp_path, "train", 1), "val": table(tmp_path, "val", 2)}
     )
     clean = command("data", "check", path)
-    assert (clean.exit_code, clean.stdout.splitlines()[-1]) == (0, "nothing was found")
+    assert (clean.exit_code, clean.stdout.splitlines()[-1]) == (0, "no problems found")
     lines = (tmp_path / "train.csv").read_text().splitlines()
     # Row 2 and all others of class 0 stay what they are
     lines[1::2] = [line[:-1] + "0" for line in lines[1::2]]

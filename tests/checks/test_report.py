@@ -148,6 +148,6 @@ def test_a_page_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     report, sources = looked_at(tmp_path, {"train": clean(1)}), {"train": Rows(clean(1))}
     with pytest.raises(
         ConfigError,
-        match=r"--html: .*: No such file or directory\. Give a file in a directory that exists",
+        match=r"--html: .*: No such file or directory\. Give a file in an existing",
     ):
         write_page(tmp_path / "nowhere" / "page.html", "", report, sources, roles_of(TASK))

@@ -109,7 +109,7 @@ def test_checkpoints_of_an_earlier_version_are_pruned_by_the_link_alone(
         )
     refused = command("checkpoints", "prune", run, "--keep-best", 2)
     assert refused.exit_code == 2
-    assert "which checkpoints are best cannot be told, so none is deleted" in refused.stderr
+    assert "it is not known which checkpoints are best, so none is deleted" in refused.stderr
     assert len(checkpoints_of(run)) == 3
     best = (run / "checkpoints" / "best").resolve()
     assert command("checkpoints", "prune", run).exit_code == 0

@@ -106,14 +106,14 @@ def test_a_sync_makes_what_no_launch_has_made(tmp_path: Path) -> None:
     ), synced.stderr
     assert_alike(in_tensorboard(run / "tensorboard"), written(run))
     nowhere = command("track", "sync", run)
-    assert (nowhere.exit_code, "its config tracks nothing. Say where to" in nowhere.stderr) == (
+    assert (nowhere.exit_code, "its config names no tracker. Give one" in nowhere.stderr) == (
         2,
         True,
     )
     other = command("track", "sync", run, "optimizer.lr=1")
     assert (other.exit_code, "only tracking.* has an effect here" in other.stderr) == (2, True)
     empty = command("track", "sync", tmp_path)
-    assert (empty.exit_code, f"{tmp_path}: no metrics.jsonl of a run here" in empty.stderr) == (
+    assert (empty.exit_code, f"{tmp_path}: no metrics.jsonl of a run" in empty.stderr) == (
         2,
         True,
     )
