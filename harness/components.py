@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from harness.errors import ConfigError, HarnessError
+from harness.hidden import Reference
 from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin, shown
 
 TARGET = "_target_"
@@ -119,6 +120,12 @@ def _build_nested(value: Any, where: str, given: Mapping[str, Any]) -> Any:
         return {key: _build_nested(item, f"{where}.{key}", given) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_build_nested(item, f"{where}[{index}]", given) for index, item in enumerate(value)]
+    if isinstance(value, Reference):
+        if missing := value.missing():
+            raise ConfigError(
+                f"{where}: {value}: {missing[0]} is not set in the environment. Set it."
+            )
+        return value.value()
     return value
 
 

@@ -7,6 +7,7 @@
     +-- RankError           exit code 1: the processes of a launch lost contact
     +-- LeavingError        exit code 75: not a mistake: the launch was asked to stop before it
                             had finished work that may be left undone
+        +-- AbandonedError  the same, raised on one rank alone while the others are in a step
 
 Anything else that is raised is a bug and ends with a traceback.
 """
@@ -57,6 +58,12 @@ class LeavingError(HarnessError):
     exit_code = 75
 
 
+class AbandonedError(LeavingError):
+    """The launch was asked to stop while this rank waits in a step for its own samples. Raised on
+    this rank alone: the others wait for it inside of a collective, and leave when it is gone.
+    """
+
+
 def require_choice(name: str, value: Any, choices: Collection[str], hint: str = "") -> None:
     """Raise ConfigError unless a setting is one of `choices`; `hint` ends the message."""
     if value not in choices:
@@ -66,7 +73,15 @@ def require_choice(name: str, value: Any, choices: Collection[str], hint: str = 
         raise ConfigError(f"{name}: {value!r} is {listed}.{hint}")
 
 
-_KINDS = (HarnessError, ConfigError, DataError, CheckpointError, RankError, LeavingError)
+_KINDS = (
+    HarnessError,
+    ConfigError,
+    DataError,
+    CheckpointError,
+    RankError,
+    LeavingError,
+    AbandonedError,
+)
 _BY_NAME: dict[str, type[HarnessError]] = {kind.__name__: kind for kind in _KINDS}
 
 

@@ -2,14 +2,17 @@
 
 import atexit
 import functools
+import itertools
+import math
 import multiprocessing
+import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import prepare_data_loader
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -17,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from harness.data.sampling import Sampling
 from harness.data.source import Batch
 from harness.data.split import Split
-from harness.errors import HarnessError, error_from_json
+from harness.errors import DataError, HarnessError, error_from_json
 from harness.interrupt import die_with_parent, ignore_signals
 from harness.randomness import seed_for
+from harness.wording import some
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,26 @@ class _Failure:
     """
 
     error: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How a micro-batch of data workers is waited for: `limit_s` seconds at most, and `check` is
+    called meanwhile, which raises where the launch is asked to leave.
+    """
+
+    limit_s: float = math.inf
+    check: Callable[[], None] = lambda: None
+
+
+FOREVER = Patience()
+
+
+def data_limit_s(timeout_s: float) -> float:
+    """How long samples are waited for, where ranks wait `timeout_s` for each other: less, so that
+    it is the cause that is told.
+    """
+    return max(timeout_s / 2, timeout_s - 10)
 
 
 class _Slots(Dataset[Any]):
@@ -49,6 +73,10 @@ class _Slots(Dataset[Any]):
         )
         return _catch(lambda: self.split.fetch(samples, seeds, seed, training=True))
 
+    def samples_of(self, number: int) -> NDArray[np.int64]:
+        """The samples of one micro-batch."""
+        return self.sampling.samples(*divmod(number, self.sampling.num_slots))
+
 
 class _Blocks(Dataset[Any]):
     """Evaluation micro-batches: block b holds the samples [b x size, (b + 1) x size) of the split,
@@ -64,11 +92,15 @@ class _Blocks(Dataset[Any]):
         return -(-len(self.samples) // self.size)
 
     def __getitem__(self, block: int) -> Batch | _Failure:
-        samples = self.samples[block * self.size : (block + 1) * self.size]
+        samples = self.samples_of(block)
         seed = seed_for(0, "evaluation", block)
         return _catch(
             lambda: self.split.fetch(samples, samples.astype(np.uint64), seed, training=False)
         )
+
+    def samples_of(self, block: int) -> NDArray[np.int64]:
+        """The samples of one micro-batch."""
+        return self.samples[block * self.size : (block + 1) * self.size]
 
 
 class Feed:
@@ -82,6 +114,7 @@ class Feed:
         device: torch.device,
         num_workers: int,
         first_step: int,
+        patience: Patience = Patience(),
     ) -> None:
         self._dataset = _Slots(split, sampling)
         self._slots = slots
@@ -89,15 +122,14 @@ class Feed:
         self._device = device
         # The numbers know nothing of this feed: in a cycle the workers would only end when it is
         # collected, and not in order.
-        self._batches = iter(
-            _loader(
-                self._dataset, _numbers(slots, sampling.num_slots, first_step), device, num_workers
-            )
-        )
+        numbers = _numbers(slots, sampling.num_slots, first_step)
+        self._batches = _batches(self._dataset, numbers, device, num_workers, patience)
 
     def next_step(self) -> list[Batch]:
-        """The micro-batches of this rank's slots, in order, on the device. Raises DataError."""
-        return [_unwrap(next(self._batches)) for _ in self._slots]
+        """The micro-batches of this rank's slots, in order, on the device. Raises DataError, and
+        what the patience's `check` raises.
+        """
+        return [next(self._batches) for _ in self._slots]
 
     def sample_batch(self, step: int) -> Batch:
         """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
@@ -122,6 +154,7 @@ def evaluation_batches(
     device: torch.device,
     num_workers: int,
     chosen: NDArray[np.int64] | None = None,
+    patience: Patience = Patience(),
 ) -> Iterator[tuple[int, Batch]]:
     """(block number, micro-batch on the device) for this rank's consecutive share of a split's
     blocks; each sample exactly once over all ranks.
@@ -130,53 +163,83 @@ def evaluation_batches(
     mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
     if len(mine) == 0:
         return
-    for block, batch in zip(mine, _loader(blocks, mine, device, num_workers), strict=True):
-        yield block, _unwrap(batch)
+    yield from zip(mine, _batches(blocks, mine, device, num_workers, patience), strict=True)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`."""
+    """The batch with its tensors on `device`; from pinned memory the host does not wait."""
     return {
-        name: value.to(device) if isinstance(value, Tensor) else value
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
 
 
-def _loader(
-    dataset: Dataset[Any], numbers: Iterable[int], device: torch.device, num_workers: int
-) -> Any:
+def _batches(
+    dataset: _Slots | _Blocks,
+    numbers: Iterable[int],
+    device: torch.device,
+    num_workers: int,
+    patience: Patience,
+) -> Iterator[Batch]:
+    """Micro-batches on the device, in the order of `numbers`."""
     if num_workers == 0 and device.type == "cpu":
         # Nothing to move or to look ahead for: a DataLoader takes longer than a micro-batch
-        return map(dataset.__getitem__, numbers)
+        for number in numbers:
+            yield _unwrap(dataset[number])
+        return
     if num_workers:
         _end_workers_at_exit()
+    # The loader draws its numbers ahead of what is taken from it
+    drawn, taken = itertools.tee(numbers)
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        batch_sampler=_Singles(numbers),  # the dataset's items are whole micro-batches
+        batch_sampler=_Singles(drawn),  # the dataset's items are whole micro-batches
         collate_fn=_only,
         num_workers=num_workers,
         worker_init_fn=_begin_worker if num_workers else None,
         pin_memory=device.type == "cuda",
+        timeout=_LOOK_S if num_workers else 0,
         # Its own: iter() would draw from the ambient one
         generator=torch.Generator().manual_seed(0),
     )
-    # One process here and no generator to synchronise: Accelerate only moves the tensors, and has
-    # nothing to shard, pad or reseed.
-    return prepare_data_loader(
-        loader,
-        device=device,
-        num_processes=1,
-        process_index=0,
-        put_on_device=True,
-        rng_types=[],
-        non_blocking=True,
-    )
+    loaded = iter(loader)
+    for count, number in enumerate(taken):
+        worker = count % num_workers if num_workers else 0
+        yield to_device(_unwrap(_await(loaded, dataset, number, worker, patience)), device)
+
+
+_LOOK_S = 1.0  # between two looks at what asks to leave, while a data worker is waited for
+
+
+def _await(
+    loaded: Iterator[Any], dataset: _Slots | _Blocks, number: int, worker: int, patience: Patience
+) -> Any:
+    """The next item of a loader. Raises DataError if its worker does not give it in time."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return next(loaded)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+        waited_s = time.monotonic() - begun
+        try:
+            patience.check()
+        except HarnessError:
+            end_workers()  # torch would give each five seconds to end
+            raise
+        if waited_s > patience.limit_s:
+            end_workers()
+            samples = dataset.samples_of(number).tolist()
+            raise DataError(
+                f"{dataset.split.where}: data worker {worker} has not given samples "
+                f"{some(list(map(str, samples)))} for {waited_s:.0f} s. Its source "
+                "or a treatment hangs, e.g. on a lock or a server, or run.timeout_s is too short."
+            )
 
 
 class _Singles(Sampler[list[int]]):
-    """Numbers, one at a time and possibly without end, in the form of batches: Accelerate drops a
-    plain sampler when it wraps a loader.
-    """
+    """Numbers, one at a time and possibly without end, in the form of batches."""
 
     def __init__(self, numbers: Iterable[int]) -> None:
         self._numbers = numbers
@@ -187,12 +250,15 @@ class _Singles(Sampler[list[int]]):
 
 def end_workers() -> None:
     """End the loaders' workers: they ignore SIGTERM, by which multiprocessing would end them at
-    exit, and it would then wait for them for ever.
+    exit, and it would then wait for them for ever. Only for the main thread.
     """
+    # Where a loader still lives, torch's own handler takes a killed worker for an accident
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
             child.join()
+    signal.signal(signal.SIGCHLD, before)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ import torch
 from harness import components
 from harness.components import STAGE, TARGET, without_stage
 from harness.data.content import Hashes, digest, identity
-from harness.data.feed import evaluation_batches
+from harness.data.feed import Patience, evaluation_batches
 from harness.data.settings import DataConfig, SplitConfig
 from harness.data.source import (
     Batch,
@@ -265,7 +265,13 @@ def fit(config: DataConfig, sources: Sources, feedback: Feedback) -> list[Treatm
         if learns(treatment):
             before = Split(sources["train"], ready, "data.train", _no_check)
             for block, batch in evaluation_batches(
-                before, FIT_SAMPLES, 0, 1, torch.device("cpu"), config.num_workers
+                before,
+                FIT_SAMPLES,
+                0,
+                1,
+                torch.device("cpu"),
+                config.num_workers,
+                patience=Patience(check=feedback.check_leave),
             ):
                 feedback.check_leave()
                 treatment.observe(batch)

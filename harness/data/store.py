@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.data.feed import evaluation_batches
+from harness.data.feed import Patience, evaluation_batches
 from harness.data.source import known_of
 from harness.data.split import Split
 from harness.durable import make_directory, read_json, sync_directory, write_json
@@ -258,7 +258,14 @@ def _next_shard(
     size = 0
     rest = np.arange(begin, len(split), dtype=np.int64)
     for block, batch in evaluation_batches(
-        split, BLOCK_SAMPLES, 0, 1, torch.device("cpu"), num_workers, rest
+        split,
+        BLOCK_SAMPLES,
+        0,
+        1,
+        torch.device("cpu"),
+        num_workers,
+        rest,
+        Patience(check=check_leave),
     ):
         check_leave()
         if shard and shard.keys() != batch.keys():

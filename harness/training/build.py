@@ -1,5 +1,6 @@
 """From a config to a run: the only composition root."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,10 +17,11 @@ from harness.config.identity import config_hashes
 from harness.config.schedules import check_schedule_length
 from harness.config.schema import Config
 from harness.data.code import code_of
-from harness.data.feed import Feed
+from harness.data.feed import Feed, Patience, data_limit_s
 from harness.data.sampling import Sampling
 from harness.data.source import Batch
 from harness.data.split import Split
+from harness.errors import AbandonedError, LeavingError
 from harness.interrupt import Interruption
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import generators_of
@@ -72,10 +74,10 @@ def build(
     with ledger.account("resume"):
         loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
         if loaded is None:
-            for line in ranks.together(lambda: start_weights(engine.network, config)):
-                tracker.console.say(line)
+            tell(ranks.together(lambda: start_weights(engine.network, config)), tracker)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
+    patience = training_patience(config, ranks, interruption)
     ranks.decide(lambda: tracker.begin(config.tracking, run_info(config, launch), progress.step))
     run = Run(
         config=config,
@@ -88,10 +90,10 @@ def build(
         agenda=agenda,
         engine=engine,
         task=task,
-        feed=open_feed(config, data, sampling, slots, engine.device, progress.step),
+        feed=open_feed(config, data, sampling, slots, engine.device, progress.step, patience),
         losses=LossWindow(ranks),
         train_metrics=IntervalMetrics(task.metrics()),
-        plans=evaluation_plans(config, data.splits),
+        plans=evaluation_plans(config, data.splits, interruption),
         controller=controller,
         store=open_store(config, ranks, launch, lease),
         tracker=tracker,
@@ -107,6 +109,12 @@ def build(
     restore_rest(loaded, run)
     introduce(run)
     return run
+
+
+def tell(lines: Sequence[str], tracker: Tracker) -> None:
+    """On the console."""
+    for line in lines:
+        tracker.console.say(line)
 
 
 def run_info(config: Config, launch: Launch) -> RunInfo:
@@ -133,11 +141,35 @@ def agenda_of(config: Config, sampling: Sampling) -> Agenda:
     return agenda
 
 
+def training_patience(config: Config, ranks: Ranks, interruption: Interruption) -> Patience:
+    """How a step waits for its samples. One of several ranks cannot ask the others to leave."""
+
+    def check() -> None:
+        try:
+            interruption.check()
+        except LeavingError as leaving:
+            if ranks.size == 1:
+                raise
+            raise AbandonedError(
+                f"{leaving}, while rank {ranks.rank} waits for its samples: the next launch goes "
+                "on from the last checkpoint."
+            ) from None
+
+    return Patience(data_limit_s(config.run.timeout_s), check)
+
+
 def open_feed(
-    config: Config, data: RunData, sampling: Sampling, slots: range, device: torch.device, step: int
+    config: Config,
+    data: RunData,
+    sampling: Sampling,
+    slots: range,
+    device: torch.device,
+    step: int,
+    patience: Patience,
 ) -> Feed:
     """This rank's training micro-batches, from the step after `step` on."""
-    return Feed(data.splits["train"], sampling, slots, device, config.data.num_workers, step)
+    split, workers = data.splits["train"], config.data.num_workers
+    return Feed(split, sampling, slots, device, workers, step, patience)
 
 
 def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.config.schema import Config
-from harness.data.feed import evaluation_batches
+from harness.data.feed import FOREVER, Patience, data_limit_s, evaluation_batches
 from harness.data.sampling import Permutation
 from harness.data.split import Split
 from harness.errors import DataError
+from harness.interrupt import Interruption
 from harness.metrics.exact import exact_sum
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import preserve_random, seed_ambient, seed_for
@@ -28,19 +29,25 @@ from harness.training.network_state import BufferState
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How a split is evaluated: micro-batches of `size`, workers, and the samples if not all."""
+    """How a split is evaluated: micro-batches of `size`, workers and how they are waited for, and
+    the samples if not all.
+    """
 
     split: Split
     size: int
     num_workers: int = 0
     samples: NDArray[np.int64] | None = None
+    patience: Patience = FOREVER
 
 
-def evaluation_plans(config: Config, splits: Mapping[str, Split]) -> dict[str, EvaluationPlan]:
+def evaluation_plans(
+    config: Config, splits: Mapping[str, Split], interruption: Interruption
+) -> dict[str, EvaluationPlan]:
     """What is evaluated at each interval: the validation split, and the training split if its
     metrics are to be true ones.
     """
     size = config.evaluation.micro_size or config.batch.micro_size
+    patience = Patience(data_limit_s(config.run.timeout_s), interruption.check)
     plans = {}
     wanted = config.stop.train_metrics
     if wanted != "interval":
@@ -50,9 +57,11 @@ def evaluation_plans(config: Config, splits: Mapping[str, Split]) -> dict[str, E
             if isinstance(wanted, TrainSample)
             else None
         )
-        plans["train"] = EvaluationPlan(train, size, config.data.num_workers, chosen)
+        plans["train"] = EvaluationPlan(train, size, config.data.num_workers, chosen, patience)
     if "val" in splits:
-        plans["val"] = EvaluationPlan(splits["val"], size, config.data.num_workers)
+        plans["val"] = EvaluationPlan(
+            splits["val"], size, config.data.num_workers, patience=patience
+        )
     return plans
 
 
@@ -88,7 +97,14 @@ def evaluate(
 
     def run_mine() -> None:
         batches = evaluation_batches(
-            plan.split, plan.size, ranks.rank, ranks.size, device, plan.num_workers, plan.samples
+            plan.split,
+            plan.size,
+            ranks.rank,
+            ranks.size,
+            device,
+            plan.num_workers,
+            plan.samples,
+            plan.patience,
         )
         with preserve_random(), evaluating(network), torch.no_grad():
             for block, batch in batches:

@@ -15,7 +15,13 @@ from accelerate import Accelerator
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import end_workers
-from harness.errors import ConfigError, HarnessError, LeavingError, RankError
+from harness.errors import (
+    AbandonedError,
+    ConfigError,
+    HarnessError,
+    LeavingError,
+    RankError,
+)
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
@@ -74,6 +80,9 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
         ranks = Ranks.join(config.run.timeout_s)
         interruption.join(ranks.board(), ranks.rank)
         code = exit_code(train(config, accelerator, ranks, interruption), under_agent=agent)
+    except AbandonedError as error:
+        fail(error, ranks)
+        return 0 if agent else INTERRUPTED
     except LeavingError as leaving:  # before this launch held the run directory
         if ranks.is_first():
             print(
@@ -82,7 +91,8 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
         code = 0 if agent else INTERRUPTED
     except Exception as error:  # noqa: BLE001 - see above
         # A peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
-        return fail(error, ranks)
+        code = fail(error, ranks)
+        return 0 if agent and code == INTERRUPTED else code
     leave()
     return code
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from harness.config.schema import Config
 from harness.console import Console
-from harness.errors import HarnessError, LeavingError
+from harness.errors import AbandonedError, HarnessError, LeavingError
 from harness.interrupt import Interruption
 from harness.ranks.ranks import Ranks
 from harness.rundir.lease import Lease
@@ -63,6 +63,8 @@ def train(
                     return fit(run)
             finally:
                 run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
+        except AbandonedError:
+            raise
         except LeavingError as leaving:
             cause = str(leaving)
             outcome = ranks.decide(

@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from harness.checkpoint import write
 from harness.tasks.classification import Classification
@@ -88,3 +90,17 @@ class SlowSaver(Mortal):
         result = super().step(closure)
         ask("stepped")
         return result
+
+
+class Stuck(Blobs):
+    """One sample never comes, on the rank STUCK_RANK (default: on each)."""
+
+    def __init__(self, count: int, seed: int = 0, stuck_at: int = 5) -> None:
+        super().__init__(count, seed)
+        self.stuck_at = stuck_at
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
+        mine = os.environ.get("STUCK_RANK") in (None, os.environ.get("RANK", "0"))
+        if mine and self.stuck_at in indices and get_worker_info() is not None:
+            time.sleep(1000)
+        return super().__getitems__(indices)

@@ -1,0 +1,61 @@
+"""A data worker that gives nothing: named after a time, and left at once if something asks to."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.pool import Launched, train_on_ranks
+
+SMALL = Path(__file__).parents[1] / "training" / "small.yaml"
+SPLITS = {
+    "train": "data.train.source={_target_: tests.operations.parts.Stuck, count: 64, stuck_at: 40}",
+    "val": "data.val.source={_target_: tests.operations.parts.Stuck, count: 20, seed: 5, "
+    "stuck_at: 15}",
+}
+
+
+def launch(
+    directory: Path,
+    ranks: int,
+    *overrides: str,
+    ask_after_s: float | None = None,
+    stuck: bool = True,
+) -> list[Launched]:
+    """The last rank's worker is stuck. `ask_after_s`: when SIGTERM reaches all ranks."""
+
+    def ask(pids: Sequence[int]) -> None:
+        if ask_after_s is not None:
+            time.sleep(ask_after_s)
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+
+    asked = [f"run.dir={directory}", "data.num_workers=2", *overrides]
+    env = {"STUCK_RANK": str(ranks - 1) if stuck else "none"}
+    return train_on_ranks(ranks, SMALL, asked, env=env, timeout_s=60, meanwhile=ask)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_worker_that_gives_nothing_is_named(tmp_path: Path, ranks: int, split: str) -> None:
+    ends = launch(tmp_path, ranks, SPLITS[split], "run.timeout_s=6")
+    assert [one.exit_code for one in ends] == [2] * ranks
+    said = ends[ranks - 1].stderr
+    assert f"data.{split}: data worker " in said
+    assert "has not given samples " in said
+    assert ("40" if split == "train" else "15") in said
+    assert "Traceback" not in "".join(one.stderr for one in ends)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_asked_to_leave_it_is_left_at_once(tmp_path: Path, ranks: int, split: str) -> None:
+    begun = time.monotonic()
+    ends = launch(tmp_path, ranks, SPLITS[split], ask_after_s=3.0)
+    assert time.monotonic() - begun < 20
+    assert [one.exit_code for one in ends] == [75] * ranks, ends[0].stderr + ends[-1].stderr
+    ends = launch(tmp_path, ranks, SPLITS[split], stuck=False)
+    assert [one.exit_code for one in ends] == [0] * ranks, ends[0].stderr
