@@ -34,7 +34,9 @@ prints what a config comes to, or all mistakes in it.
   `data.train.treatments[0].size=8`, `stop.every={steps: 100}`, `schedule=null`. The last of several
   counts.
 - `${run.seed}` is the value of another key, `${oc.env:HOME}` of an environment variable
-  (OmegaConf's rules); `\\${` is the characters themselves.
+  (OmegaConf's rules); `\\${` is the characters themselves. In arguments of components
+  `${secret:HF_TOKEN}` is an environment variable that is written and shown nowhere; so is
+  `${oc.env:NAME}` where the key or the variable is called a token, key, password or secret.
 - A **component** is a mapping with `_target_`, the dotted path of a class or function
   (`pkg.mod.Name`, or `pkg.mod:Name`), and its arguments by name, which may hold components again.
   Path and arguments are checked when the config is read.

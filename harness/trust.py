@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from harness.components import TARGET, inside, walk
 from harness.errors import ConfigError
+from harness.hidden import Reference
 from harness.wording import Keys, Mistake, short_repr
 
 OWN = (
@@ -93,6 +94,8 @@ def check_code(spec: Any, where: str, allow: Sequence[str], how: str = "") -> No
             continue
         try:
             wrong = _refusal(nested, allow)
+            if wrong is None and how:
+                wrong = _reference(nested)
         except ConfigError as error:
             raise ConfigError(Mistake((*keys, TARGET), str(error)).within(where)) from error
         if wrong is not None:
@@ -124,7 +127,8 @@ def check_files(spec: Mapping[str, Any], where: str, allow: Sequence[str]) -> No
                 Mistake(
                     keys,
                     f"{short_repr(text)} is outside of the working directory, and a checkpoint "
-                    f"names no files for you to read. If they are what you want, add --allow {place}/.",
+                    "names no files for you to read. If they are what you want, add --allow "
+                    f"{place}/.",
                 ).within(where)
             )
 
@@ -168,6 +172,14 @@ def _refusal(spec: Mapping[str, Any], allow: Sequence[str]) -> Mistake | None:
     return wrong
 
 
+def _reference(spec: Mapping[str, Any]) -> Mistake | None:
+    """The look into the environment of somebody else's argument, whoever's component takes it."""
+    for keys, value in _leaves(dict(spec), through=True):
+        if isinstance(value, Reference):
+            return Mistake(keys, f"{value} would be looked up in your environment")
+    return None
+
+
 def _leads_elsewhere(spec: Mapping[str, Any], path: str, allow: Sequence[str]) -> str:
     parts = path.split(".")
     for index, met in enumerate(walk(spec[TARGET])):
@@ -200,6 +212,8 @@ def _argument(spec: Mapping[str, Any], path: str) -> Mistake | None:
         names = [key for key in keys if isinstance(key, str)]
         if any(name in _FREE for name in names):
             continue
+        if isinstance(value, Reference):
+            return Mistake(keys, f"{value} would be looked up in your environment")
         if isinstance(value, str) and _SCHEME.match(value):
             return Mistake(keys, f"{short_repr(value)} is fetched from elsewhere")
         if _is_under(path, OWN):

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.hidden import mask
+
 # Code that is no user's own: of packages, of Python, ours
 _NOT_OWN = re.compile(
     rf"[/\\](site|dist)-packages[/\\]|[/\\]lib[/\\]python3|^<|^{re.escape(str(Path(__file__).parent))}"
@@ -76,9 +78,9 @@ def origin(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """Text for a terminal or a page, whoever wrote it: line breaks and tabs are kept, other
-    characters that control something are shown escaped.
+    characters that control something are shown escaped, and secrets as ***.
     """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), mask(text))
 
 
 def short_repr(value: Any) -> str:

@@ -23,7 +23,7 @@ LONGEST = {("harness.training.loop", "fit"): 45, ("harness.training.loop", "trai
 # From the bottom up. A module imports from its own package and from the layers below, never from
 # another package of its own layer; a module in no layer fails.
 LAYERS = (
-    ("harness", "harness.errors", "harness.bounded"),
+    ("harness", "harness.errors", "harness.bounded", "harness.hidden"),
     ("harness.wording", "harness.durable", "harness.interrupt", "harness.randomness"),
     ("harness.components", "harness.rundir", "harness.ranks"),
     ("harness.settings", "harness.trust"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # PyYAML has no types of its own
 
+from harness.hidden import Reference
 from harness.wording import Keys, first_line
 
 # A checkpoint's config may be somebody else's, and aliases multiply
@@ -202,6 +203,7 @@ class _Writer(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML tells no types
 
 
 _Writer.add_representer(str, _Writer.represent_str)
+_Writer.add_representer(Reference, _Writer.represent_str)
 
 
 for _name, (_pattern, _first) in _SCALARS.items():

@@ -23,6 +23,7 @@ from harness.config.schedules import find_schedule_mistakes
 from harness.config.schema import Config, RunConfig
 from harness.data.settings import SPLITS
 from harness.errors import ConfigError
+from harness.hidden import Reference
 from harness.tracking.settings import BACKEND_METHODS
 from harness.wording import Keys, Mistake, dotted, own_version
 
@@ -252,6 +253,8 @@ def _plain_argument(value: Any) -> Any:
         return {key: _plain_argument(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain_argument(item) for item in value]
+    if isinstance(value, Reference):
+        return str(value)
     text = str(value) if isinstance(value, Path) else value
     # OmegaConf would resolve ${ again: it is written \${, and backslashes before it twice
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text) if isinstance(text, str) else text

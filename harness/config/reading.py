@@ -18,6 +18,7 @@ from harness.bounded import read_bytes
 from harness.components import TARGET
 from harness.config.document import Document, MalformedError
 from harness.errors import ConfigError
+from harness.hidden import TOKEN, Reference, is_secret
 from harness.wording import Key, Keys, Mistake, dotted, first_line
 
 MAX_BYTES = 2**20  # of one file; a checkpoint's config may be somebody else's
@@ -188,18 +189,18 @@ class Draft:
                         f"{text!r} is no interpolation. Write e.g. ${{run.seed}}, or \\${{ for "
                         "the characters themselves.",
                     )
+        kept = self._hide(open_texts)
         whole = OmegaConf.create(self.tree)
         for keys, text in open_texts:
             if (sections is not None and keys[0] not in sections) or self.mistaken(keys):
                 continue
             try:
-                value = functools.reduce(operator.getitem, keys, whole)
-                self._put(
-                    keys,
-                    OmegaConf.to_container(value, resolve=True)
-                    if isinstance(value, DictConfig | ListConfig)
-                    else value,
-                )
+                value: Any = functools.reduce(operator.getitem, keys, whole)
+                if isinstance(value, DictConfig | ListConfig):
+                    value = OmegaConf.to_container(value, resolve=True)
+                self._put(keys, value)
+                if kept:
+                    self._refer(keys, value, kept)
             except OmegaConfBaseException as error:
                 self.add(
                     keys,
@@ -214,17 +215,65 @@ class Draft:
         for keys, text in list(_texts(self.tree, ())):
             if "${" not in text or (sections is not None and keys[0] not in sections):
                 continue
-            if any(len(found[1]) % 2 == 0 for found in _OPENING.finditer(text)):
+            left = TOKEN.sub("", text)
+            if any(len(found[1]) % 2 == 0 for found in _OPENING.finditer(left)) or (
+                left != text and not self._in_component(keys)
+            ):
                 self.add(
                     keys,
                     "an interpolation, which a config that a run has stored cannot hold, and which "
                     "is not resolved. Write the value.",
                 )
+            elif left != text:
+                self._put(keys, Reference(text))
             else:
                 self._put(keys, _OPENING.sub(lambda found: found[1][::2][:-1] + "${", text))
 
+    def _hide(self, texts: Sequence[tuple[Keys, str]]) -> set[str]:
+        """Put places of secrets in arguments of components out of the way of interpolation, which
+        would fill in the values; returns these places.
+        """
+        kept: set[str] = set()
+        for keys, text in texts:
+            if self.mistaken(keys):
+                continue
+            inside = self._in_component(keys)
+            found = [one for one in TOKEN.finditer(text) if is_secret(one, keys)]
+            if inside and found:
+                kept.update(one[0] for one in found)
+                self._put(keys, TOKEN.sub(functools.partial(_escaped, keys), text))
+            if not inside and any(one[1] == "secret" for one in found):
+                self.add(keys, f"{text!r}: only arguments of components take a secret.")
+        return kept
+
+    def _refer(self, keys: Keys, value: Any, kept: set[str]) -> None:
+        """Mark what was resolved to the place of a secret, there or by way of another key."""
+        for inner, text in list(_texts(value, keys)):
+            if not any(place in text for place in kept):
+                continue
+            if not self._in_component(inner):
+                self.add(inner, "only arguments of components take a secret.")
+                continue
+            self._put(inner, Reference(text))
+            missing = Reference(text).missing()
+            if missing:
+                self.add(inner, f"{text!r}: {missing[0]} is not set in the environment. Set it.")
+
+    def _in_component(self, keys: Keys) -> bool:
+        """Whether the value at these keys is an argument, however deep, of a component."""
+        node: Any = self.tree
+        for key in keys[:-1]:
+            node = node[key]
+            if isinstance(node, dict) and TARGET in node:
+                return True
+        return False
+
     def _put(self, keys: Keys, value: Any) -> None:
         functools.reduce(operator.getitem, keys[:-1], self.tree)[keys[-1]] = value
+
+
+def _escaped(keys: Keys, token: re.Match[str]) -> str:
+    return f"\\{token[0]}" if is_secret(token, keys) else token[0]
 
 
 def read(

@@ -58,8 +58,8 @@ class Split:
         self._ambient = not all(_is_ours(part) for part in (source, *treatments))
         if not hasattr(source, "__len__"):
             raise DataError(
-                f"{where}.source: a {type(source).__name__} does not say how many samples it has, "
-                "and the order of a training is drawn over all of them. Give it __len__() and "
+                f"{where}.source: a {type(source).__name__} has no length, but the "
+                "order of a training is drawn over all samples. Give it __len__() and "
                 "__getitem__(index), e.g. by reading a stream into files or a list first."
             )
         if len(source) == 0:
