@@ -21,6 +21,7 @@ from harness.data.source import (
     Treatment,
     as_columns,
     gather_of,
+    has_length,
     read_together,
     sources_of,
     takes_seeds,
@@ -56,7 +57,7 @@ class Split:
         # Ours never touch the ambient generators; to set and restore them takes longer than to
         # gather a micro-batch.
         self._ambient = not all(_is_ours(part) for part in (source, *treatments))
-        if not hasattr(source, "__len__"):
+        if not has_length(source):
             raise DataError(
                 f"{where}.source: a {type(source).__name__} has no length, but the "
                 "order of a training is drawn over all samples. Give it __len__() and "
