@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import ConfigError, HarnessError
 from harness.hidden import Reference
-from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin, shown
+from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin, short_repr
 
 TARGET = "_target_"
 
@@ -163,8 +163,8 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Mistake]
     if not isinstance(spec, Mapping) or TARGET not in spec:
         yield Mistake(
             keys,
-            f"{shown(spec)} is not a component. Give a mapping with {TARGET}: pkg.mod.Name and "
-            "its arguments.",
+            f"{short_repr(spec)} is not a component. Give a mapping with {TARGET}: pkg.mod.Name "
+            "and its arguments.",
         )
         return
     path = spec[TARGET]
@@ -256,7 +256,7 @@ def walk(path: Any) -> list[Any]:
     parts = path.replace(":", ".", 1).split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ConfigError(
-            f"{shown(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."
+            f"{short_repr(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."
         )
     # So many parts are modules for certain
     num_modules = len(path.partition(":")[0].split(".")) if ":" in path else 1
