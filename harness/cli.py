@@ -15,7 +15,7 @@ import typer
 
 from harness.commands.show import say, show
 from harness.errors import HarnessError
-from harness.wording import printable, shown
+from harness.wording import printable, short_repr
 
 app = typer.Typer(
     help="Train for as long as it pays, keep the best model, resume exactly.",
@@ -342,7 +342,7 @@ def guarded(command: Callable[[], Any]) -> Any:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        print(f"{shown(str(error.filename))}: {error.strerror}. Name a path.", file=sys.stderr)
+        print(f"{short_repr(str(error.filename))}: {error.strerror}. Name a path.", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import ConfigError, HarnessError
 from harness.hidden import Reference
-from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin, shown
+from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin, short_repr
 
 TARGET = "_target_"
 
@@ -47,8 +47,8 @@ def build(
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:  # a target may raise anything for arguments it does not like
         raise ConfigError(
-            f"{where}: {spec[TARGET]} cannot be made: {type(error).__name__}: {error} "
-            f"({origin(error)}). Look at its arguments.{_slip(spec, where)}"
+            f"{where}: {spec[TARGET]} cannot be built: {type(error).__name__}: {error} "
+            f"({origin(error)}). Check its arguments.{_slip(spec, where)}"
         ) from error
 
 
@@ -163,8 +163,8 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Mistake]
     if not isinstance(spec, Mapping) or TARGET not in spec:
         yield Mistake(
             keys,
-            f"{shown(spec)} is not a component. Give a mapping with {TARGET}: pkg.mod.Name and "
-            "its arguments.",
+            f"{short_repr(spec)} is not a component. Give a mapping with {TARGET}: pkg.mod.Name "
+            "and its arguments.",
         )
         return
     path = spec[TARGET]
@@ -191,10 +191,12 @@ def _require_callable(target: Any, path: str) -> None:
         close = did_you_mean(path, (f"{path}.{one}" for one in dir(target) if one.lower() == name))
         raise ConfigError(
             f"{path} is {kind}, not a class or "
-            f"function.{close or ' Name something that can be called.'}"
+            f"function.{close or ' Give something that can be called.'}"
         )
     if inspect.isabstract(target):
-        raise ConfigError(f"{path} is abstract and cannot be made. Name a class that fills it in.")
+        raise ConfigError(
+            f"{path} is abstract and cannot be instantiated. Give a concrete subclass."
+        )
 
 
 def _argument_mistakes(
@@ -209,9 +211,7 @@ def _argument_mistakes(
     anything = any(one.kind == one.VAR_KEYWORD for one in parameters)
     for name in arguments:
         if name in given:
-            yield Mistake(
-                (name,), f"the harness gives this argument to {path} itself. Leave it out."
-            )
+            yield Mistake((name,), f"the harness passes this argument to {path} itself. Remove it.")
         elif (
             not isinstance(name, str)
             or (name.startswith("_") and name.endswith("_"))
@@ -224,7 +224,7 @@ def _argument_mistakes(
         if name not in takes and not anything:
             yield Mistake(
                 (TARGET,),
-                f"{path} takes no argument {name}, which the harness gives here. Name something "
+                f"{path} takes no argument {name}, which the harness passes here. Use something "
                 "that does.",
             )
     missing = [
@@ -246,8 +246,8 @@ def _argument_mistakes(
     if nameless:
         yield Mistake(
             (TARGET,),
-            f"{path} takes {', '.join(nameless)} only by position. Wrap it in a function that "
-            "takes names.",
+            f"{path} takes {', '.join(nameless)} only by position. Wrap it in a function with "
+            "keyword arguments.",
         )
 
 
@@ -256,7 +256,7 @@ def walk(path: Any) -> list[Any]:
     parts = path.replace(":", ".", 1).split(".") if isinstance(path, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ConfigError(
-            f"{shown(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."
+            f"{short_repr(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."
         )
     # So many parts are modules for certain
     num_modules = len(path.partition(":")[0].split(".")) if ":" in path else 1
@@ -305,10 +305,9 @@ def _step(here: Any, part: str, so_far: str, *, is_module: bool, in_module: bool
     if not parent:
         close = did_you_mean(part, (one.name for one in pkgutil.iter_modules()))
         raise ConfigError(
-            "there is no module "
-            f"{part}.{close or ' Install it, or put the folder it is in on PYTHONPATH.'}"
+            f"there is no module {part}.{close or ' Install it, or add its folder to PYTHONPATH.'}"
         )
     inner = [one.name for one in pkgutil.iter_modules(getattr(here, "__path__", []))]
     close = did_you_mean(part, {*inner, *(name for name in dir(here) if not name.startswith("_"))})
     kind = "module" if isinstance(here, ModuleType) else type(here).__name__
-    raise ConfigError(f"the {kind} {parent} has no {part}.{close or ' Look at the spelling.'}")
+    raise ConfigError(f"the {kind} {parent} has no {part}.{close or ' Check the spelling.'}")

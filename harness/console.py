@@ -94,7 +94,7 @@ class Console:
         if best is not None:
             self.say(
                 f"best: {best['metric']} {best['value']:.6g} at step {best['step']:,}: "
-                f"{best['checkpoint'] or 'its checkpoint is gone'}"
+                f"{best['checkpoint'] or 'its checkpoint was deleted'}"
             )
         spent_s = sum(
             seconds

@@ -78,8 +78,8 @@ class WarmupCosine(ByStep):
             )
         if not 0 <= floor <= 1:
             raise ConfigError(
-                f"schedule.floor: {floor} is no share of the learning rate. Give a number from 0 "
-                "to 1."
+                f"schedule.floor: {floor} is not a share of the learning rate. Give a number from "
+                "0 to 1."
             )
         self._total = total_steps
         self._warmup = warmup_steps
@@ -129,7 +129,8 @@ class Plateau(ByStep):
             raise ConfigError(
                 f"schedule: factor {factor} must be between 0 and 1, floor {floor} at least 0 and "
                 f"below 1, patience {patience} at least 1, "
-                f"cooldown {cooldown} and warmup_steps {warmup_steps} at least 0. Fix what is not."
+                f"cooldown {cooldown} and warmup_steps {warmup_steps} at least 0. Correct those "
+                "that are not."
             )
         try:
             improvement = Improvement.model_validate(
@@ -138,7 +139,7 @@ class Plateau(ByStep):
         except ValueError as error:
             raise ConfigError(
                 f"schedule.at_least: {at_least!r} is neither a gain like 0.01 nor a share like 1%. "
-                "Write one of them."
+                "Give one of these."
             ) from error
         self._metric = metric
         self._mode: Mode = mode

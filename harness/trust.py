@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from harness.components import TARGET, inside, walk
 from harness.errors import ConfigError
 from harness.hidden import Reference
-from harness.wording import Keys, Mistake, shown
+from harness.wording import Keys, Mistake, short_repr
 
 OWN = (
     "harness.networks",
@@ -126,8 +126,9 @@ def check_files(spec: Mapping[str, Any], where: str, allow: Sequence[str]) -> No
             raise ConfigError(
                 Mistake(
                     keys,
-                    f"{shown(text)} is outside of the working directory, and a checkpoint names no "
-                    f"files for you to read. If they are what you want, add --allow {place}/.",
+                    f"{short_repr(text)} is outside of the working directory, and a checkpoint "
+                    "names no files for you to read. If they are what you want, add --allow "
+                    f"{place}/.",
                 ).within(where)
             )
 
@@ -214,7 +215,7 @@ def _argument(spec: Mapping[str, Any], path: str) -> Mistake | None:
         if isinstance(value, Reference):
             return Mistake(keys, f"{value} would be looked up in your environment")
         if isinstance(value, str) and _SCHEME.match(value):
-            return Mistake(keys, f"{shown(value)} is fetched from elsewhere")
+            return Mistake(keys, f"{short_repr(value)} is fetched from elsewhere")
         if _is_under(path, OWN):
             continue
         loading = next((name for name in names if _LOADING.fullmatch(name)), None)
@@ -224,9 +225,11 @@ def _argument(spec: Mapping[str, Any], path: str) -> Mistake | None:
             return Mistake(keys, f"{path} is asked to load something by {loading}")
         picked = any(_IMPLEMENTATION.fullmatch(name) for name in names)
         if picked and value is not None and value not in _BUILT_IN:
-            return Mistake(keys, f"{shown(value)} is code that may be fetched from elsewhere")
+            return Mistake(keys, f"{short_repr(value)} is code that may be fetched from elsewhere")
         if isinstance(value, str) and ("/" in value or "\\" in value):
-            return Mistake(keys, f"{shown(value)} may be loaded, from a file or from elsewhere")
+            return Mistake(
+                keys, f"{short_repr(value)} may be loaded, from a file or from elsewhere"
+            )
     return None
 
 

@@ -83,7 +83,7 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), mask(text))
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as Python writes it, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

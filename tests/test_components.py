@@ -123,7 +123,7 @@ def test_what_a_target_raises_names_the_place_and_the_component() -> None:
     with pytest.raises(ConfigError) as caught:
         components.build(layers("Anything", inner=[layers("refuse", value=9)]), "network")
     assert str(caught.value).startswith(
-        "network.inner[0]: parts_pkg.layers.refuse cannot be made: ValueError: 9 is too much ("
+        "network.inner[0]: parts_pkg.layers.refuse cannot be built: ValueError: 9 is too much ("
     )
     assert "layers.py:" in str(caught.value)
 
@@ -254,12 +254,12 @@ def test_nested_components_are_checked_with_their_own_place() -> None:
 def test_what_the_harness_gives_must_be_taken_and_not_given_twice() -> None:
     assert components.check(layers("Optimizer", lr=0.1), "optimizer", "params") == []
     assert components.check(layers("Optimizer", params=1), "optimizer", "params") == [
-        "optimizer.params: the harness gives this argument to parts_pkg.layers.Optimizer itself. "
-        "Leave it out."
+        "optimizer.params: the harness passes this argument to parts_pkg.layers.Optimizer itself. "
+        "Remove it."
     ]
     assert components.check(layers("Net", width=1), "optimizer", "params") == [
         "optimizer._target_: parts_pkg.layers.Net takes no argument params, which the harness "
-        "gives here. Name something that does."
+        "passes here. Use something that does."
     ]
 
 

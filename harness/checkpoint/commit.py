@@ -25,7 +25,7 @@ from harness.checkpoint.files import (
 from harness.checkpoint.manifest import MANIFEST, Manifest, dump_manifest
 from harness.checkpoint.pointers import point, pointed
 from harness.checkpoint.read import OLD, inspect, list_checkpoints, step_name, step_names
-from harness.checkpoint.retention import Kept, Ranking, Retention, ranking
+from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, ranking
 from harness.durable import make_directory, sync_directory
 from harness.errors import CheckpointError
 
@@ -107,12 +107,12 @@ def commit(
 
 def tidy(
     directory: Path,
-    committed: Kept,
+    committed: KeptCheckpoint,
     retention: Retention,
     best: Ranking | None,
-    known: Mapping[str, Kept],
+    known: Mapping[str, KeptCheckpoint],
     fence: Fence,
-) -> tuple[list[str], dict[str, Kept], list[str]]:
+) -> tuple[list[str], dict[str, KeptCheckpoint], list[str]]:
     """After a commit: `latest` and `best`, then retention, whatever becomes of the former.
 
     Returns (names deleted, what is now known of the valid checkpoints by name, what of `latest` and
@@ -215,8 +215,8 @@ def _aside(name: str) -> str:
     return f"aside-{name}-{secrets.token_hex(4)}"
 
 
-def _survey(directory: Path, known: Mapping[str, Kept]) -> dict[str, Kept]:
-    kept: dict[str, Kept] = {}
+def _survey(directory: Path, known: Mapping[str, KeptCheckpoint]) -> dict[str, KeptCheckpoint]:
+    kept: dict[str, KeptCheckpoint] = {}
     for step, name in step_names(directory):
         manifest = None if name in known else inspect(directory / name, step).manifest
         if name in known:
@@ -226,7 +226,7 @@ def _survey(directory: Path, known: Mapping[str, Kept]) -> dict[str, Kept]:
     return kept
 
 
-def known_from(directory: Path, found: Path | None) -> dict[str, Kept]:
+def known_from(directory: Path, found: Path | None) -> dict[str, KeptCheckpoint]:
     """What a launch knows of the run's checkpoints when it begins: the one that it goes on from,
     and may write again.
     """
@@ -238,8 +238,8 @@ def known_from(directory: Path, found: Path | None) -> dict[str, Kept]:
     return {} if manifest is None else {step_name(manifest.step): _kept_of(manifest)}
 
 
-def _kept_of(manifest: Manifest) -> Kept:
-    return Kept(manifest.step, manifest.epoch, dict(manifest.metrics))
+def _kept_of(manifest: Manifest) -> KeptCheckpoint:
+    return KeptCheckpoint(manifest.step, manifest.epoch, dict(manifest.metrics))
 
 
 def _point(directory: Path, pointer: str, name: str) -> str | None:

@@ -54,7 +54,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedState:
     """A checkpoint in memory. `rng` is None if it was written by another number of ranks."""
 
     manifest: Manifest
@@ -167,7 +167,7 @@ def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full"
     if skipped:
         reasons = "\n".join(skipped)
         raise CheckpointError(
-            f"{directory}: there are checkpoints and none is valid:\n{reasons}\nMend them, or move "
+            f"{directory}: there are checkpoints and none is valid:\n{reasons}\nFix them, or move "
             f"{directory} away to start over."
         )
     if resume == "must":
@@ -237,7 +237,7 @@ def understanding(path: Path) -> Iterator[None]:
         ) from error
 
 
-def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Loaded:
+def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> LoadedState:
     """Everything in a checkpoint, the model on `device`, the rest on the CPU.
 
     Hashes are `choose`'s to verify. Raises CheckpointError.
@@ -260,7 +260,7 @@ def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Load
         if num_ranks == manifest.world_size
         else None
     )
-    return Loaded(manifest, load_trainer(path), model, optimizer, rng)
+    return LoadedState(manifest, load_trainer(path), model, optimizer, rng)
 
 
 def read_model(path: Path, manifest: Manifest) -> dict[str, Tensor]:

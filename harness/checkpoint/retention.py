@@ -34,7 +34,7 @@ def ranked_by(facts: Mapping[str, Any]) -> Ranking | None:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptCheckpoint:
     """What retention needs to know of a valid checkpoint."""
 
     step: int
@@ -57,7 +57,7 @@ class Retention:
             raise ConfigError("checkpoint: keep_last must be at least 1 and keep_best at least 0.")
 
     def to_delete(
-        self, checkpoints: Sequence[Kept], best: Ranking | None, committed: int
+        self, checkpoints: Sequence[KeptCheckpoint], best: Ranking | None, committed: int
     ) -> list[int]:
         """The steps that may go, oldest first; never the newest, the best, or the one just
         `committed`.
@@ -73,7 +73,7 @@ class Retention:
         return [one.step for one in ordered if one.step not in kept]
 
 
-def ranking(checkpoints: Sequence[Kept], best: Ranking | None) -> list[int]:
+def ranking(checkpoints: Sequence[KeptCheckpoint], best: Ranking | None) -> list[int]:
     """Steps of the checkpoints that have the metric, best first."""
     if best is None:
         return []
@@ -82,7 +82,7 @@ def ranking(checkpoints: Sequence[Kept], best: Ranking | None) -> list[int]:
     return [step for value, step in sorted(pair for pair in values if not math.isnan(pair[0]))]
 
 
-def _stretch(checkpoint: Kept, every: Every) -> int:
+def _stretch(checkpoint: KeptCheckpoint, every: Every) -> int:
     if every.steps is not None:
         return checkpoint.step // every.steps
     assert every.epochs is not None

@@ -50,7 +50,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedShare:
     """What this rank will write: `contents` into files, rank 0 also `small_files()`; `pieces` tell
     which tensors stand where.
     """
@@ -104,7 +104,7 @@ class Stage:
         self._planned_for: object = None
         self._plan = _Plan([], [], {}, 0, 0)
 
-    def take(self, snapshot: Snapshot, rank: int, num_ranks: int) -> Staged:
+    def take(self, snapshot: Snapshot, rank: int, num_ranks: int) -> StagedShare:
         """Copy this rank's share of the state.
 
         No collective; the host waits for the device. Raises CheckpointError.
@@ -113,7 +113,9 @@ class Stage:
         contents = self._copy(
             {"model": snapshot.model, "optimizer": snapshot.optimizer, "rng": snapshot.rng}
         )
-        return Staged(contents, self._plan.pieces, aliases, self._plan.tensor_bytes, trainer, texts)
+        return StagedShare(
+            contents, self._plan.pieces, aliases, self._plan.tensor_bytes, trainer, texts
+        )
 
     def check(
         self, snapshot: Snapshot, rank: int, num_ranks: int

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from harness.checkpoint.layout import find_aliases
-from harness.checkpoint.read import Loaded
+from harness.checkpoint.read import LoadedState
 from harness.errors import CheckpointError
 from harness.wording import some
 
@@ -140,7 +140,7 @@ def restore_optimizer(
         optimizer.state[owner] = _give(values, tensors)
 
 
-def restore_network(network: nn.Module, loaded: Loaded) -> None:
+def restore_network(network: nn.Module, loaded: LoadedState) -> None:
     """Put a checkpoint's weights and buffers into the network's own memory.
 
     Raises CheckpointError naming what differs; nothing is changed then.

@@ -29,8 +29,8 @@ from harness.checkpoint.commit import begin, collect_leftovers, commit, known_fr
 from harness.checkpoint.files import translate_errors, write_files
 from harness.checkpoint.manifest import FileEntry, Manifest, join_parts
 from harness.checkpoint.read import step_name
-from harness.checkpoint.retention import Kept, Ranking, Retention
-from harness.checkpoint.stage import Snapshot, Stage, Staged
+from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
+from harness.checkpoint.stage import Snapshot, Stage, StagedShare
 from harness.errors import CheckpointError, HarnessError
 from harness.ranks.ranks import Ranks
 
@@ -67,7 +67,7 @@ class _Job:
     """
 
     header: Mapping[str, Any]  # of the manifest
-    staged: Staged | None
+    staged: StagedShare | None
     failure: Exception | None
     best: Ranking | None
     started: float
@@ -148,7 +148,7 @@ class CheckpointStore:
         if any(state[1] for state in states):
             self._channel = self._ranks.channel(self._timeout_s)
             self._channel_broken = False
-        staged: Staged | None = None
+        staged: StagedShare | None = None
         failure: Exception | None = None
         try:
             staged = self._stage.take(snapshot, self._ranks.rank, self._ranks.size)
@@ -261,14 +261,14 @@ class CheckpointStore:
             job.step, target, stall_s=job.stall_s, total_s=total_s, size_bytes=size_bytes, **tidied
         )
 
-    def _write(self, staged: Staged, temporary: str) -> list[dict[str, object]]:
+    def _write(self, staged: StagedShare, temporary: str) -> list[dict[str, object]]:
         with translate_errors(
             "writing into the directory that rank 0 has made, which all ranks must share,"
         ):
             return write_files(self._directory / temporary, staged.contents, self._hasher)
 
     def _commit(
-        self, job: _Job, staged: Staged, temporary: str, gathered: Sequence[Mapping[str, Any]]
+        self, job: _Job, staged: StagedShare, temporary: str, gathered: Sequence[Mapping[str, Any]]
     ) -> int:
         """Rank 0 only; returns the size of the checkpoint in bytes, its manifest not counted."""
         small_files = staged.small_files()
@@ -288,7 +288,7 @@ class CheckpointStore:
 
     def _tidy(self, job: _Job) -> dict[str, Any]:
         """Rank 0 only. What fails here does not undo the commit."""
-        kept = Kept(job.step, job.header["epoch"], job.header["metrics"])
+        kept = KeptCheckpoint(job.step, job.header["epoch"], job.header["metrics"])
         try:
             deleted, self._known, troubles = tidy(
                 self._directory, kept, self._retention, job.best, self._known, self._fence
@@ -337,7 +337,7 @@ class CheckpointStore:
         }
 
 
-def _owned(job: _Job) -> Staged:
+def _owned(job: _Job) -> StagedShare:
     if job.staged is None:
         assert job.failure is not None
         raise job.failure

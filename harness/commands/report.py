@@ -198,9 +198,9 @@ def _time(seconds: Mapping[str, float]) -> Markup:
         xlabel="seconds",
     )
     return section(
-        "<h2>Time</h2>{{ drawn }}<p>{{ told }}</p>",
+        "<h2>Time</h2>{{ drawn }}<p>{{ booked }}</p>",
         drawn=figure_svg(figure),
-        told=", ".join(f"{name} {value:,.1f} s" for name, value in booked.items()),
+        booked=", ".join(f"{name} {value:,.1f} s" for name, value in booked.items()),
     )
 
 

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from harness.components import TARGET
 from harness.config.reading import Draft
 from harness.config.schema import Config
-from harness.wording import Keys, closest, did_you_mean, dotted, shown
+from harness.wording import Keys, closest, did_you_mean, dotted, short_repr
 
 ANY_KEY = "*"
 
@@ -117,8 +117,8 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], draft: Draft) -> str:
             dict.fromkeys(_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in errors)
         )
         choices = re.findall("'(.*?)'", wanted)
-        return f"{shown(value)} is not allowed. Give {wanted}.{did_you_mean(value, choices)}"
-    return f"{shown(value)} is not allowed. {errors[0]['msg']}."
+        return f"{short_repr(value)} is not allowed. Give {wanted}.{did_you_mean(value, choices)}"
+    return f"{short_repr(value)} is not allowed. {errors[0]['msg']}."
 
 
 def _suggestion(keys: Keys, value: Any, tree: Any) -> str:

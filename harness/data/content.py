@@ -98,7 +98,7 @@ class Hashes:
                 )
         except OSError as error:
             raise DataError(
-                f"{path}: {error.strerror}. Make the file readable, or take it out of the source."
+                f"{path}: {error.strerror}. Make the file readable, or remove it from the source."
             ) from error
 
     def _remember(self) -> None:

@@ -50,7 +50,7 @@ FOREVER = Patience()
 
 def data_limit_s(timeout_s: float) -> float:
     """How long samples are waited for, where ranks wait `timeout_s` for each other: less, so that
-    it is the cause that is told.
+    it is the cause that is reported.
     """
     return max(timeout_s / 2, timeout_s - 10)
 

@@ -243,7 +243,7 @@ def build_treatments(
             if found is None:
                 raise ConfigError(
                     f"{where}: {spec[TARGET]} learns from the training split, and "
-                    "data.train.treatments has no equal one. "
+                    "data.train.treatments has no identical one. "
                     "Use the same treatments in both, e.g. by a YAML anchor (&name and *name)."
                 )
             left.remove(found)
@@ -357,8 +357,7 @@ def _make_directory(directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"data.store.dir: {directory}: {error.strerror}. Name a directory that can be written "
-            "to."
+            f"data.store.dir: {directory}: {error.strerror}. Choose a writable directory."
         ) from error
     return directory
 

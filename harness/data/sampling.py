@@ -174,7 +174,7 @@ class Sampling:
         if self.num_slots % num_ranks:
             raise ConfigError(
                 f"batch: {self.num_slots} slots (size {self.size} / micro_size {self.micro_size}) "
-                f"cannot be shared by {num_ranks} processes. "
+                f"cannot be divided among {num_ranks} processes. "
                 f"Launch one of {', '.join(map(str, fitting_world_sizes(self.num_slots)))} "
                 "processes, or change batch.size or batch.micro_size."
             )

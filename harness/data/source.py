@@ -1,8 +1,8 @@
-"""The contract of sources and treatments: all that either may offer, and the only place that asks
-for it.
+"""The contract of sources and treatments: everything that either may offer, and the only module
+that looks for it.
 
-Every part but the first protocol of each kind is optional. A part that is absent has the meaning
-that the function which asks for it gives.
+All but the first protocol of each kind are optional. The functions below define what the absence
+of an optional part means.
 """
 
 import inspect
@@ -22,7 +22,7 @@ Treatment = Callable[..., Batch]
 
 
 class Source(Protocol):
-    """Where samples come from; all that a source has to offer."""
+    """A source of samples; the required part."""
 
     def __len__(self) -> int:
         """The number of samples, N."""
@@ -34,7 +34,7 @@ class Source(Protocol):
 
 
 class BatchReader(Protocol):
-    """A source that reads many samples faster than one by one."""
+    """A source that reads several samples at once faster than one by one."""
 
     def __getitems__(self, indices: list[int]) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
         """B indices -> {name: (B, ...) array or list of B}, or a list of B samples."""
@@ -42,8 +42,8 @@ class BatchReader(Protocol):
 
 
 class ArrayReader(Protocol):
-    """A source that takes indices as an array, as the store does; preferred to `__getitems__`
-    for micro-batches.
+    """A source that accepts indices as an array, like the store; micro-batches prefer it to
+    `__getitems__`.
     """
 
     def gather(self, indices: NDArray[np.int64]) -> Batch:
@@ -60,16 +60,16 @@ class KnownColumns(Protocol):
 
 
 class SourceFiles(Protocol):
-    """A source that names the files it reads; their bytes identify its content."""
+    """A source that lists the files it reads; their bytes identify its content."""
 
     def paths(self) -> Sequence[Path]:
-        """Every file that samples follow from."""
+        """Every file that samples depend on."""
         ...
 
 
 class FileFinder(Protocol):
-    """A source whose class names the files from its settings alone, so that content already in
-    the store need not be opened.
+    """A source whose class lists the files from its settings alone, so that a source whose samples
+    are in the store need not be built.
     """
 
     def paths_of(self, **settings: Any) -> Sequence[Path]:
@@ -78,11 +78,11 @@ class FileFinder(Protocol):
 
 
 class SkippedFiles(Protocol):
-    """A source that may leave out files it cannot read."""
+    """A source that may skip files it cannot read."""
 
     @property
     def skipped(self) -> Sequence[str]:
-        """One message for each file left out."""
+        """One message for each skipped file."""
         ...
 
 
@@ -91,63 +91,63 @@ class CompositeSource(Protocol):
 
     @property
     def sources(self) -> Mapping[str, Any]:
-        """The sources inside of it, by a name of its own choice."""
+        """The inner sources, by names of its choice."""
         ...
 
 
 class ResultVersion(Protocol):
-    """A source or a treatment whose class counts the changes of its results."""
+    """A source or treatment whose class numbers the versions of its results."""
 
     @property
     def version(self) -> int:
-        """A class attribute, 1 without one; raising it makes the store build anew."""
+        """A class attribute, 1 by default; increasing it makes the store rebuild its entries."""
         ...
 
 
 class PlainTreatment(Protocol):
-    """A treatment that draws nothing; all that a treatment has to offer."""
+    """A deterministic treatment; the required part."""
 
     def __call__(self, batch: Batch) -> Batch:
-        """{name: (B, ...) tensor, or a list of B} -> the same, treated."""
+        """{name: (B, ...) tensor, or a list of B} -> the same after the treatment."""
         ...
 
 
 class RandomTreatment(Protocol):
-    """A treatment that draws: it is known by its parameter `seeds`."""
+    """A random treatment, recognised by its parameter `seeds`."""
 
     def __call__(self, batch: Batch, *, seeds: NDArray[np.uint64]) -> Batch:
-        """seeds: (B,), one a sample, from which all randomness has to come."""
+        """seeds: (B,), one per sample, from which all randomness must be derived."""
         ...
 
 
 class Learner(Protocol):
-    """What learns from the training split before the first step: a treatment, known by `observe`
-    and `finish`, or a part of a task; what it learned is in every checkpoint.
+    """An object that learns from the training split before the first step: a treatment, recognised
+    by `observe` and `finish`, or a part of a task. What it learned is in every checkpoint.
     """
 
     def observe(self, batch: Batch) -> None:
-        """A micro-batch of the training split; each sample comes once, in order."""
+        """Receives a micro-batch of the training split; each sample comes once, in order."""
         ...
 
     def finish(self) -> None:
-        """After the last micro-batch. Raises DataError if there was nothing to learn from."""
+        """Called after the last micro-batch. Raises DataError if nothing was observed."""
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """What was learned, as JSON can hold it."""
+        """What was learned, as JSON values."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave, instead of learning."""
+        """Takes what `state` returned, instead of learning."""
         ...
 
 
 class TrainingTreatment(Protocol):
-    """A treatment that evaluations and predictions may leave out."""
+    """A treatment that evaluations and predictions may skip."""
 
     @property
     def training_only(self) -> bool:
-        """True if only training applies it."""
+        """True if it is applied in training only."""
         ...
 
 
@@ -166,8 +166,13 @@ SOURCE_PARTS = (
 TREATMENT_PARTS = (PlainTreatment, RandomTreatment, Learner, TrainingTreatment, ResultVersion)
 
 
+def has_length(source: Any) -> bool:
+    """Whether a source knows its number of samples, as it must."""
+    return hasattr(source, "__len__")
+
+
 def read_together(source: Source, indices: Sequence[int]) -> Any:
-    """B samples: {name: (B, ...)} or a list of B samples, as the source gives them."""
+    """B samples: {name: (B, ...)} or a list of B samples, as the source returns them."""
     together = getattr(source, "__getitems__", None)
     if together is None:
         return [source[index] for index in indices]
@@ -195,51 +200,51 @@ def as_columns(read: Any) -> Mapping[str, Any]:
 
 
 def gather_of(source: Source) -> Callable[[NDArray[np.int64]], Batch] | None:
-    """The source's `gather`; None if it has none."""
+    """The source's `gather`, or None."""
     gather: Callable[[NDArray[np.int64]], Batch] | None = getattr(source, "gather", None)
     return gather
 
 
 def known_of(source: Any) -> Mapping[str, Sequence[str]]:
-    """{column: (N,) texts} without reading a sample; {} if the source knows nothing."""
+    """{column: (N,) texts} without reading samples; {} if the source knows no columns."""
     known: Mapping[str, Sequence[str]] = source.known() if hasattr(source, "known") else {}
     return known
 
 
 def skipped_of(source: Any) -> Sequence[str]:
-    """Messages about the files a source left out; () if it leaves none out."""
+    """Messages about the files that a source skipped; () if none."""
     skipped: Sequence[str] = getattr(source, "skipped", ())
     return skipped
 
 
 def sources_of(source: Any) -> Mapping[str, Any]:
-    """The sources that a source reads from; {} if it reads from none."""
+    """The sources that a source reads from; {} if none."""
     sources: Mapping[str, Any] = getattr(source, "sources", {})
     return sources
 
 
 def paths_of(source: Any) -> Sequence[Path] | None:
-    """The files a source reads; None if it does not tell."""
+    """The files that a source reads; None if it does not list them."""
     return source.paths() if hasattr(source, "paths") else None
 
 
 def paths_from_settings(target: Any, settings: Mapping[str, Any]) -> Sequence[Path] | None:
-    """The files that a source of these settings would read; None if its class does not tell."""
+    """The files that a source with these settings would read; None if its class lists none."""
     return target.paths_of(**settings) if hasattr(target, "paths_of") else None
 
 
 def version_of(target: Any) -> Any:
-    """The version of a source's or a treatment's results; 1 if it has none."""
+    """The version of the results of a source or treatment; 1 by default."""
     return getattr(target, "version", 1)
 
 
 def takes_seeds(treatment: Treatment) -> bool:
-    """Whether a treatment draws: what it is given then is a seed for each sample."""
+    """Whether a treatment is random, so that it needs a seed for each sample."""
     return "seeds" in inspect.signature(treatment).parameters
 
 
 def training_only(treatment: Any) -> bool:
-    """Whether evaluations and predictions leave a treatment out."""
+    """Whether evaluations and predictions skip a treatment."""
     return bool(getattr(treatment, "training_only", False))
 
 

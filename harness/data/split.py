@@ -21,6 +21,7 @@ from harness.data.source import (
     Treatment,
     as_columns,
     gather_of,
+    has_length,
     read_together,
     sources_of,
     takes_seeds,
@@ -56,10 +57,10 @@ class Split:
         # Ours never touch the ambient generators; to set and restore them takes longer than to
         # gather a micro-batch.
         self._ambient = not all(_is_ours(part) for part in (source, *treatments))
-        if not hasattr(source, "__len__"):
+        if not has_length(source):
             raise DataError(
-                f"{where}.source: a {type(source).__name__} does not say how many samples it has, "
-                "and the order of a training is drawn over all of them. Give it __len__() and "
+                f"{where}.source: a {type(source).__name__} has no length, but the "
+                "order of a training is drawn over all samples. Give it __len__() and "
                 "__getitem__(index), e.g. by reading a stream into files or a list first."
             )
         if len(source) == 0:

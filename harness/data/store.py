@@ -178,7 +178,7 @@ class EntrySource:
         self._begins = np.cumsum([0, *(shard.num_samples for shard in self._shards)])
         if self._begins[-1] != manifest["num_samples"]:
             raise DataError(
-                f"{path}: {self._begins[-1]} of {manifest['num_samples']} samples are there. "
+                f"{path}: {self._begins[-1]} of {manifest['num_samples']} samples are present. "
                 "Delete it: it will be built again."
             )
 
@@ -295,8 +295,8 @@ def _plain(item: Any, name: str, where: str) -> Any:
         isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.ndim
     ):
         raise DataError(
-            f"{where}: {name}: a {type(item).__name__} cannot be kept in a store. Let a treatment "
-            "before it make an array or text of it."
+            f"{where}: {name}: a {type(item).__name__} cannot be kept in a store. Convert it to "
+            "an array or text by a treatment before."
         )
     return array
 
@@ -319,8 +319,8 @@ def _fill(making: Path, columns: Mapping[str, list[Any]]) -> None:
     for name, items in columns.items():
         if "/" in name or name.startswith("."):
             raise DataError(
-                f"{making.parent}: a column cannot be called {name!r} in a store. Rename it in the "
-                "source."
+                f"{making.parent}: {name!r} is not a valid column name in a store. Rename it in "
+                "the source."
             )
         if isinstance(items[0], str):
             kinds[name] = "text"
@@ -333,8 +333,8 @@ def _fill(making: Path, columns: Mapping[str, list[Any]]) -> None:
         else:
             if len({(item.dtype, item.shape[1:]) for item in encoded}) > 1:
                 raise DataError(
-                    f"{making.parent}: {name}: samples differ in dtype or in more than their first "
-                    "axis. Bring them to one shape."
+                    f"{making.parent}: {name}: samples differ in dtype or in an axis other than "
+                    "the first. Give them one shape."
                 )
             _save(making / f"{name}.values.npy", np.concatenate(encoded))
             _save(making / f"{name}.offsets.npy", np.cumsum([0, *(len(item) for item in encoded)]))
@@ -387,5 +387,5 @@ def _explain_os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         what = f"{error.filename or path}: {error.strerror or error}"
         raise DataError(
-            f"{what}. Make room or set another data.store.dir; what is done is kept."
+            f"{what}. Free some space, or set another data.store.dir; finished parts are kept."
         ) from error

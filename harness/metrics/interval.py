@@ -85,8 +85,8 @@ class IntervalMetrics:
                 if not or_nan:
                     reason = str(error).rstrip(". ")
                     raise DataError(
-                        f"metric {name}: cannot be computed: {reason}. Take it out of task.metrics "
-                        "or give a split that it fits."
+                        f"metric {name}: cannot be computed: {reason}. Remove it from "
+                        "task.metrics, or use a split for which it is defined."
                     ) from error
                 value = torch.tensor(torch.nan)
             parts = (
@@ -98,7 +98,7 @@ class IntervalMetrics:
                 if not isinstance(part, Tensor):
                     raise ConfigError(
                         f"task.metrics.{name}: gives a {type(part).__name__}; only metrics that "
-                        "give tensors can be used."
+                        "return tensors can be used."
                     )
                 computed[key] = part.squeeze() if part.numel() == 1 else part
         return computed
@@ -171,6 +171,6 @@ def _blank(name: str, metric: Metric) -> Metric:
     ):
         raise ConfigError(
             f"task.metrics.{name}: {type(metric).__name__} keeps no state of its own (a wrapper?). "
-            "Give the wrapped metric itself."
+            "Use the wrapped metric itself."
         )
     return blank

@@ -57,7 +57,7 @@ class _Count:
             raise ConfigError(
                 f"task.metrics: {type(metric).__name__}.{self.name} began as integers "
                 f"{tuple(self._default.shape)} and became "
-                f"{self._sum.dtype} {tuple(self._sum.shape)}: it cannot be added up exactly. Use "
+                f"{self._sum.dtype} {tuple(self._sum.shape)}: it cannot be summed exactly. Use "
                 "another metric."
             )
 
@@ -101,7 +101,7 @@ class _Sum:
             raise ConfigError(
                 f"task.metrics: {type(metric).__name__}.{self.name} has the shape "
                 f"{tuple(self._summands[0].shape)} in one micro-batch and "
-                f"{tuple(summand.shape)} in another: it cannot be added up. Use another metric."
+                f"{tuple(summand.shape)} in another: it cannot be summed. Use another metric."
             )
         self._summands.append(summand)
 
@@ -143,7 +143,7 @@ class _Sum:
         if any(other != shape for other in shapes):
             raise ConfigError(
                 f"task.metrics: the state {self.name} has the shapes {shapes} on different ranks: "
-                "it cannot be added up."
+                "it cannot be summed."
             )
         rows = torch.cat(
             ranks.gather_rows(torch.cat([torch.zeros(0, *shape, dtype=torch.float64), *parts]))

@@ -130,4 +130,4 @@ class GptBlock(nn.Module):
 
 def _check_heads(dim: int, num_heads: int) -> None:
     if dim % num_heads:
-        raise ConfigError(f"num_heads: {num_heads} heads do not divide dim {dim}.")
+        raise ConfigError(f"num_heads: {num_heads}: dim {dim} is not a multiple of it.")

@@ -36,8 +36,8 @@ def activation_layer(name: str) -> nn.Module:
     kind = getattr(nn, name, None)
     if not (isinstance(kind, type) and kind.__module__ == "torch.nn.modules.activation"):
         raise ConfigError(
-            f"activation: {name!r} is no activation of torch.nn. Give a name such as ReLU, GELU, "
-            "SiLU, Tanh."
+            f"activation: {name!r} is not an activation of torch.nn. Give a name such as ReLU, "
+            "GELU, SiLU, Tanh."
         )
     layer: nn.Module = kind()
     return layer
@@ -65,8 +65,8 @@ class Mlp(nn.Sequential):
     ) -> None:
         if len(dims) < 2 or min(dims) < 1:
             raise ConfigError(
-                f"dims: {list(dims)}: needs the number of inputs and of outputs at least, each 1 "
-                "or more."
+                f"dims: {list(dims)}: give at least the numbers of inputs and outputs, each 1 or "
+                "more."
             )
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(dims[:-1]):

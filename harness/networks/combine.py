@@ -20,7 +20,7 @@ class Chain(nn.Sequential):
         super().__init__()
         if not parts:
             raise ConfigError(
-                "a Chain needs a part at least. Give each a name of your own: encoder: {...}."
+                "a Chain needs at least one part. Give each a name, e.g. encoder: {...}."
             )
         for name, part in parts.items():
             self.add_module(name, part)
@@ -50,8 +50,8 @@ class Fuse(nn.Module):
         require_choice("how", how, ("concat", "sum", "attend"))
         if (how == "attend") != (features is not None):
             raise ConfigError(
-                "features: the number of features of each encoder belongs to how: attend, and to "
-                "it alone."
+                "features: the number of features of each encoder is for how: attend alone, "
+                "which needs it."
             )
         if len(encoders) == 0:
             raise ConfigError("encoders: none. Give one for each input, by the input's key.")
@@ -85,7 +85,7 @@ class Parallel(nn.Module):
         super().__init__()
         if not heads:
             raise ConfigError(
-                "a Parallel needs a head at least. Give each a name of your own: kind: {...}."
+                "a Parallel needs at least one head. Give each a name, e.g. kind: {...}."
             )
         self.heads = nn.ModuleDict(heads)
 

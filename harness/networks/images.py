@@ -32,7 +32,7 @@ class ConvNet(nn.Sequential):
     ) -> None:
         if not pool and out_features is not None:
             raise ConfigError(
-                "pool: false gives places, not features: set out_features to null and put a head "
+                "pool: false gives a map, not features: set out_features to null and put a head "
                 "after it in a Chain."
             )
         layers: list[nn.Module] = []

@@ -30,9 +30,7 @@ class Tcn(nn.Sequential):
         dropout: float = 0.0,
     ) -> None:
         if kernel < 1 or kernel % 2 == 0:
-            raise ConfigError(
-                f"kernel: {kernel}: an odd number is needed, so that a series keeps its length."
-            )
+            raise ConfigError(f"kernel: {kernel}: must be odd, so that a series keeps its length.")
         blocks = [
             _TcnBlock(before, after, kernel, 2**level, norm, activation, dropout)
             for level, (before, after) in enumerate(

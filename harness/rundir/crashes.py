@@ -48,7 +48,7 @@ def check_crashes(run: Path, most: int) -> Crash | None:
     crash = last_crash(run)
     if crash is not None and crash.times >= most:
         raise RankError(
-            f"{run}: {crash} (run.max_crashes: {most}), so this launch does not try again. Fix "
+            f"{run}: {crash} (run.max_crashes: {most}), so this launch does not start. Fix "
             "what breaks it: the output of the launches that crashed says what. Then remove "
             f"{run / FILE}, or raise run.max_crashes."
         )

@@ -66,8 +66,8 @@ class Lease:
                 last = self._last()
                 if last >= MAX_NUMBER:
                     raise ConfigError(
-                        f"{self._directory}: holds a lease numbered {last}, which no launch has "
-                        "written. Remove it."
+                        f"{self._directory}: holds a lease numbered {last}, which no launch wrote. "
+                        "Remove it."
                     )
                 if last:
                     self.message = self._look_at(last, check_leave)
@@ -88,18 +88,18 @@ class Lease:
             token = self._read(self._number).get("token")
         except OSError as error:
             raise CheckpointError(
-                f"{self._directory}: {error.strerror}: this launch cannot show that the run is its "
-                "own."
+                f"{self._directory}: {error.strerror}: this launch cannot confirm that it holds "
+                "the run."
             ) from error
         if last > self._number:
             raise CheckpointError(
-                f"{self._run}: launch {last} has taken the run over from this one, launch "
-                f"{self._number}. It changes nothing more."
+                f"{self._run}: launch {last} has taken over the run from this one, launch "
+                f"{self._number}. This launch writes nothing more."
             )
         if token != self._holder.get("token"):
             raise CheckpointError(
-                f"{self._directory}: the lease of this launch is gone. Leave that directory alone "
-                "while a run trains."
+                f"{self._directory}: the lease of this launch has been removed. Do not touch "
+                "that directory while a run trains."
             )
 
     def release(self) -> None:

@@ -83,8 +83,8 @@ def read_outcome(directory: Path) -> Outcome | None:
         return _checked(read_bytes(path, links=False))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: cannot be understood: {first_line(error)}. Remove it; the checkpoints tell "
-            "where the run stands."
+            f"{path}: cannot be parsed: {first_line(error)}. Remove it; the state of "
+            "the run is in its checkpoints."
         ) from error
 
 

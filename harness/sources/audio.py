@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
-from harness.sources.files import OnError, need, opened
+from harness.sources.files import OnError, decodable, need
 from harness.sources.split import Part, Rule
 
 Align = Literal["start", "centre"]
@@ -84,7 +84,7 @@ class WaveReader:
         num_frames = self.check(file, name)
         soundfile = _decoder()
         try:
-            frames, rate_hz = soundfile.read(opened(file), dtype="float32", always_2d=True)
+            frames, rate_hz = soundfile.read(decodable(file), dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise DataError(f"{name}: cannot be decoded: {error}. It may be truncated.") from error
         if len(frames) != num_frames:
@@ -113,7 +113,7 @@ class WaveReader:
         """
         soundfile = _decoder()
         try:
-            head = soundfile.info(opened(file))
+            head = soundfile.info(decodable(file))
         except soundfile.SoundFileError as error:
             raise DataError(f"{name}: not a sound file: {error}. It may be truncated.") from error
         if _is_cut(file):

@@ -157,7 +157,7 @@ def read_all(
     return kept, values, skipped
 
 
-def opened(file: Path | bytes) -> Path | BinaryIO:
+def decodable(file: Path | bytes) -> Path | BinaryIO:
     """A file, or its content, in the form that decoders accept."""
     return file if isinstance(file, Path) else BytesIO(file)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from harness.errors import DataError
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
-from harness.sources.files import OnError, need, opened
+from harness.sources.files import OnError, decodable, need
 from harness.sources.split import Part, Rule
 
 # Torch supports few operations on uint16
@@ -83,7 +83,7 @@ class ImageReader:
     def _open(self, file: Path | bytes, name: str) -> Any:
         pillow = _decoder()
         try:
-            return pillow.open(opened(file))
+            return pillow.open(decodable(file))
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
 

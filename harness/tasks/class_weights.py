@@ -56,7 +56,7 @@ class BalancedWeights:
         if absent:
             raise DataError(
                 f"task.class_weights: balanced, but class {', '.join(map(str, absent))} of "
-                f"{num_classes} is no target in the training split. "
+                f"{num_classes} does not occur in the training split. "
                 "Add samples of it, give the network fewer outputs, or list the weights."
             )
         total = self._counts.total()

@@ -76,7 +76,8 @@ class Classification(BaseTask):
         elif class_weights is not None:
             if not all(math.isfinite(weight) and weight >= 0 for weight in class_weights):
                 raise ConfigError(
-                    f"class_weights: {list(class_weights)}: each must be finite and at least 0."
+                    f"class_weights: {list(class_weights)}: every weight must be finite and at "
+                    "least 0."
                 )
             self._weights = torch.tensor([float(weight) for weight in class_weights])
         self.label_smoothing = label_smoothing
@@ -90,7 +91,7 @@ class Classification(BaseTask):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() < 2 or outputs.shape[1] < 2:
             raise ConfigError(
-                f"network: gives {kind_of(outputs)}; a classification needs logits (B, C, ...) of "
+                f"network: returns {kind_of(outputs)}; classification needs logits (B, C, ...) of "
                 "C >= 2 classes."
             )
         self.num_classes = outputs.shape[1]
@@ -116,9 +117,9 @@ class Classification(BaseTask):
         targets = batch[self.target]
         if outputs.shape != (len(targets), outputs.shape[1], *targets.shape[1:]):
             raise ConfigError(
-                f"network: gives {kind_of(outputs)} for {kind_of(targets)} in {self.target!r}; a "
+                f"network: returns {kind_of(outputs)} for {kind_of(targets)} in {self.target!r}; "
                 "classification takes logits (B, C, ...) for targets (B, ...), with the classes "
-                "along the second axis. Move them there by the network; tokens (B, T, V) are for "
+                "along the second axis. Move them there in the network; tokens (B, T, V) are for "
                 "harness.tasks.LanguageModelling."
             )
         if self._weights is not None and self._weights.device != outputs.device:

@@ -40,12 +40,12 @@ class Joint:
         for name, task in heads.items():
             if not isinstance(task, BaseTask):
                 raise ConfigError(
-                    f"heads.{name}: a {type(task).__name__} is none of harness.tasks."
+                    f"heads.{name}: a {type(task).__name__} is not a task of harness.tasks."
                 )
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", name):
                 raise ConfigError(
-                    f"heads.{name}: a name of letters and digits is needed, because metrics are "
-                    "called <head>_<metric>."
+                    f"heads.{name}: use letters and digits only, because metrics are "
+                    "named <head>_<metric>."
                 )
         inputs = {str(task.input) for task in heads.values()}
         if len(inputs) > 1:
@@ -56,7 +56,7 @@ class Joint:
         unknown = set(weights or {}) - set(heads)
         if unknown:
             raise ConfigError(
-                f"weights: {', '.join(sorted(unknown))}: there is no such head, there are "
+                f"weights: {', '.join(sorted(unknown))}: no such head; the heads are "
                 f"{', '.join(heads)}."
             )
         self.heads = dict(heads)
@@ -90,7 +90,7 @@ class Joint:
                 f"heads {', '.join(outputs)}" if isinstance(outputs, Mapping) else kind_of(outputs)
             )
             raise ConfigError(
-                f"network: gives {given}; task.heads are {', '.join(self.heads)}. End it with a "
+                f"network: returns {given}; task.heads are {', '.join(self.heads)}. End it with a "
                 "harness.networks.Parallel of those."
             )
         for name, task in self.heads.items():

@@ -16,8 +16,8 @@ def check_labels(
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(
-            f"{name}: {labels.dtype} where {what} numbers are needed. Convert them to integers by "
-            "a treatment."
+            f"{name}: {labels.dtype} where {what} numbers are needed. Convert them to integers "
+            "with a treatment."
         )
     wide = labels.long()
     bad = is_item(wide, ignored) & (
@@ -29,8 +29,8 @@ def check_labels(
         raise DataError(
             f"{name}: {what} {first} is {allowed} ({int(bad.sum())} of {bad.numel()} in this "
             "micro-batch). "
-            f"Number them from 0, give the network more {of}, or set task.ignore_index to leave "
-            "them out."
+            f"Number them from 0, give the network more {of}, or ignore them with "
+            "task.ignore_index."
         )
 
 
@@ -42,7 +42,7 @@ def is_item(targets: Tensor, ignored: int | None) -> Tensor:
 def check_label_smoothing(value: float) -> None:
     """Raise ConfigError for a label smoothing that cannot be."""
     if not 0 <= value < 1:
-        raise ConfigError(f"label_smoothing: {value} is outside of [0, 1).")
+        raise ConfigError(f"label_smoothing: {value}: must be at least 0 and below 1.")
 
 
 def cross_entropy_sum(

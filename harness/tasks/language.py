@@ -72,7 +72,7 @@ class LanguageModelling(BaseTask):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() != 3:
             raise ConfigError(
-                f"network: gives {kind_of(outputs)}; a language model gives logits (B, T, V)."
+                f"network: returns {kind_of(outputs)}; a language model needs logits (B, T, V)."
             )
         self.vocabulary = outputs.shape[2]
 

@@ -56,7 +56,7 @@ class Regression(BaseTask):
         hint = " For another loss use harness.tasks.Supervised."
         require_choice("loss", loss, ("mse", "mae", "huber"), hint)
         if not delta > 0:
-            raise ConfigError(f"delta: {delta} is not above 0.")
+            raise ConfigError(f"delta: {delta}: must be above 0.")
         self.loss = loss
         self.delta = delta
         self._shape: list[int] | None = None  # of one sample's output, without axes of length 1
@@ -64,7 +64,7 @@ class Regression(BaseTask):
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             raise ConfigError(
-                f"network: gives {kind_of(outputs)}; a regression needs a tensor (B, ...) of "
+                f"network: returns {kind_of(outputs)}; regression needs a tensor (B, ...) of "
                 "floating-point numbers."
             )
         self._shape = _long_axes(outputs)
@@ -74,8 +74,8 @@ class Regression(BaseTask):
         targets = batch[self.target]
         if targets.dtype == torch.bool or targets.is_complex():
             raise DataError(
-                f"{self.target}: {targets.dtype} where a regression needs numbers. Convert it by a "
-                "treatment, or use a Classification."
+                f"{self.target}: {targets.dtype} where a regression needs numbers. Convert it with "
+                "a treatment, or use a Classification."
             )
         if self._shape is not None and _long_axes(targets) != self._shape:
             shape = ", ".join(map(str, ["B", *self._shape]))
@@ -87,7 +87,7 @@ class Regression(BaseTask):
         if bad.any():
             raise DataError(
                 f"{self.target}: {int(bad.sum())} of {bad.numel()} targets are NaN or infinite. "
-                "Take those samples out."
+                "Remove those samples."
             )
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:

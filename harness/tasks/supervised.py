@@ -65,7 +65,7 @@ class Supervised(BaseTask):
             stated = None
         if reduction is not None and stated is not None and reduction != stated:
             raise ConfigError(
-                f"reduction: {reduction!r}, but the loss has {stated!r}. Give it once, to the loss."
+                f"reduction: {reduction!r}, but the loss has {stated!r}. Set it once, in the loss."
             )
         self.reduction = reduction or stated
         require_choice(
@@ -82,7 +82,7 @@ class Supervised(BaseTask):
             )
         if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
             raise ConfigError(
-                "loss: has parameters, which would not be trained. Put them into the network."
+                "loss: has parameters, which would not be trained. Move them into the network."
             )
         self.loss = loss
         self._is_mean_checked = False
@@ -116,7 +116,7 @@ class Supervised(BaseTask):
             if loss.dim() == 0 or len(loss) != size:
                 raise ConfigError(
                     f'task.loss: gave {kind_of(loss)} where reduction "none" means numbers '
-                    f"({size}, ...). Name its reduction rightly."
+                    f"({size}, ...). Set the reduction that it uses."
                 )
             each = loss.flatten(1).mean(1) if loss.dim() > 1 else loss
             # As `summed` does; other reductions are the loss's own
@@ -124,7 +124,7 @@ class Supervised(BaseTask):
         if loss.dim() != 0:
             raise ConfigError(
                 f"task.loss: gave {kind_of(loss)} where reduction {self.reduction!r} means one "
-                "number. Name its reduction rightly."
+                "number. Set the reduction that it uses."
             )
         if self.reduction == "mean" and size > 1 and not self._is_mean_checked:
             self._check_mean(loss.detach(), outputs, batch)

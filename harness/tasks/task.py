@@ -110,12 +110,12 @@ class BaseTask(Task):
         for name, metric in self._extra.items():
             if not isinstance(metric, Metric):
                 raise ConfigError(
-                    f"metrics.{name}: a {type(metric).__name__} is no torchmetrics.Metric. Name "
-                    "one by its _target_."
+                    f"metrics.{name}: a {type(metric).__name__} is not a torchmetrics.Metric. "
+                    "Give one by its _target_."
                 )
             if name in self._own or name in _TABLES or not re.fullmatch(r"[A-Za-z]\w*", name):
                 raise ConfigError(
-                    f"metrics.{name}: taken, or no word. The tasks' own are "
+                    f"metrics.{name}: taken, or not a single word. The tasks' own are "
                     f"{', '.join([*self._own, *_TABLES])}."
                 )
 
@@ -225,13 +225,13 @@ def require_tensor(batch: Batch, name: str, setting: str) -> None:
     """
     if name not in batch:
         raise DataError(
-            f"{setting}: samples have no {name!r}, they have {', '.join(sorted(batch))}. Name one "
-            "of those, or add it by a treatment."
+            f"{setting}: samples have no {name!r}, they have {', '.join(sorted(batch))}. Use one "
+            "of these, or add it with a treatment."
         )
     if not isinstance(batch[name], Tensor):
         raise DataError(
-            f"{setting}: {name!r} is no array of numbers but e.g. {str(batch[name][0])[:40]!r}. "
-            "Encode it by a treatment."
+            f"{setting}: {name!r} is not a numeric array but e.g. {str(batch[name][0])[:40]!r}. "
+            "Encode it with a treatment."
         )
 
 

@@ -118,7 +118,7 @@ def tell(lines: Sequence[str], tracker: Tracker) -> None:
 
 
 def run_info(config: Config, launch: Launch) -> RunInfo:
-    """What trackers are told of the run."""
+    """What trackers receive about the run."""
     values = config.to_json()
     return RunInfo(config.run.name, launch.run_id, config.run.dir, values, to_yaml(values))
 
@@ -221,8 +221,8 @@ def introduce(run: Run) -> None:
         else kinds[wanted]
     )
     launch = run.launch
-    told = {"launch": launch.number, "world_size": run.ranks.size, "run_id": launch.run_id}
-    run.tracker.event("launch", run.position(), **told, train_metrics=metrics)
+    facts = {"launch": launch.number, "world_size": run.ranks.size, "run_id": launch.run_id}
+    run.tracker.event("launch", run.position(), **facts, train_metrics=metrics)
     run.tracker.console.say(
         f"{run.directory}: launch {launch.number} on {run.ranks.size} x {len(run.slots)} slots of "
         f"{run.sampling.micro_size} samples, "

@@ -83,7 +83,7 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
             raise CheckpointError(
                 f"{run.directory}: the training is over ({reason}: {detail}) and the checkpoint of "
                 f"its last step {run.step} could not be saved: "
-                "see the warnings above. Mend the disk and launch again: the run goes on from its "
+                "see the warnings above. Fix the disk and launch again: the run goes on from its "
                 "last checkpoint."
             )
     else:

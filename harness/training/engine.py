@@ -223,8 +223,8 @@ class Engine:
         self.network.eval()
         # What is not deterministic the trial before the first step names.
         quiet = record_nondeterminism([])
-        told = explained("network", "a forward pass", batch)
-        with preserve_random(), torch.no_grad(), quiet, told:
+        attempt = explained("network", "a forward pass", batch)
+        with preserve_random(), torch.no_grad(), quiet, attempt:
             outputs = self._task.forward(self.network, batch)
         self._task.fit_to(outputs)
         network_parts.training_mode(self.network, self._parts)
@@ -234,7 +234,8 @@ class Engine:
 def explained(where: str, what: str, batch: Batch) -> Iterator[None]:
     """Make one message of what a user's network, loss or metric raises for a micro-batch.
 
-    What is not deterministic, or does not fit into memory, is told elsewhere. Raises ConfigError.
+    What is not deterministic, or does not fit into memory, is reported elsewhere. Raises
+    ConfigError.
     """
     try:
         yield
@@ -246,6 +247,6 @@ def explained(where: str, what: str, batch: Batch) -> Iterator[None]:
         shapes = {name: kind_of(one) for name, one in batch.items() if isinstance(one, Tensor)}
         raise ConfigError(
             f"{where}: {what} fails with a micro-batch of {shapes}: {type(error).__name__}: "
-            f"{first_line(error)} ({origin(error)}). Mend the network, the task, the treatments "
+            f"{first_line(error)} ({origin(error)}). Fix the network, the task, the treatments "
             "before them, or the sizes of the batch."
         ) from error

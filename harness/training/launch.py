@@ -98,8 +98,8 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
 
 
 def before_joining(work: Callable[[], T]) -> T:
-    """What each process does before they know each other: a mistake is every process's, and told by
-    the first of each node.
+    """What each process does before they know each other: a mistake is every process's, and the
+    first of each node reports it.
     """
     try:
         return work()
@@ -124,7 +124,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
     except Exception as error:
         if not is_lost_peer(error):
             raise
-        # Told by each process: none knows of the others
+        # Each process reports it: none knows of the others
         raise RankError(_not_met(config, first_line(error)), origin_rank=0) from error
 
 

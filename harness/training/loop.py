@@ -202,7 +202,7 @@ def without_undefined(
     run: Run, values: Mapping[str, float], loss: float | None
 ) -> Mapping[str, float]:
     """The training metrics of an interval, without those that have no meaning on its samples, e.g.
-    for want of a class; a person is told, and the run goes on.
+    for want of a class; a warning says so, and the run goes on.
     """
     undefined = undefined_in(values, math.nan if loss is None else loss)
     if undefined:

@@ -30,7 +30,8 @@ class StepLoss:
 class LossWindow:
     """Collects on the device, reads at log points.
 
-    `pending`: the steps since the last logged record; beside it the sum since the last evaluation.
+    `pending`: the steps since the last logged record. The sum since the last evaluation is kept
+    separately.
     `num_skipped`: the steps so far that fp16's scaler skipped.
     """
 

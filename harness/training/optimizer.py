@@ -15,7 +15,7 @@ from harness.training.parts import OPTIONS, Option, Parts, options_of, twins_of
 # Have a fused kernel on the CPU and on CUDA
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
 
-# Keys of the weights that an optimizer with modes trains, beside those of its state
+# Prefix of the keys of the weights that an optimizer with modes trains, next to its state
 TRAINED = "trained_weight/"
 
 
@@ -36,7 +36,7 @@ def build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: Parts) -
     if [group.part for group in groups] == [""]:
         given = groups[0].parameters  # plainly, for an optimizer that makes groups of its own
     optimizer: Optimizer = components.build(wanted, "optimizer", params=given)
-    checkoptions_of(optimizer, parts)
+    check_options(optimizer, parts)
     return optimizer
 
 
@@ -81,12 +81,12 @@ def parameter_groups(network: nn.Module, parts: Parts) -> list[Group]:
             if getattr(settings, option) is not None and (option, path) not in taken:
                 raise ConfigError(
                     f"parts.{path}.{option}: no effect: no parameter that is trained takes it. "
-                    "Leave it out, or mend parts."
+                    "Leave it out, or fix parts."
                 )
     return [groups[part] for part in sorted(groups)]
 
 
-def checkoptions_of(optimizer: Optimizer, parts: Parts) -> None:
+def check_options(optimizer: Optimizer, parts: Parts) -> None:
     """Raise ConfigError for a setting of a part that the optimizer does not know: torch would keep
     it without a word.
     """
@@ -128,7 +128,7 @@ def parameter_names(network: nn.Module) -> dict[Tensor, str]:
 def regroup(
     saved: Mapping[str, Any], optimizer: Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Any]:
-    """What `optimizer_tensors` said beside the tensors, in the present groups: a part may have a
+    """The non-tensor half of `optimizer_tensors`, in the present groups: a part may have a
     rate of its own now, or no longer.
     """
     present = [

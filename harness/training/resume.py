@@ -15,7 +15,7 @@ import torch
 from harness import components, trust
 from harness.checkpoint.commit import set_aside_newer
 from harness.checkpoint.read import (
-    Loaded,
+    LoadedState,
     choose,
     load,
     load_trainer,
@@ -55,7 +55,7 @@ from harness.training.schedule import cycled_options
 
 def load_state(
     config: Config, launch: Launch, engine: Engine, data: Mapping[str, str], ranks: Ranks
-) -> Loaded | None:
+) -> LoadedState | None:
     """Read the chosen checkpoint and put its weights and moments in.
 
     Raises CheckpointError, also if `data` (fingerprints by split) has changed.
@@ -120,14 +120,14 @@ def compare_data(
     if edited and not accepted:
         raise CheckpointError(
             f"{checkpoint}: code of the run has changed since: {', '.join(edited)}. The samples "
-            "are the same, but whether a step is cannot be told. Take the change back, or set "
+            "are the same, but whether a step is the same is unknown. Take the change back, or set "
             "run.accept: [code]: the run goes on with the new code, and says so."
         )
 
 
-def restore_rest(loaded: Loaded | None, run: Run) -> None:
-    """What a checkpoint holds beside weights and moments: the history, what the last launch still
-    had to do, and the ambient generators as they were; last, so that nothing draws after it.
+def restore_rest(loaded: LoadedState | None, run: Run) -> None:
+    """What else a checkpoint holds than weights and moments: the history, what the last launch
+    still had to do, and the ambient generators as they were; last, so that nothing draws after it.
 
     On another number of ranks the generators are those of the step's boundary. Called by every
     rank.
@@ -163,7 +163,7 @@ def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
         progress.seams += trainer.get("seams", [])
 
 
-def note_changes(loaded: Loaded, run: Run) -> None:
+def note_changes(loaded: LoadedState, run: Run) -> None:
     """Tell what of the settings that decide how the run goes on differs from those that the
     checkpoint was made with.
     """
@@ -178,7 +178,7 @@ def note_changes(loaded: Loaded, run: Run) -> None:
         )
 
 
-def note_environment(loaded: Loaded, run: Run) -> None:
+def note_environment(loaded: LoadedState, run: Run) -> None:
     """Tell what of code and machines differs from those that wrote the checkpoint, and remember it:
     the run is no longer exact. Called by every rank.
     """

@@ -77,7 +77,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
 
 
 def trained_weights(run: Run, trained: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The weights that an optimizer with modes trains, by their key beside its state."""
+    """The weights that an optimizer with modes trains, by their key next to its state."""
     names = parameter_names(run.engine.network)
     parameters = run.engine.stepper.parameters()
     return {
@@ -125,8 +125,8 @@ def is_worth_saving(run: Run) -> bool:
     with run.ledger.account("checkpoint_stall"):
         run.store.wait()
     report_saves(run)
-    told: list[Any] = run.ranks.gather([run.interruption.age_s(), run.interruption.cause or ""])
-    age_s, cause = max(told)
+    reports: list[Any] = run.ranks.gather([run.interruption.age_s(), run.interruption.cause or ""])
+    age_s, cause = max(reports)
     run.interruption.ask(cause)  # where the word had not come yet
     present, found = run.directory / "checkpoints" / step_name(run.step), run.launch.checkpoint
     if found is not None and found.resolve() == present.resolve():

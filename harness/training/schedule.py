@@ -75,7 +75,7 @@ def restore_schedule(schedule: Any, state: Mapping[str, Any] | None, steps: int)
 
 
 def cycled_options(schedule: Any) -> tuple[str, ...]:
-    """Settings of the optimizer that the schedule sets at each step, beside the rate."""
+    """Settings of the optimizer that the schedule sets at each step, apart from the rate."""
     inner = [schedule, *getattr(schedule, "_schedulers", ())]
     cycles = any(getattr(one, "cycle_momentum", False) for one in inner)
     return ("momentum", "betas") if cycles else ()

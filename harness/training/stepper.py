@@ -72,7 +72,7 @@ class Stepper:
                 raise
             raise ConfigError(
                 f"optimizer: {type(self._optimizer).__name__} cannot do its first step: "
-                f"{type(error).__name__}: {first_line(error)}. Mend its arguments, or take another "
+                f"{type(error).__name__}: {first_line(error)}. Fix its arguments, or take another "
                 "optimizer."
             ) from error
         self._stepped = True

@@ -23,7 +23,7 @@ def start_weights(network: nn.Module, config: Config) -> list[str]:
 
     Raises CheckpointError.
     """
-    told = (
+    lines = (
         []
         if config.run.init_from is None
         else [warm_start(network, config.run.init_from, config.run.init_prefix)]
@@ -31,8 +31,8 @@ def start_weights(network: nn.Module, config: Config) -> list[str]:
     for path in sorted(config.parts, key=len):
         part = config.parts[path]
         if part.init_from is not None:
-            told.append(_start_part(network, path, part, part.init_from))
-    return told
+            lines.append(_start_part(network, path, part, part.init_from))
+    return lines
 
 
 def _start_part(network: nn.Module, path: str, part: PartConfig, origin: Path) -> str:

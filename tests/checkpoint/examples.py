@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.checkpoint.read import Loaded, load
+from harness.checkpoint.read import LoadedState, load
 from harness.checkpoint.retention import Ranking, Retention
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.write import CheckpointStore, SaveReport
@@ -83,7 +83,7 @@ def save_steps(
     return store.reports()
 
 
-def loaded_from(path: Path, rank: int = 0, num_ranks: int = 1) -> Loaded:
+def loaded_from(path: Path, rank: int = 0, num_ranks: int = 1) -> LoadedState:
     return load(path, rank=rank, num_ranks=num_ranks, device=torch.device("cpu"))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.checkpoint.retention import Kept, Ranking, Retention, ranking
+from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, ranking
 from harness.errors import ConfigError
 from harness.stopping.budget import Every
 
@@ -14,7 +14,10 @@ LOSS = Ranking("loss", "min")
 metrics = st.one_of(st.just({}), st.fixed_dictionaries({"loss": st.floats()}))
 checkpoints = st.lists(st.integers(0, 200), min_size=1, max_size=15, unique=True).flatmap(
     lambda steps: st.tuples(
-        *(st.builds(Kept, st.just(step), st.just(step // 10), metrics) for step in sorted(steps))
+        *(
+            st.builds(KeptCheckpoint, st.just(step), st.just(step // 10), metrics)
+            for step in sorted(steps)
+        )
     )
 )
 retentions = st.builds(
@@ -28,7 +31,10 @@ ranks = st.sampled_from([None, LOSS, Ranking("loss", "max")])
 
 @given(checkpoints, retentions, ranks, st.data())
 def test_the_newest_the_best_and_the_committed_always_stay(
-    kept: tuple[Kept, ...], retention: Retention, best: Ranking | None, data: st.DataObject
+    kept: tuple[KeptCheckpoint, ...],
+    retention: Retention,
+    best: Ranking | None,
+    data: st.DataObject,
 ) -> None:
     committed = data.draw(st.sampled_from([one.step for one in kept]))
     left = {one.step for one in kept} - set(retention.to_delete(kept, best, committed))
@@ -40,7 +46,7 @@ def test_the_newest_the_best_and_the_committed_always_stay(
 
 @given(checkpoints, retentions, ranks)
 def test_applied_again_it_deletes_nothing(
-    kept: tuple[Kept, ...], retention: Retention, best: Ranking | None
+    kept: tuple[KeptCheckpoint, ...], retention: Retention, best: Ranking | None
 ) -> None:
     newest = kept[-1].step
     gone = retention.to_delete(kept, best, newest)
@@ -49,7 +55,7 @@ def test_applied_again_it_deletes_nothing(
 
 @given(checkpoints, retentions, ranks)
 def test_a_larger_retention_keeps_no_less(
-    kept: tuple[Kept, ...], retention: Retention, best: Ranking | None
+    kept: tuple[KeptCheckpoint, ...], retention: Retention, best: Ranking | None
 ) -> None:
     larger = Retention(retention.keep_last + 1, retention.keep_best + 1, retention.keep_every)
     assert set(larger.to_delete(kept, best, kept[-1].step)) <= set(
@@ -59,9 +65,9 @@ def test_a_larger_retention_keeps_no_less(
 
 def test_a_long_run_keeps_the_first_of_each_stretch() -> None:
     retention = Retention(keep_last=2, keep_best=0, keep_every=Every(steps=100))
-    kept: list[Kept] = []
+    kept: list[KeptCheckpoint] = []
     for step in range(30, 500, 30):
-        kept.append(Kept(step, 0))
+        kept.append(KeptCheckpoint(step, 0))
         gone = retention.to_delete(kept, None, step)
         kept = [one for one in kept if one.step not in gone]
     assert [one.step for one in kept] == [120, 210, 300, 420, 450, 480]
@@ -69,7 +75,7 @@ def test_a_long_run_keeps_the_first_of_each_stretch() -> None:
 
 def test_an_earlier_checkpoint_wins_a_tie_and_nan_is_never_best() -> None:
     kept = [
-        Kept(step, 0, {"loss": loss})
+        KeptCheckpoint(step, 0, {"loss": loss})
         for step, loss in ((1, math.nan), (2, 0.5), (3, 0.5), (4, 0.7))
     ]
     assert ranking(kept, LOSS) == [2, 3, 4]

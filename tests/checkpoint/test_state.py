@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from harness.checkpoint.read import Loaded
+from harness.checkpoint.read import LoadedState
 from harness.checkpoint.state import optimizer_tensors, restore_network, restore_optimizer
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_same, loaded_from, same_bits, snapshot, store_in
@@ -95,7 +95,7 @@ def names_of(net: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in net.named_parameters()}
 
 
-def through_disk(directory: Path, net: nn.Module, optimizer: Optimizer) -> Loaded:
+def through_disk(directory: Path, net: nn.Module, optimizer: Optimizer) -> LoadedState:
     tensors, rest = optimizer_tensors(optimizer, names_of(net))
     store = store_in(directory)
     store.save(
@@ -107,7 +107,7 @@ def through_disk(directory: Path, net: nn.Module, optimizer: Optimizer) -> Loade
     return loaded_from(directory / "step-00000001")
 
 
-def restore(net: nn.Module, optimizer: Optimizer, loaded: Loaded) -> None:
+def restore(net: nn.Module, optimizer: Optimizer, loaded: LoadedState) -> None:
     restore_network(net, loaded)
     restore_optimizer(optimizer, names_of(net), loaded.optimizer, loaded.trainer["optimizer"])
 
@@ -311,7 +311,7 @@ class Tied(nn.Module):
             self.head.weight = self.embed.weight
 
 
-def loaded_of(net: nn.Module, tmp_path: Path) -> Loaded:
+def loaded_of(net: nn.Module, tmp_path: Path) -> LoadedState:
     return through_disk(tmp_path, net, SGD(net.parameters(), lr=0.1))
 
 

@@ -279,8 +279,8 @@ def test_a_config_over_a_base_with_overrides() -> None:
         ),
         (
             "tracking.backends=[{_target_: tests.tracking.trackers.Lines, file: x, run: y}]",
-            "tracking.backends[0].run: the harness gives this argument to "
-            "tests.tracking.trackers.Lines itself. Leave it out.",
+            "tracking.backends[0].run: the harness passes this argument to "
+            "tests.tracking.trackers.Lines itself. Remove it.",
         ),
         (
             "tracking.backends=[{_target_: tests.tracking.trackers.Partial}]",
@@ -454,7 +454,7 @@ def test_keys_inside_components_may_be_new_and_are_checked_by_signature() -> Non
 def test_the_optimizer_is_given_params_and_the_schedule_the_optimizer() -> None:
     assert config("schedule={_target_: tests.toy_parts.Schedule}").schedule is not None
     assert mistake("optimizer.params=3").endswith(
-        "the harness gives this argument to tests.toy_parts.Optimizer itself. Leave it out."
+        "the harness passes this argument to tests.toy_parts.Optimizer itself. Remove it."
     )
     assert "takes no argument params" in mistake(
         "optimizer={_target_: tests.toy_parts.Schedule, optimizer: 3}"

@@ -105,6 +105,6 @@ def test_the_logits_of_an_output_object_are_taken_and_one_without_is_refused() -
     task.loss_sum(outputs, batch).backward()
     bare = components.build({"_target_": "transformers.BertModel", "config": BERT}, "network")
     with pytest.raises(
-        ConfigError, match=r"network: gives a BaseModelOutput\w*; a classification needs logits"
+        ConfigError, match=r"network: returns a BaseModelOutput.*; classification needs logits"
     ):
         task.fit_to(task.forward(bare, batch))

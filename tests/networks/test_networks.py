@@ -246,20 +246,23 @@ def test_networks_are_put_together_in_a_config() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mlp([4]), r"^dims: \[4\]: needs the number of inputs and of outputs"),
+        (lambda: Mlp([4]), r"^dims: \[4\]: give at least the numbers of inputs and outputs"),
         (
             lambda: Mlp([4, 3, 2], activation="Relu"),
-            r"^activation: 'Relu' is no activation of torch\.nn\. Give a name such as ReLU",
+            r"^activation: 'Relu' is not an activation of torch\.nn\. Give a name such as ReLU",
         ),
-        (lambda: Mlp([4, 3, 2], activation="Linear"), r"^activation: 'Linear' is no activation"),
+        (
+            lambda: Mlp([4, 3, 2], activation="Linear"),
+            r"^activation: 'Linear' is not an activation",
+        ),
         (
             lambda: ConvNet(1, [4], 2, norm="instance"),
             r"^norm: 'instance' is not one of none, batch, group, layer",
         ),  # type: ignore[arg-type]
-        (lambda: ConvNet(1, [4], 2, pool=False), r"^pool: false gives places, not features"),
-        (lambda: Tcn(1, [4], 2, kernel=2), r"^kernel: 2: an odd number"),
+        (lambda: ConvNet(1, [4], 2, pool=False), r"^pool: false gives a map, not features"),
+        (lambda: Tcn(1, [4], 2, kernel=2), r"^kernel: 2: must be odd"),
         (lambda: Recurrent(1, 4, 2, cell="rnn"), r"^cell: 'rnn' is neither gru nor lstm"),  # type: ignore[arg-type]
-        (lambda: Gpt(5, 4, 10, 1, 4), r"^num_heads: 4 heads do not divide dim 10"),
+        (lambda: Gpt(5, 4, 10, 1, 4), r"^num_heads: 4: dim 10"),
         (lambda: Fuse({}), r"^encoders: none"),
         (
             lambda: Fuse({"a": nn.Identity()}, how="max"),
@@ -267,10 +270,10 @@ def test_networks_are_put_together_in_a_config() -> None:
         ),  # type: ignore[arg-type]
         (
             lambda: Fuse({"a": nn.Identity()}, how="attend"),
-            r"^features: the number of features of each encoder belongs to how: attend",
+            r"^features: the number of features of each encoder is for how: attend",
         ),
-        (lambda: Chain(), r"a Chain needs a part"),
-        (lambda: Parallel(), r"a Parallel needs a head"),
+        (lambda: Chain(), r"a Chain needs at least one part"),
+        (lambda: Parallel(), r"a Parallel needs at least one head"),
     ],
 )
 def test_a_mistake_in_a_networks_settings_is_named(make: Any, message: str) -> None:

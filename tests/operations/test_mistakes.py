@@ -267,7 +267,7 @@ def test_a_disk_that_is_too_small_for_a_checkpoint(disk: Callable[[str], Path]) 
     place = disk("size=4m")
     ends = launch(place / "run", "checkpoint.max_failures=1", "stop.budget.steps=9", ranks=2)
     assert_refused(ends, "MB free and", "MB needed", "checkpoint.max_failures: 1")
-    assert "training goes on" in ends[0].stdout
+    assert "training continues" in ends[0].stdout
 
 
 # -- other processes, other machines

@@ -168,7 +168,7 @@ def test_whoever_was_fenced_out_is_told_and_gives_nothing_back(
     other = Lease(tmp_path / "run", **FAST)
     assert other.take() == 2
     with pytest.raises(
-        CheckpointError, match="launch 2 has taken the run over from this one, launch 1"
+        CheckpointError, match="launch 2 has taken over the run from this one, launch 1"
     ):
         lease.check()
     lease.release()
@@ -187,10 +187,10 @@ def test_a_fenced_out_holder_that_wakes_up_stops_beating(lease: Lease, tmp_path:
 def test_a_lease_that_was_removed_is_not_held_any_more(lease: Lease, tmp_path: Path) -> None:
     lease.take()
     (tmp_path / "run/lease/00000001").unlink()
-    with pytest.raises(CheckpointError, match="the lease of this launch is gone"):
+    with pytest.raises(CheckpointError, match="the lease of this launch has been removed"):
         lease.check()
     (tmp_path / "run/lease").rename(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match="this launch cannot show that the run is its own"):
+    with pytest.raises(CheckpointError, match="this launch cannot confirm that it holds the run"):
         lease.check()
 
 

@@ -39,7 +39,7 @@ def test_an_outcome_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_damaged_outcome_is_named(tmp_path: Path) -> None:
     (tmp_path / "outcome.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"outcome\.json: cannot be understood"):
+    with pytest.raises(CheckpointError, match=r"outcome\.json: cannot be parsed"):
         read_outcome(tmp_path)
 
 

@@ -216,7 +216,7 @@ def test_heads_learn_their_own_balanced_weights() -> None:
 def test_balanced_weights_need_every_class() -> None:
     with pytest.raises(
         DataError,
-        match=r"balanced, but class 1, 3 of 4 is no target in the training split\. Add samples",
+        match=r"balanced, but class 1, 3 of 4 does not occur in the training split\. Add samples",
     ):
         learned(
             Classification("x", "y", class_weights="balanced"), {"y": torch.tensor([0, 2])}
@@ -360,7 +360,7 @@ def test_a_missing_key_is_named_with_those_there_are() -> None:
         Classification("image", "label"),
         None,
         {"img": LOGITS},
-        r"task\.input: samples have no 'image', they have img\. Name one of those",
+        r"task\.input: samples have no 'image', they have img\. Use one of these",
     )
     refused(
         Classification("x", "label"),
@@ -372,7 +372,7 @@ def test_a_missing_key_is_named_with_those_there_are() -> None:
         Classification("x", "y"),
         None,
         {"x": LOGITS, "y": ["cat", "dog"]},
-        r"task\.target: 'y' is no array of numbers but e\.g\. 'cat'",
+        r"task\.target: 'y' is not a numeric array but e\.g\. 'cat'",
     )
     refused(Classification(["x", "z"], "y"), None, {"x": LOGITS, "y": LABELS}, r"no 'z'")
     refused(Classification({"a": "z"}, "y"), None, {"x": LOGITS, "y": LABELS}, r"no 'z'")
@@ -456,10 +456,10 @@ def test_tokens_that_are_none_are_named() -> None:
         (
             Classification("x", "y"),
             torch.zeros(4),
-            r"network: gives a tensor \(4,\) of torch\.float32; a classification needs",
+            r"network: returns a tensor \(4,\) of torch\.float32; classification needs",
         ),
         (Classification("x", "y"), torch.zeros(4, 1), r"C >= 2"),
-        (Classification("x", "y"), {"a": LOGITS}, r"network: gives a dict"),
+        (Classification("x", "y"), {"a": LOGITS}, r"network: returns a dict"),
         (
             Classification("x", "y", class_weights=[1, 2]),
             LOGITS,
@@ -468,9 +468,9 @@ def test_tokens_that_are_none_are_named() -> None:
         (
             Regression("x", "y"),
             LABELS,
-            r"network: gives a tensor \(6,\) of torch\.int64; a regression needs",
+            r"network: returns a tensor \(6,\) of torch\.int64; regression needs",
         ),
-        (LanguageModelling("x"), LOGITS, r"a language model gives logits \(B, T, V\)"),
+        (LanguageModelling("x"), LOGITS, r"a language model needs logits \(B, T, V\)"),
     ],
 )
 def test_outputs_that_a_task_cannot_use_are_refused(task: Task, outputs: Any, message: str) -> None:
@@ -483,7 +483,7 @@ def test_outputs_that_a_task_cannot_use_are_refused(task: Task, outputs: Any, me
     [
         (
             lambda: Classification("x", "y", label_smoothing=1.0),
-            r"^label_smoothing: 1\.0 is outside of \[0, 1\)",
+            r"^label_smoothing: 1\.0: must be at least 0 and below 1",
         ),
         (
             lambda: Classification("x", "y", class_weights="even"),
@@ -491,22 +491,22 @@ def test_outputs_that_a_task_cannot_use_are_refused(task: Task, outputs: Any, me
         ),
         (
             lambda: Classification("x", "y", class_weights=[1, -1]),
-            r"^class_weights: \[1, -1\]: each must be finite",
+            r"^class_weights: \[1, -1\]: every weight must be finite",
         ),
         (
             lambda: Classification("x", "y", metrics={"accuracy": MulticlassAUROC(3)}),
-            r"^metrics\.accuracy: taken, or no word",
+            r"^metrics\.accuracy: taken, or not a single word",
         ),
         (
             lambda: Classification("x", "y", metrics={"a/b": MulticlassAUROC(3)}),
-            r"^metrics\.a/b: taken, or no word\. The tasks' own are loss",
+            r"^metrics\.a/b: taken, or not a single word\. The tasks' own are loss",
         ),
         (
             lambda: Classification("x", "y", metrics={"m": nn.Linear(1, 1)}),
-            r"^metrics\.m: a Linear is no torchmetrics\.Metric",
+            r"^metrics\.m: a Linear is not a torchmetrics\.Metric",
         ),
         (lambda: Regression("x", "y", loss="l2"), r"^loss: 'l2' is not one of mse, mae, huber"),  # type: ignore[arg-type]
-        (lambda: Regression("x", "y", loss="huber", delta=0.0), r"^delta: 0\.0 is not above 0"),
+        (lambda: Regression("x", "y", loss="huber", delta=0.0), r"^delta: 0\.0: must be above 0"),
         (
             lambda: Supervised("x", "y", functional.mse_loss),
             r"^reduction: None is not one of none, sum, mean, micro_batch",
@@ -532,7 +532,7 @@ def test_a_loss_that_does_not_give_what_its_reduction_says_is_refused(
 ) -> None:
     task = Supervised("x", "y", lambda outputs, target: loss(outputs, target), reduction=reduction)
     with pytest.raises(
-        ConfigError, match=r"task\.loss: gave a tensor .* Name its reduction rightly"
+        ConfigError, match=r"task\.loss: gave a tensor .* Set the reduction that it uses"
     ):
         task.loss_sum(LOGITS, {"y": LOGITS})
 
@@ -604,10 +604,13 @@ def test_a_joint_tasks_values_are_its_heads() -> None:
     ("make", "message"),
     [
         (lambda: Joint({}), r"^heads: none"),
-        (lambda: Joint({"a": nn.MSELoss()}), r"^heads\.a: a MSELoss is none of harness\.tasks"),  # type: ignore[dict-item]
+        (
+            lambda: Joint({"a": nn.MSELoss()}),
+            r"^heads\.a: a MSELoss is not a task of harness\.tasks",
+        ),  # type: ignore[dict-item]
         (
             lambda: Joint({"a_b": Regression("x", "y")}),
-            r"^heads\.a_b: a name of letters and digits",
+            r"^heads\.a_b: use letters and digits",
         ),
         (
             lambda: Joint({"a": Regression("x", "y"), "b": Regression("z", "y")}),
@@ -615,15 +618,15 @@ def test_a_joint_tasks_values_are_its_heads() -> None:
         ),
         (
             lambda: Joint({"a": Regression("x", "y")}, weights={"b": 1}),
-            r"^weights: b: there is no such head, there are a",
+            r"^weights: b: no such head; the heads are a",
         ),
         (
             lambda: joint()[0].fit_to(LOGITS),
-            r"^network: gives a tensor \(6, 3\) of torch\.float32; task\.heads are kind, size",
+            r"^network: returns a tensor \(6, 3\) of torch\.float32; task\.heads are kind, size",
         ),
         (
             lambda: joint()[0].fit_to({"kind": LOGITS}),
-            r"^network: gives heads kind; task\.heads are kind, size",
+            r"^network: returns heads kind; task\.heads are kind, size",
         ),
     ],
 )

@@ -53,7 +53,10 @@ def test_a_collection_is_recorded_metric_by_metric(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([network("Gives", "kind: tuple")], "gives a tuple of a tensor (2, 3) of torch.float32, N"),
+        (
+            [network("Gives", "kind: tuple")],
+            "returns a tuple of a tensor (2, 3) of torch.float32, N",
+        ),
         ([network("Gives", "kind: none"), SUPERVISED], "task: the loss of None fails with a micro"),
         ([network("Gives", "kind: tokens")], "(2, 5, 3) of torch.float32 for a tensor (2,) of"),
         ([network("Buffers", "dtype: complex128")], "model kept: torch.complex128, torch.strided"),
@@ -81,11 +84,11 @@ def test_a_collection_is_recorded_metric_by_metric(tmp_path: Path) -> None:
         ),
         (
             [f"data.train.source={{_target_: {PARTS}.Samples, kind: no-label}}"],
-            "is no array of num",
+            "is not a numeric array",
         ),
         (
             [f"data.train.source={{_target_: {PARTS}.Stream}}"],
-            "does not say how many samples it has",
+            "has no length",
         ),
         (
             ["task.metrics={m: {_target_: torchmetrics.MeanMetric}}"],
