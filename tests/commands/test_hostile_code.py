@@ -342,5 +342,7 @@ def test_a_sync_sends_nothing_of_this_machine_and_of_the_code_here(
     for live in (False, True):
         WandbRun(WandbConfig(project="theirs", mode="offline"), info, print, live=live).begin()
     sync, training = (one["settings"] for one in asked)
-    assert sync.disable_git and sync.disable_code and sync.x_disable_meta
+    assert sync.disable_git
+    assert sync.disable_code
+    assert sync.x_disable_meta
     assert not training.disable_git
