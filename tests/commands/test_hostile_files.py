@@ -201,7 +201,7 @@ def test_a_launch_goes_on_over_odd_files_or_says_which_one(
     (ended,) = train_on_ranks(1, DIGITS, [*SMALL, "stop.budget={steps: 8}", f"run.dir={run}"])
     if name == "outcome.json":
         assert ended.exit_code == 2
-        assert f"{path}: cannot be understood" in ended.stderr
+        assert f"{path}: cannot be parsed" in ended.stderr
     else:
         assert ended.exit_code == 0, ended.stderr
 
