@@ -39,7 +39,7 @@ def evaluate_split(path: Path, name: str, allow: Sequence[str] = ()) -> SplitMet
     trained = load_trained(path, allow)
     split = open_split(trained, name)
     fit_task(trained, split)
-    plan = EvaluationPlan(split, trained.micro_size, trained.config.data.num_workers)
+    plan = EvaluationPlan(split, trained.micro_size, trained.num_workers)
     result = evaluate(trained.network, trained.task, plan, Ranks(), trained.device)
     precision = trained.config.train.precision
     shown = "float32" if precision == "no" else precision

@@ -78,7 +78,7 @@ def _columns(trained: Trained, split: Split) -> Iterator[Mapping[str, Any]]:
     size = trained.micro_size
     with evaluating(trained.network), torch.no_grad():
         for block, batch in evaluation_batches(
-            split, size, 0, 1, trained.device, trained.config.data.num_workers
+            split, size, 0, 1, trained.device, trained.num_workers
         ):
             columns = trained.task.predictions(trained.task.forward(trained.network, batch), batch)
             count = len(next(iter(columns.values())))

@@ -1,5 +1,6 @@
 """The network of a checkpoint, and the splits of the config it was trained with."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,13 @@ class Trained:
     device: torch.device
     learned: Sequence[TreatmentState]
     allow: Sequence[str]
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that prepare micro-batches: no more than this machine has processors, whatever
+        the checkpoint's config says.
+        """
+        return min(self.config.data.num_workers, os.cpu_count() or 1)
 
     @property
     def micro_size(self) -> int:

@@ -90,6 +90,11 @@ class WandbRun:
                 finish_timeout=_FINISH_S,
                 x_transaction_log_flush_interval=1.0,
                 git_root=os.getcwd(),  # the user's code; by default W&B looks in `dir`
+                # A sync sends a run, perhaps somebody else's, to where its config says: nothing
+                # of this machine and of the code here belongs to it
+                disable_git=not self._live,
+                disable_code=not self._live,
+                x_disable_meta=not self._live,
                 console="off",
                 silent=True,
             ),

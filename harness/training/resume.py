@@ -138,8 +138,10 @@ def restore_rest(loaded: LoadedState | None, run: Run) -> None:
     elif run.ranks.is_first():
         run.ledger.resume(None)
     if loaded is not None:
-        note_changes(loaded, run)
-        note_environment(loaded, run)
+        assert run.launch.checkpoint is not None
+        with understanding(run.launch.checkpoint):
+            note_changes(loaded, run)
+            note_environment(loaded, run)
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
     if loaded is not None and loaded.rng is not None:
         rng = loaded.rng

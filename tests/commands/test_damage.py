@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint.manifest import TRAINER_STATE
+from harness.checkpoint.manifest import MANIFEST, TRAINER_STATE, dump_manifest, parse_manifest
 from tests.commands.forged import (
     DIGITS,
     checkpoints_of,
@@ -155,3 +155,24 @@ def test_documents_that_hold_something_else_are_said_in_a_message(
         )[0],
     ):
         assert_said(ended, 2, "not what a training leaves", newest.name)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"data": 3}, {"data": {}, "code": 3}, {"data": {}, "environment": [3]}, {"ranked_by": [[]]}],
+)
+def test_facts_of_another_kind_are_said_in_a_message(
+    digits: Path, tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    run = copied(digits, tmp_path / "run")
+    for checkpoint in checkpoints_of(run):
+        manifest = parse_manifest((checkpoint / MANIFEST).read_bytes())
+        known = manifest.facts if "data" in facts and facts["data"] == {} else {}
+        mixed = {**known, **facts, **({"data": known["data"]} if known else {})}
+        (checkpoint / MANIFEST).write_bytes(
+            dump_manifest(manifest.model_copy(update={"facts": mixed}))
+        )
+    (ended,) = train_on_ranks(1, DIGITS, [*SMALL, "stop.budget={steps: 8}", f"run.dir={run}"])
+    assert_said(ended, 2, "step-00000006")
+    assert_said(in_process(["checkpoints", "list", run]), 0)
+    in_process(["checkpoints", "prune", run])

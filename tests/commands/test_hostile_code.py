@@ -12,6 +12,9 @@ import pytest
 
 from harness.checkpoint.manifest import MANIFEST, dump_manifest, parse_manifest
 from harness.checkpoint.retention import RANKED_BY
+from harness.tracking.courier import RunInfo
+from harness.tracking.settings import WandbConfig
+from harness.tracking.weights_and_biases import WandbRun
 from tests.commands.forged import DIGITS, change_config, checkpoints_of, copied
 from tests.pool import Launched, command, train_on_ranks
 
@@ -316,3 +319,30 @@ def test_a_stored_config_is_read_from_one_regular_file(digits: Path, tmp_path: P
         ended = command(*arguments, timeout_s=20)
         assert ended.exit_code == 2
         assert "not a regular file" in ended.stderr
+
+
+def test_a_sync_sends_nothing_of_this_machine_and_of_the_code_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    asked: list[dict[str, Any]] = []
+
+    class Opened:
+        starting_step = 0
+
+        def define_metric(self, *_: object, **__: object) -> None: ...
+
+    def init(**options: Any) -> Opened:
+        asked.append(options)
+        return Opened()
+
+    monkeypatch.setattr(wandb, "init", init)
+    info = RunInfo("theirs", "0123abcd", tmp_path, {}, "")
+    for live in (False, True):
+        WandbRun(WandbConfig(project="theirs", mode="offline"), info, print, live=live).begin()
+    sync, training = (one["settings"] for one in asked)
+    assert sync.disable_git
+    assert sync.disable_code
+    assert sync.x_disable_meta
+    assert not training.disable_git
