@@ -224,7 +224,7 @@ def test_a_lease_makes_nobody_wait_for_ever(traced: Path) -> None:
     assert time.monotonic() - waited < LIMIT_S
     (run / "lease" / f"{MAX_NUMBER * 10:018}").touch()
     ended = in_process(["checkpoints", "prune", run])
-    assert "which no launch has written" in ended.stderr
+    assert "which no launch wrote" in ended.stderr
 
 
 def test_a_report_of_thousands_of_metrics_and_classes_is_made_in_time(
