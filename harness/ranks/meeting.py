@@ -28,14 +28,38 @@ def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
 register_rendezvous_handler("fermarsi", _meet)  # type: ignore[no-untyped-call] # see above
 
 
+# By which gloo, NCCL, the store and sockets report a rank that is gone or silent (torch 2.15, from
+# the strings of its libraries); in lower case
+_LOST = (
+    "/gloo/",
+    "nccl",
+    "connection",
+    "broken pipe",
+    "pair closure",
+    "by peer",
+    "remote peer",
+    "socket timeout",
+    "socket closed",
+    "connectfullmesh failed",
+    "client socket has timed out",
+    "failed to connect",
+    "timed out waiting",
+    "timed out in monitoredbarrier",
+    "timed out connecting",
+    "timeout waiting for key",
+    "wait timeout",
+    "waitforinput",
+    "operation timed out",
+    "[c10d]",
+)
+
+
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an exception is what a collective raises when another rank has gone."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError)
-        and any(
-            word in str(error).lower() for word in ("/gloo/", "nccl", "connection", "broken pipe")
-        )
-    )
+    """Whether an exception is what a collective raises when another rank has gone or is silent."""
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _LOST)
 
 
 def leave() -> None:

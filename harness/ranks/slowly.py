@@ -31,7 +31,7 @@ def slowly(
     heard_s: float = HEARD_S,
 ) -> Any:
     """As `ranks.decide`, for work that may last longer than a rank waits for another: it goes on in
-    a thread, and every `heard_s` the other ranks learn that it does.
+    a thread, and every `heard_s` at most the other ranks learn that it does.
     """
     if ranks.size == 1:
         return ranks.decide(work, kind)
@@ -47,6 +47,7 @@ def slowly(
         # A daemon: if a peer is lost meanwhile, this rank leaves at once, and nothing waits for the
         # work to end.
         threading.Thread(target=run, name="fermarsi-slowly", daemon=True).start()
+    heard_s = min(heard_s, ranks.timeout_s / 3)
     while not ranks.decide(lambda: bool(wait([result], heard_s).done)):
         pass
     return ranks.decide(result.result, kind)

@@ -10,6 +10,7 @@ from harness.console import Console
 from harness.errors import AbandonedError, HarnessError, LeavingError
 from harness.interrupt import Interruption
 from harness.ranks.ranks import Ranks
+from harness.ranks.slowly import slowly
 from harness.rundir.lease import Lease
 from harness.rundir.ledger import Ledger, process_age_s
 from harness.rundir.outcome import Outcome
@@ -42,7 +43,7 @@ def train(
     tracker: Tracker | None = None
     run: Run | None = None
     with Console(ranks.is_first()) as console:
-        launches = ranks.decide(lambda: take(lease, console, directory, interruption))
+        launches = slowly(ranks, lambda: take(lease, console, directory, interruption))
         try:
             finished = ranks.decide(lambda: finished_outcome(config), Outcome)
             if finished is not None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from harness.checkpoint import write
@@ -104,3 +104,14 @@ class Stuck(Blobs):
         if mine and self.stuck_at in indices and get_worker_info() is not None:
             time.sleep(1000)
         return super().__getitems__(indices)
+
+
+class SlowForward(nn.Linear):
+    """Takes its time. x: (B, 6) -> (B, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return super().forward(x)

@@ -1,7 +1,9 @@
 """A data worker that gives nothing: named after a time, and left at once if something asks to."""
 
+import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,3 +61,28 @@ def test_asked_to_leave_it_is_left_at_once(tmp_path: Path, ranks: int, split: st
     assert [one.exit_code for one in ends] == [75] * ranks, ends[0].stderr + ends[-1].stderr
     ends = launch(tmp_path, ranks, SPLITS[split], stuck=False)
     assert [one.exit_code for one in ends] == [0] * ranks, ends[0].stderr
+
+
+def test_a_process_that_is_stopped_is_lost_to_the_others(tmp_path: Path) -> None:
+    def stop(pids: Sequence[int]) -> None:
+        time.sleep(2.5)
+        os.kill(pids[1], signal.SIGSTOP)
+        threading.Timer(12.0, os.kill, [pids[1], signal.SIGKILL]).start()
+
+    slow = "network={_target_: tests.operations.parts.SlowForward}"
+    asked = [f"run.dir={tmp_path}", "run.timeout_s=3", "stop.budget.steps=1000", slow]
+    ends = train_on_ranks(2, SMALL, asked, timeout_s=60, meanwhile=stop)
+    assert [one.exit_code for one in ends] == [1, -9]
+    assert "RankError: rank 0, step " in ends[0].stderr
+    assert "lost rank 1" in ends[0].stderr
+    assert "Traceback" not in ends[0].stderr
+
+
+def test_a_lease_that_is_watched_for_long_makes_nobody_give_up(tmp_path: Path) -> None:
+    """Of a machine that cannot be asked: it is watched for thirty seconds."""
+    lease = tmp_path / "lease"
+    lease.mkdir()
+    (lease / "1").write_text(json.dumps({"host": "another", "pid": 1, "machine": "another"}))
+    ends = train_on_ranks(2, SMALL, [f"run.dir={tmp_path}", "run.timeout_s=6"])
+    assert [one.exit_code for one in ends] == [0, 0], ends[0].stderr + ends[1].stderr
+    assert "took over from launch 1 (another, process 1)" in ends[0].stdout
