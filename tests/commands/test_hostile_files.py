@@ -203,7 +203,7 @@ def test_a_launch_goes_on_over_odd_files_or_says_which_one(
     (ended,) = train_on_ranks(1, DIGITS, [*SMALL, "stop.budget={steps: 8}", f"run.dir={run}"])
     if name == "outcome.json":
         assert ended.exit_code == 2
-        assert f"{path}: cannot be understood" in ended.stderr
+        assert f"{path}: cannot be parsed" in ended.stderr
     else:
         assert ended.exit_code == 0, ended.stderr
 
@@ -226,7 +226,7 @@ def test_a_lease_makes_nobody_wait_for_ever(traced: Path) -> None:
     assert time.monotonic() - waited < LIMIT_S
     (run / "lease" / f"{MAX_NUMBER * 10:018}").touch()
     ended = in_process(["checkpoints", "prune", run])
-    assert "which no launch has written" in ended.stderr
+    assert "which no launch wrote" in ended.stderr
 
 
 def test_a_report_of_thousands_of_metrics_and_classes_is_made_in_time(
