@@ -47,6 +47,8 @@ COMMANDS = (
 )
 READERS = (["status"], ["replay"], ["trace"], ["checkpoints", "list"])
 LIMIT_S = 10.0
+# 60 each time, 600 with `make explore`: a fifth of a second each
+EXAMPLES = settings.default.max_examples * 3 // 5
 
 
 def ends_well(run: Path, arguments: list[str]) -> str:
@@ -137,7 +139,7 @@ def contents(draw: st.DrawFn, original: bytes) -> bytes:
     return "\n".join(map(json.dumps, parsed)).encode()
 
 
-@settings(suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_anything_in_any_file_ends_with_a_result_or_one_message(traced: Path, data: Any) -> None:
     name = data.draw(st.sampled_from(FILES))
