@@ -78,11 +78,12 @@ def test_a_process_that_is_stopped_is_lost_to_the_others(tmp_path: Path) -> None
     assert "Traceback" not in ends[0].stderr
 
 
+@pytest.mark.torture
 def test_a_lease_that_is_watched_for_long_makes_nobody_give_up(tmp_path: Path) -> None:
     """Of a machine that cannot be asked: it is watched for thirty seconds."""
     lease = tmp_path / "lease"
     lease.mkdir()
-    (lease / "1").write_text(json.dumps({"host": "another", "pid": 1, "machine": "another"}))
+    (lease / "00000001").write_text(json.dumps({"host": "another", "pid": 1, "machine": "another"}))
     ends = train_on_ranks(2, SMALL, [f"run.dir={tmp_path}", "run.timeout_s=6"])
     assert [one.exit_code for one in ends] == [0, 0], ends[0].stderr + ends[1].stderr
     assert "took over from launch 1 (another, process 1)" in ends[0].stdout
