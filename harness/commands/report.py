@@ -3,6 +3,7 @@ its time ledger.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from harness.commands.curve import Curve
 from harness.commands.page import drawing, figure_svg, page, section
 from harness.config.document import to_yaml
 from harness.config.read import read_section, read_values
@@ -20,6 +22,7 @@ from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import expand
 from harness.tracking.records import METRICS, read_records
+from harness.tracking.tables import read_table
 from harness.wording import printable
 
 # Names of metrics that are drawn, and classes of a table; reports are for people
@@ -36,29 +39,27 @@ def write_report(directory: Path) -> Path:
 
     Raises ConfigError if there is nothing to report.
     """
-    records = list(read_records(directory / METRICS))
-    if not records:
+    history = Recorded.read(directory / METRICS)
+    if history.last is None:
         raise ConfigError(
             f"{directory}: no {METRICS} with records. Give the directory of a run, e.g. "
             "runs/digits."
         )
-    evaluations = [record for record in records if record["kind"] == "eval"]
-    training = [record for record in records if record["kind"] == "train"]
     outcome = read_outcome(directory)
     config = directory / "config.yaml"
     targets = _targets(read_section(config, StopSettings, stored=True))
     with drawing():
         sections = [
-            _summary(outcome, records[-1]),
-            section("<h2>Curves</h2>{{ curves }}", curves=_curves(training, evaluations, targets)),
+            _summary(outcome, history.last),
+            section("<h2>Curves</h2>{{ curves }}", curves=_curves(history, targets)),
         ]
-        tables = evaluations[-1].get("tables", {}) if evaluations else {}
+        tables = history.evaluation.get("tables", {})
         if tables:
             sections.append(
                 section(
                     "<h2>At step {{ step }}</h2>{{ tables }}",
-                    step=f"{evaluations[-1]['step']:,}",
-                    tables=_confusions(tables),
+                    step=f"{history.evaluation['step']:,}",
+                    tables=_confusions(directory, tables),
                 )
             )
         if outcome is not None:
@@ -104,27 +105,56 @@ def _targets(stop: StopSettings) -> dict[str, float]:
     }
 
 
-def _curves(
-    training: Sequence[Mapping[str, Any]],
-    evaluations: Sequence[Mapping[str, Any]],
-    targets: Mapping[str, float],
-) -> Markup:
-    found = sorted(
-        {name.split("/", 1)[1] for record in evaluations for name in record if "/" in name}
-        | {"loss"}
-    )
+@dataclass
+class Recorded:
+    """What a report shows of a run's records, in bounded memory whatever their number.
+
+    `training`, `evaluated`: curves by metric; `last`: the last record; `evaluation`: the last
+    evaluation, {} without one.
+    """
+
+    training: dict[str, Curve] = field(default_factory=dict)
+    evaluated: dict[str, Curve] = field(default_factory=dict)
+    last: Mapping[str, Any] | None = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Recorded":
+        """Raises ConfigError for records that cannot be read."""
+        found = cls()
+        for record in read_records(path):
+            found.last = record
+            if record["kind"] == "train":
+                # Before 0.2 both means were called train/loss.
+                _extend(found.training, record, ("train/loss", "train/loss_step"))
+            elif record["kind"] == "eval":
+                found.evaluation = record
+                _extend(found.evaluated, record, [name for name in record if "/" in name])
+        return found
+
+
+def _extend(curves: dict[str, Curve], record: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        value = record.get(name)
+        curve = curves.setdefault(name, Curve())
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if -_LARGEST < value < _LARGEST:
+            curve.add(record["step"], float(value))
+
+
+def _curves(history: Recorded, targets: Mapping[str, float]) -> Markup:
+    found = sorted({name.split("/", 1)[1] for name in history.evaluated} | {"loss"})
     names = found[:MAX_CURVES]
     figure, grid = _figure(len(names))
     for axes, name in zip(grid, names, strict=False):
         if name == "loss":
-            # Before 0.2 both means were called train/loss.
-            for steps in ("train/loss", "train/loss_step"):
-                if (points := _points(training, steps))[0]:
-                    axes.plot(*points, color="0.8", label="training steps")
+            for curve in history.training.values():
+                if curve.steps:
+                    axes.plot(curve.steps, curve.values, color="0.8", label="training steps")
         for split, color in (("train", "tab:blue"), ("val", "tab:orange")):
-            axes.plot(
-                *_points(evaluations, f"{split}/{name}"), color=color, marker=".", label=split
-            )
+            curve = history.evaluated.get(f"{split}/{name}", Curve())
+            axes.plot(curve.steps, curve.values, color=color, marker=".", label=split)
             if f"{split}/{name}" in targets:
                 axes.axhline(
                     targets[f"{split}/{name}"], color=color, linestyle=":", label=f"{split} target"
@@ -136,21 +166,12 @@ def _curves(
     return figure_svg(figure) + section("<p>{{ left_out }}</p>", left_out=left_out)
 
 
-def _points(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    pairs = [
-        (record["step"], float(record[name]))
-        for record in records
-        if type(record.get(name)) in (int, float) and abs(record[name]) < _LARGEST
-    ]
-    return [step for step, _ in pairs], [value for _, value in pairs]
-
-
-def _confusions(tables: Mapping[str, Any]) -> Markup:
+def _confusions(directory: Path, tables: Mapping[str, Any]) -> Markup:
     """Of those tables that are square and not too large to be looked at."""
     matrices = {
         name: matrix
         for name, rows in sorted(tables.items())[:_MAX_TABLES]
-        if (matrix := _matrix(rows)) is not None
+        if (matrix := _matrix(read_table(directory, rows))) is not None
     }
     if not matrices:
         return section("<p>No table that can be drawn.</p>")
@@ -174,7 +195,7 @@ def _confusions(tables: Mapping[str, Any]) -> Markup:
 
 
 def _matrix(rows: Any) -> NDArray[np.float64] | None:
-    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_CLASSES:
+    if not isinstance(rows, list | np.ndarray) or not 0 < len(rows) <= MAX_CLASSES:
         return None
     try:
         matrix = np.asarray(rows, dtype=np.float64)

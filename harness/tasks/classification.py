@@ -152,21 +152,20 @@ class Classification(BaseTask):
             self._update_extras(metrics, widen(outputs).softmax(1), targets)
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
-        return {**confusion_values(computed["confusion"].tolist()), **super().values(computed)}
+        return {**confusion_values(computed["confusion"]), **super().values(computed)}
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, ...) class numbers; `probability`: (B, C, ...)."""
         return {"predicted": outputs.argmax(1), "probability": widen(outputs).softmax(1)}
 
 
-def confusion_values(table: Sequence[Sequence[int]]) -> dict[str, float]:
-    """accuracy, balanced accuracy and macro F1 of a table [target][predicted]; NaN if it is empty.
-    The definitions are scikit-learn's.
+def confusion_values(table: Tensor) -> dict[str, float]:
+    """accuracy, balanced accuracy and macro F1 of a table (C, C) of counts [target][predicted]; NaN
+    if it is empty. The definitions are scikit-learn's.
     """
     classes = range(len(table))
-    targets = [sum(row) for row in table]
-    predicted = [sum(row[index] for row in table) for index in classes]
-    right = [table[index][index] for index in classes]
+    targets, predicted = table.sum(1).tolist(), table.sum(0).tolist()
+    right = table.diagonal().tolist()
     recalls = [right[index] / targets[index] for index in classes if targets[index]]
     f1 = [
         2 * right[index] / (targets[index] + predicted[index])

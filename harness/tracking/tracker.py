@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from harness.checkpoint.write import SaveReport
 from harness.console import Console
 from harness.errors import CheckpointError
@@ -15,6 +17,7 @@ from harness.tracking.backends import open_backends
 from harness.tracking.courier import Courier, RunInfo
 from harness.tracking.records import METRICS, cut_back
 from harness.tracking.settings import TrackingConfig
+from harness.tracking.tables import recorded
 
 # What an interrupted launch, which has little time, spends on sending pending records
 _INTERRUPTED_S = 10.0
@@ -57,9 +60,17 @@ class Tracker:
         self._write("train", record)
         self.console.training(record)
 
-    def evaluation(self, record: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
-        """Metrics of an evaluation; `tables`: matrices by name, e.g. val/confusion."""
-        self._write("eval", {**record, **({"tables": tables} if tables else {})})
+    def evaluation(self, record: Mapping[str, Any], tables: Mapping[str, NDArray[Any]]) -> None:
+        """Metrics of an evaluation; `tables`: matrices (R, C) by name, e.g. val/confusion."""
+        if self._path is None:
+            return
+        kept: dict[str, Any] = {}
+        for name, table in tables.items():
+            try:
+                kept[name] = recorded(self._path.parent, name, table)
+            except OSError as error:
+                self.warn(f"the table {name} is not recorded: {error.strerror}")
+        self._write("eval", {**record, **({"tables": kept} if kept else {})})
         self.console.evaluation(record)
 
     def verdict(self, verdict: Verdict, position: Mapping[str, Any]) -> None:

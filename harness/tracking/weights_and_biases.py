@@ -192,7 +192,7 @@ class WandbRun:
             )
         }
         for name, matrix in self._tables.items():
-            if len(matrix) <= _LARGEST_TABLE:
+            if isinstance(matrix, list) and len(matrix) <= _LARGEST_TABLE:
                 cells = [
                     [str(true), str(predicted), count]
                     for true, row in enumerate(matrix)

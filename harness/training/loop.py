@@ -193,7 +193,7 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
     if extra:
         record[EXTRA] = True
     run.tracker.evaluation(
-        record, {name: table.tolist() for name, table in tables.items() if table.dim() == 2}
+        record, {name: table.numpy() for name, table in tables.items() if table.dim() == 2}
     )
     return values
 
