@@ -67,14 +67,17 @@ class LossWindow:
         by_rank = self._ranks.gather_rows(mine)  # R x (steps, slots)
         items = torch.stack(self._items).tolist()
         norms = self._ranks.gather_rows(torch.stack(self._norms).double())[0].tolist()
-        offenders: dict[int, int] = {}
-        steps: list[StepLoss] = []
-        for index in range(count):
-            finite = [bool(rows[index].isfinite().all()) for rows in by_rank]
-            if not all(finite):
-                offenders[first + index] = finite.index(False)
-            values = [value for rows in by_rank for value in rows[index].tolist()]
-            steps.append(StepLoss(exact_sum(values), int(items[index]), norms[index]))
+        every = torch.cat(by_rank, dim=1)  # (steps, slots of all ranks)
+        offenders = {
+            first + index: next(
+                rank for rank, rows in enumerate(by_rank) if not rows[index].isfinite().all()
+            )
+            for index in (~every.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        }
+        steps = [
+            StepLoss(exact_sum(values), int(count), norm)
+            for values, count, norm in zip(every.tolist(), items, norms, strict=True)
+        ]
         skipped = self._skipped
         self._sums, self._items, self._norms, self._skipped = [], [], [], []
         self.num_skipped += sum(skipped)
