@@ -6,6 +6,7 @@ import itertools
 import math
 import multiprocessing
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,12 +38,13 @@ class _Failure:
 
 @dataclass(frozen=True)
 class Patience:
-    """How a micro-batch of data workers is waited for: `limit_s` seconds at most, and `check` is
-    called meanwhile, which raises where the launch is asked to leave.
+    """How a micro-batch of data workers is waited for: `limit_s` seconds at most, and after
+    `quiet_s` `check` is called now and then, which raises where the launch is asked to leave.
     """
 
     limit_s: float = math.inf
     check: Callable[[], None] = lambda: None
+    quiet_s: float = 0.0
 
 
 FOREVER = Patience()
@@ -168,10 +170,18 @@ def evaluation_batches(
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; from pinned memory the host does not wait."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    return {name: _moved(value, device) for name, value in batch.items()}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors, in lists and dicts too, such as the boxes of each image."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if type(value) is list:
+        return [_moved(item, device) for item in value]
+    if type(value) is dict:
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value
 
 
 def _batches(
@@ -224,7 +234,8 @@ def _await(
                 raise
         waited_s = time.monotonic() - begun
         try:
-            patience.check()
+            if waited_s > patience.quiet_s:
+                patience.check()
         except HarnessError:
             end_workers()  # torch would give each five seconds to end
             raise
@@ -250,15 +261,18 @@ class _Singles(Sampler[list[int]]):
 
 def end_workers() -> None:
     """End the loaders' workers: they ignore SIGTERM, by which multiprocessing would end them at
-    exit, and it would then wait for them for ever. Only for the main thread.
+    exit, and it would then wait for them for ever.
     """
-    # Where a loader still lives, torch's own handler takes a killed worker for an accident
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Where a loader still lives, torch's own handler, in the main thread, takes a killed worker for
+    # an accident
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
             child.join()
-    signal.signal(signal.SIGCHLD, before)
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @functools.cache

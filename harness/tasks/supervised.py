@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -168,8 +168,8 @@ class Supervised(BaseTask):
         def collect(name: str, value: Any) -> None:
             if isinstance(value, Tensor):
                 columns[name or "predicted"] = value
-            elif dataclasses.is_dataclass(value):
-                collect(name, vars(value))
+            elif is_dataclass(value):
+                collect(name, {one.name: getattr(value, one.name) for one in fields(value)})
             elif isinstance(value, Mapping):
                 for key, one in value.items():
                     collect(f"{name}.{key}".lstrip("."), one)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -193,8 +194,19 @@ def map_tensors(change: Callable[[Tensor], Tensor], outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
         return change(outputs)
     if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
-        fields = {one.name: getattr(outputs, one.name) for one in dataclasses.fields(outputs)}
-        return dataclasses.replace(outputs, **map_tensors(change, fields))
+        copied = copy.copy(outputs)
+        for one in dataclasses.fields(outputs):
+            value = map_tensors(change, getattr(outputs, one.name))
+            try:
+                setattr(copied, one.name, value)
+            except dataclasses.FrozenInstanceError:
+                object.__setattr__(copied, one.name, value)
+        return copied
+    if isinstance(outputs, MutableMapping):
+        changed = copy.copy(outputs)
+        for name, value in outputs.items():
+            changed[name] = map_tensors(change, value)
+        return changed
     if isinstance(outputs, Mapping):
         return {name: map_tensors(change, value) for name, value in outputs.items()}
     if isinstance(outputs, list | tuple):

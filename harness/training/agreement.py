@@ -11,6 +11,7 @@ from harness.checkpoint.state import optimizer_tensors
 from harness.errors import RankError
 from harness.ranks.ranks import Ranks
 from harness.training.optimizer import parameter_names
+from harness.training.parallel import differing
 from harness.training.run import Run
 from harness.wording import some
 
@@ -31,27 +32,13 @@ def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, w
 
     Called by every rank; the host waits. Raises RankError.
     """
-    if ranks.size == 1:
-        return
-    sums = torch.stack([bit_sum(tensor).to(device) for tensor in tensors.values()]).cpu()
-    for rank, other in enumerate(ranks.gather_rows(sums)):
-        if torch.equal(other, sums):
-            continue
-        alike = other == sums if other.shape == sums.shape else torch.zeros(len(sums)).bool()
-        differing = [name for name, same in zip(tensors, alike.tolist(), strict=True) if not same]
+    names = differing(tensors, ranks, device)
+    if names:
         raise RankError(
-            f"{where}: {some(differing)}: not the same on ranks {ranks.rank} and {rank}: something "
-            "sets them from a rank's own data, such as an initialisation in the first forward "
-            "pass. Compute it before the training, or agree on it over ranks."
+            f"{where}: {some(names)}: not the same on all ranks: something sets them from a rank's "
+            "own data, such as an initialisation in the first forward pass. Compute it before the "
+            "training, or agree on it over ranks."
         )
-
-
-def bit_sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits read as whole numbers, modulo 2^64; a scalar on its device."""
-    octets = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    # Eight at a time, the fastest; a view of another tensor may begin between
-    whole = len(octets) // 8 * 8 if octets.storage_offset() % 8 == 0 else 0
-    return octets[:whole].view(torch.int64).sum() + octets[whole:].sum(dtype=torch.int64)
 
 
 def _state(run: Run) -> Iterator[tuple[str, Tensor]]:

@@ -141,8 +141,13 @@ def agenda_of(config: Config, sampling: Sampling) -> Agenda:
     return agenda
 
 
+SLOW_S = 8.0  # what samples may take without costing a step that could be saved
+
+
 def training_patience(config: Config, ranks: Ranks, interruption: Interruption) -> Patience:
-    """How a step waits for its samples. One of several ranks cannot ask the others to leave."""
+    """How a step waits for its samples: a worker that is only slow is waited for, so that the step
+    is done and saved. One of several ranks cannot ask the others to leave.
+    """
 
     def check() -> None:
         try:
@@ -155,7 +160,7 @@ def training_patience(config: Config, ranks: Ranks, interruption: Interruption) 
                 "on from the last checkpoint."
             ) from None
 
-    return Patience(data_limit_s(config.run.timeout_s), check)
+    return Patience(data_limit_s(config.run.timeout_s), check, SLOW_S)
 
 
 def open_feed(

@@ -12,7 +12,7 @@ from harness.config.schema import Config
 from harness.console import Console
 from harness.data.columns import column_of
 from harness.data.content import digest
-from harness.data.feed import evaluation_batches
+from harness.data.feed import Patience, evaluation_batches
 from harness.data.preparing import (
     FIT_SAMPLES,
     Feedback,
@@ -67,7 +67,9 @@ def open_data(
         slowly(ranks, lambda: check_splits(config, names, sources, console))
     splits = ranks.together(lambda: open_splits(config.data, names, sources, prepared, task.check))
     ranks.decide(lambda: list_left_out(config, splits))
-    restore_learners(task, slowly(ranks, lambda: learn_task(config, task, splits["train"], launch)))
+    train, check_leave = splits["train"], interruption.check
+    learned = slowly(ranks, lambda: learn_task(config, task, train, launch, check_leave))
+    restore_learners(task, learned)
     keys = ranks.decide(
         lambda: {
             name: digest([prepared.keys[name], split.fingerprint()])
@@ -140,7 +142,9 @@ def check_splits(
     ).enforce(console.say)
 
 
-def learn_task(config: Config, task: Task, train: Split, launch: Launch) -> Mapping[str, Any]:
+def learn_task(
+    config: Config, task: Task, train: Split, launch: Launch, check_leave: Callable[[], None]
+) -> Mapping[str, Any]:
     """What the task learned from the training split, or learns now.
 
     Rank 0 only. Raises DataError.
@@ -149,7 +153,13 @@ def learn_task(config: Config, task: Task, train: Split, launch: Launch) -> Mapp
         states: Mapping[str, Any] = load_trainer(launch.checkpoint).get("task", {})
         return states
     blocks = evaluation_batches(
-        train, FIT_SAMPLES, 0, 1, torch.device("cpu"), config.data.num_workers
+        train,
+        FIT_SAMPLES,
+        0,
+        1,
+        torch.device("cpu"),
+        config.data.num_workers,
+        patience=Patience(check=check_leave),
     )
     return learn(task, (batch for _, batch in blocks))
 

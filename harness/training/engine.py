@@ -30,7 +30,7 @@ from harness.randomness import (
     seed_for,
 )
 from harness.ranks.ranks import Ranks
-from harness.tasks.task import Task, detach, kind_of
+from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
 from harness.training.determinism import name_of, record_nondeterminism, settle
 from harness.training.network_state import (
@@ -42,7 +42,7 @@ from harness.training.network_state import (
     unsaved_state,
 )
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
-from harness.training.parallel import Replicas
+from harness.training.parallel import Replicas, agree_on_start
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
 from harness.training.stepper import Stepper
 from harness.wording import first_line, origin
@@ -149,11 +149,13 @@ class Engine:
         of other samples. Called by every rank. Raises ConfigError.
         """
         check_extra_states(self.network)
+        agree_on_start(self.network, ranks)
         state, random_state = NetworkState(self.network), capture_random(self.generators)
         losses = modules_of(self._task, "task")
         losses_before = [NetworkState(loss) for loss in losses.values()]
         with preserve_random():
             settle(ranks, lambda: self._try_step(other), self.not_deterministic)
+        ranks.together(state.check_buffers)
         # After the trial, whose gradients DDP would take for those of its first step
         self.wrap(ranks)
         # What the first pass left is a cache if the second, on another batch, leaves the same.
@@ -205,7 +207,7 @@ class Engine:
         task, autocast = self._task, self.accelerator.autocast
         network_parts.training_mode(self.network, self._parts)
         with explained("network", "a training pass", batch), autocast():
-            outputs = task.forward(self.network, batch)
+            outputs = self._as_trained(task.forward(self.network, batch))
         with explained("task", f"the loss of {kind_of(outputs)}", batch):
             loss_sum = task.loss_sum(outputs, batch)
         with explained("network", "the backward pass", batch):
@@ -214,10 +216,14 @@ class Engine:
         self.network.eval()
         with torch.no_grad():
             with explained("network", "an evaluation", batch), autocast():
-                outputs = task.forward(self.network, batch)
+                outputs = self._as_trained(task.forward(self.network, batch))
             with explained("task", f"the loss and metrics of {kind_of(outputs)}", batch):
                 task.loss_sum(outputs, batch)
                 IntervalMetrics(task.metrics()).update(task, outputs, batch, 0)
+
+    def _as_trained(self, outputs: Any) -> Any:
+        """As Accelerate gives them: in float32 where it computes in less."""
+        return outputs if self.accelerator.mixed_precision == "no" else widen(outputs)
 
     def _probe(self, batch: Batch) -> None:
         self.network.eval()

@@ -48,8 +48,10 @@ def fit(run: Run) -> Outcome:
         due = run.agenda.due(run.step, request, owed=owed)
         # The first step of a launch makes the optimizer's state
         if not owed and (due.compare or not run.progress.agreed):
+            first = not run.progress.agreed
             check_agreement(run)
-            check_saving(run)
+            if first:
+                check_saving(run)
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows
         if due.log:
             log_training(run)
@@ -98,6 +100,13 @@ def train_step(run: Run) -> None:
         grad_norm, skipped = run.engine.update()
         run.losses.add(loss_sums, num_items, grad_norm, skipped)
     run.progress.step += 1
+
+
+def leave_between_steps(run: Run) -> Outcome:
+    """Save and leave where the samples of the next step do not come. One rank alone."""
+    verdict = read_losses(run) if run.losses.has_unread() else None
+    save(run, verdict, Request.INTERRUPTED)
+    return conclude(run, verdict, Request.INTERRUPTED)
 
 
 def diverged(verdict: Verdict | None) -> bool:

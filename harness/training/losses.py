@@ -55,6 +55,10 @@ class LossWindow:
         self._norms.append(grad_norm)
         self._skipped.append(skipped)
 
+    def has_unread(self) -> bool:
+        """Whether there are steps since the last read."""
+        return bool(self._sums)
+
     def read(self, step: int) -> LoggedSteps:
         """All steps up to `step` since the last read, with the lowest rank that brought a
         non-finite loss. The host waits. Called by every rank.

@@ -46,8 +46,11 @@ class BufferState:
             if name not in self.kept:
                 del module._buffers[key]
         for one in self.kept.values():
+            if one.tensor is None or one.values is None or _is_expanded(one.tensor):
+                one.module._buffers[one.key] = one.values  # nothing can be put into its memory
+                continue
             one.module._buffers[one.key] = one.tensor
-            if one.tensor is not None and one.values is not None and one.tensor.numel():
+            if one.tensor.numel():
                 one.tensor.copy_(one.values)
 
 

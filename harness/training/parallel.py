@@ -4,7 +4,7 @@ Another way of sharing is another class with the methods of `Replicas`; nothing 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
@@ -19,6 +19,9 @@ from harness.ranks.meeting import MEETING
 from harness.ranks.ranks import Ranks
 from harness.training.determinism import require_determinism
 from harness.wording import some
+
+# DDP's sentence about the parameters that a step left out (torch 2.15)
+_WITHOUT = re.compile(r"indices which did not receive grad for rank \d+:([\d ]+)")
 
 
 def start_accelerator(precision: str, exactness: str, timeout_s: float) -> Accelerator:
@@ -155,12 +158,13 @@ class Replicas:
             self.model.reducer._check_reducer_finalized()
         except RuntimeError as error:
             trained = [name for name, one in self._network.named_parameters() if one.requires_grad]
-            match = re.search(r"did not receive grad for rank \d+:([\d ]+)", str(error))
-            missing = [trained[int(index)] for index in match[1].split()] if match else ["some"]
+            match = _WITHOUT.search(str(error))
+            missing = [trained[int(index)] for index in match[1].split()] if match else []
             raise ConfigError(
-                f"network: on rank {self.ranks.rank} this step gives {some(missing)} no gradient, "
-                "and the other processes wait for it. Set train.find_unused_parameters: true, or "
-                "use every parameter in each forward pass."
+                f"network: on rank {self.ranks.rank} the step's last micro-batch gives "
+                f"{some(missing, none='some parameters')} no gradient, and the other processes "
+                "wait for it. Set train.find_unused_parameters: true, or use every parameter in "
+                "each forward pass."
             ) from error
 
 
@@ -185,3 +189,40 @@ def _hidden_buffers(network: nn.Module) -> Iterator[None]:
     finally:
         for buffers, key, tensor in hidden:
             buffers[key] = tensor
+
+
+def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
+    """Rank 0's parameters and buffers on every rank, where an initialisation drew from something
+    else than the run's seed. Called by every rank.
+    """
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+        if tensor.numel()
+    }
+    if tensors:
+        device = next(iter(tensors.values())).device
+        ranks.broadcast_in_place([tensors[name] for name in differing(tensors, ranks, device)])
+
+
+def differing(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> list[str]:
+    """The names whose tensors are not the same on all ranks, by a sum over the bits of each: 8
+    bytes a tensor are exchanged. Another value in any place is found, another order of the same
+    values is not. Called by every rank; the host waits.
+    """
+    if ranks.size == 1:
+        return []
+    mine = torch.stack([bit_sum(tensor).to(device) for tensor in tensors.values()]).cpu()
+    first, *others = ranks.gather_rows(mine)
+    same = torch.ones(len(mine), dtype=torch.bool)
+    for other in others:
+        same &= other == first if other.shape == first.shape else torch.zeros_like(same)
+    return [name for name, alike in zip(tensors, same.tolist(), strict=True) if not alike]
+
+
+def bit_sum(tensor: Tensor) -> Tensor:
+    """The sum of a tensor's bits read as whole numbers, modulo 2^64; a scalar on its device."""
+    octets = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    # Eight at a time, the fastest; a view of another tensor may begin between
+    whole = len(octets) // 8 * 8 if octets.storage_offset() % 8 == 0 else 0
+    return octets[:whole].view(torch.int64).sum() + octets[whole:].sum(dtype=torch.int64)

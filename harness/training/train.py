@@ -17,7 +17,7 @@ from harness.rundir.outcome import Outcome
 from harness.tracking.tracker import Tracker
 from harness.training.build import build
 from harness.training.ending import leave_early
-from harness.training.loop import fit
+from harness.training.loop import fit, leave_between_steps
 from harness.training.resume import (
     Start,
     find_start,
@@ -61,7 +61,12 @@ def train(
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
             try:
                 with run.note:
-                    return fit(run)
+                    try:
+                        return fit(run)
+                    except LeavingError:
+                        if ranks.size > 1 or not run.progress.agreed:
+                            raise
+                        return leave_between_steps(run)
             finally:
                 run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
         except AbandonedError:

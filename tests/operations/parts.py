@@ -106,6 +106,15 @@ class Stuck(Blobs):
         return super().__getitems__(indices)
 
 
+class SlowInWorkers(Blobs):
+    """A data worker takes 1.2 s for a micro-batch."""
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
+        if get_worker_info() is not None:
+            time.sleep(1.2)
+        return super().__getitems__(indices)
+
+
 class SlowForward(nn.Linear):
     """Takes its time. x: (B, 6) -> (B, 3)."""
 

@@ -14,7 +14,7 @@ from tests.pool import Launched, train_on_ranks
 
 SMALL = Path(__file__).parents[1] / "training" / "small.yaml"
 SPLITS = {
-    "train": "data.train.source={_target_: tests.operations.parts.Stuck, count: 64, stuck_at: 40}",
+    "train": "data.train.source={_target_: tests.operations.parts.Stuck, count: 64, stuck_at: 61}",
     "val": "data.val.source={_target_: tests.operations.parts.Stuck, count: 20, seed: 5, "
     "stuck_at: 15}",
 }
@@ -48,7 +48,7 @@ def test_a_worker_that_gives_nothing_is_named(tmp_path: Path, ranks: int, split:
     said = ends[ranks - 1].stderr
     assert f"data.{split}: data worker " in said
     assert "has not given samples " in said
-    assert ("40" if split == "train" else "15") in said
+    assert ("61" if split == "train" else "15") in said
     assert "Traceback" not in "".join(one.stderr for one in ends)
 
 
@@ -59,8 +59,28 @@ def test_asked_to_leave_it_is_left_at_once(tmp_path: Path, ranks: int, split: st
     ends = launch(tmp_path, ranks, SPLITS[split], ask_after_s=3.0)
     assert time.monotonic() - begun < 20
     assert [one.exit_code for one in ends] == [75] * ranks, ends[0].stderr + ends[-1].stderr
+    if ranks == 1 or split == "val":  # else the others cannot be asked to save
+        outcome = json.loads((tmp_path / "outcome.json").read_text())
+        assert outcome["step"] > 0
+        assert outcome["checkpoint"].endswith(f"step-{outcome['step']:08}")
     ends = launch(tmp_path, ranks, SPLITS[split], stuck=False)
     assert [one.exit_code for one in ends] == [0] * ranks, ends[0].stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_worker_that_is_only_slow_costs_no_step(tmp_path: Path, ranks: int) -> None:
+    def ask(pids: Sequence[int]) -> None:
+        time.sleep(6)
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+
+    slow = "data.train.source={_target_: tests.operations.parts.SlowInWorkers, count: 64}"
+    asked = [f"run.dir={tmp_path}", "data.num_workers=1", "batch.micro_size=4", slow]
+    ends = train_on_ranks(ranks, SMALL, asked, meanwhile=ask)
+    assert [one.exit_code for one in ends] == [75] * ranks, ends[0].stderr
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert outcome["step"] > 0
+    assert outcome["checkpoint"].endswith(f"step-{outcome['step']:08}")
 
 
 def test_a_process_that_is_stopped_is_lost_to_the_others(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Objects of a user's own that keep a contract in an unusual way, or break it."""
 
+import os
 from collections import namedtuple
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,19 @@ Pair = namedtuple("Pair", "logits extra")
 class Answer:
     logits: Tensor
     extra: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    logits: Tensor
+    size: int = field(init=False, default=0)
+
+
+class Attributes(dict[str, Any]):
+    """A dict whose keys are attributes as well."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
 
 
 class Plain:
@@ -43,6 +57,8 @@ class Gives(nn.Module):
             "namedtuple": Pair(out, out.sum()),
             "dataclass": Answer(out),
             "object": Plain(out),
+            "frozen dataclass": Frozen(out),
+            "attributes": Attributes(logits=out),
             "none": None,
             "tokens": out[:, None].expand(-1, 5, -1),
         }
@@ -115,6 +131,20 @@ class Normalised(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(self.layer(x))
+        return out
+
+
+class Unseeded(nn.Module):
+    """Other weights in each process. x: (B, 6) -> (B, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_FEATURES, NUM_CLASSES)
+        with torch.no_grad():
+            self.layer.bias.fill_(os.urandom(1)[0] / 255)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
         return out
 
 

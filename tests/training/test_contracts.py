@@ -19,7 +19,19 @@ def network(name: str, options: str = "") -> str:
     return f"network={{_target_: {PARTS}.{name}, {options}}}"
 
 
-@pytest.mark.parametrize("kind", ["tuple", "list", "dict", "namedtuple", "dataclass", "object"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "tuple",
+        "list",
+        "dict",
+        "namedtuple",
+        "dataclass",
+        "object",
+        "frozen dataclass",
+        "attributes",
+    ],
+)
 def test_a_loss_may_take_outputs_in_any_wrapping(tmp_path: Path, kind: str) -> None:
     options = [network("Gives", f"kind: {kind}"), SUPERVISED]
     [end] = train_on_ranks(1, SMALL, [f"run.dir={tmp_path}", *options, "stop.budget.steps=4"])
@@ -66,6 +78,7 @@ def test_a_collection_is_recorded_metric_by_metric(tmp_path: Path) -> None:
             [f"optimizer={{_target_: {PARTS}.Deep, lr: 0.1}}"],
             "optimizer wide/first.weight: torch.c",
         ),
+        ([network("Gives", "kind: none"), SUPERVISED, "run.exactness=none"], "the loss of None fa"),
         (
             [network("Normalised"), "batch.micro_size=1"],
             "network: a training pass fails with a micro-batch of {'x': 'a tensor (1, 6)",
@@ -122,4 +135,9 @@ def test_parameters_that_later_steps_do_not_use_are_named(tmp_path: Path) -> Non
     assert "early.weight, early.bias no gradient" in errors
     assert "Set train.find_unused_parameters: true" in errors
     ends = train_on_ranks(2, SMALL, [*overrides, "train.find_unused_parameters=true"])
+    assert [one.exit_code for one in ends] == [0, 0], ends[0].stderr
+
+
+def test_ranks_that_initialise_otherwise_begin_with_rank_0s_weights(tmp_path: Path) -> None:
+    ends = train_on_ranks(2, SMALL, [f"run.dir={tmp_path}", network("Unseeded")])
     assert [one.exit_code for one in ends] == [0, 0], ends[0].stderr
