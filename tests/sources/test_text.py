@@ -123,13 +123,10 @@ def test_what_are_no_characters_is_refused() -> None:
     for tokens in (torch.tensor([[0.5]]), torch.tensor([[-1]]), torch.tensor([[0x110000]])):
         with pytest.raises(
             DataError,
-            match=(
-                r"^tokens: not the numbers of characters\. Read the text by "
-                r"harness\.sources\.text\.Characters"
-            ),
+            match=r"^tokens: not Unicode code points\. Read the text with harness\.sources",
         ):
             vocabulary({"tokens": tokens})
-    with pytest.raises(ConfigError, match=r"^size: 1: at least 2"):
+    with pytest.raises(ConfigError, match=r"^size: 1: must be at least 2"):
         Vocabulary(1)
     with pytest.raises(DataError, match=r"^tokens: no character to learn a vocabulary from"):
         Vocabulary(5).finish()
