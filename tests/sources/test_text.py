@@ -128,7 +128,7 @@ def test_what_are_no_characters_is_refused() -> None:
             vocabulary({"tokens": tokens})
     with pytest.raises(ConfigError, match=r"^size: 1: must be at least 2"):
         Vocabulary(1)
-    with pytest.raises(DataError, match=r"^tokens: no character to learn a vocabulary from"):
+    with pytest.raises(DataError, match=r"^tokens: no characters to learn a vocabulary from"):
         Vocabulary(5).finish()
 
 
