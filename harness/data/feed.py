@@ -116,7 +116,7 @@ class Feed:
         device: torch.device,
         num_workers: int,
         first_step: int,
-        patience: Patience = Patience(),
+        patience: Patience = FOREVER,
     ) -> None:
         self._dataset = _Slots(split, sampling)
         self._slots = slots
@@ -156,7 +156,7 @@ def evaluation_batches(
     device: torch.device,
     num_workers: int,
     chosen: NDArray[np.int64] | None = None,
-    patience: Patience = Patience(),
+    patience: Patience = FOREVER,
 ) -> Iterator[tuple[int, Batch]]:
     """(block number, micro-batch on the device) for this rank's consecutive share of a split's
     blocks; each sample exactly once over all ranks.

@@ -173,10 +173,16 @@ def _single_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:
 
     singles: dict[str, Metric] = {}
     for name, metric in metrics.items():
+        found = {name: metric}
         if isinstance(metric, MetricCollection):
-            singles |= {f"{name}_{key}": one for key, one in metric.items(copy_state=False)}
-        else:
-            singles[name] = metric
+            found = {f"{name}_{key}": one for key, one in metric.items(copy_state=False)}
+        twice = found.keys() & singles.keys()
+        if twice:
+            raise ConfigError(
+                f"metrics.{name}: {', '.join(sorted(twice))} is the name of another metric as "
+                "well. Rename one of them."
+            )
+        singles |= found
     return singles
 
 

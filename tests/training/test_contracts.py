@@ -104,6 +104,13 @@ def test_a_collection_is_recorded_metric_by_metric(tmp_path: Path) -> None:
             "has no length",
         ),
         (
+            [
+                f"task.metrics={{m: {{_target_: {PARTS}.collection}}, "
+                "m_f1: {_target_: torchmetrics.MeanMetric}}"
+            ],
+            "m_f1 is the name of another metric as well",
+        ),
+        (
             ["task.metrics={m: {_target_: torchmetrics.MeanMetric}}"],
             "the loss and metrics of a ten",
         ),
