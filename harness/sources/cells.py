@@ -7,11 +7,12 @@ import datetime
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
@@ -135,19 +136,32 @@ class Cells:
             self._refuse_where(name, ~whole, f"{what} as number.")
         return values.astype(np.int64)
 
-    def texts(self, name: str) -> list[str]:
-        """N strings, "" where a value is missing and that is allowed.
-
-        An integral number is written 7, not 7.0.
+    def texts(self, name: str, *, as_stored: bool = False) -> list[str]:
+        """N strings as `text_of` writes values, or `as_stored`, as names of files have to be; ""
+        where one is missing and that is allowed.
         """
         # Equal strings share one object: a million rows of a few categories need little memory
         once: dict[str, str] = {}
-        written = ("" if _is_empty(cell) else text_of(cell) for cell in _listed(self.cells[name]))
-        texts = [once.setdefault(text, text) for text in written]
+        known: dict[str, str] = {}
+        texts = []
+        for index, cell in enumerate(_listed(self.cells[name])):
+            text = known.get(cell) if type(cell) is str else None
+            if text is None:
+                text = cell if as_stored and type(cell) is str else self._text(name, index, cell)
+                text = once.setdefault(text, text)
+                if type(cell) is str:
+                    known[cell] = text
+            texts.append(text)
         if self._layout.missing == "refuse" and "" in texts:
             what = "empty, expected text. Fill it in, or set missing: keep."
             self._refuse(name, texts.index(""), what)
         return texts
+
+    def _text(self, name: str, index: int, cell: Any) -> str:
+        try:
+            return "" if _is_empty(cell) else text_of(cell, self._layout.decimal)
+        except UnicodeDecodeError as error:
+            self._refuse(name, index, f"{error}. Store text as UTF-8, or do not read the column.")
 
     def seconds(self, name: str) -> NDArray[np.float64]:
         """(N,) float64: numbers unchanged; dates, in ISO 8601 or the native type of Excel and
@@ -210,7 +224,7 @@ class Cells:
         if wrong.any():
             self._refuse(name, int(wrong.argmax()), what)
 
-    def _refuse(self, name: str, index: int, what: str) -> None:
+    def _refuse(self, name: str, index: int, what: str) -> NoReturn:
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
 
 
@@ -221,14 +235,10 @@ def _is_empty(cell: Any) -> bool:
 def _listed(cells: Any) -> list[Any]:
     if isinstance(cells, list):
         return cells
-    return list(cells.tolist() if isinstance(cells, np.ndarray) else cells.to_pylist())
-
-
-def text_of(cell: Any) -> str:
-    """A cell as text: 7, not 7.0."""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell)
+    if not isinstance(cells, np.ndarray):
+        return list(cells.to_pylist())
+    # Python's floats would show more digits than a narrow one has
+    return list(cells) if cells.dtype.name in ("float16", "float32") else list(cells.tolist())
 
 
 def _number_or_none(text: str) -> float | None:

@@ -155,8 +155,12 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
         read_cells(table, Layout(missing="keep"), [FILE_NAME])
         frame = read_cells(table, Layout(missing="keep"))
         of_path = {name: values[number] for name, values in found.fields.items()}
-        texts = {name: frame.texts(name) for name in frame.cells if name not in of_path}
-        names = texts.pop(FILE_NAME)
+        names = frame.texts(FILE_NAME, as_stored=True)
+        texts = {
+            name: frame.texts(name)
+            for name in frame.cells
+            if name not in of_path and name != FILE_NAME
+        }
         for index, (row, name) in enumerate(zip(frame.rows, names, strict=True)):
             path = Path(abspath(table.parent / name))
             if not name or path in listed:

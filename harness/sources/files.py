@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, get_args
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.source import Rows, select
 from harness.wording import did_you_mean, some
@@ -86,7 +87,7 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
             f"{template}: no such file (looked in {there}). Give a path in which * and "
             f"{{field}} stand for any part of a name."
         )
-    return {path: {name: match[name] for name in names} for path, match in found.items()}
+    return {path: {name: text_of(match[name]) for name in names} for path, match in found.items()}
 
 
 def _folders(template: str) -> set[str]:
@@ -94,7 +95,7 @@ def _folders(template: str) -> set[str]:
     parent = str(Path(template).expanduser().parent)
     if "{label}" not in parent or "**" in parent:
         return set()
-    return {match["label"] for path, match in _paths(parent) if path.is_dir()}
+    return {text_of(match["label"]) for path, match in _paths(parent) if path.is_dir()}
 
 
 def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
@@ -181,7 +182,7 @@ def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str
     found = set(labels)
     if classes is None:
         return sorted(found)
-    given = [str(name) for name in classes]
+    given = [text_of(name) for name in classes]
     if len(set(given)) < len(given):
         raise ConfigError(f"classes: {given} names a class twice. Remove one.")
     if found - set(given):

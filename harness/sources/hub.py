@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from harness.data.content import Hashes
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.audio import WaveReader
 from harness.sources.cells import Missing
@@ -123,7 +124,7 @@ class Hub(BatchSource):
                 names = getattr(data.features[column], "names", None)
                 cells = data.select_columns([column])[:][column]
                 known[column] = [
-                    "" if cell is None else names[cell] if names and cell >= 0 else str(cell)
+                    "" if cell is None else names[cell] if names and cell >= 0 else text_of(cell)
                     for cell in cells
                 ]
         return known
@@ -276,7 +277,7 @@ def _array(cells: Any, where: str) -> Any:
     """An arrow array -> (B, ...) numbers, or a list of strings. Raises DataError."""
     is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if any(is_kind(cells.type) for is_kind in is_text):
-        return [text or "" for text in cells.to_pylist()]
+        return [text_of(text or "") for text in cells.to_pylist()]
     shape = [len(cells)]
     lists = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray, pa.ExtensionArray)
     while isinstance(cells, lists):

@@ -42,6 +42,8 @@ class Series(BatchSource):
     subject, or by the fields that name a recording: overlapping windows are alike.
     """
 
+    version = 2  # labels as harness.data.written.text_of writes values
+
     def __init__(
         self,
         files: str | Sequence[str],

@@ -5,12 +5,14 @@ numbers.
 import csv
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from harness.data.written import text_of
 from harness.errors import DataError
-from harness.sources.cells import Cells, Layout, text_of
+from harness.sources.cells import Cells, Layout
 from harness.sources.files import need
 from harness.sources.workbook import check_workbook
 from harness.wording import did_you_mean, some
@@ -99,7 +101,7 @@ def _headed(
         if row < layout.header:
             above.append((row, cells))
         elif not header:
-            header = [text_of(cell).strip() for cell in cells]
+            header = [_name_of(cell) for cell in cells]
             while header and not header[-1]:
                 header.pop()
             if not header and columns is None:
@@ -165,7 +167,7 @@ def _refuse_header(
     others: Sequence[tuple[int, list[Any]]],
 ) -> None:
     for other, cells in others:
-        if columns and set(columns) <= {text_of(cell).strip() for cell in cells}:
+        if columns and set(columns) <= {_name_of(cell) for cell in cells}:
             raise DataError(f"{path}: the column names are in row {other}. Set header: {other}.")
     if not header:
         raise DataError(
@@ -176,6 +178,10 @@ def _refuse_header(
         f"{path}: no column {name!r}, only {some(header, 20)}."
         f"{did_you_mean(name, header, quoted=True)}"
     )
+
+
+def _name_of(cell: Any) -> str:
+    return (cell if isinstance(cell, str) else text_of(cell)).strip()
 
 
 def _refuse_twins(path: Path, names: Sequence[str]) -> None:
@@ -222,7 +228,9 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
 
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read(_select(path, file.schema_arrow.names, columns))
+            names = _select(path, file.schema_arrow.names, columns)
+            _refuse_twins(path, names)
+            table = file.read(names)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a Parquet file."
@@ -233,9 +241,35 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
         plain = pa.types.is_floating(column.type) or (
             pa.types.is_integer(column.type) and column.null_count == 0
         )
+        if _is_bytes(column.type):  # text, as Impala and others write it
+            with suppress(pa.ArrowInvalid):  # some are not: named where they are used
+                column = column.cast(pa.large_string())
         # A null in floats becomes NaN
-        cells[name] = column.to_numpy() if plain else column.to_pylist()
+        cells[name] = column.to_numpy() if plain else _as_objects(path, name, column)
     return Cells(path, cells, range(1, len(table) + 1), layout)
+
+
+def _is_bytes(kind: Any) -> bool:
+    # Loaded when used
+    import pyarrow as pa
+
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        for row, cell in enumerate(column, start=1):
+            try:
+                cell.as_py()
+            except (OverflowError, ValueError) as error:
+                raise DataError(
+                    f"{path}: row {row}, column {name!r}: {error} (a date after the year 9999?). "
+                    "Correct it, or do not read the column."
+                ) from error
+        raise
 
 
 _READERS: dict[str, _Reader] = {

@@ -40,6 +40,8 @@ class Table(BatchSource):
     or integers.
     """
 
+    version = 2  # texts as harness.data.written.text_of writes values
+
     def __init__(
         self,
         files: str | Sequence[str],
