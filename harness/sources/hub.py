@@ -50,6 +50,8 @@ class Hub(BatchSource):
     ConfigError and DataError.
     """
 
+    version = 2  # images upright
+
     def __init__(
         self,
         path: str,
