@@ -4,6 +4,7 @@ Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
 import datetime
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 
 from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
+from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
 Kind = Literal["number", "integer", "text"]
+_STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
 Column = NDArray[Any] | list[str]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -81,8 +84,9 @@ class Cells:
         self.cells = cells
         self.rows = rows
         self._layout = layout
+        self.narrowed: dict[str, str] = {}  # columns and what float32 makes of them
         self._marked = [
-            number for number in map(_number_or_none, layout.marks) if number is not None
+            number for number in map(number_or_none, layout.marks) if number is not None
         ]
 
     def __len__(self) -> int:
@@ -96,9 +100,12 @@ class Cells:
 
     def float32(self, name: str) -> NDArray[np.float32]:
         """(N,) float32. Raises DataError as `numbers`, and for a number too large."""
+        wide = self.numbers(name)
         with np.errstate(over="ignore"):
-            values = self.numbers(name).astype(np.float32)
+            values = wide.astype(np.float32)
         self._refuse_where(name, np.isinf(values), "too large for float32. Rescale it.")
+        if (lost := lost_in_float32(wide)) is not None:
+            self.narrowed[name] = lost
         return values
 
     def numbers(self, name: str) -> NDArray[np.float64]:
@@ -228,6 +235,33 @@ class Cells:
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
 
 
+def lost_in_float32(values: NDArray[np.float64]) -> str | None:
+    """What float32 (7 digits) makes of numbers that are large beside their differences; None if it
+    distinguishes them well.
+    """
+    finite = values[np.isfinite(values)]
+    if len(finite) < 2:
+        return None
+    low, high = float(finite.min()), float(finite.max())
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if step * _STEPS_OF_FLOAT32 <= high - low or low == high:
+        return None
+    narrow = len(np.unique(finite.astype(np.float32)))
+    wide = len(np.unique(finite))
+    return f"{narrow:,} of {wide:,} distinct numbers remain" if narrow < wide else None
+
+
+def tell_narrowed(lost: Mapping[str, str]) -> None:
+    """Warn once of all columns, {where: what `lost_in_float32` says}."""
+    if lost:
+        listed = [f"{where}: {what}" for where, what in lost.items()]
+        warnings.warn(
+            f"float32 has 7 digits, and cannot distinguish large numbers: {some(listed, 4)}. "
+            "Subtract a constant in the file, or read the column as integer or text.",
+            stacklevel=3,
+        )
+
+
 def _is_empty(cell: Any) -> bool:
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
@@ -241,7 +275,8 @@ def _listed(cells: Any) -> list[Any]:
     return list(cells) if cells.dtype.name in ("float16", "float32") else list(cells.tolist())
 
 
-def _number_or_none(text: str) -> float | None:
+def number_or_none(text: str) -> float | None:
+    """The number that a text is, or None."""
     try:
         return float(text)
     except ValueError:

@@ -14,7 +14,7 @@ from harness.data.content import Hashes
 from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.audio import WaveReader
-from harness.sources.cells import Missing
+from harness.sources.cells import Missing, lost_in_float32, tell_narrowed
 from harness.sources.collection import FileReader
 from harness.sources.files import OnError, read_all
 from harness.sources.images import ImageReader
@@ -178,6 +178,7 @@ class Hub(BatchSource):
     def _refuse_missing(self) -> None:
         # Integer columns with missing values: floats in every batch
         self._gappy = set()
+        narrowed: dict[str, str] = {}
         for column in (name for name in self.columns if name not in self._readers):
             # Without a selection of rows, the file's own pages, not a copy
             table = self._data.data if self._data._indices is None else self._data[:]
@@ -188,6 +189,10 @@ class Hub(BatchSource):
                     f"{self.path}: row {pc.index(empty, True).as_py() + 1}, column {column!r}: "
                     "empty. Fill it in, or set missing: keep."
                 )
+            if pa.types.is_float64(cells.type):
+                lost = lost_in_float32(cells.to_numpy())
+                if lost is not None:
+                    narrowed[f"{self.path}, column {column!r}"] = lost
             if not pa.types.is_floating(cells.type):
                 if _is_number(cells.type) and cells.null_count:
                     self._gappy.add(column)
@@ -196,6 +201,7 @@ class Hub(BatchSource):
                     f"{self.path}: row {pc.index(infinite, True).as_py() + 1}, column {column!r}: "
                     "infinite. Correct it."
                 )
+        tell_narrowed(narrowed)
 
 
 def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, list[Path]]:

@@ -4,15 +4,17 @@ numbers.
 
 import csv
 import json
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from harness.data.written import text_of
 from harness.errors import DataError
-from harness.sources.cells import Cells, Layout
+from harness.sources.cells import Cells, Layout, number_or_none
 from harness.sources.files import need
 from harness.sources.workbook import check_workbook
 from harness.wording import did_you_mean, some
@@ -109,6 +111,8 @@ def _headed(
             if columns is not None and not set(columns) <= set(header):
                 below = islice(lines, _LOOKED_THROUGH)
                 _refuse_header(path, header, layout.header, columns, [*above, *below])
+            if columns is None:
+                _tell_odd_header(path, row, header)
             wanted = [name for name in header if name and (columns is None or name in columns)]
             _refuse_twins(path, wanted)
         elif any(cell is not None and cell != "" for cell in cells):
@@ -178,6 +182,24 @@ def _refuse_header(
         f"{path}: no column {name!r}, only {some(header, 20)}."
         f"{did_you_mean(name, header, quoted=True)}"
     )
+
+
+def _tell_odd_header(path: Path, row: int, header: Sequence[str]) -> None:
+    """Warn of column names that look like measurements: a file without them loses its first row.
+
+    Whole numbers that go up by equal steps, such as years, are names.
+    """
+    found = (number_or_none(name) for name in header)
+    numbers = [number for number in found if number is not None and isfinite(number)]
+    steps = {after - before for before, after in pairwise(numbers)}
+    named = all(number.is_integer() for number in numbers) and len(steps) <= 1 and 0 not in steps
+    if numbers and not named:
+        warnings.warn(
+            f"{path}: row {row} is taken for column names, and looks like data: "
+            f"{some(list(header), 6)}. If the file has no names, add a row of them; if they are in "
+            "another row, set header.",
+            stacklevel=2,
+        )
 
 
 def _name_of(cell: Any) -> str:
