@@ -20,6 +20,7 @@ from harness.checks.leaks import (
     columns_of_rules,
 )
 from harness.checks.numbers import check_numbers
+from harness.checks.parts import check_parts
 from harness.checks.report import Findings, Report, SplitSummary
 from harness.checks.roles import Role, Roles, roles_of
 from harness.checks.survey import Survey, survey
@@ -55,6 +56,7 @@ def check_data(
         for name in specs
     ]
     findings = Findings(settings)
+    check_parts(data, findings)
     check_duplicates(surveys, findings)
     check_conflicts(surveys, roles, findings)
     check_groups(surveys, groups, findings)

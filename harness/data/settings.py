@@ -125,6 +125,12 @@ class ChecksConfig(Section):
             "Numbers that pile up at the end of their range, as from an overdriven device."
         ),
     )
+    unused_parts: Found = Field(
+        "warn",
+        description=(
+            "Samples that a rule keeps by default for a part, e.g. test, that no split reads."
+        ),
+    )
     max_clipped: float = Field(
         0.01,
         gt=0,

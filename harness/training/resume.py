@@ -117,6 +117,8 @@ def compare_data(
         raise CheckpointError(
             f"{checkpoint}: {', '.join(changed)} no longer gives the samples that the run began "
             f"with, so it cannot go on exactly{why}. {how}"
+            "If the files and their settings are the same, another version of fermarsi reads them "
+            "otherwise (CHANGELOG.md). "
             "Bring the data back, choose another run.dir, or set run.exactness: none from the "
             "start of a run."
         )
