@@ -122,7 +122,7 @@ class CheckpointStore:
         self._committed: Path | None = None
         # Rank 0: the valid checkpoints that need no second look
         self._known = known_from(directory, found)
-        # Rank 0: the metrics of what this process committed, by step
+        # Rank 0: the metrics of what this process committed last, by its step
         self._written: dict[int, dict[str, float]] = {}
         self._warned: list[str] = []
         ranks.decide(lambda: collect_leftovers(directory, fence))
@@ -294,7 +294,7 @@ class CheckpointStore:
             self._directory, temporary, job.step, small_files, manifest, self._fence, self._hasher
         )
         self._history.committed(self._directory / step_name(job.step))
-        self._written[job.step] = job.header["metrics"]
+        self._written = {job.step: job.header["metrics"]}
         return sum(int(record["size_bytes"]) for record in records) + sum(
             content.size_bytes for content in small_files
         )
