@@ -3,9 +3,9 @@
 Run: python benchmarks/watch.py [--ranks 2 1024]
 
 Aim: below 0.5 % of a step of 10 ms. Told: the marks that a step leaves in the main thread (of one
-slot; each further slot leaves two more); the processor time that the thread takes a
-second, on a rank that only reports, and on the one that reads the reports of so many ranks. The other ranks
-are simulated: their reports lie in a real store.
+slot; each further slot leaves two more); the processor time that the thread takes a second, on a
+rank that only reports, and on the one that reads the reports of so many ranks. The other ranks are
+simulated: their reports lie in a real store.
 """
 
 import argparse
@@ -68,7 +68,8 @@ def rounds_s(size: int) -> tuple[float, float]:
         watch._oversee(reports, 1.0)
 
     oversee()
-    return seconds(lambda: other.exchange(watch._report(1.0)), 200), seconds(oversee, 20) / PACE_S
+    exchange_s = seconds(lambda: other.exchange(watch._report(1.0)), 200)
+    return exchange_s, exchange_s + seconds(oversee, 20) / PACE_S
 
 
 def main() -> None:
