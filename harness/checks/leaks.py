@@ -71,7 +71,7 @@ def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[tu
     columns = [
         spec.get("column")
         for source in sources
-        for spec in _specs(source)
+        for spec in specs_in(source)
         if str(spec[TARGET]).endswith(kind)
     ]
     several = [[column] if isinstance(column, str) else column for column in columns if column]
@@ -183,16 +183,16 @@ def _by_digest(one: Survey) -> dict[bytes, list[int]]:
     return rows
 
 
-def _specs(value: Any) -> Iterator[Mapping[str, Any]]:
+def specs_in(value: Any) -> Iterator[Mapping[str, Any]]:
     """All components within a spec."""
     if isinstance(value, Mapping):
         if TARGET in value:
             yield value
         for inner in value.values():
-            yield from _specs(inner)
+            yield from specs_in(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _specs(inner)
+            yield from specs_in(inner)
 
 
 def _windows(one: Survey) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:

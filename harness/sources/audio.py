@@ -37,6 +37,8 @@ class Recordings(Collection):
     a file when it is read. Raises a DataError that names the file.
     """
 
+    version = 2  # labels as harness.data.written.text_of writes values
+
     def __init__(
         self,
         files: str | Sequence[str],
