@@ -85,6 +85,7 @@ class State:
             facts={},
             config_yaml="",
             extra_files={},
+            history=[],
         )
 
 

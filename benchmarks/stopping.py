@@ -79,9 +79,9 @@ def cost_of_a_restore(length: int) -> float:
     controller = StopController(SETTINGS, METRICS)
     for evaluation in evaluations(1, length):
         controller.judge(evaluation)
-    state = controller.state()
+    state, rows = controller.state(), controller.history()
     begin = time.process_time()
-    StopController(SETTINGS, METRICS).restore(state)
+    StopController(SETTINGS, METRICS).restore(state, rows)
     return (time.process_time() - begin) * 1e3
 
 

@@ -6,7 +6,10 @@ Each failure names the file and the line.
 import ast
 import functools
 import io
+import json
+import os
 import re
+import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -24,7 +27,13 @@ LONGEST = {("harness.training.loop", "fit"): 45, ("harness.training.loop", "trai
 # another package of its own layer; a module in no layer fails.
 LAYERS = (
     ("harness", "harness.errors", "harness.bounded", "harness.hidden"),
-    ("harness.wording", "harness.durable", "harness.interrupt", "harness.randomness"),
+    (
+        "harness.wording",
+        "harness.durable",
+        "harness.imports",
+        "harness.interrupt",
+        "harness.randomness",
+    ),
     ("harness.components", "harness.rundir", "harness.ranks"),
     ("harness.settings", "harness.trust"),
     ("harness.stopping",),
@@ -86,6 +95,20 @@ LATE = (
     "torchcodec",
     "soundfile",
 )
+# What a training may have loaded besides the standard library and what torch and accelerate load.
+LOADED = {
+    "harness",
+    "tests",
+    "pydantic",
+    "pydantic_core",
+    "annotated_types",
+    "typing_inspection",
+    "omegaconf",
+    "typer",
+    "annotated_doc",
+    "shellingham",
+    "rich",
+}
 COLLECTIVES = re.compile(
     r"(all_|reduce|broadcast|gather|scatter|barrier|send$|recv$|new_\w*group|\w+_process_group|wait_for_everyone|pad_across)"
 )
@@ -261,6 +284,53 @@ def test_what_is_slow_to_import_is_imported_when_it_is_used() -> None:
         if at_import and within(dotted, LATE)
     ]
     assert not problems, broken(problems)
+
+
+@functools.cache
+def loaded_by_torch() -> set[str]:
+    """The packages that torch and accelerate load, among them what torch's optimizers load when
+    they are made.
+    """
+    imports = "import sys, accelerate, torch._dynamo; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", imports], check=True, capture_output=True, text=True, timeout=120
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        [
+            "data={train: {source: {_target_: tests.start_parts.Words}}}",
+            "network={_target_: tests.start_parts.Next}",
+            "task={_target_: harness.tasks.LanguageModelling, input: tokens}",
+        ],
+    ],
+    ids=["classes and numbers", "tokens"],
+)
+def test_a_training_loads_what_it_uses_and_nothing_else(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    told = tmp_path / "loaded.json"
+    here = {
+        "ACCELERATE_USE_CPU": "true",
+        "LOADED": str(told),
+        "PYTHONPATH": str(HARNESS.parent),
+    }
+    command = [str(HARNESS / "train.py"), "tests/start.yaml", f"run.dir={tmp_path / 'run'}"]
+    subprocess.run(
+        [sys.executable, *command, *overrides],
+        cwd=HARNESS.parent,
+        env={**os.environ, **here},
+        check=True,
+        timeout=120,
+    )
+    allowed = LOADED | loaded_by_torch() | sys.stdlib_module_names
+    at_first_step, at_end = json.loads(told.read_text())
+    assert not set(at_first_step) - allowed
+    assert not set(at_end) - allowed
 
 
 def test_wandb_is_imported_in_tracking_alone() -> None:

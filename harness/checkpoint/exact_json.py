@@ -86,8 +86,11 @@ def to_bytes(encoded: Any) -> bytes:
 
 def loads(data: bytes, where: str) -> Any:
     """The inverse of `dumps`. Raises CheckpointError."""
+    encoded = parse(data, where)
     try:
-        return decode(parse(data, where))
+        return decode(encoded)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     except RecursionError as error:
         raise CheckpointError(f"{where}: nested too deeply.") from error
 

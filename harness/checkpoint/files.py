@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from harness.errors import CheckpointError
 
 CHUNK_BYTES = 8 * 2**20
+_READ_BYTES = 2**18
 
 
 # What a directory that is being written, or is to go, is called.
@@ -96,6 +98,19 @@ def _reserve(descriptor: int, size_bytes: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
+
+
+def prefix_sha256(file: FileIO, size_bytes: int) -> str:
+    """The hash of the next bytes of a file. Raises OSError, also if there are fewer."""
+    digest, left = hashlib.sha256(), size_bytes
+    buffer = memoryview(bytearray(min(size_bytes, _READ_BYTES)))
+    while left:
+        count = file.readinto(buffer[:left])
+        if not count:
+            raise OSError(errno.EIO, "ends early")
+        digest.update(buffer[:count])
+        left -= count
+    return digest.hexdigest()
 
 
 def _sha256(chunks: Sequence[bytes | memoryview]) -> str:

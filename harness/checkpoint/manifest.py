@@ -18,13 +18,15 @@ from harness.errors import CheckpointError
 from harness.wording import some
 
 FORMAT = "fermarsi-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 CONFIG = "config.yaml"
+HISTORY = "history.jsonl"
 MAX_SIZE = 2**60  # of any number of bytes or elements
+MAX_HISTORY_BYTES = 2**31  # millions of evaluations
 
-Role = Literal["model", "optimizer", "rng", "trainer", "config", "index", "beside"]
+Role = Literal["model", "optimizer", "rng", "trainer", "config", "index", "beside", "history"]
 SaveReason = Literal["schedule", "best", "interrupted", "final"]
 Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$"  # no directory, nothing hidden
@@ -36,7 +38,7 @@ class _Strict(BaseModel):
 
 
 class FileEntry(_Strict):
-    """One file of a checkpoint."""
+    """One file of a checkpoint; of a history its first bytes: more may stand behind."""
 
     size_bytes: Count
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -67,10 +69,12 @@ class Manifest(_Strict):
     """What `manifest.json` holds.
 
     `metrics` and `facts` hold floats exactly; `written_at` is for information only.
+
+    `num_evaluations`: the rows of the history; None in format 1, whose trainer state holds them.
     """
 
     format: Literal["fermarsi-checkpoint"] = "fermarsi-checkpoint"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     run_id: str
     attempt: str
     step: Count
@@ -82,6 +86,7 @@ class Manifest(_Strict):
     exact_reason: str
     metrics: dict[str, float]
     facts: dict[str, Any]
+    num_evaluations: Count | None = None
     versions: dict[str, str]
     written_at: str
     files: dict[FileName, FileEntry]
@@ -144,6 +149,11 @@ class Manifest(_Strict):
         if len(self.rng) != self.world_size:
             found.append(f"random states of {len(self.rng)} ranks, not of {self.world_size}")
         found += [f"no {name}" for name in (TRAINER_STATE, CONFIG) if name not in self.files]
+        histories = [name for name, entry in self.files.items() if entry.role == "history"]
+        if histories != [HISTORY] * (self.format_version > 1) or (
+            (self.num_evaluations is None) == bool(histories)
+        ):
+            found.append(f"its history of evaluations is not {HISTORY}, or not counted")
         found += [] if MANIFEST not in self.files else [f"{MANIFEST} lists itself"]
         if not found:
             sizes = {file: placement.size_bytes for file, placement in self.placements().items()}

@@ -7,7 +7,6 @@ checked first: no lie makes us allocate much.
 """
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +21,12 @@ from torch import Tensor
 
 from harness.bounded import open_regular, read_bytes
 from harness.checkpoint import exact_json
+from harness.checkpoint.files import prefix_sha256
 from harness.checkpoint.format import Placement, bytes_of
 from harness.checkpoint.manifest import (
+    HISTORY,
     MANIFEST,
+    MAX_HISTORY_BYTES,
     TRAINER_STATE,
     FileEntry,
     Manifest,
@@ -40,7 +42,7 @@ Verify = Literal["full", "size"]
 OLD = ".old"
 _STEP = re.compile(r"step-([0-9]{8,18})(\.old)?")
 # What is small, and parsed: hashed whenever a checkpoint is looked at
-_DOCUMENTS = ("trainer", "config", "index", "beside")
+_DOCUMENTS = ("trainer", "config", "index", "beside", "history")
 _NUM_READERS = 4
 _CHUNK_BYTES = 32 * 2**20  # of a file, read by one thread in one go
 
@@ -230,9 +232,9 @@ def understanding(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: its {TRAINER_STATE} or {MANIFEST} is not what a training leaves: "
+            f"{path}: its {TRAINER_STATE}, {HISTORY} or {MANIFEST} is not what a training leaves: "
             f"{type(error).__name__}: {first_line(error)}. Resume from another checkpoint."
         ) from error
 
@@ -313,13 +315,16 @@ def _problems(path: Path, manifest: Manifest, verify: Verify) -> list[str]:
 def _problem(path: Path, entry: FileEntry, head: bytes, verify: Verify) -> str | None:
     try:
         with open_regular(path) as file:
-            size_bytes = os.fstat(file.fileno()).st_size
-            if size_bytes != entry.size_bytes:
+            size_bytes, is_history = os.fstat(file.fileno()).st_size, entry.role == "history"
+            if size_bytes < entry.size_bytes or (size_bytes > entry.size_bytes and not is_history):
                 return f"{path.name}: {size_bytes} bytes instead of {entry.size_bytes}"
+            most = MAX_HISTORY_BYTES if is_history else exact_json.MAX_BYTES
+            if entry.role in _DOCUMENTS and entry.size_bytes > most:
+                return f"{path.name}: {entry.size_bytes} bytes; no more than {most} are read"
             if os.pread(file.fileno(), len(head), 0) != head:
                 return f"{path.name}: its header is not the one that was written"
             hashed = verify == "full" or entry.role in _DOCUMENTS
-            if hashed and hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+            if hashed and prefix_sha256(file, entry.size_bytes) != entry.sha256:
                 return f"{path.name}: its SHA-256 is not the one that was written"
     except OSError as error:
         return f"{path.name}: {error.strerror}"

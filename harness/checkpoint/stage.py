@@ -13,7 +13,14 @@ from harness.checkpoint import exact_json
 from harness.checkpoint.files import Content
 from harness.checkpoint.format import Spec, bytes_of, place, spec_of
 from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
-from harness.checkpoint.manifest import CONFIG, FILE_NAME, MANIFEST, TRAINER_STATE, SaveReason
+from harness.checkpoint.manifest import (
+    CONFIG,
+    FILE_NAME,
+    HISTORY,
+    MANIFEST,
+    TRAINER_STATE,
+    SaveReason,
+)
 from harness.errors import CheckpointError
 
 _ALIGNMENT = 64
@@ -25,8 +32,8 @@ _SHARDS_A_RANK = 4  # of a role, at most
 class Snapshot:
     """The state after a step.
 
-    Every rank has the same, but for `rng`; rank 0's `trainer`, `metrics`, `facts` and `extra_files`
-    are written.
+    Every rank has the same, but for `rng`; rank 0's `trainer`, `metrics`, `facts`, `extra_files`
+    and `history` are written.
 
     `model` is the network's state_dict (tied weights under each of their names), `optimizer` has
     keys "<state>/<parameter name>", `rng` is this rank's. `metrics` are those of an evaluation at
@@ -47,6 +54,7 @@ class Snapshot:
     facts: Mapping[str, Any]
     config_yaml: str
     extra_files: Mapping[str, str]
+    history: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class Stage:
         texts = {CONFIG: ("config", snapshot.config_yaml), **self._plan.indexes}
         if not all(
             re.match(FILE_NAME, name) for name in snapshot.extra_files
-        ) or snapshot.extra_files.keys() & {*texts, TRAINER_STATE, MANIFEST}:
+        ) or snapshot.extra_files.keys() & {*texts, TRAINER_STATE, HISTORY, MANIFEST}:
             raise CheckpointError(
                 f"extra files {sorted(snapshot.extra_files)}: a name that is the checkpoint's own, "
                 "or no plain file name."

@@ -27,6 +27,7 @@ from pydantic import ValidationError
 
 from harness.checkpoint.commit import begin, collect_leftovers, commit, known_from, tidy
 from harness.checkpoint.files import translate_errors, write_files
+from harness.checkpoint.history import HistoryFile
 from harness.checkpoint.manifest import FileEntry, Manifest, join_parts
 from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
@@ -68,6 +69,7 @@ class _Job:
     """
 
     header: Mapping[str, Any]  # of the manifest
+    history: Sequence[Any]  # of which the header says how many are of this checkpoint
     staged: StagedShare | None
     failure: Exception | None
     best: Ranking | None
@@ -112,6 +114,7 @@ class CheckpointStore:
         self._channel = ranks.channel(timeout_s)
         self._channel_broken = False
         self._stage = Stage()
+        self._history = HistoryFile()
         # Hashing is what takes longest where disks are fast
         self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")
         self._thread: threading.Thread | None = None
@@ -156,9 +159,9 @@ class CheckpointStore:
             staged = self._stage.take(snapshot, self._ranks.rank, self._ranks.size)
         except Exception as error:  # noqa: BLE001 - sent to all ranks by the thread, then reported
             failure = error
-        job = _Job(
-            self._header(snapshot), staged, failure, best, started, time.monotonic() - started
-        )
+        stall_s = time.monotonic() - started
+        header = self._header(snapshot)
+        job = _Job(header, snapshot.history, staged, failure, best, started, stall_s)
         self._thread = threading.Thread(
             target=self._run, args=(job,), name="fermarsi-save", daemon=True
         )
@@ -276,6 +279,15 @@ class CheckpointStore:
         small_files = staged.small_files()
         records = [record for one in gathered for record in one["records"]]
         pieces = [one["pieces"] for one in gathered]
+        with translate_errors("writing the history of evaluations"):
+            records.append(
+                self._history.put_into(
+                    self._directory / temporary,
+                    job.history,
+                    job.header["num_evaluations"],
+                    self._hasher,
+                )
+            )
 
         def manifest(small: list[dict[str, Any]]) -> Manifest:
             return _manifest(job.header, [*small, *records], pieces, staged.aliases)
@@ -283,6 +295,7 @@ class CheckpointStore:
         commit(
             self._directory, temporary, job.step, small_files, manifest, self._fence, self._hasher
         )
+        self._history.committed(self._directory / step_name(job.step))
         self._written[job.step] = job.header["metrics"]
         return sum(int(record["size_bytes"]) for record in records) + sum(
             content.size_bytes for content in small_files
@@ -336,6 +349,7 @@ class CheckpointStore:
             "exact_reason": snapshot.exact_reason,
             "metrics": dict(snapshot.metrics),
             "facts": deepcopy(dict(snapshot.facts)),
+            "num_evaluations": len(snapshot.history),
         }
 
 

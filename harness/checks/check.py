@@ -20,6 +20,7 @@ from harness.checks.leaks import (
     columns_of_rules,
 )
 from harness.checks.numbers import check_numbers
+from harness.checks.parts import check_parts
 from harness.checks.report import Findings, Report, SplitSummary
 from harness.checks.roles import Role, Roles, roles_of
 from harness.checks.survey import Survey, survey
@@ -51,10 +52,19 @@ def check_data(
         times = [settings.time]
     asked = [*(name for columns in groups for name in columns), *times]
     surveys = [
-        survey(name, splits[name].source, settings.samples, roles, asked, settings.ranges)
-        for name in specs
+        survey(
+            name,
+            splits[name].source,
+            settings.samples,
+            roles,
+            spec.treatments,
+            asked,
+            settings.ranges,
+        )
+        for name, spec in specs.items()
     ]
     findings = Findings(settings)
+    check_parts(data, findings)
     check_duplicates(surveys, findings)
     check_conflicts(surveys, roles, findings)
     check_groups(surveys, groups, findings)

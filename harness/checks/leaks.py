@@ -44,17 +44,19 @@ def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings)
     """Equal content with different classes, within a split or between two."""
     for role in roles.classes:
         # Content -> class -> its first sample
-        seen: dict[bytes, dict[str, str]] = defaultdict(dict)
+        seen: dict[bytes, dict[str, tuple[Survey, int]]] = defaultdict(dict)
         for one in surveys:
             labels = one.labels(role.target)
             for row, digest, label in zip(
                 one.rows.tolist(), one.digests, labels or (), strict=labels is not None
             ):
                 if digest is not None and label not in seen[digest]:
-                    seen[digest][label] = one.name(row)
+                    seen[digest][label] = one, row
         found = [by_class for by_class in seen.values() if len(by_class) > 1]
         examples = [
-            " but ".join(f"{name} is {label!r}" for label, name in list(by_class.items())[:2])
+            " but ".join(
+                f"{one.name(row)} is {label!r}" for label, (one, row) in list(by_class.items())[:2]
+            )
             for by_class in found
         ]
         message = (
@@ -69,7 +71,7 @@ def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[tu
     columns = [
         spec.get("column")
         for source in sources
-        for spec in _specs(source)
+        for spec in specs_in(source)
         if str(spec[TARGET]).endswith(kind)
     ]
     several = [[column] if isinstance(column, str) else column for column in columns if column]
@@ -181,16 +183,16 @@ def _by_digest(one: Survey) -> dict[bytes, list[int]]:
     return rows
 
 
-def _specs(value: Any) -> Iterator[Mapping[str, Any]]:
+def specs_in(value: Any) -> Iterator[Mapping[str, Any]]:
     """All components within a spec."""
     if isinstance(value, Mapping):
         if TARGET in value:
             yield value
         for inner in value.values():
-            yield from _specs(inner)
+            yield from specs_in(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _specs(inner)
+            yield from specs_in(inner)
 
 
 def _windows(one: Survey) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:

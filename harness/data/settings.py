@@ -122,7 +122,13 @@ class ChecksConfig(Section):
     clipped: Found = Field(
         "warn",
         description=(
-            "Numbers that pile up at the end of their range, as from an overdriven device."
+            "Numbers that pile up at the end of their range: an overdriven device, capped ages."
+        ),
+    )
+    unused_parts: Found = Field(
+        "warn",
+        description=(
+            "Samples that a rule keeps by default for a part, e.g. test, that no split reads."
         ),
     )
     max_clipped: float = Field(

@@ -2,26 +2,21 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from harness.metrics.metric import Metric
 
 
-class Confusion(Metric):  # type: ignore[misc]  # torchmetrics is not typed
+class Confusion(Metric):
     """How often class t was taken for class p: a table (C, C) int64, rows are targets.
 
     Unlike in torchmetrics' own, no update waits for the GPU.
     """
 
-    full_state_update = False
     confusion: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(confusion=torch.zeros(num_classes, num_classes, dtype=torch.int64))
         self.num_classes = num_classes
-        self.add_state(
-            "confusion",
-            torch.zeros(num_classes, num_classes, dtype=torch.int64),
-            dist_reduce_fx="sum",
-        )
 
     def update(self, predicted: Tensor, targets: Tensor, counted: Tensor) -> None:
         """predicted, targets: (...) class numbers; counted: (...) bool, False for a target that is

@@ -1,4 +1,4 @@
-"""Metrics of an interval: torchmetrics in, the same bits out on any number of ranks.
+"""Metrics of an interval: ours or torchmetrics' in, the same bits out on any number of ranks.
 
 An update never waits for the device.
 """
@@ -9,24 +9,22 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from harness.errors import CheckpointError, ConfigError, DataError
+from harness.metrics.metric import AnyMetric, Metric
 from harness.metrics.states import states_of
 from harness.ranks.ranks import Ranks
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 
 class Updates(Protocol):
     """The part of a task that turns outputs into metric updates."""
 
     def update(
-        self, metrics: Mapping[str, Metric], outputs: Any, batch: Mapping[str, Any]
+        self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Mapping[str, Any]
     ) -> None: ...
 
 
@@ -38,10 +36,10 @@ class IntervalMetrics:
     Raises ConfigError for a metric whose states cannot be added up exactly.
     """
 
-    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+    def __init__(self, metrics: Mapping[str, AnyMetric]) -> None:
         self._blank = {name: _blank(name, metric) for name, metric in metrics.items()}
         self._states = {name: states_of(name, metric) for name, metric in self._blank.items()}
-        self._live: dict[str, Metric] = {}
+        self._live: dict[str, AnyMetric] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -77,10 +75,7 @@ class IntervalMetrics:
             for state in self._states[name]:
                 setattr(metric, state.name, state.merge(ranks))
             try:
-                # The class's own method: the instance's would gather over ranks by itself, a second
-                # time.
-                with _undefined_raises():
-                    value = type(metric).compute(metric)
+                value = _value(metric)
             except (ValueError, RuntimeError, IndexError) as error:
                 if not or_nan:
                     reason = str(error).rstrip(". ")
@@ -132,6 +127,14 @@ class IntervalMetrics:
                     state.restore(stored[name][state.name], self._live[name])
 
 
+def _value(metric: AnyMetric) -> Any:
+    if isinstance(metric, Metric):
+        return metric.compute()
+    with _undefined_raises():
+        # The class's own method: the instance's would gather over ranks by itself, a second time.
+        return type(metric).compute(metric)
+
+
 # What torchmetrics says where it gives 0 or 1 for what is not defined, e.g. the area under the
 # curve of a class that does not occur
 _UNDEFINED = r"No (positive|negative) samples (found )?in target"
@@ -157,17 +160,20 @@ def _undefined_raises() -> Iterator[None]:
         rank_zero_only.rank = rank
 
 
-def _blank(name: str, metric: Metric) -> Metric:
+def _blank(name: str, metric: AnyMetric) -> AnyMetric:
     """An unused copy of a metric on the CPU that does not look at values on the device."""
-    from torchmetrics import Metric
-
-    blank = metric.clone().cpu()
+    blank = metric.clone()
+    blank.to(torch.device("cpu"))
     blank.reset()
+    if isinstance(blank, Metric):
+        return blank
+    import torchmetrics
+
     if hasattr(blank, "validate_args"):
         # Task.check has looked at the values, in a worker: here the host would wait for the GPU
         blank.validate_args = False
     if not blank._defaults or any(
-        isinstance(part, Metric) for part in blank.modules() if part is not blank
+        isinstance(part, torchmetrics.Metric) for part in blank.modules() if part is not blank
     ):
         raise ConfigError(
             f"task.metrics.{name}: {type(metric).__name__} keeps no state of its own (a wrapper?). "

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from harness.errors import CheckpointError, ConfigError
 from harness.metrics.exact import ExactSum, exact_sum
+from harness.metrics.metric import AnyMetric, Metric
 from harness.ranks.ranks import Ranks
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    import torchmetrics
 
 
 class State(Protocol):
@@ -30,11 +31,11 @@ class State(Protocol):
     name: str
 
     def clear(self) -> None: ...
-    def begin(self, metric: Metric, device: torch.device) -> None: ...
-    def take(self, metric: Metric, number: int) -> None: ...
+    def begin(self, metric: AnyMetric, device: torch.device) -> None: ...
+    def take(self, metric: AnyMetric, number: int) -> None: ...
     def merge(self, ranks: Ranks) -> Any: ...
     def pack(self, ranks: Ranks) -> Any: ...
-    def restore(self, stored: Any, metric: Metric) -> None: ...
+    def restore(self, stored: Any, metric: AnyMetric) -> None: ...
 
 
 class _Count:
@@ -48,10 +49,10 @@ class _Count:
     def clear(self) -> None:
         self._sum = self._default
 
-    def begin(self, metric: Metric, device: torch.device) -> None:
+    def begin(self, metric: AnyMetric, device: torch.device) -> None:
         """Nothing to do: the metric goes on counting."""
 
-    def take(self, metric: Metric, number: int) -> None:
+    def take(self, metric: AnyMetric, number: int) -> None:
         self._sum = getattr(metric, self.name)
         if self._sum.is_floating_point() or self._sum.shape != self._default.shape:
             raise ConfigError(
@@ -72,7 +73,7 @@ class _Count:
         total = self.merge(ranks)
         return {"shape": list(total.shape), "values": total.flatten().tolist()}
 
-    def restore(self, stored: Any, metric: Metric) -> None:
+    def restore(self, stored: Any, metric: AnyMetric) -> None:
         self._sum = torch.tensor(stored["values"], dtype=torch.int64).view(stored["shape"])
         setattr(metric, self.name, self._sum.to(metric.device))
 
@@ -92,10 +93,10 @@ class _Sum:
         self._summands = []
         self._carried = self._no_rows()
 
-    def begin(self, metric: Metric, device: torch.device) -> None:
+    def begin(self, metric: AnyMetric, device: torch.device) -> None:
         setattr(metric, self.name, torch.zeros_like(self._zero, device=device))
 
-    def take(self, metric: Metric, number: int) -> None:
+    def take(self, metric: AnyMetric, number: int) -> None:
         summand = getattr(metric, self.name)
         if self._summands and summand.shape != self._summands[0].shape:
             raise ConfigError(
@@ -118,7 +119,7 @@ class _Sum:
         shape, columns = self._gather(ranks)
         return {"shape": shape, "values": [_condense(column) for column in columns]}
 
-    def restore(self, stored: Any, metric: Metric) -> None:
+    def restore(self, stored: Any, metric: AnyMetric) -> None:
         columns = stored["values"]
         rows = torch.zeros(max(map(len, columns), default=0), len(columns), dtype=torch.float64)
         for index, column in enumerate(columns):
@@ -161,10 +162,10 @@ class _Rows:
     def clear(self) -> None:
         self._rows = []
 
-    def begin(self, metric: Metric, device: torch.device) -> None:
+    def begin(self, metric: AnyMetric, device: torch.device) -> None:
         setattr(metric, self.name, [])
 
-    def take(self, metric: Metric, number: int) -> None:
+    def take(self, metric: AnyMetric, number: int) -> None:
         from torchmetrics.utilities.data import dim_zero_cat
 
         found = getattr(metric, self.name)
@@ -187,7 +188,7 @@ class _Rows:
             "base64": packed,
         }
 
-    def restore(self, stored: Any, metric: Metric) -> None:
+    def restore(self, stored: Any, metric: AnyMetric) -> None:
         if not stored["numbers"]:
             return
         data = torch.frombuffer(bytearray(base64.b64decode(stored["base64"])), dtype=torch.uint8)
@@ -226,15 +227,21 @@ class _Rows:
         )
 
 
-def states_of(name: str, metric: Metric) -> Sequence[State]:
+def states_of(name: str, metric: AnyMetric) -> Sequence[State]:
     """How to keep each state of a metric.
 
     Raises ConfigError for one that cannot be brought together exactly.
     """
+    if isinstance(metric, Metric):
+        return [_summed(state, zero) for state, zero in metric.sums.items()]
     return [_state(name, metric, state, default) for state, default in metric._defaults.items()]
 
 
-def _state(name: str, metric: Metric, state: str, default: Any) -> State:
+def _summed(name: str, zero: Tensor) -> State:
+    return _Sum(name, zero) if zero.is_floating_point() else _Count(name, zero)
+
+
+def _state(name: str, metric: torchmetrics.Metric, state: str, default: Any) -> State:
     """How to keep a state, by what torchmetrics (1.9; it has no public name for either) says of its
     default and its reduction over ranks.
     """
@@ -243,11 +250,13 @@ def _state(name: str, metric: Metric, state: str, default: Any) -> State:
     reduction = metric._reductions[state]
     if reduction is dim_zero_cat and isinstance(default, list):
         return _Rows(state)
-    if reduction is dim_zero_sum and isinstance(default, Tensor) and not default.any():
-        if default.is_floating_point():
-            return _Sum(state, default)
-        if default.dtype in (torch.int64, torch.int32):
-            return _Count(state, default)
+    if (
+        reduction is dim_zero_sum
+        and isinstance(default, Tensor)
+        and not default.any()
+        and (default.is_floating_point() or default.dtype in (torch.int64, torch.int32))
+    ):
+        return _summed(state, default)
     reduced = getattr(reduction, "__name__", reduction)
     raise ConfigError(
         f"task.metrics.{name}: {type(metric).__name__} keeps a state {state!r} that is reduced "

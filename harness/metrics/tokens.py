@@ -2,29 +2,26 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from harness.metrics.metric import Metric, count
 
 
-class Tokens(Metric):  # type: ignore[misc]  # torchmetrics is not typed
+class Tokens(Metric):
     """Sums over tokens: the negative log likelihood (float), the tokens that were predicted right,
     and all tokens.
     """
 
-    full_state_update = False
     nll: Tensor
     right: Tensor
     tokens: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("nll", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("right", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        super().__init__(nll=torch.zeros(()), right=count(), tokens=count())
 
     def update(self, nll: Tensor, right: Tensor, tokens: Tensor) -> None:
-        self.nll += nll
-        self.right += right
-        self.tokens += tokens
+        self.nll = self.nll + nll.detach()
+        self.right = self.right + right
+        self.tokens = self.tokens + tokens
 
     def compute(self) -> Tensor:
         return torch.stack([self.nll, self.right.double(), self.tokens.double()])

@@ -1,9 +1,8 @@
 """Sound recordings, one per sample."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from math import gcd
-from os import SEEK_END
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,16 +13,20 @@ from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.files import OnError, decodable, need
+from harness.sources.sound_files import FORMATS, is_cut
 from harness.sources.split import Part, Rule
 
 Align = Literal["start", "centre"]
 Wave = NDArray[np.float32]
+_LOSSY = 1.5  # what decoders make of sound that was at most 1
 
 
 class Recordings(Collection):
-    """WAV, FLAC or OGG files, all of one length, channel count and sampling rate.
+    """WAV, FLAC, OGG and other files (`FORMATS` in sound_files.py), all of one length, channel
+    count and sampling rate.
 
-    A sample: `wave` (C, seconds x rate) float32 in [-1, 1], and `label` int64 if the path has a
+    A sample: `wave` (C, seconds x rate) float32 in [-1, 1] (floats beyond are kept, with a
+    warning), and `label` int64 if the path has a
     {label}. `files`: e.g. `speech/{label}/*.wav` or `digits/{label}_{speaker}_{take}.wav`, or
     `speech/metadata.csv`, a table that lists them; its `columns`, e.g. {age: number}, are
     added to samples (see `Collection`). Classes are numbered in the order of `classes`, by default
@@ -33,6 +36,8 @@ class Recordings(Collection):
     `on_error: skip` it is skipped and named in `skipped`); "disk" checks headers only and decodes
     a file when it is read. Raises a DataError that names the file.
     """
+
+    version = 2  # labels as harness.data.written.text_of writes values
 
     def __init__(
         self,
@@ -77,11 +82,13 @@ class WaveReader:
             )
         self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
         self._resample, self._align = resample, align
+        self._told = False
         _decoder()
 
     def read(self, file: Path | bytes, name: str) -> Wave:
         """The wave (C, T) of a recording, with the requested rate and length."""
-        num_frames = self.check(file, name)
+        head = self._inspect(file, name)
+        num_frames = int(head.frames)
         soundfile = _decoder()
         try:
             frames, rate_hz = soundfile.read(decodable(file), dtype="float32", always_2d=True)
@@ -96,6 +103,7 @@ class WaveReader:
             raise DataError(f"{name}: it contains no sound. Remove it.")
         if not np.isfinite(frames).all():
             raise DataError(f"{name}: it contains NaN or infinite values. Remove it.")
+        self._tell_loud(name, frames, most=_LOSSY if head.format in ("OGG", "MP3") else 1.0)
         if rate_hz != self.rate_hz:
             common = gcd(rate_hz, self.rate_hz)
             # Loaded when used
@@ -111,12 +119,21 @@ class WaveReader:
 
         Raises DataError for one that is not as requested, or that is truncated.
         """
+        return int(self._inspect(file, name).frames)
+
+    def _inspect(self, file: Path | bytes, name: str) -> Any:
+        """What soundfile says of a recording. Raises DataError as `check`."""
         soundfile = _decoder()
         try:
             head = soundfile.info(decodable(file))
         except soundfile.SoundFileError as error:
             raise DataError(f"{name}: not a sound file: {error}. It may be truncated.") from error
-        if _is_cut(file):
+        if head.format not in FORMATS:
+            raise DataError(
+                f"{name}: {head.format_info}: whether such a file is whole cannot be told. Convert "
+                f"it to WAV or FLAC; read are {', '.join(FORMATS)}."
+            )
+        if is_cut(file):
             raise DataError(
                 f"{name}: truncated: it ends before the length it declares. Download it again."
             )
@@ -130,7 +147,19 @@ class WaveReader:
                 f"{name}: {head.samplerate} Hz, expected {self.rate_hz} Hz. Set resample: true, or "
                 "change rate_hz."
             )
-        return int(head.frames)
+        return head
+
+    def _tell_loud(self, name: str, frames: Wave, most: float) -> None:
+        """Warn once of floats beyond [-1, 1]."""
+        loudest = float(np.abs(frames).max())
+        if loudest > most and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{name}: sound up to {loudest:.4g}, beyond [-1, 1]; it is kept as it is, and so "
+                "is that of any further file. If it was stored without being scaled, scale it with "
+                "harness.treatments.ToFloat: {key: wave, scale: ...}.",
+                stacklevel=2,
+            )
 
     def _fitted(self, wave: Wave) -> Wave:
         """(C, any T) -> (C, num_frames)."""
@@ -146,25 +175,3 @@ class WaveReader:
 def _decoder() -> Any:
     # Not kept by the source, which must be picklable for a worker; a module is not
     return need("soundfile", "audio", "sound")
-
-
-def _is_cut(recording: Path | bytes) -> bool:
-    """Whether a file is shorter than it declares: libsndfile reads a truncated WAV or Ogg file to
-    its end without an error.
-    """
-    with recording.open("rb") if isinstance(recording, Path) else BytesIO(recording) as file:
-        head = file.read(12)
-        length = file.seek(0, SEEK_END)
-        if head[:4] == b"RIFF":
-            declared = int.from_bytes(head[4:8], "little")
-            # Larger: written to a pipe, the length unknown; 1: a missing pad byte
-            return declared < 2**31 - 1 and declared + 8 > length + 1
-        if head[:4] == b"OggS":
-            file.seek(max(0, length - 65_307))  # the largest page there can be
-            tail = file.read()
-            page = tail[max(0, tail.rfind(b"OggS")) :]
-            # RFC 3533, section 6: flags (4: the last page of a stream), and from byte 26 the number
-            # of segments and the length of each.
-            whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-            return not (whole and page[5] & 4)
-    return False

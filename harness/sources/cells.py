@@ -4,19 +4,23 @@ Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
 import datetime
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
+from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
 Kind = Literal["number", "integer", "text"]
+_STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
 Column = NDArray[Any] | list[str]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -80,8 +84,9 @@ class Cells:
         self.cells = cells
         self.rows = rows
         self._layout = layout
+        self.narrowed: dict[str, str] = {}  # columns and what float32 makes of them
         self._marked = [
-            number for number in map(_number_or_none, layout.marks) if number is not None
+            number for number in map(number_or_none, layout.marks) if number is not None
         ]
 
     def __len__(self) -> int:
@@ -95,9 +100,12 @@ class Cells:
 
     def float32(self, name: str) -> NDArray[np.float32]:
         """(N,) float32. Raises DataError as `numbers`, and for a number too large."""
+        wide = self.numbers(name)
         with np.errstate(over="ignore"):
-            values = self.numbers(name).astype(np.float32)
+            values = wide.astype(np.float32)
         self._refuse_where(name, np.isinf(values), "too large for float32. Rescale it.")
+        if (lost := lost_in_float32(wide)) is not None:
+            self.narrowed[name] = lost
         return values
 
     def numbers(self, name: str) -> NDArray[np.float64]:
@@ -135,19 +143,32 @@ class Cells:
             self._refuse_where(name, ~whole, f"{what} as number.")
         return values.astype(np.int64)
 
-    def texts(self, name: str) -> list[str]:
-        """N strings, "" where a value is missing and that is allowed.
-
-        An integral number is written 7, not 7.0.
+    def texts(self, name: str, *, as_stored: bool = False) -> list[str]:
+        """N strings as `text_of` writes values, or `as_stored`, as names of files have to be; ""
+        where one is missing and that is allowed.
         """
         # Equal strings share one object: a million rows of a few categories need little memory
         once: dict[str, str] = {}
-        written = ("" if _is_empty(cell) else text_of(cell) for cell in _listed(self.cells[name]))
-        texts = [once.setdefault(text, text) for text in written]
+        known: dict[str, str] = {}
+        texts = []
+        for index, cell in enumerate(_listed(self.cells[name])):
+            text = known.get(cell) if type(cell) is str else None
+            if text is None:
+                text = cell if as_stored and type(cell) is str else self._text(name, index, cell)
+                text = once.setdefault(text, text)
+                if type(cell) is str:
+                    known[cell] = text
+            texts.append(text)
         if self._layout.missing == "refuse" and "" in texts:
             what = "empty, expected text. Fill it in, or set missing: keep."
             self._refuse(name, texts.index(""), what)
         return texts
+
+    def _text(self, name: str, index: int, cell: Any) -> str:
+        try:
+            return "" if _is_empty(cell) else text_of(cell, self._layout.decimal)
+        except UnicodeDecodeError as error:
+            self._refuse(name, index, f"{error}. Store text as UTF-8, or do not read the column.")
 
     def seconds(self, name: str) -> NDArray[np.float64]:
         """(N,) float64: numbers unchanged; dates, in ISO 8601 or the native type of Excel and
@@ -210,8 +231,35 @@ class Cells:
         if wrong.any():
             self._refuse(name, int(wrong.argmax()), what)
 
-    def _refuse(self, name: str, index: int, what: str) -> None:
+    def _refuse(self, name: str, index: int, what: str) -> NoReturn:
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
+
+
+def lost_in_float32(values: NDArray[np.float64]) -> str | None:
+    """What float32 (7 digits) makes of numbers that are large beside their differences; None if it
+    distinguishes them well.
+    """
+    finite = values[np.isfinite(values)]
+    if len(finite) < 2:
+        return None
+    low, high = float(finite.min()), float(finite.max())
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    if step * _STEPS_OF_FLOAT32 <= high - low or low == high:
+        return None
+    narrow = len(np.unique(finite.astype(np.float32)))
+    wide = len(np.unique(finite))
+    return f"{narrow:,} of {wide:,} distinct numbers remain" if narrow < wide else None
+
+
+def tell_narrowed(lost: Mapping[str, str]) -> None:
+    """Warn once of all columns, {where: what `lost_in_float32` says}."""
+    if lost:
+        listed = [f"{where}: {what}" for where, what in lost.items()]
+        warnings.warn(
+            f"float32 has 7 digits, and cannot distinguish large numbers: {some(listed, 4)}. "
+            "Subtract a constant in the file, or read the column as integer or text.",
+            stacklevel=3,
+        )
 
 
 def _is_empty(cell: Any) -> bool:
@@ -221,17 +269,14 @@ def _is_empty(cell: Any) -> bool:
 def _listed(cells: Any) -> list[Any]:
     if isinstance(cells, list):
         return cells
-    return list(cells.tolist() if isinstance(cells, np.ndarray) else cells.to_pylist())
+    if not isinstance(cells, np.ndarray):
+        return list(cells.to_pylist())
+    # Python's floats would show more digits than a narrow one has
+    return list(cells) if cells.dtype.name in ("float16", "float32") else list(cells.tolist())
 
 
-def text_of(cell: Any) -> str:
-    """A cell as text: 7, not 7.0."""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell)
-
-
-def _number_or_none(text: str) -> float | None:
+def number_or_none(text: str) -> float | None:
+    """The number that a text is, or None."""
     try:
         return float(text)
     except ValueError:

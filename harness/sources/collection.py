@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from os.path import abspath
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,8 +101,8 @@ class Collection(BatchSource):
         """The files that a collection with these arguments reads; only tables of files are
         opened.
         """
-        found, tables = listed_files(files)
-        return [*tables, *found.paths]
+        found, tables = listed_files(files, tell=False)
+        return [*tables, *found.present()]
 
     def __len__(self) -> int:
         return len(self._file_of)
@@ -144,9 +145,9 @@ class Collection(BatchSource):
         return self.reader.check(path, str(path))
 
 
-def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
+def listed_files(templates: str | Sequence[str], *, tell: bool = True) -> tuple[Files, list[Path]]:
     """The files that match the templates, or that the matching tables list, and those tables."""
-    found = find_files(templates)
+    found = find_files(templates, tell=tell)
     if not all(path.suffix.lower() in TABLES for path in found.paths):
         return found, []
     listed: dict[Path, dict[str, str]] = {}
@@ -155,10 +156,14 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
         read_cells(table, Layout(missing="keep"), [FILE_NAME])
         frame = read_cells(table, Layout(missing="keep"))
         of_path = {name: values[number] for name, values in found.fields.items()}
-        texts = {name: frame.texts(name) for name in frame.cells if name not in of_path}
-        names = texts.pop(FILE_NAME)
+        names = frame.texts(FILE_NAME, as_stored=True)
+        texts = {
+            name: frame.texts(name)
+            for name in frame.cells
+            if name not in of_path and name != FILE_NAME
+        }
         for index, (row, name) in enumerate(zip(frame.rows, names, strict=True)):
-            path = Path(abspath(table.parent / name))
+            path = _as_named(Path(abspath(table.parent / name)))
             if not name or path in listed:
                 what = f"{name} is listed twice" if name else "no file_name"
                 raise DataError(f"{table}: row {row}: {what}. List each file once.")
@@ -171,6 +176,14 @@ def listed_files(templates: str | Sequence[str]) -> tuple[Files, list[Path]]:
     if not listed:
         raise DataError(f"{found.paths[0]}: lists no files. Add a row for each file.")
     return files_of(listed), found.paths
+
+
+def _as_named(path: Path) -> Path:
+    """The file of a name in whichever normal form of Unicode it is stored."""
+    if path.exists():
+        return path
+    forms = (Path(normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form.exists()), path)
 
 
 def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:

@@ -1,32 +1,24 @@
-"""Exact access to frames of video files by number, with torchcodec where it works, else PyAV.
-
-Both return the same bytes; tests compare them.
+"""Exact access to frames of video files by number, with PyAV alone, which brings its own ffmpeg:
+what a network gets depends neither on the libraries of a machine nor on a choice between two
+decoders, which differ in the colours of interlaced films and in the stream that they take.
 """
 
-import base64
-import functools
-import importlib
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from os import SEEK_END
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
-from harness.wording import first_line
+from harness.sources.files import need
 
 Frames = NDArray[np.uint8]
 # The number of frames in a file -> the wanted ones, ascending
 Choose = Callable[[int], Sequence[int]]
-Decode = Callable[[str | bytes, Choose], tuple[int, Frames]]
 
-# A one-pixel GIF to decode as a probe: torchcodec can be imported even where it finds no ffmpeg.
-_PIXEL = base64.b64decode("R0lGODdhAQABAIEAAAAAAAAAAAAAAAAAACwAAAAAAQABAAAIBAABBAQAOw==")
 _NONE: Frames = np.empty((0, 0, 0, 3), np.uint8)
-_TOGETHER = 32  # frames that torchcodec decodes at once
 
 
 class _DeepError(Exception):
@@ -36,103 +28,70 @@ class _DeepError(Exception):
 def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
     """How many frames a file has, and the chosen ones, (N, H, W, 3) RGB, upright.
 
-    Frames are counted in presentation order, whatever their timestamps. Raises a DataError that
-    names the file.
+    Of several streams the one that ffmpeg would take; cover pictures are not films. Frames are
+    counted in presentation order, whatever their timestamps. Raises a DataError that names the
+    file.
     """
     _refuse_cut(path)
-    problem = Exception()
-    for decode in decoders():
-        try:
-            return decode(str(path), choose)
-        except _DeepError as error:
-            raise DataError(
-                f"{path}: its pixel format ({error}) has more than 8 bits, which would be "
-                "rounded. Convert it to 8 bits: ffmpeg -i IN -pix_fmt yuv420p OUT."
-            ) from error
-        except Exception as error:  # noqa: BLE001 - both decoders raise errors of any type
-            problem = error
-    raise DataError(
-        f"{path}: cannot be decoded as video: {str(problem).strip().splitlines()[-1]}. It may be "
-        "truncated."
-    ) from problem
-
-
-@functools.cache
-def decoders() -> tuple[Decode, ...]:
-    """The decoders that work on this machine, the preferred one first.
-
-    Raises a DataError that says what to install if there is none.
-    """
-    able: list[Decode] = []
-    reasons: list[str] = []
-    decode: Decode
-    for name, decode in (("torchcodec", with_torchcodec), ("av", with_pyav)):
-        try:
-            decode(_PIXEL, range)
-            able.append(decode)
-        except Exception as error:  # noqa: BLE001 - a missing library shows in many ways
-            reasons.append(f"{name}: {first_line(error)}")
-    if not able:
+    av = decoder()
+    try:
+        return _read(av, path, choose)
+    except _DeepError as error:
         raise DataError(
-            f"no working video decoder ({'; '.join(reasons)}). Install one: pip "
-            "install 'fermarsi[video]'."
-        )
-    return tuple(able)
+            f"{path}: its pixel format ({error}) has more than 8 bits, which would be "
+            "rounded. Convert it to 8 bits: ffmpeg -i IN -pix_fmt yuv420p OUT."
+        ) from error
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise DataError(
+            f"{path}: cannot be decoded as video: {reason}. It may be truncated."
+        ) from error
 
 
-def with_torchcodec(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
-    """A path or a file's content -> as `read_frames`.
-
-    Raises what torchcodec raises, and ValueError for a file that it would miscount.
-    """
-    with BytesIO(video) if isinstance(video, bytes) else Path(video).open("rb") as file:
-        kind = _kind(file.read(12))
-    if kind is None:
-        raise ValueError(
-            "torchcodec returns wrong frames for formats other than MP4, Matroska, WebM and "
-            "GIF. Install PyAV, which reads this one: pip install av"
-        )
-    # One thread: many worker processes read a source. "exact", the default, counts frames
-    # instead of trusting the header.
-    decoder = importlib.import_module("torchcodec.decoders").VideoDecoder(
-        video, num_ffmpeg_threads=1, dimension_order="NHWC", seek_mode="exact"
-    )
-    _refuse_deep(str(decoder.metadata.pixel_format))
-    indices = np.asarray(choose(len(decoder)), dtype=np.int64)
-    found = []
-    # From the start, without gaps: a seek loses frames of open groups of pictures (torchcodec
-    # 0.17).
-    for begin in range(0, int(indices.max(initial=-1)) + 1, _TOGETHER):
-        end = min(begin + _TOGETHER, len(decoder))
-        frames = decoder.get_frames_in_range(begin, end).data.numpy()
-        found.append(frames[indices[(indices >= begin) & (indices < end)] - begin])
-    return len(decoder), np.concatenate(found) if found else _NONE
+def decoder() -> Any:
+    """PyAV. Raises a DataError that says what to install if it is missing."""
+    return need("av", "video", "video")
 
 
-def with_pyav(video: str | bytes, choose: Choose) -> tuple[int, Frames]:
-    """A path or a file's content -> as `read_frames`.
-
-    Raises what PyAV raises, and EOFError for a file that ends too early.
-    """
-    av = importlib.import_module("av")
-    with av.open(video if isinstance(video, str) else BytesIO(video)) as container:
-        stream = container.streams.video[0]
+def _read(av: Any, path: Path, choose: Choose) -> tuple[int, Frames]:
+    """Raises what PyAV raises, EOFError for a file that ends too early, and ValueError."""
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            kinds = ", ".join(sorted({one.type for one in container.streams})) or "no streams"
+            raise ValueError(f"it has no film, only {kinds}")
         _refuse_deep(stream.format.name)
         count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
     indices = list(choose(count))
     found: list[Frames] = []
-    with av.open(video if isinstance(video, str) else BytesIO(video)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        stream.codec_context.thread_count = 1  # many worker processes read a source
         for number, frame in enumerate(container.decode(stream) if indices else ()):
             if number == indices[len(found)]:
-                pixels = frame.to_ndarray(format="rgb24")
-                found.append(np.rot90(pixels, round(frame.rotation / 90) % 4))
+                found.append(_upright(frame))
                 if len(found) == len(indices):
                     break
     if len(found) < len(indices):
         raise EOFError("it has fewer frames than packets")
     return count, np.stack(found) if found else _NONE
+
+
+def _upright(frame: Any) -> Frames:
+    """(H, W, 3), turned and mirrored by the frame's display matrix (ISO 14496-12, section 6.2.2),
+    which maps a place (x, y) to (a x + c y, b x + d y).
+    """
+    # One thread: a worker that is forked while others live waits for them for ever
+    pixels: Frames = frame.to_ndarray(format="rgb24", threads=1)
+    matrix = next((one for one in frame.side_data if one.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
+    if a == d == 0:
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    elif not b == c == 0:
+        raise ValueError("it is turned by an angle that is not a right one")
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _refuse_deep(pixels: str) -> None:
@@ -184,10 +143,10 @@ def _declared_length(file: BinaryIO, length: int) -> int:
 
 
 def _kind(head: bytes) -> str | None:
-    """A file's format by its first 12 bytes: "mp4" (MOV too), "mkv" (WebM too), "gif", or None."""
+    """A file's format by its first 12 bytes: "mp4" (MOV too), "mkv" (WebM too), or None."""
     if head[4:8] == b"ftyp":
         return "mp4"
-    return {b"\x1aE\xdf\xa3": "mkv", b"GIF8": "gif"}.get(head[:4])
+    return "mkv" if head[:4] == b"\x1aE\xdf\xa3" else None
 
 
 def _ebml_size(file: BinaryIO, offset: int) -> tuple[int, int]:

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape, glob
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, get_args
+from unicodedata import normalize
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.source import Rows, select
 from harness.wording import did_you_mean, some
@@ -28,6 +31,10 @@ class Files:
     paths: list[Path]
     fields: dict[str, list[str]]
 
+    def present(self) -> list[Path]:
+        """All but links that lead nowhere, which only reading names, or skips."""
+        return [path for path in self.paths if not is_dangling(path)]
+
     def chosen(self, rows: Rows) -> "Files":
         """Only those at `rows`, in that order."""
         return Files(select(self.paths, rows), self.fields_at(rows))
@@ -37,14 +44,16 @@ class Files:
         return {name: select(values, rows) for name, values in self.fields.items()}
 
 
-def find_files(templates: str | Sequence[str]) -> Files:
+def find_files(templates: str | Sequence[str], *, tell: bool = True) -> Files:
     """The files of paths such as `data/{label}/*.wav` or `data/{label}_{speaker}_{take}.wav`: * and
-    ** as in a shell, a {field} within one file or folder name.
+    ** as in a shell, {jpg,jpeg} for one of these words, a {field} within one file or folder name.
 
-    Several templates must have the same fields. Raises DataError for a template that matches no
+    Several templates must have the same fields. Warns, if it shall `tell`, of files beside them
+    whose ending differs only in how it is written. Raises DataError for a template that matches no
     file and for an empty {label} folder.
     """
-    several = [templates] if isinstance(templates, str) else list(templates)
+    given = [templates] if isinstance(templates, str) else list(templates)
+    several = [one for template in given for one in _alternatives(template)]
     found: dict[Path, dict[str, str]] = {}
     for template in several:
         matches = _matches(template)
@@ -63,6 +72,8 @@ def find_files(templates: str | Sequence[str]) -> Files:
             f"{several[0]}: the folder of {', '.join(map(repr, sorted(empty)))} holds no file. "
             "Add samples, or remove the folder."
         )
+    if tell:
+        _tell_others(several, found)
     return files_of(found)
 
 
@@ -77,16 +88,96 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
     names = re.findall(r"\{(\w*)\}", expanded)
     if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
         raise ConfigError(f"files: {template}: each {{field}} needs a unique name, e.g. {{label}}.")
-    found = {path: match for path, match in _paths(expanded) if path.is_file()}
+    # Names are in one of two normal forms, by the system that wrote them
+    forms = dict.fromkeys([expanded, *(normalize(form, expanded) for form in ("NFC", "NFD"))])
+    found = {
+        path: match
+        for form in forms
+        for path, match in _paths(form)
+        if path.is_file() or is_dangling(path)
+    }
     if not found:
         begin = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parent
         # The deepest folder that exists
         there = next(folder for folder in (begin, *begin.parents) if folder.is_dir())
         raise DataError(
-            f"{template}: no such file (looked in {there}). Give a path in which * and "
-            f"{{field}} stand for any part of a name."
+            f"{template}: no such file (looked in {there}).{_beside(expanded)} Give a path in "
+            f"which * and {{field}} stand for any part of a name."
         )
-    return {path: {name: match[name] for name in names} for path, match in found.items()}
+    return {path: {name: text_of(match[name]) for name in names} for path, match in found.items()}
+
+
+def _alternatives(template: str) -> list[str]:
+    """A template for each choice of words in {jpg,jpeg}; those that match nothing are left out if
+    another does.
+    """
+    pieces = re.split(r"\{([^{}/]*,[^{}/]*)\}", template)
+    words = [piece.split(",") if at % 2 else [piece] for at, piece in enumerate(pieces)]
+    several = ["".join(chosen) for chosen in product(*words)]
+    matching = [one for one in several if len(several) == 1 or _paths(str(Path(one).expanduser()))]
+    return matching or several
+
+
+# Endings that mean the same
+_ALIKE = (("jpg", "jpeg", "jpe"), ("tif", "tiff"), ("aif", "aiff"), ("mpg", "mpeg"))
+
+
+def _kin(ending: str) -> tuple[str, ...]:
+    return next((kin for kin in _ALIKE if ending in kin), (ending,))
+
+
+def _others(template: str) -> dict[str, list[Path]]:
+    """{ending: files} where a template has another ending."""
+    stem, dot, ending = template.rpartition(".")
+    if not dot or not ending.isalnum():
+        return {}
+    others: dict[str, list[Path]] = {}
+    for path, _ in _paths(f"{stem}.*"):
+        if path.suffix != f".{ending}" and path.suffix and path.is_file():
+            others.setdefault(path.suffix[1:], []).append(path)
+    return others
+
+
+def _tell_others(templates: Sequence[str], found: Mapping[Path, Any]) -> None:
+    for template in templates:
+        ending = template.rpartition(".")[2]
+        others = {
+            other: left
+            for other, paths in _others(str(Path(template).expanduser())).items()
+            if other.lower() in _kin(ending.lower())
+            and (left := [path for path in paths if path not in found])
+        }
+        if others:
+            count = sum(map(len, others.values()))
+            first = next(iter(others.values()))[0]
+            stem = template.removesuffix(ending)
+            warnings.warn(
+                f"{template}: {count} files beside it end in .{', .'.join(sorted(others))} and are "
+                f"not read, e.g. {first}. To read them: "
+                f"{stem}{{{','.join([ending, *sorted(others)])}}}.",
+                stacklevel=3,
+            )
+
+
+def _beside(template: str) -> str:
+    others = {ending: len(paths) for ending, paths in _others(template).items()}
+    if not others:
+        return ""
+    return f" There are {some([f'{count} .{other}' for other, count in sorted(others.items())])}."
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether a path is a link that leads nowhere."""
+    return path.is_symlink() and not path.exists()
+
+
+def refuse_dangling(path: Path) -> None:
+    """Raise DataError for a link that leads nowhere."""
+    if is_dangling(path):
+        raise DataError(
+            f"{path}: a link to {path.readlink()}, where there is no file. Bring the file back, or "
+            "remove the link."
+        )
 
 
 def _folders(template: str) -> set[str]:
@@ -94,7 +185,7 @@ def _folders(template: str) -> set[str]:
     parent = str(Path(template).expanduser().parent)
     if "{label}" not in parent or "**" in parent:
         return set()
-    return {match["label"] for path, match in _paths(parent) if path.is_dir()}
+    return {text_of(match["label"]) for path, match in _paths(parent) if path.is_dir()}
 
 
 def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
@@ -140,6 +231,8 @@ def read_all(
     skipped: list[str] = []
     for index, item in enumerate(items):
         try:
+            if isinstance(item, Path):
+                refuse_dangling(item)
             values.append(read(item))
             kept.append(index)
         except DataError as error:
@@ -181,7 +274,7 @@ def class_names(classes: Sequence[Any] | None, labels: Sequence[str], where: str
     found = set(labels)
     if classes is None:
         return sorted(found)
-    given = [str(name) for name in classes]
+    given = [text_of(name) for name in classes]
     if len(set(given)) < len(given):
         raise ConfigError(f"classes: {given} names a class twice. Remove one.")
     if found - set(given):

@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from harness.data.content import Hashes
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.audio import WaveReader
-from harness.sources.cells import Missing
+from harness.sources.cells import Missing, lost_in_float32, tell_narrowed
 from harness.sources.collection import FileReader
 from harness.sources.files import OnError, read_all
 from harness.sources.images import ImageReader
@@ -49,6 +50,8 @@ class Hub(BatchSource):
     Local files are read again when their content has changed, whatever their timestamps. Raises
     ConfigError and DataError.
     """
+
+    version = 2  # images upright
 
     def __init__(
         self,
@@ -121,7 +124,7 @@ class Hub(BatchSource):
                 names = getattr(data.features[column], "names", None)
                 cells = data.select_columns([column])[:][column]
                 known[column] = [
-                    "" if cell is None else names[cell] if names and cell >= 0 else str(cell)
+                    "" if cell is None else names[cell] if names and cell >= 0 else text_of(cell)
                     for cell in cells
                 ]
         return known
@@ -175,6 +178,7 @@ class Hub(BatchSource):
     def _refuse_missing(self) -> None:
         # Integer columns with missing values: floats in every batch
         self._gappy = set()
+        narrowed: dict[str, str] = {}
         for column in (name for name in self.columns if name not in self._readers):
             # Without a selection of rows, the file's own pages, not a copy
             table = self._data.data if self._data._indices is None else self._data[:]
@@ -185,6 +189,10 @@ class Hub(BatchSource):
                     f"{self.path}: row {pc.index(empty, True).as_py() + 1}, column {column!r}: "
                     "empty. Fill it in, or set missing: keep."
                 )
+            if pa.types.is_float64(cells.type):
+                lost = lost_in_float32(cells.to_numpy())
+                if lost is not None:
+                    narrowed[f"{self.path}, column {column!r}"] = lost
             if not pa.types.is_floating(cells.type):
                 if _is_number(cells.type) and cells.null_count:
                     self._gappy.add(column)
@@ -193,6 +201,7 @@ class Hub(BatchSource):
                     f"{self.path}: row {pc.index(infinite, True).as_py() + 1}, column {column!r}: "
                     "infinite. Correct it."
                 )
+        tell_narrowed(narrowed)
 
 
 def _load(path: str, split: str | None, settings: dict[str, Any]) -> tuple[Any, list[Path]]:
@@ -274,7 +283,7 @@ def _array(cells: Any, where: str) -> Any:
     """An arrow array -> (B, ...) numbers, or a list of strings. Raises DataError."""
     is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if any(is_kind(cells.type) for is_kind in is_text):
-        return [text or "" for text in cells.to_pylist()]
+        return [text_of(text or "") for text in cells.to_pylist()]
     shape = [len(cells)]
     lists = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray, pa.ExtensionArray)
     while isinstance(cells, lists):

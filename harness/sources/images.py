@@ -11,6 +11,7 @@ from harness.errors import DataError
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.files import OnError, decodable, need
+from harness.sources.pixels import layout_of, read_netpbm, turned, why_inexact
 from harness.sources.split import Part, Rule
 
 # Torch supports few operations on uint16
@@ -18,13 +19,15 @@ _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": 
 
 
 class Images(Collection):
-    """PNG, TIFF, JPEG and other files that Pillow reads, all of one size, channel count and data
-    type.
+    """PNG, TIFF, JPEG, PGM and other files (the table in docs/sources.md), all of one size, channel
+    count and data type.
 
-    A sample: `image` (C, H, W), and `label` int64 if the path has a {label}. 8-bit values stay
-    uint8; 16-bit values, as from thermal cameras, become int32 without loss; floats stay float32.
-    `harness.treatments.ToFloat` or `ToDegrees` converts them for a network. Formats that Pillow
-    would silently round (16 bits in colour) are rejected, and so are palettes and multi-page files.
+    A sample: `image` (C, H, W), upright by its EXIF or XMP, and `label` int64 if the path has a
+    {label}. 8-bit values stay uint8; 16-bit values, as from thermal cameras, become int32 without
+    loss, and so do those of PGM files with any maximum but 255; floats stay float32.
+    `harness.treatments.ToFloat` or `ToDegrees` converts them for a network. Formats and depths
+    whose values Pillow would change (16 bits in colour, 4 bits, JPEG 2000 of 12) are rejected, and
+    so are palettes and multi-page files.
 
     `files`: e.g. `pictures/{label}/*.png`, or `pictures/metadata.csv`, a table that lists them;
     `columns`, e.g. {age: number}, of what is said there are put into samples, as `Collection` says.
@@ -33,6 +36,8 @@ class Images(Collection):
     named in `skipped`); "disk" checks headers only and decodes a file when it is read. Raises a
     DataError that names the file.
     """
+
+    version = 2  # upright, and the counts of PGM files as they are
 
     def __init__(
         self,
@@ -63,21 +68,27 @@ class ImageReader:
         first.
         """
         with self._open(file, name) as image:
-            self._compare(name, image)
+            mode = self._accept(name, image)
+            try:
+                width, height = image.size[::-1] if turned(image) else image.size
+            except Exception as error:
+                raise DataError(
+                    f"{name}: its EXIF cannot be read: {error}. It may be truncated."
+                ) from error
+            self._compare(name, (width, height), mode)
 
     def read(self, file: Path | bytes, name: str) -> NDArray[Any]:
-        """The values (C, H, W) of an image."""
+        """The values (C, H, W) of an image, upright."""
         with self._open(file, name) as image:
-            self._compare(name, image, only_refuse=True)
+            mode = self._accept(name, image)
             try:
-                counts = np.asarray(image)
-            except (OSError, ValueError, SyntaxError) as error:
+                counts = _counts(image)
+            except Exception as error:
                 raise DataError(
                     f"{name}: cannot be decoded: {error}. It may be truncated."
                 ) from error
-            self._compare(name, image)  # only a decodable image can be the first
-        # (H, W) or (H, W, C), in the machine's byte order
-        counts = counts.astype(_DTYPES[_depth(image.mode)])
+            # Only a decodable image can be the first
+            self._compare(name, (counts.shape[1], counts.shape[0]), mode)
         return counts[None] if counts.ndim == 2 else np.ascontiguousarray(counts.transpose(2, 0, 1))
 
     def _open(self, file: Path | bytes, name: str) -> Any:
@@ -87,27 +98,48 @@ class ImageReader:
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
 
-    def _compare(self, name: str, image: Any, *, only_refuse: bool = False) -> None:
-        if getattr(image, "n_frames", 1) != 1:
-            raise DataError(f"{name}: {image.n_frames} pages or frames. Give one image per file.")
-        raw = str([tile[3] for tile in image.tile])
-        if _depth(image.mode) not in _DTYPES or (_depth(image.mode) == "uint8" and "16" in raw):
-            what = f"an image of mode {image.mode}"
-            if "16" in raw:
-                what = "16 bits in colour, which Pillow would round to 8"
+    def _accept(self, name: str, image: Any) -> str:
+        """The mode of an image that can be read without loss."""
+        try:
+            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        except Exception as error:
+            raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
+        if pages != 1:
+            raise DataError(f"{name}: {pages} pages or frames. Give one image per file.")
+        why: str | None = f"an image of mode {image.mode}"
+        if _depth(image.mode) in _DTYPES:
+            why = why_inexact(image)
+        if why is not None:
             raise DataError(
-                f"{name}: {what}. Save it as 8- or 16-bit greyscale, 8-bit RGB or RGBA, or "
+                f"{name}: {why}. Save it as 8- or 16-bit greyscale, 8-bit RGB or RGBA, or "
                 "float TIFF."
             )
+        return layout_of(image) if image.format == "PPM" else str(image.mode)
+
+    def _compare(self, name: str, size: tuple[int, int], mode: str) -> None:
         if self._first is None:
-            self._first = None if only_refuse else (name, image.size, image.mode)
-            return
-        first, size, mode = self._first
-        if image.size != size or _kind(image.mode) != _kind(mode):
+            self._first = name, size, mode
+        first, others, other = self._first
+        if size != others or _kind(mode) != _kind(other):
             raise DataError(
-                f"{name}: {image.size[0]} x {image.size[1]} {image.mode}, but {first} has "
-                f"{size[0]} x {size[1]} {mode}. All images must have one size and mode."
+                f"{name}: {size[0]} x {size[1]} {mode}, but {first} has "
+                f"{others[0]} x {others[1]} {other}. All images must have one size and mode."
             )
+
+
+def _counts(image: Any) -> NDArray[Any]:
+    """(H, W) or (H, W, C), upright, in the machine's byte order."""
+    if image.format == "PPM":
+        image.fp.seek(0)
+        netpbm = read_netpbm(image.fp.read())
+        if netpbm is not None:
+            return netpbm
+    need("PIL.ImageOps", "images", "images").exif_transpose(image, in_place=True)
+    counts: NDArray[Any] = np.asarray(image)
+    unsigned = image.format == "TIFF" and 1 in image.tag_v2.get(339, (1,))
+    if image.mode == "I" and unsigned and counts.min(initial=0) < 0:
+        raise ValueError(f"counts above {2**31 - 1}")
+    return counts.astype(_DTYPES[_depth(image.mode)])
 
 
 def _decoder() -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.cells import Layout
+from harness.sources.cells import Layout, lost_in_float32
 from harness.sources.table_files import read_cells
 from harness.sources.units import Units
 
@@ -70,6 +70,8 @@ class Reader:
     layout: Layout
     # Whose rate the others must have
     _first: tuple[Path, float] | None = field(default=None, init=False)
+    # Channels of files, and what float32 made of them
+    narrowed: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if (self.time is None) != (self.gap_s is None and self.rate_hz is None):
@@ -88,6 +90,12 @@ class Reader:
         values = self.units.apply(sheet.values, self.channels, path, sheet.rows)
         with np.errstate(over="ignore"):
             narrow = values.astype(np.float32)
+        lost = {
+            f"{path}, channel {name!r}": what
+            for name, wide in zip(self.channels, values, strict=True)
+            if (what := lost_in_float32(wide)) is not None
+        }
+        self.narrowed.update(lost)
         if np.isinf(narrow).any():
             raise DataError(
                 f"{path}: row {sheet.rows[int(np.isinf(narrow).any(axis=0).argmax())]}: a number "

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.cells import Layout
+from harness.sources.cells import Layout, tell_narrowed
 from harness.sources.files import OnError, class_names, find_files, read_each
 from harness.sources.recording import Bounds, Gaps, Reader
 from harness.sources.source import BatchSource, select, span_columns
@@ -41,6 +41,8 @@ class Series(BatchSource):
     the rows it covers: "start" and "stop", from 0. Split by what recordings have in common, e.g. a
     subject, or by the fields that name a recording: overlapping windows are alike.
     """
+
+    version = 2  # labels as harness.data.written.text_of writes values
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class Series(BatchSource):
                 f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
             )
         found, read, self.skipped = read_each(found, reader.read, on_error)
+        tell_narrowed(reader.narrowed)
         self._paths = found.paths
         self._recordings = [one for of_file in read for one in of_file]
         file_of = np.repeat(np.arange(len(read)), [len(of_file) for of_file in read])
@@ -104,7 +107,7 @@ class Series(BatchSource):
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
         """The files that a source with these arguments reads; none is opened."""
-        return find_files(files).paths
+        return find_files(files, tell=False).present()
 
     def paths(self) -> list[Path]:
         """Every file that is read."""

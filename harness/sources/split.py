@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.wording import did_you_mean, some
 
@@ -48,7 +49,7 @@ class ByValue:
         self.columns = [column]
         lists = {"train": train, "val": val, "test": test}
         self._part_of = {
-            str(value): part for part, values in lists.items() for value in values or ()
+            text_of(value): part for part, values in lists.items() for value in values or ()
         }
         if len(self._part_of) < sum(len(values or ()) for values in lists.values()):
             raise ConfigError(

@@ -4,13 +4,17 @@ numbers.
 
 import csv
 import json
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain, islice
+from contextlib import suppress
+from itertools import chain, islice, pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from harness.data.written import text_of
 from harness.errors import DataError
-from harness.sources.cells import Cells, Layout, text_of
+from harness.sources.cells import Cells, Layout, number_or_none
 from harness.sources.files import need
 from harness.sources.workbook import check_workbook
 from harness.wording import did_you_mean, some
@@ -99,7 +103,7 @@ def _headed(
         if row < layout.header:
             above.append((row, cells))
         elif not header:
-            header = [text_of(cell).strip() for cell in cells]
+            header = [_name_of(cell) for cell in cells]
             while header and not header[-1]:
                 header.pop()
             if not header and columns is None:
@@ -107,6 +111,8 @@ def _headed(
             if columns is not None and not set(columns) <= set(header):
                 below = islice(lines, _LOOKED_THROUGH)
                 _refuse_header(path, header, layout.header, columns, [*above, *below])
+            if columns is None:
+                _tell_odd_header(path, row, header)
             wanted = [name for name in header if name and (columns is None or name in columns)]
             _refuse_twins(path, wanted)
         elif any(cell is not None and cell != "" for cell in cells):
@@ -165,7 +171,7 @@ def _refuse_header(
     others: Sequence[tuple[int, list[Any]]],
 ) -> None:
     for other, cells in others:
-        if columns and set(columns) <= {text_of(cell).strip() for cell in cells}:
+        if columns and set(columns) <= {_name_of(cell) for cell in cells}:
             raise DataError(f"{path}: the column names are in row {other}. Set header: {other}.")
     if not header:
         raise DataError(
@@ -176,6 +182,28 @@ def _refuse_header(
         f"{path}: no column {name!r}, only {some(header, 20)}."
         f"{did_you_mean(name, header, quoted=True)}"
     )
+
+
+def _tell_odd_header(path: Path, row: int, header: Sequence[str]) -> None:
+    """Warn of column names that look like measurements: a file without them loses its first row.
+
+    Whole numbers that go up by equal steps, such as years, are names.
+    """
+    found = (number_or_none(name) for name in header)
+    numbers = [number for number in found if number is not None and isfinite(number)]
+    steps = {after - before for before, after in pairwise(numbers)}
+    named = all(number.is_integer() for number in numbers) and len(steps) <= 1 and 0 not in steps
+    if numbers and not named:
+        warnings.warn(
+            f"{path}: row {row} is taken for column names, and looks like data: "
+            f"{some(list(header), 6)}. If the file has no names, add a row of them; if they are in "
+            "another row, set header.",
+            stacklevel=2,
+        )
+
+
+def _name_of(cell: Any) -> str:
+    return (cell if isinstance(cell, str) else text_of(cell)).strip()
 
 
 def _refuse_twins(path: Path, names: Sequence[str]) -> None:
@@ -222,7 +250,9 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
 
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read(_select(path, file.schema_arrow.names, columns))
+            names = _select(path, file.schema_arrow.names, columns)
+            _refuse_twins(path, names)
+            table = file.read(names)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a Parquet file."
@@ -233,9 +263,35 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
         plain = pa.types.is_floating(column.type) or (
             pa.types.is_integer(column.type) and column.null_count == 0
         )
+        if _is_bytes(column.type):  # text, as Impala and others write it
+            with suppress(pa.ArrowInvalid):  # some are not: named where they are used
+                column = column.cast(pa.large_string())
         # A null in floats becomes NaN
-        cells[name] = column.to_numpy() if plain else column.to_pylist()
+        cells[name] = column.to_numpy() if plain else _as_objects(path, name, column)
     return Cells(path, cells, range(1, len(table) + 1), layout)
+
+
+def _is_bytes(kind: Any) -> bool:
+    # Loaded when used
+    import pyarrow as pa
+
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        for row, cell in enumerate(column, start=1):
+            try:
+                cell.as_py()
+            except (OverflowError, ValueError) as error:
+                raise DataError(
+                    f"{path}: row {row}, column {name!r}: {error} (a date after the year 9999?). "
+                    "Correct it, or do not read the column."
+                ) from error
+        raise
 
 
 _READERS: dict[str, _Reader] = {

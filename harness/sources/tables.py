@@ -11,22 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
-from harness.sources.cells import MISSING, Column, Kind, Layout, Missing, check_kinds
+from harness.sources.cells import (
+    MISSING,
+    Column,
+    Kind,
+    Layout,
+    Missing,
+    check_kinds,
+    tell_narrowed,
+)
 from harness.sources.files import OnError, find_files, read_each
 from harness.sources.source import BatchSource, as_texts, select
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.table_files import read_cells
 
-_Samples = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64]]
+_Samples = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64], dict[str, str]]
 
 
 class Table(BatchSource):
     """Rows of .csv, .parquet, .jsonl or .xlsx files, held in memory.
 
-    A sample: `features` (D,) float32, the columns of that list in order, and each of `columns`
-    under its own name, of its kind: number (float32), integer (int64) or text, which a treatment
-    such as `harness.treatments.Encode` converts to numbers. `features: null` takes every column
-    that neither `columns` nor `split` names. `files`: a path, a pattern such as
+    A sample: `features` (D,) float32, the columns of that list in order (none if it is empty), and
+    each of `columns` under its own name, of its kind: number (float32), integer (int64) or text,
+    which a treatment such as `harness.treatments.Encode` converts to numbers. `features: null`
+    takes every column that neither `columns` nor `split` names. `files`: a path, a pattern such as
     data/{subject}/*.csv or a list; a {field} is also a text column.
 
     `sheet` (Excel) and `header` (Excel and CSV) count from 1. Empty cells and, in numeric columns,
@@ -39,6 +47,8 @@ class Table(BatchSource):
     the fields of its path, the columns that the split needs, and those of `columns` that are text
     or integers.
     """
+
+    version = 2  # texts as harness.data.written.text_of writes values
 
     def __init__(
         self,
@@ -77,8 +87,9 @@ class Table(BatchSource):
         found, read, self.skipped = read_each(
             found, lambda path: self._read(path, layout, wanted, split), on_error
         )
+        tell_narrowed({name: lost for one in read for name, lost in one[3].items()})
         values = {name: _joined([one[0][name] for one in read]) for name in read[0][0]}
-        counts = [len(one[0]["features"]) for one in read]
+        counts = [len(one[2]) for one in read]
         known = {name: [cell for one in read for cell in one[1][name]] for name in read[0][1]}
         file_of = np.repeat(np.arange(len(counts)), counts)
         known |= found.fields_at(file_of)
@@ -93,7 +104,7 @@ class Table(BatchSource):
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
         """The files that a table with these arguments reads; none is opened."""
-        return find_files(files).paths
+        return find_files(files, tell=False).present()
 
     def paths(self) -> list[Path]:
         """Every file that is read."""
@@ -113,7 +124,7 @@ class Table(BatchSource):
         return {**places, **texts, **{name: list(column) for name, column in self._known.items()}}
 
     def __len__(self) -> int:
-        return len(self._values["features"])
+        return len(self._rows)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{features: (B, D), a column: (B,) numbers or a list of B texts}"""
@@ -122,7 +133,9 @@ class Table(BatchSource):
     def _read(
         self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None
     ) -> _Samples:
-        """The values of the samples of a file, the columns that the split needs, and their rows."""
+        """The values of the samples of a file, the columns that the split needs, their rows, and
+        what float32 lost.
+        """
         frame = read_cells(path, layout, wanted)
         absent = [name for name in self._asked if name not in frame.cells]
         if absent:
@@ -137,12 +150,12 @@ class Table(BatchSource):
                 f"{path}: column {other!r} is not in all files. List the columns to use as "
                 "features."
             )
-        features = (
-            np.stack([frame.float32(name) for name in self.features], axis=1)
-            if self.features
-            else np.empty((len(frame), 0), np.float32)
-        )
-        values: dict[str, Column] = {"features": features}
+        values: dict[str, Column] = {}
+        if self.features:
+            columns = [frame.float32(name) for name in self.features]
+            values["features"] = np.stack(columns, axis=1)
+        elif not self.columns:
+            raise ConfigError("features, columns: no column is read. Name at least one.")
         for name, kind in self.columns.items():
             if name not in self._of_paths:
                 values[name] = frame.column(name, kind)
@@ -151,7 +164,8 @@ class Table(BatchSource):
             for name in (() if split is None else split.columns)
             if name not in self._of_paths
         }
-        return values, known, np.asarray(frame.rows, dtype=np.int64)
+        narrowed = {f"{path}, column {name!r}": lost for name, lost in frame.narrowed.items()}
+        return values, known, np.asarray(frame.rows, dtype=np.int64), narrowed
 
 
 def _joined(columns: Sequence[Column]) -> Column:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.files import refuse_dangling
 from harness.sources.source import BatchSource, select, span_columns
 
 Part = Literal["all", "train", "val"]
@@ -118,8 +119,10 @@ class Characters(Bytes):
 def _paths(pattern: str) -> list[Path]:
     expanded = str(Path(pattern).expanduser())
     found = sorted(
-        path for name in glob(expanded, recursive=True) if (path := Path(name)).is_file()
+        path for name in glob(expanded, recursive=True) if not (path := Path(name)).is_dir()
     )
+    for path in found:
+        refuse_dangling(path)
     if not found:
         raise DataError(
             f"{pattern}: no such file (looked in {Path(expanded).absolute().parent}). Give the "

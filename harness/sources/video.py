@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
-from harness.sources.decoders import Frames, decoders, read_frames
+from harness.sources.decoders import Frames, decoder, read_frames
 from harness.sources.files import OnError
 from harness.sources.source import span_columns
 from harness.sources.split import Part, Rule
@@ -34,9 +34,10 @@ class Clips(Collection):
     never in two parts. A file with fewer frames than a clip needs is treated as one that cannot be
     decoded: `on_error` says how. `keep`: "memory" decodes everything at start-up; "disk" counts
     frames and decodes a clip when it is read, from the start of its file: for many short files
-    rather than a few long ones. Decoded by torchcodec where it works, or by PyAV. Raises DataError
-    that names the file.
+    rather than a few long ones. Raises DataError that names the file.
     """
+
+    version = 2  # by PyAV alone; mirrored films, and of several streams the best
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Clips(Collection):
         self._alike: tuple[Path, tuple[int, ...]] | None = (
             None  # the file and size that all others must match
         )
-        decoders()  # reports a missing decoder before any file is blamed
+        decoder()  # reports a missing decoder before any file is blamed
         super().__init__("clip", files, part, split, classes, keep, on_error, columns)
 
     def known(self) -> dict[str, list[str]]:

@@ -8,24 +8,16 @@ the first in the order of judges.py gives the verdict its reason:
 """
 
 import copy
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.stopping.best import BestSoFar
 from harness.stopping.divergence import LossWatch
 from harness.stopping.judges import best_metric, judges_of, problems, refuse
+from harness.stopping.record import Row, evaluation_of, row_of
 from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Best, Evaluation, LoggedSteps, Metrics, Mode, Verdict
-
-
-class Judgement(NamedTuple):
-    """An evaluation and what was said of it; of a judgement from a checkpoint, the criteria and
-    warnings are not known any more.
-    """
-
-    evaluation: Evaluation
-    verdict: Verdict
 
 
 class StopController:
@@ -41,7 +33,7 @@ class StopController:
         self._metrics = dict(metrics)
         self._best_metric = best_metric(settings, metrics)
         self._watch = LossWatch(settings.spike, settings.skipped_steps)
-        self._history: list[Judgement] = []
+        self._history: list[Row] = []
         self._begin()
 
     def judge(self, evaluation: Evaluation, *, requested: bool = False) -> Verdict:
@@ -52,7 +44,7 @@ class StopController:
         Raises ConfigError if a cooldown is set and the evaluation has no `lr`.
         """
         verdict = self._fold(evaluation, requested)
-        self._history.append(Judgement(evaluation, verdict))
+        self._history.append(row_of(evaluation, verdict))
         return verdict
 
     def watch(self, steps: LoggedSteps) -> Verdict:
@@ -72,61 +64,34 @@ class StopController:
 
     def latest_metrics(self, step: int) -> Mapping[str, float]:
         """The metrics of the evaluation at exactly this step; empty if there was none."""
-        last = self._history[-1].evaluation if self._history else None
-        return {} if last is None or last.step != step else last.metrics
+        last = self._history[-1] if self._history else None
+        metrics: Mapping[str, float] = {} if last is None else last["metrics"]
+        return {} if last is None or last["step"] != step else metrics
+
+    def history(self) -> Sequence[Row]:
+        """The evaluations and their verdicts, oldest first: not a copy, and only ever added to."""
+        return self._history
 
     def state(self) -> dict[str, Any]:
-        """JSON but for NaN and infinities: the history of evaluations and verdicts, and the running
-        state of the losses' watch.
+        """JSON but for NaN and infinities: the running state of the losses' watch.
 
-        What follows from the evaluations is not stored: `restore` takes it from them under the
+        What follows from the history is not stored: `restore` takes it from there under the
         settings of its own time.
         """
-        names = list(dict.fromkeys(name for one, _ in self._history for name in one.metrics))
-        return {
-            "metrics": names,
-            "evaluations": [
-                [
-                    one.step,
-                    one.epoch,
-                    one.samples,
-                    one.hours,
-                    one.lr,
-                    [one.metrics.get(name) for name in names],
-                ]
-                for one, _ in self._history
-            ],
-            "verdicts": [
-                [one.action, one.reason, one.improved, one.new_best, one.detail]
-                for _, one in self._history
-            ],
-            "extra": [one.step for one, _ in self._history if one.extra],
-            "watch": self._watch.state(),
-        }
+        return {"watch": self._watch.state()}
 
-    def restore(self, state: Mapping[str, Any]) -> Verdict | None:
-        """Take a history back under the present settings; their verdict at its last evaluation,
-        None without one.
+    def restore(self, state: Mapping[str, Any], history: Sequence[Row]) -> Verdict | None:
+        """Take a state and a history back under the present settings; their verdict at its last
+        evaluation, None without one.
 
         The verdicts of the history stay those that were given. A request to stop is not judged
-        again: it was for then.
+        again: it was for then. Raises KeyError, TypeError and ValueError for what `state` and
+        `history` do not give.
         """
         self._begin()
-        self._history, last = [], None
-        for (step, epoch, samples, hours, lr, values), given in zip(
-            state["evaluations"], state["verdicts"], strict=True
-        ):
-            metrics = {
-                name: value
-                for name, value in zip(state["metrics"], values, strict=True)
-                if value is not None
-            }
-            extra = step in state.get("extra", ())
-            evaluation = Evaluation(step, epoch, samples, hours, metrics, lr, extra)
-            last = self._fold(evaluation, requested=False)
-            action, reason, improved, new_best, detail = given
-            verdict = Verdict(action, reason, detail, improved, new_best)
-            self._history.append(Judgement(evaluation, verdict))
+        self._history, last = list(history), None
+        for row in history:
+            last = self._fold(evaluation_of(row), requested=False)
         self._watch.restore(state["watch"])
         return last
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from harness.data.source import Learner
 from harness.errors import ConfigError
+from harness.metrics.confusion import Confusion
+from harness.metrics.metric import AnyMetric
 from harness.tasks.class_weights import BalancedWeights
 from harness.tasks.labels import (
     check_label_smoothing,
@@ -29,7 +31,7 @@ from harness.tasks.task import (
 )
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    import torchmetrics
 
 
 class Classification(BaseTask):
@@ -52,7 +54,7 @@ class Classification(BaseTask):
         self,
         input: Input,
         target: str,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, torchmetrics.Metric] | None = None,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] | Literal["balanced"] | None = None,
         ignore_index: int | None = None,
@@ -135,17 +137,15 @@ class Classification(BaseTask):
     def num_items(self, batch: Batch) -> Tensor:
         return is_item(batch[self.target], self.ignore_index).sum()
 
-    def metrics(self) -> dict[str, Metric]:
+    def metrics(self) -> dict[str, AnyMetric]:
         if self.num_classes is None:
             raise ConfigError(
                 "task: the number of classes is not known before the network's first forward pass "
                 "(`fit_to`)."
             )
-        from harness.metrics.confusion import Confusion
-
         return {"confusion": Confusion(self.num_classes), **self._extras()}
 
-    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+    def update(self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Batch) -> None:
         targets = batch[self.target].long()
         metrics["confusion"].update(outputs.argmax(1), targets, is_item(targets, self.ignore_index))
         if self._extra:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.data.source import Learner
 from harness.errors import ConfigError
+from harness.metrics.metric import AnyMetric
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import BaseTask, Batch, item_count, kind_of
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 T = TypeVar("T")
 
@@ -103,14 +101,14 @@ class Joint:
     def check_input(self, batch: Batch) -> None:
         self._first.check_input(batch)
 
-    def metrics(self) -> dict[str, Metric]:
+    def metrics(self) -> dict[str, AnyMetric]:
         return {
             f"{name}_{metric}": value
             for name, task in self.heads.items()
             for metric, value in task.metrics().items()
         }
 
-    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+    def update(self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Batch) -> None:
         for name, task in self.heads.items():
             task.update(_of(name, metrics), outputs[name], batch)
 

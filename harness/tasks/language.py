@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError
+from harness.metrics.metric import AnyMetric
+from harness.metrics.tokens import Tokens
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.labels import (
     check_label_smoothing,
@@ -29,7 +31,7 @@ from harness.tasks.task import (
 )
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    import torchmetrics
 
 
 class LanguageModelling(BaseTask):
@@ -49,7 +51,7 @@ class LanguageModelling(BaseTask):
         self,
         input: Input,
         target: str | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, torchmetrics.Metric] | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
     ) -> None:
@@ -102,12 +104,10 @@ class LanguageModelling(BaseTask):
     def num_items(self, batch: Batch) -> Tensor:
         return is_item(self._targets(batch), self.ignore_index).sum()
 
-    def metrics(self) -> dict[str, Metric]:
-        from harness.metrics.tokens import Tokens
-
+    def metrics(self) -> dict[str, AnyMetric]:
         return {"tokens": Tokens(), **self._extras()}
 
-    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+    def update(self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Batch) -> None:
         targets = self._targets(batch)
         items = is_item(targets, self.ignore_index)
         right = (outputs.argmax(2) == targets) & items

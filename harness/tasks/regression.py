@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError, require_choice
+from harness.metrics.metric import AnyMetric
+from harness.metrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import (
     ERROR,
@@ -22,7 +25,7 @@ from harness.tasks.task import (
 )
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    import torchmetrics
 
 
 class Regression(BaseTask):
@@ -38,7 +41,7 @@ class Regression(BaseTask):
         self,
         input: Input,
         target: str,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, torchmetrics.Metric] | None = None,
         loss: Literal["mse", "mae", "huber"] = "mse",
         delta: float = 1.0,
     ) -> None:
@@ -103,9 +106,7 @@ class Regression(BaseTask):
         targets = batch[self.target]
         return item_count(targets.numel(), targets)
 
-    def metrics(self) -> dict[str, Metric]:
-        from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
-
+    def metrics(self) -> dict[str, AnyMetric]:
         return {
             "mse": MeanSquaredError(),
             "mae": MeanAbsoluteError(),
@@ -113,7 +114,7 @@ class Regression(BaseTask):
             **self._extras(),
         }
 
-    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+    def update(self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Batch) -> None:
         targets = _by_output(batch[self.target])
         predicted = outputs.reshape(targets.shape).contiguous()
         for name in ("mse", "mae", "r2"):
@@ -131,5 +132,5 @@ def _long_axes(values: Tensor) -> list[int]:
 
 def _by_output(values: Tensor) -> Tensor:
     """(B, ...) -> (B,) or (B, D)."""
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), math.prod(values.shape[1:]))
     return flat.squeeze(1) if flat.shape[1] == 1 else flat

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError, require_choice
+from harness.metrics.metric import AnyMetric
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import (
     BaseTask,
@@ -25,7 +26,7 @@ from harness.tasks.task import (
 )
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    import torchmetrics
 
 
 class Supervised(BaseTask):
@@ -54,7 +55,7 @@ class Supervised(BaseTask):
         target: str | Sequence[str],
         loss: Callable[..., Tensor],
         reduction: Literal["none", "sum", "mean", "micro_batch"] | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, torchmetrics.Metric] | None = None,
     ) -> None:
         names = [target] if isinstance(target, str) else list(target)
         super().__init__(
@@ -155,10 +156,10 @@ class Supervised(BaseTask):
         target = batch[self.target]
         return item_count(len(target), target)
 
-    def metrics(self) -> dict[str, Metric]:
+    def metrics(self) -> dict[str, AnyMetric]:
         return self._extras()
 
-    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+    def update(self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Batch) -> None:
         self._update_extras(metrics, widen(outputs), self._target(batch))
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:

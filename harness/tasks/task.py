@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from harness.data.source import Learner
 from harness.errors import ConfigError, DataError
+from harness.metrics.metric import AnyMetric
 from harness.stopping.verdict import MetricInfo
 
 if TYPE_CHECKING:
-    from torchmetrics import Metric
+    import torchmetrics
 
 Batch = Mapping[str, Any]
 
@@ -56,10 +57,10 @@ class Task(Protocol):
     def check_input(self, batch: Batch) -> None:
         """The same for a micro-batch without targets, as a prediction has it."""
 
-    def metrics(self) -> dict[str, Metric]:
+    def metrics(self) -> dict[str, AnyMetric]:
         """New, empty metrics by name, to be kept by `harness.metrics.IntervalMetrics`."""
 
-    def update(self, metrics: Mapping[str, Metric], outputs: Any, batch: Batch) -> None:
+    def update(self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Batch) -> None:
         """Take a micro-batch into the metrics; no host wait."""
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
@@ -95,7 +96,7 @@ class BaseTask(Task):
         self,
         input: Input,
         target: str,
-        metrics: Mapping[str, Metric] | None,
+        metrics: Mapping[str, torchmetrics.Metric] | None,
         own: Mapping[str, MetricInfo],
     ) -> None:
         self.input = input
@@ -106,10 +107,10 @@ class BaseTask(Task):
             self._check_extras()
 
     def _check_extras(self) -> None:
-        from torchmetrics import Metric
+        import torchmetrics
 
         for name, metric in self._extra.items():
-            if not isinstance(metric, Metric):
+            if not isinstance(metric, torchmetrics.Metric):
                 raise ConfigError(
                     f"metrics.{name}: a {type(metric).__name__} is not a torchmetrics.Metric. "
                     "Give one by its _target_."
@@ -155,26 +156,26 @@ class BaseTask(Task):
         }
         return {**self._own, **given}
 
-    def _extras(self) -> dict[str, Metric]:
+    def _extras(self) -> dict[str, torchmetrics.Metric]:
         return {name: metric.clone() for name, metric in self._extra.items()}
 
     def _update_extras(
-        self, metrics: Mapping[str, Metric], outputs: Tensor, targets: Tensor
+        self, metrics: Mapping[str, AnyMetric], outputs: Tensor, targets: Tensor
     ) -> None:
         for name in self._extra:
             metrics[name].update(outputs, targets)
 
 
-def _single_metrics(metrics: Mapping[str, Any]) -> dict[str, Metric]:
+def _single_metrics(metrics: Mapping[str, Any]) -> dict[str, torchmetrics.Metric]:
     """Each of torchmetrics' collections as its metrics, by `<name>_<its name>`."""
     if not metrics:
         return {}
-    from torchmetrics import MetricCollection
+    import torchmetrics
 
-    singles: dict[str, Metric] = {}
+    singles: dict[str, torchmetrics.Metric] = {}
     for name, metric in metrics.items():
         found = {name: metric}
-        if isinstance(metric, MetricCollection):
+        if isinstance(metric, torchmetrics.MetricCollection):
             found = {f"{name}_{key}": one for key, one in metric.items(copy_state=False)}
         twice = found.keys() & singles.keys()
         if twice:
@@ -227,7 +228,7 @@ def detach(outputs: Any) -> Any:
     return map_tensors(Tensor.detach, outputs)
 
 
-def _info(metric: Metric) -> MetricInfo:
+def _info(metric: torchmetrics.Metric) -> MetricInfo:
     bounds = [
         None if bound is None else float(bound)
         for bound in (metric.plot_lower_bound, metric.plot_upper_bound)

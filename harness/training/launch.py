@@ -22,6 +22,7 @@ from harness.errors import (
     LeavingError,
     RankError,
 )
+from harness.imports import uncollected
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
@@ -75,8 +76,9 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
     ranks = Ranks()
     agent = under_agent(os.environ)
     try:
-        config = before_joining(lambda: read_config(path, overrides))
-        accelerator = before_joining(lambda: meet(config, interruption))
+        with uncollected():  # a config names modules, and torch.compile's come with determinism
+            config = before_joining(lambda: read_config(path, overrides))
+            accelerator = before_joining(lambda: meet(config, interruption))
         ranks = Ranks.join(config.run.timeout_s)
         interruption.join(ranks.board(), ranks.rank)
         code = exit_code(train(config, accelerator, ranks, interruption), under_agent=agent)

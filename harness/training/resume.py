@@ -14,6 +14,7 @@ import torch
 
 from harness import components, trust
 from harness.checkpoint.commit import set_aside_newer
+from harness.checkpoint.history import read_history
 from harness.checkpoint.read import (
     LoadedState,
     choose,
@@ -39,6 +40,8 @@ from harness.rundir.crashes import check_crashes
 from harness.rundir.lease import Lease
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.controller import StopController
+from harness.stopping.record import rows_by_column
+from harness.stopping.verdict import Verdict
 from harness.tasks.task import Task, known_metrics
 from harness.training.engine import Engine
 from harness.training.environment import differences
@@ -114,6 +117,8 @@ def compare_data(
         raise CheckpointError(
             f"{checkpoint}: {', '.join(changed)} no longer gives the samples that the run began "
             f"with, so it cannot go on exactly{why}. {how}"
+            "If the files and their settings are the same, another version of fermarsi reads them "
+            "otherwise (CHANGELOG.md). "
             "Bring the data back, choose another run.dir, or set run.exactness: none from the "
             "start of a run."
         )
@@ -155,12 +160,22 @@ def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
     with understanding(run.launch.checkpoint):
         if run.ranks.is_first():
             run.ledger.resume(trainer["ledger"])
-        progress.verdict = run.controller.restore(trainer["stop"])
+        progress.verdict = restore_history(run.controller, run.launch.checkpoint, trainer["stop"])
         run.losses.restore(trainer["losses"])
         run.train_metrics.restore(trainer["train_metrics"], run.ranks.rank)
         progress.evaluation_due = trainer.get("evaluation_due", False)
         progress.save_s = trainer.get("save_s")
         progress.seams += trainer.get("seams", [])
+
+
+def restore_history(
+    controller: StopController, checkpoint: Path, state: Mapping[str, Any]
+) -> Verdict | None:
+    """Take back a checkpoint's evaluations and the state that it has of the controller; the
+    verdict at the last evaluation. Raises CheckpointError.
+    """
+    rows = read_history(checkpoint)
+    return controller.restore(state, rows_by_column(state) if rows is None else rows)
 
 
 def note_changes(loaded: LoadedState, run: Run) -> None:
@@ -243,7 +258,7 @@ def finished_outcome(config: Config) -> Outcome | None:
     task: Task = components.build(config.task, "task")
     controller = StopController(config.stop, known_metrics(task, config.data.evaluated))
     with understanding(chosen.path):
-        verdict = controller.restore(load_trainer(chosen.path)["stop"])
+        verdict = restore_history(controller, chosen.path, load_trainer(chosen.path)["stop"])
     return outcome if verdict is not None and verdict.stops else None
 
 

@@ -75,6 +75,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             facts={**run.facts, RANKED_BY: run.controller.best_metric()},
             config_yaml=resolved_yaml(run.config),
             extra_files=run.extra_files,
+            history=run.controller.history(),
         )
 
 

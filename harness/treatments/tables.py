@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.data.source import learns
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError
 from harness.treatments.learned import Moments, columns_of, require_numbers
 from harness.treatments.numbers import Batch, by_channel, check_channels, numbers
@@ -42,8 +43,8 @@ class Encode:
         if categories is None:
             self.observe, self.finish = self._observe, self._finish
         else:
-            self.restore({"categories": [str(category) for category in categories]})
-            if len(self._numbers) < len(self.categories) or not self.categories:
+            self.restore({"categories": [text_of(category) for category in categories]})
+            if len(set(self.categories)) < len(self.categories) or not self.categories:
                 raise ConfigError(f"categories: {self.categories}: give at least one, each once.")
 
     def _observe(self, batch: Batch) -> None:
@@ -59,7 +60,11 @@ class Encode:
     def restore(self, state: Mapping[str, Any]) -> None:
         """state: as `state()` gave it."""
         self.categories: list[str] = list(state["categories"])
-        self._numbers = {category: number for number, category in enumerate(self.categories)}
+        # As it is written today too: earlier releases learned "1.0" where a table says "1" now
+        today = {text_of(category): number for number, category in enumerate(self.categories)}
+        self._numbers = today | {
+            category: number for number, category in enumerate(self.categories)
+        }
 
     def __call__(self, batch: Batch) -> Batch:
         if self.optional and self.key not in batch:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.checkpoint.history import read_history
 from harness.checkpoint.read import LoadedState, load
 from harness.checkpoint.retention import Ranking, Retention
 from harness.checkpoint.stage import Snapshot
@@ -31,6 +32,14 @@ def tensors_of(step: int) -> dict[str, Tensor]:
     }
 
 
+def history_of(step: int) -> list[dict[str, Any]]:
+    """Three evaluations a step, up to the hundredth."""
+    return [
+        {"step": number / 3, "metrics": {"val/loss": 1 / number, "val/x": float("nan")}}
+        for number in range(1, 3 * min(step, 100) + 1)
+    ]
+
+
 def snapshot(step: int, **changes: Any) -> Snapshot:
     """The state after a step."""
     state: dict[str, Any] = {
@@ -51,6 +60,7 @@ def snapshot(step: int, **changes: Any) -> Snapshot:
         "facts": {"data": "abc"},
         "config_yaml": "run: {name: example}\n",
         "extra_files": {},
+        "history": history_of(step),
     }
     return Snapshot(**{**state, **changes})
 
@@ -111,6 +121,7 @@ def assert_is_step(path: Path, step: int, rank: int = 0, num_ranks: int = 1) -> 
     assert found.rng is not None
     assert_same(found.rng, expected.rng)
     assert found.trainer["lr"] == 0.1 * step
+    assert repr(read_history(path)) == repr(history_of(step))  # in which NaN equals NaN
 
 
 def names_in(directory: Path, keep: Callable[[str], bool] = lambda name: True) -> list[str]:

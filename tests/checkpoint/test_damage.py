@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoint.manifest import MANIFEST, dump_manifest, parse_manifest
+from harness.checkpoint.manifest import CONFIG, MANIFEST, dump_manifest, parse_manifest
 from harness.checkpoint.read import choose, inspect, list_checkpoints, load, verify_checkpoint
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_is_step, save_steps, torch
 
 FILES = [
     "config.yaml",
+    "history.jsonl",
     "manifest.json",
     "model-00001-of-00001.safetensors",
     "model.safetensors.index.json",
@@ -26,6 +27,7 @@ FILES = [
     "rng-00000-of-00001.safetensors",
     "trainer_state.json",
 ]
+MODEL, OPTIMIZER = "model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +112,13 @@ def test_a_file_that_is_gone_or_is_no_file(
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_another_step(checkpoints: Path, name: str) -> None:
-    # The same at both steps
-    if name in ("config.yaml", "model.safetensors.index.json", "optimizer.safetensors.index.json"):
+    # The same at both steps, or the same file
+    if name in (
+        "config.yaml",
+        "history.jsonl",
+        "model.safetensors.index.json",
+        "optimizer.safetensors.index.json",
+    ):
         (checkpoints / "step-00000002" / name).write_bytes(
             b" " + (checkpoints / "step-00000001" / name).read_bytes()
         )
@@ -126,7 +133,7 @@ def test_a_whole_checkpoint_of_another_step(checkpoints: Path) -> None:
 
 def test_two_files_swapped(checkpoints: Path) -> None:
     one, other, parked = (
-        checkpoints / "step-00000002" / name for name in (FILES[2], FILES[4], "parked")
+        checkpoints / "step-00000002" / name for name in (MODEL, OPTIMIZER, "parked")
     )
     one.rename(parked)
     other.rename(one)
@@ -135,11 +142,11 @@ def test_two_files_swapped(checkpoints: Path) -> None:
 
 def test_a_stale_extra_shard(checkpoints: Path) -> None:
     path = checkpoints / "step-00000002"
-    shutil.copyfile(path / FILES[2], path / "model-00002-of-00002.safetensors")
+    shutil.copyfile(path / MODEL, path / "model-00002-of-00002.safetensors")
 
 
 def test_a_header_that_claims_ten_gigabytes(checkpoints: Path) -> None:
-    with (checkpoints / "step-00000002" / FILES[2]).open("r+b") as file:
+    with (checkpoints / "step-00000002" / MODEL).open("r+b") as file:
         file.write((10 * 2**30).to_bytes(8, "little"))
 
 
@@ -165,14 +172,14 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object], sign: bool =
 
 
 def rename_file(body: dict[str, Any], name: str) -> None:
-    body["files"][name] = body["files"].pop(FILES[2])
+    body["files"][name] = body["files"].pop(MODEL)
     for entry in body["model"].values():
         entry["parts"][0]["file"] = name
 
 
 def grow(body: dict[str, Any]) -> None:
     body["model"]["embed.weight"]["shape"] = [2**40, 2**10]
-    body["files"][FILES[2]]["size_bytes"] = 2**52
+    body["files"][MODEL]["size_bytes"] = 2**52
 
 
 LIES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -180,7 +187,7 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "absolute path": lambda body: rename_file(body, "/etc/passwd"),
     "hidden name": lambda body: rename_file(body, ".model.safetensors"),
     "line break": lambda body: rename_file(body, "model.safetensors\n"),
-    "future format": lambda body: body.update(format_version=2),
+    "future format": lambda body: body.update(format_version=3),
     "other format": lambda body: body.update(format="something"),
     "unknown key": lambda body: body.update(hello=1),
     "missing key": lambda body: body.pop("aliases"),
@@ -193,13 +200,21 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no parts": lambda body: body["model"]["embed.weight"].update(parts=[]),
     "overlapping rows": lambda body: body["model"]["embed.weight"].update(
         parts=[
-            {"file": FILES[2], "key": "embed.weight", "rows": [0, 4]},
-            {"file": FILES[2], "key": "more", "rows": [3, 6]},
+            {"file": MODEL, "key": "embed.weight", "rows": [0, 4]},
+            {"file": MODEL, "key": "more", "rows": [3, 6]},
         ]
     ),
     "a missing tensor": lambda body: body["model"].pop("embed.weight"),
-    "a missing file": lambda body: body["files"].pop(FILES[4]),
-    "a file's other role": lambda body: body["files"][FILES[4]].update(role="rng"),
+    "a missing file": lambda body: body["files"].pop(OPTIMIZER),
+    "a file's other role": lambda body: body["files"][OPTIMIZER].update(role="rng"),
+    "no history": lambda body: body["files"].pop("history.jsonl"),
+    "a history of another name": lambda body: body["files"].update(
+        {"other.jsonl": body["files"].pop("history.jsonl")}
+    ),
+    "a history of another role": lambda body: body["files"]["history.jsonl"].update(role="beside"),
+    "two histories": lambda body: body["files"].update(more=body["files"]["history.jsonl"]),
+    "no number of evaluations": lambda body: body.update(num_evaluations=None),
+    "a history in the first format": lambda body: body.update(format_version=1),
     "no trainer state": lambda body: body["files"].pop("trainer_state.json"),
     "lists itself": lambda body: body["files"].update({MANIFEST: body["files"]["config.yaml"]}),
     "alias of nothing": lambda body: body["aliases"].update(x="y"),
@@ -228,7 +243,7 @@ def test_duplicate_keys_in_a_manifest(checkpoints: Path) -> None:
 
 def test_a_future_format_says_so(pristine: Path) -> None:
     body = json.loads((pristine / "step-00000002" / MANIFEST).read_bytes()) | {"format_version": 7}
-    with pytest.raises(CheckpointError, match="format 7; this fermarsi reads up to 1"):
+    with pytest.raises(CheckpointError, match="format 7; this fermarsi reads up to 2"):
         parse_manifest(json.dumps(body).encode())
 
 
@@ -242,14 +257,14 @@ def test_sizes_alone_do_not_show_a_flipped_bit_and_a_load_does_not_hide_a_wrong_
 ) -> None:
     path = tmp_path / "step-00000002"
     shutil.copytree(pristine / "step-00000002", path)
-    data = bytearray((path / FILES[4]).read_bytes())
+    data = bytearray((path / OPTIMIZER).read_bytes())
     data[-1] ^= 1
-    (path / FILES[4]).write_bytes(data)
+    (path / OPTIMIZER).write_bytes(data)
     assert inspect(path, verify="size").problems == []
     assert inspect(path, verify="full").problems == [
-        f"{FILES[4]}: its SHA-256 is not the one that was written"
+        f"{OPTIMIZER}: its SHA-256 is not the one that was written"
     ]
-    os.truncate(path / FILES[4], len(data) - 1)
+    os.truncate(path / OPTIMIZER, len(data) - 1)
     with pytest.raises(
         CheckpointError, match=r"bytes instead of .*\. Resume from another checkpoint\."
     ):
@@ -261,7 +276,7 @@ def test_if_there_are_checkpoints_and_none_is_valid_nothing_starts_over(
 ) -> None:
     directory = tmp_path / "checkpoints"
     shutil.copytree(pristine, directory, symlinks=True)
-    for path in directory.glob("step-*/" + FILES[0]):
+    for path in directory.glob("step-*/" + CONFIG):
         path.unlink()
     for resume in ("auto", "must"):
         with pytest.raises(

@@ -25,6 +25,8 @@ def test_a_run_keeps_what_it_was_asked_to_keep(tmp_path: Path, refused: str) -> 
     steps = [one.step for one in list_checkpoints(run / "checkpoints")]
     assert steps[-1] == 12
     assert len(steps) <= 2, "the newest and the best"
+    histories = {one.stat().st_ino for one in run.glob("checkpoints/step-*/history.jsonl")}
+    assert len(histories) == (len(steps) if refused == "link" else 1)
     best = find_checkpoint(run)
     assert best.name == f"step-{json.loads((run / 'outcome.json').read_text())['best']['step']:08}"
     latest = choose(run / "checkpoints", "latest").path

@@ -104,6 +104,7 @@ def test_the_manifest_tells_what_was_saved(store: CheckpointStore) -> None:
         "trainer",
         "config",
         "index",
+        "history",
     }
 
 
@@ -262,7 +263,9 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, when: int, code: int = e
     monkeypatch.setattr(os, name, call)
 
 
-@pytest.mark.parametrize("name", ["fsync", "pwrite", "posix_fallocate", "mkdir", "rename", "open"])
+@pytest.mark.parametrize(
+    "name", ["fsync", "pwrite", "posix_fallocate", "mkdir", "rename", "open", "link"]
+)
 @pytest.mark.parametrize("when", [1, 2, 4, 7])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
 def test_a_failing_disk_costs_that_save_only(
@@ -334,6 +337,7 @@ def test_failures_in_a_row_end_the_run_and_a_success_forgives(
             r"trainer state\.a\.b: a builtins.object cannot be stored",
         ),
         ({"extra_files": {"manifest.json": ""}}, "a name that is the checkpoint's own"),
+        ({"extra_files": {"history.jsonl": ""}}, "a name that is the checkpoint's own"),
         ({"extra_files": {"../x": ""}}, "no plain file name"),
         ({"extra_files": {"model-00001-of-00001.safetensors": "x"}}, "File exists"),
         ({"metrics": {"loss": "low"}}, "the manifest cannot hold metrics.loss"),

@@ -5,13 +5,20 @@ checkpoint before it is used where there is a choice.
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.checkpoint.manifest import MANIFEST, TRAINER_STATE, dump_manifest, parse_manifest
+from harness.checkpoint.manifest import (
+    HISTORY,
+    MANIFEST,
+    TRAINER_STATE,
+    dump_manifest,
+    parse_manifest,
+)
 from tests.commands.forged import (
     DIGITS,
     checkpoints_of,
@@ -25,6 +32,7 @@ from tests.pool import Launched, on_ranks, train_on_ranks
 
 FILES = (
     "config.yaml",
+    "history.jsonl",
     "manifest.json",
     "model-00001-of-00001.safetensors",
     "model.safetensors.index.json",
@@ -155,6 +163,30 @@ def test_documents_that_hold_something_else_are_said_in_a_message(
         )[0],
     ):
         assert_said(ended, 2, "not what a training leaves", newest.name)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"[]", "not what a training leaves"),
+        (b'{"step": 2}', "not what a training leaves"),
+        (b'{"step": 2, "verdict": {}}', "not what a training leaves"),
+        (b'{"step": {"~float": "0x1p+0", "decimal": "2.0"}}', "not a stored value"),
+        (b"[" * 2000, "nested too deeply|not valid JSON"),
+        (b"no JSON", "not valid JSON"),
+    ],
+)
+def test_a_history_of_something_else_is_said_in_a_message(
+    digits: Path, tmp_path: Path, line: bytes, words: str
+) -> None:
+    run = copied(digits, tmp_path / "run")
+    for checkpoint in checkpoints_of(run):
+        manifest = parse_manifest((checkpoint / MANIFEST).read_bytes())
+        write_into(checkpoint, HISTORY, (line + b"\n") * int(manifest.num_evaluations or 0))
+    for more in ("stop.budget={steps: 8}", f"run.resume={checkpoints_of(run)[-1]}"):
+        (ended,) = train_on_ranks(1, DIGITS, [*SMALL, f"run.dir={run}", more])
+        assert_said(ended, 2, "step-00000006")
+        assert re.search(words, ended.stderr), ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ FILES = (
     "checkpoints/latest.json",
     "checkpoints/step-00000006/manifest.json",
     "checkpoints/step-00000006/trainer_state.json",
+    "checkpoints/step-00000006/history.jsonl",
 )
 COMMANDS = (
     ["status"],

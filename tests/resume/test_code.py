@@ -90,6 +90,16 @@ def test_changed_code_is_named_and_accepted_only_when_asked(project: Project) ->
     assert project.exact() == (False, "other code from step 4 on (mine_helper)"), "for good"
 
 
+def test_a_source_that_numbers_its_results_anew_gives_other_samples(project: Project) -> None:
+    """As harness.sources.images.Images does since it turns photos upright."""
+    project.write("mine", SOURCE.replace("class Rows:", "class Rows:\n    version = 1"))
+    project.launch()
+    project.write("mine", SOURCE.replace("class Rows:", "class Rows:\n    version = 2"))
+    end = project.launch("run.accept=[code]", code=2)
+    assert "data.train, data.val no longer gives the samples that the run began with" in end.stderr
+    assert "another version of fermarsi reads them otherwise (CHANGELOG.md)" in end.stderr
+
+
 def test_changed_samples_are_not_accepted_as_code(project: Project) -> None:
     project.launch()
     project.write("mine_helper", "scale = 2.0\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.checkpoint.history import read_history
 from harness.checkpoint.read import list_checkpoints, load_trainer
 from tests.pool import Launched, train_on_ranks
 
@@ -44,11 +45,12 @@ def last_state(directory: Path) -> dict[str, Any]:
         if entry.role in ("model", "optimizer", "rng")
     }
     trainer = load_trainer(last.path)
-    stop = trainer["stop"]
-    stop["evaluations"] = [[*row[:3], *row[4:]] for row in stop["evaluations"]]  # without the hours
+    rows = read_history(last.path)
+    assert rows is not None
     return {
         "step": last.step,
         "files": hashes,
+        "history": [{name: row[name] for name in row if name != "hours"} for row in rows],
         **{
             name: trainer[name]
             for name in ("stop", "optimizer", "schedule", "losses", "train_metrics")

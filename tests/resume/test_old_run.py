@@ -29,7 +29,7 @@ def finish(directory: Path) -> None:
 def judged(directory: Path) -> dict[str, Any]:
     """The last state, without the verdict by which the budget ended the old half."""
     state = last_state(directory)
-    del state["stop"]["verdicts"][1]
+    del state["history"][1]["verdict"]
     return state
 
 
@@ -48,6 +48,6 @@ def test_a_checkpoint_of_an_earlier_release_resumes_exactly(tmp_path: Path) -> N
         own, other = judged(resumed), judged(whole)
         # 0.1.0 summed an evaluation's losses in float32: the two of its half have other last digits
         for index in range(2):
-            old, new = (state["stop"]["evaluations"][index].pop() for state in (own, other))
+            old, new = (state["history"][index].pop("metrics") for state in (own, other))
             assert old == pytest.approx(new, rel=1e-7)
         assert own == other

@@ -1,5 +1,6 @@
 """Recordings of sound."""
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
-from harness.sources.audio import Recordings
+from harness.sources.audio import Recordings, WaveReader
 from harness.sources.split import ByGroup, ByValue
 
 DIGITS = Path(__file__).parents[3] / "shared" / "data" / "fsdd" / "recordings"
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "data"
 RATE = 8000
 
 
@@ -187,3 +189,84 @@ def test_the_spoken_digits_are_split_as_usual() -> None:
         assert len(set(source.files.fields["speaker"])) == 6
     assert source.classes == [str(digit) for digit in range(10)]
     assert source[0]["wave"].std() > 0.001
+
+
+MP3 = [("MP3", "MPEG_LAYER_III")]
+CUTTABLE = [
+    (kind, subtype)
+    for kind in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "SVX", "AU", "CAF", "NIST", "FLAC", "MP3")
+    for subtype in soundfile.available_subtypes(kind)
+    # Which libsndfile writes, and reads again
+    if soundfile.check_format(kind, subtype)
+    and not (
+        subtype.startswith("DWVW") or (subtype.startswith("MPEG") and (kind, subtype) not in MP3)
+    )
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("kind", "subtype"), CUTTABLE)
+def test_a_file_of_any_format_is_whole_or_refused(tmp_path: Path, kind: str, subtype: str) -> None:
+    """Written by libsndfile, cut at many places."""
+    sound = np.random.default_rng(0).uniform(-0.4, 0.4, (RATE // 2, 1)).astype(np.float32)
+    path = tmp_path / "it"
+    soundfile.write(path, sound, RATE, format=kind, subtype=subtype)
+    whole = path.read_bytes()
+    reader = WaveReader(RATE, 0.5)
+    assert reader.read(path, "it").shape == (1, RATE // 2)
+    for share in (0.02, 0.2, 0.5, 0.9, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        what = r"(truncated: it ends|not a sound|cannot be|\d+ frames, but|it contains no sound)"
+        with pytest.raises(DataError, match=rf"^it: {what}"):
+            reader.read(path, "it")
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_au_and_rifx_of_both_byte_orders_are_measured(order: Any) -> None:
+    sound = np.random.default_rng(0).uniform(-0.4, 0.4, (RATE // 2, 1))
+    for kind in ("AU", "WAV"):
+        file = io.BytesIO()
+        soundfile.write(file, sound, RATE, format=kind, subtype="PCM_16", endian=order.upper())
+        assert WaveReader(RATE, 0.5).check(file.getvalue(), "it") == RATE // 2
+        with pytest.raises(DataError, match=r"^it: truncated: it ends before the length"):
+            WaveReader(RATE, 0.5).check(file.getvalue()[:-600], "it")
+
+
+def test_a_file_that_was_written_to_a_pipe_has_no_length_to_compare(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.full((RATE // 2, 1), 0.25), RATE, format="WAV", subtype="PCM_16")
+    data = bytearray(file.getvalue())
+    at = data.index(b"data") + 4
+    for size in (2**32 - 1, 0x7FFF_F000):  # as ffmpeg and SoX write it
+        data[4:8] = data[at : at + 4] = size.to_bytes(4, "little")
+        assert (WaveReader(RATE, 0.5).read(bytes(data), "it") == 0.25).all()
+
+
+def test_a_format_that_does_not_say_its_length_is_refused_by_name() -> None:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((RATE, 1)), RATE, format="VOC", subtype="PCM_16")
+    with pytest.raises(
+        DataError, match=r"^it: VOC .*whether such a file is whole .* Convert it to"
+    ):
+        WaveReader(RATE, 1.0).check(file.getvalue(), "it")
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases beside the repository")
+@pytest.mark.parametrize("name", ["cut_rf64.wav", "cut_rifx.wav"])
+@pytest.mark.parametrize("keep", ["memory", "disk"])
+def test_cut_recordings_are_not_filled_up_with_silence(name: str, keep: Any) -> None:
+    path = CASES / "cut_rf64" / name
+    with pytest.raises(
+        DataError, match=rf"{name}: truncated: it ends before the length it declares"
+    ):
+        Recordings(str(path), 44100, 5, channels=2, keep=keep)
+
+
+def test_floats_beyond_one_are_kept_and_told_once(tmp_path: Path) -> None:
+    for number in range(3):
+        wave = np.full((RATE, 1), 1.25 + number, np.float32)
+        soundfile.write(tmp_path / f"{number}.wav", wave, RATE, subtype="FLOAT")
+    with pytest.warns(UserWarning, match=r"0\.wav: sound up to 1\.25, beyond \[-1, 1\]") as told:
+        source = Recordings(str(tmp_path / "*.wav"), RATE, 1.0)
+    assert len(told) == 1
+    assert source[2]["wave"].max() == 3.25

@@ -1,12 +1,17 @@
 """Clips of video files: the very frames that are asked for, whichever library decodes them."""
 
+import gc
+import importlib
 import json
 import pickle
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,17 +19,14 @@ from numpy.typing import NDArray
 from harness.data.feed import evaluation_batches
 from harness.data.split import Split
 from harness.errors import ConfigError, DataError
-from harness.sources import decoders
+from harness.sources.decoders import read_frames
 from harness.sources.split import ByGroup
 from harness.sources.video import Clips
 from tests.pool import command, train_on_ranks
 from tests.sources.make_motion import MOTIONS, make, motion, write
 
 ROOT = Path(__file__).parents[2]
-BOTH = [
-    pytest.param(decoders.with_torchcodec, id="torchcodec"),
-    pytest.param(decoders.with_pyav, id="PyAV"),
-]
+CASES = ROOT.parent / "shared" / "cases" / "data"
 # codec, pixels, ending, options: without loss, with B-frames, with groups that lean on the one
 # before, with times in AVI, with no times at all.
 KINDS = [
@@ -35,15 +37,25 @@ KINDS = [
     ("mpeg4", "yuv420p", "avi", {"g": "10", "bf": "2"}),
     ("libx264", "yuv420p", "ts", {"g": "10", "bf": "2"}),
     ("libx264", "yuv420p", "h264", {"g": "10"}),
+    ("libvpx", "yuv420p", "webm", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+    ("gif", "rgb8", "gif", {}),
+    ("libx264", "yuv420p", "mkv", {"x264-params": "interlaced=1"}),
 ]
 
 
-def works(decode: Any) -> bool:
+def frames_of(path: Path) -> NDArray[np.uint8]:
+    return read_frames(path, range)[1]
+
+
+def by_torchcodec(path: Path) -> NDArray[np.uint8]:
+    """All frames as torchcodec gives them, another reader than that of the sources."""
     try:
-        decode(decoders._PIXEL, range)
-    except Exception:  # noqa: BLE001 - a missing library shows in many ways
-        return False
-    return True
+        codec = importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError) as error:  # it finds no ffmpeg here
+        pytest.skip(f"needs torchcodec, with ffmpeg's libraries: {error}")
+    decoder = codec.VideoDecoder(str(path), dimension_order="NHWC")
+    frames: NDArray[np.uint8] = decoder.get_frames_in_range(0, len(decoder)).data.numpy()
+    return frames
 
 
 def numbered(count: int, height: int = 32, width: int = 48) -> NDArray[np.uint8]:
@@ -66,39 +78,25 @@ def numbers_in(frames: NDArray[Any]) -> list[int]:
 @pytest.mark.parametrize(
     ("codec", "pixels", "ending", "options"),
     KINDS,
-    ids=[f"{codec}-{ending}" for codec, _, ending, _ in KINDS],
+    ids=[f"{one[0]}-{one[2]}-{at}" for at, one in enumerate(KINDS)],
 )
 def test_every_frame_is_the_one_that_was_asked_for(
     tmp_path: Path, codec: str, pixels: str, ending: str, options: dict[str, str]
 ) -> None:
     path = write(tmp_path / f"a.{ending}", numbered(60), codec, pixels, options)
-    for decode in decoders.decoders():
-        if decode is decoders.with_torchcodec and ending in ("avi", "h264", "ts"):
-            # It gives other frames of these without a word, and PyAV is asked
-            with pytest.raises(ValueError, match="pip install av"):
-                decode(str(path), range)
-            continue
-        count, frames = decode(str(path), range)
-        assert (count, numbers_in(frames[..., 0])) == (60, list(range(60)))
-        for wanted in ([41], [9, 10, 11], [3, 30, 59], [25, 27, 29, 31], [55]):
-            # Bound at once
-            assert (
-                numbers_in(decode(str(path), lambda count, wanted=wanted: wanted)[1][..., 0])
-                == wanted
-            )  # type: ignore[misc] # see above
-    assert numbers_in(decoders.read_frames(path, lambda count: [17, 40])[1][..., 0]) == [17, 40]
+    count, frames = read_frames(path, range)
+    assert (count, numbers_in(frames[..., 0])) == (60, list(range(60)))
+    for wanted in ([41], [9, 10, 11], [3, 30, 59], [25, 27, 29, 31], [55], [17, 40]):
+        found = read_frames(path, lambda count, wanted=wanted: wanted)[1]  # type: ignore[misc] # bound at once
+        assert numbers_in(found[..., 0]) == wanted
 
 
-@pytest.mark.skipif(
-    not (works(decoders.with_torchcodec) and works(decoders.with_pyav)),
-    reason="needs torchcodec, with ffmpeg's libraries, and PyAV",
-)
 @pytest.mark.parametrize(
     ("codec", "pixels", "ending", "options"),
     KINDS[:4],
     ids=[f"{codec}-{ending}" for codec, _, ending, _ in KINDS[:4]],
 )
-def test_both_decoders_give_the_same_bytes(
+def test_torchcodec_gives_the_same_bytes_where_it_gives_the_right_frames(
     tmp_path: Path, codec: str, pixels: str, ending: str, options: dict[str, str]
 ) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (20, 34, 50, 3), dtype=np.uint8)
@@ -110,35 +108,107 @@ def test_both_decoders_give_the_same_bytes(
         pixels,
         options,
     )
-    (count, one), (_, other) = (
-        decode(str(path), range) for decode in (decoders.with_torchcodec, decoders.with_pyav)
-    )
+    count, one = read_frames(path, range)
     assert (count, one.shape) == (20, (20, 34, 50, 3))
-    assert (one == other).all()  # in colour too: both leave it to the same arithmetic of ffmpeg's
+    # In colour too: both leave it to the same arithmetic of ffmpeg's
+    assert (one == by_torchcodec(path)).all()
 
 
-@pytest.mark.parametrize("decode", BOTH)
-def test_a_film_that_was_held_upright_is_upright(tmp_path: Path, decode: Any) -> None:
-    if not works(decode):
-        pytest.skip("this decoder does not work here")
-    # 48 x 32, and a note to turn it by 90 degrees
-    lying = np.rot90(numbered(6, 32, 48), -1, (1, 2))
-    path = write(tmp_path / "a.mp4", np.ascontiguousarray(lying), "libx264", "yuv420p")
-    matrix = path.read_bytes()
-    upright, quarter = (
-        b"".join(value.to_bytes(4, "big", signed=True) for value in values)
-        for values in (
-            # Fmt: skip
-            (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30),
-            (0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30),
-        )
-    )
-    assert matrix.count(upright) == 2  # of the film and of the track
-    at = matrix.rindex(upright)
-    path.write_bytes(matrix[:at] + quarter + matrix[at + 36 :])
-    frames = decode(str(path), range)[1]
-    assert frames.shape == (6, 32, 48, 3)
-    assert numbers_in(frames[..., 0]) == list(range(6))
+# Display matrices a, b, c, d, and what they make of the frames (T, H, W, 3) that are stored
+TURNS: dict[tuple[int, int, int, int], Callable[[NDArray[Any]], NDArray[Any]]] = {
+    (1, 0, 0, 1): lambda stored: stored,
+    (0, -1, 1, 0): lambda stored: np.rot90(stored, 1, (1, 2)),
+    (0, 1, -1, 0): lambda stored: np.rot90(stored, -1, (1, 2)),
+    (-1, 0, 0, -1): lambda stored: stored[:, ::-1, ::-1],
+    (-1, 0, 0, 1): lambda stored: stored[:, :, ::-1],
+    (1, 0, 0, -1): lambda stored: stored[:, ::-1],
+    (0, 1, 1, 0): lambda stored: stored.swapaxes(1, 2),
+    (0, -1, -1, 0): lambda stored: stored[:, ::-1, ::-1].swapaxes(1, 2),
+}
+
+
+def turn(path: Path, a: float, b: float, c: float, d: float) -> None:
+    """Write a display matrix into the track of an MP4 file."""
+
+    def packed(*values: float) -> bytes:
+        return struct.pack(">9i", *(round(value * 2**16) for value in values))
+
+    data, plain = path.read_bytes(), packed(1, 0, 0, 0, 1, 0, 0, 0, 2**14)
+    assert data.count(plain) == 2  # of the film and of the track
+    at = data.rindex(plain)
+    path.write_bytes(data[:at] + packed(a, b, 0, c, d, 0, 0, 0, 2**14) + data[at + 36 :])
+
+
+@pytest.mark.parametrize("matrix", TURNS)
+def test_a_film_is_turned_and_mirrored_as_it_says(
+    tmp_path: Path, matrix: tuple[int, int, int, int]
+) -> None:
+    frames = numbered(6)
+    frames[:, :7] = 128
+    path = write(tmp_path / "a.mp4", frames, "libx264", "yuv420p")
+    stored = frames_of(path)
+    turn(path, *matrix)
+    assert np.array_equal(frames_of(path), TURNS[matrix](stored))
+    if matrix[0] == matrix[3] and matrix[1] == -matrix[2]:  # it turns, but does not mirror
+        assert np.array_equal(frames_of(path), by_torchcodec(path))
+
+
+def test_a_film_that_is_aslant_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", numbered(6), "libx264", "yuv420p")
+    turn(path, 0.7071, 0.7071, -0.7071, 0.7071)
+    with pytest.raises(DataError, match=r"a\.mp4: .* turned by an angle that is not a right one"):
+        frames_of(path)
+
+
+def test_of_several_streams_the_one_is_read_that_ffmpeg_would_choose(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        for height, width in ((16, 24), (32, 48)):
+            stream: Any = container.add_stream("libx264", rate=25)
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.disposition = av.stream.Disposition.default if height == 32 else 0
+        for frame in numbered(12):
+            for stream, step in zip(container.streams, (2, 1), strict=True):
+                pixels = np.ascontiguousarray(frame[::step, ::step])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="gray")))
+        for stream in container.streams:
+            container.mux(stream.encode())
+    frames = frames_of(path)
+    assert frames.shape == (12, 32, 48, 3)
+    assert np.array_equal(frames, by_torchcodec(path))
+
+
+def test_sound_without_a_film_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        sound.sample_rate = 16000
+        container.mux([*stream.encode(sound), *stream.encode()])
+    with pytest.raises(DataError, match=r"a\.mp4: .* it has no film, only audio"):
+        frames_of(path)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases beside the repository")
+def test_no_colour_of_an_interlaced_film_leaks_from_one_field_into_the_other() -> None:
+    """Each field converted for itself, as if it were a film of half the height."""
+    path = CASES / "interlaced" / "inter.mp4"
+    frames = frames_of(path)[:3]
+    with av.open(str(path)) as container:
+        for frame, found in zip(container.decode(video=0), frames, strict=False):
+            assert frame.interlaced_frame
+            planes = frame.to_ndarray()  # (H + H / 2, W): Y, then U and V of half the size
+            height, width = frame.height, frame.width
+            luma = planes[:height]
+            chroma = planes[height:].reshape(2, height // 2, width // 2)
+            for parity in (0, 1):
+                lines = np.repeat(np.repeat(chroma[:, parity::2], 2, axis=1), 2, axis=2)
+                blue, red = lines.astype(float) - 128
+                grey = (luma[parity::2].astype(float) - 16) * 255 / 219
+                field = found[parity::2].astype(float)
+                # ITU-R BT.709: what is left of red and blue without the grey is chroma alone
+                assert abs(field[..., 0] - (grey + 1.7927 * red).clip(0, 255)).mean() < 1
+                assert abs(field[..., 2] - (grey + 2.1124 * blue).clip(0, 255)).mean() < 1
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk"])
@@ -283,38 +353,26 @@ def test_settings_that_make_no_clip_are_refused() -> None:
             Clips("a.mkv", **settings)
 
 
-def test_without_a_decoder_one_message_says_what_to_install(tmp_path: Path) -> None:
-    hidden = (
-        "import sys\nsys.modules['av'] = None\nsys.modules['torchcodec'] = None\n"
-        "sys.modules['torchcodec.decoders'] = None\n"
-    )
-    code = f"{hidden}from harness.sources.video import Clips\nClips('x.mp4', 2)"
+def test_without_the_decoder_one_message_says_what_to_install() -> None:
+    code = """import sys
+sys.modules["av"] = None
+from harness.sources.video import Clips
+Clips("x.mp4", 2)"""
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
-    assert "DataError: no working video decoder (torchcodec: " in ended.stderr
-    assert "Install one: pip install 'fermarsi[video]'." in ended.stderr
-    alone = hidden.replace("sys.modules['av'] = None\n", "")
-    path = write(tmp_path / "a.mkv", numbered(4), "ffv1", "gray")
-    code = f"""{alone}
-from pathlib import Path
-from harness.sources.decoders import decoders, read_frames
-print(decoders()[0].__name__, read_frames(Path({str(path)!r}), range)[0])"""
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    assert ended.stdout.split() == ["with_pyav", "4"]
+    assert "DataError: video needs av, which is not installed" in ended.stderr
+    assert "Install it: pip install 'fermarsi[video]'." in ended.stderr
 
 
-def test_torchcodec_that_is_there_but_cannot_decode_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def broken(video: Any, choose: Any) -> Any:
-        raise RuntimeError("Could not load libtorchcodec")
-
-    monkeypatch.setattr(decoders, "with_torchcodec", broken)
-    monkeypatch.setattr(decoders, "decoders", decoders.decoders.__wrapped__)
-    assert decoders.decoders() == (decoders.with_pyav,)
+def test_no_thread_outlives_the_reading_of_a_film(tmp_path: Path) -> None:
+    """A data worker that is forked with one of them waits for it, for ever, when it is freed."""
+    path = write(tmp_path / "a.mp4", numbered(12), "libx264", "yuv420p")
+    gc.collect()
+    before = len(list(Path("/proc/self/task").iterdir()))
+    kept = frames_of(path)
+    assert len(kept) == 12
+    assert len(list(Path("/proc/self/task").iterdir())) == before
 
 
 def test_clips_come_from_workers_as_from_the_process_itself(tmp_path: Path) -> None:

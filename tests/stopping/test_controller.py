@@ -721,6 +721,17 @@ CASES: list[Case] = [
 ]
 
 
+def kept(controller: StopController) -> bytes:
+    """What a checkpoint holds of a controller."""
+    return exact_json.dumps([controller.state(), list(controller.history())])
+
+
+def hand_over(first: StopController, second: StopController) -> Verdict | None:
+    """As a checkpoint does it."""
+    state, history = exact_json.loads(kept(first), "state")
+    return second.restore(state, history)
+
+
 def first_stop(verdicts: Sequence[Verdict]) -> tuple[int | None, str | None]:
     return next(
         ((index, verdict.reason) for index, verdict in enumerate(verdicts) if verdict.stops),
@@ -758,7 +769,7 @@ def test_a_history_is_judged_the_same_in_two_launches(
         )
         for number, row in enumerate(rows[:split], 1):
             first.judge(evaluation(number, row))
-        last = second.restore(exact_json.loads(exact_json.dumps(first.state()), "state"))
+        last = hand_over(first, second)
         # As text, in which NaN equals NaN
         assert str(last) == str(verdicts[split - 1] if split else None)
         later = [
@@ -766,7 +777,7 @@ def test_a_history_is_judged_the_same_in_two_launches(
             for number, row in enumerate(rows[split:], split + 1)
         ]
         assert str(later) == str(verdicts[split:])
-        assert exact_json.dumps(second.state()) == exact_json.dumps(whole.state())
+        assert kept(second) == kept(whole)
         assert second.best() == whole.best()
 
 
@@ -929,7 +940,7 @@ def test_a_request_in_the_order_of_reasons(stop: dict[str, Any], row: Row, reaso
 def test_a_request_is_not_judged_again() -> None:
     first = StopController(settings(budget=SLACK), INFOS)
     first.judge(evaluation(1, 1.0), requested=True)
-    verdict = StopController(settings(budget=SLACK), INFOS).restore(first.state())
+    verdict = hand_over(first, StopController(settings(budget=SLACK), INFOS))
     assert verdict is not None
     assert not verdict.stops
 
@@ -1109,13 +1120,13 @@ def test_the_watch_goes_on_where_it_was() -> None:
     for split in range(len(losses)):
         first, second = (watcher(spike={"z": 4.0, "steps": 20, "action": "stop"}) for _ in range(2))
         first.watch(window(losses[:split], norms[:split]))
-        second.restore(first.state())
+        hand_over(first, second)
         whole = watcher(spike={"z": 4.0, "steps": 20, "action": "stop"})
         whole.watch(window(losses[:split], norms[:split]))
         rest = window(losses[split:], norms[split:], first=split + 1)
         assert second.watch(rest) == whole.watch(rest)
     shorter = watcher(spike={"z": 4.0, "steps": 10})
-    shorter.restore(first.state())
+    hand_over(first, shorter)
     assert shorter.watch(window([50.0])).warnings
 
 
@@ -1126,13 +1137,11 @@ def test_the_present_settings_judge_the_recorded_history() -> None:
     patient = StopController(settings(improvement=improve(patience=9)), INFOS)
     for number, value in enumerate([1.0, 0.9, 0.8, 0.7], 1):
         patient.judge(evaluation(number, value))
-    verdict = StopController(settings(improvement=improve(patience=3)), INFOS).restore(
-        patient.state()
-    )
+    verdict = hand_over(patient, StopController(settings(improvement=improve(patience=3)), INFOS))
     assert verdict is not None
     assert verdict.reason == "no_improvement"
     again = StopController(settings(improvement=improve(patience=4)), INFOS)
-    restored = again.restore(patient.state())
+    restored = hand_over(patient, again)
     assert restored is not None
     assert not restored.stops
     assert again.judge(evaluation(5, 0.6)).reason == "no_improvement"
@@ -1143,9 +1152,9 @@ def test_the_verdicts_that_were_given_stay_in_the_history() -> None:
     for number, value in enumerate([1.0, 0.9], 1):
         first.judge(evaluation(number, value))
     second = StopController(settings(improvement=improve(patience=9)), INFOS)
-    second.restore(first.state())
-    assert second.state() == first.state()
-    assert [row[1] for row in second.state()["verdicts"]] == [None, "no_improvement"]
+    hand_over(first, second)
+    assert kept(second) == kept(first)
+    assert [row["verdict"]["reason"] for row in second.history()] == [None, "no_improvement"]
 
 
 def test_a_metric_that_is_new_was_not_measured_before() -> None:
@@ -1153,7 +1162,7 @@ def test_a_metric_that_is_new_was_not_measured_before() -> None:
     for number in range(1, 4):
         first.judge(evaluation(number, float(number)))
     second = StopController(settings(improvement=improve(patience=1, metric="val/f1")), INFOS)
-    verdict = second.restore(first.state())
+    verdict = hand_over(first, second)
     assert verdict is not None
     assert not verdict.stops
     assert not second.judge(evaluation(4, 0.5, "val/f1")).stops
@@ -1161,7 +1170,7 @@ def test_a_metric_that_is_new_was_not_measured_before() -> None:
 
 def test_an_empty_history_has_no_verdict() -> None:
     controller = StopController(settings(budget=SLACK), INFOS)
-    assert controller.restore(controller.state()) is None
+    assert controller.restore(controller.state(), controller.history()) is None
 
 
 def test_the_latest_metrics_are_those_of_the_very_step() -> None:
@@ -1333,13 +1342,12 @@ def test_an_extra_evaluation_leaves_no_trace_in_patience() -> None:
     # As good as never judged, though it would have been the second stale one, or the new best
     assert not judged(cut, 3, 1.0, extra=True).stops
     assert judged(cut, 4, 9.0, extra=True).new_best
-    state = json.loads(json.dumps(cut.state()))
     refolded = one()
-    refolded.restore(state)
+    hand_over(cut, refolded)
     ends = [judged(controller, 5, 1.0) for controller in (plain, cut, refolded)]
     assert [end.reason for end in ends] == ["no_improvement"] * 3
     assert ends[0].detail == ends[1].detail == ends[2].detail
-    assert refolded.state() == cut.state()
+    assert kept(refolded) == kept(cut)
 
 
 def test_the_budget_ends_a_run_at_an_extra_evaluation() -> None:

@@ -119,6 +119,11 @@ def decisions(verdicts: Sequence[Verdict]) -> list[Any]:
     ]
 
 
+def kept(controller: StopController) -> bytes:
+    """What a checkpoint holds of a controller."""
+    return exact_json.dumps([controller.state(), list(controller.history())])
+
+
 @given(all_settings(), evaluations(), st.lists(windows(), max_size=12), st.data())
 def test_judging_is_a_fold(
     settings: StopSettings, history: list[Evaluation], seen: list[LoggedSteps], data: st.DataObject
@@ -135,12 +140,12 @@ def test_judging_is_a_fold(
     interruptions = data.draw(st.sets(st.integers(0, len(events))))
     for index, event in enumerate(events):
         if index in interruptions:
-            state = exact_json.loads(exact_json.dumps(controller.state()), "state")
+            state, rows = exact_json.loads(kept(controller), "state")
             controller = StopController(settings, INFOS)
-            controller.restore(state)
+            controller.restore(state, rows)
         given_verdicts.append(str(take(controller, event)))
     assert given_verdicts == expected
-    assert exact_json.dumps(controller.state()) == exact_json.dumps(whole.state())
+    assert kept(controller) == kept(whole)
     assert controller.best() == whole.best()
 
 

@@ -9,6 +9,7 @@ is answered.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,10 @@ def state(step: int, rank: int, metrics: dict[str, float]) -> Any:
 
 
 def save(order: dict[str, Any], rank: int, size: int, wait: Callable[[], None]) -> list[Any]:
-    """Save the ordered steps; (step, error, warning) of each."""
+    """Save the ordered steps; (step, error, warning) of each.
+
+    Those of `before` are saved first, untraced, and `<directory>-before` is as they leave it.
+    """
     ranks = Ranks.join(20.0)
     store = CheckpointStore(
         Path(order["directory"]),
@@ -67,6 +71,12 @@ def save(order: dict[str, Any], rank: int, size: int, wait: Callable[[], None]) 
         max_failures=3,
         timeout_s=order["timeout_s"],
     )
+    for step, metrics in order["before"]:
+        store.save(state(step, rank, metrics), LOSS)
+        assert [one.error for one in store.reports()] == [None]
+    if rank == 0:
+        shutil.rmtree(f"{order['directory']}-before", ignore_errors=True)
+        subprocess.run(["cp", "-a", order["directory"], f"{order['directory']}-before"], check=True)
     wait()
     for step, metrics in order["saves"]:
         store.save(state(step, rank, metrics), LOSS)
@@ -152,6 +162,7 @@ def main() -> None:
             "directory": directory,
             "keep_last": 1,
             "timeout_s": 5.0,
+            "before": [],
             "saves": [(1, {"val/loss": 1.0}), (2, {}), (3, {})],
         }
         assert save(order, 0, 1, lambda: None) == [

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.checkpoint.history import read_history
 from harness.checkpoint.read import choose, list_checkpoints, verify_checkpoint
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
@@ -30,6 +31,7 @@ from harness.ranks.ranks import Ranks
 from tests.checkpoint.examples import (
     LOSS,
     assert_same,
+    history_of,
     loaded_from,
     names_in,
     save_steps,
@@ -48,6 +50,8 @@ CHANGING = (
     "fsync",
     "rename",
     "symlink",
+    "link",
+    "linkat",
     "unlink",
     "unlinkat",
     "rmdir",
@@ -89,18 +93,19 @@ class Saver:
     def save(
         self,
         directory: Path,
+        scene: "Scene",
         saves: Sequence[Any],
-        size: int,
         strace: Sequence[str] = (),
         rank: int | None = None,
     ) -> tuple[list[int], list[Any]]:
-        """Let `size` ranks save under strace (attached to one of them, or to all); process ids and
-        how they ended.
+        """Let the scene's ranks save under strace (attached to one of them, or to all); process
+        ids and how they ended.
         """
         order = {
             "directory": str(directory),
+            "before": scene.before,
             "saves": list(saves),
-            "size": size,
+            "size": scene.size,
             "keep_last": KEEP_LAST,
             "timeout_s": 5.0,
         }
@@ -147,14 +152,15 @@ def saver() -> Iterator[Saver]:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is there before the save, and what is saved; `old`: the step to be found if the save
-    fails.
+    """What is there before the launch, and what is saved; `before`: by the same launch, unharmed;
+    `old`: the step to be found if the save fails.
     """
 
     name: str
     directory: Path
     saves: list[Any]
     old: int
+    before: list[Any] = field(default_factory=list)
     size: int = 2
 
     def copy_to(self, directory: Path) -> Path:
@@ -174,8 +180,9 @@ class Scene:
         assert choice.path is not None
         assert choice.skipped == []
         loaded = loaded_from(choice.path, 1, self.size)
-        step, is_new = loaded.manifest.step, loaded.trainer["lr"] > 0
+        step = loaded.manifest.step
         assert step in (self.old, self.new)
+        assert repr(read_history(choice.path)) == repr(history_of(step))
         expected = snapshot(step)
         assert_same(loaded.model, expected.model)
         assert_same(loaded.optimizer, expected.optimizer)
@@ -186,7 +193,7 @@ class Scene:
         assert any(one is not None and one.metrics.get("val/loss") == 0.5 for one in manifests), (
             "the best is lost"
         )
-        return is_new and loaded.manifest.attempt.startswith("attempt")
+        return step == self.new and loaded.manifest.attempt.startswith("attempt")
 
     def go_on(self, directory: Path) -> None:
         """The next launch: collects leftovers, saves, tidies up."""
@@ -202,7 +209,10 @@ class Scene:
         )
 
 
-@pytest.fixture(scope="module", params=["a save with retention", "a save over another launch's"])
+@pytest.fixture(
+    scope="module",
+    params=["a save with retention", "a save over another launch's", "a launch's second save"],
+)
 def scene(
     request: pytest.FixtureRequest, saver: Saver, tmp_path_factory: pytest.TempPathFactory
 ) -> Scene:
@@ -214,6 +224,8 @@ def scene(
     assert [report.error for report in store.reports()] == [None, None]
     if request.param == "a save with retention":
         return Scene(request.param, directory, [(3, {"val/loss": 0.7})], old=2)
+    if request.param == "a launch's second save":
+        return Scene(request.param, directory, [(4, {"val/loss": 0.7})], old=3, before=[(3, {})])
     return Scene(request.param, directory, [(2, {"val/loss": 0.7})], old=2)
 
 
@@ -251,8 +263,8 @@ def listed(
     log = directory.with_name("log")
     pids, answers = saver.save(
         directory,
+        scene,
         scene.saves,
-        scene.size,
         ["-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(CHANGING)}"],
         rank,
     )
@@ -277,8 +289,8 @@ def test_a_kill_before_and_after_every_call_of_a_save(
         inject = f"inject={call.name}:signal=SIGKILL:when={call.number}"
         _, answers = saver.save(
             directory,
+            scene,
             scene.saves,
-            scene.size,
             ["-e", f"trace={','.join(CHANGING)}", "-e", inject, "-o", "/dev/null"],
             rank,
         )
@@ -320,8 +332,8 @@ def test_an_error_of_every_call_of_a_save(
             saves = [*scene.saves, (scene.new + 1, {})]
             _, answers = saver.save(
                 directory,
+                scene,
                 saves,
-                scene.size,
                 ["-e", f"trace={','.join(CHANGING)}", "-e", inject, "-o", "/dev/null"],
                 rank,
             )
@@ -355,14 +367,17 @@ class Node:
     kept: "dict[str, Node]" = field(default_factory=dict)
 
 
-def tree_of(path: Path) -> Node:
-    """A durable tree like the one at `path`."""
+def tree_of(path: Path, files: dict[int, Node] | None = None) -> Node:
+    """A durable tree like the one at `path`; a file of several names is one node."""
+    files = {} if files is None else files
     if path.is_symlink():
         return Node("link", target=os.readlink(path))
     if path.is_dir():
-        entries = {one.name: tree_of(one) for one in path.iterdir()}
+        entries = {one.name: tree_of(one, files) for one in path.iterdir()}
         return Node("directory", entries=dict(entries), kept=dict(entries))
-    return Node("file", data=bytearray(path.read_bytes()), durable=path.read_bytes())
+    content = path.read_bytes()
+    new = Node("file", data=bytearray(content), durable=content)
+    return files.setdefault(path.stat().st_ino, new)
 
 
 class Disk:
@@ -384,6 +399,9 @@ class Disk:
         elif call.name == "symlink":
             target, path = _strings(text)
             self._change("put", path, Node("link", target=target))
+        elif call.name in ("link", "linkat"):
+            path, other = _strings(text)
+            self._change("put", other, self._at(path))
         elif call.name == "rename":
             self._change("move", *_strings(text))
         elif call.name in ("unlink", "rmdir"):
@@ -410,13 +428,16 @@ class Disk:
         kept with this probability.
         """
         shutil.rmtree(target, ignore_errors=True)
+        self._left: dict[int, bytes] = {}  # of files, by node: the same under each name
         self._write(self.tree, target, chance, kept)
 
     def _write(self, node: Node, path: Path, chance: random.Random, kept: float) -> None:
         if node.kind == "link":
             path.symlink_to(node.target)
         elif node.kind == "file":
-            path.write_bytes(self._content(node, chance, kept))
+            if id(node) not in self._left:
+                self._left[id(node)] = self._content(node, chance, kept)
+            path.write_bytes(self._left[id(node)])
         else:
             entries = dict(node.kept)
             for change in node.pending:
@@ -429,8 +450,10 @@ class Disk:
     def _content(self, node: Node, chance: random.Random, kept: float) -> bytes:
         if bytes(node.data) == node.durable or chance.random() < kept:
             return bytes(node.data)
+        durable = node.durable if node.data.startswith(node.durable) else b""
+        new = bytes(node.data[len(durable) :])
         return chance.choice(
-            [node.durable, bytes(len(node.data)), bytes(node.data[: len(node.data) // 2])]
+            [node.durable, durable + bytes(len(new)), durable + new[: len(new) // 2]]
         )
 
     def _change(self, kind: str, path: str, what: Any = None) -> None:
@@ -477,7 +500,7 @@ def test_a_power_cut_after_every_call_of_a_save(saver: Saver, scene: Scene, tmp_
     contents = {
         path.name: path.read_bytes() for path in (directory / f"step-{scene.new:08}").iterdir()
     }
-    disk = Disk(directory, scene.directory, contents)
+    disk = Disk(directory, tmp_path / "checkpoints-before", contents)
     chance = random.Random(0)
     after = tmp_path / "after"
     found: list[tuple[int, float, bool]] = []
@@ -535,7 +558,9 @@ def save_on_a_full_disk(directory: Path, step: int) -> list[Any]:
         store: CheckpointStore = store_in(directory, ranks, Retention(keep_last=1))
         store.save(
             snapshot(
-                step, model={f"{index}.w": torch.full((2000,), float(step)) for index in range(6)}
+                step,
+                model={f"{index}.w": torch.full((2000,), float(step)) for index in range(6)},
+                history=history_of(1),
             ),
             LOSS,
         )

@@ -1,0 +1,169 @@
+"""Which image files Pillow reads with exactly the values that they hold, and a reader of Netpbm
+files, whose values it would rescale.
+
+docs/sources.md lists these formats; tests compare each of them with another reader.
+"""
+
+import re
+import struct
+from os import SEEK_CUR
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Pillow's modes and the layouts that it reads them from without changing a value
+_LAYOUTS = {
+    "PNG": ("L", "LA", "RGB", "RGBA", "I;16B"),
+    "JPEG": ("L", "RGB"),
+    "MPO": ("L", "RGB"),  # JPEG, and further pictures behind the first
+    "BMP": ("L", "BGR", "BGRX", "BGRA"),
+    "TGA": ("L", "BGR", "BGRA"),
+    "WEBP": ("RGB", "RGBX", "RGBA"),
+    "GIF": ("L",),
+    "AVIF": ("RGB", "RGBA"),
+    "JPEG2000": ("L", "LA", "RGB", "RGBA", "I;16"),
+    "PPM": ("L", "RGB", "I;16", "RGB;16", "F;32F", "F;32BF"),
+}
+# TIFF: photometric interpretation (1: 0 is black, 2: RGB, 6: YCbCr), sample format (1: unsigned, 2:
+# signed, 3: float), bits, extra samples (2: alpha). Where 0 is white, Pillow inverts some depths
+_TIFF = {
+    *((1, (1,), (bits,), ()) for bits in (8, 12, 16, 32)),
+    *((1, (2,), (bits,), ()) for bits in (16, 32)),
+    (1, (3,), (32,), ()),
+    (1, (1,), (8, 8), (2,)),
+    (2, (1,), (8,) * 3, ()),
+    (2, (1,), (8,) * 4, ()),
+    (2, (1,), (8,) * 4, (2,)),
+    (6, (1,), (8,) * 3, ()),
+}
+_GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
+_NETPBM = re.compile(rb"P([2356])" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
+_PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+
+
+def layout_of(image: Any) -> str:
+    """How the values lie in the file of an opened image, in Pillow's words for raw modes.
+
+    That of Netpbm files is what `read_netpbm` gives.
+    """
+    if image.format == "PPM" and (found := _NETPBM.match(_head(image, 4096))):
+        deep = "" if int(found[4]) == 255 else ";16"
+        return {"": "L", ";16": "I;16"}[deep] if found[1] in b"25" else f"RGB{deep}"
+    if image.format in ("GIF", "JPEG2000") or not image.tile:
+        return str(image.mode)
+    arguments = image.tile[0][3]
+    return str(arguments if isinstance(arguments, str) else arguments[0])
+
+
+def why_inexact(image: Any) -> str | None:
+    """Why the values of an opened image could be others than those in its file; None if not."""
+    layout = layout_of(image)
+    if "16" in layout and image.format != "PPM" and not layout.startswith("I"):
+        return "16 bits in colour, which Pillow would round to 8"
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        depths, formats = tuple(tags.get(258, (1,))), tuple(dict.fromkeys(tags.get(339, (1,))))
+        form = (tags.get(262, 0), formats, depths, tuple(tags.get(338, ())))
+        if layout in ("I;16BS", "I;32BS", "F;32BF") and image.tile[0][0] == "libtiff":
+            return "a compressed big-endian TIFF, whose bytes Pillow would swap twice"
+        if form in _TIFF and tags.get(266, 1) == 1:
+            return None
+        return (
+            f"a TIFF of {' + '.join(map(str, depths))} bits (photometric interpretation {form[0]}, "
+            f"sample format {', '.join(map(str, formats))}), which Pillow does not read unchanged"
+        )
+    if layout not in _LAYOUTS.get(image.format, ()):
+        what = f"mode {image.mode}" + (f" from {layout}" if layout != image.mode else "")
+        return f"a {image.format} image of {what}, which Pillow does not read unchanged"
+    depths_in = {"AVIF": _avif_depths, "JPEG2000": _jpeg2000_depths}.get(image.format)
+    wanted = {16 if "16" in layout else 8}
+    if depths_in is not None and (found := depths_in(_head(image, 2**16))) != wanted:
+        bits = " and ".join(map(str, sorted(found))) or "unknown"
+        return f"a {image.format} image of {bits} bits, which Pillow would rescale"
+    return None
+
+
+def read_netpbm(data: bytes) -> NDArray[Any] | None:
+    """The values in a PGM or PPM file as they are, (H, W) or (H, W, 3): uint8 if its maximum is
+    255, int32 if it is another; None for another format.
+
+    https://netpbm.sourceforge.net/doc/pgm.html. Raises ValueError.
+    """
+    head = _NETPBM.match(data)
+    if head is None:
+        return None
+    kind, width, height, maximum = (int(word) for word in head.groups())
+    shape = (height, width) if kind in (2, 5) else (height, width, 3)
+    count = int(np.prod(shape))
+    if not 1 <= maximum < 2**16:
+        raise ValueError(f"its header declares a maximum of {maximum}")
+    rest = data[head.end() :]
+    if kind in (2, 3):
+        values = np.array([int(word) for word in re.sub(rb"#[^\n\r]*", b"", rest).split()])
+        surplus = len(values) > count
+    else:
+        dtype = np.dtype(">u2" if maximum > 255 else "u1")
+        end = min(count, len(rest) // dtype.itemsize) * dtype.itemsize
+        values = np.frombuffer(rest[:end], dtype)
+        surplus = bool(rest[count * dtype.itemsize :].strip())
+    if len(values) < count or surplus:
+        held = "more" if surplus else f"only {len(values)}"
+        raise ValueError(f"its header declares {count} values, and it holds {held}")
+    if count and values.max() > maximum:
+        raise ValueError(f"it holds {values.max()}, and its header declares at most {maximum}")
+    return values[:count].reshape(shape).astype(np.uint8 if maximum == 255 else np.int32)
+
+
+def turned(image: Any) -> bool:
+    """Whether an opened image lies on its side, by its EXIF or XMP; decoded only if it is a PNG
+    that says so behind its pixels.
+    """
+    # Pillow gives the size of a TIFF as it is after turning
+    if image.format == "TIFF" or image.size[0] == image.size[1]:
+        return False
+    if image.format == "PNG" and _has_late_texts(image.fp):
+        image.load()
+    # PNG's own method would decode
+    exif = super(type(image), image).getexif() if image.format == "PNG" else image.getexif()
+    return exif.get(274) in (5, 6, 7, 8)
+
+
+def _has_late_texts(file: BinaryIO) -> bool:
+    """Whether a PNG has texts or EXIF behind its pixels."""
+    place, late = file.tell(), False
+    file.seek(8)
+    seen = False
+    while not late and len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        seen = seen or kind == b"IDAT"
+        late = seen and kind in _PNG_TEXTS
+        file.seek(length + 4, SEEK_CUR)
+    file.seek(place)
+    return late
+
+
+def _head(image: Any, length: int) -> bytes:
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head: bytes = image.fp.read(length)
+    image.fp.seek(place)
+    return head
+
+
+def _avif_depths(head: bytes) -> set[int]:
+    """The bits of the AV1 pictures in an AVIF file: AV1-ISOBMFF, section 2.3.3."""
+    places = [found.end() for found in re.finditer(b"av1C", head)]
+    return {8 if not head[at + 2] & 0x40 else 12 if head[at + 2] & 0x20 else 10 for at in places}
+
+
+def _jpeg2000_depths(head: bytes) -> set[int]:
+    """The bits of the components, signed ones and those of fewer pixels as 0: ISO 15444-1, annex
+    A.5.1.
+    """
+    at = head.find(b"\xff\x4f\xff\x51")
+    if at < 0:
+        return set()
+    count = int.from_bytes(head[at + 40 : at + 42], "big")
+    parts = [head[at + 42 + 3 * number :][:3] for number in range(count)]
+    return {part[0] + 1 if part[1:] == b"\1\1" and part[0] < 128 else 0 for part in parts}

@@ -1,0 +1,42 @@
+"""What is kept of an evaluation and of what was said of it: a row of plain values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.stopping.verdict import Evaluation, Verdict
+
+Row = Mapping[str, Any]
+
+_VERDICT = ("action", "reason", "detail", "improved", "new_best")
+
+
+def row_of(evaluation: Evaluation, verdict: Verdict) -> Row:
+    """The fields of the evaluation, and under `verdict` those of its verdict but for criteria and
+    warnings.
+    """
+    given = {name: getattr(verdict, name) for name in _VERDICT}
+    return {**vars(evaluation), "metrics": dict(evaluation.metrics), "verdict": given}
+
+
+def evaluation_of(row: Row) -> Evaluation:
+    """The evaluation that a row is of. Raises KeyError and TypeError for what is no row."""
+    if sorted(row["verdict"]) != sorted(_VERDICT):
+        raise KeyError("verdict")
+    return Evaluation(**{name: value for name, value in row.items() if name != "verdict"})
+
+
+def rows_by_column(state: Mapping[str, Any]) -> list[Row]:
+    """The rows of a history as 0.1.0 stored it: the names of the metrics once, their values by
+    column, None for one that was not measured. Raises KeyError, TypeError and ValueError.
+    """
+    extra = set(state.get("extra", ()))
+    rows = []
+    for (step, epoch, samples, hours, lr, values), given in zip(
+        state["evaluations"], state["verdicts"], strict=True
+    ):
+        columns = zip(state["metrics"], values, strict=True)
+        metrics = {name: value for name, value in columns if value is not None}
+        evaluation = Evaluation(step, epoch, samples, hours, metrics, lr, step in extra)
+        action, reason, improved, new_best, detail = given
+        rows.append(row_of(evaluation, Verdict(action, reason, detail, improved, new_best)))
+    return rows
