@@ -33,6 +33,7 @@ from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
 from harness.errors import CheckpointError, HarnessError
+from harness.ranks.heartbeat import STAGE
 from harness.ranks.ranks import Ranks
 
 
@@ -137,6 +138,7 @@ class CheckpointStore:
         """
         started = time.monotonic()
         busy = not self._is_idle(self._timeout_s)
+        self._ranks.heartbeat.enter(STAGE)
         states = self._ranks.gather([busy, self._channel_broken])
         late = [rank for rank, state in enumerate(states) if state[0]]
         if late:

@@ -57,6 +57,13 @@ class Channels:
         self.num_axes = values.ndim - 1
         self.is_float = values.dtype.kind == "f"
 
+    @property
+    def is_signal(self) -> bool:
+        """Whether a device measured it along an axis: a series, sound, an image; else columns of a
+        table, such as ages.
+        """
+        return self.num_axes >= 2
+
     def has_few_values(self, channel: int) -> bool:
         """Whether a channel has so few distinct values that they are categories, not
         measurements.

@@ -52,8 +52,16 @@ def check_data(
         times = [settings.time]
     asked = [*(name for columns in groups for name in columns), *times]
     surveys = [
-        survey(name, splits[name].source, settings.samples, roles, asked, settings.ranges)
-        for name in specs
+        survey(
+            name,
+            splits[name].source,
+            settings.samples,
+            roles,
+            spec.treatments,
+            asked,
+            settings.ranges,
+        )
+        for name, spec in specs.items()
     ]
     findings = Findings(settings)
     check_parts(data, findings)

@@ -40,7 +40,8 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
             message = what.format(
                 f"{len(of.outside):,}", f"numbers outside {of.limits[0]:g} to {of.limits[1]:g}"
             )
-            advice = "A wrong unit, or a defective device? Fix the data, or data.checks.ranges."
+            cause = "a defective device" if of.is_signal else "a mistyped entry"
+            advice = f"A wrong unit, or {cause}? Fix the data, or data.checks.ranges."
             findings.add(
                 "out_of_range",
                 [one.split],
@@ -49,22 +50,25 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
                 [one.name(row) for row in of.outside],
             )
         clipped = of.clipped(findings.settings.max_clipped)
-        ends = [f"channel {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
-        message = (
-            f"{one.where}: numbers in {name!r} pile up at the end of their range. Was the "
-            "device overdriven, or are they cut off?"
-        )
+        place = "channel" if of.is_signal else "column"
+        ends = [f"{place} {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
+        cause = "Were they capped, or missing ones filled in with it?"
+        if of.is_signal:
+            cause = "Was the device overdriven, or are they cut off?"
+        message = f"{one.where}: numbers in {name!r} pile up at the end of their range. {cause}"
         findings.add("clipped", [one.split], message, len(clipped), ends)
         if one.split == "train":
             constant = of.constant()
             message = (
-                f"{one.where}: {len(constant):,} of {len(of.low):,} channels of {name!r} are "
+                f"{one.where}: {len(constant):,} of {len(of.low):,} {place}s of {name!r} are "
                 f"constant: {some(list(map(str, constant)))}."
             )
             findings.add(
                 "constant",
                 [one.split],
-                f"{message} They carry no information: a defective sensor, or an empty column?",
+                f"{message} They carry no information: "
+                f"{'a defective sensor' if of.is_signal else 'one value everywhere'}, or an empty "
+                "column?",
                 len(constant),
             )
 

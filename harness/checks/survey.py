@@ -1,18 +1,22 @@
 """One pass over a split's samples, as its source returns them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness import components
 from harness.checks.channels import Channels
 from harness.checks.roles import Roles
+from harness.components import TARGET
 from harness.data.columns import Values, blocks_of, has_one_value, texts_of
 from harness.data.source import known_of
 from harness.errors import ConfigError
+from harness.treatments import Join
 
 BLANK_SIZE = 8  # a sample of this many numbers, all equal, is blank rather than a duplicate
 
@@ -80,12 +84,14 @@ def survey(
     source: Any,
     limit: int,
     roles: Roles,
+    treatments: Sequence[Mapping[str, Any]],
     asked: Sequence[str],
     ranges: Mapping[str, tuple[float, float]],
 ) -> Survey:
     """Read at most `limit` samples.
 
-    `asked`: columns of one text per sample that must exist. Raises ConfigError and DataError.
+    `treatments`: the specs of the split's. `asked`: columns of one text per sample that must
+    exist. Raises ConfigError and DataError.
     """
     size = len(source)
     rows = np.unique(np.linspace(0, size - 1, min(limit, size)).astype(np.int64))
@@ -99,7 +105,7 @@ def survey(
                 f"data.checks.ranges: samples of {where} have no {unknown[0]!r}, they have "
                 f"{', '.join(samples)}. Use one of these."
             )
-        found.digests += digests_of(samples, content_of(samples, roles))
+        found.digests += digests_of(samples, content_of(samples, roles, treatments))
         single = [name for name in targets if name in samples and has_one_value(samples[name])]
         for name in dict.fromkeys([*asked, *single]):
             if name in samples or name not in found.known:
@@ -116,41 +122,62 @@ def survey(
     return found
 
 
-def content_of(samples: Mapping[str, Values], roles: Roles) -> list[str]:
-    """The columns by which samples are compared: the network's inputs, if samples have them before
-    any treatment; else all numbers except the targets.
+def content_of(
+    samples: Mapping[str, Values], roles: Roles, treatments: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
+    """The columns by which samples are compared: the network's inputs, or the columns that `Join`
+    makes them of, if samples have them before any treatment; else all but the targets.
     """
-    if roles.inputs and all(name in samples for name in roles.inputs):
-        return sorted(roles.inputs)
+    inputs = _joined_from(roles.inputs, treatments)
+    if inputs and inputs <= set(samples):
+        return sorted(inputs)
     targets = {role.target for role in roles.targets} - set(roles.inputs)
-    numbers = [
-        name
-        for name, values in samples.items()
-        if name not in targets and not isinstance(values[0], str)
-    ]
-    return sorted(numbers) or sorted(set(samples) - targets)
+    return sorted(set(samples) - targets) or sorted(samples)
+
+
+def _joined_from(inputs: Sequence[str], treatments: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The columns of the source that joined columns are made of."""
+    wanted = set(inputs)
+    for spec in reversed(treatments):
+        if components.find(spec[TARGET]) is Join:
+            join = Join(**{name: spec[name] for name in ("keys", "into") if name in spec})
+            if join.into in wanted:
+                wanted = wanted - {join.into} | set(join.keys)
+    return wanted
 
 
 def digests_of(samples: Mapping[str, Values], names: Sequence[str]) -> list[bytes | None]:
     """One per sample: of the type, shape and bytes of its columns; None for a blank sample."""
     digests: list[bytes | None] = []
-    for cells in zip(*(samples[name] for name in names), strict=True):
+    for cells in zip(*(_contents(samples[name]) for name in names), strict=True):
         hashed = hashlib.blake2b(digest_size=16)
-        arrays = [np.asarray(cell) for cell in cells]
-        for array in arrays:
-            hashed.update(f"{array.dtype} {array.shape}".encode())
-            hashed.update(np.ascontiguousarray(array).tobytes())
-        blank = all(
-            array.size >= BLANK_SIZE and bool((array == array.flat[0]).all()) for array in arrays
-        )
+        for kind, content, _ in cells:
+            hashed.update(kind)
+            hashed.update(content)
+        blank = all(is_blank for _, _, is_blank in cells)
         digests.append(None if blank else hashed.digest())
     return digests
+
+
+def _contents(values: Values) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Of each sample: its type and shape, its bytes, and whether it is blank."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.dtype.isnative:
+        kind = f"{values.dtype} {values.shape[1:]}".encode()
+        rows = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
+        blank = (rows == rows[:, :1]).all(1) & (rows.shape[1] >= BLANK_SIZE)
+        for row, is_blank in zip(rows, blank.tolist(), strict=True):
+            yield kind, row.tobytes(), is_blank
+        return
+    for cell in values:
+        array = np.asarray(cell)
+        is_blank = array.size >= BLANK_SIZE and bool((array == array.flat[0]).all())
+        yield f"{array.dtype} {array.shape}".encode(), array.tobytes(), is_blank
 
 
 def _numbers(indices: list[int], values: Values) -> list[tuple[list[int], NDArray[Any]]]:
     """(indices, their numbers): together, or one by one if shapes differ."""
     if isinstance(values, np.ndarray):
-        return [(indices, values)]
+        return [(indices, values)] if values.size else []
     return [
         ([index], value[None])
         for index, value in zip(indices, values, strict=True)

@@ -122,7 +122,7 @@ class ChecksConfig(Section):
     clipped: Found = Field(
         "warn",
         description=(
-            "Numbers that pile up at the end of their range, as from an overdriven device."
+            "Numbers that pile up at the end of their range: an overdriven device, capped ages."
         ),
     )
     unused_parts: Found = Field(

@@ -31,10 +31,10 @@ _Samples = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64], dic
 class Table(BatchSource):
     """Rows of .csv, .parquet, .jsonl or .xlsx files, held in memory.
 
-    A sample: `features` (D,) float32, the columns of that list in order, and each of `columns`
-    under its own name, of its kind: number (float32), integer (int64) or text, which a treatment
-    such as `harness.treatments.Encode` converts to numbers. `features: null` takes every column
-    that neither `columns` nor `split` names. `files`: a path, a pattern such as
+    A sample: `features` (D,) float32, the columns of that list in order (none if it is empty), and
+    each of `columns` under its own name, of its kind: number (float32), integer (int64) or text,
+    which a treatment such as `harness.treatments.Encode` converts to numbers. `features: null`
+    takes every column that neither `columns` nor `split` names. `files`: a path, a pattern such as
     data/{subject}/*.csv or a list; a {field} is also a text column.
 
     `sheet` (Excel) and `header` (Excel and CSV) count from 1. Empty cells and, in numeric columns,
@@ -89,7 +89,7 @@ class Table(BatchSource):
         )
         tell_narrowed({name: lost for one in read for name, lost in one[3].items()})
         values = {name: _joined([one[0][name] for one in read]) for name in read[0][0]}
-        counts = [len(one[0]["features"]) for one in read]
+        counts = [len(one[2]) for one in read]
         known = {name: [cell for one in read for cell in one[1][name]] for name in read[0][1]}
         file_of = np.repeat(np.arange(len(counts)), counts)
         known |= found.fields_at(file_of)
@@ -124,7 +124,7 @@ class Table(BatchSource):
         return {**places, **texts, **{name: list(column) for name, column in self._known.items()}}
 
     def __len__(self) -> int:
-        return len(self._values["features"])
+        return len(self._rows)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{features: (B, D), a column: (B,) numbers or a list of B texts}"""
@@ -150,12 +150,12 @@ class Table(BatchSource):
                 f"{path}: column {other!r} is not in all files. List the columns to use as "
                 "features."
             )
-        features = (
-            np.stack([frame.float32(name) for name in self.features], axis=1)
-            if self.features
-            else np.empty((len(frame), 0), np.float32)
-        )
-        values: dict[str, Column] = {"features": features}
+        values: dict[str, Column] = {}
+        if self.features:
+            columns = [frame.float32(name) for name in self.features]
+            values["features"] = np.stack(columns, axis=1)
+        elif not self.columns:
+            raise ConfigError("features, columns: no column is read. Name at least one.")
         for name, kind in self.columns.items():
             if name not in self._of_paths:
                 values[name] = frame.column(name, kind)
