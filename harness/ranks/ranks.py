@@ -45,7 +45,7 @@ class Jsonable(Protocol):
 J = TypeVar("J", bound=Jsonable)
 
 
-_FAILURE, _SURVIVOR = "failure", "survivor"
+_FAILURE, _SURVIVORS = "failure", "survivors"
 
 
 # The thread that leaves and reads notes: it may be held for ever by a machine that is cut off.
@@ -249,15 +249,14 @@ class Ranks:
         """
 
         def look(board: Board) -> list[int]:
-            board.post(f"{_SURVIVOR}/{self.rank}", "here")
+            board.append(_SURVIVORS, f"{self.rank} ")
             deadline = time.monotonic() + limit_s
             while True:
-                silent = [
-                    rank for rank in range(self.size) if board.read(f"{_SURVIVOR}/{rank}") is None
-                ]
+                here = {int(rank) for rank in (board.read(_SURVIVORS) or "").split()}
+                silent = [rank for rank in range(self.size) if rank not in here]
                 if not silent or time.monotonic() >= deadline:
                     return [] if self.rank in silent else silent
-                time.sleep(0.1)
+                time.sleep(limit_s / 5)
 
         return self._noted(look, [], limit_s)
 
