@@ -3,7 +3,9 @@
 Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
+import codecs
 import datetime
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,11 @@ from harness.wording import some
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
 Kind = Literal["number", "integer", "text"]
+_LIKELY_MARKS = {
+    *("-", "--", "---", "?", ".", "*", "x", "#n/a", "#na", "n.a.", "na", "n/a", "null", "none"),
+    *("nil", "missing", "unknown", "nat", "nan", "(null)", "\\n", "<na>", "k.a.", "n.d."),
+}
+_DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
 _STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
 Column = NDArray[Any] | list[str]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -47,6 +54,12 @@ class Layout:
     def __post_init__(self) -> None:
         if self.header < 1:
             raise ConfigError(f"header: {self.header}: rows are counted from 1. Give 1 or more.")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise ConfigError(
+                f"encoding: {error}. Give one known to Python, e.g. utf-8, cp1252 or utf-16."
+            ) from error
         require_choice("missing", self.missing, get_args(Missing))
         if (
             self.decimal not in (".", ",")
@@ -212,8 +225,7 @@ class Cells:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
                 if not _is_empty(cell) and str(cell).strip() not in self._layout.marks:
-                    what = f"{cell!r} is not a number. Correct it, or read the column as text."
-                    self._refuse(name, index, what)
+                    self._refuse(name, index, f"{cell!r} is not a number. {_remedy(str(cell))}")
                 values[index] = np.nan
         return values
 
@@ -249,6 +261,18 @@ def lost_in_float32(values: NDArray[np.float64]) -> str | None:
     narrow = len(np.unique(finite.astype(np.float32)))
     wide = len(np.unique(finite))
     return f"{narrow:,} of {wide:,} distinct numbers remain" if narrow < wide else None
+
+
+def _remedy(text: str) -> str:
+    word = text.strip()
+    if word.casefold() in _LIKELY_MARKS:
+        return (
+            f"If it marks a missing value, add it to missing_marks ({', '.join(MISSING)} by "
+            "default) and set missing: keep."
+        )
+    if _DAY_FIRST.match(word):
+        return "Write dates as 2026-01-31 12:00:00, or read the column as text."
+    return "Correct it, or read the column as text."
 
 
 def tell_narrowed(lost: Mapping[str, str]) -> None:

@@ -1,14 +1,15 @@
 """Time series of measuring devices: windows of multichannel recordings, one row per time step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.cells import Layout, tell_narrowed
+from harness.sources.cells import MISSING, Layout, tell_narrowed
 from harness.sources.files import OnError, class_names, find_files, read_each
 from harness.sources.recording import Bounds, Gaps, Reader
 from harness.sources.source import BatchSource, select, span_columns
@@ -31,7 +32,8 @@ class Series(BatchSource):
     frequent label (in a tie, the first class); an empty label counts as none. `units`:
     `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds or
     dates. A step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with
-    an empty cell; `gaps` says whether to refuse gaps or to split there. By their times all
+    an empty cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says
+    whether to refuse gaps or to split there. By their times all
     recordings must have one rate, `rate_hz` if given. Classes are numbered in the order of
     `classes`, by default by name over all files. A file that cannot be read is an error, or is
     skipped with `on_error: skip`. Raises DataError with file, row and column.
@@ -65,14 +67,17 @@ class Series(BatchSource):
         header: int = 1,
         separator: str = ",",
         decimal: str = ".",
+        encoding: str = "utf-8-sig",
+        missing_marks: Collection[str] = MISSING,
         on_error: OnError = "stop",
     ) -> None:
         if length < 1 or stride < 1 or not channels:
             given = f"{length}, {stride}, {list(channels)}"
             raise ConfigError(f"length, stride, channels: {given}: give at least one of each.")
         require_choice("labels", labels, get_args(Labels))
-        self.channels, self.length = list(channels), length
-        layout = Layout(sheet, header, separator, decimal, missing="keep")
+        self.channels, self.length = list(map(text_of, channels)), length
+        marks = tuple(map(str, missing_marks))
+        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks)
         units_of = Units(units or {}, self.channels)
         reader = Reader(
             self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout

@@ -16,12 +16,14 @@ from harness.data.written import text_of
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout, number_or_none
 from harness.sources.files import need
+from harness.sources.mistaken import what_is
 from harness.sources.workbook import check_workbook
 from harness.wording import did_you_mean, some
 
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 _Pack = Callable[[list[list[Any]], Sequence[str], Sequence[str]], dict[str, Any]]
 _PACKED = 2**15  # rows held as Python objects at a time
+_SEPARATORS = (";", "\t", "|", ",")
 _LOOKED_THROUGH = 20  # rows searched for a header that is not where it should be
 
 
@@ -36,13 +38,37 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
             f"{path}: {path.suffix or 'no suffix'} is not one of {', '.join(_READERS)}. "
             "Give a file in one of these formats."
         )
+    if path.suffix.lower() != ".xlsx" and (what := what_is(path)) is not None:
+        raise DataError(f"{path}: not a table that is read, but {what}")
     try:
         return reader(path, layout, columns)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {_why_undecoded(path, layout, error)}") from error
+    except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or in a format other "
             "than its suffix says."
         ) from error
+
+
+def _why_undecoded(path: Path, layout: Layout, error: UnicodeDecodeError) -> str:
+    """Which row is not in the encoding, and which encoding it may be in."""
+    data = path.read_bytes()
+    if path.suffix.lower() != ".csv":
+        return f"byte {error.start}: not UTF-8 ({error.reason}). Store the file as UTF-8."
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "in UTF-16. Set encoding: utf-16."
+    row, encoding = 1, layout.encoding.removesuffix("-sig")
+    for row, line in enumerate(data.splitlines(), start=1):
+        try:
+            line.decode(layout.encoding)
+        except UnicodeDecodeError as found:
+            shown = line[max(0, found.start - 12) : found.end + 8].decode("cp1252", "replace")
+            return (
+                f"row {row}: byte {line[found.start]:#x} is not {encoding}. Set encoding, "
+                f"e.g. cp1252 (Windows) or latin-1, in which it reads {shown!r}."
+            )
+    return f"row {row}: not {encoding} ({error.reason}). Set encoding."
 
 
 def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -108,6 +134,8 @@ def _headed(
                 header.pop()
             if not header and columns is None:
                 break
+            if path.suffix.lower() == ".csv" and len(header) == 1:
+                _refuse_separator(path, row, header[0])
             if columns is not None and not set(columns) <= set(header):
                 below = islice(lines, _LOOKED_THROUGH)
                 _refuse_header(path, header, layout.header, columns, [*above, *below])
@@ -182,6 +210,16 @@ def _refuse_header(
         f"{path}: no column {name!r}, only {some(header, 20)}."
         f"{did_you_mean(name, header, quoted=True)}"
     )
+
+
+def _refuse_separator(path: Path, row: int, name: str) -> None:
+    """Refuse a header of one column whose name holds other separators."""
+    mark = max(_SEPARATORS, key=name.count)
+    if mark in name:
+        raise DataError(
+            f"{path}: row {row}: one column {name!r}, which looks like several. Set separator: "
+            f"{json.dumps(mark)}."
+        )
 
 
 def _tell_odd_header(path: Path, row: int, header: Sequence[str]) -> None:

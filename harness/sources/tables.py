@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
     MISSING,
@@ -66,9 +67,10 @@ class Table(BatchSource):
         missing_marks: Collection[str] = MISSING,
         on_error: OnError = "stop",
     ) -> None:
-        self.columns = dict(columns or {})
-        self.features = None if features is None else list(features)
-        check_kinds(self.columns, ["features", *(features or ())])
+        # Names as a header has them: 2019 too
+        self.columns = {text_of(name): kind for name, kind in (columns or {}).items()}
+        self.features = None if features is None else list(map(text_of, features))
+        check_kinds(self.columns, ["features", *(self.features or ())])
         layout = Layout(
             sheet, header, separator, decimal, encoding, missing, tuple(map(str, missing_marks))
         )
