@@ -94,7 +94,7 @@ run: {name: start, seed: 1}
 data: {train: {source: {_target_: start_parts.Noise, width: WIDTH}}}
 network: {_target_: harness.networks.Mlp, dims: [DIMS]}
 task: {_target_: harness.tasks.Classification, input: x, target: label}
-batch: {size: 64, micro_size: 32}
+batch: {size: 32, micro_size: 32}
 optimizer: {_target_: start_parts.Telling, lr: 1e-3, fused: true}
 stop: {every: {steps: 1000000}, budget: {steps: 1000000}}
 """
@@ -168,6 +168,7 @@ def arms_of(directory: Path, environment: dict[str, str]) -> list[list[Arm]]:
     for processes in (1, 2):
         run = directory / "run"
         ours = [*launcher(processes), train, str(directory / "tiny.yaml"), f"run.dir={run}"]
+        ours += [f"batch.size={32 * processes}"]
         suffix = f", {processes} processes" if processes > 1 else ""
         peer = f"script{suffix}"
         groups.append(
