@@ -15,6 +15,7 @@ import typer
 
 from harness.commands.show import say, show
 from harness.errors import HarnessError
+from harness.imports import uncollected
 from harness.wording import printable, short_repr
 
 app = typer.Typer(
@@ -86,7 +87,8 @@ SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train until the end, or continue a run from its last checkpoint."""
-    from harness.training.launch import launch, leave_process
+    with uncollected():
+        from harness.training.launch import launch, leave_process
 
     leave_process(launch(config, overrides or []))
 
@@ -96,7 +98,8 @@ def evaluate(
     path: AnyPath, split: SplitName = "val", as_json: Json = False, allow: Allow = None
 ) -> None:
     """Metrics of a trained network on a split of its config."""
-    from harness.commands.evaluate import evaluate_split
+    with uncollected():
+        from harness.commands.evaluate import evaluate_split
 
     show(evaluate_split(path, split, allow or ()), as_json)
 
@@ -113,7 +116,8 @@ def predict(
     allow: Allow = None,
 ) -> None:
     """Write a trained network's predictions, one row per sample."""
-    from harness.commands.predict import write_predictions
+    with uncollected():
+        from harness.commands.predict import write_predictions
 
     say(write_predictions(path, split, source, out, allow or ()))
 
@@ -159,7 +163,8 @@ def describe(
     """The network with the shapes of a micro-batch, its parameters, and the memory that
     training takes.
     """
-    from harness.commands.describe import describe_network, page_width
+    with uncollected():
+        from harness.commands.describe import describe_network, page_width
 
     show(describe_network(config, overrides or (), depth), as_json, page_width())
 

@@ -1,6 +1,7 @@
 """What a training is made of that tells what it has loaded."""
 
 import atexit
+import gc
 import json
 import os
 import sys
@@ -61,6 +62,7 @@ class Telling(torch.optim.AdamW):
     def step(self, closure: Any = None) -> Any:
         result = super().step(closure)
         if not self._told:
+            assert gc.isenabled()
             self._tell()
         return result
 

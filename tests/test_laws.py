@@ -27,7 +27,13 @@ LONGEST = {("harness.training.loop", "fit"): 45, ("harness.training.loop", "trai
 # another package of its own layer; a module in no layer fails.
 LAYERS = (
     ("harness", "harness.errors", "harness.bounded", "harness.hidden"),
-    ("harness.wording", "harness.durable", "harness.interrupt", "harness.randomness"),
+    (
+        "harness.wording",
+        "harness.durable",
+        "harness.imports",
+        "harness.interrupt",
+        "harness.randomness",
+    ),
     ("harness.components", "harness.rundir", "harness.ranks"),
     ("harness.settings", "harness.trust"),
     ("harness.stopping",),

@@ -170,6 +170,7 @@ def _rows(path: Path, entry: FileEntry) -> Iterator[Any]:
         if prefix_sha256(raw, entry.size_bytes) != entry.sha256:
             raise OSError(errno.EIO, "its SHA-256 is not the one that was written", str(path))
         file.seek(0)
-        while file.tell() < entry.size_bytes:
-            line = file.readline(min(entry.size_bytes - file.tell(), MAX_LINE_BYTES))
+        left = entry.size_bytes
+        while left > 0 and (line := file.readline(min(left, MAX_LINE_BYTES))):
+            left -= len(line)
             yield exact_json.loads(line, str(path))

@@ -33,6 +33,7 @@ from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
 from harness.errors import CheckpointError, HarnessError
+from harness.ranks.heartbeat import STAGE
 from harness.ranks.ranks import Ranks
 
 
@@ -122,7 +123,7 @@ class CheckpointStore:
         self._committed: Path | None = None
         # Rank 0: the valid checkpoints that need no second look
         self._known = known_from(directory, found)
-        # Rank 0: the metrics of what this process committed, by step
+        # Rank 0: the metrics of what this process committed last, by its step
         self._written: dict[int, dict[str, float]] = {}
         self._warned: list[str] = []
         ranks.decide(lambda: collect_leftovers(directory, fence))
@@ -137,6 +138,7 @@ class CheckpointStore:
         """
         started = time.monotonic()
         busy = not self._is_idle(self._timeout_s)
+        self._ranks.heartbeat.enter(STAGE)
         states = self._ranks.gather([busy, self._channel_broken])
         late = [rank for rank, state in enumerate(states) if state[0]]
         if late:
@@ -294,7 +296,7 @@ class CheckpointStore:
             self._directory, temporary, job.step, small_files, manifest, self._fence, self._hasher
         )
         self._history.committed(self._directory / step_name(job.step))
-        self._written[job.step] = job.header["metrics"]
+        self._written = {job.step: job.header["metrics"]}
         return sum(int(record["size_bytes"]) for record in records) + sum(
             content.size_bytes for content in small_files
         )

@@ -44,17 +44,19 @@ def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings)
     """Equal content with different classes, within a split or between two."""
     for role in roles.classes:
         # Content -> class -> its first sample
-        seen: dict[bytes, dict[str, str]] = defaultdict(dict)
+        seen: dict[bytes, dict[str, tuple[Survey, int]]] = defaultdict(dict)
         for one in surveys:
             labels = one.labels(role.target)
             for row, digest, label in zip(
                 one.rows.tolist(), one.digests, labels or (), strict=labels is not None
             ):
                 if digest is not None and label not in seen[digest]:
-                    seen[digest][label] = one.name(row)
+                    seen[digest][label] = one, row
         found = [by_class for by_class in seen.values() if len(by_class) > 1]
         examples = [
-            " but ".join(f"{name} is {label!r}" for label, name in list(by_class.items())[:2])
+            " but ".join(
+                f"{one.name(row)} is {label!r}" for label, (one, row) in list(by_class.items())[:2]
+            )
             for by_class in found
         ]
         message = (

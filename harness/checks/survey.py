@@ -1,7 +1,8 @@
 """One pass over a split's samples, as its source returns them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,17 +149,29 @@ def _joined_from(inputs: Sequence[str], treatments: Sequence[Mapping[str, Any]])
 def digests_of(samples: Mapping[str, Values], names: Sequence[str]) -> list[bytes | None]:
     """One per sample: of the type, shape and bytes of its columns; None for a blank sample."""
     digests: list[bytes | None] = []
-    for cells in zip(*(samples[name] for name in names), strict=True):
+    for cells in zip(*(_contents(samples[name]) for name in names), strict=True):
         hashed = hashlib.blake2b(digest_size=16)
-        arrays = [np.asarray(cell) for cell in cells]
-        for array in arrays:
-            hashed.update(f"{array.dtype} {array.shape}".encode())
-            hashed.update(np.ascontiguousarray(array).tobytes())
-        blank = all(
-            array.size >= BLANK_SIZE and bool((array == array.flat[0]).all()) for array in arrays
-        )
+        for kind, content, _ in cells:
+            hashed.update(kind)
+            hashed.update(content)
+        blank = all(is_blank for _, _, is_blank in cells)
         digests.append(None if blank else hashed.digest())
     return digests
+
+
+def _contents(values: Values) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Of each sample: its type and shape, its bytes, and whether it is blank."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.dtype.isnative:
+        kind = f"{values.dtype} {values.shape[1:]}".encode()
+        rows = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
+        blank = (rows == rows[:, :1]).all(1) & (rows.shape[1] >= BLANK_SIZE)
+        for row, is_blank in zip(rows, blank.tolist(), strict=True):
+            yield kind, row.tobytes(), is_blank
+        return
+    for cell in values:
+        array = np.asarray(cell)
+        is_blank = array.size >= BLANK_SIZE and bool((array == array.flat[0]).all())
+        yield f"{array.dtype} {array.shape}".encode(), array.tobytes(), is_blank
 
 
 def _numbers(indices: list[int], values: Values) -> list[tuple[list[int], NDArray[Any]]]:

@@ -101,6 +101,12 @@ class RunConfig(Section):
         gt=0,
         description="Seconds after which a process that waits for the others gives up.",
     )
+    watch: Literal["leave", "warn", "off"] = Field(
+        "leave",
+        description="What happens when one process keeps all others waiting for longer than the "
+        "run has taught: leave: it is named with its stack, and the launch ends (one process alone "
+        "is only named); warn: it is only named; off: nobody looks.",
+    )
     max_crashes: int = Field(
         3,
         ge=1,

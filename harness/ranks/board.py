@@ -1,5 +1,6 @@
 """Notes that ranks leave for each other without a collective."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch.distributed as dist
@@ -22,6 +23,26 @@ class Board:
         """Leave a note; the first one under a key stays."""
         with suppress(RuntimeError, ValueError):
             self._store.compare_set(f"fermarsi/{key}", "", text)
+
+    def put(self, key: str, text: str) -> None:
+        """Leave a note; the last one under a key stays."""
+        with suppress(RuntimeError, ValueError):
+            self._store.set(f"fermarsi/{key}", text)
+
+    def swap(self, key: str, before: str, text: str) -> bool:
+        """Leave a note in the place of the one that is known, "" for none; whether it was there."""
+        with suppress(RuntimeError, ValueError):
+            found = self._store.compare_set(f"fermarsi/{key}", before, text)
+            return bool(found.decode() == text)
+        return False
+
+    def read_all(self, keys: Sequence[str]) -> list[str] | None:
+        """Several notes at once, None unless all are there."""
+        full = [f"fermarsi/{key}" for key in keys]
+        with suppress(RuntimeError, ValueError):
+            if self._store.check(full):
+                return [one.decode() for one in self._store.multi_get(full)]
+        return None
 
     def read(self, key: str) -> str | None:
         """A note, None if there is none."""

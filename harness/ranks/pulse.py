@@ -15,6 +15,7 @@ class Pulse:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks.channel()
+        self._heartbeat = ranks.heartbeat
         self._level = torch.zeros(1, dtype=torch.int64)
         self._work: dist.Work | None = None
 
@@ -36,6 +37,7 @@ class Pulse:
         """
         if self._work is None:
             return 0
-        self._work.wait()
+        with self._heartbeat:
+            self._work.wait()
         self._work = None
         return int(self._level)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from harness.errors import HarnessError, error_from_json
 from harness.ranks.board import Board
+from harness.ranks.heartbeat import Heartbeat
 from harness.ranks.messages import (
     FRAME_BYTES,
     error_to_json,
@@ -68,7 +69,7 @@ class Ranks:
         self.rank = rank
         self.size = size
         self.timeout_s = timeout_s
-        self.step: int | None = None  # that this rank works on, for messages
+        self.heartbeat = Heartbeat()
         self._group = group
         self._board_lost = False
 
@@ -180,7 +181,8 @@ class Ranks:
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
         padded[: sizes[self.rank]] = mine.reshape(-1).view(torch.uint8)
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded, group=self._group)
+        with self.heartbeat:
+            dist.all_gather(parts, padded, group=self._group)
         return [
             part[:size].view(mine.dtype).view(shape)
             for part, size, (shape, _) in zip(parts, sizes, kinds, strict=True)
@@ -191,7 +193,8 @@ class Ranks:
         Called by every rank.
         """
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with self.heartbeat:
+                dist.all_reduce(tensor)
         return tensor
 
     def broadcast_in_place(self, tensors: Sequence[Tensor]) -> None:
@@ -206,7 +209,9 @@ class Ranks:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
         for same in by_dtype.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in same])
-            dist.broadcast(flat.view(torch.uint8), 0)  # bytes: gloo knows no uint64 and no float8
+            with self.heartbeat:
+                # Bytes: gloo knows no uint64 and no float8
+                dist.broadcast(flat.view(torch.uint8), 0)
             if self.rank != 0:
                 for tensor, part in zip(
                     same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True
@@ -295,7 +300,8 @@ class Ranks:
         frame, rest = (
             pack(reply) if self.rank == 0 else (torch.zeros(FRAME_BYTES, dtype=torch.uint8), b"")
         )
-        dist.broadcast(frame, 0, group=self._group)
+        with self.heartbeat:
+            dist.broadcast(frame, 0, group=self._group)
         extra = rest_bytes(frame)
         if extra == 0:
             return unpack(frame, b"")
@@ -304,13 +310,15 @@ class Ranks:
             if self.rank == 0
             else torch.empty(extra, dtype=torch.uint8)
         )
-        dist.broadcast(tail, 0, group=self._group)
+        with self.heartbeat:
+            dist.broadcast(tail, 0, group=self._group)
         return unpack(frame, tail.numpy().tobytes())
 
     def _gather(self, reply: Any) -> list[Any]:
         frame, rest = pack(reply)
         frames = [torch.empty_like(frame) for _ in range(self.size)]
-        dist.all_gather(frames, frame, group=self._group)
+        with self.heartbeat:
+            dist.all_gather(frames, frame, group=self._group)
         extras = [rest_bytes(one) for one in frames]
         tails = [b""] * self.size
         if max(extras) > 0:
@@ -318,7 +326,8 @@ class Ranks:
             if rest:
                 mine[: len(rest)] = torch.frombuffer(bytearray(rest), dtype=torch.uint8)
             parts = [torch.empty_like(mine) for _ in range(self.size)]
-            dist.all_gather(parts, mine, group=self._group)
+            with self.heartbeat:
+                dist.all_gather(parts, mine, group=self._group)
             tails = [
                 part[:extra].numpy().tobytes() for part, extra in zip(parts, extras, strict=True)
             ]

@@ -16,6 +16,7 @@ WRITTEN = (
     "metrics.jsonl",
     "outcome.json",
     "report.html",
+    "stacks",
     "step-in-work",
     "tensorboard",
     "trace.jsonl",

@@ -27,6 +27,7 @@ from harness.metrics.interval import IntervalMetrics
 from harness.randomness import generators_of
 from harness.ranks.pulse import Pulse
 from harness.ranks.ranks import Ranks
+from harness.ranks.watch import Watch
 from harness.rundir.crashes import StepNote
 from harness.rundir.lease import Lease
 from harness.rundir.ledger import Ledger
@@ -69,8 +70,7 @@ def build(
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
     engine = ranks.together(lambda: Engine(config, accelerator, task, probe))
-    metrics = known_metrics(task, config.data.evaluated)
-    controller = ranks.together(lambda: StopController(config.stop, metrics))
+    controller = ranks.together(lambda: controller_of(config, task))
     with ledger.account("resume"):
         loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
         if loaded is None:
@@ -84,6 +84,7 @@ def build(
         launch=launch,
         ranks=ranks,
         pulse=Pulse(ranks),
+        watch=Watch(ranks, config.run.watch, config.run.dir, launch.number),
         interruption=interruption,
         sampling=sampling,
         slots=slots,
@@ -109,6 +110,11 @@ def build(
     restore_rest(loaded, run)
     introduce(run)
     return run
+
+
+def controller_of(config: Config, task: Task) -> StopController:
+    """What ends the run. Raises ConfigError."""
+    return StopController(config.stop, known_metrics(task, config.data.evaluated))
 
 
 def tell(lines: Sequence[str], tracker: Tracker) -> None:

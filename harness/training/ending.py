@@ -6,6 +6,7 @@ from harness.checkpoint.read import choose, read_manifest, step_name
 from harness.config.schema import Config
 from harness.errors import CheckpointError
 from harness.interrupt import PREEMPT
+from harness.ranks.heartbeat import END
 from harness.rundir.ledger import TRAINING, Ledger
 from harness.rundir.outcome import Outcome, write_outcome
 from harness.stopping.budget import time_left_s
@@ -54,6 +55,7 @@ def conclude(run: Run, verdict: Verdict | None, request: Request) -> Outcome:
     Raises CheckpointError if the run is over and its last state could not be saved: it is then not
     finished, and another launch goes on.
     """
+    run.ranks.heartbeat.enter(END)
     with run.ledger.account("checkpoint_stall"):
         run.store.wait()
     report_saves(run)

@@ -29,6 +29,7 @@ from harness.randomness import (
     seed_ambient,
     seed_for,
 )
+from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
@@ -88,6 +89,7 @@ class Engine:
 
         Called by every rank, once the weights are in; in a training by `warm_up`.
         """
+        self.heartbeat = ranks.heartbeat
         self.sharing = Replicas(self.network, self.accelerator, ranks, self._find_unused)
         own = {id(parameter) for parameter in self.network.parameters()}
         assert all(
@@ -107,8 +109,10 @@ class Engine:
 
         Returns (outputs, loss sum), detached.
         """
+        self.heartbeat.enter(FORWARD)
         outputs = self._task.forward(self.sharing.model, batch)
         loss_sum = self._task.loss_sum(outputs, batch)
+        self.heartbeat.enter(BACKWARD)
         self.accelerator.backward(self.sharing.scale(loss_sum, num_items))
         return detach(outputs), loss_sum.detach()
 
@@ -117,6 +121,7 @@ class Engine:
 
         Returns (gradient norm before clipping, whether the scaler skipped it).
         """
+        self.heartbeat.enter(UPDATE)
         norm, skipped = self.stepper.step(self.sharing.clip)
         if self.schedule is not None and not skipped:
             step_schedule(self.schedule)

@@ -21,6 +21,7 @@ from harness.interrupt import Interruption
 from harness.metrics.exact import exact_sum
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import preserve_random, seed_ambient, seed_for
+from harness.ranks.heartbeat import EVALUATION, EVALUATION_DATA, METRICS
 from harness.ranks.ranks import Ranks
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task
@@ -91,6 +92,7 @@ def evaluate(
     `check_leave` is called before each micro-batch; what it raises on one rank all raise. Raises
     DataError if a sample cannot be read or a metric is undefined on the split.
     """
+    ranks.heartbeat.enter(EVALUATION_DATA)
     metrics = IntervalMetrics(task.metrics())
     sums: list[Tensor] = []
     items: list[Tensor] = []
@@ -109,13 +111,16 @@ def evaluate(
         with preserve_random(), evaluating(network), torch.no_grad():
             for block, batch in batches:
                 check_leave()
+                ranks.heartbeat.enter(EVALUATION)
                 seed_ambient(seed_for(0, "evaluation forward", block))
                 outputs = task.forward(network, batch)
                 sums.append(task.loss_sum(outputs, batch).double())
                 items.append(task.num_items(batch))
                 metrics.update(task, outputs, batch, block)
+                ranks.heartbeat.enter(EVALUATION_DATA)
 
     ranks.together(run_mine)
+    ranks.heartbeat.enter(METRICS)
     zero = torch.zeros(0, dtype=torch.float64)
     loss_sums = torch.cat(ranks.gather_rows(torch.stack(sums) if sums else zero)).tolist()
     num_items = sum(ranks.gather(int(torch.stack(items).sum()) if items else 0))

@@ -22,6 +22,7 @@ from harness.errors import (
     LeavingError,
     RankError,
 )
+from harness.imports import uncollected
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
@@ -75,8 +76,9 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
     ranks = Ranks()
     agent = under_agent(os.environ)
     try:
-        config = before_joining(lambda: read_config(path, overrides))
-        accelerator = before_joining(lambda: meet(config, interruption))
+        with uncollected():  # a config names modules, and torch.compile's come with determinism
+            config = before_joining(lambda: read_config(path, overrides))
+            accelerator = before_joining(lambda: meet(config, interruption))
         ranks = Ranks.join(config.run.timeout_s)
         interruption.join(ranks.board(), ranks.rank)
         code = exit_code(train(config, accelerator, ranks, interruption), under_agent=agent)
@@ -144,16 +146,14 @@ def fail(error: Exception, ranks: Ranks) -> int:
     """Print the error on the rank it comes from, and there alone; returns the exit code, the same
     on every rank.
     """
-    if isinstance(error, RuntimeError) and (words := explain(error, ranks.step)) is not None:
+    if (
+        isinstance(error, RuntimeError)
+        and (words := explain(error, ranks.heartbeat.step)) is not None
+    ):
         error = ConfigError(words)
     cause = ranks.published_failure()
-    if (
-        cause is not None
-        and cause.origin_rank != ranks.rank
-        and not isinstance(error, HarnessError)
-        and is_lost_peer(error)
-    ):
-        return cause.exit_code  # the rank that failed has printed it
+    if cause is not None and not isinstance(error, HarnessError) and is_lost_peer(error):
+        return cause.exit_code  # the rank that failed, or saw another fail, has printed it
     if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
         lost = ranks.missing(SURVIVORS_S)
         who = (
@@ -161,7 +161,9 @@ def fail(error: Exception, ranks: Ranks) -> int:
             if lost
             else "another process"
         )
-        where = "before the first step" if ranks.step is None else f"step {ranks.step:,}"
+        where = (
+            "before the first step" if (step := ranks.heartbeat.step) is None else f"step {step:,}"
+        )
         error = RankError(
             f"rank {ranks.rank}, {where}: lost {who} ({first_line(error)}). It was killed, "
             "crashed or hangs, or its machine cannot be reached; "

@@ -12,6 +12,7 @@ import torch
 
 from harness.errors import LeavingError, RankError
 from harness.randomness import seed_ambient, seed_for
+from harness.ranks.heartbeat import AGREEMENT, LOG, LOSSES, METRICS, VERDICT
 from harness.rundir.outcome import Outcome
 from harness.stopping.history import EXTRA
 from harness.stopping.verdict import Evaluation, Verdict
@@ -100,6 +101,7 @@ def train_step(run: Run) -> None:
         grad_norm, skipped = run.engine.update()
         run.losses.add(loss_sums, num_items, grad_norm, skipped)
     run.progress.step += 1
+    run.ranks.heartbeat.enter(AGREEMENT)
 
 
 def leave_between_steps(run: Run) -> Outcome:
@@ -136,6 +138,7 @@ def read_losses(run: Run) -> Verdict:
 
     Called by every rank; the host waits.
     """
+    run.ranks.heartbeat.enter(LOSSES)
     with run.ledger.account("compute"):
         window = run.losses.read(run.step)
     verdict = run.ranks.decide(lambda: run.controller.watch(window), Verdict)
@@ -151,6 +154,7 @@ def log_training(run: Run) -> None:
 
     `train/loss_step` is their mean loss; `train/loss`, in records of evaluations, the interval's.
     """
+    run.ranks.heartbeat.enter(LOG)
     steps = run.losses.take_pending()
     norm = steps[-1].grad_norm if steps else math.nan
     rate = run.engine.learning_rate()
@@ -160,6 +164,8 @@ def log_training(run: Run) -> None:
     run.tracker.train({**run.position(), **progress})
     run.ledger.save()
     report_saves(run)
+    for warning in run.watch.take_warnings():
+        run.tracker.warn(warning)
 
 
 def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
@@ -184,6 +190,7 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
     except LeavingError:
         return None
     run.progress.evaluation_due = False
+    run.ranks.heartbeat.enter(METRICS)
     with run.ledger.account("evaluation"):
         computed = run.train_metrics.compute(run.ranks, or_nan=True)
         # An extra evaluation ends no interval: the next one's metrics are of all its steps
@@ -228,6 +235,7 @@ def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
 
     With run.paranoid every rank judges too, and they compare. Called by every rank.
     """
+    run.ranks.heartbeat.enter(VERDICT)
     hours = run.ranks.decide(run.ledger.hours)
     extra = is_extra(run)
     rate = run.engine.learning_rate()

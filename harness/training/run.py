@@ -11,8 +11,10 @@ from harness.data.feed import Feed
 from harness.data.sampling import Sampling
 from harness.interrupt import Interruption
 from harness.metrics.interval import IntervalMetrics
+from harness.ranks.heartbeat import DATA
 from harness.ranks.pulse import Pulse
 from harness.ranks.ranks import Ranks
+from harness.ranks.watch import Watch
 from harness.rundir.crashes import StepNote
 from harness.rundir.ledger import Ledger
 from harness.stopping.controller import StopController
@@ -72,6 +74,7 @@ class Run:
     launch: Launch
     ranks: Ranks
     pulse: Pulse
+    watch: Watch
     interruption: Interruption
     sampling: Sampling
     slots: range
@@ -95,7 +98,8 @@ class Run:
 
     def begin_step(self) -> None:
         """Note the step that is worked on, for messages and for the launch after a crash."""
-        self.ranks.step = self.step + 1
+        self.ranks.heartbeat.step = self.step + 1
+        self.ranks.heartbeat.enter(DATA)
         self.note.begin(self.step + 1)
 
     @property

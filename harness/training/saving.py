@@ -15,6 +15,7 @@ from harness.checkpoint.state import optimizer_tensors
 from harness.config.read import resolved_yaml
 from harness.interrupt import granted_s
 from harness.randomness import capture_random
+from harness.ranks.heartbeat import SAVE
 from harness.stopping.verdict import Verdict
 from harness.tasks.learning import learner_states
 from harness.training.agenda import Request
@@ -32,6 +33,7 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
     if request == Request.INTERRUPTED and not is_worth_saving(run):
         return
     ranked_by = run.controller.best_metric()
+    run.ranks.heartbeat.enter(SAVE)
     with run.ledger.account("checkpoint_stall"):
         check_agreement(run)
         with snapshot_of(run, reason_to_save(verdict, request)) as snapshot:

@@ -60,7 +60,7 @@ def train(
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
             try:
-                with run.note:
+                with run.note, run.watch:
                     try:
                         return fit(run)
                     except LeavingError:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.checks.survey import digests_of
 from harness.errors import ConfigError, DataError
 from tests.checks.planted import Rows, clean, looked_at, only, three
 
@@ -357,3 +358,17 @@ def test_a_sample_of_many_is_looked_at_evenly_and_the_report_says_so(tmp_path: P
     assert sorted(row for rows in report.summaries[0].some.values() for row in rows) == list(
         range(0, 100, 11)
     )
+
+
+@given(st.data(), st.sampled_from(["?", "i1", "u2", "i8", "f2", "f4", "f8", ">f4"]))
+def test_samples_that_come_together_compare_as_those_that_come_one_by_one(
+    data: Any, dtype: str
+) -> None:
+    shape = data.draw(st.sampled_from([(), (0,), (1,), (8,), (2, 5), (3, 1, 4)]))
+    count = data.draw(st.integers(0, 4))
+    numbers = st.lists(st.sampled_from([0, 1, 2]), min_size=60, max_size=60)
+    values = np.resize(np.array(data.draw(numbers)), (count, *shape)).astype(dtype)
+    if data.draw(st.booleans()):
+        values = values[..., ::-1] if shape else values[::-1]
+    one_by_one = [np.asarray(value) for value in values]
+    assert digests_of({"x": values}, ["x"]) == digests_of({"x": one_by_one}, ["x"])
