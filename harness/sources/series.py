@@ -82,19 +82,7 @@ class Series(BatchSource):
         reader = Reader(
             self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout
         )
-        found = find_files(files)
-        if twice := set(found.fields) & set(recording):
-            raise ConfigError(
-                f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
-            )
-        found, read, self.skipped = read_each(found, reader.read, on_error)
-        tell_narrowed(reader.narrowed)
-        self._paths = found.paths
-        self._recordings = [one for of_file in read for one in of_file]
-        file_of = np.repeat(np.arange(len(read)), [len(of_file) for of_file in read])
-        self._fields = found.fields_at(file_of)
-        for name in recording:
-            self._fields[name] = [one.fields[name] for one in self._recordings]
+        self._read(files, reader, on_error)
         self.classes = self._number_classes(label, classes)
         # All files are read whatever the part: classes are numbered and splits are made over all
         # of them.
@@ -142,6 +130,22 @@ class Series(BatchSource):
         ]
         series = {"series": np.stack(cut)}
         return series if self._labels is None else {**series, "label": self._labels[indices]}
+
+    def _read(self, files: str | Sequence[str], reader: Reader, on_error: OnError) -> None:
+        """The recordings of all files, and the fields that are known of them."""
+        found = find_files(files)
+        if twice := set(found.fields) & set(reader.recording):
+            raise ConfigError(
+                f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
+            )
+        found, read, self.skipped = read_each(found, reader.read, on_error)
+        tell_narrowed(reader.narrowed)
+        self._paths = found.paths
+        self._recordings = [one for of_file in read for one in of_file]
+        file_of = np.repeat(np.arange(len(read)), [len(of_file) for of_file in read])
+        self._fields = found.fields_at(file_of)
+        for name in reader.recording:
+            self._fields[name] = [one.fields[name] for one in self._recordings]
 
     def _number_classes(self, label: str | None, classes: Sequence[Any] | None) -> list[str] | None:
         if label is not None:
