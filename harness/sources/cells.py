@@ -38,9 +38,11 @@ class Layout:
 
     `sheet`: of Excel, by name or by number from 1. `header`: the row of the column names, from 1.
 
-    `separator`, `decimal`, `encoding`: of CSV. `missing`: empty cells, and in numeric columns
-    those that hold one of the `marks`, a word or a number such as -999, are rejected, or kept as
-    NaN or "".
+    `names`: the column names of a file that has none, whose row `header` is the first of data.
+    `skip_rows`: rows under the header that are not data, e.g. units. `comment`: how rows begin that
+    are passed over. `separator`, `decimal`, `thousands`, `encoding`: of CSV. `missing`: empty
+    cells, and in numeric columns those that hold one of the `marks`, a word or a number such as
+    -999, are rejected, or kept as NaN or "".
     """
 
     sheet: str | int = 1
@@ -50,10 +52,28 @@ class Layout:
     encoding: str = "utf-8-sig"  # with or without the byte order mark that Excel writes
     missing: Missing = "refuse"
     marks: Collection[str] = field(default=MISSING)
+    thousands: str | None = None
+    comment: str | None = None
+    skip_rows: int = 0
+    names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.header < 1:
             raise ConfigError(f"header: {self.header}: rows are counted from 1. Give 1 or more.")
+        if self.skip_rows < 0 or self.comment == "":
+            raise ConfigError(
+                f"skip_rows, comment: {self.skip_rows} and {self.comment!r}. Give a number of rows "
+                "from 0, and at least one character."
+            )
+        if self.names is not None and len(set(self.names)) < len(self.names):
+            raise ConfigError(f"names: {list(self.names)}: a name occurs twice. Rename one.")
+        if self.thousands is not None and (
+            len(self.thousands) != 1 or self.thousands == self.decimal or self.thousands.isalnum()
+        ):
+            raise ConfigError(
+                f"thousands: {self.thousands!r}. Give one character that is neither a digit nor "
+                f"decimal ({self.decimal!r})."
+            )
         try:
             codecs.lookup(self.encoding)
         except LookupError as error:
@@ -207,6 +227,9 @@ class Cells:
         import pyarrow.compute as pc
 
         trimmed = pc.utf8_trim_whitespace(cells)
+        mark = self._layout.thousands
+        if mark is not None and pc.any(pc.match_substring(trimmed, mark)).as_py():
+            return None
         if self._layout.decimal == ",":
             if pc.any(pc.match_substring(trimmed, ".")).as_py():
                 return None
@@ -232,6 +255,14 @@ class Cells:
     def _read_number(self, text: str) -> float:
         """As float() reads it, but without underscores (12_5). Raises ValueError."""
         comma = self._layout.decimal == ","
+        mark = self._layout.thousands
+        if mark is not None and mark in text:
+            grouped = (
+                rf"\s*[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}})+(\{self._layout.decimal}\d*)?\s*"
+            )
+            if not re.fullmatch(grouped, text):
+                raise ValueError(text)
+            text = text.replace(mark, "")
         if "_" in text or (comma and "." in text):
             raise ValueError(text)
         word = text.strip().casefold()

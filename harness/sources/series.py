@@ -20,8 +20,7 @@ Labels = Literal["pure", "majority"]
 
 
 class Series(BatchSource):
-    """Windows of `length` rows, one every `stride` rows, of .csv, .parquet, .jsonl, .xlsx or .npy
-    files.
+    """Windows of `length` rows, one every `stride` rows, of .npy files and those of `Table`.
 
     A sample: `series` (C, length) float32, and `label` int64 if labels are known, from the column
     `label` or from a {label} in the path. A file is one recording, or holds several, one after
@@ -69,6 +68,10 @@ class Series(BatchSource):
         decimal: str = ".",
         encoding: str = "utf-8-sig",
         missing_marks: Collection[str] = MISSING,
+        thousands: str | None = None,
+        comment: str | None = None,
+        skip_rows: int = 0,
+        names: Sequence[str] | None = None,
         on_error: OnError = "stop",
     ) -> None:
         if length < 1 or stride < 1 or not channels:
@@ -77,7 +80,8 @@ class Series(BatchSource):
         require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(map(text_of, channels)), length
         marks = tuple(map(str, missing_marks))
-        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks)
+        shape = (thousands, comment, skip_rows, names)
+        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *shape)
         units_of = Units(units or {}, self.channels)
         reader = Reader(
             self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout
