@@ -11,6 +11,7 @@ from harness.errors import DataError
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.files import OnError, decodable, need
+from harness.sources.mistaken import what_is
 from harness.sources.pixels import layout_of, read_netpbm, turned, why_inexact
 from harness.sources.split import Part, Rule
 
@@ -96,6 +97,8 @@ class ImageReader:
         try:
             return pillow.open(decodable(file))
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+            if (what := what_is(file)) is not None:
+                raise DataError(f"{name}: not an image that is read, but {what}") from error
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
 
     def _accept(self, name: str, image: Any) -> str:
