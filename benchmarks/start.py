@@ -1,6 +1,6 @@
 """How long a launch takes to the end of its first step.
 
-Run: python benchmarks/start.py [--rounds 15]
+Run: python benchmarks/start.py [--rounds 15] [--launches 1 2 resume]
 
 Aim: `accelerate launch` of a training within 1.15 of the same of a script that imports torch and
 accelerate and takes one fused AdamW step.
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,10 +95,11 @@ run: {name: start, seed: 1}
 data: {train: {source: {_target_: start_parts.Noise, width: WIDTH}}}
 network: {_target_: harness.networks.Mlp, dims: [DIMS]}
 task: {_target_: harness.tasks.Classification, input: x, target: label}
-batch: {size: 64, micro_size: 32}
+batch: {size: 32, micro_size: 32}
 optimizer: {_target_: start_parts.Telling, lr: 1e-3, fused: true}
 stop: {every: {steps: 1000000}, budget: {steps: 1000000}}
 """
+RESUME = "resume"
 TINY, LARGE = "64,256,10", "512,6400,6000,10"  # the large one: 41.8 million parameters
 
 
@@ -155,7 +157,9 @@ def launcher(processes: int) -> list[str]:
     return [*command, "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def arms_of(directory: Path, environment: dict[str, str]) -> list[list[Arm]]:
+def arms_of(
+    launches: list[str], directory: Path, environment: dict[str, str]
+) -> Iterator[list[Arm]]:
     """Groups of arms that take turns with each other."""
     script = directory / "script.py"
     script.write_text(SCRIPT)
@@ -164,18 +168,20 @@ def arms_of(directory: Path, environment: dict[str, str]) -> list[list[Arm]]:
         text = CONFIG.replace("WIDTH", dims.partition(",")[0]).replace("DIMS", dims)
         (directory / f"{name}.yaml").write_text(text)
     train = str(ROOT / "harness" / "train.py")
-    groups = []
     for processes in (1, 2):
+        if str(processes) not in launches:
+            continue
         run = directory / "run"
         ours = [*launcher(processes), train, str(directory / "tiny.yaml"), f"run.dir={run}"]
+        ours += [f"batch.size={32 * processes}"]
         suffix = f", {processes} processes" if processes > 1 else ""
         peer = f"script{suffix}"
-        groups.append(
-            [
-                Arm(peer, peer, [*launcher(processes), str(script), TINY]),
-                Arm(f"fermarsi{suffix}", peer, ours, fresh=run),
-            ]
-        )
+        yield [
+            Arm(peer, peer, [*launcher(processes), str(script), TINY]),
+            Arm(f"fermarsi{suffix}", peer, ours, fresh=run),
+        ]
+    if RESUME not in launches:
+        return
     saved, kept, run = directory / "saved", directory / "kept", directory / "resumed"
     load = [*launcher(1), str(script), LARGE, str(saved)]
     large = [*launcher(1), train, str(directory / "large.yaml")]
@@ -187,13 +193,10 @@ def arms_of(directory: Path, environment: dict[str, str]) -> list[list[Arm]]:
         check=True,
         **quiet,
     )
-    groups.append(
-        [
-            Arm("load", "load", load),
-            Arm("resume", "load", [*large, f"run.dir={run}"], fresh=run, kept=kept),
-        ]
-    )
-    return groups
+    yield [
+        Arm("load", "load", load),
+        Arm(RESUME, "load", [*large, f"run.dir={run}"], fresh=run, kept=kept),
+    ]
 
 
 def show(arms: list[Arm]) -> None:
@@ -217,7 +220,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--launches", nargs="+", default=["1", "2", RESUME])
+    asked = parser.parse_args()
+    rounds = asked.rounds
     with tempfile.TemporaryDirectory(prefix="fermarsi-start-") as name:
         directory = Path(name)
         kept = {key: one for key, one in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
@@ -229,7 +234,7 @@ def main() -> None:
         }
         print(f"{rounds} rounds, {os.cpu_count()} CPUs\n")
         print(f"{'':<22}{'to the first step':>21}{'of its peer':>24}{'processor time':>22}")
-        for arms in arms_of(directory, environment):
+        for arms in arms_of(asked.launches, directory, environment):
             for number in range(-1, rounds):
                 for arm in arms if number % 2 else reversed(arms):
                     arm.launch(environment)

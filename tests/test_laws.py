@@ -333,6 +333,26 @@ def test_a_training_loads_what_it_uses_and_nothing_else(
     assert not set(at_end) - allowed
 
 
+def test_commands_that_read_records_do_not_wait_for_torch() -> None:
+    commands = ["show", "curve", "doctor", "page", "replay", "report", "trace", "track"]
+    imports = ", ".join(
+        ["sys, harness.rundir.status", *map("harness.commands.{}".format, commands)]
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys, {imports}; print(*sys.modules)",
+        ],
+        cwd=HARNESS.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert not {"torch", *LATE} & set(done.stdout.split())
+
+
 def test_wandb_is_imported_in_tracking_alone() -> None:
     problems = [
         f"{module.at(node)}: {dotted}"

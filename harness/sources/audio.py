@@ -13,6 +13,7 @@ from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.files import OnError, decodable, need
+from harness.sources.mistaken import what_is
 from harness.sources.sound_files import FORMATS, is_cut
 from harness.sources.split import Part, Rule
 
@@ -127,6 +128,8 @@ class WaveReader:
         try:
             head = soundfile.info(decodable(file))
         except soundfile.SoundFileError as error:
+            if (what := what_is(file)) is not None:
+                raise DataError(f"{name}: not a sound file that is read, but {what}") from error
             raise DataError(f"{name}: not a sound file: {error}. It may be truncated.") from error
         if head.format not in FORMATS:
             raise DataError(

@@ -3,7 +3,9 @@
 Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
+import codecs
 import datetime
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,11 @@ from harness.wording import some
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
 Kind = Literal["number", "integer", "text"]
+_LIKELY_MARKS = {
+    *("-", "--", "---", "?", ".", "*", "x", "#n/a", "#na", "n.a.", "na", "n/a", "null", "none"),
+    *("nil", "missing", "unknown", "nat", "nan", "(null)", "\\n", "<na>", "k.a.", "n.d."),
+}
+_DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
 _STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
 Column = NDArray[Any] | list[str]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -31,9 +38,11 @@ class Layout:
 
     `sheet`: of Excel, by name or by number from 1. `header`: the row of the column names, from 1.
 
-    `separator`, `decimal`, `encoding`: of CSV. `missing`: empty cells, and in numeric columns
-    those that hold one of the `marks`, a word or a number such as -999, are rejected, or kept as
-    NaN or "".
+    `names`: the column names of a file that has none, whose row `header` is the first of data.
+    `skip_rows`: rows under the header that are not data, e.g. units. `comment`: how rows begin that
+    are passed over. `separator`, `decimal`, `thousands`, `encoding`: of CSV. `missing`: empty
+    cells, and in numeric columns those that hold one of the `marks`, a word or a number such as
+    -999, are rejected, or kept as NaN or "".
     """
 
     sheet: str | int = 1
@@ -43,10 +52,34 @@ class Layout:
     encoding: str = "utf-8-sig"  # with or without the byte order mark that Excel writes
     missing: Missing = "refuse"
     marks: Collection[str] = field(default=MISSING)
+    thousands: str | None = None
+    comment: str | None = None
+    skip_rows: int = 0
+    names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.header < 1:
             raise ConfigError(f"header: {self.header}: rows are counted from 1. Give 1 or more.")
+        if self.skip_rows < 0 or self.comment == "":
+            raise ConfigError(
+                f"skip_rows, comment: {self.skip_rows} and {self.comment!r}. Give a number of rows "
+                "from 0, and at least one character."
+            )
+        if self.names is not None and len(set(self.names)) < len(self.names):
+            raise ConfigError(f"names: {list(self.names)}: a name occurs twice. Rename one.")
+        if self.thousands is not None and (
+            len(self.thousands) != 1 or self.thousands == self.decimal or self.thousands.isalnum()
+        ):
+            raise ConfigError(
+                f"thousands: {self.thousands!r}. Give one character that is neither a digit nor "
+                f"decimal ({self.decimal!r})."
+            )
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as error:
+            raise ConfigError(
+                f"encoding: {error}. Give one known to Python, e.g. utf-8, cp1252 or utf-16."
+            ) from error
         require_choice("missing", self.missing, get_args(Missing))
         if (
             self.decimal not in (".", ",")
@@ -194,6 +227,9 @@ class Cells:
         import pyarrow.compute as pc
 
         trimmed = pc.utf8_trim_whitespace(cells)
+        mark = self._layout.thousands
+        if mark is not None and pc.any(pc.match_substring(trimmed, mark)).as_py():
+            return None
         if self._layout.decimal == ",":
             if pc.any(pc.match_substring(trimmed, ".")).as_py():
                 return None
@@ -212,14 +248,21 @@ class Cells:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
                 if not _is_empty(cell) and str(cell).strip() not in self._layout.marks:
-                    what = f"{cell!r} is not a number. Correct it, or read the column as text."
-                    self._refuse(name, index, what)
+                    self._refuse(name, index, f"{cell!r} is not a number. {_remedy(str(cell))}")
                 values[index] = np.nan
         return values
 
     def _read_number(self, text: str) -> float:
         """As float() reads it, but without underscores (12_5). Raises ValueError."""
         comma = self._layout.decimal == ","
+        mark = self._layout.thousands
+        if mark is not None and mark in text:
+            grouped = (
+                rf"\s*[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}})+(\{self._layout.decimal}\d*)?\s*"
+            )
+            if not re.fullmatch(grouped, text):
+                raise ValueError(text)
+            text = text.replace(mark, "")
         if "_" in text or (comma and "." in text):
             raise ValueError(text)
         word = text.strip().casefold()
@@ -249,6 +292,18 @@ def lost_in_float32(values: NDArray[np.float64]) -> str | None:
     narrow = len(np.unique(finite.astype(np.float32)))
     wide = len(np.unique(finite))
     return f"{narrow:,} of {wide:,} distinct numbers remain" if narrow < wide else None
+
+
+def _remedy(text: str) -> str:
+    word = text.strip()
+    if word.casefold() in _LIKELY_MARKS:
+        return (
+            f"If it marks a missing value, add it to missing_marks ({', '.join(MISSING)} by "
+            "default) and set missing: keep."
+        )
+    if _DAY_FIRST.match(word):
+        return "Write dates as 2026-01-31 12:00:00, or read the column as text."
+    return "Correct it, or read the column as text."
 
 
 def tell_narrowed(lost: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ from harness.sources.split import Part, Rule, rows_of
 from harness.sources.table_files import read_cells
 
 Keep = Literal["memory", "disk"]
-TABLES = (".csv", ".jsonl", ".ndjson", ".xlsx", ".parquet")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".parquet")
 # The column of files in a table that lists them, as in datasets' imagefolder and audiofolder
 FILE_NAME = "file_name"
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from harness.errors import DataError
 from harness.sources.files import need
+from harness.sources.mistaken import what_is
 
 Frames = NDArray[np.uint8]
 # The number of frames in a file -> the wanted ones, ascending
@@ -42,10 +43,19 @@ def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
             "rounded. Convert it to 8 bits: ffmpeg -i IN -pix_fmt yuv420p OUT."
         ) from error
     except Exception as error:
+        what = None if _is_film(path) else what_is(path)
+        if what is not None:
+            raise DataError(f"{path}: not a film, but {what}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise DataError(
             f"{path}: cannot be decoded as video: {reason}. It may be truncated."
         ) from error
+
+
+def _is_film(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(12)
+    return _kind(head) is not None and not head[8:].startswith((b"hei", b"mif1"))
 
 
 def decoder() -> Any:

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -42,8 +43,9 @@ class Hub(BatchSource):
     Integers become int64, other numbers float32, class names their numbers; lists of equal length
     keep their shape; text stays text, for `harness.treatments.Encode`. Images are (C, H, W) with
     their original values, as `harness.sources.images.Images` reads them (datasets' own decoder
-    would saturate 16 bits at 255); sound is read by `audio`, a
-    `harness.sources.audio.WaveReader`. `part` and `rule` divide a split further, by any column.
+    would saturate 16 bits at 255), or as `image`, a `harness.sources.images.ImageReader`,
+    says, e.g. {size: [64, 64]}; sound is read by `audio`, a `harness.sources.audio.WaveReader`.
+    `part` and `rule` divide a split further, by any column.
     Missing values are rejected, or with `missing: keep` NaN in numbers and "" in text. Headers of
     images and sound are checked at start-up; `on_error` applies to those that cannot be read.
 
@@ -63,6 +65,7 @@ class Hub(BatchSource):
         data_dir: str | None = None,
         revision: str | None = None,
         audio: WaveReader | None = None,
+        image: ImageReader | None = None,
         part: Part = "all",
         rule: Rule | None = None,
         missing: Missing = "refuse",
@@ -74,7 +77,7 @@ class Hub(BatchSource):
         settings = {key: value for key, value in given.items() if value is not None}
         self._data, self._paths = _load(path, split, settings)
         self.columns = _columns(self._data.features, columns, path)
-        self._readers = self._undecoded(audio)
+        self._readers = self._undecoded(audio, image)
         known = {} if rule is None else self._known(self._data, rule.columns)
         rows = rows_of(part, rule, known, len(self._data)).tolist()
         self._data = self._data.with_format("arrow")  # decodes nothing
@@ -129,7 +132,9 @@ class Hub(BatchSource):
                 ]
         return known
 
-    def _undecoded(self, audio: WaveReader | None) -> dict[str, FileReader]:
+    def _undecoded(
+        self, audio: WaveReader | None, image: ImageReader | None
+    ) -> dict[str, FileReader]:
         """The readers of image and sound columns; `datasets` itself decodes none of them."""
         datasets = importlib.import_module("datasets")
         readers: dict[str, FileReader] = {}
@@ -138,7 +143,7 @@ class Hub(BatchSource):
             if kind in ("Image", "Audio"):
                 self._data = self._data.cast_column(column, getattr(datasets, kind)(decode=False))
             if column in self.columns and kind == "Image":
-                readers[column] = ImageReader()
+                readers[column] = ImageReader() if image is None else copy(image)
             elif column in self.columns and kind == "Audio":
                 if audio is None:
                     raise ConfigError(
@@ -146,6 +151,11 @@ class Hub(BatchSource):
                         f"harness.sources.audio.WaveReader, rate_hz: …, seconds: …}}."
                     )
                 readers[column] = audio
+        if image is not None and not any(isinstance(one, ImageReader) for one in readers.values()):
+            raise ConfigError(
+                f"image: {self.path} has no image column among {', '.join(self.columns)}. Take it "
+                "out."
+            )
         if audio is not None and audio not in readers.values():
             raise ConfigError(
                 f"audio: {self.path} has no sound column among {', '.join(self.columns)}. Take "

@@ -2,18 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import DataError
+from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.files import OnError, decodable, need
-from harness.sources.pixels import layout_of, read_netpbm, turned, why_inexact
+from harness.sources.fitting import Fit, Fitting
+from harness.sources.mistaken import what_is
+from harness.sources.pixels import (
+    layout_of,
+    read_netpbm,
+    turned,
+    why_inexact,
+    why_no_picture,
+)
 from harness.sources.split import Part, Rule
 
+Mode = Literal["RGB", "L"]
 # Torch supports few operations on uint16
 _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": np.float32}
 
@@ -28,6 +37,10 @@ class Images(Collection):
     `harness.treatments.ToFloat` or `ToDegrees` converts them for a network. Formats and depths
     whose values Pillow would change (16 bits in colour, 4 bits, JPEG 2000 of 12) are rejected, and
     so are palettes and multi-page files.
+
+    Images of other sizes are brought to `size`: [H, W], `fit`: "crop" (by default), "pad" or
+    "stretch", see `Fitting`. `mode`: "RGB" or "L" converts pictures of 8 bits and less, palettes
+    and CMYK as Pillow does; alpha is dropped.
 
     `files`: e.g. `pictures/{label}/*.png`, or `pictures/metadata.csv`, a table that lists them;
     `columns`, e.g. {age: number}, of what is said there are put into samples, as `Collection` says.
@@ -46,19 +59,30 @@ class Images(Collection):
         split: Rule | None = None,
         classes: Sequence[Any] | None = None,
         columns: Mapping[str, Kind] | None = None,
+        size: Sequence[int] | None = None,
+        fit: Fit | None = None,
+        mode: Mode | None = None,
         keep: Keep = "memory",
         on_error: OnError = "stop",
     ) -> None:
-        self.reader = ImageReader()
+        self.reader = ImageReader(size, fit, mode)
         super().__init__("image", files, part, split, classes, keep, on_error, columns)
 
 
 class ImageReader:
-    """Reads images of one size and mode, from files or from bytes; `name` is used in messages.
-    Raises DataError.
+    """Reads images of one size and mode, from files or from bytes, or brings them to `size` and
+    `mode`, as `Images` says; `name` is used in messages. Raises ConfigError and DataError.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, size: Sequence[int] | None = None, fit: Fit | None = None, mode: Mode | None = None
+    ) -> None:
+        if fit is not None and size is None:
+            raise ConfigError(f"fit: {fit!r} has no effect without size. Set size: [H, W].")
+        if mode is not None:
+            require_choice("mode", mode, get_args(Mode))
+        self._fitting = None if size is None else Fitting(size, fit or "crop")
+        self._mode = mode
         _decoder()
         # The name, size and mode that all others must match
         self._first: tuple[str, tuple[int, int], str] | None = None
@@ -82,20 +106,24 @@ class ImageReader:
         with self._open(file, name) as image:
             mode = self._accept(name, image)
             try:
-                counts = _counts(image)
+                counts = _counts(image, self._mode)
             except Exception as error:
                 raise DataError(
                     f"{name}: cannot be decoded: {error}. It may be truncated."
                 ) from error
             # Only a decodable image can be the first
             self._compare(name, (counts.shape[1], counts.shape[0]), mode)
-        return counts[None] if counts.ndim == 2 else np.ascontiguousarray(counts.transpose(2, 0, 1))
+        values = counts[None] if counts.ndim == 2 else counts.transpose(2, 0, 1)
+        values = np.ascontiguousarray(values)
+        return values if self._fitting is None else self._fitting(values)
 
     def _open(self, file: Path | bytes, name: str) -> Any:
         pillow = _decoder()
         try:
             return pillow.open(decodable(file))
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
+            if (what := what_is(file)) is not None:
+                raise DataError(f"{name}: not an image that is read, but {what}") from error
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
 
     def _accept(self, name: str, image: Any) -> str:
@@ -107,28 +135,42 @@ class ImageReader:
         if pages != 1:
             raise DataError(f"{name}: {pages} pages or frames. Give one image per file.")
         why: str | None = f"an image of mode {image.mode}"
-        if _depth(image.mode) in _DTYPES:
+        if self._mode is not None:
+            why = why_no_picture(image)
+        elif _depth(image.mode) in _DTYPES:
             why = why_inexact(image)
         if why is not None:
+            also = "" if self._mode or why_no_picture(image) else ", or set mode: RGB or L"
             raise DataError(
                 f"{name}: {why}. Save it as 8- or 16-bit greyscale, 8-bit RGB or RGBA, or "
-                "float TIFF."
+                f"float TIFF{also}."
             )
+        if self._mode is not None:
+            return self._mode
         return layout_of(image) if image.format == "PPM" else str(image.mode)
 
     def _compare(self, name: str, size: tuple[int, int], mode: str) -> None:
         if self._first is None:
             self._first = name, size, mode
         first, others, other = self._first
+        if self._fitting is not None:
+            size = others
         if size != others or _kind(mode) != _kind(other):
             raise DataError(
                 f"{name}: {size[0]} x {size[1]} {mode}, but {first} has "
-                f"{others[0]} x {others[1]} {other}. All images must have one size and mode."
+                f"{others[0]} x {others[1]} {other}. All images must have one size and mode. "
+                "Set size: [H, W], with fit: crop, pad or stretch, or mode: RGB or L."
             )
 
 
-def _counts(image: Any) -> NDArray[Any]:
+def _counts(image: Any, mode: Mode | None) -> NDArray[Any]:
     """(H, W) or (H, W, C), upright, in the machine's byte order."""
+    if mode is not None:
+        picture = need("PIL.ImageOps", "images", "images").exif_transpose(image)
+        if picture.mode in ("P", "PA"):
+            picture = picture.convert("RGBA")
+        converted: NDArray[Any] = np.asarray(picture.convert(mode))
+        return converted
     if image.format == "PPM":
         image.fp.seek(0)
         netpbm = read_netpbm(image.fp.read())

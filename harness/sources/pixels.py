@@ -37,6 +37,7 @@ _TIFF = {
     (2, (1,), (8,) * 4, (2,)),
     (6, (1,), (8,) * 3, ()),
 }
+_PICTURES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
 _NETPBM = re.compile(rb"P([2356])" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
 _PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
@@ -76,8 +77,24 @@ def why_inexact(image: Any) -> str | None:
     if layout not in _LAYOUTS.get(image.format, ()):
         what = f"mode {image.mode}" + (f" from {layout}" if layout != image.mode else "")
         return f"a {image.format} image of {what}, which Pillow does not read unchanged"
+    return _why_other_depth(image, {16 if "16" in layout else 8})
+
+
+def why_no_picture(image: Any) -> str | None:
+    """Why an opened image is none of 8 bits that can be converted to a mode; None if not.
+
+    Palettes and fewer bits are brought to their full range, as a picture is meant.
+    """
+    layout = layout_of(image)
+    if "16" in layout:
+        return "16 bits, which a mode would round to 8"
+    if image.mode not in _PICTURES or image.format not in (*_LAYOUTS, "TIFF"):
+        return f"a {image.format} image of mode {image.mode}, which is not converted"
+    return _why_other_depth(image, {8})
+
+
+def _why_other_depth(image: Any, wanted: set[int]) -> str | None:
     depths_in = {"AVIF": _avif_depths, "JPEG2000": _jpeg2000_depths}.get(image.format)
-    wanted = {16 if "16" in layout else 8}
     if depths_in is not None and (found := depths_in(_head(image, 2**16))) != wanted:
         bits = " and ".join(map(str, sorted(found))) or "unknown"
         return f"a {image.format} image of {bits} bits, which Pillow would rescale"

@@ -1,14 +1,15 @@
 """Time series of measuring devices: windows of multichannel recordings, one row per time step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.cells import Layout, tell_narrowed
+from harness.sources.cells import MISSING, Layout, tell_narrowed
 from harness.sources.files import OnError, class_names, find_files, read_each
 from harness.sources.recording import Bounds, Gaps, Reader
 from harness.sources.source import BatchSource, select, span_columns
@@ -19,8 +20,7 @@ Labels = Literal["pure", "majority"]
 
 
 class Series(BatchSource):
-    """Windows of `length` rows, one every `stride` rows, of .csv, .parquet, .jsonl, .xlsx or .npy
-    files.
+    """Windows of `length` rows, one every `stride` rows, of .npy files and those of `Table`.
 
     A sample: `series` (C, length) float32, and `label` int64 if labels are known, from the column
     `label` or from a {label} in the path. A file is one recording, or holds several, one after
@@ -31,7 +31,8 @@ class Series(BatchSource):
     frequent label (in a tie, the first class); an empty label counts as none. `units`:
     `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds or
     dates. A step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with
-    an empty cell; `gaps` says whether to refuse gaps or to split there. By their times all
+    an empty cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says
+    whether to refuse gaps or to split there. By their times all
     recordings must have one rate, `rate_hz` if given. Classes are numbered in the order of
     `classes`, by default by name over all files. A file that cannot be read is an error, or is
     skipped with `on_error: skip`. Raises DataError with file, row and column.
@@ -65,31 +66,27 @@ class Series(BatchSource):
         header: int = 1,
         separator: str = ",",
         decimal: str = ".",
+        encoding: str = "utf-8-sig",
+        missing_marks: Collection[str] = MISSING,
+        thousands: str | None = None,
+        comment: str | None = None,
+        skip_rows: int = 0,
+        names: Sequence[str] | None = None,
         on_error: OnError = "stop",
     ) -> None:
         if length < 1 or stride < 1 or not channels:
             given = f"{length}, {stride}, {list(channels)}"
             raise ConfigError(f"length, stride, channels: {given}: give at least one of each.")
         require_choice("labels", labels, get_args(Labels))
-        self.channels, self.length = list(channels), length
-        layout = Layout(sheet, header, separator, decimal, missing="keep")
+        self.channels, self.length = list(map(text_of, channels)), length
+        marks = tuple(map(str, missing_marks))
+        shape = (thousands, comment, skip_rows, names)
+        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *shape)
         units_of = Units(units or {}, self.channels)
         reader = Reader(
             self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout
         )
-        found = find_files(files)
-        if twice := set(found.fields) & set(recording):
-            raise ConfigError(
-                f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
-            )
-        found, read, self.skipped = read_each(found, reader.read, on_error)
-        tell_narrowed(reader.narrowed)
-        self._paths = found.paths
-        self._recordings = [one for of_file in read for one in of_file]
-        file_of = np.repeat(np.arange(len(read)), [len(of_file) for of_file in read])
-        self._fields = found.fields_at(file_of)
-        for name in recording:
-            self._fields[name] = [one.fields[name] for one in self._recordings]
+        self._read(files, reader, on_error)
         self.classes = self._number_classes(label, classes)
         # All files are read whatever the part: classes are numbered and splits are made over all
         # of them.
@@ -137,6 +134,22 @@ class Series(BatchSource):
         ]
         series = {"series": np.stack(cut)}
         return series if self._labels is None else {**series, "label": self._labels[indices]}
+
+    def _read(self, files: str | Sequence[str], reader: Reader, on_error: OnError) -> None:
+        """The recordings of all files, and the fields that are known of them."""
+        found = find_files(files)
+        if twice := set(found.fields) & set(reader.recording):
+            raise ConfigError(
+                f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
+            )
+        found, read, self.skipped = read_each(found, reader.read, on_error)
+        tell_narrowed(reader.narrowed)
+        self._paths = found.paths
+        self._recordings = [one for of_file in read for one in of_file]
+        file_of = np.repeat(np.arange(len(read)), [len(of_file) for of_file in read])
+        self._fields = found.fields_at(file_of)
+        for name in reader.recording:
+            self._fields[name] = [one.fields[name] for one in self._recordings]
 
     def _number_classes(self, label: str | None, classes: Sequence[Any] | None) -> list[str] | None:
         if label is not None:

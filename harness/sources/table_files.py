@@ -3,25 +3,30 @@ numbers.
 """
 
 import csv
+import gzip
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice, pairwise
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from harness.data.written import text_of
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout, number_or_none
 from harness.sources.files import need
+from harness.sources.mistaken import what_is
 from harness.sources.workbook import check_workbook
 from harness.wording import did_you_mean, some
 
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 _Pack = Callable[[list[list[Any]], Sequence[str], Sequence[str]], dict[str, Any]]
 _PACKED = 2**15  # rows held as Python objects at a time
+_SEPARATORS = (";", "\t", "|", ",")
+_LONGEST_FIELD = 2**31 - 1  # bytes
 _LOOKED_THROUGH = 20  # rows searched for a header that is not where it should be
 
 
@@ -30,24 +35,55 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
 
     Raises a DataError that names the file, and the row if there is one.
     """
-    reader = _READERS.get(path.suffix.lower())
+    endings = [one.lower() for one in path.suffixes[-2:]]
+    packed = endings[-1:] == [".gz"]
+    reader = _READERS.get(endings[0] if packed and len(endings) == 2 else path.suffix.lower())
+    if packed and reader is not _csv:
+        reader = None
     if reader is None:
         raise DataError(
             f"{path}: {path.suffix or 'no suffix'} is not one of {', '.join(_READERS)}. "
             "Give a file in one of these formats."
         )
+    binary = (".xlsx", ".xlsm", ".gz")
+    if path.suffix.lower() not in binary and (what := what_is(path)) is not None:
+        raise DataError(f"{path}: not a table that is read, but {what}")
     try:
         return reader(path, layout, columns)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: {_why_undecoded(path, layout, error)}") from error
+    except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or in a format other "
             "than its suffix says."
         ) from error
 
 
+def _why_undecoded(path: Path, layout: Layout, error: UnicodeDecodeError) -> str:
+    """Which row is not in the encoding, and which encoding it may be in."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt", ".gz"):
+        return f"byte {error.start}: not UTF-8 ({error.reason}). Store the file as UTF-8."
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "in UTF-16. Set encoding: utf-16."
+    row, encoding = 1, layout.encoding.removesuffix("-sig")
+    for row, line in enumerate(data.splitlines(), start=1):
+        try:
+            line.decode(layout.encoding)
+        except UnicodeDecodeError as found:
+            shown = line[max(0, found.start - 12) : found.end + 8].decode("cp1252", "replace")
+            return (
+                f"row {row}: byte {line[found.start]:#x} is not {encoding}. Set encoding, "
+                f"e.g. cp1252 (Windows) or latin-1, in which it reads {shown!r}."
+            )
+    return f"row {row}: not {encoding} ({error.reason}). Set encoding."
+
+
 def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
-    with path.open(newline="", encoding=layout.encoding) as file:
-        lines = csv.reader(file, delimiter=layout.separator, strict=True)
+    tabs = ".tsv" in path.suffixes[-2:] and layout.separator == ","
+    csv.field_size_limit(_LONGEST_FIELD)
+    with _opened(path, layout.encoding) as file:
+        lines = csv.reader(file, delimiter="\t" if tabs else layout.separator, strict=True)
         try:
             return _headed(
                 path, layout, columns, ((lines.line_num, cells) for cells in lines), _as_texts
@@ -56,6 +92,17 @@ def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
             raise DataError(
                 f"{path}: row {lines.line_num}: {error}. Correct the row, or set separator."
             ) from error
+        except (EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path}: row {lines.line_num}: cannot be unpacked: {error}. It may be truncated."
+            ) from error
+
+
+def _opened(path: Path, encoding: str) -> TextIO:
+    """A text file, unpacked if it is compressed."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding=encoding, newline="")
+    return path.open(newline="", encoding=encoding)
 
 
 def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -93,28 +140,33 @@ def _headed(
     pack: _Pack,
 ) -> Cells:
     """lines: (row, cells) -> the columns named in row `header`; empty rows are skipped."""
-    header: list[str] = []
+    header: list[str] = [] if layout.names is None else list(layout.names)
+    begin = layout.header + layout.skip_rows if header else None  # the first row of data
     rows: list[int] = []
     kept: list[list[Any]] = []
     above: list[tuple[int, list[Any]]] = []
     packed: list[dict[str, Any]] = []
-    wanted: list[str] = []
+    wanted = _select(path, header, columns) if header else []
     for row, cells in lines:
+        if layout.comment and cells and str(cells[0]).lstrip().startswith(layout.comment):
+            continue
         if row < layout.header:
             above.append((row, cells))
+        elif begin is not None and row < begin:
+            pass
         elif not header:
+            begin = row + 1 + layout.skip_rows
             header = [_name_of(cell) for cell in cells]
             while header and not header[-1]:
                 header.pop()
             if not header and columns is None:
                 break
+            if ".csv" in path.suffixes[-2:] and len(header) == 1:
+                _refuse_separator(path, row, header[0])
             if columns is not None and not set(columns) <= set(header):
                 below = islice(lines, _LOOKED_THROUGH)
                 _refuse_header(path, header, layout.header, columns, [*above, *below])
-            if columns is None:
-                _tell_odd_header(path, row, header)
-            wanted = [name for name in header if name and (columns is None or name in columns)]
-            _refuse_twins(path, wanted)
+            wanted = _wanted(path, row, header, columns)
         elif any(cell is not None and cell != "" for cell in cells):
             if len(cells) < len(header) or any(cell != "" for cell in cells[len(header) :]):
                 raise DataError(
@@ -184,6 +236,27 @@ def _refuse_header(
     )
 
 
+def _wanted(
+    path: Path, row: int, header: Sequence[str], columns: Collection[str] | None
+) -> list[str]:
+    """The names of a header to read."""
+    if columns is None:
+        _tell_odd_header(path, row, header)
+    wanted = [name for name in header if name and (columns is None or name in columns)]
+    _refuse_twins(path, wanted)
+    return wanted
+
+
+def _refuse_separator(path: Path, row: int, name: str) -> None:
+    """Refuse a header of one column whose name holds other separators."""
+    mark = max(_SEPARATORS, key=name.count)
+    if mark in name:
+        raise DataError(
+            f"{path}: row {row}: one column {name!r}, which looks like several. Set separator: "
+            f"{json.dumps(mark)}."
+        )
+
+
 def _tell_odd_header(path: Path, row: int, header: Sequence[str]) -> None:
     """Warn of column names that look like measurements: a file without them loses its first row.
 
@@ -238,6 +311,16 @@ def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> 
                     )
                 rows.append(row)
                 objects.append(found)
+    return _of_objects(path, layout, columns, rows, objects)
+
+
+def _of_objects(
+    path: Path,
+    layout: Layout,
+    columns: Collection[str] | None,
+    rows: Sequence[int],
+    objects: Sequence[dict[str, Any]],
+) -> Cells:
     wanted = _select(path, list(dict.fromkeys(chain.from_iterable(objects))), columns)
     cells = {name: [found.get(name) for found in objects] for name in wanted}
     return Cells(path, cells, rows, layout)
@@ -294,10 +377,25 @@ def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
         raise
 
 
+def _json(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            objects = json.load(file)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: row {error.lineno}: not JSON: {error.msg}.") from error
+    if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
+        raise DataError(f"{path}: not a list of objects. Give one, with an object for each row.")
+    return _of_objects(path, layout, columns, range(1, len(objects) + 1), objects)
+
+
 _READERS: dict[str, _Reader] = {
     ".csv": _csv,
+    ".tsv": _csv,
+    ".txt": _csv,
+    ".json": _json,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".xlsx": _excel,
+    ".xlsm": _excel,
     ".parquet": _parquet,
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.written import text_of
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
     MISSING,
@@ -29,7 +30,8 @@ _Samples = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64], dic
 
 
 class Table(BatchSource):
-    """Rows of .csv, .parquet, .jsonl or .xlsx files, held in memory.
+    """Rows of .csv, .tsv, .txt (also with .gz), .parquet, .jsonl, .json, .xlsx or .xlsm files, held
+    in memory.
 
     A sample: `features` (D,) float32, the columns of that list in order (none if it is empty), and
     each of `columns` under its own name, of its kind: number (float32), integer (int64) or text,
@@ -37,11 +39,12 @@ class Table(BatchSource):
     takes every column that neither `columns` nor `split` names. `files`: a path, a pattern such as
     data/{subject}/*.csv or a list; a {field} is also a text column.
 
-    `sheet` (Excel) and `header` (Excel and CSV) count from 1. Empty cells and, in numeric columns,
-    `missing_marks` (words, or numbers such as -999) are rejected, or with `missing: keep` NaN in
-    numbers and "" in text. A file that cannot be read is an error, or is skipped with `on_error:
-    skip`; the messages are in `skipped`. Raises DataError with file, row and
-    column.
+    `sheet` (Excel) and `header` (Excel and CSV) count from 1; `skip_rows` under the header are not
+    data, e.g. units; rows that begin with `comment` are passed over; `names` are those of a file
+    that has none. `thousands`: a mark between groups of digits. Empty cells and, in numeric
+    columns, `missing_marks` (words, or numbers such as -999) are rejected, or with `missing: keep`
+    NaN in numbers and "" in text. A file that cannot be read is an error, or is skipped with
+    `on_error: skip`; the messages are in `skipped`. Raises DataError with file, row and column.
 
     Known about each row, for splits, checks and balanced sampling: its file ("path") and "row",
     the fields of its path, the columns that the split needs, and those of `columns` that are text
@@ -64,14 +67,19 @@ class Table(BatchSource):
         encoding: str = "utf-8-sig",
         missing: Missing = "refuse",
         missing_marks: Collection[str] = MISSING,
+        thousands: str | None = None,
+        comment: str | None = None,
+        skip_rows: int = 0,
+        names: Sequence[str] | None = None,
         on_error: OnError = "stop",
     ) -> None:
-        self.columns = dict(columns or {})
-        self.features = None if features is None else list(features)
-        check_kinds(self.columns, ["features", *(features or ())])
-        layout = Layout(
-            sheet, header, separator, decimal, encoding, missing, tuple(map(str, missing_marks))
-        )
+        # Names as a header has them: 2019 too
+        self.columns = {text_of(name): kind for name, kind in (columns or {}).items()}
+        self.features = None if features is None else list(map(text_of, features))
+        check_kinds(self.columns, ["features", *(self.features or ())])
+        marks = tuple(map(str, missing_marks))
+        rows = (thousands, comment, skip_rows, names)
+        layout = Layout(sheet, header, separator, decimal, encoding, missing, marks, *rows)
         found = find_files(files)
         self._of_paths = set(found.fields)  # columns from the paths, not from the files
         asked = [*self.columns, *(() if split is None else split.columns)]

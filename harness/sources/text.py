@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.files import refuse_dangling
+from harness.sources.mistaken import is_pointer, what_is
 from harness.sources.source import BatchSource, select, span_columns
 
 Part = Literal["all", "train", "val"]
@@ -123,6 +124,8 @@ def _paths(pattern: str) -> list[Path]:
     )
     for path in found:
         refuse_dangling(path)
+        if is_pointer(path):
+            raise DataError(f"{path}: {what_is(path)}")
     if not found:
         raise DataError(
             f"{pattern}: no such file (looked in {Path(expanded).absolute().parent}). Give the "

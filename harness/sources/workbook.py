@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from xml.parsers import expat
 
 from harness.errors import DataError
+from harness.sources.mistaken import what_is
 
 MAX_XML_BYTES = 4 * 2**30  # of all parts, unpacked
 MAX_EMPTY = 10_000_000  # cells of a rectangle, unless one in so many is filled:
@@ -50,6 +51,9 @@ def check_workbook(path: Path) -> None:
                 with book.open(part) as file:
                     _check_sheet(f"{path}: {part.filename}", _Extent(file))
     except _UNREADABLE as error:
+        what = what_is(path)
+        if what is not None and "zip" not in what:  # a truncated workbook begins as a zip does
+            raise DataError(f"{path}: not a workbook that is read, but {what}") from error
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
         ) from error

@@ -10,15 +10,15 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from harness.bounded import json_lines
 from harness.data.sampling import Sampling
 from harness.durable import replace_file
 from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Trace:
@@ -30,7 +30,7 @@ class Trace:
         self._path = path
 
     def write(
-        self, step: int, losses: Sequence[float], sampling: Sampling, network: nn.Module
+        self, step: int, losses: Sequence[float], sampling: Sampling, network: "nn.Module"
     ) -> None:
         """One line for `step`, whose loss is the last of `losses`."""
         samples = hashlib.sha256()
@@ -60,8 +60,10 @@ def read_trace(path: Path) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}. Fix the file.") from error
 
 
-def digest(network: nn.Module) -> str:
+def digest(network: "nn.Module") -> str:
     """SHA-256 over names and bytes of all parameters and buffers. The host waits."""
+    import torch  # not for `fermarsi trace`, which reads
+
     sha = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         sha.update(name.encode())

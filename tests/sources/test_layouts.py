@@ -1,0 +1,139 @@
+"""Tables as offices and devices export them; pandas says what is in them."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openpyxl
+import pandas as pd
+import pytest
+
+from harness.errors import ConfigError, DataError
+from harness.sources.series import Series
+from harness.sources.tables import Table
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "data"
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases beside the repository")
+
+
+def features(table: Table) -> list[list[float]]:
+    found: list[list[float]] = table.__getitems__(list(range(len(table))))["features"].tolist()
+    return found
+
+
+@needs_cases
+def test_rows_of_units_under_the_header_are_passed_over() -> None:
+    path = CASES / "x_units_row_toa5" / "toa5.csv"
+    names = ["AirTC_Avg", "RH"]
+    table = Table(str(path), names, header=2, skip_rows=2, missing="keep")
+    frame = pd.read_csv(path, header=1, skiprows=[2, 3])[names]
+    assert np.array_equal(features(table), frame.to_numpy(np.float32), equal_nan=True)
+    assert table.known()["row"][0] == "5"
+    series = Series(str(path), names, 1, 1, header=2, skip_rows=2, gaps="split")
+    assert series[0]["series"][:, 0].tolist() == features(table)[0]
+
+
+@needs_cases
+def test_thousands_are_read_as_pandas_reads_them() -> None:
+    path = CASES / "x_thousands" / "it_thousands.csv"
+    settings: dict[str, Any] = {"decimal": ",", "thousands": ".", "encoding": "cp1252"}
+    table = Table(str(path), ["total_cost"], separator=";", **settings)
+    frame = pd.read_csv(path, sep=";", **settings)
+    assert features(table) == frame[["total_cost"]].to_numpy(np.float32).tolist()
+
+
+@pytest.mark.parametrize("text", ["1.23", "12.34.567", "1234.567", "1.2345"])
+def test_digits_that_are_in_no_groups_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(f"a\n1.000\n{text}\n")
+    with pytest.raises(DataError, match=rf"row 3, column 'a': '{text}' is not a number"):
+        Table(str(tmp_path / "a.csv"), decimal=",", separator=";", thousands=".")
+
+
+def test_comments_and_long_fields_are_no_trouble(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    (tmp_path / "a.csv").write_text(f"# by a logger, v2\na,b\n1,{long}\n # pause\n2,y\n")
+    table = Table(str(tmp_path / "a.csv"), ["a"], {"b": "text"}, comment="#")
+    assert table.__getitems__([0, 1])["b"] == [long, "y"]
+    assert table.known()["row"] == ["3", "5"]
+
+
+def test_a_file_without_a_header_is_given_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("5.1,3.5,setosa\n4.9,3.0,setosa\n")
+    names = ["length", "width", "kind"]
+    table = Table(str(tmp_path / "a.csv"), columns={"kind": "text"}, names=names)
+    assert (table.features, len(table)) == (["length", "width"], 2)
+    assert features(table) == np.float32([[5.1, 3.5], [4.9, 3.0]]).tolist()
+    assert table.known()["row"] == ["1", "2"]
+    with pytest.raises(DataError, match=r"no column 'size', only length, width, kind"):
+        Table(str(tmp_path / "a.csv"), ["size"], names=names)
+    with pytest.raises(DataError, match=r"row 1: 3 cells for 2 columns"):
+        Table(str(tmp_path / "a.csv"), names=names[:2])
+    book = openpyxl.Workbook()
+    sheet: Any = book.active
+    for row in (["by a person"], [5.1, 3.5], [4.9, 3.0]):
+        sheet.append(row)
+    book.save(tmp_path / "a.xlsx")
+    table = Table(str(tmp_path / "a.xlsx"), names=names[:2], header=2)
+    assert features(table) == np.float32([[5.1, 3.5], [4.9, 3.0]]).tolist()
+
+
+@needs_cases
+def test_tabs_are_the_separator_of_tsv() -> None:
+    path = CASES / "x_tsv" / "dummy.tsv"
+    assert features(Table(str(path))) == pd.read_csv(path, sep="\t").to_numpy(np.float32).tolist()
+
+
+def test_the_same_table_has_many_endings(tmp_path: Path) -> None:
+    rows = [{"a": 1.5, "b": 2}, {"a": -3.25, "b": 4}]
+    lines = "a,b\n1.5,2\n-3.25,4\n"
+    (tmp_path / "a.csv").write_text(lines)
+    (tmp_path / "a.txt").write_text(lines)
+    (tmp_path / "a.tsv").write_text(lines.replace(",", "\t"))
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
+        file.write(lines)
+    with gzip.open(tmp_path / "a.tsv.gz", "wt") as file:
+        file.write(lines.replace(",", "\t"))
+    pd.DataFrame(rows).to_excel(tmp_path / "a.xlsm", index=False, engine="openpyxl")
+    for path in sorted(tmp_path.iterdir()):
+        assert features(Table(str(path))) == [[1.5, 2], [-3.25, 4]], path
+
+
+def test_packed_and_json_files_that_are_torn_are_named(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
+        file.write("a,b\n" + "".join(f"{index},{index * index}\n" for index in range(5000)))
+    whole = (tmp_path / "a.csv.gz").read_bytes()
+    (tmp_path / "a.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"a\.csv\.gz: row \d+: cannot be unpacked: .* truncated"):
+        Table(str(tmp_path / "a.csv.gz"))
+    (tmp_path / "a.csv.gz").write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(DataError, match=r"a\.csv\.gz: cannot be read: Not a gzipped file"):
+        Table(str(tmp_path / "a.csv.gz"))
+    for text, what in (
+        ('[{"a": 1},\n {"a": ]', r"row 2: not JSON"),
+        ('{"a": [1, 2]}', r"not a list of objects\. Give one"),
+        ("[1, 2]", r"not a list of objects\. Give one"),
+    ):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(DataError, match=rf"a\.json: {what}"):
+            Table(str(tmp_path / "a.json"))
+    (tmp_path / "a.jsonl.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz: \.gz is not one of \.csv"):
+        Table(str(tmp_path / "a.jsonl.gz"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"skip_rows": -1}, r"^skip_rows, comment: -1"),
+        ({"comment": ""}, r"^skip_rows, comment: 0 and ''"),
+        ({"names": ["a", "a"]}, r"^names: \['a', 'a'\]: a name occurs twice"),
+        ({"thousands": "."}, r"^thousands: '\.'\. Give one character"),
+        ({"thousands": "12"}, r"^thousands: '12'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        Table("a.csv", **settings)
