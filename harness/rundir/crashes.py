@@ -63,18 +63,15 @@ class StepNote:
 
     def __init__(self, run: Path | None) -> None:
         self._path = None if run is None else run / FILE
-        self._before = Crash(0, 0) if run is None else last_crash(run) or Crash(0, 0)
+        before = Crash(0, 0) if run is None else last_crash(run) or Crash(0, 0)
+        self._rest = f" {before.step:>15} {before.times:>9}\n"
         self._file: int | None = None
 
     def begin(self, step: int) -> None:
         """Note that `step` is worked on: microseconds, and no wait for the disk."""
         if self._file is not None:
             with suppress(OSError):  # a full disk: saves fail too, and say so
-                os.pwrite(
-                    self._file,
-                    f"{step:>15} {self._before.step:>15} {self._before.times:>9}\n".encode(),
-                    0,
-                )
+                os.pwrite(self._file, f"{step:>15}{self._rest}".encode(), 0)
 
     def __enter__(self) -> "StepNote":
         if self._path is not None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 from harness.data.sampling import Sampling
 from harness.stopping.budget import Budget, Every
@@ -31,6 +32,9 @@ class Due:
     compare: bool
 
 
+_NOTHING = Due(read=False, log=False, evaluate=False, save=False, compare=False)
+
+
 @dataclass(frozen=True)
 class Agenda:
     """The calendar of a run."""
@@ -51,7 +55,18 @@ class Agenda:
         `owed`: the previous launch left during this step's evaluation, and had done by then
         what comes before it.
         """
-        last = self.last_step()
+        last = self._last
+        if (
+            request == Request.NONE
+            and not owed
+            and not self.trace
+            and (last is None or step < last)
+        ):
+            for every in self._stretches:
+                if self.falls(every, step):
+                    break
+            else:
+                return _NOTHING
         ends = request in (Request.TIME_UP, Request.STOP_REQUESTED) or (
             last is not None and step >= last
         )
@@ -84,6 +99,15 @@ class Agenda:
 
     def last_step(self) -> int | None:
         """The step at which the budget of epochs, steps or samples is spent; None without one."""
+        return self._last
+
+    @cached_property
+    def _stretches(self) -> list[Every]:
+        every = (self.log_every, self.evaluate_every, self.save_every, self.compare_every)
+        return [one for one in every if one is not None]
+
+    @cached_property
+    def _last(self) -> int | None:
         if self.budget is None:
             return None
         limits = [

@@ -113,7 +113,11 @@ class Engine:
         outputs = self._task.forward(self.sharing.model, batch)
         loss_sum = self._task.loss_sum(outputs, batch)
         self.heartbeat.enter(BACKWARD)
-        self.accelerator.backward(self.sharing.scale(loss_sum, num_items))
+        weight = self.sharing.weight(loss_sum, num_items)
+        if self.accelerator.scaler is None:
+            torch.autograd.backward(loss_sum, weight.to(loss_sum.dtype).expand_as(loss_sum))
+        else:
+            self.accelerator.backward(loss_sum * weight)
         return detach(outputs), loss_sum.detach()
 
     def update(self) -> tuple[Tensor, bool]:
@@ -125,7 +129,7 @@ class Engine:
         norm, skipped = self.stepper.step(self.sharing.clip)
         if self.schedule is not None and not skipped:
             step_schedule(self.schedule)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.stepper.forget_gradients()
         self.sharing.agree_on_buffers()
         return norm.detach(), skipped
 

@@ -20,6 +20,8 @@ from harness.ranks.ranks import Ranks
 from harness.training.determinism import require_determinism
 from harness.wording import some
 
+# Gradients whose norms torch takes in one call
+_TOGETHER = ((Tensor, "cpu"), (Tensor, "cuda"))
 # DDP's sentence about the parameters that a step left out (torch 2.15)
 _WITHOUT = re.compile(r"indices which did not receive grad for rank \d+:([\d ]+)")
 
@@ -93,20 +95,29 @@ class Replicas:
         if last:
             self._check_reduced()
 
-    def scale(self, loss_sum: Tensor, num_items: Tensor) -> Tensor:
-        """What to take the gradient of, so that the ranks' gradients come to that of the mean over
-        all items: DDP averages over ranks where their sum is needed, hence the factor.
+    def weight(self, loss_sum: Tensor, num_items: Tensor) -> Tensor:
+        """What to weigh the gradient of a micro-batch's loss sum by, so that the ranks' gradients
+        come to that of the mean over all items: DDP averages over ranks where their sum is needed.
         """
         dtype = torch.promote_types(loss_sum.dtype, torch.float32)
-        return loss_sum * (self.ranks.size / num_items.to(dtype))
+        weight: Tensor = self.ranks.size / num_items.to(dtype)
+        return weight
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
         had, of all ranks' parameters; no host wait.
         """
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        kinds = {(type(one), one.device.type, one.device.index, one.dtype) for one in gradients}
+        if len(kinds) != 1 or next(iter(kinds))[:2] not in _TOGETHER:
+            if limit is not None:
+                return nn.utils.clip_grad_norm_(parameters, limit)
+            return nn.utils.get_total_norm(gradients)
+        # What these do with gradients of one kind, without looking for its kernels: the same bits
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if limit is not None:
-            return nn.utils.clip_grad_norm_(parameters, limit)
-        return nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+            torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
+        return norm
 
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name, as a checkpoint holds them."""

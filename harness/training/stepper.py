@@ -78,6 +78,14 @@ class Stepper:
         self._stepped = True
         return norm, self._scaler is not None and self._update_scale(self._scaler)
 
+    def forget_gradients(self) -> None:
+        """Set them to None."""
+        if type(self._optimizer).zero_grad is not Optimizer.zero_grad:
+            self._optimizer.zero_grad(set_to_none=True)
+            return
+        for one in self.parameters():  # the same in a fifth of the time
+            one.grad = None
+
     def forget_scale(self) -> None:
         """The scaler's state was put back: its scale is another."""
         self._scale = None

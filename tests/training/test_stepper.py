@@ -15,7 +15,7 @@ from harness.errors import ConfigError
 from harness.ranks.ranks import Ranks
 from harness.training.engine import Engine
 from harness.training.optimizer import parameter_names
-from harness.training.parallel import start_accelerator
+from harness.training.parallel import Replicas, start_accelerator
 from tests.pool import on_ranks
 
 SMALL = Path(__file__).with_name("small.yaml")
@@ -112,3 +112,32 @@ def wide_moments() -> Any:
     go(other, 3, 9)
     assert all(map(torch.equal, bits(engine), bits(other)))
     return next(iter(other.optimizer.state.values()))["moment"].dtype
+
+
+@pytest.mark.parametrize("limit", [None, 0.5, 1e6])
+@pytest.mark.parametrize(
+    "dtypes", [["float32"] * 5, ["float64"], ["float32", "float64", "bfloat16"], []]
+)
+def test_gradients_are_clipped_to_the_bit_as_torch_clips_them(
+    dtypes: list[str], limit: float | None
+) -> None:
+    def parameters() -> list[torch.nn.Parameter]:
+        torch.manual_seed(1)
+        given = [torch.nn.Parameter(torch.randn(7, 3, dtype=getattr(torch, one))) for one in dtypes]
+        for one in given:
+            one.grad = torch.randn_like(one)
+        return [torch.nn.Parameter(torch.randn(2)), *given]  # the first one without a gradient
+
+    ours, its = parameters(), parameters()
+    accelerator = start_accelerator("no", "none", 60.0)
+    clip = Replicas(torch.nn.Linear(1, 1), accelerator, Ranks(), False).clip
+    norm = clip(ours, limit)
+    if limit is None:
+        expected = torch.nn.utils.get_total_norm([one.grad for one in its if one.grad is not None])
+    else:
+        expected = torch.nn.utils.clip_grad_norm_(its, limit)
+    assert norm.equal(expected)
+    for one, other in zip(ours[1:], its[1:], strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert one.grad.equal(other.grad)
