@@ -218,6 +218,10 @@ class Cells:
         if self._layout.time_format is not None and not isinstance(cells, np.ndarray):
             return self._formatted(name, _listed(cells), self._layout.time_format)
         dates = [] if isinstance(cells, np.ndarray) else list(map(_date_or_none, _listed(cells)))
+        for index, cell in enumerate(() if isinstance(cells, np.ndarray) else _listed(cells)):
+            if isinstance(cell, str) and dates[index] is None and _DAY_FIRST.match(cell.strip()):
+                form = "Set time_format, e.g. '%d/%m/%Y %H:%M:%S'"
+                self._refuse(name, index, f"{cell!r} is a date of another form. {form}.")
         if not any(dates):
             return self.numbers(name) / _PER_SECOND[self._layout.time_unit]
         for index, (date, cell) in enumerate(zip(dates, _listed(cells), strict=True)):
@@ -324,7 +328,7 @@ def _remedy(text: str) -> str:
             "default) and set missing: keep."
         )
     if _DAY_FIRST.match(word):
-        return 'Set time_format, e.g. "%d/%m/%Y %H:%M:%S", or write dates as 2026-01-31 12:00:00.'
+        return "Write dates as 2026-01-31 12:00:00, or read the column as text."
     return "Correct it, or read the column as text."
 
 

@@ -30,13 +30,14 @@ class Series(BatchSource):
 
     `labels`: "pure" keeps the windows with one label only, "majority" gives a window its most
     frequent label (in a tie, the first class); an empty label counts as none. `units`:
-    `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds (`time_unit`: ms, us, ns) or
-    dates, in ISO 8601 or `time_format`, e.g. "%d/%m/%Y %H:%M:%S". A step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with
-    an empty cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says
-    whether to refuse gaps or to split there. By their times all recordings must have one rate,
-    `rate_hz` if given. Classes are numbered in the order of
-    `classes`, by default by name over all files. A file that cannot be read is an error, or is
-    skipped with `on_error: skip`. Raises DataError with file, row and column.
+    `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds
+    (`time_unit`: ms, us, ns) or dates, in ISO 8601 or `time_format`, e.g. "%d/%m/%Y %H:%M:%S". A
+    step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with an empty
+    cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says whether to
+    refuse gaps or to split there. By their times all recordings must have one rate, `rate_hz` if
+    given. Classes are numbered in the order of `classes`, by default by name over all files. A file
+    that cannot be read is an error, or is skipped with `on_error: skip`. Raises DataError with
+    file, row and column.
 
     Known about each window, for splits, checks and balanced sampling: the fields of its path and
     of `recording`, its "label" and first "time", its "recording" (the path and those fields), and
@@ -158,8 +159,8 @@ class Series(BatchSource):
         if len(self._windows) == 0:
             count = len(self._recordings)
             raise DataError(
-                f"{files}: no window of {self.length} rows in {count} recordings. Set a smaller length, "
-                "or a different rule for labels or gaps."
+                f"{files}: no window of {self.length} rows in {count} recordings. "
+                "Set a smaller length, or a different rule for labels or gaps."
             )
         rows = rows_of(part, split, self.known(), len(self._windows))
         self._windows = self._windows[rows]

@@ -24,7 +24,7 @@ from harness.errors import (
 )
 from harness.imports import uncollected
 from harness.interrupt import Interruption, under_agent
-from harness.ranks.meeting import is_lost_peer, leave
+from harness.ranks.meeting import connect_lazily, has_joined, is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
 from harness.rundir.outcome import INTERRUPTED, exit_code
 from harness.training.determinism import explain
@@ -61,10 +61,11 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
 
 
 def leave_process(code: int) -> NoReturn:
-    """End this process with an exit code, also where a thread is held by a machine that is cut off:
-    an end in order would take its library's objects from under it, and abort.
+    """End this process with an exit code, also after a failure among several ranks, or where a
+    thread is held by a machine that is cut off: an end in order would take its library's objects
+    from under it, and abort.
     """
-    if any(thread.name == NOTES for thread in threading.enumerate()):
+    if has_joined() or any(thread.name == NOTES for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -121,6 +122,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
         config.run.timeout_s + MEETING_SPARE_S,
         f"RankError: {_not_met(config, 'whoever is there does not answer')}",
     )
+    connect_lazily()
     try:
         return start_accelerator(config.train.precision, config.run.exactness, config.run.timeout_s)
     except Exception as error:

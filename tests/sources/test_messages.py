@@ -139,7 +139,9 @@ def test_sentinels_of_a_series_are_gaps(tmp_path: Path) -> None:
 
 def test_a_date_in_another_order_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("t,a\n31/01/2026 12:00,1\n31/01/2026 12:01,2\n")
-    with pytest.raises(DataError, match=r"row 2, column 't': '31/01/2026 12:00' .* Write dates as"):
+    with pytest.raises(
+        DataError, match=r"row 2, column 't': '31/01/2026 12:00' .*Set time_format, e\.g\."
+    ):
         Series(str(tmp_path / "a.csv"), ["a"], 2, 2, time="t", rate_hz=1)
 
 
