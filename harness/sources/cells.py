@@ -29,6 +29,7 @@ _LIKELY_MARKS = {
     *("nil", "missing", "unknown", "nat", "nan", "(null)", "\\n", "<na>", "k.a.", "n.d."),
 }
 _DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:([., '\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.,]\d*)?")
 _STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
 Column = NDArray[Any] | list[str]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -274,9 +275,27 @@ class Cells:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
                 if not _is_empty(cell) and str(cell).strip() not in self._layout.marks:
-                    self._refuse(name, index, f"{cell!r} is not a number. {_remedy(str(cell))}")
+                    self._refuse(
+                        name, index, f"{cell!r} is not a number. {self._remedy(str(cell), index)}"
+                    )
                 values[index] = np.nan
         return values
+
+    def _remedy(self, text: str, index: int) -> str:
+        word = text.strip()
+        if word.casefold() in _LIKELY_MARKS:
+            return (
+                f"If it marks a missing value, add it to missing_marks ({', '.join(MISSING)} by "
+                "default) and set missing: keep."
+            )
+        if _DAY_FIRST.match(word):
+            return "Write dates as 2026-01-31 12:00:00, or read the column as text."
+        if grouped := _GROUPED.fullmatch(word):
+            return f"If {grouped[1]!r} stands between thousands, set thousands: '{grouped[1]}'."
+        if index == 0 and not any(letter.isdigit() for letter in word):
+            skipped = self._layout.skip_rows + 1
+            return f"If this row holds no data, e.g. units, set skip_rows: {skipped}. Or read it as text."
+        return "Correct it, or read the column as text."
 
     def _read_number(self, text: str) -> float:
         """As float() reads it, but without underscores (12_5). Raises ValueError."""
@@ -318,18 +337,6 @@ def lost_in_float32(values: NDArray[np.float64]) -> str | None:
     narrow = len(np.unique(finite.astype(np.float32)))
     wide = len(np.unique(finite))
     return f"{narrow:,} of {wide:,} distinct numbers remain" if narrow < wide else None
-
-
-def _remedy(text: str) -> str:
-    word = text.strip()
-    if word.casefold() in _LIKELY_MARKS:
-        return (
-            f"If it marks a missing value, add it to missing_marks ({', '.join(MISSING)} by "
-            "default) and set missing: keep."
-        )
-    if _DAY_FIRST.match(word):
-        return "Write dates as 2026-01-31 12:00:00, or read the column as text."
-    return "Correct it, or read the column as text."
 
 
 def tell_narrowed(lost: Mapping[str, str]) -> None:
