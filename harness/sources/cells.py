@@ -294,7 +294,8 @@ class Cells:
             return f"If {grouped[1]!r} stands between thousands, set thousands: '{grouped[1]}'."
         if index == 0 and not any(letter.isdigit() for letter in word):
             skipped = self._layout.skip_rows + 1
-            return f"If this row holds no data, e.g. units, set skip_rows: {skipped}. Or read it as text."
+            skip = f"set skip_rows: {skipped}"
+            return f"If this row holds no data, e.g. units, {skip}. Or read it as text."
         return "Correct it, or read the column as text."
 
     def _read_number(self, text: str) -> float:
