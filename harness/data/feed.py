@@ -23,7 +23,7 @@ from harness.data.source import Batch
 from harness.data.split import Split
 from harness.errors import DataError, HarnessError, error_from_json
 from harness.interrupt import die_with_parent, ignore_signals
-from harness.randomness import seed_for
+from harness.randomness import preserve_random, seed_for
 from harness.wording import some
 
 
@@ -58,7 +58,11 @@ def data_limit_s(timeout_s: float) -> float:
 
 
 class _Slots(Dataset[Any]):
-    """Training micro-batches by global slot number = step x num_slots + slot."""
+    """Training micro-batches by global slot number = step x num_slots + slot.
+
+    The ambient generators are left as a source or a treatment leaves them: each forward pass seeds
+    them anew.
+    """
 
     def __init__(self, split: Split, sampling: Sampling) -> None:
         self.split = split
@@ -73,7 +77,7 @@ class _Slots(Dataset[Any]):
             if self.split.draws
             else np.zeros(len(samples), dtype=np.uint64)
         )
-        return _catch(lambda: self.split.fetch(samples, seeds, seed, training=True))
+        return _catch(lambda: self.split.fetch(samples, seeds, seed, training=True, preserve=False))
 
     def samples_of(self, number: int) -> NDArray[np.int64]:
         """The samples of one micro-batch."""
@@ -135,11 +139,11 @@ class Feed:
 
     def sample_batch(self, step: int) -> Batch:
         """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
-        does not move.
+        does not move, and the ambient generators are left as they were.
         """
-        return to_device(
-            _unwrap(self._dataset[step * self._num_slots + self._slots[0]]), self._device
-        )
+        with preserve_random():
+            batch = self._dataset[step * self._num_slots + self._slots[0]]
+        return to_device(_unwrap(batch), self._device)
 
 
 def _numbers(slots: range, num_slots: int, step: int) -> Iterator[int]:

@@ -188,6 +188,13 @@ class Sampling:
 
     def samples(self, step: int, slot: int) -> Integers:
         """Indices (micro_size,) into the source."""
+        begin = step * self.size + slot * self.micro_size
+        epoch, first = divmod(begin, self.num_samples)
+        number, offset = divmod(first, _CHUNK)
+        within = offset + self.micro_size <= min(_CHUNK, self.num_samples - number * _CHUNK)
+        if self.balance is None and within:  # of one epoch and one chunk, as nearly all are
+            chunk = _chunk(Permutation(self.num_samples, self.seed, epoch), number)
+            return chunk[offset : offset + self.micro_size].copy()
         positions = self.positions(step, slot)
         epochs = positions // self.num_samples
         samples = np.empty_like(positions)

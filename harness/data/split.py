@@ -6,8 +6,8 @@ asked for. So its look-ahead, its workers and their number cannot matter.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -78,13 +78,20 @@ class Split:
         ambient_seed: int,
         *,
         training: bool,
+        preserve: bool = True,
     ) -> Batch:
         """indices, seeds: (B,) -> {name: (B, ...) tensor}.
+
+        preserve: leave the ambient generators as they were, which takes longer than to gather a
+        small micro-batch; False where they are seeded anew before anybody draws from them.
 
         Raises DataError with the place of the trouble.
         """
         try:
-            with _ambient_seed(ambient_seed) if self._ambient else nullcontext():
+            with preserve_random() if self._ambient and preserve else nullcontext():
+                # For code that draws without being given seeds
+                if self._ambient:
+                    seed_ambient(ambient_seed)
                 batch = _as_batch(self._read(indices))
                 for treatment, draws in self._treatments:
                     if training or not training_only(treatment):
@@ -128,14 +135,6 @@ def _is_ours(part: object) -> bool:
     return type(part).__module__.startswith("harness.") and all(
         map(_is_ours, sources_of(part).values())
     )
-
-
-@contextmanager
-def _ambient_seed(seed: int) -> Iterator[None]:
-    """Ambient generators for code that draws without being given seeds."""
-    with preserve_random():
-        seed_ambient(seed)
-        yield
 
 
 def _as_batch(read: Any) -> Batch:

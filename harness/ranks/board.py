@@ -29,6 +29,12 @@ class Board:
         with suppress(RuntimeError, ValueError):
             self._store.set(f"fermarsi/{key}", text)
 
+    def append(self, key: str, text: str) -> None:
+        """Add to the end of a note."""
+        with suppress(RuntimeError, ValueError):
+            # Torch's types lack it
+            self._store.append(f"fermarsi/{key}", text)  # type: ignore[attr-defined] # see above
+
     def swap(self, key: str, before: str, text: str) -> bool:
         """Leave a note in the place of the one that is known, "" for none; whether it was there."""
         with suppress(RuntimeError, ValueError):

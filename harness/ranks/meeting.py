@@ -62,6 +62,20 @@ def is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _LOST)
 
 
+def connect_lazily() -> None:
+    """Let gloo connect ranks when they first speak to each other: each of several groups would else
+    hold a connection to every rank, 3,000 of a thousand ranks, where collectives use log2 of them.
+    """
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+
+
+def has_joined() -> bool:
+    """Whether this process is in a process group, which an end in order would take from under the
+    threads of its library: now and then with an abort (torch 2.15).
+    """
+    return dist.is_initialized()
+
+
 def leave() -> None:
     """Take the process group down at the end of a launch; never waits for the other ranks."""
     if dist.is_initialized():

@@ -45,8 +45,12 @@ class Jsonable(Protocol):
 J = TypeVar("J", bound=Jsonable)
 
 
-_FAILURE, _SURVIVOR = "failure", "survivor"
+_FAILURE, _SURVIVORS = "failure", "survivors"
 
+
+_MOST_NUMBERS = 10  # a dtype, the number of axes, and eight axes
+_ALIGNED = 16  # bytes: so that each rank's part can be read as any dtype
+_DTYPES = sorted((one for one in vars(torch).values() if isinstance(one, torch.dtype)), key=str)
 
 # The thread that leaves and reads notes: it may be held for ever by a machine that is cut off.
 NOTES = "fermarsi-notes"
@@ -172,20 +176,23 @@ class Ranks:
         mine = rows.detach().cpu().contiguous()
         if self.size == 1:
             return [mine]
-        kinds: list[Any] = self.gather([list(mine.shape), str(mine.dtype)])
-        if any((shape[1:], dtype) != (kinds[0][0][1:], kinds[0][1]) for shape, dtype in kinds):
+        # Sizes first, as numbers: a thousand ranks are read at once
+        kinds = self._gather_numbers([_DTYPES.index(mine.dtype), mine.dim(), *mine.shape])
+        if any(one[:2] != kinds[0][:2] or one[3:] != kinds[0][3:] for one in kinds):
             # Gloo would end a process by SIGABRT
-            raise ValueError(f"rows that do not fit together, by rank: {kinds}")
-        sizes = [math.prod(shape) * mine.element_size() for shape, _ in kinds]
+            shapes = [(one[2 : 2 + one[1]], str(_DTYPES[one[0]])) for one in kinds]
+            raise ValueError(f"rows that do not fit together, by rank: {shapes}")
+        row_bytes = math.prod(mine.shape[1:]) * mine.element_size()
         # Bytes: gloo knows no uint64 and no float8
-        padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        padded[: sizes[self.rank]] = mine.reshape(-1).view(torch.uint8)
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        most_bytes = max(1, max(one[2] for one in kinds) * row_bytes)
+        padded = torch.zeros(-(-most_bytes // _ALIGNED) * _ALIGNED, dtype=torch.uint8)
+        padded[: mine.numel() * mine.element_size()] = mine.reshape(-1).view(torch.uint8)
+        parts = torch.empty(self.size, len(padded), dtype=torch.uint8)
         with self.heartbeat:
-            dist.all_gather(parts, padded, group=self._group)
+            dist.all_gather_into_tensor(parts.view(-1), padded, group=self._group)
         return [
-            part[:size].view(mine.dtype).view(shape)
-            for part, size, (shape, _) in zip(parts, sizes, kinds, strict=True)
+            part[: rows * row_bytes].view(mine.dtype).view(rows, *mine.shape[1:])
+            for part, (_, _, rows, *_) in zip(parts.unbind(), kinds, strict=True)
         ]
 
     def sum_in_place(self, tensor: Tensor) -> Tensor:
@@ -249,15 +256,14 @@ class Ranks:
         """
 
         def look(board: Board) -> list[int]:
-            board.post(f"{_SURVIVOR}/{self.rank}", "here")
+            board.append(_SURVIVORS, f"{self.rank} ")
             deadline = time.monotonic() + limit_s
             while True:
-                silent = [
-                    rank for rank in range(self.size) if board.read(f"{_SURVIVOR}/{rank}") is None
-                ]
+                here = {int(rank) for rank in (board.read(_SURVIVORS) or "").split()}
+                silent = [rank for rank in range(self.size) if rank not in here]
                 if not silent or time.monotonic() >= deadline:
                     return [] if self.rank in silent else silent
-                time.sleep(0.1)
+                time.sleep(limit_s / 5)
 
         return self._noted(look, [], limit_s)
 
@@ -313,6 +319,16 @@ class Ranks:
         with self.heartbeat:
             dist.broadcast(tail, 0, group=self._group)
         return unpack(frame, tail.numpy().tobytes())
+
+    def _gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Each rank's few whole numbers, filled up with zeros."""
+        mine = torch.zeros(_MOST_NUMBERS, dtype=torch.int64)
+        mine[: len(numbers)] = torch.tensor(numbers)
+        gathered = torch.empty(self.size * _MOST_NUMBERS, dtype=torch.int64)
+        with self.heartbeat:
+            dist.all_gather_into_tensor(gathered, mine, group=self._group)
+        found: list[list[int]] = gathered.view(self.size, _MOST_NUMBERS).tolist()
+        return found
 
     def _gather(self, reply: Any) -> list[Any]:
         frame, rest = pack(reply)

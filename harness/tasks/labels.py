@@ -20,6 +20,10 @@ def check_labels(
             "with a treatment."
         )
     wide = labels.long()
+    if wide.numel() and count is not None:
+        low, high = wide.aminmax()
+        if low >= 0 and high < count:  # as nearly always, and found in a tenth of the time
+            return
     bad = is_item(wide, ignored) & (
         (wide < 0) | (wide >= (count if count is not None else torch.iinfo(torch.int64).max))
     )

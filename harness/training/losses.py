@@ -67,10 +67,12 @@ class LossWindow:
         first = step - count + 1
         if count == 0:
             return LoggedSteps(first_step=first, losses=[], grad_norms=[], skipped=[], offenders={})
-        mine = torch.stack([torch.stack(sums) for sums in self._sums]).double()
-        by_rank = self._ranks.gather_rows(mine)  # R x (steps, slots)
+        slots = torch.stack([torch.stack(sums) for sums in self._sums])
+        mine = torch.cat([slots.double(), torch.stack(self._norms).double()[:, None]], dim=1)
+        gathered = self._ranks.gather_rows(mine)
         items = torch.stack(self._items).tolist()
-        norms = self._ranks.gather_rows(torch.stack(self._norms).double())[0].tolist()
+        norms = gathered[0][:, -1].tolist()
+        by_rank = [rows[:, :-1] for rows in gathered]  # R x (steps, slots)
         every = torch.cat(by_rank, dim=1)  # (steps, slots of all ranks)
         offenders = {
             first + index: next(

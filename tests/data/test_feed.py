@@ -1,6 +1,6 @@
 """From a source to micro-batches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -99,13 +99,28 @@ def test_what_has_no_numbers_stays_a_list() -> None:
     assert steps_of(Numbers(29))[0][0]["name"][0].startswith("n")
 
 
-def test_loading_leaves_the_ambient_generators_alone() -> None:
+def look_ahead() -> None:
+    plan = Sampling(num_samples=29, size=12, micro_size=3, seed=3)
+    Feed(split(Numbers(29), add_ambient_noise), plan, range(4), CPU, 0, 0).sample_batch(2)
+
+
+def evaluate_all() -> None:
+    list(evaluation_batches(split(Numbers(29), add_ambient_noise), 4, 0, 1, CPU, 0))
+
+
+def take_fingerprint() -> None:
+    split(Numbers(29), add_ambient_noise).fingerprint()
+
+
+# In a training's own steps the forward passes seed them: tests/resume draws from them everywhere
+@pytest.mark.parametrize("load", [look_ahead, evaluate_all, take_fingerprint])
+def test_loading_out_of_turn_leaves_the_ambient_generators_alone(load: Callable[[], None]) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     expected = torch.rand(1), np.random.rand()
     torch.manual_seed(1)
     np.random.seed(1)
-    steps_of(Numbers(29), add_ambient_noise)
+    load()
     assert (torch.rand(1), np.random.rand()) == expected
 
 
