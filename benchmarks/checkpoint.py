@@ -1,14 +1,15 @@
 """What a checkpoint costs: how long a save holds the loop, how long until it is durable, how long a
 load takes, how much memory all that needs.
 
-    python benchmarks/checkpoint.py [--mb 500] [--ranks 1 2] [--repeats 4] [--directory DIR] [--json
-    FILE]
+    python benchmarks/checkpoint.py [--mb 500] [--ranks 1 2] [--repeats 8] [--directory DIR] [--json
+    FILE] [--beside [SUBJECT ...]]
 
-Beside it, in the same run: what else saves a network and its optimizer, and the machine's own
-limits (one memcpy, one write + fsync, SHA-256, one read). The state is a stack of linear layers
-with AdamW's moments, replicated over the ranks as under DDP. Times are medians over the repeats
-after the first, which has its memory to find; of the ranks the slowest counts. Only fermarsi and
-"write + fsync" end with the data on the disk.
+The machine's own limits (one memcpy, one write + fsync, SHA-256, one read of as many bytes) are
+measured after each save and load, so that both meet the same neighbours; a ratio is the median of
+those of single rounds. Then what else saves a network and its optimizer. The state is a stack of
+linear layers with AdamW's moments, replicated over the ranks as under DDP. Times are medians over
+the repeats after the first, which has its memory to find; of the ranks the slowest counts. Only
+fermarsi and "write + fsync" end with the data on the disk.
 """
 
 import argparse
@@ -45,6 +46,11 @@ from harness.ranks.ranks import Ranks
 from harness.training.agreement import compare
 
 CHUNK_BYTES = 8 * 2**20
+RATIOS = {
+    "stall": ("stall / memcpy of 1/N", 1.2),
+    "total": ("total / the slower of write+fsync and hash", 1.2),
+    "load": ("load / the slower of read and hash", 1.2),
+}
 Measured = dict[str, float]
 
 
@@ -94,23 +100,38 @@ def memory_bytes(name: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
 
-def measured(ranks: Ranks, repeats: int, save: Callable[[int], tuple[float, float]]) -> Measured:
-    """`save(n)` gives (stall, total) in seconds. Called by every rank; the slowest rank counts."""
-    times = []
-    before, peak = memory_bytes("VmRSS"), 0
+def run_rounds(
+    ranks: Ranks,
+    repeats: int,
+    save: Callable[[int], tuple[float, float]],
+    between: Callable[[], Measured] = dict,
+) -> list[Measured]:
+    """`save(n)` gives (stall, total) in seconds; `between()` times of its own, after each save.
+
+    Called by every rank; the slowest counts.
+    """
+    rounds = []
     for number in range(repeats + 1):
         ranks.wait_for_all()
+        before = memory_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        times.append(save(number))
-        peak = max(peak, memory_bytes("VmHWM"))
-    mine = {
-        "first_stall_s": times[0][0],
-        "stall_s": statistics.median(stall for stall, _ in times[1:]),
-        "total_s": statistics.median(total for _, total in times[1:]),
-        "memory_mb": (peak - before) / 1e6,
-    }
-    everyone = ranks.gather(mine)
-    return {key: max(one[key] for one in everyone) for key in mine}
+        stall_s, total_s = save(number)
+        memory_mb = (memory_bytes("VmHWM") - before) / 1e6
+        mine = {"stall_s": stall_s, "total_s": total_s, "memory_mb": memory_mb, **between()}
+        everyone = ranks.gather(mine)
+        rounds.append({key: max(one[key] for one in everyone) for key in mine})
+    return rounds
+
+
+def summary(rounds: list[Measured]) -> Measured:
+    """The first round's stall, the most memory of all, and medians of the others' times."""
+    medians = {key: statistics.median(one[key] for one in rounds[1:]) for key in rounds[0]}
+    most = max(one["memory_mb"] for one in rounds)
+    return medians | {"first_stall_s": rounds[0]["stall_s"], "memory_mb": most}
+
+
+def measured(ranks: Ranks, repeats: int, save: Callable[[int], tuple[float, float]]) -> Measured:
+    return summary(run_rounds(ranks, repeats, save))
 
 
 def in_one_go(call: Callable[[], Any]) -> tuple[float, float]:
@@ -120,9 +141,10 @@ def in_one_go(call: Callable[[], Any]) -> tuple[float, float]:
     return elapsed_s, elapsed_s
 
 
-def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
+def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> dict[str, Any]:
+    """The summary, with the limits' times of the same rounds; `ratios`: of each round."""
     store = CheckpointStore(
-        directory,
+        directory / "run",
         ranks,
         Retention(keep_last=1),
         run_id="b",
@@ -139,16 +161,24 @@ def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measu
         assert report.error is None, report.error
         return report.stall_s, report.total_s
 
-    found = measured(ranks, repeats, begin)
-    store.close()
-    loads = []
-    for _ in range(repeats):
-        ranks.wait_for_all()
-        begun = time.perf_counter()
-        path = ranks.decide(lambda: str(choose(directory, "auto").path))
+    def restore() -> None:
+        path = ranks.decide(lambda: str(choose(directory / "run", "auto").path))
         load(Path(path), rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu"))
-        loads.append(time.perf_counter() - begun)
-    return {**found, "load_s": max(ranks.gather(statistics.median(loads)))}
+
+    limits = Limits(state.size_bytes, ranks, directory)
+
+    def between() -> Measured:
+        ranks.wait_for_all()
+        return {"load_s": in_one_go(restore)[0], **limits.measure()}
+
+    rounds = run_rounds(ranks, repeats, begin, between)
+    store.close()
+    ratios = {
+        "stall": [one["stall_s"] / one["memcpy_s"] for one in rounds[1:]],
+        "total": [one["total_s"] / max(one["write_s"], one["hash_s"]) for one in rounds[1:]],
+        "load": [one["load_s"] / max(one["read_s"], one["hash_s"]) for one in rounds[1:]],
+    }
+    return {**summary(rounds), "ratios": ratios}
 
 
 def comparison_of_ranks(state: State, ranks: Ranks, directory: Path, repeats: int) -> Measured:
@@ -218,53 +248,59 @@ def dcp_async_save(state: State, ranks: Ranks, directory: Path, repeats: int) ->
     return measured(ranks, repeats, begin)
 
 
-def limits(size_bytes: int, ranks: Ranks, directory: Path, repeats: int) -> Measured:
+class Limits:
     """What this machine can do: every rank's memcpy of its share at once; the whole state's write,
-    hash and read by rank 0. Called by every rank.
+    hash and read by rank 0.
     """
-    source = torch.ones(size_bytes // 4)
-    share = bytes_of(source)[: size_bytes // ranks.size]
-    target = bytes_of(torch.zeros(len(share), dtype=torch.uint8))
-    data = bytes_of(source)
-    path = directory / "limit"
 
-    def copy() -> None:
-        target[:] = share
+    def __init__(self, size_bytes: int, ranks: Ranks, directory: Path) -> None:
+        self._ranks = ranks
+        self._path = directory / "limit"
+        self._data = bytes_of(torch.ones(size_bytes // 4))
+        self._share = self._data[: size_bytes // ranks.size]
+        self._target = bytes_of(torch.zeros(len(self._share), dtype=torch.uint8))
 
-    def write() -> None:
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        for begin in range(0, len(data), CHUNK_BYTES):
-            os.pwrite(descriptor, data[begin : begin + CHUNK_BYTES], begin)
+    def measure(self) -> Measured:
+        """Called by every rank."""
+        self._ranks.wait_for_all()
+        calls = {"write_s": self._write, "hash_s": self._hash, "read_s": self._read}
+        return {
+            "memcpy_s": in_one_go(self._copy)[0],
+            **self._ranks.decide(
+                lambda: {name: in_one_go(call)[0] for name, call in calls.items()}
+            ),
+        }
+
+    def _copy(self) -> None:
+        self._target[:] = self._share
+
+    def _write(self) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        for begin in range(0, len(self._data), CHUNK_BYTES):
+            os.pwrite(descriptor, self._data[begin : begin + CHUNK_BYTES], begin)
         os.fsync(descriptor)
         os.close(descriptor)
 
-    def read() -> None:
-        with open(path, "rb", buffering=0) as file:
-            file.readinto(bytes_of(torch.empty(size_bytes, dtype=torch.uint8)))
+    def _hash(self) -> None:
+        hashlib.sha256(self._data).digest()
 
-    def timed(call: Callable[[], Any]) -> float:
-        return statistics.median(in_one_go(call)[0] for _ in range(repeats))
-
-    ranks.wait_for_all()
-    found = {"memcpy_s": max(ranks.gather(timed(copy)))}
-    calls: dict[str, Callable[[], Any]] = {
-        "write_s": write,
-        "hash_s": lambda: hashlib.sha256(data).digest(),
-        "read_s": read,
-    }
-    return found | ranks.decide(lambda: {name: timed(call) for name, call in calls.items()})
+    def _read(self) -> None:
+        with open(self._path, "rb", buffering=0) as file:
+            file.readinto(self._data)  # the same bytes, into memory that need not be found
+        self._path.unlink()
 
 
-SUBJECTS = [
-    fermarsi,
-    comparison_of_ranks,
-    accelerator_save_state,
-    torch_save,
-    safetensors_save_file,
-    dcp_save,
-    dcp_async_save,
-]
+SUBJECTS = {
+    subject.__name__: subject
+    for subject in (
+        comparison_of_ranks,
+        accelerator_save_state,
+        torch_save,
+        safetensors_save_file,
+        dcp_save,
+        dcp_async_save,
+    )
+}
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -278,18 +314,12 @@ def work(arguments: argparse.Namespace) -> None:
     ranks = Ranks(rank, size, dist.group.WORLD) if size > 1 else Ranks()
     state = State(arguments.mb)
     results: dict[str, Any] = {"size_mb": state.size_bytes / 1e6}
-    for subject in SUBJECTS:
-        if arguments.only and subject.__name__ not in arguments.only:
-            continue
+    for subject in (fermarsi, *(SUBJECTS[name] for name in arguments.beside)):
         directory = Path(arguments.directory) / f"{subject.__name__}-{size}"
         ranks.decide(lambda directory=directory: directory.mkdir())  # type: ignore[misc]
         os.sync()
         results[subject.__name__] = subject(state, ranks, directory, arguments.repeats)
         ranks.decide(lambda directory=directory: shutil.rmtree(directory))  # type: ignore[misc]
-    os.sync()
-    results["limits"] = limits(
-        state.size_bytes, ranks, Path(arguments.directory), arguments.repeats
-    )
     if rank == 0:
         print("RESULT " + json.dumps(results), flush=True)
     ranks.wait_for_all()
@@ -312,7 +342,7 @@ def launch(arguments: argparse.Namespace, size: int) -> dict[str, Any]:
             "--directory",
             directory,
         ]
-        command += ["--only", *arguments.only] if arguments.only else []
+        command += ["--beside", *arguments.beside]
         place = {
             "WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1",
@@ -338,11 +368,7 @@ def launch(arguments: argparse.Namespace, size: int) -> dict[str, Any]:
 
 
 def show(size: int, results: dict[str, Any]) -> None:
-    limit, state_mb = results["limits"], results["size_mb"]
-    slower_save, slower_load = (
-        max(limit["write_s"], limit["hash_s"]),
-        max(limit["read_s"], limit["hash_s"]),
-    )
+    mine, state_mb = results["fermarsi"], results["size_mb"]
     print(f"\n{size} rank(s), {state_mb:.0f} MB of state")
     names = {
         "memcpy_s": "memcpy of 1/N",
@@ -350,38 +376,23 @@ def show(size: int, results: dict[str, Any]) -> None:
         "hash_s": "SHA-256",
         "read_s": "read",
     }
-    print("limits: " + ", ".join(f"{name} {limit[key]:.3f} s" for key, name in names.items()))
-    print(
-        f"{'':24}{'first stall':>12}{'stall':>9}{'memcpys':>9}{'total':>9}{'memory/(state/N)':>18}"
-    )
+    print("limits: " + ", ".join(f"{name} {mine[key]:.3f} s" for key, name in names.items()))
+    print(f"{'':24}{'first stall':>12}{'stall':>9}{'total':>9}{'load':>9}{'memory/(state/N)':>18}")
     for name, one in results.items():
-        if name in ("size_mb", "limits"):
+        if name == "size_mb":
             continue
-        memory = one["memory_mb"] / (state_mb / size)
-        copies = one["stall_s"] / limit["memcpy_s"]
-        times = (
-            f"{one['first_stall_s']:12.3f}{one['stall_s']:9.3f}{copies:9.2f}{one['total_s']:9.3f}"
-        )
-        print(f"{name:24}{times}{memory:18.2f}")
-    if "fermarsi" in results:
-        mine = results["fermarsi"]
-        print(
-            "stall / memcpy of 1/N                      "
-            f"{mine['stall_s'] / limit['memcpy_s']:6.2f}   (aim 1.2)"
-        )
-        print(
-            f"total / the slower of write+fsync and hash {mine['total_s'] / slower_save:6.2f}   "
-            "(aim 1.3)"
-        )
-        print(
-            f"load  / the slower of read and hash        {mine['load_s'] / slower_load:6.2f}   "
-            "(aim 1.5)"
-        )
-        spare_mb = mine["memory_mb"] - state_mb / size
-        print(
-            f"peak extra memory - state/N                {spare_mb:6.1f} MB   (aim: one chunk, "
-            f"{CHUNK_BYTES / 1e6:.1f} MB)"
-        )
+        columns = f"{one['first_stall_s']:12.3f}{one['stall_s']:9.3f}{one['total_s']:9.3f}"
+        columns += f"{one['load_s']:9.3f}" if "load_s" in one else f"{'':9}"
+        print(f"{name:24}{columns}{one['memory_mb'] / (state_mb / size):18.2f}")
+    print(f"{'ratios of single rounds':44}median  quartiles")
+    for key, (what, aim) in RATIOS.items():
+        low, middle, high = statistics.quantiles(mine["ratios"][key], n=4)
+        print(f"{what:44}{middle:6.2f}  {low:.2f} to {high:.2f}  (aim {aim})")
+    spare_mb = mine["memory_mb"] - state_mb / size
+    print(
+        f"{'peak extra memory - state/N':44}{spare_mb:6.1f} MB  (aim: one chunk, "
+        f"{CHUNK_BYTES / 1e6:.1f} MB)"
+    )
 
 
 def main() -> None:
@@ -390,13 +401,19 @@ def main() -> None:
     )
     parser.add_argument("--mb", type=int, default=500)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument(
         "--directory",
         default=None,
         help="on the disk that is to be measured; default: the present directory",
     )
-    parser.add_argument("--only", nargs="+", choices=[subject.__name__ for subject in SUBJECTS])
+    parser.add_argument(
+        "--beside",
+        nargs="*",
+        default=list(SUBJECTS),
+        choices=list(SUBJECTS),
+        help="what is measured beside fermarsi; default: all",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -167,6 +167,7 @@ def prune(directory: Path, retention: Retention, best: Ranking | None) -> list[s
         if best is None and (chosen := pointed(directory, "best")) is not None:
             surplus = [name for name in surplus if name != chosen.name]
         _delete(directory, surplus)
+        _collect(directory, lambda: None)  # what an earlier one left when it was killed
         return surplus
 
 

@@ -21,12 +21,15 @@ from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
+TimeUnit = Literal["s", "ms", "us", "ns"]
+_PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 Kind = Literal["number", "integer", "text"]
 _LIKELY_MARKS = {
     *("-", "--", "---", "?", ".", "*", "x", "#n/a", "#na", "n.a.", "na", "n/a", "null", "none"),
     *("nil", "missing", "unknown", "nat", "nan", "(null)", "\\n", "<na>", "k.a.", "n.d."),
 }
 _DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:([., '\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.,]\d*)?")
 _STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
 Column = NDArray[Any] | list[str]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -40,7 +43,8 @@ class Layout:
 
     `names`: the column names of a file that has none, whose row `header` is the first of data.
     `skip_rows`: rows under the header that are not data, e.g. units. `comment`: how rows begin that
-    are passed over. `separator`, `decimal`, `thousands`, `encoding`: of CSV. `missing`: empty
+    are passed over. `time_unit`: of times that are numbers; `time_format`: of dates that are text,
+    as in strptime. `separator`, `decimal`, `thousands`, `encoding`: of CSV. `missing`: empty
     cells, and in numeric columns those that hold one of the `marks`, a word or a number such as
     -999, are rejected, or kept as NaN or "".
     """
@@ -56,6 +60,8 @@ class Layout:
     comment: str | None = None
     skip_rows: int = 0
     names: Sequence[str] | None = None
+    time_unit: TimeUnit = "s"
+    time_format: str | None = None
 
     def __post_init__(self) -> None:
         if self.header < 1:
@@ -80,6 +86,7 @@ class Layout:
             raise ConfigError(
                 f"encoding: {error}. Give one known to Python, e.g. utf-8, cp1252 or utf-16."
             ) from error
+        require_choice("time_unit", self.time_unit, get_args(TimeUnit))
         require_choice("missing", self.missing, get_args(Missing))
         if (
             self.decimal not in (".", ",")
@@ -204,19 +211,39 @@ class Cells:
             self._refuse(name, index, f"{error}. Store text as UTF-8, or do not read the column.")
 
     def seconds(self, name: str) -> NDArray[np.float64]:
-        """(N,) float64: numbers unchanged; dates, in ISO 8601 or the native type of Excel and
-        Parquet, as seconds since 1970, in UTC unless they state a time zone.
+        """(N,) float64: numbers in seconds, by the layout's `time_unit`; dates, in ISO 8601, in its
+        `time_format` or the native type of Excel and Parquet, as seconds since 1970, in UTC unless
+        they state a time zone.
         """
         cells = self.cells[name]
+        if self._layout.time_format is not None and not isinstance(cells, np.ndarray):
+            return self._formatted(name, _listed(cells), self._layout.time_format)
         dates = [] if isinstance(cells, np.ndarray) else list(map(_date_or_none, _listed(cells)))
+        for index, cell in enumerate(() if isinstance(cells, np.ndarray) else _listed(cells)):
+            if isinstance(cell, str) and dates[index] is None and _DAY_FIRST.match(cell.strip()):
+                form = "Set time_format, e.g. '%d/%m/%Y %H:%M:%S'"
+                self._refuse(name, index, f"{cell!r} is a date of another form. {form}.")
         if not any(dates):
-            return self.numbers(name)
+            return self.numbers(name) / _PER_SECOND[self._layout.time_unit]
         for index, (date, cell) in enumerate(zip(dates, _listed(cells), strict=True)):
             if date is None and not _is_empty(cell):
                 self._refuse(name, index, f"{cell!r} is not a date. Correct it.")
         return np.array(
             [np.nan if date is None else (date - _EPOCH).total_seconds() for date in dates]
         )
+
+    def _formatted(self, name: str, cells: list[Any], form: str) -> NDArray[np.float64]:
+        seconds = np.full(len(cells), np.nan)
+        for index, cell in enumerate(cells):
+            if _is_empty(cell):
+                continue
+            try:
+                date = datetime.datetime.strptime(str(cell).strip(), form)
+            except ValueError as error:
+                self._refuse(name, index, f"{error}. Correct it, or set time_format.")
+            aware = date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)
+            seconds[index] = (aware - _EPOCH).total_seconds()
+        return seconds
 
     def _cast(self, cells: Any) -> NDArray[np.float64] | None:
         """Strings as `_converted` reads them, many times faster; None if one of them needs
@@ -248,9 +275,28 @@ class Cells:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
                 if not _is_empty(cell) and str(cell).strip() not in self._layout.marks:
-                    self._refuse(name, index, f"{cell!r} is not a number. {_remedy(str(cell))}")
+                    self._refuse(
+                        name, index, f"{cell!r} is not a number. {self._remedy(str(cell), index)}"
+                    )
                 values[index] = np.nan
         return values
+
+    def _remedy(self, text: str, index: int) -> str:
+        word = text.strip()
+        if word.casefold() in _LIKELY_MARKS:
+            return (
+                f"If it marks a missing value, add it to missing_marks ({', '.join(MISSING)} by "
+                "default) and set missing: keep."
+            )
+        if _DAY_FIRST.match(word):
+            return "Write dates as 2026-01-31 12:00:00, or read the column as text."
+        if grouped := _GROUPED.fullmatch(word):
+            return f"If {grouped[1]!r} stands between thousands, set thousands: '{grouped[1]}'."
+        if index == 0 and not any(letter.isdigit() for letter in word):
+            skipped = self._layout.skip_rows + 1
+            skip = f"set skip_rows: {skipped}"
+            return f"If this row holds no data, e.g. units, {skip}. Or read it as text."
+        return "Correct it, or read the column as text."
 
     def _read_number(self, text: str) -> float:
         """As float() reads it, but without underscores (12_5). Raises ValueError."""
@@ -292,18 +338,6 @@ def lost_in_float32(values: NDArray[np.float64]) -> str | None:
     narrow = len(np.unique(finite.astype(np.float32)))
     wide = len(np.unique(finite))
     return f"{narrow:,} of {wide:,} distinct numbers remain" if narrow < wide else None
-
-
-def _remedy(text: str) -> str:
-    word = text.strip()
-    if word.casefold() in _LIKELY_MARKS:
-        return (
-            f"If it marks a missing value, add it to missing_marks ({', '.join(MISSING)} by "
-            "default) and set missing: keep."
-        )
-    if _DAY_FIRST.match(word):
-        return "Write dates as 2026-01-31 12:00:00, or read the column as text."
-    return "Correct it, or read the column as text."
 
 
 def tell_narrowed(lost: Mapping[str, str]) -> None:

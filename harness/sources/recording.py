@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,7 @@ class Reader:
     rate_hz: float | None
     gaps: Gaps
     layout: Layout
+    channels_first: bool = False
     # Whose rate the others must have
     _first: tuple[Path, float] | None = field(default=None, init=False)
     # Channels of files, and what float32 made of them
@@ -84,7 +85,8 @@ class Reader:
 
     def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
-        sheet = self._read_array(path) if path.suffix == ".npy" else self._read_table(path)
+        is_array = path.suffix in (".npy", ".npz")
+        sheet = self._read_array(path) if is_array else self._read_table(path)
         if sheet.values.shape[1] == 0:
             raise DataError(f"{path}: it has no rows. Remove it.")
         values = self.units.apply(sheet.values, self.channels, path, sheet.rows)
@@ -132,16 +134,19 @@ class Reader:
                 f"and put {{label}} into the path."
             )
         try:
-            array = np.load(path, allow_pickle=False)
+            array = _one_array(path, np.load(path, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"{path}: cannot be read: {error}. It may be truncated, or not a numeric array."
             ) from error
         array = array[:, None] if array.ndim == 1 else array
+        if self.channels_first and array.ndim == 2:
+            array = array.T
         if array.ndim != 2 or array.shape[1] != len(self.channels) or array.dtype.kind not in "iuf":
             raise DataError(
                 f"{path}: {array.shape} of {array.dtype}, expected numbers "
-                f"(T, {len(self.channels)}), one column per channel."
+                f"(T, {len(self.channels)}), one column per channel. If it is (C, T), set "
+                f"channels_first: true."
             )
         return Sheet(
             path, range(1, len(array) + 1), np.ascontiguousarray(array.T, dtype=np.float64)
@@ -165,6 +170,7 @@ class Reader:
                     "row. Sort the rows, or correct the time."
                 )
             long = steps > self.gap_s
+            self._refuse_unit(part.path, steps)
             apart = apart | long
             self._compare_rate(part.path, steps[~long])
         if self.gaps == "refuse" and (apart.any() or missing.any()):
@@ -179,6 +185,18 @@ class Reader:
             )
         edges = np.flatnonzero(np.concatenate([[True], apart, [True]]))
         return np.stack([edges[:-1], edges[1:]], axis=1)[~missing[edges[:-1]]]
+
+    def _refuse_unit(self, path: Path, steps: NDArray[np.float64]) -> None:
+        """Refuse times that are numbers of another unit, by the rate that is asked for."""
+        if self.rate_hz is None or len(steps) == 0:
+            return
+        times = float(np.median(steps)) * self.rate_hz
+        for factor, unit in ((1e3, "ms"), (1e6, "us"), (1e9, "ns")):
+            if abs(times / factor - 1) < _RATES_DIFFER:
+                raise DataError(
+                    f"{path}: rows are {times / self.rate_hz:g} s apart by {self.time!r}, and "
+                    f"rate_hz is {self.rate_hz:g}. If these are {unit}, set time_unit: {unit}."
+                )
 
     def _compare_rate(self, path: Path, steps: NDArray[np.float64]) -> None:
         """steps: from row to row, in seconds, without gaps.
@@ -198,6 +216,21 @@ class Reader:
                 f"{path}: {found:.4g} rows per second by {self.time!r}, {whose}. Resample it, or "
                 "remove it."
             )
+
+
+def _one_array(path: Path, loaded: Any) -> NDArray[Any]:
+    """The array of an .npy file, or the only one of an .npz file."""
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        array: NDArray[Any] = loaded
+        return array
+    with loaded:
+        if len(loaded.files) != 1:
+            raise DataError(
+                f"{path}: the arrays {', '.join(loaded.files) or '(none)'}. Save each in a file of "
+                "its own."
+            )
+        only: NDArray[Any] = loaded[loaded.files[0]]
+        return only
 
 
 def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.cells import MISSING, Layout, tell_narrowed
+from harness.sources.cells import MISSING, Layout, TimeUnit, tell_narrowed
 from harness.sources.files import OnError, class_names, find_files, read_each
 from harness.sources.recording import Bounds, Gaps, Reader
 from harness.sources.source import BatchSource, select, span_columns
@@ -25,17 +25,19 @@ class Series(BatchSource):
     A sample: `series` (C, length) float32, and `label` int64 if labels are known, from the column
     `label` or from a {label} in the path. A file is one recording, or holds several, one after
     another, identified by columns: `recording: [subject, session]`. No window spans two
-    recordings. An .npy file is an array (T, C) or (T,); `channels` names its columns in order.
+    recordings. An .npy file, or an .npz of one array, is (T, C) or (T,), or with
+    `channels_first` (C, T); `channels` names its columns in order.
 
     `labels`: "pure" keeps the windows with one label only, "majority" gives a window its most
     frequent label (in a tie, the first class); an empty label counts as none. `units`:
-    `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds or
-    dates. A step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with
-    an empty cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says
-    whether to refuse gaps or to split there. By their times all
-    recordings must have one rate, `rate_hz` if given. Classes are numbered in the order of
-    `classes`, by default by name over all files. A file that cannot be read is an error, or is
-    skipped with `on_error: skip`. Raises DataError with file, row and column.
+    `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds
+    (`time_unit`: ms, us, ns) or dates, in ISO 8601 or `time_format`, e.g. "%d/%m/%Y %H:%M:%S". A
+    step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with an empty
+    cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says whether to
+    refuse gaps or to split there. By their times all recordings must have one rate, `rate_hz` if
+    given. Classes are numbered in the order of `classes`, by default by name over all files. A file
+    that cannot be read is an error, or is skipped with `on_error: skip`. Raises DataError with
+    file, row and column.
 
     Known about each window, for splits, checks and balanced sampling: the fields of its path and
     of `recording`, its "label" and first "time", its "recording" (the path and those fields), and
@@ -72,6 +74,9 @@ class Series(BatchSource):
         comment: str | None = None,
         skip_rows: int = 0,
         names: Sequence[str] | None = None,
+        time_unit: TimeUnit = "s",
+        time_format: str | None = None,
+        channels_first: bool = False,
         on_error: OnError = "stop",
     ) -> None:
         if length < 1 or stride < 1 or not channels:
@@ -80,26 +85,14 @@ class Series(BatchSource):
         require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(map(text_of, channels)), length
         marks = tuple(map(str, missing_marks))
-        shape = (thousands, comment, skip_rows, names)
+        shape = (thousands, comment, skip_rows, names, time_unit, time_format)
         layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *shape)
         units_of = Units(units or {}, self.channels)
-        reader = Reader(
-            self.channels, label, recording, units_of, time, gap_s, rate_hz, gaps, layout
-        )
+        timing = (time, gap_s, rate_hz, gaps)
+        reader = Reader(self.channels, label, recording, units_of, *timing, layout, channels_first)
         self._read(files, reader, on_error)
         self.classes = self._number_classes(label, classes)
-        # All files are read whatever the part: classes are numbered and splits are made over all
-        # of them.
-        self._windows, self._labels = self._cut(stride, labels)
-        if len(self._windows) == 0:
-            count = len(self._recordings)
-            raise DataError(
-                f"{files}: no window of {length} rows in {count} recordings. Set a smaller length, "
-                "or a different rule for labels or gaps."
-            )
-        rows = rows_of(part, split, self.known(), len(self._windows))
-        self._windows = self._windows[rows]
-        self._labels = None if self._labels is None else self._labels[rows]
+        self._choose(files, stride, labels, part, split)
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
@@ -150,6 +143,28 @@ class Series(BatchSource):
         self._fields = found.fields_at(file_of)
         for name in reader.recording:
             self._fields[name] = [one.fields[name] for one in self._recordings]
+
+    def _choose(
+        self,
+        files: str | Sequence[str],
+        stride: int,
+        labels: Labels,
+        part: Part,
+        split: Rule | None,
+    ) -> None:
+        """The windows of the part."""
+        # All files are read whatever the part: classes are numbered and splits are made over all
+        # of them.
+        self._windows, self._labels = self._cut(stride, labels)
+        if len(self._windows) == 0:
+            count = len(self._recordings)
+            raise DataError(
+                f"{files}: no window of {self.length} rows in {count} recordings. "
+                "Set a smaller length, or a different rule for labels or gaps."
+            )
+        rows = rows_of(part, split, self.known(), len(self._windows))
+        self._windows = self._windows[rows]
+        self._labels = None if self._labels is None else self._labels[rows]
 
     def _number_classes(self, label: str | None, classes: Sequence[Any] | None) -> list[str] | None:
         if label is not None:

@@ -28,6 +28,7 @@ from harness.ranks.meeting import connect_lazily, has_joined, is_lost_peer, leav
 from harness.ranks.ranks import NOTES, Ranks
 from harness.rundir.outcome import INTERRUPTED, exit_code
 from harness.training.determinism import explain
+from harness.training.machine import refused_by_machine
 from harness.training.parallel import start_accelerator
 from harness.training.train import train
 from harness.wording import first_line, printable
@@ -144,6 +145,12 @@ def _not_met(config: Config, why: str) -> str:
     )
 
 
+def where_in(ranks: Ranks) -> str:
+    """This rank, and the step that it works on."""
+    step = ranks.heartbeat.step
+    return f"rank {ranks.rank}, " + ("before the first step" if step is None else f"step {step:,}")
+
+
 def fail(error: Exception, ranks: Ranks) -> int:
     """Print the error on the rank it comes from, and there alone; returns the exit code, the same
     on every rank.
@@ -153,6 +160,12 @@ def fail(error: Exception, ranks: Ranks) -> int:
         and (words := explain(error, ranks.heartbeat.step)) is not None
     ):
         error = ConfigError(words)
+    if (refused := refused_by_machine(error)) is not None:
+        error = RankError(
+            f"{where_in(ranks)}: {refused}, and launch again: the run goes on from "
+            "its last checkpoint.",
+            origin_rank=ranks.rank,
+        )
     cause = ranks.published_failure()
     if cause is not None and not isinstance(error, HarnessError) and is_lost_peer(error):
         return cause.exit_code  # the rank that failed, or saw another fail, has printed it
@@ -163,11 +176,8 @@ def fail(error: Exception, ranks: Ranks) -> int:
             if lost
             else "another process"
         )
-        where = (
-            "before the first step" if (step := ranks.heartbeat.step) is None else f"step {step:,}"
-        )
         error = RankError(
-            f"rank {ranks.rank}, {where}: lost {who} ({first_line(error)}). It was killed, "
+            f"{where_in(ranks)}: lost {who} ({first_line(error)}). It was killed, "
             "crashed or hangs, or its machine cannot be reached; "
             "launch again to go on from the last checkpoint."
         )

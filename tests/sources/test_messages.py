@@ -139,8 +139,34 @@ def test_sentinels_of_a_series_are_gaps(tmp_path: Path) -> None:
 
 def test_a_date_in_another_order_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("t,a\n31/01/2026 12:00,1\n31/01/2026 12:01,2\n")
-    with pytest.raises(DataError, match=r"row 2, column 't': '31/01/2026 12:00' .* Write dates as"):
+    with pytest.raises(
+        DataError, match=r"row 2, column 't': '31/01/2026 12:00' .*Set time_format, e\.g\."
+    ):
         Series(str(tmp_path / "a.csv"), ["a"], 2, 2, time="t", rate_hz=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "thousands"),
+    [("1.278,00", {"decimal": ","}, "."), ("1'234'567.5", {}, "'"), ("1 234", {}, " ")],
+)
+def test_thousands_are_named(
+    tmp_path: Path, text: str, settings: dict[str, Any], thousands: str
+) -> None:
+    (tmp_path / "a.csv").write_text(f"a\n1\n{text}\n")
+    what = rf"If \S?{re.escape(thousands)}\S? stands between thousands, set thousands: '"
+    with pytest.raises(DataError, match=f"row 3, column 'a': .*{what}"):
+        Table(str(tmp_path / "a.csv"), separator=";", **settings)
+    assert len(Table(str(tmp_path / "a.csv"), separator=";", thousands=thousands, **settings)) == 2
+
+
+def test_rows_of_units_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\nDeg C,%\n1,2\n")
+    with pytest.raises(DataError, match=r"row 2, column 'a': 'Deg C' .* set skip_rows: 1\."):
+        Table(str(tmp_path / "a.csv"))
+    assert len(Table(str(tmp_path / "a.csv"), skip_rows=1)) == 1
+    (tmp_path / "a.csv").write_text("a,b\nDeg C,%\nAvg,Avg\n1,2\n")
+    with pytest.raises(DataError, match=r"row 3, column 'a': 'Avg' .* set skip_rows: 2\."):
+        Table(str(tmp_path / "a.csv"), skip_rows=1)
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases beside the repository")

@@ -1,0 +1,94 @@
+"""Times and arrays as devices store them; pandas says what the times are."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.errors import ConfigError, DataError
+from harness.sources.series import Series
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "data"
+
+
+def times_of(series: Series) -> list[float]:
+    return list(map(float, series.known()["time"]))
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases beside the repository")
+@pytest.mark.parametrize("gaps", ["refuse", "split"])
+def test_times_in_milliseconds_are_read_or_named(gaps: Any) -> None:
+    path = CASES / "x_epoch_ms" / "ms.csv"
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 50, "gaps": gaps}
+    with pytest.raises(DataError, match=r"ms\.csv: rows are 20 s apart .* set time_unit: ms\."):
+        Series(str(path), ["a"], 5, 5, **settings)
+    series = Series(str(path), ["a"], 5, 5, time_unit="ms", **settings)
+    frame = pd.read_csv(path)
+    assert len(series) == len(frame) // 5
+    since = pd.to_datetime(frame["t"], unit="ms") - pd.Timestamp(0)
+    assert times_of(series) == pytest.approx(since.dt.total_seconds()[::5][: len(series)].tolist())
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)])
+def test_each_unit_gives_the_same_seconds(tmp_path: Path, unit: Any, factor: float) -> None:
+    lines = "".join(f"{round(index * factor)},{index}\n" for index in range(6))
+    (tmp_path / "a.csv").write_text(f"t,a\n{lines}")
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 1, "time_unit": unit}
+    assert times_of(Series(str(tmp_path / "a.csv"), ["a"], 2, 2, **settings)) == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("form", "texts"),
+    [
+        (
+            "%d/%m/%Y %H:%M:%S",
+            ["31/01/2026 23:59:58", "31/01/2026 23:59:59", "01/02/2026 00:00:00"],
+        ),
+        ("%d.%m.%y %H:%M:%S", ["31.01.26 23:59:58", "31.01.26 23:59:59", "01.02.26 00:00:00"]),
+        ("%Y%m%d%H%M%S", ["20260131235958", "20260131235959", "20260201000000"]),
+        (
+            "%d/%m/%Y %H:%M:%S %z",
+            [f"{text} +0200" for text in ("31/01/2026 23:59:58", "31/01/2026 23:59:59")],
+        ),
+    ],
+)
+def test_dates_of_another_form_are_what_pandas_reads(
+    tmp_path: Path, form: str, texts: list[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("t,a\n" + "".join(f"{text},1\n" for text in texts))
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 1, "time_format": form}
+    series = Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
+    since = pd.to_datetime(pd.Series(texts), format=form, utc=True) - pd.Timestamp(0, tz="UTC")
+    assert times_of(series) == since.dt.total_seconds().tolist()
+
+
+def test_a_date_that_is_not_of_the_form_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("t,a\n31/01/2026,1\n2026-02-01,2\n")
+    with pytest.raises(
+        DataError, match=r"row 3, column 't': time data '2026-02-01' does not match"
+    ):
+        Series(str(tmp_path / "a.csv"), ["a"], 1, 1, time="t", rate_hz=1, time_format="%d/%m/%Y")
+    with pytest.raises(
+        DataError, match=r"row 2, column 't': '31/01/2026' .*Set time_format, e\.g\."
+    ):
+        Series(str(tmp_path / "a.csv"), ["a"], 1, 1, time="t", rate_hz=1)
+    with pytest.raises(ConfigError, match=r"^time_unit: 'min' is not one of s, ms, us, ns"):
+        Series("a.csv", ["a"], 1, 1, time="t", rate_hz=1, time_unit="min")  # type: ignore[arg-type] # one of them
+
+
+def test_arrays_of_channels_first_and_npz_are_read(tmp_path: Path) -> None:
+    values = np.arange(12.0).reshape(2, 6)
+    np.save(tmp_path / "a.npy", values)
+    np.savez(tmp_path / "b.npz", x=values)
+    np.savez(tmp_path / "c.npz", x=values, y=values)
+    for name in ("a.npy", "b.npz"):
+        series = Series(str(tmp_path / name), ["p", "q"], 3, 3, channels_first=True)
+        assert series[1]["series"].tolist() == values[:, 3:].tolist()
+        with pytest.raises(
+            DataError, match=r"\(2, 6\) .*If it is \(C, T\), set channels_first: true"
+        ):
+            Series(str(tmp_path / name), ["p", "q"], 3, 3)
+    with pytest.raises(DataError, match=r"c\.npz: the arrays x, y\. Save each in a file"):
+        Series(str(tmp_path / "c.npz"), ["p", "q"], 3, 3)
