@@ -511,7 +511,7 @@ def test_the_hot_path_does_not_wait_for_the_device() -> None:
     hot = {
         "harness.training.loop": {"train_step"},
         "harness.training.engine": {"forward_backward", "update", "accumulate"},
-        "harness.training.parallel": {"accumulate", "scale", "agree_on_buffers"},
+        "harness.training.parallel": {"accumulate", "weight", "agree_on_buffers"},
         "harness.ranks.ranks": {"sum_in_place", "broadcast_in_place"},
         "harness.training.losses": {"add"},
     }
