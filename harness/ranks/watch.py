@@ -3,8 +3,7 @@ all others waiting: named, with the stack of its main thread.
 
 Reports go through the store of the launch, over a connection of their own: one write and one read a
 second and rank. The rank that oversees reads all reports every few seconds, and every second while
-it does not move itself. It is rank 0; if nothing is heard
-of it, whoever notices first takes over.
+it does not move itself. It is rank 0; if nothing is heard of it, whoever notices first takes over.
 """
 
 import faulthandler
@@ -111,7 +110,7 @@ class Watch:
     def _work(self) -> None:
         try:
             self._run()
-        except Exception as error:
+        except Exception as error:  # whatever it is: nobody else sees this thread end
             _say(f"warning: rank {self._ranks.rank} is not watched any more: {error!r}")
             raise
 
