@@ -27,6 +27,8 @@ PHASES = (
 )
 # Where a rank waits for a file system, which may come back after a minute
 STORAGE = (DATA, EVALUATION_DATA)
+# Where rank 0 does so, which looks for requests and leaves records
+RECORDS = (AGREEMENT, LOSSES, LOG, METRICS, VERDICT)
 # Watched elsewhere, or without an end that could be learned: a save has its own time limit
 ENDLESS = (START_UP, SAVE, END)
 
@@ -36,6 +38,7 @@ class Durations:
 
     def __init__(self) -> None:
         self.number = 0
+        self.longest_s = 0.0
         self._counts: dict[int, int] = {}
 
     def add(self, seconds: float) -> None:
@@ -43,6 +46,7 @@ class Durations:
         bucket = 2 * exponent - (mantissa < math.sqrt(0.5))
         self._counts[bucket] = self._counts.get(bucket, 0) + 1
         self.number += 1
+        self.longest_s = max(self.longest_s, seconds)
 
     def quantile(self, share: float) -> float:
         """What this share of the durations does not exceed, to a factor of sqrt(2) at most; 0

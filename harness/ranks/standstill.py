@@ -11,18 +11,20 @@ from typing import Any
 from harness.ranks.heartbeat import (
     AGREEMENT,
     DATA,
+    END,
     ENDLESS,
     FORWARD,
     LOG,
     LOSSES,
     PHASES,
+    RECORDS,
     STORAGE,
     UPDATE,
     Heartbeat,
 )
 
 LEAST_S = 10.0  # what any phase may take
-USUAL_TIMES, STORAGE_TIMES = 3.0, 6.0
+USUAL_TIMES, LONGEST_TIMES, STORAGE_TIMES = 3.0, 1.5, 6.0
 LEARNED_FROM = 5  # times that a phase was seen
 # What each rank does for itself in a step. A backward pass waits for the other ranks' gradients
 OWN = (DATA, FORWARD, UPDATE, AGREEMENT, LOSSES, LOG)
@@ -32,7 +34,7 @@ _ORDER = {phase: index for index, phase in enumerate(PHASES)}
 
 def limit_s(heartbeat: Heartbeat) -> float:
     """How long the present phase should last at most: three times the 99th percentile of what it
-    took so far, 10 s at least.
+    took so far, one and a half times the longest, 10 s at least.
 
     Endless where little is known: what has been seen fewer than five times, the start, the end, and
     the wait for an earlier save, which has its own limit.
@@ -40,7 +42,7 @@ def limit_s(heartbeat: Heartbeat) -> float:
     usual = heartbeat.durations[heartbeat.phase]
     if heartbeat.phase in ENDLESS or usual.number < LEARNED_FROM:
         return math.inf
-    return max(LEAST_S, USUAL_TIMES * usual.quantile(0.99))
+    return max(LEAST_S, USUAL_TIMES * usual.quantile(0.99), LONGEST_TIMES * usual.longest_s)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Stuck:
         """Whether it is not only named: six times later where it waits for a file system, which may
         come back.
         """
-        times = STORAGE_TIMES if self.report.phase in STORAGE else 1.0
+        phases = (*STORAGE, *RECORDS) if self.report.rank == 0 else STORAGE
+        times = STORAGE_TIMES if self.report.phase in phases else 1.0
         return self.for_s > times * self.limit_s
 
 
@@ -120,7 +123,7 @@ class Overseer:
             moved = (old.count, old.step) != (new.count, new.step)
             self._still_s[rank] = 0.0 if moved else self._still_s[rank] + elapsed_s
             self._quiet_s[rank] = 0.0 if old.beat != new.beat else self._quiet_s[rank] + elapsed_s
-        if min(self._still_s) < LEAST_S or any(one.held for one in reports):
+        if min(self._still_s) < LEAST_S or any(one.held or one.phase == END for one in reports):
             return []
         silent = [one for one in reports if self._quiet_s[one.rank] >= LEAST_S]
         # Where a silent rank is now is not known; the others wait for it where they are
@@ -129,14 +132,15 @@ class Overseer:
         for one in silent or behind(reports):
             there = others[0] if silent and others else one
             for_s = self._still_s[one.rank]
-            if there.limit_s is not None and for_s > there.limit_s:
-                found.append(Stuck(one, there.where, for_s, there.limit_s, silent=bool(silent)))
+            limit = None if there.limit_s is None else max(there.limit_s, one.limit_s or 0.0)
+            if limit is not None and for_s > limit:
+                found.append(Stuck(one, there.where, for_s, limit, silent=bool(silent)))
         return found
 
 
 def behind(reports: Sequence[Report]) -> list[Report]:
-    """The ranks that are least far, and do not wait there for others; all that are least far if
-    each of them waits.
+    """The ranks that are least far, and do not wait there for others; else any that do not wait;
+    all that are least far if each rank waits.
     """
 
     def progress(one: Report) -> tuple[int, int]:
@@ -144,7 +148,8 @@ def behind(reports: Sequence[Report]) -> list[Report]:
 
     least = min(map(progress, reports))
     last = [one for one in reports if progress(one) == least]
-    return [one for one in last if not one.waiting] or last
+    acting = [one for one in reports if not one.waiting]
+    return [one for one in last if not one.waiting] or acting or last
 
 
 class Pace:

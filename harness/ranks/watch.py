@@ -3,8 +3,7 @@ all others waiting: named, with the stack of its main thread.
 
 Reports go through the store of the launch, over a connection of their own: one write and one read a
 second and rank. The rank that oversees reads all reports every few seconds, and every second while
-it does not move itself. It is rank 0; if nothing is heard
-of it, whoever notices first takes over.
+it does not move itself. It is rank 0; if nothing is heard of it, whoever notices first takes over.
 """
 
 import faulthandler
@@ -16,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,9 +44,11 @@ _MOST_BYTES = 100_000
 _REASONS = {
     "a debugger": ("/bdb.py", "/pdb.py", "/debugpy/", "/pydevd"),
     "a compiler": (
-        "/torch/_dynamo/",
-        "/torch/_inductor/",
-        "/triton/",
+        "/torch/_dynamo/convert_frame.py",
+        "/torch/_inductor/compile_fx.py",
+        "/torch/_inductor/codecache.py",
+        "/torch/_inductor/async_compile.py",
+        "/triton/compiler/",
         "/torch/utils/cpp_extension",
     ),
 }
@@ -73,12 +75,12 @@ class Watch:
         self._count, self._still_s, self._unread_s = -1, 0.0, 0.0
         self._overseer, self._pace = Overseer(ranks.size), Pace()
         self._warned: list[Any] = []
-        self._warnings: list[str] = []
+        self._warnings: deque[str] = deque()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         if mode != "off":
             # Named so: a machine that is cut off may hold it for ever
-            self._thread = threading.Thread(target=self._run, name=NOTES, daemon=True)
+            self._thread = threading.Thread(target=self._work, name=NOTES, daemon=True)
 
     def __enter__(self) -> "Watch":
         if self._thread is not None:
@@ -101,15 +103,21 @@ class Watch:
 
     def take_warnings(self) -> list[str]:
         """What was found since the last call, on the rank that oversees."""
-        found, self._warnings = self._warnings, []
-        return found
+        return [self._warnings.popleft() for _ in range(len(self._warnings))]
 
     # -- in the thread
+
+    def _work(self) -> None:
+        try:
+            self._run()
+        except Exception as error:  # whatever it is: nobody else sees this thread end
+            _say(f"warning: rank {self._ranks.rank} is not watched any more: {error!r}")
+            raise
 
     def _run(self) -> None:
         board = self._ranks.board()
         if board is None and self._ranks.size > 1:
-            return  # the store is gone, and so are the peers' ways to each other
+            return  # the store is gone, and with it its host: collectives fail at once
         link = None if board is None else _Link(board, self._ranks.rank)
         before, pause_s = time.monotonic(), 0.0
         while not self._over.wait(pause_s):
@@ -137,6 +145,8 @@ class Watch:
                 if found is not None:
                     self._end(**found)
                     return
+        if link is not None:
+            link.exchange(self._report(0.0))  # that this rank has come to its end
 
     def _report(self, elapsed_s: float) -> Report:
         heart = self._ranks.heartbeat
@@ -171,7 +181,7 @@ class Watch:
 
     def _oversee(self, reports: Sequence[Report], elapsed_s: float) -> list[Stuck]:
         if self._ranks.size > 1:
-            self._warnings += self._pace.look(reports, self._unread_s)
+            self._warnings.extend(self._pace.look(reports, self._unread_s))
             self._unread_s = 0.0
         stuck = self._overseer.look(reports, elapsed_s)
         which = [(one.report.rank, one.report.count) for one in stuck]
@@ -228,6 +238,8 @@ class Watch:
         """Leave with the cause: who is stuck at once, the others in order as soon as their
         collectives break, which they do when one process has gone.
         """
+        # Whatever holds this thread or the interpreter: the others wait for this process to go
+        faulthandler.dump_traceback_later(LEAVING_S + 10, exit=True)
         rank, error = self._ranks.rank, RankError(message, origin_rank=overseer)
         self.lost = error
         if self._stacks is not None:
@@ -237,7 +249,10 @@ class Watch:
             _say(f"RankError: {message}")
         if dist.is_initialized() and dist.get_backend() == "nccl":
             # Nothing is saved after it: what the device holds is unknown
-            dist.distributed_c10d._abort_process_group()
+            with suppress(RuntimeError):
+                dist.distributed_c10d._abort_process_group()
+        if rank == overseer:
+            self._over.wait(2 * PERIOD_S)  # its process may hold the store that the others ask
         others = [one for one in range(self._ranks.size) if one not in stuck]
         goes_first = rank in stuck or (len(others) > 1 and rank == others[-1])
         if goes_first or not self._over.wait(LEAVING_S):

@@ -30,10 +30,10 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
 
     Called by every rank; the host waits for the copy alone.
     """
+    run.ranks.heartbeat.enter(SAVE)
     if request == Request.INTERRUPTED and not is_worth_saving(run):
         return
     ranked_by = run.controller.best_metric()
-    run.ranks.heartbeat.enter(SAVE)
     with run.ledger.account("checkpoint_stall"):
         check_agreement(run)
         with snapshot_of(run, reason_to_save(verdict, request)) as snapshot:

@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.ranks.heartbeat import BACKWARD, DATA, FORWARD, LOSSES, PHASES, Durations, Heartbeat
+from harness.ranks.heartbeat import (
+    AGREEMENT,
+    BACKWARD,
+    DATA,
+    END,
+    EVALUATION_DATA,
+    FORWARD,
+    LOSSES,
+    METRICS,
+    PHASES,
+    Durations,
+    Heartbeat,
+)
 from harness.ranks.standstill import Overseer, Pace, Report, Stuck, behind, limit_s
 
 START = Report(0, "host", 1, 0, 0, 7, FORWARD, waiting=False, limit_s=10.0)
@@ -92,6 +104,41 @@ def test_no_alarm_while_anyone_moves(moves: list[tuple[int, int, str]]) -> None:
         one = now[rank]
         now[rank] = replace(one, count=one.count + 1, phase=phase, beat=second)
         assert overseer.look(list(now), 1.0) == []
+
+
+def test_nobody_is_named_once_one_has_come_to_the_end() -> None:
+    """The others have left, and their last reports are from before; rank 0 sends its records."""
+    ranks = reports({"phase": END, "limit_s": None}, {"phase": AGREEMENT})
+    assert look_for(1000, ranks, silent=[1]) == []
+
+
+def test_a_silent_one_keeps_its_own_limit() -> None:
+    ranks = reports({"limit_s": 90.0}, {"phase": BACKWARD, "waiting": True})
+    assert look_for(90, ranks, silent=[0]) == []
+    assert [one.report.rank for one in look_for(91, ranks, silent=[0])] == [0]
+
+
+def test_records_of_rank_0_are_given_up_late() -> None:
+    ranks = reports({"phase": LOSSES}, {"phase": LOSSES, "waiting": True})
+    assert not look_for(11, ranks)[0].given_up
+    assert look_for(61, ranks)[0].given_up
+    others = reports({"phase": LOSSES, "waiting": True}, {"phase": LOSSES})
+    assert look_for(11, others)[0].given_up
+
+
+def test_who_does_not_wait_is_named_though_it_seems_to_be_ahead() -> None:
+    """In the metrics of a first split, while the others wait at the data of a second."""
+    ahead = {"phase": EVALUATION_DATA, "waiting": True}
+    ranks = reports({"phase": METRICS}, ahead, ahead)
+    assert [one.report.rank for one in look_for(11, ranks)] == [0]
+
+
+def test_what_was_rare_and_long_may_come_again() -> None:
+    heart = Heartbeat()
+    heart.phase = FORWARD
+    for seconds in [0.3] * 1000 + [40.0]:
+        heart.durations[FORWARD].add(seconds)
+    assert limit_s(heart) == 60.0
 
 
 def test_limits_are_learned() -> None:

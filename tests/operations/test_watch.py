@@ -143,6 +143,16 @@ def test_a_file_system_that_comes_back_costs_nothing(tmp_path: Path) -> None:
     assert ended.stderr[0].count("data: rank 1 (") == 1
 
 
+def test_a_save_may_last(tmp_path: Path) -> None:
+    """Asked to leave while an earlier save is written, for longer than any phase may last."""
+    optimizer = "optimizer={_target_: tests.operations.parts.SlowSaver, lr: 0.01}"
+    asked = [*PARTS, optimizer, "checkpoint.every={steps: 20}", f"run.dir={tmp_path}"]
+    env = {"LEAST_S": "2", "SAVE_S": "6", "ASK": "stepped:30:all:SIGTERM", "DIE_AT": ""}
+    ends = train_on_ranks(2, SMALL, asked, env=env)
+    assert [one.exit_code for one in ends] == [75, 75], ends[0].stderr
+    assert not any("stand" in one.stderr for one in ends)
+
+
 @pytest.mark.torture
 def test_a_slow_rank_is_named(tmp_path: Path) -> None:
     asked = ("stop.budget.steps=100000", "stop.budget.hours=0.009", "stop.every={steps: 5000}")
