@@ -36,6 +36,16 @@ def text_of(value: Any, decimal: str = ".") -> str:
     return _read(str(value), decimal)
 
 
+def named(value: Any) -> str:
+    """A name in a config, as it is written; what is no text, such as 2019, as `text_of` says."""
+    return value if isinstance(value, str) else text_of(value)
+
+
+def name_of(value: Any) -> str:
+    """A name in a config or a header for comparison: as `named`, in normal form C."""
+    return unicodedata.normalize("NFC", named(value))
+
+
 def _read(text: str, decimal: str) -> str:
     if not text.isascii():
         return unicodedata.normalize("NFC", text)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.written import text_of
+from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.wording import some
 
@@ -71,6 +71,8 @@ class Layout:
                 f"skip_rows, comment: {self.skip_rows} and {self.comment!r}. Give a number of rows "
                 "from 0, and at least one character."
             )
+        if self.names is not None:
+            object.__setattr__(self, "names", tuple(map(name_of, self.names)))
         if self.names is not None and len(set(self.names)) < len(self.names):
             raise ConfigError(f"names: {list(self.names)}: a name occurs twice. Rename one.")
         if self.thousands is not None and (
@@ -113,7 +115,8 @@ def check_kinds(columns: Mapping[str, Any], others: Collection[str]) -> None:
 
 
 class Cells:
-    """The columns of one file: `cells[name]` as stored, a list, a numeric array or pyarrow strings;
+    """The columns of one file: `cells[name]` as stored, a list, a numeric array or pyarrow strings,
+    under their names in normal form C;
     `rows`: their row numbers in the file.
     """
 
@@ -131,6 +134,9 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def _of(self, name: str) -> Any:
+        return self.cells[name_of(name)]
 
     def column(self, name: str, kind: Kind) -> Column:
         """(N,) float32 or int64, or N texts. Raises DataError with file, row and column."""
@@ -153,7 +159,7 @@ class Cells:
 
         Raises DataError with file, row and column of a cell that is not a number.
         """
-        cells = self.cells[name]
+        cells = self._of(name)
         if isinstance(cells, np.ndarray):
             values = cells.astype(np.float64)  # a copy
         else:
@@ -169,7 +175,7 @@ class Cells:
 
     def integers(self, name: str) -> NDArray[np.int64]:
         """(N,) int64. Raises DataError as `numbers`, and for a fraction or a missing value."""
-        cells = self.cells[name]
+        cells = self._of(name)
         if (
             isinstance(cells, np.ndarray)
             and np.can_cast(cells.dtype, np.int64)
@@ -191,7 +197,7 @@ class Cells:
         once: dict[str, str] = {}
         known: dict[str, str] = {}
         texts = []
-        for index, cell in enumerate(_listed(self.cells[name])):
+        for index, cell in enumerate(_listed(self._of(name))):
             text = known.get(cell) if type(cell) is str else None
             if text is None:
                 text = cell if as_stored and type(cell) is str else self._text(name, index, cell)
@@ -204,6 +210,11 @@ class Cells:
             self._refuse(name, texts.index(""), what)
         return texts
 
+    def has_bytes(self, name: str) -> bool:
+        """Whether a column holds bytes that are not UTF-8."""
+        cells = self._of(name)
+        return isinstance(cells, list) and any(isinstance(cell, bytes) for cell in cells)
+
     def _text(self, name: str, index: int, cell: Any) -> str:
         try:
             return "" if _is_empty(cell) else text_of(cell, self._layout.decimal)
@@ -215,7 +226,7 @@ class Cells:
         `time_format` or the native type of Excel and Parquet, as seconds since 1970, in UTC unless
         they state a time zone.
         """
-        cells = self.cells[name]
+        cells = self._of(name)
         if self._layout.time_format is not None and not isinstance(cells, np.ndarray):
             return self._formatted(name, _listed(cells), self._layout.time_format)
         dates = [] if isinstance(cells, np.ndarray) else list(map(_date_or_none, _listed(cells)))

@@ -3,7 +3,7 @@
 Found by a path pattern, or listed in a table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import abspath
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -12,6 +12,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.written import name_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Kind, Layout, check_kinds
 from harness.sources.files import (
@@ -74,7 +75,8 @@ class Collection(BatchSource):
         self._what = what
         self._columns = dict(columns or {})
         check_kinds(self._columns, (what, "label"))
-        found, self._tables = listed_files(files)
+        asked = [*self._columns, *(() if split is None else split.columns)]
+        found, self._tables = listed_files(files, asked)
         labels = found.fields.get("label")
         if labels is not None and "" in labels:
             raise DataError(
@@ -145,12 +147,18 @@ class Collection(BatchSource):
         return self.reader.check(path, str(path))
 
 
-def listed_files(templates: str | Sequence[str], *, tell: bool = True) -> tuple[Files, list[Path]]:
-    """The files that match the templates, or that the matching tables list, and those tables."""
+def listed_files(
+    templates: str | Sequence[str], asked: Iterable[str] = (), *, tell: bool = True
+) -> tuple[Files, list[Path]]:
+    """The files that match the templates, or that the matching tables list, and those tables.
+
+    Bytes in a table that are no text, such as thumbnails, are no field unless they are asked for.
+    """
     found = find_files(templates, tell=tell)
     if not all(path.suffix.lower() in TABLES for path in found.paths):
         return found, []
     listed: dict[Path, dict[str, str]] = {}
+    wanted = {"label", *map(name_of, asked)}
     for number, table in enumerate(found.paths):
         # Raises, naming the columns there are, if this one is missing
         read_cells(table, Layout(missing="keep"), [FILE_NAME])
@@ -160,7 +168,9 @@ def listed_files(templates: str | Sequence[str], *, tell: bool = True) -> tuple[
         texts = {
             name: frame.texts(name)
             for name in frame.cells
-            if name not in of_path and name != FILE_NAME
+            if name not in of_path
+            and name != FILE_NAME
+            and (name in wanted or not frame.has_bytes(name))
         }
         for index, (row, name) in enumerate(zip(frame.rows, names, strict=True)):
             path = _as_named(Path(abspath(table.parent / name)))
@@ -188,11 +198,12 @@ def _as_named(path: Path) -> Path:
 
 def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
     """(number of files,) float32, int64 or text."""
-    if name not in files.fields:
+    found = {name_of(field): texts for field, texts in files.fields.items()}
+    if name_of(name) not in found:
         raise ConfigError(
             f"columns.{name}: no such field; the fields are {', '.join(files.fields) or 'none'}."
         )
-    texts = files.fields[name]
+    texts = found[name_of(name)]
     if kind == "text":
         return np.array(texts, dtype=np.str_)
     values = np.empty(len(texts), dtype=np.float32 if kind == "number" else np.int64)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.written import text_of
+from harness.data.written import named
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import MISSING, Layout, TimeUnit, tell_narrowed
 from harness.sources.files import OnError, class_names, find_files, read_each
@@ -83,7 +83,7 @@ class Series(BatchSource):
             given = f"{length}, {stride}, {list(channels)}"
             raise ConfigError(f"length, stride, channels: {given}: give at least one of each.")
         require_choice("labels", labels, get_args(Labels))
-        self.channels, self.length = list(map(text_of, channels)), length
+        self.channels, self.length = list(map(named, channels)), length
         marks = tuple(map(str, missing_marks))
         shape = (thousands, comment, skip_rows, names, time_unit, time_format)
         layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *shape)

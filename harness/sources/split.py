@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.written import text_of
+from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.wording import did_you_mean, some
 
@@ -223,13 +223,14 @@ def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[
 
 
 def _columns(known: Known, names: Sequence[str]) -> list[Sequence[str]]:
+    found = {name_of(name): cells for name, cells in known.items()}
     for name in names:
-        if name not in known:
+        if name_of(name) not in found:
             raise ConfigError(
                 f"split: no column {name!r} is known; the known columns are "
                 f"{', '.join(known) or 'none'}.{did_you_mean(name, known, quoted=True)}"
             )
-    return [known[name] for name in names]
+    return [found[name_of(name)] for name in names]
 
 
 def _together(columns: Sequence[Sequence[str]]) -> list[str]:

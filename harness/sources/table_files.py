@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
-from harness.data.written import text_of
+from harness.data.written import name_of
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout, number_or_none
 from harness.sources.files import need
@@ -48,6 +48,7 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
     binary = (".xlsx", ".xlsm", ".gz")
     if path.suffix.lower() not in binary and (what := what_is(path)) is not None:
         raise DataError(f"{path}: not a table that is read, but {what}")
+    columns = None if columns is None else list(map(name_of, columns))
     try:
         return reader(path, layout, columns)
     except UnicodeDecodeError as error:
@@ -146,6 +147,8 @@ def _headed(
     kept: list[list[Any]] = []
     above: list[tuple[int, list[Any]]] = []
     packed: list[dict[str, Any]] = []
+    where = str(path)
+    marks: set[str] = set()  # other separators in a header of one column
     wanted = _select(path, header, columns) if header else []
     for row, cells in lines:
         if layout.comment and cells and str(cells[0]).lstrip().startswith(layout.comment):
@@ -156,15 +159,18 @@ def _headed(
             pass
         elif not header:
             begin = row + 1 + layout.skip_rows
-            header = [_name_of(cell) for cell in cells]
+            header, where = [_name_of(cell) for cell in cells], f"{path}: row {row}"
             while header and not header[-1]:
                 header.pop()
             if not header and columns is None:
                 break
             if ".csv" in path.suffixes[-2:] and len(header) == 1:
-                _refuse_separator(path, row, header[0])
+                marks = {mark for mark in _SEPARATORS if mark in header[0]} - {layout.separator}
             if columns is not None and not set(columns) <= set(header):
-                below = islice(lines, _LOOKED_THROUGH)
+                below = list(islice(lines, _LOOKED_THROUGH))
+                _refuse_separator(
+                    where, header, marks, [cell for _, cells in below for cell in cells]
+                )
                 _refuse_header(path, header, layout.header, columns, [*above, *below])
             wanted = _wanted(path, row, header, columns)
         elif any(cell is not None and cell != "" for cell in cells):
@@ -173,6 +179,8 @@ def _headed(
                     f"{path}: row {row}: {len(cells)} cells for {len(header)} columns. Correct the "
                     "row, or set header or separator."
                 )
+            if marks:
+                _refuse_separator(where, header, marks, cells)
             rows.append(row)
             kept.append(cells)
             if len(kept) == _PACKED:
@@ -247,12 +255,15 @@ def _wanted(
     return wanted
 
 
-def _refuse_separator(path: Path, row: int, name: str) -> None:
-    """Refuse a header of one column whose name holds other separators."""
-    mark = max(_SEPARATORS, key=name.count)
-    if mark in name:
+def _refuse_separator(
+    where: str, header: Sequence[str], marks: Collection[str], cells: Sequence[str]
+) -> None:
+    """Refuse a header of one column if one of the `marks` in it is also in data."""
+    found = [mark for mark in marks if any(mark in cell for cell in cells)]
+    if found:
+        mark = max(found, key=header[0].count)
         raise DataError(
-            f"{path}: row {row}: one column {name!r}, which looks like several. Set separator: "
+            f"{where}: one column {header[0]!r}, which looks like several. Set separator: "
             f"{json.dumps(mark)}."
         )
 
@@ -276,13 +287,13 @@ def _tell_odd_header(path: Path, row: int, header: Sequence[str]) -> None:
 
 
 def _name_of(cell: Any) -> str:
-    return (cell if isinstance(cell, str) else text_of(cell)).strip()
+    return name_of(cell).strip()
 
 
-def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+def _refuse_twins(where: Path | str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise DataError(f"{path}: two columns are called {name!r}. Rename one of them.")
+            raise DataError(f"{where}: two columns are called {name!r}. Rename one of them.")
 
 
 def _select(path: Path, names: Sequence[str], columns: Collection[str] | None) -> list[str]:
@@ -321,6 +332,10 @@ def _of_objects(
     rows: Sequence[int],
     objects: Sequence[dict[str, Any]],
 ) -> Cells:
+    if not all(name.isascii() for found in objects for name in found):
+        for row, found in zip(rows, objects, strict=True):
+            _refuse_twins(f"{path}: row {row}", list(map(name_of, found)))
+        objects = [{name_of(name): cell for name, cell in found.items()} for found in objects]
     wanted = _select(path, list(dict.fromkeys(chain.from_iterable(objects))), columns)
     cells = {name: [found.get(name) for found in objects] for name in wanted}
     return Cells(path, cells, rows, layout)
@@ -333,16 +348,18 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
 
     try:
         with pq.ParquetFile(path) as file:
-            names = _select(path, file.schema_arrow.names, columns)
+            stored = file.schema_arrow.names
+            names = _select(path, list(map(name_of, stored)), columns)
             _refuse_twins(path, names)
-            table = file.read(names)
+            wanted = {name_of(name): name for name in stored if name_of(name) in names}
+            table = file.read(list(wanted.values()))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a Parquet file."
         ) from error
     cells: dict[str, Any] = {}
-    for name in table.column_names:
-        column = table[name]
+    for name, one in wanted.items():
+        column = table[one]
         plain = pa.types.is_floating(column.type) or (
             pa.types.is_integer(column.type) and column.null_count == 0
         )

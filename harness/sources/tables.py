@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.written import text_of
+from harness.data.written import name_of, named
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
     MISSING,
@@ -73,9 +73,8 @@ class Table(BatchSource):
         names: Sequence[str] | None = None,
         on_error: OnError = "stop",
     ) -> None:
-        # Names as a header has them: 2019 too
-        self.columns = {text_of(name): kind for name, kind in (columns or {}).items()}
-        self.features = None if features is None else list(map(text_of, features))
+        self.columns = {named(name): kind for name, kind in (columns or {}).items()}
+        self.features = None if features is None else list(map(named, features))
         check_kinds(self.columns, ["features", *(self.features or ())])
         marks = tuple(map(str, missing_marks))
         rows = (thousands, comment, skip_rows, names)
@@ -145,15 +144,16 @@ class Table(BatchSource):
         what float32 lost.
         """
         frame = read_cells(path, layout, wanted)
-        absent = [name for name in self._asked if name not in frame.cells]
+        asked = set(map(name_of, self._asked))
+        absent = asked - set(frame.cells)
         if absent:
             read_cells(
                 path, layout, self._asked
             )  # raises, naming the missing column and those there are
         if self.features is None:
-            self.features = [name for name in frame.cells if name not in self._asked]
-        elif wanted is None and set(self.features) | set(self._asked) != set(frame.cells):
-            other = min(set(frame.cells) ^ (set(self.features) | set(self._asked)))
+            self.features = [name for name in frame.cells if name not in asked]
+        elif wanted is None and {*self.features} | asked != set(frame.cells):
+            other = min(set(frame.cells) ^ ({*self.features} | asked))
             raise DataError(
                 f"{path}: column {other!r} is not in all files. List the columns to use as "
                 "features."

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from harness.errors import ConfigError, DataError
 from harness.sources.series import Series
+from harness.sources.split import ByValue
 from harness.sources.tables import Table
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "data"
@@ -137,3 +139,57 @@ def test_packed_and_json_files_that_are_torn_are_named(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         Table("a.csv", **settings)
+
+
+@pytest.mark.parametrize("name", ["400.0", "2024-01-01 00:00:00", "true"])
+def test_names_that_are_text_are_taken_as_they_stand(tmp_path: Path, name: str) -> None:
+    frame = pd.DataFrame({name: [1.0, 2.0], "1.0": [3.0, 4.0], "2.0": [1.0, 2.0]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    for ending in ("csv", "parquet"):
+        path = str(tmp_path / f"a.{ending}")
+        assert features(Table(path, [name])) == [[1], [2]]
+        assert Table(path, ["1.0"], {name: "number"})[1].keys() == {"features", name}
+        assert Series(path, ["1.0", "2.0"], 2, 1)[0]["series"].tolist() == [[3, 4], [1, 2]]
+
+
+def test_names_that_are_numbers_in_the_config_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("2019,2020\n1,2\n3,4\n")
+    years: Any = [2019, 2020]
+    assert features(Table(str(tmp_path / "a.csv"), years)) == [[1, 2], [3, 4]]
+    (tmp_path / "b.csv").write_text("1,2\n3,4\n")
+    for asked in (years, ["2019", "2020"]):
+        assert features(Table(str(tmp_path / "b.csv"), asked, names=years)) == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet", "xlsx"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_a_name_is_found_in_either_normal_form(tmp_path: Path, ending: str, stored: Any) -> None:
+    size = unicodedata.normalize(stored, "gr\u00f6\u00dfe")
+    frame = pd.DataFrame({size: [1.0, 2.0], "part": ["train", "test"]})
+    path = tmp_path / f"a.{ending}"
+    if ending == "csv":
+        frame.to_csv(path, index=False)
+    elif ending == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif ending == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_excel(path, index=False)
+    for form in ("NFC", "NFD"):
+        asked = unicodedata.normalize(form, "gr\u00f6\u00dfe")  # type: ignore[arg-type] # the two
+        assert features(Table(str(path), [asked])) == [[1], [2]]
+        assert Table(str(path), [], {asked: "number"})[1] == {asked: 2}
+        part = Table(str(path), [asked], split=ByValue(asked, train=[1], test=[2]), part="test")
+        assert features(part) == [[2]]
+        assert Series(str(path), [asked], 1, 1)[0]["series"].tolist() == [[1]]
+
+
+def test_a_quoted_header_of_one_column_may_hold_separators(tmp_path: Path) -> None:
+    for name in ("Height, cm", "Height; cm", "a|b, c"):
+        (tmp_path / "a.csv").write_text(f'"{name}"\n1\n2\n')
+        assert features(Table(str(tmp_path / "a.csv"))) == [[1], [2]]
+        assert features(Table(str(tmp_path / "a.csv"), [name])) == [[1], [2]]
+    (tmp_path / "a.csv").write_text("a;b, c\n1;2\n")
+    with pytest.raises(DataError, match=r'row 1: one column .* Set separator: ";"'):
+        Table(str(tmp_path / "a.csv"), separator="|")

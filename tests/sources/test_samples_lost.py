@@ -112,6 +112,34 @@ def test_a_table_names_files_in_either_normal_form(tmp_path: Path) -> None:
     assert len(Images(str(table))) == 1
 
 
+def test_a_table_that_lists_files_may_hold_thumbnails(tmp_path: Path) -> None:
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+    columns = {"file_name": ["a.png", "b.png"], "thumb": [b"\xff\xd8", b"\x89P"], "age": [3, 4]}
+    pq.write_table(pa.table(columns), tmp_path / "metadata.parquet")
+    path = str(tmp_path / "metadata.parquet")
+    images = Images(path, columns={"age": "number"})
+    assert images.__getitems__([0, 1])["age"].tolist() == [3, 4]
+    assert set(images.known()) == {"path", "age"}
+    with pytest.raises(DataError, match=r"row 1, column 'thumb': .*Store text as UTF-8"):
+        Images(path, columns={"thumb": "text"})
+    with pytest.raises(DataError, match=r"row 1, column 'thumb': .*Store text as UTF-8"):
+        Images(path, split=ByValue("thumb", test=["a"]))
+
+
+def test_a_table_that_lists_files_names_columns_in_either_normal_form(tmp_path: Path) -> None:
+    for name in "ab":
+        picture(tmp_path / f"{name}.png")
+    size = unicodedata.normalize("NFD", "gr\u00f6\u00dfe")
+    (tmp_path / "metadata.csv").write_text(f"file_name,{size}\na.png,3\nb.png,4\n")
+    for form in ("NFC", "NFD"):
+        asked = unicodedata.normalize(form, size)  # type: ignore[arg-type] # the two
+        split = ByValue(asked, train=[3], test=[4])
+        path = str(tmp_path / "metadata.csv")
+        images = Images(path, columns={asked: "integer"}, split=split, part="test")
+        assert images[0][asked] == 4
+
+
 @pytest.mark.parametrize(
     ("first", "odd"),
     [
