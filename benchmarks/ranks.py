@@ -3,9 +3,9 @@
 Run: python benchmarks/ranks.py [--ranks 2 4 8 16 32] [--simulated 1024]
 
 Told, on real gloo processes of this machine: the sockets that a process holds, with gloo's own way
-to connect (all to all at once) and with that of 64 ranks and more (when they first speak to each other); how long
-joining took; a log point of 50 steps; a decision of rank 0. And for more ranks than fit here: what
-rank 0 computes at a log point, with the other ranks' rows made up.
+to connect (all to all at once) and with that of 64 ranks and more (when they first speak to each
+other); how long joining took; a log point of 50 steps; a decision of rank 0. And for more ranks
+than fit here: what rank 0 computes at a log point, with the other ranks' rows made up.
 
 Aim: sockets that grow as the logarithm of the ranks, and a log point of 1,024 that costs
 less than one step of 20 ms.
