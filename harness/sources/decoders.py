@@ -42,6 +42,8 @@ def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
             f"{path}: its pixel format ({error}) has more than 8 bits, which would be "
             "rounded. Convert it to 8 bits: ffmpeg -i IN -pix_fmt yuv420p OUT."
         ) from error
+    except (TypeError, AttributeError):  # of the code or of another PyAV, not of the file
+        raise
     except Exception as error:
         what = None if _is_film(path) else what_is(path)
         if what is not None:
@@ -70,6 +72,8 @@ def _read(av: Any, path: Path, choose: Choose) -> tuple[int, Frames]:
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             kinds = ", ".join(sorted({one.type for one in container.streams})) or "no streams"
             raise ValueError(f"it has no film, only {kinds}")
+        if stream.codec_context is None or stream.format is None:
+            raise ValueError("it does not say its codec or pixel format")
         _refuse_deep(stream.format.name)
         count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
     indices = list(choose(count))
@@ -79,7 +83,7 @@ def _read(av: Any, path: Path, choose: Choose) -> tuple[int, Frames]:
         stream.codec_context.thread_count = 1  # many worker processes read a source
         for number, frame in enumerate(container.decode(stream) if indices else ()):
             if number == indices[len(found)]:
-                found.append(_upright(frame))
+                found.append(_upright(av, frame))
                 if len(found) == len(indices):
                     break
     if len(found) < len(indices):
@@ -87,13 +91,13 @@ def _read(av: Any, path: Path, choose: Choose) -> tuple[int, Frames]:
     return count, np.stack(found) if found else _NONE
 
 
-def _upright(frame: Any) -> Frames:
+def _upright(av: Any, frame: Any) -> Frames:
     """(H, W, 3), turned and mirrored by the frame's display matrix (ISO 14496-12, section 6.2.2),
     which maps a place (x, y) to (a x + c y, b x + d y).
     """
     # One thread: a worker that is forked while others live waits for them for ever
     pixels: Frames = frame.to_ndarray(format="rgb24", threads=1)
-    matrix = next((one for one in frame.side_data if one.type.name == "DISPLAYMATRIX"), None)
+    matrix = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
     if matrix is None:
         return pixels
     a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()

@@ -293,7 +293,7 @@ def _array(cells: Any, where: str) -> Any:
     """An arrow array -> (B, ...) numbers, or a list of strings. Raises DataError."""
     is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if any(is_kind(cells.type) for is_kind in is_text):
-        return [text_of(text or "") for text in cells.to_pylist()]
+        return [text or "" for text in cells.to_pylist()]
     shape = [len(cells)]
     lists = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray, pa.ExtensionArray)
     while isinstance(cells, lists):

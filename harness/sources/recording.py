@@ -1,9 +1,11 @@
 """Reading a file of a measuring device: its recordings, their channels, labels, times and gaps."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,8 +136,9 @@ class Reader:
                 f"and put {{label}} into the path."
             )
         try:
-            array = _one_array(path, np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+            with path.open("rb") as file:  # numpy leaves a bad zip file open
+                array = _one_array(path, np.load(file, allow_pickle=False))
+        except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{path}: cannot be read: {error}. It may be truncated, or not a numeric array."
             ) from error

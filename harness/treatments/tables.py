@@ -69,7 +69,8 @@ class Encode:
     def __call__(self, batch: Batch) -> Batch:
         if self.optional and self.key not in batch:
             return batch
-        texts = self._texts(batch)
+        # Also as tables write it: the Hub gives texts as they are stored
+        texts = [text if text in self._numbers else text_of(text) for text in self._texts(batch)]
         unknown = next((text for text in texts if text not in self._numbers), None)
         if unknown is not None and not self.others:
             fix = "Add it to categories"

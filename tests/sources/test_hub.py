@@ -22,6 +22,7 @@ from harness.sources.hub import Hub
 from harness.sources.images import Images
 from harness.sources.split import ByGroup, ByValue
 from harness.sources.tables import Table
+from harness.treatments.tables import Encode
 
 ROOT = Path(__file__).parents[2]
 ROWS: list[dict[str, Any]] = [
@@ -80,6 +81,16 @@ def test_csv_json_lines_and_parquet_give_what_tables_give(
     assert source[7] == {name: values[0] for name, values in batch.items()}
     assert source.paths() == [Path(path)]
     assert pickle.loads(pickle.dumps(source))[7] == source[7]
+
+
+def test_texts_stay_as_they_are_and_what_is_known_of_them_is_one_text(tmp_path: Path) -> None:
+    texts = ["1.0", "true", "2024-01-01 00:00:00", "Gro\u0308\u00dfe"]
+    path = write_rows(tmp_path / "a.parquet", [{"text": text} for text in texts])
+    source = Hub("parquet", data_files=path)
+    assert source.__getitems__([0, 1, 2, 3])["text"] == texts
+    assert source.known()["text"] == ["1", "True", "2024-01-01", "Gr\u00f6\u00dfe"]
+    encode = Encode("text", ["1.0", "true", "2024-01-01", "Gr\u00f6\u00dfe"])
+    assert encode({"text": texts})["text"].tolist() == [0, 1, 2, 3]
 
 
 def test_columns_are_chosen_and_renamed_and_rows_divided_by_groups(tmp_path: Path) -> None:

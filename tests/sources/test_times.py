@@ -92,3 +92,19 @@ def test_arrays_of_channels_first_and_npz_are_read(tmp_path: Path) -> None:
             Series(str(tmp_path / name), ["p", "q"], 3, 3)
     with pytest.raises(DataError, match=r"c\.npz: the arrays x, y\. Save each in a file"):
         Series(str(tmp_path / "c.npz"), ["p", "q"], 3, 3)
+
+
+def test_a_damaged_npz_is_named_or_left_out(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "b.npz", x=np.arange(4000.0) ** 0.5)
+    whole = (tmp_path / "b.npz").read_bytes()
+    middle = len(whole) // 2
+    flipped = bytes(byte ^ 255 for byte in whole[middle : middle + 64])
+    (tmp_path / "a.npz").write_bytes(whole[:middle] + flipped + whole[middle + 64 :])
+    (tmp_path / "c.npz").write_bytes(whole[: -middle // 2])
+    for name in ("a.npz", "c.npz"):
+        with pytest.raises(DataError, match=rf"{name[0]}\.npz: cannot be read: .* truncated"):
+            Series(str(tmp_path / name), ["p"], 3, 3)
+    with pytest.warns(UserWarning, match="2 of 3 files skipped"):
+        series = Series(str(tmp_path / "*.npz"), ["p"], 3, 3, on_error="skip")
+    assert [path.name for path in series.paths()] == ["b.npz"]
+    assert len(series.skipped) == 2

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from harness.data.feed import evaluation_batches
 from harness.data.split import Split
 from harness.errors import ConfigError, DataError
-from harness.sources.decoders import read_frames
+from harness.sources.decoders import _upright, read_frames
 from harness.sources.split import ByGroup
 from harness.sources.video import Clips
 from tests.pool import command, train_on_ranks
@@ -151,6 +152,29 @@ def test_a_film_is_turned_and_mirrored_as_it_says(
     assert np.array_equal(frames_of(path), TURNS[matrix](stored))
     if matrix[0] == matrix[3] and matrix[1] == -matrix[2]:  # it turns, but does not mirror
         assert np.array_equal(frames_of(path), by_torchcodec(path))
+
+
+def test_a_display_matrix_is_found_by_its_type_whatever_iterating_gives() -> None:
+    matrix = np.array([0, 2**16, 0, -(2**16), 0, 0, 0, 0, 2**30], np.int32).tobytes()
+    stored = numbered(1)[0]
+    frame = SimpleNamespace(  # PyAV 19 iterates over types, 18 over side data
+        side_data={av.sidedata.sidedata.Type.DISPLAYMATRIX: matrix},
+        to_ndarray=lambda **_: stored,
+    )
+    assert np.array_equal(_upright(av, frame), np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize("kind", [TypeError, AttributeError])
+def test_an_error_of_the_code_does_not_blame_the_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise kind("of the code")
+
+    path = write(tmp_path / "a.mkv", numbered(3))
+    monkeypatch.setattr("harness.sources.decoders._upright", fail)
+    with pytest.raises(kind, match="of the code"):
+        frames_of(path)
 
 
 def test_a_film_that_is_aslant_is_refused(tmp_path: Path) -> None:
