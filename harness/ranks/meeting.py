@@ -62,11 +62,17 @@ def is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _LOST)
 
 
-def connect_lazily() -> None:
-    """Let gloo connect ranks when they first speak to each other: each of several groups would else
-    hold a connection to every rank, 3,000 of a thousand ranks, where collectives use log2 of them.
+LAZY_FROM = 64  # ranks
+
+
+def connect_lazily(size: int) -> None:
+    """Let gloo connect many ranks when they first speak to each other: each of several groups would
+    else hold a connection to every rank, 3,000 of a thousand ranks, where collectives use log2 of
+    them. Few ranks connect at once: of those that do so later one may wait for ever for another
+    that died before (github.com/pytorch/gloo/issues/520).
     """
-    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    if size >= LAZY_FROM:
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
 
 
 def has_joined() -> bool:

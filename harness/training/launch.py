@@ -123,7 +123,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
         config.run.timeout_s + MEETING_SPARE_S,
         f"RankError: {_not_met(config, 'whoever is there does not answer')}",
     )
-    connect_lazily()
+    connect_lazily(int(os.environ.get("WORLD_SIZE", "1")))
     try:
         return start_accelerator(config.train.precision, config.run.exactness, config.run.timeout_s)
     except Exception as error:
