@@ -17,6 +17,7 @@ from harness.sources.pixels import (
     layout_of,
     read_netpbm,
     turned,
+    upright,
     why_inexact,
     why_no_picture,
 )
@@ -166,7 +167,7 @@ class ImageReader:
 def _counts(image: Any, mode: Mode | None) -> NDArray[Any]:
     """(H, W) or (H, W, C), upright, in the machine's byte order."""
     if mode is not None:
-        picture = need("PIL.ImageOps", "images", "images").exif_transpose(image)
+        picture = upright(image)
         if picture.mode in ("P", "PA"):
             picture = picture.convert("RGBA")
         converted: NDArray[Any] = np.asarray(picture.convert(mode))
@@ -176,8 +177,7 @@ def _counts(image: Any, mode: Mode | None) -> NDArray[Any]:
         netpbm = read_netpbm(image.fp.read())
         if netpbm is not None:
             return netpbm
-    need("PIL.ImageOps", "images", "images").exif_transpose(image, in_place=True)
-    counts: NDArray[Any] = np.asarray(image)
+    counts: NDArray[Any] = np.asarray(upright(image))
     unsigned = image.format == "TIFF" and 1 in image.tag_v2.get(339, (1,))
     if image.mode == "I" and unsigned and counts.min(initial=0) < 0:
         raise ValueError(f"counts above {2**31 - 1}")

@@ -12,6 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+_ORIENTATION = 274
+# EXIF 2.32, section 4.6.4 -> the numbers of Pillow's Image.Transpose
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 # Pillow's modes and the layouts that it reads them from without changing a value
 _LAYOUTS = {
     "PNG": ("L", "LA", "RGB", "RGBA", "I;16B"),
@@ -137,13 +140,23 @@ def turned(image: Any) -> bool:
     that says so behind its pixels.
     """
     # Pillow gives the size of a TIFF as it is after turning
-    if image.format == "TIFF" or image.size[0] == image.size[1]:
+    if image.format == "TIFF":
         return False
     if image.format == "PNG" and _has_late_texts(image.fp):
         image.load()
     # PNG's own method would decode
     exif = super(type(image), image).getexif() if image.format == "PNG" else image.getexif()
-    return exif.get(274) in (5, 6, 7, 8)
+    return exif.get(_ORIENTATION) in (5, 6, 7, 8)
+
+
+def upright(image: Any) -> Any:
+    """An opened image, decoded, turned and mirrored by its EXIF or XMP.
+
+    `ImageOps.exif_transpose` would write all of the EXIF anew, and fail for tags of odd types.
+    """
+    image.load()
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    return image if turn is None else image.transpose(turn)
 
 
 def _has_late_texts(file: BinaryIO) -> bool:

@@ -379,6 +379,30 @@ def test_a_picture_is_turned_by_its_exif(tmp_path: Path, kind: str, orientation:
         assert abs(image.astype(int) - colour).max() <= rounding
 
 
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_odd_tags_in_exif_do_not_keep_a_picture_from_being_turned(
+    orientation: int, kind: str
+) -> None:
+    # Big-endian: 274 (orientation), a SHORT; 282 (resolution, a RATIONAL) as text
+    tags = struct.pack(">HHIHH", 274, 3, 1, orientation, 0) + struct.pack(
+        ">HHI4s", 282, 2, 4, b"odd"
+    )
+    exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x02" + tags + bytes(4)
+    stored = np.ascontiguousarray(STORED[orientation](COLOUR))
+    data = written(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    assert read(data).tolist() == COLOUR.tolist()
+    picture = ImageReader(mode="RGB").read(data, "it")
+    assert picture.transpose(1, 2, 0).tolist() == COLOUR.tolist()
+
+
+def test_a_square_picture_with_broken_exif_is_refused_by_its_header_too() -> None:
+    data = written(np.zeros((4, 4), np.uint8), "PNG", exif=b"Exif\0\0not a TIFF header")
+    for look in (ImageReader().check, ImageReader().read):
+        with pytest.raises(DataError, match=r"^it: .*not a TIFF file"):
+            look(data, "it")
+
+
 def test_sizes_are_compared_after_turning_and_in_the_hub_too(tmp_path: Path) -> None:
     for orientation in (1, 6, 8):
         folder = tmp_path / "pics" / "ab"[orientation % 2]
