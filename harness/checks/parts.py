@@ -22,8 +22,8 @@ def check_parts(data: DataConfig, findings: Findings) -> None:
     read: dict[str, set[str]] = {}
     rules: dict[str, Mapping[str, Any]] = {}
     for split in data.names:
-        for part, rest, rule in _parts_of(getattr(data, split).source):
-            key = json.dumps(rest, sort_keys=True, default=str)
+        for part, samples, rule in _parts_of(getattr(data, split).source):
+            key = json.dumps([*samples, rule], sort_keys=True, default=str)
             read.setdefault(key, set()).add(part)
             rules[key] = rule
     for key, parts in read.items():
@@ -41,12 +41,11 @@ def check_parts(data: DataConfig, findings: Findings) -> None:
 
 
 def _parts_of(source: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """(part, all else, rule) of each component in a spec that reads a part by a rule."""
+    """(part, (source, files), rule) of each component in a spec that reads a part by a rule."""
     for spec in specs_in(source):
         rule = next((spec[name] for name in _RULES if isinstance(spec.get(name), Mapping)), None)
         if rule is not None and isinstance(spec.get("part"), str) and TARGET in rule:
-            rest = {name: value for name, value in spec.items() if name != "part"}
-            yield spec["part"], rest, rule
+            yield spec["part"], (spec.get(TARGET), spec.get("files", spec.get("path"))), rule
 
 
 def _default_share(rule: Mapping[str, Any], part: str) -> float:

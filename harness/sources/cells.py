@@ -227,7 +227,7 @@ class Cells:
         they state a time zone.
         """
         cells = self._of(name)
-        if self._layout.time_format is not None and not isinstance(cells, np.ndarray):
+        if self._layout.time_format is not None:
             return self._formatted(name, _listed(cells), self._layout.time_format)
         dates = [] if isinstance(cells, np.ndarray) else list(map(_date_or_none, _listed(cells)))
         for index, cell in enumerate(() if isinstance(cells, np.ndarray) else _listed(cells)):
@@ -248,10 +248,12 @@ class Cells:
         for index, cell in enumerate(cells):
             if _is_empty(cell):
                 continue
-            try:
-                date = datetime.datetime.strptime(str(cell).strip(), form)
-            except ValueError as error:
-                self._refuse(name, index, f"{error}. Correct it, or set time_format.")
+            date = None if isinstance(cell, str) else _date_or_none(cell)
+            if date is None:
+                try:
+                    date = datetime.datetime.strptime(_digits(cell, form), form)
+                except ValueError as error:
+                    self._refuse(name, index, f"{error}. Correct it, or set time_format.")
             aware = date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)
             seconds[index] = (aware - _EPOCH).total_seconds()
         return seconds
@@ -381,6 +383,14 @@ def number_or_none(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _digits(cell: Any, form: str) -> str:
+    """The text of a date in the form, with the zeros that a number such as 1022026 has lost."""
+    if isinstance(cell, str):
+        return cell.strip()
+    text = text_of(cell)
+    return text if form.startswith("%Y") else text.zfill(len(_EPOCH.strftime(form)))
 
 
 def _date_or_none(cell: Any) -> datetime.datetime | None:

@@ -241,7 +241,9 @@ stop: {{budget: {{steps: 1}}}}
     assert len(messages) == (told is not None)
     if told is not None:
         assert told in messages[0]
-        with_test = config.replace("network:", f"  test: {{source: {source % 'test'}}}\nnetwork:")
+        # Another setting, the same samples
+        test = source % "test, on_error: skip"
+        with_test = config.replace("network:", f"  test: {{source: {test}}}\nnetwork:")
         (tmp_path / "c.yaml").write_text(with_test)
         found = json.loads(command("data", "check", str(tmp_path / "c.yaml"), "--json").stdout)
         assert not [one for one in found["findings"] if one["check"] == "unused_parts"]

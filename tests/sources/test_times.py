@@ -64,6 +64,39 @@ def test_dates_of_another_form_are_what_pandas_reads(
     assert times_of(series) == since.dt.total_seconds().tolist()
 
 
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "xlsx", "csv"])
+@pytest.mark.parametrize(
+    ("form", "numbers"),
+    [("%Y%m%d", [20260101, 20260102]), ("%d%m%Y", ["01012026", "02012026"])],
+)
+def test_dates_that_are_integers_are_read_in_their_form(
+    tmp_path: Path, ending: str, form: str, numbers: list[Any]
+) -> None:
+    texts = list(map(str, numbers))
+    frame = pd.DataFrame({"t": numbers if ending == "csv" else list(map(int, texts)), "a": 1.0})
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        frame.to_parquet(path)
+    elif ending == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif ending == "xlsx":
+        frame.to_excel(path, index=False)
+    else:
+        frame.to_csv(path, index=False)
+    series = Series(str(path), ["a"], 1, 1, time="t", rate_hz=1 / 86400, time_format=form)
+    days = pd.to_datetime(pd.Series(texts), format=form, utc=True) - pd.Timestamp(0, tz="UTC")
+    assert times_of(series) == days.dt.total_seconds().tolist()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "xlsx"])
+def test_native_dates_need_no_form(tmp_path: Path, ending: str) -> None:
+    frame = pd.DataFrame({"t": pd.to_datetime(["2026-01-01", "2026-01-02"]), "a": 1.0})
+    path = tmp_path / f"a.{ending}"
+    frame.to_parquet(path) if ending == "parquet" else frame.to_excel(path, index=False)
+    series = Series(str(path), ["a"], 1, 1, time="t", rate_hz=1 / 86400, time_format="%d/%m/%Y")
+    assert times_of(series) == [1767225600, 1767312000]
+
+
 def test_a_date_that_is_not_of_the_form_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("t,a\n31/01/2026,1\n2026-02-01,2\n")
     with pytest.raises(
