@@ -157,6 +157,11 @@ def test_names_that_are_numbers_in_the_config_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("2019,2020\n1,2\n3,4\n")
     years: Any = [2019, 2020]
     assert features(Table(str(tmp_path / "a.csv"), years)) == [[1, 2], [3, 4]]
+    rule = ByValue(years[0], train=[1], test=[3])
+    assert features(Table(str(tmp_path / "a.csv"), years, split=rule, part="test")) == [[3, 4]]
+    units: Any = {2019: "degC -> K"}
+    series = Series(str(tmp_path / "a.csv"), years[:1], 1, 1, label=years[1], units=units)
+    assert series.__getitems__([0, 1])["series"].ravel().tolist() == pytest.approx([274.15, 276.15])
     (tmp_path / "b.csv").write_text("1,2\n3,4\n")
     for asked in (years, ["2019", "2020"]):
         assert features(Table(str(tmp_path / "b.csv"), asked, names=years)) == [[1, 2], [3, 4]]
