@@ -36,7 +36,9 @@ from harness.wording import first_line, printable
 MEETING_SPARE_S = 5.0  # beyond run.timeout_s, for torch to find out by itself
 
 
-SURVIVORS_S = 1.5  # for the survivors of a lost process to report, so that it can be named
+# For the survivors of a lost process to report, so that it can be named: where the name server does
+# not answer, each takes a second to connect to the store
+SURVIVORS_S = 3.0
 
 
 T = TypeVar("T")

@@ -18,6 +18,7 @@ from harness.ranks.messages import FRAME_BYTES
 from harness.ranks.pulse import Pulse
 from harness.ranks.ranks import Ranks
 from harness.ranks.slowly import slowly
+from harness.training.launch import SURVIVORS_S
 from tests.pool import RanksFailed, on_ranks
 
 SIZES = pytest.mark.parametrize("n", [1, 2, 3])
@@ -203,7 +204,7 @@ def lose_rank_0(act: str) -> list[Any]:
     ranks.publish_failure(RankError("lost rank 0"))
     ranks.published_failure()
     soon = time.monotonic() - start < SHORT_S + 3
-    missing = ranks.missing(1.0)
+    missing = ranks.missing(SURVIVORS_S)
     leave()
     return [is_lost_peer(error), soon, missing]
 
