@@ -1,5 +1,5 @@
 """The history of evaluations: one file of a launch, to which each of its checkpoints has a hard
-link.
+link; a short one is each checkpoint's own.
 
 A checkpoint vouches for a beginning of it. What stands behind, of later evaluations or of a write
 that was cut off, belongs to no checkpoint or to a later one, and is never read. What a checkpoint
@@ -26,6 +26,8 @@ from harness.checkpoint.read import read_manifest
 from harness.errors import CheckpointError
 
 _ROWS_A_WRITE = 1000
+# Shorter ones are written anew: a damage to one checkpoint is then no other's
+SHARED_FROM_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,11 @@ class HistoryFile:
         self._path, self._committed = checkpoint / HISTORY, self._put
 
     def _open_last(self, num_rows: int) -> int | None:
-        """The file in the last checkpoint; None if there is none, somebody has cut it short, or it
-        holds more than is asked for: another one is begun then.
+        """The file in the last checkpoint; None if there is none, it is short, or somebody has cut
+        it short, or it holds more than is asked for: another one is begun then.
         """
-        if self._path is None or num_rows < self._committed.num_rows:
+        last = self._committed
+        if self._path is None or num_rows < last.num_rows or last.size_bytes < SHARED_FROM_BYTES:
             return None
         with suppress(OSError):
             descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

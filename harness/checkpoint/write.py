@@ -33,7 +33,7 @@ from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
 from harness.errors import CheckpointError, HarnessError
-from harness.ranks.heartbeat import STAGE
+from harness.ranks.heartbeat import SAVE, STAGE
 from harness.ranks.ranks import Ranks
 
 
@@ -137,6 +137,7 @@ class CheckpointStore:
         Errors of a save are reported, not raised; only the loss of a rank is.
         """
         started = time.monotonic()
+        self._ranks.heartbeat.enter(SAVE)
         busy = not self._is_idle(self._timeout_s)
         self._ranks.heartbeat.enter(STAGE)
         states = self._ranks.gather([busy, self._channel_broken])

@@ -4,7 +4,6 @@ thread that tells the other ranks.
 
 import math
 import time
-from types import TracebackType
 
 START_UP, END = "start-up", "end"
 # In the order of a step: of two ranks in one step the one in the earlier phase is behind
@@ -100,12 +99,7 @@ class Heartbeat:
     def __enter__(self) -> None:
         self._waiting_since = time.monotonic()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._waiting_since is not None:
             self._waited_s += time.monotonic() - self._waiting_since
         self._waiting_since = None

@@ -15,7 +15,7 @@ from harness.checkpoint.state import optimizer_tensors
 from harness.config.read import resolved_yaml
 from harness.interrupt import granted_s
 from harness.randomness import capture_random
-from harness.ranks.heartbeat import SAVE
+from harness.ranks.heartbeat import SAVE, STAGE
 from harness.stopping.verdict import Verdict
 from harness.tasks.learning import learner_states
 from harness.training.agenda import Request
@@ -33,6 +33,7 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
     run.ranks.heartbeat.enter(SAVE)
     if request == Request.INTERRUPTED and not is_worth_saving(run):
         return
+    run.ranks.heartbeat.enter(STAGE)
     ranked_by = run.controller.best_metric()
     with run.ledger.account("checkpoint_stall"):
         check_agreement(run)

@@ -31,6 +31,12 @@ from tests.checkpoint.examples import (
 from tests.checkpoint.test_damage import rewrite
 
 
+@pytest.fixture(autouse=True)
+def _shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in runs of many evaluations."""
+    monkeypatch.setattr(history, "SHARED_FROM_BYTES", 0)
+
+
 def save(store: CheckpointStore, step: int, **changes: Any) -> str | None:
     """Save and wait; why it failed."""
     store.save(snapshot(step, **changes), LOSS)
@@ -66,6 +72,37 @@ def test_checkpoints_of_a_launch_share_a_file_and_each_has_its_own_rows(tmp_path
         manifest = parse_manifest((file_of(tmp_path, step).parent / MANIFEST).read_bytes())
         assert manifest.num_evaluations == 3 * step
         assert manifest.files[HISTORY].size_bytes == len(b"".join(lines[: 3 * step]))
+
+
+def test_a_short_history_is_each_checkpoints_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte that changes in the one costs the others nothing."""
+    monkeypatch.undo()
+    save_steps(tmp_path, 1, 2, 3)
+    assert len(set(inodes(tmp_path))) == 3
+    assert_all_whole(tmp_path, [1, 2, 3])
+    file = file_of(tmp_path, 3)
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+    assert [bool(one.problems) for one in list_checkpoints(tmp_path)] == [False, False, True]
+    found = choose(tmp_path, "auto").path
+    assert found is not None
+    assert found.name == "step-00000002"
+
+
+def test_a_history_that_grows_long_is_shared_from_there_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(tmp_path / "first", 1, 2)
+    size_bytes = file_of(tmp_path / "first", 2).stat().st_size
+    monkeypatch.setattr(history, "SHARED_FROM_BYTES", size_bytes)
+    save_steps(tmp_path / "run", 1, 2, 3, 4)
+    first, second, third, fourth = inodes(tmp_path / "run")
+    assert first != second
+    assert second == third == fourth
+    assert_all_whole(tmp_path / "run", [1, 2, 3, 4])
 
 
 def test_a_checkpoint_that_is_copied_elsewhere_is_whole(tmp_path: Path) -> None:

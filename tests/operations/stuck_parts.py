@@ -61,7 +61,7 @@ def stand_still(how: str) -> None:
 
 
 class Net(nn.Linear):
-    """Places: forward, evaluation, backward. x: (B, 6) -> (B, 3)."""
+    """Places: forward, evaluation, backward, save. x: (B, 6) -> (B, 3)."""
 
     def __init__(self) -> None:
         super().__init__(6, 3)
@@ -72,6 +72,10 @@ class Net(nn.Linear):
         maybe_stand_still("forward" if self.training else "evaluation")
         y: Tensor = _Grad.apply(super().forward(x))
         return y
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        maybe_stand_still("save")
+        return super().state_dict(*args, **options)
 
 
 class Points(Blobs):

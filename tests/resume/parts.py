@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.checkpoint import history
 from harness.data.source import Batch
 
 NUM_FEATURES = 6
@@ -122,6 +123,7 @@ class Mortal(torch.optim.AdamW):
         )
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "lr": lr / 2}]
         super().__init__(groups, lr=lr, **options)
+        history.SHARED_FROM_BYTES = 0  # as in runs of many evaluations
         self.calls = 0
         if os.environ.get("DIE_AT", "").startswith("in:"):
             _, name, number = os.environ["DIE_AT"].split(":")
