@@ -128,7 +128,7 @@ class WaveReader:
         try:
             head = soundfile.info(decodable(file))
         except soundfile.SoundFileError as error:
-            if (what := what_is(file)) is not None:
+            if (what := what_is(file, "sound")) is not None:
                 raise DataError(f"{name}: not a sound file that is read, but {what}") from error
             raise DataError(f"{name}: not a sound file: {error}. It may be truncated.") from error
         if head.format not in FORMATS:

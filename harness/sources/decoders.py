@@ -45,19 +45,12 @@ def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
     except (TypeError, AttributeError):  # of the code or of another PyAV, not of the file
         raise
     except Exception as error:
-        what = None if _is_film(path) else what_is(path)
-        if what is not None:
+        if (what := what_is(path, "film")) is not None:
             raise DataError(f"{path}: not a film, but {what}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise DataError(
             f"{path}: cannot be decoded as video: {reason}. It may be truncated."
         ) from error
-
-
-def _is_film(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(12)
-    return _kind(head) is not None and not head[8:].startswith((b"hei", b"mif1"))
 
 
 def decoder() -> Any:

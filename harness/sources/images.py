@@ -123,7 +123,7 @@ class ImageReader:
         try:
             return pillow.open(decodable(file))
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-            if (what := what_is(file)) is not None:
+            if (what := what_is(file, "image")) is not None:
                 raise DataError(f"{name}: not an image that is read, but {what}") from error
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
 

@@ -2,44 +2,69 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
-_SOUND = "Convert its sound: ffmpeg -i IN -vn OUT.flac."
+Kind = Literal["image", "sound", "film", "table"]
+
+_POINTER = b"version https://git-lfs"
+_PAGE = "a web page, not the file. Was its download refused? Download it again."
 _BEGINNINGS = (
-    (
-        b"version https://git-lfs",
-        "a pointer of Git LFS, not the file itself. Fetch it: git lfs pull.",
-    ),
-    (b"<!DOCTYPE", "a web page, not the file. Was its download refused? Download it again."),
-    (b"<html", "a web page, not the file. Was its download refused? Download it again."),
+    (_POINTER, "a pointer of Git LFS, not the file itself. Fetch it: git lfs pull."),
+    (b"<!doctype", _PAGE),
+    (b"<html", _PAGE),
     (
         b"\xd0\xcf\x11\xe0",
         "an encrypted workbook, or one of the old format .xls. Remove its password, and save it as "
         ".xlsx.",
     ),
-    (b"%PDF", "a PDF. Extract what it shows."),
-    (b"\x30\x26\xb2\x75", f"a WMA or WMV file, which is not read here. {_SOUND}"),
-    (b"\x1aE\xdf\xa3", f"a Matroska or WebM file, which is not read here. {_SOUND}"),
+    (b"%pdf", "a PDF. Extract what it shows."),
     (b"\x1f\x8b", "compressed by gzip. Unpack it: gunzip."),
-    (b"PK\x03\x04", "a zip archive. Unpack it, and give the files in it."),
+    (b"pk\x03\x04", "a zip archive. Unpack it, and give the files in it."),
 )
-_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_FILMS = (
+    (b"\x30\x26\xb2\x75", "a WMA or WMV file"),
+    (b"\x1aE\xdf\xa3", "a Matroska or WebM file"),
+)
+_HEIC = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
+_AVIF = {b"avif", b"avis"}
 
 
-def what_is(file: Path | bytes) -> str | None:
-    """A file of another kind, in words, and what to do with it; None if it is not recognised."""
+def what_is(file: Path | bytes, wanted: Kind) -> str | None:
+    """A file that should be of the kind `wanted` and is of another, in words, and what to do with
+    it; None if it is not recognised.
+    """
     try:
         with file.open("rb") if isinstance(file, Path) else BytesIO(file) as opened:
             head = opened.read(64)
     except OSError:
         return None
-    if head[4:8] == b"ftyp":
+    # ISO 14496-12, section 4.3: the size of the box, "ftyp", a brand, its version, other brands
+    size = int.from_bytes(head[:4], "big")
+    if head[4:8] == b"ftyp" and size < 2**16:  # more are letters, of a text
+        brands = {head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4))}
+        if brands & _AVIF:
+            return None if wanted == "image" else "an AVIF picture. Give a file of another kind."
         if head[8:12] in _HEIC:
             return "a HEIC photo, which is not read. Convert it to JPEG or PNG."
-        return f"an MP4 or M4A file, which is not read here. {_SOUND}"
-    return next((what for begin, what in _BEGINNINGS if head.lstrip().startswith(begin)), None)
+        return _film("an MP4 or M4A file", wanted)
+    for begin, what in _FILMS:
+        if head.startswith(begin):
+            return _film(what, wanted)
+    begun = head.lstrip().lower()
+    return next((what for begin, what in _BEGINNINGS if begun.startswith(begin)), None)
+
+
+def _film(what: str, wanted: Kind) -> str | None:
+    """What to do with a film, or the sound of one, which ffmpeg reads."""
+    if wanted == "film":
+        return None
+    way = "Give a file of another kind."
+    if wanted == "sound":
+        way = "Convert its sound: ffmpeg -i IN -vn OUT.flac."
+    return f"{what}, which is not read here. {way}"
 
 
 def is_pointer(path: Path) -> bool:
     """Whether a file is a pointer of Git LFS."""
     with path.open("rb") as file:
-        return file.read(64).startswith(_BEGINNINGS[0][0])
+        return file.read(64).startswith(_POINTER)

@@ -45,7 +45,7 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
             "Give a file in one of these formats."
         )
     binary = (".xlsx", ".xlsm", ".gz")
-    if path.suffix.lower() not in binary and (what := what_is(path)) is not None:
+    if path.suffix.lower() not in binary and (what := what_is(path, "table")) is not None:
         raise DataError(f"{path}: not a table that is read, but {what}")
     columns = None if columns is None else list(map(name_of, columns))
     try:

@@ -128,7 +128,7 @@ def _paths(pattern: str) -> list[Path]:
     for path in found:
         refuse_dangling(path)
         if is_pointer(path):
-            raise DataError(f"{path}: {what_is(path)}")
+            raise DataError(f"{path}: {what_is(path, 'table')}")
     if not found:
         raise DataError(
             f"{pattern}: no such file (looked in {Path(expanded).absolute().parent}). Give the "

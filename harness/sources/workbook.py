@@ -51,7 +51,7 @@ def check_workbook(path: Path) -> None:
                 with book.open(part) as file:
                     _check_sheet(f"{path}: {part.filename}", _Extent(file))
     except _UNREADABLE as error:
-        what = what_is(path)
+        what = what_is(path, "table")
         if what is not None and "zip" not in what:  # a truncated workbook begins as a zip does
             raise DataError(f"{path}: not a workbook that is read, but {what}") from error
         raise DataError(

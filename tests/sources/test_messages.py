@@ -28,6 +28,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
 M4A = b"\0\0\0\x18ftypM4A \0\0\0\0M4A mp42" + bytes(40)
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)
+MP4 = b"\0\0\0\x18ftypisom\0\0\0\0isomavc1" + bytes(40)
+AVIF = b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(40)
+AVIF_LATE = b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(40)
 PAGE = b"<!DOCTYPE html><title>Sign in</title>"
 
 Read = Callable[[str], Any]
@@ -61,6 +64,13 @@ READERS: dict[str, Read] = {
         ("image", "a.heic", HEIC, r"a HEIC photo.* Convert it to JPEG or PNG"),
         ("image", "a.jpg", HEIC, r"a HEIC photo.* Convert it to JPEG or PNG"),
         ("sound", "a.m4a", M4A, r"an MP4 or M4A file.* ffmpeg -i IN -vn OUT\.flac"),
+        ("image", "a.avif", AVIF, r"not an image: .* It may be truncated\.$"),
+        ("image", "a.avif", AVIF_LATE, r"not an image: .* It may be truncated\.$"),
+        ("sound", "a.wav", AVIF, r"an AVIF picture\. Give a file of another kind\.$"),
+        ("image", "a.png", MP4, r"an MP4 or M4A file.* here\. Give a file of another kind\.$"),
+        ("table", "a.csv", MP4, r"an MP4 or M4A file.* here\. Give a file of another kind\.$"),
+        ("film", "a.mp4", MP4, r"cannot be decoded as video: .* It may be truncated\.$"),
+        ("image", "a.png", PAGE.lower(), r"a web page, not the file.* Download it again"),
         ("sound", "a.wav", PAGE, r"a web page, not the file.* Download it again"),
         ("film", "a.mp4", PAGE, r"a web page, not the file.* Download it again"),
         ("table", "a.csv", PAGE, r"a web page, not the file.* Download it again"),
@@ -76,6 +86,11 @@ def test_what_a_file_really_is_is_said(
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"^{re.escape(str(path))}: .*{what}"):
         READERS[kind](str(path))
+
+
+def test_a_table_that_begins_as_films_do_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("pct,ftyp\n1,2\n")
+    assert len(Table(str(tmp_path / "a.csv"))) == 1
 
 
 def test_a_truncated_file_of_the_right_kind_is_still_called_truncated(tmp_path: Path) -> None:
