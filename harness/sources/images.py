@@ -14,6 +14,7 @@ from harness.sources.files import OnError, decodable, need
 from harness.sources.fitting import Fit, Fitting
 from harness.sources.mistaken import what_is
 from harness.sources.pixels import (
+    BeliedError,
     layout_of,
     read_netpbm,
     turned,
@@ -85,35 +86,37 @@ class ImageReader:
         self._fitting = None if size is None else Fitting(size, fit or "crop")
         self._mode = mode
         _decoder()
-        # The name, size and mode that all others must match
-        self._first: tuple[str, tuple[int, int], str] | None = None
+        # The name, size and mode that all others must match, and whether it can be converted
+        self._first: tuple[str, tuple[int, int], str, bool] | None = None
 
     def check(self, file: Path | bytes, name: str) -> None:
         """Refuse an image that, by its header, cannot be read without loss or differs from the
         first.
         """
         with self._open(file, name) as image:
-            mode = self._accept(name, image)
+            form = self._accept(name, image)
             try:
                 width, height = image.size[::-1] if turned(image) else image.size
             except Exception as error:
                 raise DataError(
                     f"{name}: its EXIF cannot be read: {error}. It may be truncated."
                 ) from error
-            self._compare(name, (width, height), mode)
+            self._compare(name, (width, height), *form)
 
     def read(self, file: Path | bytes, name: str) -> NDArray[Any]:
         """The values (C, H, W) of an image, upright."""
         with self._open(file, name) as image:
-            mode = self._accept(name, image)
+            form = self._accept(name, image)
             try:
                 counts = _counts(image, self._mode)
+            except BeliedError as error:
+                raise DataError(f"{name}: cannot be decoded: {error}") from error
             except Exception as error:
                 raise DataError(
                     f"{name}: cannot be decoded: {error}. It may be truncated."
                 ) from error
             # Only a decodable image can be the first
-            self._compare(name, (counts.shape[1], counts.shape[0]), mode)
+            self._compare(name, (counts.shape[1], counts.shape[0]), *form)
         values = counts[None] if counts.ndim == 2 else counts.transpose(2, 0, 1)
         values = np.ascontiguousarray(values)
         return values if self._fitting is None else self._fitting(values)
@@ -127,8 +130,10 @@ class ImageReader:
                 raise DataError(f"{name}: not an image that is read, but {what}") from error
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
 
-    def _accept(self, name: str, image: Any) -> str:
-        """The mode of an image that can be read without loss."""
+    def _accept(self, name: str, image: Any) -> tuple[str, bool]:
+        """The mode of an image that can be read without loss, and whether it can be converted to
+        another, looked at only if it differs from that of the first.
+        """
         try:
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         except Exception as error:
@@ -147,36 +152,45 @@ class ImageReader:
                 f"float TIFF{also}."
             )
         if self._mode is not None:
-            return self._mode
-        return layout_of(image) if image.format == "PPM" else str(image.mode)
+            return self._mode, True
+        mode = layout_of(image) if image.format == "PPM" else str(image.mode)
+        other = self._first is None or _kind(mode) != _kind(self._first[2])
+        return mode, other and why_no_picture(image) is None
 
-    def _compare(self, name: str, size: tuple[int, int], mode: str) -> None:
+    def _compare(self, name: str, size: tuple[int, int], mode: str, convertible: bool) -> None:
         if self._first is None:
-            self._first = name, size, mode
-        first, others, other = self._first
+            self._first = name, size, mode, convertible
+        first, others, other, both = self._first
         if self._fitting is not None:
             size = others
         if size != others or _kind(mode) != _kind(other):
+            ways = []
+            if size != others:
+                ways.append("Set size: [H, W], with fit: crop, pad or stretch.")
+            if _kind(mode) != _kind(other):
+                can = both and convertible
+                ways.append("Set mode: RGB or L." if can else "Give those of one mode alone.")
             raise DataError(
                 f"{name}: {size[0]} x {size[1]} {mode}, but {first} has "
                 f"{others[0]} x {others[1]} {other}. All images must have one size and mode. "
-                "Set size: [H, W], with fit: crop, pad or stretch, or mode: RGB or L."
+                f"{' '.join(ways)}"
             )
 
 
 def _counts(image: Any, mode: Mode | None) -> NDArray[Any]:
     """(H, W) or (H, W, C), upright, in the machine's byte order."""
+    netpbm = None
+    if image.format == "PPM":
+        image.fp.seek(0)
+        netpbm = read_netpbm(image.fp.read())
     if mode is not None:
         picture = upright(image)
         if picture.mode in ("P", "PA"):
             picture = picture.convert("RGBA")
         converted: NDArray[Any] = np.asarray(picture.convert(mode))
         return converted
-    if image.format == "PPM":
-        image.fp.seek(0)
-        netpbm = read_netpbm(image.fp.read())
-        if netpbm is not None:
-            return netpbm
+    if netpbm is not None:
+        return netpbm
     counts: NDArray[Any] = np.asarray(upright(image))
     unsigned = image.format == "TIFF" and 1 in image.tag_v2.get(339, (1,))
     if image.mode == "I" and unsigned and counts.min(initial=0) < 0:

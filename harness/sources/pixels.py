@@ -6,7 +6,7 @@ docs/sources.md lists these formats; tests compare each of them with another rea
 
 import re
 import struct
-from os import SEEK_CUR
+from os import SEEK_CUR, SEEK_END
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -46,14 +46,18 @@ _NETPBM = re.compile(rb"P([2356])" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
 _PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 
+class BeliedError(ValueError):
+    """A Netpbm file is not as its header says; the message says what to do."""
+
+
 def layout_of(image: Any) -> str:
     """How the values lie in the file of an opened image, in Pillow's words for raw modes.
 
     That of Netpbm files is what `read_netpbm` gives.
     """
-    if image.format == "PPM" and (found := _NETPBM.match(_head(image, 4096))):
-        deep = "" if int(found[4]) == 255 else ";16"
-        return {"": "L", ";16": "I;16"}[deep] if found[1] in b"25" else f"RGB{deep}"
+    if (maximum := _netpbm_maximum(image)) is not None:
+        grey, colour = ("L", "RGB") if maximum == 255 else ("I;16", "RGB;16")
+        return grey if _head(image, 2) in (b"P2", b"P5") else colour
     if image.format in ("GIF", "JPEG2000") or not image.tile:
         return str(image.mode)
     arguments = image.tile[0][3]
@@ -86,10 +90,11 @@ def why_inexact(image: Any) -> str | None:
 def why_no_picture(image: Any) -> str | None:
     """Why an opened image is none of 8 bits that can be converted to a mode; None if not.
 
-    Palettes and fewer bits are brought to their full range, as a picture is meant.
+    Palettes, fewer bits and the values of Netpbm files up to a maximum below 255 are brought to
+    their full range, as a picture is meant.
     """
-    layout = layout_of(image)
-    if "16" in layout:
+    maximum = _netpbm_maximum(image)
+    if "16" in layout_of(image) if maximum is None else maximum > 255:
         return "16 bits, which a mode would round to 8"
     if image.mode not in _PICTURES or image.format not in (*_LAYOUTS, "TIFF"):
         return f"a {image.format} image of mode {image.mode}, which is not converted"
@@ -98,7 +103,7 @@ def why_no_picture(image: Any) -> str | None:
 
 def _why_other_depth(image: Any, wanted: set[int]) -> str | None:
     depths_in = {"AVIF": _avif_depths, "JPEG2000": _jpeg2000_depths}.get(image.format)
-    if depths_in is not None and (found := depths_in(_head(image, 2**16))) != wanted:
+    if depths_in is not None and (found := depths_in(image)) != wanted:
         bits = " and ".join(map(str, sorted(found))) or "unknown"
         return f"a {image.format} image of {bits} bits, which Pillow would rescale"
     return None
@@ -108,7 +113,7 @@ def read_netpbm(data: bytes) -> NDArray[Any] | None:
     """The values in a PGM or PPM file as they are, (H, W) or (H, W, 3): uint8 if its maximum is
     255, int32 if it is another; None for another format.
 
-    https://netpbm.sourceforge.net/doc/pgm.html. Raises ValueError.
+    https://netpbm.sourceforge.net/doc/pgm.html. Raises BeliedError.
     """
     head = _NETPBM.match(data)
     if head is None:
@@ -117,21 +122,32 @@ def read_netpbm(data: bytes) -> NDArray[Any] | None:
     shape = (height, width) if kind in (2, 5) else (height, width, 3)
     count = int(np.prod(shape))
     if not 1 <= maximum < 2**16:
-        raise ValueError(f"its header declares a maximum of {maximum}")
+        raise BeliedError(f"its header declares a maximum of {maximum}. Correct it.")
     rest = data[head.end() :]
     if kind in (2, 3):
         values = np.array([int(word) for word in re.sub(rb"#[^\n\r]*", b"", rest).split()])
-        surplus = len(values) > count
+        surplus = f"{len(values) - count} more follow" if len(values) > count else ""
     else:
         dtype = np.dtype(">u2" if maximum > 255 else "u1")
         end = min(count, len(rest) // dtype.itemsize) * dtype.itemsize
         values = np.frombuffer(rest[:end], dtype)
-        surplus = bool(rest[count * dtype.itemsize :].strip())
-    if len(values) < count or surplus:
-        held = "more" if surplus else f"only {len(values)}"
-        raise ValueError(f"its header declares {count} values, and it holds {held}")
+        left = rest[count * dtype.itemsize :]
+        surplus = f"{len(left)} more bytes follow" if left.strip() else ""
+    if surplus:
+        raise BeliedError(
+            f"its header declares {count} values, and {surplus}. Give one image per file, with "
+            "nothing behind it."
+        )
+    if len(values) < count:
+        raise BeliedError(
+            f"its header declares {count} values, and it holds only {len(values)}. It may be "
+            "truncated."
+        )
     if count and values.max() > maximum:
-        raise ValueError(f"it holds {values.max()}, and its header declares at most {maximum}")
+        raise BeliedError(
+            f"it holds {values.max()}, and its header declares at most {maximum}. Correct one of "
+            "them."
+        )
     return values[:count].reshape(shape).astype(np.uint8 if maximum == 255 else np.int32)
 
 
@@ -181,19 +197,48 @@ def _head(image: Any, length: int) -> bytes:
     return head
 
 
-def _avif_depths(head: bytes) -> set[int]:
+def _netpbm_maximum(image: Any) -> int | None:
+    """The maximum that an opened PGM or PPM file declares; None for another format."""
+    found = _NETPBM.match(_head(image, 4096)) if image.format == "PPM" else None
+    return None if found is None else int(found[4])
+
+
+def _box(image: Any, wanted: bytes, length: int) -> bytes:
+    """The first `length` bytes in the first box of a kind, at the top of the file of an opened
+    image; empty if there is none. ISO 14496-12, section 4.2, and ISO 15444-1, annex I.4.
+    """
+    file, at = image.fp, 0
+    place, size = file.tell(), file.seek(0, SEEK_END)
+    found = b""
+    while not found and at < size:
+        file.seek(at)
+        head = file.read(16)
+        begin = 16 if head[:4] == b"\0\0\0\1" else 8
+        end = int.from_bytes(head[8:16] if begin == 16 else head[:4], "big") or size - at
+        if end < begin:
+            break
+        if head[4:8] == wanted:
+            file.seek(at + begin)
+            found = file.read(min(length, end - begin))
+        at += end
+    file.seek(place)
+    return found
+
+
+def _avif_depths(image: Any) -> set[int]:
     """The bits of the AV1 pictures in an AVIF file: AV1-ISOBMFF, section 2.3.3."""
+    head = _box(image, b"meta", 2**24)  # with profiles of colours
     places = [found.end() for found in re.finditer(b"av1C", head)]
     return {8 if not head[at + 2] & 0x40 else 12 if head[at + 2] & 0x20 else 10 for at in places}
 
 
-def _jpeg2000_depths(head: bytes) -> set[int]:
+def _jpeg2000_depths(image: Any) -> set[int]:
     """The bits of the components, signed ones and those of fewer pixels as 0: ISO 15444-1, annex
     A.5.1.
     """
-    at = head.find(b"\xff\x4f\xff\x51")
-    if at < 0:
+    head = _box(image, b"jp2c", 2**16) or _head(image, 2**16)  # or the codestream alone
+    if not head.startswith(b"\xff\x4f\xff\x51"):
         return set()
-    count = int.from_bytes(head[at + 40 : at + 42], "big")
-    parts = [head[at + 42 + 3 * number :][:3] for number in range(count)]
+    count = int.from_bytes(head[40:42], "big")
+    parts = [head[42 + 3 * number :][:3] for number in range(count)]
     return {part[0] + 1 if part[1:] == b"\1\1" and part[0] < 128 else 0 for part in parts}

@@ -276,19 +276,66 @@ def test_netpbm_files_keep_their_values_whatever_their_maximum(
     assert found.transpose(1, 2, 0).reshape(shape).tolist() == np.reshape(values, shape).tolist()
 
 
+ALONE = r"Give one image per file, with nothing behind it\.$"
+
+
+@pytest.mark.parametrize("mode", [None, "L"])
 @pytest.mark.parametrize(
     ("file", "why"),
     [
         (b"P2\n2 1\n100\n5 101\n", "it holds 101, and its header declares at most 100"),
         (b"P5\n2 1\n300\n\0\1\2\0", "it holds 512, and its header declares at most 300"),
-        (b"P5\n2 2\n255\nabc", "its header declares 4 values, and it holds only 3"),
-        (b"P2\n1 1\n9\n1 2", "its header declares 1 values, and it holds more"),
-        (b"P5\n1 1\n9\n\1P5\n1 1\n9\n\1", "its header declares 1 values, and it holds more"),
+        (
+            b"P5\n2 2\n255\nabc",
+            "its header declares 4 values, and it holds only 3\\. It may be trunc",
+        ),
+        (b"P2\n1 1\n9\n1 2", rf"its header declares 1 values, and 1 more follow\. {ALONE}"),
+        (b"P5\n1 1\n9\n\1\0\0", rf"its .* 1 values, and 2 more bytes follow\. {ALONE}"),
+        (b"P5\n1 1\n9\n\1P5\n1 1\n9\n\1", rf"its .* and 10 more bytes follow\. {ALONE}"),
     ],
 )
-def test_a_netpbm_file_that_its_header_belies_is_refused(file: bytes, why: str) -> None:
-    with pytest.raises(DataError, match=rf"^it: cannot be decoded: {why}"):
-        ImageReader().read(file, "it")
+def test_a_netpbm_file_that_its_header_belies_is_refused(file: bytes, why: str, mode: Any) -> None:
+    if mode is not None and b"300" in file:
+        why = "16 bits, which a mode would round to 8"
+    with pytest.raises(DataError, match=rf"^it: (cannot be decoded: )?{why}"):
+        ImageReader(mode=mode).read(file, "it")
+
+
+@pytest.mark.parametrize("keep", ["memory", "disk"])
+def test_netpbm_files_of_two_maxima_are_read_as_the_message_says(tmp_path: Path, keep: Any) -> None:
+    for name, maximum in (("1", 243), ("2", 255)):
+        (tmp_path / f"{name}.pgm").write_bytes(b"P5\n3 1\n%d\n\0\x50\xf3" % maximum)
+    files = str(tmp_path / "*.pgm")
+    with pytest.raises(DataError, match=r"All images must have one size and mode\. Set mode: RGB"):
+        Images(files, keep=keep)
+    pictures = Images(files, mode="L", keep=keep).__getitems__([0, 1])["image"]
+    assert pictures.tolist() == [[[[0, round(0x50 / 243 * 255), 255]]], [[[0, 0x50, 0xF3]]]]
+    (tmp_path / "2.pgm").write_bytes(b"P5\n1 1\n65535\n\1\0")
+    (tmp_path / "1.pgm").write_bytes(b"P5\n1 1\n255\n\1")
+    with pytest.raises(DataError, match=r"mode\. Give those of one mode alone\. Or skip"):
+        Images(files, keep=keep)
+
+
+def filled(data: bytes, kind: bytes, before: bytes) -> bytes:
+    """A file of boxes, with one of 100,000 bytes put before the first of a kind."""
+    at = data.index(before) - 4
+    return data[:at] + struct.pack(">I4s", 100_008, kind) + bytes(100_000) + data[at:]
+
+
+@pytest.mark.parametrize("pixels", [GREY, COUNTS])
+def test_what_stands_before_the_codestream_may_be_long(pixels: NDArray[Any]) -> None:
+    data = filled(written(pixels, "JPEG2000", irreversible=False), b"free", b"jp2c")
+    assert np.array_equal(read(data), pixels)
+    twelve = bytearray(data)
+    twelve[data.index(b"\xff\x4f\xff\x51") + 42] = 11
+    with pytest.raises(DataError, match=r"^it: a JPEG2000 image of 12 bits"):
+        ImageReader().check(bytes(twelve), "it")
+
+
+def test_a_long_profile_of_colours_does_not_hide_the_bits_of_an_avif() -> None:
+    file = io.BytesIO()
+    Image.fromarray(COLOUR).save(file, "AVIF", icc_profile=bytes(2**17))
+    ImageReader().check(file.getvalue(), "it")
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases beside the repository")
