@@ -3,7 +3,6 @@
 Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
-import codecs
 import datetime
 import re
 import warnings
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.encodings import check_encoding
 from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
@@ -82,12 +82,7 @@ class Layout:
                 f"thousands: {self.thousands!r}. Give one character that is neither a digit nor "
                 f"decimal ({self.decimal!r})."
             )
-        try:
-            codecs.lookup(self.encoding)
-        except LookupError as error:
-            raise ConfigError(
-                f"encoding: {error}. Give one known to Python, e.g. utf-8, cp1252 or utf-16."
-            ) from error
+        check_encoding(self.encoding)
         require_choice("time_unit", self.time_unit, get_args(TimeUnit))
         require_choice("missing", self.missing, get_args(Missing))
         if (
@@ -302,7 +297,7 @@ class Cells:
                 "default) and set missing: keep."
             )
         if _DAY_FIRST.match(word):
-            return "Write dates as 2026-01-31 12:00:00, or read the column as text."
+            return "If it is a date, read the column as text, or in a Series as its time."
         if grouped := _GROUPED.fullmatch(word):
             return f"If {grouped[1]!r} stands between thousands, set thousands: '{grouped[1]}'."
         if index == 0 and not any(letter.isdigit() for letter in word):
@@ -313,18 +308,17 @@ class Cells:
 
     def _read_number(self, text: str) -> float:
         """As float() reads it, but without underscores (12_5). Raises ValueError."""
+        text = text.strip()  # the mark may be a space
         comma = self._layout.decimal == ","
         mark = self._layout.thousands
         if mark is not None and mark in text:
-            grouped = (
-                rf"\s*[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}})+(\{self._layout.decimal}\d*)?\s*"
-            )
+            grouped = rf"[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}})+(\{self._layout.decimal}\d*)?"
             if not re.fullmatch(grouped, text):
                 raise ValueError(text)
             text = text.replace(mark, "")
         if "_" in text or (comma and "." in text):
             raise ValueError(text)
-        word = text.strip().casefold()
+        word = text.casefold()
         if word in ("true", "false"):
             return float(word == "true")
         return float(text.replace(",", ".") if comma else text)

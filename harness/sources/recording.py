@@ -87,7 +87,7 @@ class Reader:
 
     def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
-        is_array = path.suffix in (".npy", ".npz")
+        is_array = path.suffix.lower() in (".npy", ".npz")
         sheet = self._read_array(path) if is_array else self._read_table(path)
         if sheet.values.shape[1] == 0:
             raise DataError(f"{path}: it has no rows. Remove it.")

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from harness.data.written import name_of
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout, number_or_none
+from harness.sources.encodings import why_undecoded
 from harness.sources.files import need
 from harness.sources.mistaken import what_is
 from harness.sources.workbook import check_workbook
@@ -35,10 +36,8 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
 
     Raises a DataError that names the file, and the row if there is one.
     """
-    endings = [one.lower() for one in path.suffixes[-2:]]
-    packed = endings[-1:] == [".gz"]
-    reader = _READERS.get(endings[0] if packed and len(endings) == 2 else path.suffix.lower())
-    if packed and reader is not _csv:
+    reader = _READERS.get(_ending(path))
+    if path.suffix.lower() == ".gz" and reader is not _csv:
         reader = None
     if reader is None:
         raise DataError(
@@ -51,7 +50,7 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
     columns = None if columns is None else list(map(name_of, columns))
     try:
         return reader(path, layout, columns)
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise DataError(f"{path}: {_why_undecoded(path, layout, error)}") from error
     except OSError as error:
         raise DataError(
@@ -60,13 +59,23 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
         ) from error
 
 
-def _why_undecoded(path: Path, layout: Layout, error: UnicodeDecodeError) -> str:
+def _ending(path: Path) -> str:
+    """The suffix in lower case, of a file in .gz the one before it."""
+    packed = path.suffix.lower() == ".gz"
+    return Path(path.stem if packed else path.name).suffix.lower()
+
+
+def _why_undecoded(path: Path, layout: Layout, error: UnicodeError) -> str:
     """Which row is not in the encoding, and which encoding it may be in."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if path.suffix.lower() not in (".csv", ".tsv", ".txt", ".gz"):
-        return f"byte {error.start}: not UTF-8 ({error.reason}). Store the file as UTF-8."
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "in UTF-16. Set encoding: utf-16."
+    if _READERS[_ending(path)] is not _csv:
+        return f"not UTF-8 ({error}). Store the file as UTF-8."
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            data = file.read()
+    except (EOFError, OSError, zlib.error) as found:
+        return f"cannot be unpacked: {found}. It may be truncated."
+    if (why := why_undecoded(data, layout.encoding)) is not None:
+        return why
     row, encoding = 1, layout.encoding.removesuffix("-sig")
     for row, line in enumerate(data.splitlines(), start=1):
         try:
@@ -77,11 +86,13 @@ def _why_undecoded(path: Path, layout: Layout, error: UnicodeDecodeError) -> str
                 f"row {row}: byte {line[found.start]:#x} is not {encoding}. Set encoding, "
                 f"e.g. cp1252 (Windows) or latin-1, in which it reads {shown!r}."
             )
-    return f"row {row}: not {encoding} ({error.reason}). Set encoding."
+        except UnicodeError:
+            break
+    return f"row {row}: not {encoding} ({error}). Set encoding."
 
 
 def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
-    tabs = ".tsv" in path.suffixes[-2:] and layout.separator == ","
+    tabs = _ending(path) == ".tsv" and layout.separator == ","
     csv.field_size_limit(_LONGEST_FIELD)
     with _opened(path, layout.encoding) as file:
         lines = csv.reader(file, delimiter="\t" if tabs else layout.separator, strict=True)
@@ -164,7 +175,7 @@ def _headed(
                 header.pop()
             if not header and columns is None:
                 break
-            if ".csv" in path.suffixes[-2:] and len(header) == 1:
+            if _ending(path) == ".csv" and len(header) == 1:
                 marks = {mark for mark in _SEPARATORS if mark in header[0]} - {layout.separator}
             if columns is not None and not set(columns) <= set(header):
                 below = list(islice(lines, _LOOKED_THROUGH))

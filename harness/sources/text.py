@@ -1,5 +1,6 @@
 """Text files as tokens."""
 
+import codecs
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.encodings import check_encoding, why_undecoded
 from harness.sources.files import refuse_dangling
 from harness.sources.mistaken import is_pointer, what_is
 from harness.sources.source import BatchSource, select, span_columns
@@ -99,21 +101,22 @@ class Characters(Bytes):
         held_out: float = 0.1,
         encoding: str = "utf-8",
     ) -> None:
+        check_encoding(encoding)
         self._encoding = encoding
         super().__init__(files, length, part, held_out)
 
     def _read(self, path: Path) -> NDArray[np.uint32]:
+        data = path.read_bytes()
         try:
-            text = path.read_bytes().decode(self._encoding)
-        except LookupError as error:
-            raise ConfigError(
-                f"encoding: {error}. Give an encoding known to Python, e.g. utf-8 or latin-1."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}: byte {error.start} is not valid {self._encoding} ({error.reason}). "
-                "Set encoding, or read the file with Bytes."
-            ) from error
+            # Unlike decode(), it does not guess the byte order of UTF-16
+            text = codecs.getincrementaldecoder(self._encoding)().decode(data, final=True)
+        except UnicodeError as error:
+            at = f"byte {error.start} " if isinstance(error, UnicodeDecodeError) else ""
+            why = why_undecoded(data, self._encoding) or (
+                f"{at}is not valid {self._encoding} "
+                f"({getattr(error, 'reason', error)}). Set encoding, or read the file with Bytes."
+            )
+            raise DataError(f"{path}: {why}") from error
         return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 

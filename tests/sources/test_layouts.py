@@ -198,3 +198,28 @@ def test_a_quoted_header_of_one_column_may_hold_separators(tmp_path: Path) -> No
     (tmp_path / "a.csv").write_text("a;b, c\n1;2\n")
     with pytest.raises(DataError, match=r'row 1: one column .* Set separator: ";"'):
         Table(str(tmp_path / "a.csv"), separator="|")
+
+
+def test_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
+    for name in ("a.tsv", "A.TSV", "B.Tsv.GZ"):
+        text = "a\tb\n1.5\t2\n"
+        packed = gzip.compress(text.encode()) if name.endswith("GZ") else text.encode()
+        (tmp_path / name).write_bytes(packed)
+        assert Table(str(tmp_path / name))[0]["features"].tolist() == [1.5, 2]
+    (tmp_path / "a.tsv.csv").write_text("a,b\n1,2\n")
+    assert Table(str(tmp_path / "a.tsv.csv"))[0]["features"].tolist() == [1, 2]
+    (tmp_path / "A.CSV").write_text("a;b\n1;2\n")
+    with pytest.raises(DataError, match="Set separator: "):
+        Table(str(tmp_path / "A.CSV"))
+    np.save(tmp_path / "a.npy", np.arange(6.0))
+    (tmp_path / "a.npy").rename(tmp_path / "A.NPY")
+    assert len(Series(str(tmp_path / "A.NPY"), ["x"], 3, 3)) == 2
+
+
+def test_a_space_between_thousands_is_not_one_around_a_number(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a\n  12\n 1 234 \n-5 \n")
+    table = Table(str(tmp_path / "a.csv"), thousands=" ")
+    assert [table[row]["features"].item() for row in range(3)] == [12, 1234, -5]
+    (tmp_path / "a.csv").write_text("a\n 1 2\n")
+    with pytest.raises(DataError, match="' 1 2' is not a number"):
+        Table(str(tmp_path / "a.csv"), thousands=" ")
