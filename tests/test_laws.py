@@ -35,7 +35,7 @@ LAYERS = (
         "harness.randomness",
     ),
     ("harness.components", "harness.rundir", "harness.ranks"),
-    ("harness.settings", "harness.trust"),
+    ("harness.settings",),
     ("harness.stopping",),
     (
         "harness.console",

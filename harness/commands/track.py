@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from harness import trust
+from harness.config import trust
 from harness.config.document import to_yaml
 from harness.config.read import read_section, read_values
 from harness.config.schema import RunConfig

@@ -11,10 +11,11 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
-from harness import components, trust
+from harness import components
 from harness.checkpoint.read import find_checkpoint, load, load_trainer, understanding
 from harness.checkpoint.state import restore_network
 from harness.components import TARGET
+from harness.config import trust
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import evaluation_batches

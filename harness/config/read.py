@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from harness import components, trust
+from harness import components
 from harness.components import TARGET, without_stage
-from harness.config import reading
+from harness.config import reading, trust
 from harness.config.document import to_yaml
 from harness.config.mistakes import explain
 from harness.config.reading import Draft, raise_all

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from harness import components, trust
+from harness import components
 from harness.checkpoint.commit import set_aside_newer
 from harness.checkpoint.history import read_history
 from harness.checkpoint.read import (
@@ -24,6 +24,7 @@ from harness.checkpoint.read import (
     understanding,
 )
 from harness.checkpoint.state import restore_network, restore_optimizer
+from harness.config import trust
 from harness.config.identity import course_changes, identity_changes, rate_changes
 from harness.config.read import read_stored, resolved_yaml
 from harness.config.schedules import name_of

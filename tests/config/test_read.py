@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import trust
+from harness.config import trust
 from harness.config.identity import identity_changes
 from harness.config.read import describe, read_config, read_section, resolved_yaml
 from harness.config.schema import Config

@@ -4,12 +4,15 @@ long any phase may last at least, instead of ten seconds.
 
 import ctypes
 import os
+import pdb  # noqa: T100 - that one may stand still in it is what is tested
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.ranks import standstill, watch
@@ -37,7 +40,8 @@ _counts: dict[str, int] = {}
 
 def maybe_stand_still(place: str) -> None:
     """After FROM passes: `sleep`, `gil` (asleep with the interpreter's lock), `stop` (SIGSTOP),
-    `slow` (5 ms each time), or seconds.
+    `debugger` (for six seconds), `collective` (one that the others do not come to), `slow` (5 ms
+    each time), or seconds.
     """
     _counts[place] = _counts.get(place, 0) + 1
     where, rank, how = os.environ.get("STUCK", "::").split(":")
@@ -56,6 +60,16 @@ def stand_still(how: str) -> None:
         ctypes.PyDLL(None).sleep(1000)
     elif how == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "debugger":
+        reading, writing = os.pipe()
+        threading.Timer(6.0, os.write, [writing, b"continue\n"]).start()
+        with os.fdopen(reading) as keys, open(os.devnull, "w") as screen:
+            debugger = pdb.Pdb(stdin=keys, stdout=screen, nosigint=True)
+            debugger.set_trace()
+    elif how == "collective":
+        dist.all_reduce(
+            torch.zeros(1), group=dist.new_group([0, 1], use_local_synchronization=True)
+        )
     else:
         time.sleep(float(how))
 

@@ -138,6 +138,22 @@ def test_asked_to_warn_it_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "stacks").exists()
 
 
+def test_a_debugger_may_stand_still(tmp_path: Path) -> None:
+    ended = launch(tmp_path, 2, "forward:1:debugger", "stop.budget.steps=40")
+    assert ended.codes == [0, 0], ended.stderr
+    assert not any("stands still" in one for one in ended.stderr)
+
+
+@pytest.mark.torture
+def test_a_collective_of_one_rank_alone_is_named_where_it_is(tmp_path: Path) -> None:
+    """As in github.com/modelscope/ms-swift/issues/10183, where ranks came to different ones."""
+    ended = launch(tmp_path, 2, "forward:1:collective")
+    assert ended.codes == [1, 1]
+    said = check(ended, 1, "forward")
+    assert "operations/stuck_parts.py:" in said
+    assert "all_reduce" in said or "new_group" in said
+
+
 def test_a_file_system_that_comes_back_costs_nothing(tmp_path: Path) -> None:
     ended = launch(tmp_path, 2, "data:1:6", "stop.budget.steps=40")
     assert ended.codes == [0, 0], ended.stderr

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness import trust
+from harness.config import trust
 from harness.errors import ConfigError
 
 
