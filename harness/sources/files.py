@@ -20,6 +20,8 @@ from harness.wording import did_you_mean, some
 OnError = Literal["stop", "skip"]
 Item = TypeVar("Item")
 Read = TypeVar("Read")
+Listing = dict[str, list[str]]  # what glob found for each of its patterns
+_WILD = re.compile(r"[{*?]")
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,16 @@ def find_files(templates: str | Sequence[str], *, tell: bool = True) -> Files:
     """The files of paths such as `data/{label}/*.wav` or `data/{label}_{speaker}_{take}.wav`: * and
     ** as in a shell, {jpg,jpeg} for one of these words, a {field} within one file or folder name.
 
-    Several templates must have the same fields. Warns, if it shall `tell`, of files beside them
-    whose ending differs only in how it is written. Raises DataError for a template that matches no
-    file and for an empty {label} folder.
+    Several templates must have the same fields. Warns, if it shall `tell`, of files beside the
+    matches of a pattern whose ending differs only in how it is written. Raises
+    DataError for a template that matches no file and for an empty {label} folder.
     """
     given = [templates] if isinstance(templates, str) else list(templates)
-    several = [one for template in given for one in _alternatives(template)]
+    listing: Listing = {}
+    several = [one for template in given for one in _alternatives(template, listing)]
     found: dict[Path, dict[str, str]] = {}
     for template in several:
-        matches = _matches(template)
+        matches = _matches(template, listing)
         fields = {name for values in matches.values() for name in values}
         if found and fields != set(next(iter(found.values()))):
             raise ConfigError(
@@ -64,7 +67,7 @@ def find_files(templates: str | Sequence[str], *, tell: bool = True) -> Files:
                 f"{several[0]}. Use the same fields in all."
             )
         found |= matches
-    empty = {name for template in several for name in _folders(template)} - {
+    empty = {name for template in several for name in _folders(template, listing)} - {
         fields.get("label") for fields in found.values()
     }
     if empty:
@@ -73,7 +76,7 @@ def find_files(templates: str | Sequence[str], *, tell: bool = True) -> Files:
             "Add samples, or remove the folder."
         )
     if tell:
-        _tell_others(several, found)
+        _tell_others(several, found, listing)
     return files_of(found)
 
 
@@ -83,7 +86,7 @@ def files_of(fields: Mapping[Path, Mapping[str, str]]) -> Files:
     return Files(paths, {name: [fields[path][name] for path in paths] for name in fields[paths[0]]})
 
 
-def _matches(template: str) -> dict[Path, dict[str, str]]:
+def _matches(template: str, listing: Listing) -> dict[Path, dict[str, str]]:
     expanded = str(Path(template).expanduser())
     names = re.findall(r"\{(\w*)\}", expanded)
     if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
@@ -93,7 +96,7 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
     found = {
         path: match
         for form in forms
-        for path, match in _paths(form)
+        for path, match in _paths(form, listing)
         if path.is_file() or is_dangling(path)
     }
     if not found:
@@ -101,21 +104,22 @@ def _matches(template: str) -> dict[Path, dict[str, str]]:
         # The deepest folder that exists
         there = next(folder for folder in (begin, *begin.parents) if folder.is_dir())
         raise DataError(
-            f"{template}: no such file (looked in {there}).{_beside(expanded)} Give a path in "
-            f"which * and {{field}} stand for any part of a name."
+            f"{template}: no such file (looked in {there}).{_beside(expanded, listing)} Give a "
+            f"path in which * and {{field}} stand for any part of a name."
         )
     return {path: {name: text_of(match[name]) for name in names} for path, match in found.items()}
 
 
-def _alternatives(template: str) -> list[str]:
+def _alternatives(template: str, listing: Listing) -> list[str]:
     """A template for each choice of words in {jpg,jpeg}; those that match nothing are left out if
     another does.
     """
     pieces = re.split(r"\{([^{}/]*,[^{}/]*)\}", template)
     words = [piece.split(",") if at % 2 else [piece] for at, piece in enumerate(pieces)]
     several = ["".join(chosen) for chosen in product(*words)]
-    matching = [one for one in several if len(several) == 1 or _paths(str(Path(one).expanduser()))]
-    return matching or several
+    if len(several) == 1:
+        return several
+    return [one for one in several if _paths(str(Path(one).expanduser()), listing)] or several
 
 
 # Endings that mean the same
@@ -126,26 +130,29 @@ def _kin(ending: str) -> tuple[str, ...]:
     return next((kin for kin in _ALIKE if ending in kin), (ending,))
 
 
-def _others(template: str) -> dict[str, list[Path]]:
-    """{ending: files} where a template has another ending."""
-    stem, dot, ending = template.rpartition(".")
-    if not dot or not ending.isalnum():
+def _others(template: str, listing: Listing) -> dict[str, list[Path]]:
+    """{ending: paths} where a template has another ending."""
+    open_ended = _open_ended(template)
+    if open_ended is None:
         return {}
+    pattern, globbed = _patterns(open_ended)
+    own = f".{template.rpartition('.')[2]}"
     others: dict[str, list[Path]] = {}
-    for path, _ in _paths(f"{stem}.*"):
-        if path.suffix != f".{ending}" and path.suffix and path.is_file():
+    for name in _listed(globbed, listing):
+        if not name.endswith(own) and re.fullmatch(pattern, name) and (path := Path(name)).suffix:
             others.setdefault(path.suffix[1:], []).append(path)
     return others
 
 
-def _tell_others(templates: Sequence[str], found: Mapping[Path, Any]) -> None:
-    for template in templates:
+def _tell_others(templates: Sequence[str], found: Mapping[Path, Any], listing: Listing) -> None:
+    # A path without wildcards is meant as it is: to look beside each of many would take for ever
+    for template in (one for one in templates if _WILD.search(one)):
         ending = template.rpartition(".")[2]
         others = {
             other: left
-            for other, paths in _others(str(Path(template).expanduser())).items()
+            for other, paths in _others(str(Path(template).expanduser()), listing).items()
             if other.lower() in _kin(ending.lower())
-            and (left := [path for path in paths if path not in found])
+            and (left := [path for path in paths if path not in found and path.is_file()])
         }
         if others:
             count = sum(map(len, others.values()))
@@ -159,11 +166,13 @@ def _tell_others(templates: Sequence[str], found: Mapping[Path, Any]) -> None:
             )
 
 
-def _beside(template: str) -> str:
-    others = {ending: len(paths) for ending, paths in _others(template).items()}
-    if not others:
-        return ""
-    return f" There are {some([f'{count} .{other}' for other, count in sorted(others.items())])}."
+def _beside(template: str, listing: Listing) -> str:
+    counts = {
+        ending: sum(path.is_file() for path in paths)
+        for ending, paths in _others(template, listing).items()
+    }
+    told = [f"{count} .{other}" for other, count in sorted(counts.items()) if count]
+    return f" There are {some(told)}." if told else ""
 
 
 def is_dangling(path: Path) -> bool:
@@ -180,16 +189,39 @@ def refuse_dangling(path: Path) -> None:
         )
 
 
-def _folders(template: str) -> set[str]:
+def _folders(template: str, listing: Listing) -> set[str]:
     """The labels that have their own folders."""
     parent = str(Path(template).expanduser().parent)
     if "{label}" not in parent or "**" in parent:
         return set()
-    return {text_of(match["label"]) for path, match in _paths(parent) if path.is_dir()}
+    return {text_of(match["label"]) for path, match in _paths(parent, listing) if path.is_dir()}
 
 
-def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
+def _open_ended(template: str) -> str | None:
+    """A template with any ending in place of its own; None if it has none."""
+    stem, dot, ending = template.rpartition(".")
+    return f"{stem}.*" if dot and ending.isalnum() else None
+
+
+def _paths(template: str, listing: Listing) -> list[tuple[Path, re.Match[str]]]:
     """The paths that match a template, with the values of its fields."""
+    pattern, globbed = _patterns(template)
+    # Folders are listed once for all endings
+    open_ended = _open_ended(template)
+    if open_ended is not None and _WILD.search(open_ended.removesuffix("*")):
+        globbed = _patterns(open_ended)[1]
+    matches = re.compile(pattern).fullmatch
+    return [(Path(name), match) for name in _listed(globbed, listing) if (match := matches(name))]
+
+
+def _listed(globbed: str, listing: Listing) -> list[str]:
+    if globbed not in listing:
+        listing[globbed] = glob(globbed, recursive=True)
+    return listing[globbed]
+
+
+def _patterns(template: str) -> tuple[str, str]:
+    """A template as a regular expression, and as a pattern for glob."""
     wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\{\w+\}|\*\*/|\*|\?)", template)
     pattern = "".join(
@@ -199,11 +231,7 @@ def _paths(template: str) -> list[tuple[Path, re.Match[str]]]:
     globbed = "".join(
         "*" if piece[:1] == "{" else piece if piece in wild else escape(piece) for piece in pieces
     )
-    return [
-        (Path(name), match)
-        for name in glob(globbed, recursive=True)
-        if (match := re.fullmatch(pattern, name))
-    ]
+    return pattern, globbed
 
 
 def read_each(

@@ -1,6 +1,9 @@
 """Files found by the form of their paths."""
 
+import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +96,22 @@ def test_classes_are_numbered_as_given_or_by_name() -> None:
         class_names(["apple", "pear"], ["apple"], "label")
     with pytest.raises(ConfigError, match=r"^classes: .* names a class twice"):
         class_names(["a", "a"], ["a"], "label")
+
+
+def test_a_folder_is_listed_once_and_for_plain_paths_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path, "a/1.png", "a/2.jpg", "b/3.png", "b/4.bmp")
+    listed: Counter[str] = Counter()
+    scandir = os.scandir
+
+    def counted(path: Any) -> Any:
+        listed[os.path.basename(path)] += 1
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert len(find_files(str(tmp_path / "{label}/*.png")).paths) == 2
+    assert len(find_files([str(tmp_path / "a/1.png"), str(tmp_path / "b/4.bmp")]).paths) == 2
+    assert (listed["a"], listed["b"]) == (1, 1)
+    assert len(find_files(str(tmp_path / "{label}/*.{png,jpg,jpeg}")).paths) == 3
+    assert (listed["a"], listed["b"]) == (2, 2)
