@@ -97,6 +97,8 @@ def _csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     with _opened(path, layout.encoding) as file:
         lines = csv.reader(file, delimiter="\t" if tabs else layout.separator, strict=True)
         try:
+            if file.read(1) != "\ufeff":  # a byte order mark, which utf-8 or utf-16-le would keep
+                file.seek(0)
             return _headed(
                 path, layout, columns, ((lines.line_num, cells) for cells in lines), _as_texts
             )
@@ -317,7 +319,7 @@ def _select(path: Path, names: Sequence[str], columns: Collection[str] | None) -
 def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     rows: list[int] = []
     objects: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for row, line in enumerate(file, start=1):
             if line.strip():
                 try:

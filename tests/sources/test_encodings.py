@@ -1,5 +1,6 @@
 """A file in another encoding than the one that is set is refused with one message."""
 
+import codecs
 import gzip
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,21 @@ def test_a_packed_file_in_another_encoding_is_named_even_if_it_is_cut(
     (tmp_path / name).write_bytes(packed[:-9])
     with pytest.raises(DataError, match=rf"{name}: cannot be unpacked: .* may be truncated"):
         Table(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path, mark: bytes, encoding: str) -> None:
+    content = mark + '"a",b\n1,2\n'.encode(encoding)
+    (tmp_path / "a.csv").write_bytes(content)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(content))
+    for name in ("a.csv", "a.csv.gz"):
+        assert Table(str(tmp_path / name), encoding=encoding).features == ["a", "b"]
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF8 + b'{"a": 1}\n')
+    assert Table(str(tmp_path / "a.jsonl")).features == ["a"]

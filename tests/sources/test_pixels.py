@@ -332,6 +332,17 @@ def test_what_stands_before_the_codestream_may_be_long(pixels: NDArray[Any]) -> 
         ImageReader().check(bytes(twelve), "it")
 
 
+@pytest.mark.parametrize(
+    "head", [struct.pack(">I4s", 0, b"jp2c"), struct.pack(">I4sQ", 1, b"jp2c", 0)]
+)
+def test_a_codestream_may_reach_to_the_end_or_have_a_wide_size(head: bytes) -> None:
+    data = written(GREY, "JPEG2000", irreversible=False)
+    at = data.index(b"jp2c") - 4
+    if len(head) == 16:
+        head = head[:8] + struct.pack(">Q", len(data) - at + 8)
+    assert np.array_equal(read(data[:at] + head + data[at + 8 :]), GREY)
+
+
 def test_a_long_box_does_not_hide_the_bits_of_an_avif() -> None:
     ImageReader().check(filled(written(COLOUR, "AVIF"), b"free", b"meta"), "it")
 
