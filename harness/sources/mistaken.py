@@ -1,15 +1,19 @@
 """What a file that cannot be read as it should really is, by its first bytes."""
 
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
 Kind = Literal["image", "sound", "film", "table"]
 
-_POINTER = b"version https://git-lfs"
+# Git LFS, docs/spec.md: lines of keys and values, below 1,024 bytes
+_POINTER = re.compile(
+    rb"version https://[\w.-]+/spec/v1\n(?:ext-.*\n)*oid sha256:[0-9a-f]+\nsize [0-9]+\n?\Z"
+)
+_HEAD_BYTES = 1024
 _PAGE = "a web page, not the file. Was its download refused? Download it again."
 _BEGINNINGS = (
-    (_POINTER, "a pointer of Git LFS, not the file itself. Fetch it: git lfs pull."),
     (b"<!doctype", _PAGE),
     (b"<html", _PAGE),
     (
@@ -35,7 +39,7 @@ def what_is(file: Path | bytes, wanted: Kind) -> str | None:
     """
     try:
         with file.open("rb") if isinstance(file, Path) else BytesIO(file) as opened:
-            head = opened.read(64)
+            head = opened.read(_HEAD_BYTES)
     except OSError:
         return None
     # ISO 14496-12, section 4.3: the size of the box, "ftyp", a brand, its version, other brands
@@ -50,6 +54,8 @@ def what_is(file: Path | bytes, wanted: Kind) -> str | None:
     for begin, what in _FILMS:
         if head.startswith(begin):
             return _film(what, wanted)
+    if _POINTER.match(head):
+        return "a pointer of Git LFS, not the file itself. Fetch it: git lfs pull."
     begun = head.lstrip().lower()
     return next((what for begin, what in _BEGINNINGS if begun.startswith(begin)), None)
 
@@ -67,4 +73,4 @@ def _film(what: str, wanted: Kind) -> str | None:
 def is_pointer(path: Path) -> bool:
     """Whether a file is a pointer of Git LFS."""
     with path.open("rb") as file:
-        return file.read(64).startswith(_POINTER)
+        return _POINTER.match(file.read(_HEAD_BYTES)) is not None

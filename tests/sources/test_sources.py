@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -220,6 +220,7 @@ def test_fashion_mnist_is_what_it_says() -> None:
 
 
 @given(st.binary(min_size=2, max_size=60), st.integers(1, 20))
+@example(b"version https://git-lfs is what pointers begin with", 3)
 def test_each_byte_is_predicted_once(
     tmp_path_factory: pytest.TempPathFactory, text: bytes, length: int
 ) -> None:
