@@ -38,10 +38,10 @@ class Mistake(NamedTuple):
     origin: str = ""
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.origin, dotted(self.keys), self.message) if part)
+        return ": ".join(filter(None, (self.origin, dotted(self.keys), self.message)))
 
     def within(self, where: str) -> str:
-        """As a line about a part of what is at `where`: `where.key[0].key: message`."""
+        """As a line about something in what is at `where`: `where.key[0].key: message`."""
         return f"{dotted(self.keys, where)}: {self.message}"
 
 
