@@ -64,7 +64,7 @@ def _slip(spec: Mapping[str, Any], where: str) -> str:
 
 def check(spec: Any, where: str, *given: str) -> list[str]:
     """What is wrong with a component, nested ones included, without calling anything: one line a
-    mistake, each with its place.
+    mistake, each with its keys.
 
     given: names of arguments that the harness passes itself.
     """

@@ -54,5 +54,5 @@ def _home(value: Path) -> Path:
 
 
 Spec = Annotated[dict[Any, Any], BeforeValidator(_component)]
-Place = Annotated[Path, Field(strict=False), AfterValidator(_home)]
+UserPath = Annotated[Path, Field(strict=False), AfterValidator(_home)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness.checkpoint.files import Content, translate_errors, write_files
-from harness.checkpoint.format import bytes_of, place
+from harness.checkpoint.format import bytes_of, placement_of
 from harness.checkpoint.read import inspect, read_model
 from harness.durable import sync_directory
 from harness.errors import CheckpointError
@@ -29,7 +29,7 @@ def export(checkpoint: Path, out: Path) -> int:
         raise CheckpointError(f"{out}: it exists. Remove it, or give another name.")
     manifest = listed.manifest
     tensors = read_model(checkpoint, manifest)
-    placement = place(
+    placement = placement_of(
         {name: entry.spec for name, entry in manifest.model.items()}, manifest.aliases
     )
     in_order = sorted(

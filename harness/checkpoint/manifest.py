@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.checkpoint import exact_json
-from harness.checkpoint.format import Placement, Spec, known_dtype, place
+from harness.checkpoint.format import Placement, Spec, known_dtype, placement_of
 from harness.errors import CheckpointError
 from harness.wording import some
 
@@ -116,7 +116,7 @@ class Manifest(_Strict):
                     if part.rows is None
                     else entry.spec.rows(part.rows[1] - part.rows[0])
                 )
-        return {file: place(held) for file, held in specs.items()}
+        return {file: placement_of(held) for file, held in specs.items()}
 
     def problems(self) -> list[str]:
         """What contradicts itself: a tensor not covered exactly once, a file of the wrong size or

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.checkpoint import exact_json
 from harness.checkpoint.files import Content
-from harness.checkpoint.format import Spec, bytes_of, place, spec_of
+from harness.checkpoint.format import Spec, bytes_of, placement_of, spec_of
 from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
 from harness.checkpoint.manifest import (
     CONFIG,
@@ -219,7 +219,7 @@ def _plan(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> _Plan:
     files: list[_File] = []
     end = 0
     for name, role, pieces in held:
-        placement = place({piece.key: piece.spec for piece in pieces})
+        placement = placement_of({piece.key: piece.spec for piece in pieces})
         begin, head_bytes = end, len(placement.head)
         end = begin + placement.size_bytes - head_bytes
         files.append(

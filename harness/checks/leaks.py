@@ -17,8 +17,8 @@ from harness.errors import ConfigError
 
 def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
     """Content shared by two splits is a finding; within a split it is a note."""
-    places = [_by_digest(one) for one in surveys]
-    for (one, of_one), (other, of_other) in combinations(zip(surveys, places, strict=True), 2):
+    digests = [_by_digest(one) for one in surveys]
+    for (one, of_one), (other, of_other) in combinations(zip(surveys, digests, strict=True), 2):
         shared = [digest for digest in of_other if digest in of_one]
         count = sum(len(of_other[digest]) for digest in shared)
         examples = [
@@ -32,7 +32,7 @@ def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
             "data.checks.duplicates: warn if the data contains repetitions by nature."
         )
         findings.add("duplicates", (one.split, other.split), f"{message} {advice}", count, examples)
-    for one, of_one in zip(surveys, places, strict=True):
+    for one, of_one in zip(surveys, digests, strict=True):
         again = sum(len(rows) - 1 for rows in of_one.values())
         if again and findings.wants("duplicates"):
             findings.notes.append(
@@ -243,9 +243,9 @@ def _times(one: Survey, column: str) -> tuple[NDArray[np.int64], NDArray[np.floa
         dates = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
         if dates.isna().any():
             at = int(dates.isna().to_numpy().argmax())
-            place = f"data.checks.time: {one.name(int(rows[at]))}"
+            where = f"data.checks.time: {one.name(int(rows[at]))}"
             raise ConfigError(
-                f"{place}: {texts[at]!r} in {column!r} is neither a number nor a date such as "
+                f"{where}: {texts[at]!r} in {column!r} is neither a number nor a date such as "
                 "2026-01-31. Choose another column."
             )
         numbers = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()

@@ -155,7 +155,7 @@ def _takes(keys: Keys, rest: Keys) -> bool:
 
 
 def _pattern(keys: Keys) -> Keys:
-    """Keys as `known_fields` has them: no places in lists, ANY_KEY for names that users choose."""
+    """Keys as `known_fields` has them: no indices of lists, ANY_KEY for names that users choose."""
     pattern: Keys = ()
     for key in keys:
         if isinstance(key, int):

@@ -204,7 +204,7 @@ def _check_component(
         try:
             trust.check_code(spec, dotted(keys), allow)
         except ConfigError as error:
-            draft.mistakes.append(Mistake((), str(error), draft.place(keys)))
+            draft.mistakes.append(Mistake((), str(error), draft.origin(keys)))
             return
     inherit = given if keys[0] == "schedule" else ()
     for mistake in components.find_mistakes(spec, given, inherit):

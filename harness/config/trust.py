@@ -122,13 +122,13 @@ def check_files(spec: Mapping[str, Any], where: str, allow: Sequence[str]) -> No
             continue
         parts = found.relative_to(here).parts if found.is_relative_to(here) else (".",)
         if here == Path(here.anchor) or any(part.startswith(".") for part in parts):
-            place = found if found.is_dir() else found.parent
+            folder = found if found.is_dir() else found.parent
             raise ConfigError(
                 Mistake(
                     keys,
                     f"{short_repr(text)} is outside of the working directory, and a checkpoint "
                     "names no files for you to read. If they are what you want, add --allow "
-                    f"{place}/.",
+                    f"{folder}/.",
                 ).within(where)
             )
 

@@ -85,7 +85,7 @@ class Split:
         preserve: leave the ambient generators as they were, which takes longer than to gather a
         small micro-batch; False where they are seeded anew before anybody draws from them.
 
-        Raises DataError with the place of the trouble.
+        Raises DataError that says where.
         """
         try:
             with preserve_random() if self._ambient and preserve else nullcontext():

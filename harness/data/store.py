@@ -376,7 +376,7 @@ def _taken(values: Any, order: NDArray[np.int64]) -> Any:
     return (
         values[order]
         if isinstance(values, np.ndarray)
-        else [values[place] for place in order.tolist()]
+        else [values[index] for index in order.tolist()]
     )
 
 

@@ -12,7 +12,7 @@ from harness.networks.blocks import head
 
 
 class TransformerEncoder(nn.Module):
-    """Attention of all places of a series to each other, then a mean over places.
+    """Attention of all positions of a series to each other, then a mean over positions.
 
     (B, in_channels, T) with T <= max_length -> (B, out_features), or (B, dim) without. For images
     put a `torch.nn.Conv2d` that cuts patches and a `torch.nn.Flatten(2)` before it in a `Chain`
@@ -43,9 +43,9 @@ class TransformerEncoder(nn.Module):
         self.head = head(dim, out_features)
 
     def forward(self, series: Tensor) -> Tensor:
-        places = self.embedding(series.transpose(1, 2))
-        places = self.layers(places + self.positions[: places.shape[1]])
-        logits: Tensor = self.head(places.mean(1))
+        x = self.embedding(series.transpose(1, 2))
+        x = self.layers(x + self.positions[: x.shape[1]])
+        logits: Tensor = self.head(x.mean(1))
         return logits
 
 
@@ -96,7 +96,7 @@ class Gpt(nn.Module):
 
 
 class GptBlock(nn.Module):
-    """Causal attention, then two layers for each place: (B, T, dim) -> (B, T, dim)."""
+    """Causal attention, then two layers for each position: (B, T, dim) -> (B, T, dim)."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()

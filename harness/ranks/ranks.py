@@ -58,7 +58,7 @@ _BOARD_LIMIT_S = 3.0
 
 
 class Ranks:
-    """This process's place among `size` processes, and what they agree on.
+    """This process's rank among `size` processes, and what they agree on.
 
     All methods that say so must be called by every rank.
     """

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from harness.errors import require_choice
-from harness.sources.order import place_in_class
+from harness.sources.order import position_in_class
 from harness.sources.source import BatchSource, as_texts
 
 Part = Literal["train", "val", "test"]
@@ -26,7 +26,7 @@ class Digits(BatchSource):
         from sklearn.datasets import load_digits
 
         found = load_digits()
-        fifth = place_in_class(found.target) % 5
+        fifth = position_in_class(found.target) % 5
         mine = fifth == 4 if split == "test" else fifth == 3 if split == "val" else fifth < 3
         # Counts of 0 … 16 ink cells
         self._images = (found.images[mine, None] / 16).astype(np.float32)

@@ -210,8 +210,8 @@ def _headed(
 def _as_lists(
     kept: list[list[Any]], header: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, Any]:
-    places = {name: header.index(name) for name in wanted}
-    return {name: [cells[place] for cells in kept] for name, place in places.items()}
+    columns = {name: header.index(name) for name in wanted}
+    return {name: [cells[column] for cells in kept] for name, column in columns.items()}
 
 
 def _as_texts(

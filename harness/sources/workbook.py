@@ -1,4 +1,4 @@
-"""How large the sheets of an Excel file are, before they are read: readers make a place for every
+"""How large the sheets of an Excel file are, before they are read: readers make room for every
 cell of the rectangle around those that hold something, and one cell in the last corner of a sheet
 would ask for 549 GB.
 """
@@ -100,11 +100,11 @@ class _Extent:
             self._rows.add(self._row)
             self._columns.add(self._column)
         elif kind == "c":
-            place = _REFERENCE.fullmatch(attributes.get("r", ""))
-            if place is None:
+            reference = _REFERENCE.fullmatch(attributes.get("r", ""))
+            if reference is None:
                 self._column += 1
             else:
-                self._row, self._column = int(place[2]), _number(place[1])
+                self._row, self._column = int(reference[2]), _number(reference[1])
             self._is_open = True
         elif kind == "row":
             number = attributes.get("r", "")
