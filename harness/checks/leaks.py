@@ -107,7 +107,7 @@ def check_recordings(surveys: Sequence[Survey], findings: Findings) -> None:
     windows = {one.split: _windows(one) for one in surveys}
     for one, other in combinations(surveys, 2):
         mine, theirs = windows[one.split], windows[other.split]
-        both = sorted(set(one.known["recording"]) & set(other.known["recording"]))
+        both = sorted((set(one.known["recording"]) & set(other.known["recording"])) - {""})
         apart = {
             name for name in mine.keys() & theirs if _are_apart(mine[name][0], theirs[name][0])
         }
@@ -199,10 +199,13 @@ def _windows(one: Survey) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int
     """By recording: (N, 2) starts and stops, in the order of starts, and (N,) rows."""
     if not {"recording", "start", "stop"} <= set(one.known):
         return {}
-    spans = np.array([one.known["start"], one.known["stop"]]).astype(np.float64).T
+    # Of several sources some may have no recordings
+    texts = [[text or "nan" for text in one.known[name]] for name in ("start", "stop")]
+    spans = np.array(texts).astype(np.float64).T
     rows: dict[str, list[int]] = defaultdict(list)
     for row, recording in enumerate(one.known["recording"]):
-        rows[recording].append(row)
+        if recording:
+            rows[recording].append(row)
     ordered = {
         recording: np.array(of)[np.argsort(spans[of, 0], kind="stable")]
         for recording, of in rows.items()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.sampling import Order
 from harness.errors import DataError
 
 Batch = dict[str, Any]
@@ -62,8 +63,8 @@ class KnownColumns(Protocol):
 class SourceFiles(Protocol):
     """A source that lists the files it reads; their bytes identify its content."""
 
-    def paths(self) -> Sequence[Path]:
-        """Every file that samples depend on."""
+    def paths(self) -> Sequence[Path] | None:
+        """Every file that samples depend on; None if that is unknown."""
         ...
 
 
@@ -92,6 +93,15 @@ class CompositeSource(Protocol):
     @property
     def sources(self) -> Mapping[str, Any]:
         """The inner sources, by names of its choice."""
+        ...
+
+
+class OwnOrder(Protocol):
+    """A source whose samples come in an order of its own in training."""
+
+    @property
+    def order(self) -> Order | None:
+        """Which sample comes at which position of a training; None: shuffled in each epoch."""
         ...
 
 
@@ -161,6 +171,7 @@ SOURCE_PARTS = (
     FileFinder,
     SkippedFiles,
     CompositeSource,
+    OwnOrder,
     ResultVersion,
 )
 TREATMENT_PARTS = (PlainTreatment, RandomTreatment, Learner, TrainingTreatment, ResultVersion)
@@ -173,6 +184,8 @@ def has_length(source: Any) -> bool:
 
 def read_together(source: Source, indices: Sequence[int]) -> Any:
     """B samples: {name: (B, ...)} or a list of B samples, as the source returns them."""
+    if (gather := gather_of(source)) is not None:
+        return gather(np.asarray(indices, dtype=np.int64))
     together = getattr(source, "__getitems__", None)
     if together is None:
         return [source[index] for index in indices]
@@ -221,6 +234,12 @@ def sources_of(source: Any) -> Mapping[str, Any]:
     """The sources that a source reads from; {} if none."""
     sources: Mapping[str, Any] = getattr(source, "sources", {})
     return sources
+
+
+def order_of(source: Any) -> Order | None:
+    """The order that a source gives to its samples in training; None if it gives none."""
+    order: Order | None = getattr(source, "order", None)
+    return order
 
 
 def paths_of(source: Any) -> Sequence[Path] | None:
