@@ -25,7 +25,7 @@ from harness.checkpoint.files import (
 from harness.checkpoint.manifest import MANIFEST, Manifest, dump_manifest
 from harness.checkpoint.pointers import point, pointed
 from harness.checkpoint.read import OLD, inspect, list_checkpoints, step_name, step_names
-from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, ranking
+from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, best_first
 from harness.durable import make_directory, sync_directory
 from harness.errors import CheckpointError
 
@@ -109,7 +109,7 @@ def tidy(
     directory: Path,
     committed: KeptCheckpoint,
     retention: Retention,
-    best: Ranking | None,
+    ranked_by: Ranking | None,
     known: Mapping[str, KeptCheckpoint],
     fence: Fence,
 ) -> tuple[list[str], dict[str, KeptCheckpoint], list[str]]:
@@ -130,26 +130,26 @@ def tidy(
             _retire_superseded(directory, f"{name}{OLD}", keep=name not in known)
         kept = _survey(directory, {**known, name: committed})
         wanted = {"latest": name}
-        ranked = ranking(list(kept.values()), best)
+        ranked = best_first(list(kept.values()), ranked_by)
         if ranked:
             wanted["best"] = step_name(ranked[0])
         troubles = [_point(directory, pointer, target) for pointer, target in wanted.items()]
         sync_directory(directory)
         surplus = [
             step_name(step)
-            for step in retention.to_delete(list(kept.values()), best, committed.step)
+            for step in retention.to_delete(list(kept.values()), ranked_by, committed.step)
         ]
         _delete(directory, surplus)
         left = {one: what for one, what in kept.items() if one not in surplus}
         return surplus, left, [trouble for trouble in troubles if trouble is not None]
 
 
-def prune(directory: Path, retention: Retention, best: Ranking | None) -> list[str]:
+def prune(directory: Path, retention: Retention, ranked_by: Ranking | None) -> list[str]:
     """Apply a retention to the checkpoints of a run that is not training (hold its lease); returns
     the names deleted. Raises CheckpointError.
 
     Hashes are verified first: what is invalid neither counts as kept nor is deleted. The newest
-    valid one and the best always stay; where `best` is None, the best is what the link says.
+    valid one and the best always stay; where `ranked_by` is None, the best is what the link says.
     """
     with translate_errors(f"pruning {directory}"):
         valid = [
@@ -162,9 +162,9 @@ def prune(directory: Path, retention: Retention, best: Ranking | None) -> list[s
             return []
         surplus = [
             step_name(step)
-            for step in retention.to_delete(kept, best, max(one.step for one in kept))
+            for step in retention.to_delete(kept, ranked_by, max(one.step for one in kept))
         ]
-        if best is None and (chosen := pointed(directory, "best")) is not None:
+        if ranked_by is None and (chosen := pointed(directory, "best")) is not None:
             surplus = [name for name in surplus if name != chosen.name]
         _delete(directory, surplus)
         _collect(directory, lambda: None)  # what an earlier one left when it was killed

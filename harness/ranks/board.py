@@ -41,7 +41,7 @@ class Board:
             self._store.append(f"fermarsi/{key}", text)  # type: ignore[attr-defined] # see above
 
     def swap(self, key: str, before: str, text: str) -> bool:
-        """Leave a note in the place of the one that is known, "" for none; whether it was there."""
+        """Leave a note instead of the one that is known, "" for none; whether it was there."""
         with suppress(RuntimeError, ValueError):
             found = self._store.compare_set(f"fermarsi/{key}", before, text)
             return bool(found.decode() == text)

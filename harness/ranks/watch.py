@@ -359,7 +359,7 @@ def _reason(frames: Sequence[str]) -> str | None:
 
 
 def _short(frame: str) -> str:
-    """The last two parts of its path."""
+    """The last two names of its path."""
     return "/".join(frame.split("/")[-2:])
 
 
