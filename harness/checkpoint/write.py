@@ -175,9 +175,12 @@ class CheckpointStore:
         """
         self._stage.check(snapshot, self._ranks.rank, self._ranks.size)
 
-    def wait(self) -> None:
-        """Until no save is in flight on this rank. Called by every rank; no collective."""
-        self._is_idle(None)
+    def wait(self, limit_s: float | None = None) -> None:
+        """Until no save is in flight on this rank, `limit_s` at most, by default without end.
+
+        No collective, and from any thread; the save itself needs every rank.
+        """
+        self._is_idle(limit_s)
 
     def reports(self) -> list[SaveReport]:
         """The saves that ended since the last call.

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harness.errors import HarnessError, error_from_json
-from harness.ranks.board import Board
+from harness.ranks.board import Board, report_of
 from harness.ranks.heartbeat import Heartbeat
 from harness.ranks.messages import (
     FRAME_BYTES,
@@ -46,8 +46,7 @@ J = TypeVar("J", bound=Jsonable)
 
 
 _FAILURE, _SURVIVORS = "failure", "survivors"
-
-
+_MOST_ASKED = 64  # ranks whose reports are read, each of them by each survivor
 _MOST_NUMBERS = 10  # a dtype, the number of axes, and eight axes
 _ALIGNED = 16  # bytes: so that each rank's chunk can be read as any dtype
 _DTYPES = sorted((one for one in vars(torch).values() if isinstance(one, torch.dtype)), key=str)
@@ -251,19 +250,30 @@ class Ranks:
         return error_from_json(json.loads(text)) if text else None
 
     def missing(self, limit_s: float) -> list[int]:
-        """After a collective has failed: the ranks of which nothing is heard within `limit_s`; []
-        also if the store is lost. No collective.
+        """After a collective has failed: the ranks of which nothing is heard within `limit_s`,
+        neither that they survive nor, where they have not noticed yet, a new report of their watch;
+        [] also if the store is lost. No collective.
         """
 
         def look(board: Board) -> list[int]:
             board.append(_SURVIVORS, f"{self.rank} ")
             deadline = time.monotonic() + limit_s
+            reports: dict[int, str | None] = {}
             while True:
                 here = {int(rank) for rank in (board.read(_SURVIVORS) or "").split()}
                 silent = [rank for rank in range(self.size) if rank not in here]
-                if not silent or time.monotonic() >= deadline:
-                    return [] if self.rank in silent else silent
+                if not silent or self.rank in silent:
+                    return []
+                if time.monotonic() >= deadline:
+                    return [
+                        rank
+                        for rank in silent
+                        if rank not in reports or board.read(report_of(rank)) == reports[rank]
+                    ]
                 time.sleep(limit_s / 5)
+                reports = reports or {
+                    rank: board.read(report_of(rank)) for rank in silent[:_MOST_ASKED]
+                }
 
         return self._noted(look, [], limit_s)
 
