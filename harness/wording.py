@@ -30,18 +30,18 @@ _CONTROL = re.compile(
 class Mistake(NamedTuple):
     """What is wrong with the value at some keys.
 
-    `place`: where it was made, if that is known: a file with a line, an override, an argument.
+    `origin`: where it was made, if that is known: a file with a line, an override, an argument.
     """
 
     keys: Keys
     message: str
-    place: str = ""
+    origin: str = ""
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, dotted(self.keys), self.message) if part)
+        return ": ".join(filter(None, (self.origin, dotted(self.keys), self.message)))
 
     def within(self, where: str) -> str:
-        """As a line about a part of what is at `where`: `where.key[0].key: message`."""
+        """As a line about something in what is at `where`: `where.key[0].key: message`."""
         return f"{dotted(self.keys, where)}: {self.message}"
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from harness.checkpoint.settings import CheckpointConfig
 from harness.data.settings import DataConfig
-from harness.settings import Place, Section, Spec
+from harness.settings import Section, Spec, UserPath
 from harness.stopping.budget import Every
 from harness.stopping.settings import StopSettings
 from harness.tracking.settings import TrackingConfig
@@ -32,7 +32,7 @@ class RunConfig(Section):
         min_length=1,
         description="What the run is called; by default the config file's name without its ending.",
     )
-    dir: Place = Field(
+    dir: UserPath = Field(
         description=(
             "The directory of all that the run leaves, relative to the working directory; by "
             "default runs/<run.name>."
@@ -84,7 +84,7 @@ class RunConfig(Section):
         description="What may have changed since a checkpoint was written: code (of components "
         "that are yours). Told and recorded; the run is exact no longer.",
     )
-    init_from: Place | None = Field(
+    init_from: UserPath | None = Field(
         None,
         description=(
             "A run, a checkpoint or a safetensors file whose weights a new run starts from."
@@ -188,7 +188,7 @@ class PartConfig(Section):
     weight_decay: float | None = Field(
         None, ge=0, description="Its weight decay, where it is not that of the optimizer."
     )
-    init_from: Place | None = Field(
+    init_from: UserPath | None = Field(
         None,
         description=(
             "A run, a checkpoint or a safetensors file whose weights the part starts from in a "

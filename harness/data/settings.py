@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from harness.components import STAGE
-from harness.settings import Names, Place, Section, Spec
+from harness.settings import Names, Section, Spec, UserPath
 
 SPLITS = ("train", "val", "test")
 
@@ -48,7 +48,7 @@ class TrainingSplitConfig(SplitConfig):
 class StoreConfig(Section):
     """The store of prepared samples."""
 
-    dir: Place = Field(
+    dir: UserPath = Field(
         description=(
             "A directory, which runs may share, for the output of sources and of the treatments "
             "before the first online one, by content."

@@ -2,7 +2,7 @@
 that looks for it.
 
 All but the first protocol of each kind are optional. The functions below define what the absence
-of an optional part means.
+of an optional member means.
 """
 
 import inspect
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.sampling import Order
 from harness.errors import DataError
 
 Batch = dict[str, Any]
@@ -22,7 +23,7 @@ Treatment = Callable[..., Batch]
 
 
 class Source(Protocol):
-    """A source of samples; the required part."""
+    """A source of samples: the required members."""
 
     def __len__(self) -> int:
         """The number of samples, N."""
@@ -62,8 +63,8 @@ class KnownColumns(Protocol):
 class SourceFiles(Protocol):
     """A source that lists the files it reads; their bytes identify its content."""
 
-    def paths(self) -> Sequence[Path]:
-        """Every file that samples depend on."""
+    def paths(self) -> Sequence[Path] | None:
+        """Every file that samples depend on; None if that is unknown."""
         ...
 
 
@@ -95,6 +96,15 @@ class CompositeSource(Protocol):
         ...
 
 
+class OwnOrder(Protocol):
+    """A source whose samples come in an order of its own in training."""
+
+    @property
+    def order(self) -> Order | None:
+        """Which sample comes at which position of a training; None: shuffled in each epoch."""
+        ...
+
+
 class ResultVersion(Protocol):
     """A source or treatment whose class numbers the versions of its results."""
 
@@ -105,7 +115,7 @@ class ResultVersion(Protocol):
 
 
 class PlainTreatment(Protocol):
-    """A deterministic treatment; the required part."""
+    """A deterministic treatment: the required members."""
 
     def __call__(self, batch: Batch) -> Batch:
         """{name: (B, ...) tensor, or a list of B} -> the same after the treatment."""
@@ -122,7 +132,7 @@ class RandomTreatment(Protocol):
 
 class Learner(Protocol):
     """An object that learns from the training split before the first step: a treatment, recognised
-    by `observe` and `finish`, or a part of a task. What it learned is in every checkpoint.
+    by `observe` and `finish`, or by a task. What it learned is in every checkpoint.
     """
 
     def observe(self, batch: Batch) -> None:
@@ -151,7 +161,7 @@ class TrainingTreatment(Protocol):
         ...
 
 
-# Required and optional parts, exactly those that docs/sources.md and docs/treatments.md list
+# Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
 SOURCE_PARTS = (
     Source,
     BatchReader,
@@ -161,6 +171,7 @@ SOURCE_PARTS = (
     FileFinder,
     SkippedFiles,
     CompositeSource,
+    OwnOrder,
     ResultVersion,
 )
 TREATMENT_PARTS = (PlainTreatment, RandomTreatment, Learner, TrainingTreatment, ResultVersion)
@@ -173,6 +184,8 @@ def has_length(source: Any) -> bool:
 
 def read_together(source: Source, indices: Sequence[int]) -> Any:
     """B samples: {name: (B, ...)} or a list of B samples, as the source returns them."""
+    if (gather := gather_of(source)) is not None:
+        return gather(np.asarray(indices, dtype=np.int64))
     together = getattr(source, "__getitems__", None)
     if together is None:
         return [source[index] for index in indices]
@@ -221,6 +234,12 @@ def sources_of(source: Any) -> Mapping[str, Any]:
     """The sources that a source reads from; {} if none."""
     sources: Mapping[str, Any] = getattr(source, "sources", {})
     return sources
+
+
+def order_of(source: Any) -> Order | None:
+    """The order that a source gives to its samples in training; None if it gives none."""
+    order: Order | None = getattr(source, "order", None)
+    return order
 
 
 def paths_of(source: Any) -> Sequence[Path] | None:

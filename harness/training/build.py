@@ -138,7 +138,8 @@ def sampling_of(config: Config, data: RunData) -> Sampling:
     """Which samples each slot of each step holds."""
     batch = config.batch
     num_samples = len(data.splits["train"])
-    return Sampling(num_samples, batch.size, batch.micro_size, config.run.seed, data.balance)
+    seed, order = config.run.seed, data.order
+    return Sampling(num_samples, batch.size, batch.micro_size, seed, data.balance, order)
 
 
 def agenda_of(config: Config, sampling: Sampling) -> Agenda:

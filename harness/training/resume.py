@@ -155,7 +155,7 @@ def restore_rest(loaded: LoadedState | None, run: Run) -> None:
 
 
 def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
-    """The part of `restore_rest` that is in trainer_state.json. No collectives."""
+    """What `restore_rest` restores from trainer_state.json. No collectives."""
     assert run.launch.checkpoint is not None
     progress = run.progress
     with understanding(run.launch.checkpoint):

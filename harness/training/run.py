@@ -65,7 +65,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a training, put together by build.py; they know nothing of each other.
+    """What a training works with, put together by build.py; they know nothing of each other.
 
     `facts`: what identifies the run, for manifests; `extra_files`: texts by name that lie in each
     checkpoint; `learned`: by treatments, in JSON; `pace`: on rank 0, where the clock asks for
