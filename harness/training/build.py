@@ -44,7 +44,7 @@ from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.losses import LossWindow
 from harness.training.network_state import changed
-from harness.training.pacing import pace_of
+from harness.training.pacing import Pace, pace_of
 from harness.training.resume import load_state, restore_rest
 from harness.training.run import Launch, Progress, Run
 from harness.training.trace import Trace
@@ -62,9 +62,8 @@ def build(
     lease: Lease,
     tracker: Tracker,
 ) -> Run:
-    """A run with the state of its checkpoint, if there is one.
-
-    Called by every rank. Raises HarnessError.
+    """A run with the state of its checkpoint, if there is one. Called by every rank. Raises
+    HarnessError.
     """
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
@@ -99,9 +98,7 @@ def build(
         plans=evaluation_plans(config, data.splits, interruption),
         controller=controller,
         store=open_store(config, ranks, launch, lease),
-        pace=pace_of(config.checkpoint, ledger, share_bytes(engine, ranks))
-        if ranks.is_first()
-        else None,
+        pace=open_pace(config, engine, ranks, ledger),
         tracker=tracker,
         trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
@@ -277,9 +274,11 @@ def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> Ch
     )
 
 
-def share_bytes(engine: Engine, ranks: Ranks) -> int:
-    """About what each rank copies for a save: weights and, as most optimizers have, two moments."""
-    return 3 * sum(one.nbytes for one in engine.network.parameters()) // ranks.size
+def open_pace(config: Config, engine: Engine, ranks: Ranks, ledger: Ledger) -> Pace | None:
+    """On rank 0 the clock of saves, if they go by one."""
+    # About what each rank copies for one: weights and, as most optimizers have, two moments
+    share_bytes = 3 * sum(one.nbytes for one in engine.network.parameters()) // ranks.size
+    return pace_of(config.checkpoint, ledger, share_bytes) if ranks.is_first() else None
 
 
 def first_batch(split: Split, sampling: Sampling) -> Batch:
