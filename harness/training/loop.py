@@ -8,8 +8,6 @@ import math
 import time
 from collections.abc import Mapping
 
-import torch
-
 from harness.errors import LeavingError, RankError
 from harness.randomness import seed_ambient, seed_for
 from harness.ranks.heartbeat import AGREEMENT, LOG, LOSSES, METRICS, VERDICT
@@ -84,14 +82,12 @@ def train_step(run: Run) -> None:
     with run.ledger.account("data_wait"):
         batches = run.feed.next_step()
     with run.ledger.account("compute"):
-        num_items = torch.stack([run.task.num_items(batch) for batch in batches]).sum()
-        run.ranks.sum_in_place(num_items)
-        divisor = num_items.clamp(min=1)  # a batch whose targets are all ignored has no gradient
+        items = run.engine.items.of(batches)
         loss_sums = []
         for slot, batch in zip(run.slots, batches, strict=True):
             seed_ambient(seed_for(run.sampling.seed, "forward", run.step, slot))
             with run.engine.accumulate(last=slot == run.slots[-1]):
-                outputs, loss_sum = run.engine.forward_backward(batch, divisor)
+                outputs, loss_sum = run.engine.forward_backward(batch, items)
             loss_sums.append(loss_sum)
             run.train_metrics.update(
                 run.task, outputs, batch, run.step * run.sampling.num_slots + slot
@@ -99,7 +95,7 @@ def train_step(run: Run) -> None:
         # The same on every rank, and at every step's boundary
         seed_ambient(seed_for(run.sampling.seed, "update", run.step))
         grad_norm, skipped = run.engine.update()
-        run.losses.add(loss_sums, num_items, grad_norm, skipped)
+        run.losses.add(loss_sums, items.number(), grad_norm, skipped)
     run.progress.step += 1
     run.ranks.heartbeat.enter(AGREEMENT)
 
