@@ -10,7 +10,7 @@ from harness.components import TARGET
 
 
 class Section(BaseModel):
-    """A part of a config: nothing but what is named here, and of the very types."""
+    """A section of a config: nothing but what is named here, and of the very types."""
 
     model_config = ConfigDict(
         frozen=True,

@@ -36,11 +36,11 @@ def export(checkpoint: Path, out: Path) -> int:
         placement.begins,
         key=lambda name: (placement.begins[name], manifest.model[name].spec.size_bytes),
     )
-    parts: list[bytes | memoryview] = [
+    chunks: list[bytes | memoryview] = [
         placement.head,
         *(bytes_of(tensors[name]) for name in in_order),
     ]
-    temporary = Content(f".{out.name}.{secrets.token_hex(4)}", "model", parts)
+    temporary = Content(f".{out.name}.{secrets.token_hex(4)}", "model", chunks)
     with translate_errors(f"exporting to {out}"), ThreadPoolExecutor(1) as hasher:
         try:
             write_files(out.parent, [temporary], hasher)

@@ -1,4 +1,4 @@
-"""Taking one consistent copy of a rank's share: the only part of a save that holds the training."""
+"""Taking one consistent copy of a rank's share: all of a save that the training waits for."""
 
 import json
 import re
@@ -180,18 +180,20 @@ class Stage:
             for file in plan.files
         ]
 
-    def _copy_one(self, part: Tensor, begin: int) -> None:
-        end = begin + part.nbytes
+    def _copy_one(self, tensor: Tensor, begin: int) -> None:
+        end = begin + tensor.nbytes
         if (
-            part.device.type == "cpu"
-            and part.is_contiguous()
-            and not (part.is_conj() or part.is_neg())
+            tensor.device.type == "cpu"
+            and tensor.is_contiguous()
+            and not (tensor.is_conj() or tensor.is_neg())
         ):
             # One plain memcpy: torch shares each tensor among its threads, which takes many times
             # longer where data workers use the cores [measured].
-            self._bytes[begin:end] = bytes_of(part)
+            self._bytes[begin:end] = bytes_of(tensor)
         else:
-            self._memory[begin:end].view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+            self._memory[begin:end].view(tensor.dtype).view(tensor.shape).copy_(
+                tensor, non_blocking=True
+            )
 
     def _reserve(self, size_bytes: int, pinned: bool) -> None:
         if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):

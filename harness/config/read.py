@@ -112,8 +112,8 @@ def read_section(
     else:
         draft.interpolate([name])
     field: Any = {name: (section, info)}
-    part = create_model("Part", __config__=ConfigDict(extra="ignore"), **field)
-    found = _validated(part, draft)
+    model = create_model("Section", __config__=ConfigDict(extra="ignore"), **field)
+    found = _validated(model, draft)
     raise_all(draft.mistakes)
     value: M = getattr(found, name)
     return value

@@ -409,7 +409,7 @@ def _parse_keys(name: str) -> Keys:
     if (
         "".join(match.group() for match in found) != name
         or name.startswith(".")
-        or not all(part == part.strip() for part in name.split("."))
+        or not all(key == key.strip() for key in name.split("."))
     ):
         return ()
     keys = tuple(int(match[1]) if match[1] else match[2] for match in found)

@@ -25,9 +25,9 @@ _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "p
 
 
 def code_of(config: Any) -> dict[str, str]:
-    """{module or package: digest or version} of all that a config, or a part of one, names and that
-    is neither the harness's nor torch's: a user's module with the modules of the user's that it
-    imports, and packages by their version.
+    """{module or package: digest or version} of all that a config, or a section of one, names and
+    that is neither the harness's nor torch's: a user's module with the modules of the user's that
+    it imports, and packages by their version.
 
     Raises ConfigError for a target that does not exist.
     """

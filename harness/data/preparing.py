@@ -177,9 +177,9 @@ def prepare(
         split = split_config(config, name)
         treatments = build_treatments(config, name, learned)
         # Without the code: its changes are compared and reported separately.
-        parts = [identity(spec, code=False) for spec in (split.source, *split.treatments)]
+        identities = [identity(spec, code=False) for spec in (split.source, *split.treatments)]
         known = [asdict(one) for one in learned]
-        keys[name] = digest([VERSION, content[name], parts[0], parts[1:], known])
+        keys[name] = digest([VERSION, content[name], identities[0], identities[1:], known])
         if store is not None:
             num_once = count_once(split.treatments, treatments)
             used = [asdict(one) for one in learned if one.treatment in split.treatments[:num_once]]

@@ -2,7 +2,7 @@
 that looks for it.
 
 All but the first protocol of each kind are optional. The functions below define what the absence
-of an optional part means.
+of an optional member means.
 """
 
 import inspect
@@ -23,7 +23,7 @@ Treatment = Callable[..., Batch]
 
 
 class Source(Protocol):
-    """A source of samples; the required part."""
+    """A source of samples: the required members."""
 
     def __len__(self) -> int:
         """The number of samples, N."""
@@ -143,7 +143,7 @@ class ResultVersion(Protocol):
 
 
 class PlainTreatment(Protocol):
-    """A deterministic treatment; the required part."""
+    """A deterministic treatment: the required members."""
 
     def __call__(self, batch: Batch) -> Batch:
         """{name: (B, ...) tensor, or a list of B} -> the same after the treatment."""
@@ -160,7 +160,7 @@ class RandomTreatment(Protocol):
 
 class Learner(Protocol):
     """An object that learns from the training split before the first step: a treatment, recognised
-    by `observe` and `finish`, or a part of a task. What it learned is in every checkpoint.
+    by `observe` and `finish`, or by a task. What it learned is in every checkpoint.
     """
 
     def observe(self, batch: Batch) -> None:
@@ -189,7 +189,7 @@ class TrainingTreatment(Protocol):
         ...
 
 
-# Required and optional parts, exactly those that docs/sources.md and docs/treatments.md list
+# Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
 SOURCE_PARTS = (
     Source,
     Stream,

@@ -57,7 +57,7 @@ class Split:
         self.draws = any(draws for _, draws in self._treatments)
         # Ours never touch the ambient generators; to set and restore them takes longer than to
         # gather a micro-batch.
-        self._ambient = not all(_is_ours(part) for part in (source, *treatments))
+        self._ambient = not all(_is_ours(component) for component in (source, *treatments))
         if not has_length(source):
             raise DataError(
                 f"{where}.source: a {type(source).__name__} has no length. Give it __len__() and "
@@ -130,10 +130,10 @@ class Split:
         return read_together(self.source, indices.tolist())
 
 
-def _is_ours(part: object) -> bool:
+def _is_ours(component: object) -> bool:
     """Whether a source or treatment is of this package, with the sources inside of it."""
-    return type(part).__module__.startswith("harness.") and all(
-        map(_is_ours, sources_of(part).values())
+    return type(component).__module__.startswith("harness.") and all(
+        map(_is_ours, sources_of(component).values())
     )
 
 

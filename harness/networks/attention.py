@@ -1,5 +1,5 @@
 """Transformers (Vaswani et al., "Attention is all you need", NeurIPS 2017), with the norm before
-each part (Xiong et al., ICML 2020).
+each sublayer (Xiong et al., ICML 2020).
 """
 
 import math
@@ -54,8 +54,8 @@ class Gpt(nn.Module):
     logits (B, T, vocabulary) of each next token.
 
     Radford et al., "Language models are unsupervised multitask learners", 2019: norms before each
-    part and one at the end, weights N(0, 0.02), those that write to the residual stream divided by
-    sqrt(2 depth). The last layer's weights are the embedding's (Press & Wolf, "Using the output
+    sublayer and one at the end, weights N(0, 0.02), those that write to the residual stream divided
+    by sqrt(2 depth). The last layer's weights are the embedding's (Press & Wolf, "Using the output
     embedding to improve language models", EACL 2017) unless `tied` is false.
     """
 

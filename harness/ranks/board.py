@@ -6,6 +6,11 @@ from contextlib import suppress
 import torch.distributed as dist
 
 
+def report_of(rank: int) -> str:
+    """The key of a rank's report of where it is, which changes while its watch lives."""
+    return f"watch/{rank}"
+
+
 class Board:
     """Notes that ranks leave for each other without a collective, over a connection of its own: for
     another thread, and when collectives fail.

@@ -8,7 +8,7 @@ from harness.errors import require_choice
 from harness.sources.order import position_in_class
 from harness.sources.source import BatchSource, as_texts
 
-Part = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test"]
 
 
 class Digits(BatchSource):
@@ -20,8 +20,8 @@ class Digits(BatchSource):
     357, test 355. Raises ConfigError for any other split.
     """
 
-    def __init__(self, split: Part) -> None:
-        require_choice("split", split, get_args(Part))
+    def __init__(self, split: Split) -> None:
+        require_choice("split", split, get_args(Split))
         # Loaded when used
         from sklearn.datasets import load_digits
 

@@ -240,5 +240,5 @@ def _jpeg2000_depths(image: Any) -> set[int]:
     if not head.startswith(b"\xff\x4f\xff\x51"):
         return set()
     count = int.from_bytes(head[40:42], "big")
-    parts = [head[42 + 3 * number :][:3] for number in range(count)]
-    return {part[0] + 1 if part[1:] == b"\1\1" and part[0] < 128 else 0 for part in parts}
+    found = [head[42 + 3 * number :][:3] for number in range(count)]
+    return {one[0] + 1 if one[1:] == b"\1\1" and one[0] < 128 else 0 for one in found}

@@ -144,7 +144,7 @@ def buffers_in(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
         for name, _, _, tensor in _buffers(module):
             found[f"{owner}.{name}"] = None if tensor is None else tensor.detach().clone()
         for (name, attribute), value in attributes_of(module).items():
-            found[".".join(part for part in (owner, name, attribute) if part)] = value
+            found[".".join(filter(None, (owner, name, attribute)))] = value
     return found
 
 
