@@ -205,7 +205,7 @@ def training_order(config: Config, sources: Sources, prepared: Preparation) -> O
     order = order_of(sources["train"])
     if order is not None and config.data.train.balance is not None:
         raise ConfigError(
-            "data.train.balance: the source is a mixture or a stream, which has an order of its own. "
-            "Remove balance."
+            "data.train.balance: the source is a mixture or a stream, which has an order of its "
+            "own. Remove balance."
         )
     return order
