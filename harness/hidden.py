@@ -20,8 +20,8 @@ _looked_up: set[str] = set()
 
 
 class Reference(str):
-    """A text with places of secrets in it, each marked as one: `${oc.env:X}` is `${secret:X}`, so
-    that it stays one wherever it is read again. Equal to any text that says the same.
+    """A text that refers to secrets, each marked as one: `${oc.env:X}` is `${secret:X}`, so that it
+    stays one wherever it is read again. Equal to any text that says the same.
     """
 
     __slots__ = ()

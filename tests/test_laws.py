@@ -65,6 +65,7 @@ PURE = (
     "harness.config",
     "harness.rundir",
     "harness.data.sampling",
+    "harness.data.mixing",
     "harness.data.settings",
     "harness.training.agenda",
 )

@@ -33,7 +33,7 @@ class Content:
 
     @property
     def size_bytes(self) -> int:
-        return sum(len(part) for part in self.chunks)
+        return sum(len(chunk) for chunk in self.chunks)
 
 
 @contextmanager

@@ -82,14 +82,14 @@ def assign(model: Mapping[str, Spec], optimizer: Mapping[str, Spec], num_ranks: 
 
 
 def divide(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
-    """The pieces in up to `count` parts of about the same size, none of them empty."""
+    """The pieces in up to `count` groups of about the same size, none of them empty."""
     ordered = sorted(pieces, key=lambda piece: (-piece.spec.size_bytes, piece.key))
-    parts: list[list[Piece]] = [[] for _ in range(count)]
-    for piece, part in zip(
+    groups: list[list[Piece]] = [[] for _ in range(count)]
+    for piece, index in zip(
         ordered, _spread([piece.spec.size_bytes for piece in ordered], count), strict=True
     ):
-        parts[part].append(piece)
-    return [part for part in parts if part]
+        groups[index].append(piece)
+    return [group for group in groups if group]
 
 
 def _spread(sizes: Sequence[int], count: int) -> list[int]:

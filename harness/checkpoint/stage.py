@@ -1,4 +1,4 @@
-"""Taking one consistent copy of a rank's share: the only part of a save that holds the training."""
+"""Taking one consistent copy of a rank's share: all of a save that the training waits for."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.checkpoint import exact_json
 from harness.checkpoint.files import Content
-from harness.checkpoint.format import Spec, bytes_of, place, spec_of
+from harness.checkpoint.format import Spec, bytes_of, placement_of, spec_of
 from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
 from harness.checkpoint.manifest import (
     CONFIG,
@@ -180,18 +180,20 @@ class Stage:
             for file in plan.files
         ]
 
-    def _copy_one(self, part: Tensor, begin: int) -> None:
-        end = begin + part.nbytes
+    def _copy_one(self, tensor: Tensor, begin: int) -> None:
+        end = begin + tensor.nbytes
         if (
-            part.device.type == "cpu"
-            and part.is_contiguous()
-            and not (part.is_conj() or part.is_neg())
+            tensor.device.type == "cpu"
+            and tensor.is_contiguous()
+            and not (tensor.is_conj() or tensor.is_neg())
         ):
             # One plain memcpy: torch shares each tensor among its threads, which takes many times
             # longer where data workers use the cores [measured].
-            self._bytes[begin:end] = bytes_of(part)
+            self._bytes[begin:end] = bytes_of(tensor)
         else:
-            self._memory[begin:end].view(part.dtype).view(part.shape).copy_(part, non_blocking=True)
+            self._memory[begin:end].view(tensor.dtype).view(tensor.shape).copy_(
+                tensor, non_blocking=True
+            )
 
     def _reserve(self, size_bytes: int, pinned: bool) -> None:
         if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
@@ -219,7 +221,7 @@ def _plan(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> _Plan:
     files: list[_File] = []
     end = 0
     for name, role, pieces in held:
-        placement = place({piece.key: piece.spec for piece in pieces})
+        placement = placement_of({piece.key: piece.spec for piece in pieces})
         begin, head_bytes = end, len(placement.head)
         end = begin + placement.size_bytes - head_bytes
         files.append(

@@ -109,7 +109,7 @@ def restore_optimizer(
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    wanted = {key for part in ("groups", "state", "shared") for key in _keys_in(rest[part])}
+    wanted = {key for section in ("groups", "state", "shared") for key in _keys_in(rest[section])}
     _check_names("optimizer", wanted, tensors.keys())
     _check_names(
         "optimizer's state", rest["state"].keys() & parameters.keys(), rest["state"].keys()

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from harness.checkpoint.commit import begin, collect_leftovers, commit, known_from, tidy
 from harness.checkpoint.files import translate_errors, write_files
 from harness.checkpoint.history import HistoryFile
-from harness.checkpoint.manifest import FileEntry, Manifest, join_parts
+from harness.checkpoint.manifest import FileEntry, Manifest, join_pieces
 from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
@@ -72,7 +72,7 @@ class _Job:
     history: Sequence[Any]  # of which the header says how many are of this checkpoint
     staged: StagedShare | None
     failure: Exception | None
-    best: Ranking | None
+    ranked_by: Ranking | None
     started: float
     stall_s: float
 
@@ -119,6 +119,8 @@ class CheckpointStore:
         self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")
         self._thread: threading.Thread | None = None
         self._finished: deque[SaveReport] = deque()
+        # How the last save ended on this rank
+        self.last_report: SaveReport | None = None
         self._failures: list[str] = []
         self._committed: Path | None = None
         # Rank 0: the valid checkpoints that need no second look
@@ -128,7 +130,7 @@ class CheckpointStore:
         self._warned: list[str] = []
         ranks.decide(lambda: collect_leftovers(directory, fence))
 
-    def save(self, snapshot: Snapshot, best: Ranking | None) -> None:
+    def save(self, snapshot: Snapshot, ranked_by: Ranking | None) -> None:
         """Begin a checkpoint.
 
         Called by every rank; the host waits for the copy, and for a save still in flight
@@ -162,7 +164,7 @@ class CheckpointStore:
             failure = error
         stall_s = time.monotonic() - started
         header = self._header(snapshot)
-        job = _Job(header, snapshot.history, staged, failure, best, started, stall_s)
+        job = _Job(header, snapshot.history, staged, failure, ranked_by, started, stall_s)
         self._thread = threading.Thread(
             target=self._run, args=(job,), name="fermarsi-save", daemon=True
         )
@@ -175,9 +177,16 @@ class CheckpointStore:
         """
         self._stage.check(snapshot, self._ranks.rank, self._ranks.size)
 
-    def wait(self) -> None:
-        """Until no save is in flight on this rank. Called by every rank; no collective."""
-        self._is_idle(None)
+    def wait(self, limit_s: float | None = None) -> None:
+        """Until no save is in flight on this rank, `limit_s` at most, by default without end.
+
+        No collective, and from any thread; the save itself needs every rank.
+        """
+        self._is_idle(limit_s)
+
+    def is_saving(self) -> bool:
+        """Whether a save is in flight on this rank. No collective."""
+        return self._thread is not None and self._thread.is_alive()
 
     def reports(self) -> list[SaveReport]:
         """The saves that ended since the last call.
@@ -236,7 +245,7 @@ class CheckpointStore:
         else:
             self._failures = []
             self._committed = report.path
-            self._finished.append(report)
+            self._finish(report)
 
     def _save(self, job: _Job, channel: Ranks) -> SaveReport:
         staged = channel.together(lambda: _owned(job))
@@ -307,7 +316,7 @@ class CheckpointStore:
         kept = KeptCheckpoint(job.step, job.header["epoch"], job.header["metrics"])
         try:
             deleted, self._known, troubles = tidy(
-                self._directory, kept, self._retention, job.best, self._known, self._fence
+                self._directory, kept, self._retention, job.ranked_by, self._known, self._fence
             )
         except HarnessError as error:
             return {"deleted": [], "warning": str(error)}
@@ -333,11 +342,12 @@ class CheckpointStore:
     def _fail(self, step: int, error: str, started: float, stall_s: float | None = None) -> None:
         self._failures = [*self._failures, error]
         total_s = time.monotonic() - started
-        self._finished.append(
-            SaveReport(
-                step, error=error, stall_s=total_s if stall_s is None else stall_s, total_s=total_s
-            )
-        )
+        held_s = total_s if stall_s is None else stall_s
+        self._finish(SaveReport(step, error=error, stall_s=held_s, total_s=total_s))
+
+    def _finish(self, report: SaveReport) -> None:
+        self.last_report = report
+        self._finished.append(report)
 
     def _header(self, snapshot: Snapshot) -> dict[str, Any]:
         return {
@@ -380,11 +390,11 @@ def _manifest(
                 )
                 for record in records
             },
-            model=join_parts([piece for piece in everything if piece["role"] == "model"]),
+            model=join_pieces([piece for piece in everything if piece["role"] == "model"]),
             aliases=aliases,
-            optimizer=join_parts([piece for piece in everything if piece["role"] == "optimizer"]),
+            optimizer=join_pieces([piece for piece in everything if piece["role"] == "optimizer"]),
             rng=[
-                join_parts([piece for piece in held if piece["role"] == "rng"]) for held in pieces
+                join_pieces([piece for piece in held if piece["role"] == "rng"]) for held in pieces
             ],
         )
     except ValidationError as error:

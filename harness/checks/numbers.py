@@ -50,8 +50,8 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
                 [one.name(row) for row in of.outside],
             )
         clipped = of.clipped(findings.settings.max_clipped)
-        place = "channel" if of.is_signal else "column"
-        ends = [f"{place} {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
+        kind = "channel" if of.is_signal else "column"
+        ends = [f"{kind} {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
         cause = "Were they capped, or missing ones filled in with it?"
         if of.is_signal:
             cause = "Was the device overdriven, or are they cut off?"
@@ -60,7 +60,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
         if one.split == "train":
             constant = of.constant()
             message = (
-                f"{one.where}: {len(constant):,} of {len(of.low):,} {place}s of {name!r} are "
+                f"{one.where}: {len(constant):,} of {len(of.low):,} {kind}s of {name!r} are "
                 f"constant: {some(list(map(str, constant)))}."
             )
             findings.add(

@@ -57,13 +57,13 @@ def replay_command(
 def _swept(text: str) -> list[tuple[str, str]]:
     """`a=1,2` -> [("a", "1"), ("a", "2")]; commas inside brackets do not separate."""
     key, equals, values = text.partition("=")
-    parts = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", values)
-    if not equals or not key.strip() or not parts:
+    choices = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", values)
+    if not equals or not key.strip() or not choices:
         raise ConfigError(
             f"--sweep {text}: not of the form key=value,value. Write for example --sweep "
             "stop.improvement.patience=1,3,5."
         )
-    return [(key.strip(), part.strip()) for part in parts]
+    return [(key.strip(), choice.strip()) for choice in choices]
 
 
 def story(one: Replay) -> list[str]:

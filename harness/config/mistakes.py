@@ -88,14 +88,14 @@ def _keys(error: ErrorDetails, tree: Any) -> tuple[Keys, bool]:
     keys: Keys = ()
     of_branch = False
     node = tree
-    for index, part in enumerate(error["loc"]):
+    for index, key in enumerate(error["loc"]):
         last = index == len(error["loc"]) - 1
-        if isinstance(node, dict) and (part in node or (last and error["type"] == "missing")):
-            keys, node = (*keys, part), node.get(part)
-        elif isinstance(node, list) and isinstance(part, int):
-            keys, node = (*keys, part), node[part]
+        if isinstance(node, dict) and (key in node or (last and error["type"] == "missing")):
+            keys, node = (*keys, key), node.get(key)
+        elif isinstance(node, list) and isinstance(key, int):
+            keys, node = (*keys, key), node[key]
         else:
-            of_branch = last and isinstance(part, str)
+            of_branch = last and isinstance(key, str)
     return keys, of_branch
 
 
@@ -109,7 +109,8 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], draft: Draft) -> str:
     if kind == "extra_forbidden":
         return f"no such key.{_suggestion(keys, value, draft.tree)}"
     if kind == "value_error":
-        message = " ".join(dict.fromkeys(str(one["ctx"]["error"]) for one in errors))
+        told = [one["ctx"]["error"] for one in errors if one["type"] == kind]
+        message = " ".join(dict.fromkeys(map(str, told)))
         named = isinstance(value, Mapping | BaseModel) or repr(value) in message
         return ("" if named else f"{value!r}: ") + message + ("" if message.endswith("?") else ".")
     if all(one["type"] in _EXPECTED for one in errors):
@@ -155,7 +156,7 @@ def _takes(keys: Keys, rest: Keys) -> bool:
 
 
 def _pattern(keys: Keys) -> Keys:
-    """Keys as `known_fields` has them: no places in lists, ANY_KEY for names that users choose."""
+    """Keys as `known_fields` has them: no indices of lists, ANY_KEY for names that users choose."""
     pattern: Keys = ()
     for key in keys:
         if isinstance(key, int):

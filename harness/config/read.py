@@ -112,8 +112,8 @@ def read_section(
     else:
         draft.interpolate([name])
     field: Any = {name: (section, info)}
-    part = create_model("Part", __config__=ConfigDict(extra="ignore"), **field)
-    found = _validated(part, draft)
+    model = create_model("Section", __config__=ConfigDict(extra="ignore"), **field)
+    found = _validated(model, draft)
     raise_all(draft.mistakes)
     value: M = getattr(found, name)
     return value
@@ -204,7 +204,7 @@ def _check_component(
         try:
             trust.check_code(spec, dotted(keys), allow)
         except ConfigError as error:
-            draft.mistakes.append(Mistake((), str(error), draft.place(keys)))
+            draft.mistakes.append(Mistake((), str(error), draft.origin(keys)))
             return
     inherit = given if keys[0] == "schedule" else ()
     for mistake in components.find_mistakes(spec, given, inherit):

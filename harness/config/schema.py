@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from harness.checkpoint.settings import CheckpointConfig
 from harness.data.settings import DataConfig
-from harness.settings import Place, Section, Spec
+from harness.settings import Section, Spec, UserPath
 from harness.stopping.budget import Every
 from harness.stopping.settings import StopSettings
 from harness.tracking.settings import TrackingConfig
@@ -31,7 +32,7 @@ class RunConfig(Section):
         min_length=1,
         description="What the run is called; by default the config file's name without its ending.",
     )
-    dir: Place = Field(
+    dir: UserPath = Field(
         description=(
             "The directory of all that the run leaves, relative to the working directory; by "
             "default runs/<run.name>."
@@ -83,7 +84,7 @@ class RunConfig(Section):
         description="What may have changed since a checkpoint was written: code (of components "
         "that are yours). Told and recorded; the run is exact no longer.",
     )
-    init_from: Place | None = Field(
+    init_from: UserPath | None = Field(
         None,
         description=(
             "A run, a checkpoint or a safetensors file whose weights a new run starts from."
@@ -187,7 +188,7 @@ class PartConfig(Section):
     weight_decay: float | None = Field(
         None, ge=0, description="Its weight decay, where it is not that of the optimizer."
     )
-    init_from: Place | None = Field(
+    init_from: UserPath | None = Field(
         None,
         description=(
             "A run, a checkpoint or a safetensors file whose weights the part starts from in a "
@@ -265,30 +266,6 @@ class TrainConfig(Section):
             "Needed where a forward pass uses some of them only at times; costs a walk through the "
             "graph and, on a GPU, a wait a step."
         ),
-    )
-
-
-class CheckpointConfig(Section):
-    """When the run is saved and what is kept."""
-
-    every: Every | None = Field(
-        None, description="The stretch between two checkpoints; null: one at each evaluation."
-    )
-    keep_last: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
-    keep_best: int = Field(1, ge=1, description="How many of the best checkpoints are kept.")
-    keep_every: Every | None = Field(
-        None, description="The first checkpoint of each such stretch is kept for good. null: none."
-    )
-    verify: Literal["full", "size"] = Field(
-        "full",
-        description=(
-            "What is checked before a resume: hashes of all files (full), or sizes of those that "
-            "hold tensors (size)."
-        ),
-    )
-    max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
-    timeout_s: float = Field(
-        1800.0, gt=0, description="Seconds after which a save counts as failed."
     )
 
 

@@ -120,15 +120,15 @@ def check_files(spec: Mapping[str, Any], where: str, allow: Sequence[str]) -> No
         found = _named_file(text) if keys[-1] != TARGET else None
         if found is None or any(found.is_relative_to(root) for root in roots):
             continue
-        parts = found.relative_to(here).parts if found.is_relative_to(here) else (".",)
-        if here == Path(here.anchor) or any(part.startswith(".") for part in parts):
-            place = found if found.is_dir() else found.parent
+        names = found.relative_to(here).parts if found.is_relative_to(here) else (".",)
+        if here == Path(here.anchor) or any(name.startswith(".") for name in names):
+            folder = found if found.is_dir() else found.parent
             raise ConfigError(
                 Mistake(
                     keys,
                     f"{short_repr(text)} is outside of the working directory, and a checkpoint "
                     "names no files for you to read. If they are what you want, add --allow "
-                    f"{place}/.",
+                    f"{folder}/.",
                 ).within(where)
             )
 
@@ -181,11 +181,11 @@ def _reference(spec: Mapping[str, Any]) -> Mistake | None:
 
 
 def _leads_elsewhere(spec: Mapping[str, Any], path: str, allow: Sequence[str]) -> str:
-    parts = path.split(".")
+    names = path.split(".")
     for index, met in enumerate(walk(spec[TARGET])):
         home = met.__name__ if isinstance(met, ModuleType) else getattr(met, "__module__", None)
         known = (*OWN, *LIBRARIES)
-        if _is_under(".".join(parts[: index + 1]), known) and not _is_under(
+        if _is_under(".".join(names[: index + 1]), known) and not _is_under(
             str(home), (*known, *allow)
         ):
             return f"leads to code from elsewhere ({home})"

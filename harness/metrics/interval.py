@@ -21,7 +21,7 @@ from harness.ranks.ranks import Ranks
 
 
 class Updates(Protocol):
-    """The part of a task that turns outputs into metric updates."""
+    """What turns the outputs of a task into metric updates."""
 
     def update(
         self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Mapping[str, Any]
@@ -104,18 +104,18 @@ class IntervalMetrics:
                         "task.metrics, or use a split for which it is defined."
                     ) from error
                 value = torch.tensor(torch.nan)
-            parts = (
-                {f"{name}_{key}": part for key, part in value.items()}
+            tensors = (
+                {f"{name}_{key}": tensor for key, tensor in value.items()}
                 if isinstance(value, Mapping)
                 else {name: value}
             )
-            for key, part in parts.items():
-                if not isinstance(part, Tensor):
+            for key, tensor in tensors.items():
+                if not isinstance(tensor, Tensor):
                     raise ConfigError(
-                        f"task.metrics.{name}: gives a {type(part).__name__}; only metrics that "
+                        f"task.metrics.{name}: gives a {type(tensor).__name__}; only metrics that "
                         "return tensors can be used."
                     )
-                computed[key] = part.squeeze() if part.numel() == 1 else part
+                computed[key] = tensor.squeeze() if tensor.numel() == 1 else tensor
         return computed
 
     def state(self, ranks: Ranks) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _blank(name: str, metric: AnyMetric) -> AnyMetric:
         # Task.check has looked at the values, in a worker: here the host would wait for the GPU
         blank.validate_args = False
     if not blank._defaults or any(
-        isinstance(part, torchmetrics.Metric) for part in blank.modules() if part is not blank
+        isinstance(one, torchmetrics.Metric) for one in blank.modules() if one is not blank
     ):
         raise ConfigError(
             f"task.metrics.{name}: {type(metric).__name__} keeps no state of its own (a wrapper?). "

@@ -210,8 +210,8 @@ def _headed(
 def _as_lists(
     kept: list[list[Any]], header: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, Any]:
-    places = {name: header.index(name) for name in wanted}
-    return {name: [cells[place] for cells in kept] for name, place in places.items()}
+    columns = {name: header.index(name) for name in wanted}
+    return {name: [cells[column] for cells in kept] for name, column in columns.items()}
 
 
 def _as_texts(
@@ -227,13 +227,13 @@ def _as_texts(
     }
 
 
-def _joined(parts: list[Any]) -> Any:
-    if isinstance(parts[0], list):
-        return [cell for part in parts for cell in part]
+def _joined(chunks: list[Any]) -> Any:
+    if isinstance(chunks[0], list):
+        return [cell for chunk in chunks for cell in chunk]
     # Loaded when used
     import pyarrow as pa
 
-    return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+    return pa.chunked_array([chunk for column in chunks for chunk in column.chunks])
 
 
 def _refuse_header(

@@ -119,7 +119,7 @@ class Table(BatchSource):
 
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts}"""
-        places = {
+        origins = {
             "path": list(map(str, select(self._paths, self._file_of))),
             "row": as_texts(self._rows),
         }
@@ -128,7 +128,7 @@ class Table(BatchSource):
             for name, column in self._values.items()
             if self.columns.get(name, "number") != "number"
         }
-        return {**places, **texts, **{name: list(column) for name, column in self._known.items()}}
+        return {**origins, **texts, **{name: list(column) for name, column in self._known.items()}}
 
     def __len__(self) -> int:
         return len(self._rows)

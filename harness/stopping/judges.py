@@ -1,4 +1,4 @@
-"""All criteria of the stop settings together: the one place that lists them."""
+"""All criteria of the stop settings together: the one list of them."""
 
 from collections.abc import Sequence
 

@@ -137,10 +137,10 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
 
 def _not_met(config: Config, why: str) -> str:
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     return (
         f"rank {rank}, before the first step: the {size} processes of this launch could not meet "
-        f"at {place} within {config.run.timeout_s:.0f} s "
+        f"at {address} within {config.run.timeout_s:.0f} s "
         f"(run.timeout_s): {why}. Is that the machine of rank 0, its name known here, its port "
         "free there and open to the others, and were all "
         "processes started?"

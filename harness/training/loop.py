@@ -20,7 +20,7 @@ from harness.training.ending import conclude
 from harness.training.evaluation import evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
-from harness.training.saving import check_saving, report_saves, save
+from harness.training.saving import check_saving, is_save_due, report_saves, save
 
 REQUESTS_POLL_S = 1.0
 
@@ -114,7 +114,7 @@ def diverged(verdict: Verdict | None) -> bool:
 
 def wish(run: Run) -> Request:
     """What this rank asks of all: to save and leave; rank 0 also looks for a file STOP in the run
-    directory and at the budget of hours.
+    directory, at the budget of hours, and at the clock of saves.
     """
     if run.interruption.cause is not None:
         return Request.INTERRUPTED
@@ -126,7 +126,7 @@ def wish(run: Run) -> Request:
         budget = run.config.stop.budget
         if budget is not None and budget.hours is not None and run.ledger.hours() >= budget.hours:
             return Request.TIME_UP
-    return Request.NONE
+    return Request.SAVE if is_save_due(run) else Request.NONE
 
 
 def read_losses(run: Run) -> Verdict:

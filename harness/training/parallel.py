@@ -80,9 +80,9 @@ class Replicas:
             # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
             # forward: a checkpoint in between would differ.
             self.model.forward_sync_buffers = False
-        # The places of buffers, not the tensors: wrapping puts others there, and so does a forward
+        # Where the buffers are, not the tensors: wrapping puts others there, and so does a forward
         # pass that assigns a buffer anew.
-        self._places = [
+        self._buffer_keys = [
             (module._buffers, key) for module in network.modules() for key in module._buffers
         ]
         self.agree_on_buffers()
@@ -133,7 +133,7 @@ class Replicas:
         self.ranks.broadcast_in_place(
             [
                 tensor
-                for buffers, key in self._places
+                for buffers, key in self._buffer_keys
                 if (tensor := buffers[key]) is not None and tensor.numel()
             ]
         )
@@ -222,7 +222,7 @@ def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
 
 def differing(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> list[str]:
     """The names whose tensors are not the same on all ranks, by a sum over the bits of each: 8
-    bytes a tensor are exchanged. Another value in any place is found, another order of the same
+    bytes a tensor are exchanged. Another value anywhere is found, another order of the same
     values is not. Called by every rank; the host waits.
     """
     if ranks.size == 1:

@@ -160,7 +160,7 @@ class Moments:
 def exact_sums(values: Columns) -> list[int]:
     """(N, C) finite numbers -> the true sum of each column, in units of 2**-1074.
 
-    Values are split at one bit position per column; the parts above it add up without rounding, in
+    Values are split at one bit position per column; the bits above it add up without rounding, in
     any order (Rump, Ogita & Oishi, "Accurate floating-point summation", SIAM Journal on Scientific
     Computing 31, 2008).
     """

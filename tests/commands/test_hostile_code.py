@@ -312,7 +312,7 @@ def test_a_stored_config_is_read_from_one_regular_file(digits: Path, tmp_path: P
     for arguments in (["evaluate", run], ["replay", run], ["report", run]):
         ended = command(*arguments)
         assert ended.exit_code == 2
-        assert "a config that a run has stored has none" in ended.stderr
+        assert "the config stored by a run must be complete" in ended.stderr
     (run / "config.yaml").unlink()
     os.mkfifo(run / "config.yaml")
     for arguments in (["report", run], ["track", "sync", run]):

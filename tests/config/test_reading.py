@@ -46,10 +46,10 @@ def test_a_file_is_read_with_the_place_of_each_value(folder: Path) -> None:
     Path("a.yaml").write_text("run:\n  seed: 7\nlog: {trace: true}\n")
     found = read(Path("a.yaml"))
     assert found.tree == {"run": {"seed": 7}, "log": {"trace": True}}
-    assert found.place(("run", "seed")) == "a.yaml:2"
-    assert found.place(("log", "trace")) == "a.yaml:3"
-    assert found.place(("log", "every", "steps")) == "a.yaml:3"  # the innermost that is there
-    assert found.place(("nowhere",)) == "a.yaml"
+    assert found.origin(("run", "seed")) == "a.yaml:2"
+    assert found.origin(("log", "trace")) == "a.yaml:3"
+    assert found.origin(("log", "every", "steps")) == "a.yaml:3"  # the innermost that is there
+    assert found.origin(("nowhere",)) == "a.yaml"
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_file_lies_over_its_bases_which_are_relative_to_it(folder: Path) -> No
     Path("a.yaml").write_text("base: shared/base.yaml\nrun: {dir: out}\n")
     found = read(Path("a.yaml"))
     assert found.tree == {"run": {"seed": 2, "name": "deep", "dir": "out"}, "log": {"trace": True}}
-    assert found.place(("run", "name")) == "shared/deep.yaml:1"
-    assert found.place(("run", "seed")) == "shared/base.yaml:2"
-    assert found.place(("run", "dir")) == "a.yaml:2"
+    assert found.origin(("run", "name")) == "shared/deep.yaml:1"
+    assert found.origin(("run", "seed")) == "shared/base.yaml:2"
+    assert found.origin(("run", "dir")) == "a.yaml:2"
 
 
 def test_a_circle_of_bases_is_refused(folder: Path) -> None:
@@ -211,10 +211,10 @@ def test_each_mistake_in_an_override_is_its_own_line() -> None:
 
 def test_an_overridden_value_knows_its_override() -> None:
     found = reading({"run": {"seed": 7}}, "run.seed=8", "log.every.steps=3")
-    assert found.place(("run", "seed")) == "override run.seed=8"
-    assert found.place(("log",)) == "override log.every.steps=3"
+    assert found.origin(("run", "seed")) == "override run.seed=8"
+    assert found.origin(("log",)) == "override log.every.steps=3"
     found = reading({"list": [{"a": 1}]}, "list.0.a=2")
-    assert found.place(("list", 0, "a")) == "override list.0.a=2"
+    assert found.origin(("list", 0, "a")) == "override list.0.a=2"
 
 
 @pytest.mark.parametrize(

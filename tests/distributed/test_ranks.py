@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError, RankError
+from harness.ranks.board import Board, report_of
 from harness.ranks.meeting import is_lost_peer, leave
 from harness.ranks.messages import FRAME_BYTES
 from harness.ranks.pulse import Pulse
@@ -207,6 +208,20 @@ def lose_rank_0(act: str) -> list[Any]:
     missing = ranks.missing(SURVIVORS_S)
     leave()
     return [is_lost_peer(error), soon, missing]
+
+
+def lose_rank_2_unnoticed_by_rank_1() -> list[int]:
+    """What rank 0 misses; rank 1, whose collective waits for rank 0 alone, only reports."""
+    ranks = Ranks.join(SHORT_S)
+    if ranks.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ranks.rank == 1:
+        board = Board()
+        for beat in range(int(4 * SURVIVORS_S)):
+            board.put(report_of(1), f"beat {beat}")
+            time.sleep(0.25)
+        return [2]
+    return ranks.missing(SURVIVORS_S)
 
 
 def wait_for_a_rank_that_sleeps() -> bool | None:
@@ -406,6 +421,12 @@ def test_the_peers_of_a_rank_that_died_raise_soon_and_can_leave(act: str) -> Non
         on_ranks(3, lose_rank_0, act, timeout_s=40.0)
     assert list(raised.value.failures) == [0]
     assert raised.value.results == {1: [True, True, [0]], 2: [True, True, [0]]}
+
+
+def test_a_rank_that_has_not_noticed_yet_is_not_missed() -> None:
+    with pytest.raises(RanksFailed) as raised:
+        on_ranks(3, lose_rank_2_unnoticed_by_rank_1, timeout_s=40.0)
+    assert raised.value.results == {0: [2], 1: [2]}
 
 
 def test_they_do_too_when_the_store_died_with_it() -> None:

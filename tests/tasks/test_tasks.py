@@ -694,7 +694,7 @@ def test_a_mean_whose_samples_weigh_differently_is_refused() -> None:
         return (outputs @ outputs.T).logsumexp(1).mean()
 
     for loss in (weighted, contrasted):
-        with pytest.raises(ConfigError, match="by its parts: samples do not weigh the same"):
+        with pytest.raises(ConfigError, match="in two pieces: samples do not weigh the same"):
             Supervised("x", "y", loss, reduction="mean").loss_sum(outputs, batch)
         whole = Supervised("x", "y", loss, reduction="micro_batch").loss_sum(outputs, batch)
         assert float(whole) == pytest.approx(12 * float(loss(outputs, batch["y"])))
