@@ -138,8 +138,11 @@ class Classification(BaseTask):
             self._weights,
         )
 
-    def num_items(self, batch: Batch) -> Tensor:
-        return is_item(batch[self.target], self.ignore_index).sum()
+    def num_items(self, batch: Batch) -> Tensor | int:
+        targets: Tensor = batch[self.target]
+        if self.ignore_index is None and targets.dim() == 1:
+            return len(targets)
+        return is_item(targets, self.ignore_index).sum()
 
     def metrics(self) -> dict[str, AnyMetric]:
         if self.num_classes is None:
@@ -151,7 +154,8 @@ class Classification(BaseTask):
 
     def update(self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Batch) -> None:
         targets = batch[self.target].long()
-        metrics["confusion"].update(outputs.argmax(1), targets, is_item(targets, self.ignore_index))
+        counted = None if self.ignore_index is None else targets != self.ignore_index
+        metrics["confusion"].update(outputs.argmax(1), targets, counted)
         if self._extra:
             self._update_extras(metrics, widen(outputs).softmax(1), targets)
 

@@ -35,8 +35,11 @@ class Task(Protocol):
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         """The sum of the losses of all items: a scalar tensor with a gradient."""
 
-    def num_items(self, batch: Batch) -> Tensor:
-        """How many items: a scalar int64 tensor on the batch's device; no host wait."""
+    def num_items(self, batch: Batch) -> Tensor | int:
+        """How many items: a scalar int64 tensor on the batch's device; no host wait. A plain int
+        where it follows from the number of samples alone: then ranks agree on it once, instead of
+        summing at each step.
+        """
 
     def learners(self) -> Mapping[str, Learner]:
         """What has to have seen the training split before `fit_to`, by name; a task of a user's own
@@ -278,11 +281,6 @@ def summed(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, **opti
     if torch.is_grad_enabled():
         return loss(outputs, targets, reduction="sum", **options)
     return loss(outputs, targets, reduction="none", **options).sum(dtype=torch.float64)
-
-
-def item_count(count: int, like: Tensor) -> Tensor:
-    """A number of items as the loop takes it, on the device of `like`; no host wait."""
-    return torch.full((), count, dtype=torch.int64, device=like.device)
 
 
 def kind_of(value: Any) -> str:
