@@ -667,6 +667,7 @@ def test_any_resolved_config_reads_as_the_same(
             [
                 "data.val.source._target_: 'tests.toy_parts.Source' -> absent",
                 "data.val.source.split: 'val' -> absent",
+                "data.val.samples: None -> absent",
                 "data.val.treatments: () -> absent",
                 "data.val: absent -> None",
             ],
