@@ -96,6 +96,13 @@ def some(names: Collection[str], most: int = 5, none: str = "none", separator: s
     return (separator.join(list(names)[:most]) or none) + more
 
 
+def duration(seconds: float) -> str:
+    """A time of any length to three digits, e.g. `1.25 h`."""
+    units = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0, "ms": 1e-3}
+    unit, size = next(((one, s) for one, s in units.items() if seconds >= s), ("us", 1e-6))
+    return f"{seconds / size:.3g} {unit}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, cut to 200 characters, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -119,6 +119,8 @@ class CheckpointStore:
         self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")
         self._thread: threading.Thread | None = None
         self._finished: deque[SaveReport] = deque()
+        # How the last save ended on this rank
+        self.last_report: SaveReport | None = None
         self._failures: list[str] = []
         self._committed: Path | None = None
         # Rank 0: the valid checkpoints that need no second look
@@ -182,6 +184,10 @@ class CheckpointStore:
         """
         self._is_idle(limit_s)
 
+    def is_saving(self) -> bool:
+        """Whether a save is in flight on this rank. No collective."""
+        return self._thread is not None and self._thread.is_alive()
+
     def reports(self) -> list[SaveReport]:
         """The saves that ended since the last call.
 
@@ -239,7 +245,7 @@ class CheckpointStore:
         else:
             self._failures = []
             self._committed = report.path
-            self._finished.append(report)
+            self._finish(report)
 
     def _save(self, job: _Job, channel: Ranks) -> SaveReport:
         staged = channel.together(lambda: _owned(job))
@@ -336,11 +342,12 @@ class CheckpointStore:
     def _fail(self, step: int, error: str, started: float, stall_s: float | None = None) -> None:
         self._failures = [*self._failures, error]
         total_s = time.monotonic() - started
-        self._finished.append(
-            SaveReport(
-                step, error=error, stall_s=total_s if stall_s is None else stall_s, total_s=total_s
-            )
-        )
+        held_s = total_s if stall_s is None else stall_s
+        self._finish(SaveReport(step, error=error, stall_s=held_s, total_s=total_s))
+
+    def _finish(self, report: SaveReport) -> None:
+        self.last_report = report
+        self._finished.append(report)
 
     def _header(self, snapshot: Snapshot) -> dict[str, Any]:
         return {

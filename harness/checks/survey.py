@@ -14,7 +14,7 @@ from harness.checks.channels import Channels
 from harness.checks.roles import Roles
 from harness.components import TARGET
 from harness.data.columns import Values, blocks_of, has_one_value, texts_of
-from harness.data.source import known_of
+from harness.data.source import known_of, some_of
 from harness.errors import ConfigError
 from harness.treatments import Join
 
@@ -94,7 +94,7 @@ def survey(
     exist. Raises ConfigError and DataError.
     """
     size = len(source)
-    rows = np.unique(np.linspace(0, size - 1, min(limit, size)).astype(np.int64))
+    rows = some_of(source, limit)
     found = Survey(split, size, rows, known_of(source))
     where = f"data.{split}"
     targets = {role.target for role in roles.targets}

@@ -19,7 +19,7 @@ from harness.config import trust
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import evaluation_batches
-from harness.data.preparing import TreatmentState, build_treatments
+from harness.data.preparing import TreatmentState, build_treatments, open_source
 from harness.data.settings import SPLITS
 from harness.data.split import Split
 from harness.errors import ConfigError, DataError
@@ -135,8 +135,11 @@ def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = N
     with understanding(trained.path):
         treatments = build_treatments(data, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
+    opened = (
+        open_source(spec, name) if source is None else components.build(source, f"{where}.source")
+    )
     return Split(
-        components.build(spec.source if source is None else source, f"{where}.source"),
+        opened,
         treatments,
         where,
         check,

@@ -109,7 +109,8 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], draft: Draft) -> str:
     if kind == "extra_forbidden":
         return f"no such key.{_suggestion(keys, value, draft.tree)}"
     if kind == "value_error":
-        message = " ".join(dict.fromkeys(str(one["ctx"]["error"]) for one in errors))
+        told = [one["ctx"]["error"] for one in errors if one["type"] == kind]
+        message = " ".join(dict.fromkeys(map(str, told)))
         named = isinstance(value, Mapping | BaseModel) or repr(value) in message
         return ("" if named else f"{value!r}: ") + message + ("" if message.endswith("?") else ".")
     if all(one["type"] in _EXPECTED for one in errors):

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from harness.checkpoint.settings import CheckpointConfig
 from harness.data.settings import DataConfig
 from harness.settings import Section, Spec, UserPath
 from harness.stopping.budget import Every
@@ -265,30 +266,6 @@ class TrainConfig(Section):
             "Needed where a forward pass uses some of them only at times; costs a walk through the "
             "graph and, on a GPU, a wait a step."
         ),
-    )
-
-
-class CheckpointConfig(Section):
-    """When the run is saved and what is kept."""
-
-    every: Every | None = Field(
-        None, description="The stretch between two checkpoints; null: one at each evaluation."
-    )
-    keep_last: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
-    keep_best: int = Field(1, ge=1, description="How many of the best checkpoints are kept.")
-    keep_every: Every | None = Field(
-        None, description="The first checkpoint of each such stretch is kept for good. null: none."
-    )
-    verify: Literal["full", "size"] = Field(
-        "full",
-        description=(
-            "What is checked before a resume: hashes of all files (full), or sizes of those that "
-            "hold tensors (size)."
-        ),
-    )
-    max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
-    timeout_s: float = Field(
-        1800.0, gt=0, description="Seconds after which a save counts as failed."
     )
 
 

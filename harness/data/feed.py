@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from harness.data.sampling import Sampling
-from harness.data.source import Batch
+from harness.data.source import Batch, mark_of
 from harness.data.split import Split
 from harness.errors import DataError, HarnessError, error_from_json
 from harness.interrupt import die_with_parent, ignore_signals
@@ -57,6 +57,9 @@ def data_limit_s(timeout_s: float) -> float:
     return max(timeout_s / 2, timeout_s - 10)
 
 
+_MARK = "mark of the stream"
+
+
 class _Slots(Dataset[Any]):
     """Training micro-batches by global slot number = step x num_slots + slot.
 
@@ -77,7 +80,11 @@ class _Slots(Dataset[Any]):
             if self.split.draws
             else np.zeros(len(samples), dtype=np.uint64)
         )
-        return _catch(lambda: self.split.fetch(samples, seeds, seed, training=True, preserve=False))
+        batch = _catch(
+            lambda: self.split.fetch(samples, seeds, seed, training=True, preserve=False)
+        )
+        mark = mark_of(self.split.source)
+        return batch if mark is None or isinstance(batch, _Failure) else {**batch, _MARK: mark}
 
     def samples_of(self, number: int) -> NDArray[np.int64]:
         """The samples of one micro-batch."""
@@ -123,6 +130,7 @@ class Feed:
         patience: Patience = FOREVER,
     ) -> None:
         self._dataset = _Slots(split, sampling)
+        self.mark: Mapping[str, Any] | None = None  # of a stream: where its last samples begin
         self._slots = slots
         self._num_slots = sampling.num_slots
         self._device = device
@@ -135,7 +143,10 @@ class Feed:
         """The micro-batches of this rank's slots, in order, on the device. Raises DataError, and
         what the patience's `check` raises.
         """
-        return [next(self._batches) for _ in self._slots]
+        batches = [next(self._batches) for _ in self._slots]
+        for batch in batches:
+            self.mark = batch.pop(_MARK, self.mark)
+        return batches
 
     def sample_batch(self, step: int) -> Batch:
         """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
@@ -143,7 +154,9 @@ class Feed:
         """
         with preserve_random():
             batch = self._dataset[step * self._num_slots + self._slots[0]]
-        return to_device(_unwrap(batch), self._device)
+        opened = _unwrap(batch)
+        opened.pop(_MARK, None)
+        return to_device(opened, self._device)
 
 
 def _numbers(slots: range, num_slots: int, step: int) -> Iterator[int]:

@@ -29,6 +29,7 @@ from harness.data.settings import DataConfig, SplitConfig
 from harness.data.source import (
     Batch,
     Treatment,
+    has_length,
     learns,
     paths_from_settings,
     paths_of,
@@ -38,6 +39,7 @@ from harness.data.source import (
 )
 from harness.data.split import Split
 from harness.data.store import EntrySource, Store
+from harness.data.streams import Streamed
 from harness.durable import read_json, write_json
 from harness.errors import ConfigError, HarnessError
 
@@ -101,10 +103,34 @@ class Sources:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._built:
-            self._built[name] = components.build(
-                split_config(self._config, name).source, f"data.{name}.source"
-            )
+            source = open_source(split_config(self._config, name), name)
+            if isinstance(source, Streamed) and self._config.store is not None:
+                raise ConfigError(
+                    f"data.store: data.{name}.source is a stream, which is not kept. Remove "
+                    "data.store, or read the stream into files."
+                )
+            self._built[name] = source
         return self._built[name]
+
+
+def open_source(split: SplitConfig, name: str) -> Any:
+    """A split's source; of a stream, its first `samples`. Raises ConfigError and DataError."""
+    where = f"data.{name}"
+    source = components.build(split.source, f"{where}.source")
+    if has_length(source):
+        if split.samples is not None:
+            raise ConfigError(
+                f"{where}.samples: has no effect: the source has {len(source):,} samples. Remove "
+                "it; harness.sources.mixtures.Subset chooses some of them."
+            )
+        return source
+    if split.samples is None:
+        raise ConfigError(
+            f"{where}.source: a {type(source).__name__} has no length, so it is a stream. Set "
+            f"{where}.samples, how many samples count as an epoch or are evaluated; or give it "
+            "__len__() and __getitem__(index)."
+        )
+    return Streamed(source, split.samples, f"{where}.source", repeats=name == "train")
 
 
 def split_config(config: DataConfig, name: str) -> SplitConfig:

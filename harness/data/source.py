@@ -6,7 +6,7 @@ of an optional member means.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,34 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         """The sample at `index`, 0 <= index < N: {name: array (...), number or text}."""
+        ...
+
+
+class Stream(Protocol):
+    """A source without a length, instead of `__len__` and `__getitem__`."""
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """All samples in one order, anew from the first each time; may be endless."""
+        ...
+
+
+class SeekableStream(Protocol):
+    """A stream that goes to any sample without reading those before."""
+
+    def seek(self, position: int) -> None:
+        """Make the next `__iter__` begin with the sample at `position`, however far that is."""
+        ...
+
+
+class StatefulStream(Protocol):
+    """A stream that can be read on from where it was, as those of `datasets` and torchdata."""
+
+    def state_dict(self) -> Any:
+        """The state before the next sample of the present iteration, as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Any) -> None:
+        """Make the next `__iter__` begin in that state."""
         ...
 
 
@@ -164,6 +192,9 @@ class TrainingTreatment(Protocol):
 # Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
 SOURCE_PARTS = (
     Source,
+    Stream,
+    SeekableStream,
+    StatefulStream,
     BatchReader,
     ArrayReader,
     KnownColumns,
@@ -178,8 +209,18 @@ TREATMENT_PARTS = (PlainTreatment, RandomTreatment, Learner, TrainingTreatment, 
 
 
 def has_length(source: Any) -> bool:
-    """Whether a source knows its number of samples, as it must."""
+    """Whether a source knows its number of samples; one that does not is a stream."""
     return hasattr(source, "__len__")
+
+
+def can_seek(stream: Any) -> bool:
+    """Whether a stream goes to any sample."""
+    return hasattr(stream, "seek")
+
+
+def has_state(stream: Any) -> bool:
+    """Whether a stream can be read on from where it was."""
+    return hasattr(stream, "state_dict") and hasattr(stream, "load_state_dict")
 
 
 def read_together(source: Source, indices: Sequence[int]) -> Any:
@@ -270,3 +311,17 @@ def training_only(treatment: Any) -> bool:
 def learns(treatment: Any) -> bool:
     """Whether a treatment, or its class, learns from the training split."""
     return hasattr(treatment, "observe") and hasattr(treatment, "finish")
+
+
+def some_of(source: Any, most: int) -> NDArray[np.int64]:
+    """At most `most` indices, evenly spread over a source; of a stream the first."""
+    if hasattr(source, "mark"):
+        return np.arange(min(most, len(source)), dtype=np.int64)
+    size = len(source)
+    return np.unique(np.linspace(0, size - 1, min(most, size)).astype(np.int64))
+
+
+def mark_of(source: Any) -> Mapping[str, Any] | None:
+    """Where a stream was last read, as JSON values; None if it is none, or cannot tell."""
+    mark = getattr(source, "mark", None)
+    return None if mark is None else mark.to_json()

@@ -167,6 +167,8 @@ def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
         progress.evaluation_due = trainer.get("evaluation_due", False)
         progress.save_s = trainer.get("save_s")
         progress.seams += trainer.get("seams", [])
+        if run.pace is not None and trainer.get("pace") is not None:
+            run.pace.restore(trainer["pace"])
 
 
 def restore_history(

@@ -259,7 +259,29 @@ def test_a_config_over_a_base_with_overrides() -> None:
             "checkpoint.verify=hash",
             "checkpoint.verify: 'hash' is not allowed. Give 'full' or 'size'.",
         ),
-        ("checkpoint.every=3", "checkpoint.every: 3 is not allowed. Give a mapping."),
+        ("checkpoint.every=3", "checkpoint.every: 3 is not allowed. Give a mapping or 'auto'."),
+        (
+            "checkpoint.every=Auto",
+            "checkpoint.every: 'Auto' is not allowed. Give a mapping or 'auto'. Did you mean auto?",
+        ),
+        (
+            "checkpoint.every={minutes: 0}",
+            "checkpoint.every.minutes: 0 is not allowed. Give a number above 0.",
+        ),
+        (
+            "checkpoint.every={minutes: 5, steps: 1}",
+            "checkpoint.every: give exactly one of steps, epochs, minutes (steps and minutes "
+            "given).",
+        ),
+        (
+            "checkpoint.max_overhead=1",
+            "checkpoint.max_overhead: 1 is not allowed. Give a number below 1.0.",
+        ),
+        (
+            "checkpoint.failures_per_day=3",
+            "checkpoint: failures_per_day has no effect without every: auto; set that too, or "
+            "leave it out.",
+        ),
         ("log.every={}", "log.every: give exactly one of steps, epochs (none given)."),
         (
             "log.every={steps: 1, epochs: 1}",
@@ -646,6 +668,7 @@ def test_any_resolved_config_reads_as_the_same(
             [
                 "data.val.source._target_: 'tests.toy_parts.Source' -> absent",
                 "data.val.source.split: 'val' -> absent",
+                "data.val.samples: None -> absent",
                 "data.val.treatments: () -> absent",
                 "data.val: absent -> None",
             ],

@@ -41,7 +41,7 @@ def parts_of(protocols: tuple[type, ...]) -> set[str]:
     return names
 
 
-DUNDERS = {"__len__", "__getitem__", "__getitems__", "__call__"}
+DUNDERS = {"__len__", "__getitem__", "__getitems__", "__call__", "__iter__"}
 
 
 def documented(page: str) -> set[str]:
