@@ -4,14 +4,12 @@ failure goes to a file, below nothing of ours; exit codes are the training's.
 """
 
 import io
-import logging
 import os
 import socket
 import sys
 import tempfile
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -175,10 +173,7 @@ def _run(
 
     Raises RankError if the machines do not meet.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from harness.ranks.agent import run_agent
 
     options = ["--config_file", settings, "--multi_gpu", "--main_process_port"]
     if machines.nodes == 1:
@@ -189,23 +184,9 @@ def _run(
         meeting = f"is_host={int(machines.node == 0)},join_timeout=600"
         options += [machines.port, "--main_process_ip", machines.host]
         options += ["--machine_rank", str(machines.node), "--rdzv_conf", meeting]
-    arguments = [*options, str(TRAIN), str(path), *overrides]
     try:
-        with _reporting_to(report):
-            launch_command(launch_command_parser().parse_args(arguments))
-    except ChildFailedError as error:
-        report.write(f"{error}\n")
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            name = Signals(-failure.exitcode).name
-            return 128 - failure.exitcode, f"rank {rank} was killed by {name}"
-        words = "" if failure.exitcode in _SAID else f"rank {rank} ended with {failure.exitcode}"
-        return failure.exitcode, words
-    except SignalException as error:
-        report.write(f"{error}\n")
-        return None, ""
-    except (RendezvousError, RuntimeError) as error:
-        report.write(traceback.format_exc())
+        ended = run_agent([*options, str(TRAIN), str(path), *overrides], report)
+    except ConnectionError as error:
         raise RankError(
             f"machine {machines.node} ({socket.gethostname()}): the {machines.nodes} machines of "
             f"this launch could not meet at {machines.host}:{machines.port}: {error}. Is that "
@@ -213,20 +194,10 @@ def _run(
             "the launch started on each?",
             origin_rank=0,
         ) from error
-    return 0, ""
-
-
-@contextmanager
-def _reporting_to(report: io.StringIO) -> Iterator[None]:
-    """Let the agent's log go there instead of to the screen."""
-    logger = logging.getLogger("torch.distributed")
-    before, handler = logger.handlers, logging.StreamHandler(report)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    logger.handlers = [handler]
-    try:
-        yield
-    finally:
-        logger.handlers = before
+    if ended.signal is not None:
+        return 128 + ended.signal, f"rank {ended.rank} was killed by {Signals(ended.signal).name}"
+    failed = ended.code not in (None, 0, *_SAID)
+    return ended.code, f"rank {ended.rank} ended with {ended.code}" if failed else ""
 
 
 def _outcome(directory: Path) -> Outcome | None:
