@@ -93,6 +93,32 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     leave_process(launch(config, overrides or []))
 
 
+@app.command("launch")
+def launch_(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="On this machine; by default one a GPU, with --cpu 1.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="The number of machines.")] = 1,
+    node: Annotated[int, typer.Option(min=0, help="The number of this machine.")] = 0,
+    head: Annotated[
+        str, typer.Option(help="Machine 0 as the others reach it.", metavar="HOST[:PORT]")
+    ] = "127.0.0.1",
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the launcher's report of a failure.")
+    ] = False,
+) -> None:
+    """Train on several processes and machines; the same command on each machine, but for --node."""
+    from harness.commands.launch import Machines, launch_training
+
+    machines = Machines(nodes, node, head)
+    raise typer.Exit(
+        launch_training(config, overrides or (), processes, machines, cpu=cpu, debug=debug)
+    )
+
+
 @app.command()
 def evaluate(
     path: AnyPath, split: SplitName = "val", as_json: Json = False, allow: Allow = None

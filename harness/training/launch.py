@@ -2,11 +2,14 @@
 message and an exit code.
 """
 
+import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -172,6 +175,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         )
     cause = ranks.published_failure()
     if cause is not None and not isinstance(error, HarnessError) and is_lost_peer(error):
+        tell_agent(f"{type(cause).__name__}: {cause}")
         return cause.exit_code  # the rank that failed, or saw another fail, has printed it
     if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
         lost = ranks.missing(SURVIVORS_S)
@@ -189,10 +193,27 @@ def fail(error: Exception, ranks: Ranks) -> int:
     if isinstance(error, HarnessError):
         # Ranks that fail alike and at once publish one error between them
         first = ranks.published_failure()
+        tell_agent(f"{type(error).__name__}: {error}")
         if error.origin_rank == ranks.rank or (
             error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
         ):
             print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
+    tell_agent("".join(traceback.format_exception(error)))
     traceback.print_exception(error)
+    if ranks.size > 1:
+        words = f"{type(error).__name__}: {first_line(error)} (traceback above)"
+        print(printable(f"{where_in(ranks)}: {words}"), file=sys.stderr, flush=True)
     return 1
+
+
+def tell_agent(message: str) -> None:
+    """Leave an error where torch's agent looks for it, to end its own report with; nothing without
+    an agent.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        text = printable(message)
+        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
