@@ -28,6 +28,7 @@ from harness.randomness import seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task
 from harness.training.engine import Engine
+from harness.training.items import Count
 from harness.training.parallel import start_accelerator
 
 COLUMNS = ("module", "kind", "shapes", "trained", "frozen", "weights", "gradients", "optimizer")
@@ -139,9 +140,8 @@ def describe_network(
     }
     seed_ambient(seed_for(config.run.seed, "forward", 0, 0))
     with _watching(engine.network, rows):
-        engine.forward_backward(
-            to_device(batch, engine.device), torch.ones((), device=engine.device)
-        )
+        one = Count(torch.ones((), dtype=torch.int64, device=engine.device), 1)
+        engine.forward_backward(to_device(batch, engine.device), one)
     named = list(engine.network.named_parameters())
     gradients = {parameter: _bytes(parameter.grad) for _, parameter in named}
     unreached = [

@@ -194,14 +194,19 @@ class Ranks:
             for chunk, (_, _, rows, *_) in zip(chunks.unbind(), kinds, strict=True)
         ]
 
-    def sum_in_place(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, on the tensor's own device, by the default group; no host wait on a GPU.
-        Called by every rank.
+    def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over ranks in place, on the tensor's own device, by the default group. Gives
+        what finishes it, to be called once: no host wait on a GPU. Called by every rank.
         """
-        if self.size > 1:
-            with self.heartbeat:
-                dist.all_reduce(tensor)
-        return tensor
+        work = dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
+
+        def finish() -> Tensor:
+            if work is not None:
+                with self.heartbeat:
+                    work.wait()
+            return tensor
+
+        return finish
 
     def broadcast_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Rank 0's values into every rank's tensors, one collective a dtype.

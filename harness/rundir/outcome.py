@@ -22,8 +22,8 @@ INTERRUPTED = 75
 class Outcome:
     """The end of a launch.
 
-    `reason`: targets_reached, no_improvement, diverged, budget, stop_requested, or interrupted (the
-    next launch goes on).
+    `reason`: that of the judge that ended it (harness/stopping/judges.py), or interrupted (the next
+    launch goes on).
     """
 
     reason: str

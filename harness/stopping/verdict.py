@@ -11,11 +11,14 @@ SIGNS: Mapping[Mode, float] = {"max": 1.0, "min": -1.0}
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a metric declares: whether more or less of it is better, and the values it can take."""
+    """What a metric declares: whether more or less of it is better, the values it can take, and
+    whether the task says what the most frequent class alone would give.
+    """
 
     mode: Mode
     lower: float | None = None
     upper: float | None = None
+    has_chance: bool = False
 
     @property
     def better(self) -> str:

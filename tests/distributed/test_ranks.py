@@ -132,7 +132,7 @@ def gather_unequal_rows(counts: list[int], dtype: torch.dtype) -> list[torch.Ten
 
 def sum_over_ranks() -> list[float]:
     ranks = Ranks.join()
-    return ranks.sum_in_place(torch.tensor([1.0, float(ranks.rank)])).tolist()
+    return ranks.start_sum(torch.tensor([1.0, float(ranks.rank)]))().tolist()
 
 
 def broadcast_buffers() -> list[Any]:
@@ -197,7 +197,7 @@ def lose_rank_0(act: str) -> list[Any]:
     acts: dict[str, Callable[[], Any]] = {
         "decide": lambda: ranks.decide(lambda: None),
         "gather": lambda: ranks.gather(1),
-        "sum": lambda: ranks.sum_in_place(torch.ones(1)),
+        "sum": lambda: ranks.start_sum(torch.ones(1))(),
         "beat": lambda: [pulse.beat(0) for _ in range(3)],
     }
     start = time.monotonic()
