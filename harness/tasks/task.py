@@ -69,6 +69,11 @@ class Task(Protocol):
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         """The scalars by which a training is judged, from what the metrics gave."""
 
+    def chance(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        """What naming the most frequent class always would give, of the metrics whose infos say
+        `has_chance`; a task without such metrics may lack this method.
+        """
+
     def infos(self) -> dict[str, MetricInfo]:
         """Which way each value is better and how far it can go; "loss" is among them."""
 
@@ -147,6 +152,9 @@ class BaseTask(Task):
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         return {name: float(value) for name, value in computed.items() if value.dim() == 0}
+
+    def chance(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
 
     def infos(self) -> dict[str, MetricInfo]:
         """The task's own, and the user's metrics that say which way is better; the others are only
