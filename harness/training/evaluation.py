@@ -3,7 +3,7 @@ ranks, without a trace in the training.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -141,10 +141,20 @@ def evaluate(
     loss = exact_sum(loss_sums) / num_items
     values = {"loss": loss, **require_defined(task.values(computed), loss, plan.split.where)}
     if plan.with_error:
-        counts = [one for mine in ranks.gather([int(one) for one in items]) for one in mine]
-        error = mean_error(loss_sums, counts)
-        values |= {} if error is None else {error_of("loss"): error}
+        values |= loss_error(loss_sums, items, ranks)
     return Result(values, computed)
+
+
+def loss_error(
+    loss_sums: Sequence[float], items: Sequence[Tensor | int], ranks: Ranks
+) -> dict[str, float]:
+    """The standard error of the loss; {} for too few micro-batches. Called by every rank.
+
+    `loss_sums`: of the micro-batches of all ranks; `items`: how many each of this rank's had.
+    """
+    counts = [one for mine in ranks.gather([int(one) for one in items]) for one in mine]
+    error = mean_error(loss_sums, counts)
+    return {} if error is None else {error_of("loss"): error}
 
 
 def require_defined(values: Mapping[str, float], loss: float, where: str) -> Mapping[str, float]:
