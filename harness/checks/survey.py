@@ -128,14 +128,14 @@ def content_of(
     """The columns by which samples are compared: the network's inputs, or the columns that `Join`
     makes them of, if samples have them before any treatment; else all but the targets.
     """
-    inputs = _joined_from(roles.inputs, treatments)
+    inputs = _join_inputs(roles.inputs, treatments)
     if inputs and inputs <= set(samples):
         return sorted(inputs)
     targets = {role.target for role in roles.targets} - set(roles.inputs)
     return sorted(set(samples) - targets) or sorted(samples)
 
 
-def _joined_from(inputs: Sequence[str], treatments: Sequence[Mapping[str, Any]]) -> set[str]:
+def _join_inputs(inputs: Sequence[str], treatments: Sequence[Mapping[str, Any]]) -> set[str]:
     """The columns of the source that joined columns are made of."""
     wanted = set(inputs)
     for spec in reversed(treatments):

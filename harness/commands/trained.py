@@ -31,7 +31,7 @@ _TASK_METHODS = ("forward", "loss_sum", "num_items", "fit_to", "metrics", "updat
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """The network of a checkpoint, with the config and the task it was trained with."""
 
     path: Path
@@ -55,7 +55,7 @@ class Trained:
         return self.config.evaluation.micro_size or self.config.batch.micro_size
 
 
-def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
+def load_trained(path: Path, allow: Sequence[str] = ()) -> TrainedNetwork:
     """Build the network of a run or checkpoint and put its weights in. Raises HarnessError.
 
     A checkpoint is data: the components that its config may name are limited, see trust.py;
@@ -74,7 +74,7 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     with understanding(found):
         restore_learners(task, learners)
     network = in_precision(network.to(device).eval(), config.train.precision, device)
-    return Trained(found, config, network, task, device, learned, allow)
+    return TrainedNetwork(found, config, network, task, device, learned, allow)
 
 
 def _network(config: Config) -> nn.Module:
@@ -117,7 +117,9 @@ def in_precision(network: nn.Module, precision: str, device: torch.device) -> nn
     return network
 
 
-def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = None) -> Split:
+def open_split(
+    trained: TrainedNetwork, name: str, source: Mapping[str, Any] | None = None
+) -> Split:
     """A split of the trained config, with another source if one is given; the split's treatments
     are used.
     """
@@ -146,7 +148,7 @@ def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = N
     )
 
 
-def fit_task(trained: Trained, split: Split) -> None:
+def fit_task(trained: TrainedNetwork, split: Split) -> None:
     """Let the task learn the shape of the outputs.
 
     Raises DataError if the network cannot take the split's samples.

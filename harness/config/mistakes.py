@@ -55,7 +55,7 @@ def explain(error: ValidationError, draft: Draft) -> None:
         if not any(inside[: len(keys)] == keys for inside in found):
             found[keys] = several
     for keys, several in found.items():
-        if not draft.mistaken(keys):
+        if not draft.has_mistake(keys):
             draft.add(keys, _in_words(keys, several, draft))
 
 

@@ -46,10 +46,10 @@ def read_config(
     nothing is interpolated. None: the config is the user's own.
     """
     draft = _read(path, overrides, stored=allow is not None)
-    config = _validated(Config, draft)
+    config = _validate(Config, draft)
     for keys, spec, given in _components(draft.tree):
         # What is no component the schema has said
-        if isinstance(spec, Mapping) and TARGET in spec and not draft.mistaken(keys):
+        if isinstance(spec, Mapping) and TARGET in spec and not draft.has_mistake(keys):
             if keys[0] != "tracking":
                 _check_component(draft, keys, spec, given, allow)
                 if keys == ("schedule",) and config is not None:
@@ -66,7 +66,7 @@ def read_stored(path: Path) -> Config:
     neither checked nor imported. Raises ConfigError.
     """
     draft = _read(path, (), stored=True)
-    config = _validated(Config, draft)
+    config = _validate(Config, draft)
     raise_all(draft.mistakes)
     assert config is not None
     return config
@@ -113,7 +113,7 @@ def read_section(
         draft.interpolate([name])
     field: Any = {name: (section, info)}
     model = create_model("Section", __config__=ConfigDict(extra="ignore"), **field)
-    found = _validated(model, draft)
+    found = _validate(model, draft)
     raise_all(draft.mistakes)
     value: M = getattr(found, name)
     return value
@@ -147,7 +147,7 @@ def resolved_yaml(config: Config) -> str:
     )
 
 
-def _validated(model: type[M], draft: Draft) -> M | None:
+def _validate(model: type[M], draft: Draft) -> M | None:
     """The draft as a model; None, and the mistakes noted in it, if it is not one."""
     try:
         return model.model_validate(draft.tree)
@@ -206,20 +206,20 @@ def _check_component(
             return
     inherit = given if keys[0] == "schedule" else ()
     for mistake in components.find_mistakes(spec, given, inherit):
-        if not draft.mistaken((*keys, *mistake.keys)):
+        if not draft.has_mistake((*keys, *mistake.keys)):
             draft.add((*keys, *mistake.keys), mistake.message)
 
 
 def _check_schedule(draft: Draft, spec: Mapping[str, Any], config: Config) -> None:
     budget = config.stop.budget
     for mistake in find_schedule_mistakes(spec, None if budget is None else budget.steps):
-        if not draft.mistaken(("schedule", *mistake.keys)):
+        if not draft.has_mistake(("schedule", *mistake.keys)):
             draft.add(("schedule", *mistake.keys), mistake.message)
 
 
 def _check_tracker(draft: Draft, keys: Keys, spec: Mapping[str, Any]) -> None:
     _check_component(draft, keys, spec, ("run",), None)
-    if not draft.mistaken(keys) and inspect.isclass(target := components.find(spec[TARGET])):
+    if not draft.has_mistake(keys) and inspect.isclass(target := components.find(spec[TARGET])):
         lacks = [name for name in BACKEND_METHODS if not hasattr(target, name)]
         if lacks:
             draft.add(

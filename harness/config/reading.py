@@ -62,7 +62,7 @@ class Draft:
             keys = keys[:-1]
         return self.origins.get(keys, str(self.path))
 
-    def mistaken(self, keys: Keys) -> bool:
+    def has_mistake(self, keys: Keys) -> bool:
         """Whether a mistake was already found at these keys or around them, so that others there
         would only repeat it.
         """
@@ -194,7 +194,7 @@ class Draft:
         kept = self._hide(open_texts)
         whole = OmegaConf.create(self.tree)
         for keys, text in open_texts:
-            if (sections is not None and keys[0] not in sections) or self.mistaken(keys):
+            if (sections is not None and keys[0] not in sections) or self.has_mistake(keys):
                 continue
             try:
                 value: Any = functools.reduce(operator.getitem, keys, whole)
@@ -237,13 +237,13 @@ class Draft:
         """
         kept: set[str] = set()
         for keys, text in texts:
-            if self.mistaken(keys):
+            if self.has_mistake(keys):
                 continue
             inside = self._in_component(keys)
             found = [one for one in TOKEN.finditer(text) if is_secret(one, keys)]
             if inside and found:
                 kept.update(one[0] for one in found)
-                self._put(keys, TOKEN.sub(functools.partial(_escaped, keys), text))
+                self._put(keys, TOKEN.sub(functools.partial(_escape, keys), text))
             if not inside and any(one[1] == "secret" for one in found):
                 self.add(keys, f"{text!r}: only arguments of components can be secrets.")
         return kept
@@ -276,7 +276,7 @@ class Draft:
         functools.reduce(operator.getitem, keys[:-1], self.tree)[keys[-1]] = value
 
 
-def _escaped(keys: Keys, token: re.Match[str]) -> str:
+def _escape(keys: Keys, token: re.Match[str]) -> str:
     return f"\\{token[0]}" if is_secret(token, keys) else token[0]
 
 
@@ -301,7 +301,7 @@ def read(
             )
         asked_by = files[-1] if files else None
         data = _bytes_of(following, asked_by, stored=stored, links=links)
-        tree, origins = _parsed(following, asked_by, data, draft.mistakes)
+        tree, origins = _parse(following, asked_by, data, draft.mistakes)
         files.append(following)
         layers.append((tree, origins))
         base = tree.pop("base", None)
@@ -361,7 +361,7 @@ def _by(asked_by: Path | None) -> str:
     return f" (base of {asked_by})" if asked_by else ""
 
 
-def _parsed(
+def _parse(
     path: Path, asked_by: Path | None, data: bytes, mistakes: list[Mistake]
 ) -> tuple[dict[Any, Any], dict[Keys, str]]:
     by = _by(asked_by)

@@ -96,9 +96,16 @@ class _Blocks(Dataset[Any]):
     or of `chosen` ones; the last may be shorter.
     """
 
-    def __init__(self, split: Split, size: int, chosen: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        chosen: NDArray[np.int64] | None = None,
+        preserve: bool = True,
+    ) -> None:
         self.split = split
         self.size = size
+        self.preserve = preserve
         self.samples = np.arange(len(split), dtype=np.int64) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -107,8 +114,9 @@ class _Blocks(Dataset[Any]):
     def __getitem__(self, block: int) -> Batch | _Failure:
         samples = self.samples_of(block)
         seed = seed_for(0, "evaluation", block)
+        seeds = samples.astype(np.uint64)
         return _catch(
-            lambda: self.split.fetch(samples, samples.astype(np.uint64), seed, training=False)
+            lambda: self.split.fetch(samples, seeds, seed, training=False, preserve=self.preserve)
         )
 
     def samples_of(self, block: int) -> NDArray[np.int64]:
@@ -174,11 +182,15 @@ def evaluation_batches(
     num_workers: int,
     chosen: NDArray[np.int64] | None = None,
     patience: Patience = FOREVER,
+    *,
+    preserve: bool = True,
 ) -> Iterator[tuple[int, Batch]]:
     """(block number, micro-batch on the device) for this rank's consecutive share of a split's
     blocks; each sample exactly once over all ranks.
+
+    preserve: as in `Split.fetch`.
     """
-    blocks = _Blocks(split, size, chosen)
+    blocks = _Blocks(split, size, chosen, preserve)
     mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
     if len(mine) == 0:
         return

@@ -92,7 +92,7 @@ def replay(
     Raises ConfigError for settings that the history cannot answer.
     """
     infos = metric_infos(history, settings)
-    refuse([*problems(settings, infos), *_unanswered(history, settings, infos)])
+    refuse([*problems(settings, infos), *_unanswerable_settings(history, settings, infos)])
     controller = StopController(settings, infos)
     used = metrics_of(settings, infos)
     evaluations = [one for one in history.evaluations if not used or used & one.metrics.keys()]
@@ -165,7 +165,7 @@ def _hints(settings: StopSettings) -> Iterator[tuple[str, Mode]]:
             yield bound.metric, "min" if bound.above is not None else "max"
 
 
-def _unanswered(
+def _unanswerable_settings(
     history: History, settings: StopSettings, infos: Mapping[str, MetricInfo]
 ) -> Iterator[str]:
     """Settings that need what the history does not hold."""

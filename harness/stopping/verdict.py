@@ -142,15 +142,15 @@ def _number(name: str, value: Any) -> Any:
 
 def show(value: float, apart_from: float | None = None, digits: int = 4) -> str:
     """A number for people: `digits` digits, or as many as tell it from `apart_from`."""
-    text = _written(value, digits)
+    text = _format(value, digits)
     if apart_from is None or value == apart_from:
         return text
-    while digits < 17 and text == _written(apart_from, digits):
+    while digits < 17 and text == _format(apart_from, digits):
         digits += 1
-        text = _written(value, digits)
+        text = _format(value, digits)
     return text
 
 
-def _written(value: float, digits: int) -> str:
+def _format(value: float, digits: int) -> str:
     text = f"{value:.{digits}g}"
     return f"{value:,.0f}" if "e+" in text and abs(value) < 1e12 else text

@@ -108,6 +108,7 @@ def evaluate(
             plan.num_workers,
             plan.samples,
             plan.patience,
+            preserve=False,  # all of it is, below, and each forward pass seeds anew
         )
         with preserve_random(), evaluating(network), torch.no_grad():
             for block, batch in batches:

@@ -159,7 +159,7 @@ def log_training(run: Run) -> None:
     if run.engine.scaler_state() is not None:
         progress["skipped_steps"] = run.losses.num_skipped
     run.tracker.train({**run.position(), **progress})
-    run.ledger.save()
+    run.ledger.save(period_s=1.0)
     report_saves(run)
     for warning in run.watch.take_warnings():
         run.tracker.warn(warning)
