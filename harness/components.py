@@ -81,7 +81,7 @@ def find_mistakes(
     if isinstance(spec, Mapping):
         for keys, nested in inside(spec, ()):
             if TARGET in nested:
-                yield from _misfits(nested, keys, _inherited(nested, inherit))
+                yield from _misfits(nested, keys, _inherited_names(nested, inherit))
             else:
                 # `target` or `targets` are valid names within an argument.
                 special = [key for key in nested if isinstance(key, str) and key.strip("_") != key]
@@ -115,7 +115,7 @@ def find(path: Any) -> Any:
 def _build_nested(value: Any, where: str, given: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         if TARGET in value:
-            names = _inherited(value, given)
+            names = _inherited_names(value, given)
             return build(value, where, inherit=names, **{name: given[name] for name in names})
         return {key: _build_nested(item, f"{where}.{key}", given) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -129,7 +129,7 @@ def _build_nested(value: Any, where: str, given: Mapping[str, Any]) -> Any:
     return value
 
 
-def _inherited(spec: Mapping[str, Any], names: Collection[str]) -> list[str]:
+def _inherited_names(spec: Mapping[str, Any], names: Collection[str]) -> list[str]:
     """Those of the names that are arguments of the spec's target."""
     if not names:
         return []

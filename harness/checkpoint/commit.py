@@ -23,7 +23,7 @@ from harness.checkpoint.files import (
     write_files,
 )
 from harness.checkpoint.manifest import MANIFEST, Manifest, dump_manifest
-from harness.checkpoint.pointers import point, pointed
+from harness.checkpoint.pointers import point, target_of
 from harness.checkpoint.read import OLD, inspect, list_checkpoints, step_name, step_names
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, best_first
 from harness.durable import make_directory, sync_directory
@@ -164,7 +164,7 @@ def prune(directory: Path, retention: Retention, ranked_by: Ranking | None) -> l
             step_name(step)
             for step in retention.to_delete(kept, ranked_by, max(one.step for one in kept))
         ]
-        if ranked_by is None and (chosen := pointed(directory, "best")) is not None:
+        if ranked_by is None and (chosen := target_of(directory, "best")) is not None:
             surplus = [name for name in surplus if name != chosen.name]
         _delete(directory, surplus)
         _collect(directory, lambda: None)  # what an earlier one left when it was killed

@@ -75,7 +75,7 @@ def assign(model: Mapping[str, Spec], optimizer: Mapping[str, Spec], num_ranks: 
         whole, _spread([piece.spec.size_bytes for _, piece in whole], num_ranks), strict=True
     ):
         shares[rank].add(role, piece)
-    _pour(
+    _fill(
         [(name, optimizer[name]) for name in sorted(optimizer) if _may_cut(optimizer[name])], shares
     )
     return shares
@@ -109,7 +109,7 @@ def _may_cut(spec: Spec) -> bool:
     return spec.num_rows > 1 and spec.size_bytes >= CUT_BYTES
 
 
-def _pour(tensors: Sequence[tuple[str, Spec]], shares: Sequence[Share]) -> None:
+def _fill(tensors: Sequence[tuple[str, Spec]], shares: Sequence[Share]) -> None:
     """Fill the shares up to one level, rank by rank, cutting tensors between rows where a rank is
     full.
     """

@@ -125,7 +125,7 @@ class Manifest(_Strict):
         found: list[str] = []
         seen: set[tuple[str, str]] = set()
         for name, role, entry in self.tensors():
-            if not known_dtype(entry.dtype) or not _covered(entry):
+            if not known_dtype(entry.dtype) or not _is_covered(entry):
                 found.append(
                     f"{name}: its pieces do not make up a {entry.dtype} tensor of shape "
                     f"{entry.shape}"
@@ -237,7 +237,7 @@ def join_pieces(pieces: Sequence[Mapping[str, Any]]) -> dict[str, TensorEntry]:
     return entries
 
 
-def _covered(entry: TensorEntry) -> bool:
+def _is_covered(entry: TensorEntry) -> bool:
     if entry.parts[0].rows is None:
         return len(entry.parts) == 1
     if not entry.shape:

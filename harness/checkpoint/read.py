@@ -33,7 +33,7 @@ from harness.checkpoint.manifest import (
     TensorEntry,
     parse_manifest,
 )
-from harness.checkpoint.pointers import pointed
+from harness.checkpoint.pointers import target_of
 from harness.errors import CheckpointError
 from harness.wording import first_line, some
 
@@ -187,7 +187,7 @@ def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
     if (path / MANIFEST).exists():
         return _choose_one(path.parent, path.resolve(), verify).path or path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    best = pointed(directory, "best")
+    best = target_of(directory, "best")
     if best is not None and inspect(best, verify=verify).manifest is not None:
         return best
     chosen = choose(directory, "auto", verify=verify).path
@@ -281,7 +281,7 @@ def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Ch
     )
     path = directory / wanted if (directory / wanted).exists() or by_step else wanted
     if str(wanted) in ("best", "latest"):
-        path = pointed(directory, str(wanted)) or path
+        path = target_of(directory, str(wanted)) or path
     if by_step and not path.exists() and path.with_name(path.name + OLD).exists():
         path = path.with_name(path.name + OLD)
     listed = inspect(path.resolve(), verify=verify)

@@ -261,7 +261,7 @@ class CheckpointStore:
             self._finish(report)
 
     def _save(self, job: _Job, channel: Ranks) -> SaveReport:
-        staged = channel.together(lambda: _owned(job))
+        staged = channel.together(lambda: _require_staged(job))
         target = self._directory / step_name(job.step)
         temporary = channel.decide(
             lambda: begin(
@@ -392,7 +392,7 @@ class CheckpointStore:
         }
 
 
-def _owned(job: _Job) -> StagedShare:
+def _require_staged(job: _Job) -> StagedShare:
     if job.staged is None:
         assert job.failure is not None
         raise job.failure

@@ -137,7 +137,7 @@ def check_overlaps(surveys: Sequence[Survey], findings: Findings) -> None:
             if recording in windows[one.split]
             for row, at in zip(
                 rows.tolist(),
-                _overlapped(spans, windows[one.split][recording][0]).tolist(),
+                _find_overlaps(spans, windows[one.split][recording][0]).tolist(),
                 strict=True,
             )
             if at >= 0
@@ -218,7 +218,7 @@ def _are_apart(spans: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
     return bool(spans[-1, 0] < others[0, 0] or others[-1, 0] < spans[0, 0])
 
 
-def _overlapped(spans: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.int64]:
+def _find_overlaps(spans: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.int64]:
     """spans (N, 2), others (M, 2) sorted by start -> (N,): one of the others that overlaps each,
     -1 if none does.
     """

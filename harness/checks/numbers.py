@@ -17,7 +17,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
     """NaN, infinity, numbers outside data.checks.ranges and clipping in any column; in the training
     split also constant channels.
     """
-    imputed = _imputed(treatments)
+    imputed = _imputed_keys(treatments)
     for name, of in one.channels.items():
         what = f"{one.where}: {{}} of {of.num_samples:,} samples have {{}} in {name!r}."
         if of.is_nan and name in imputed:
@@ -73,7 +73,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
             )
 
 
-def _imputed(treatments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _imputed_keys(treatments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The keys in which treatments fill in missing values, and the names of those treatments."""
     found = {}
     for spec in treatments:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoint.commit import prune
-from harness.checkpoint.pointers import pointed
+from harness.checkpoint.pointers import target_of
 from harness.checkpoint.read import CheckpointInfo, Verify, list_checkpoints
 from harness.checkpoint.retention import RANKED_BY, Ranking, Retention, ranking_of
 from harness.commands.show import Listing
@@ -97,7 +97,7 @@ def _rows(run: Path, verify: Verify) -> list[CheckpointRow]:
         )
     links: dict[Path, list[str]] = {}
     for name in ("latest", "best"):
-        if (checkpoint := pointed(directory, name)) is not None:
+        if (checkpoint := target_of(directory, name)) is not None:
             links.setdefault(checkpoint, []).append(name)
     ranked_by = _ranking(listed)
     metric = None if ranked_by is None else ranked_by.metric
@@ -110,7 +110,7 @@ def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
     """
     listed = [row.listed for row in _rows(run, "size")]
     ranked_by = _ranking(listed)
-    linked = pointed(run / "checkpoints", "best") is not None
+    linked = target_of(run / "checkpoints", "best") is not None
     if ranked_by is None and not _says_how(listed) and (keep_best > 1 or not linked):
         raise CheckpointError(
             f"{run}: it is not known which checkpoints are best, so none is deleted: an earlier "

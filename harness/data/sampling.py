@@ -66,7 +66,7 @@ class Permutation:
         return walked.astype(np.int64)
 
 
-def _ordered(permutation: Permutation, positions: Integers) -> Integers:
+def _permute_ascending(permutation: Permutation, positions: Integers) -> Integers:
     """Images of ascending positions, from whole chunks: numpy takes about as long for a chunk as
     for a micro-batch.
     """
@@ -220,7 +220,7 @@ class Sampling:
         samples = np.empty_like(positions)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             inside = epochs == epoch
-            samples[inside] = _ordered(
+            samples[inside] = _permute_ascending(
                 Permutation(self.num_samples, self.seed, epoch),
                 positions[inside] - epoch * self.num_samples,
             )

@@ -14,7 +14,18 @@ class SplitConfig(Section):
     """The source of a split's samples and their treatments."""
 
     source: Spec = Field(
-        description="The component that yields samples: anything with __len__ and __getitem__."
+        description=(
+            "The component that yields samples: anything with __len__ and __getitem__, or a stream "
+            "with __iter__."
+        )
+    )
+    samples: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Of a stream, a source without a length: how many samples count as an epoch, or are "
+            "evaluated."
+        ),
     )
     treatments: tuple[Spec, ...] = Field(
         (), strict=False, description="Components applied to each micro-batch, in this order."

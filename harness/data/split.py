@@ -23,6 +23,7 @@ from harness.data.source import (
     gather_of,
     has_length,
     read_together,
+    some_of,
     sources_of,
     takes_seeds,
     training_only,
@@ -59,9 +60,8 @@ class Split:
         self._ambient = not all(_is_ours(component) for component in (source, *treatments))
         if not has_length(source):
             raise DataError(
-                f"{where}.source: a {type(source).__name__} has no length, but the "
-                "order of a training is drawn over all samples. Give it __len__() and "
-                "__getitem__(index), e.g. by reading a stream into files or a list first."
+                f"{where}.source: a {type(source).__name__} has no length. Give it __len__() and "
+                "__getitem__(index), e.g. by reading a stream into files first."
             )
         if len(source) == 0:
             raise DataError(
@@ -111,7 +111,7 @@ class Split:
         """A digest of the number of samples and of some of them, spread over the split, as an
         evaluation gets them. Raises DataError.
         """
-        indices = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_SAMPLES).astype(np.int64))
+        indices = some_of(self.source, FINGERPRINT_SAMPLES)
         digest = hashlib.sha256(str(len(self)).encode())
         for name, value in sorted(
             self.fetch(indices, indices.astype(np.uint64), 0, training=False).items()

@@ -233,11 +233,11 @@ def states_of(name: str, metric: AnyMetric) -> Sequence[State]:
     Raises ConfigError for one that cannot be brought together exactly.
     """
     if isinstance(metric, Metric):
-        return [_summed(state, zero) for state, zero in metric.sums.items()]
+        return [_sum_state(state, zero) for state, zero in metric.sums.items()]
     return [_state(name, metric, state, default) for state, default in metric._defaults.items()]
 
 
-def _summed(name: str, zero: Tensor) -> State:
+def _sum_state(name: str, zero: Tensor) -> State:
     return _Sum(name, zero) if zero.is_floating_point() else _Count(name, zero)
 
 
@@ -256,7 +256,7 @@ def _state(name: str, metric: torchmetrics.Metric, state: str, default: Any) -> 
         and not default.any()
         and (default.is_floating_point() or default.dtype in (torch.int64, torch.int32))
     ):
-        return _summed(state, default)
+        return _sum_state(state, default)
     reduced = getattr(reduction, "__name__", reduction)
     raise ConfigError(
         f"task.metrics.{name}: {type(metric).__name__} keeps a state {state!r} that is reduced "

@@ -194,14 +194,19 @@ class Ranks:
             for chunk, (_, _, rows, *_) in zip(chunks.unbind(), kinds, strict=True)
         ]
 
-    def sum_in_place(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, on the tensor's own device, by the default group; no host wait on a GPU.
-        Called by every rank.
+    def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over ranks in place, on the tensor's own device, by the default group. Gives
+        what finishes it, to be called once: no host wait on a GPU. Called by every rank.
         """
-        if self.size > 1:
-            with self.heartbeat:
-                dist.all_reduce(tensor)
-        return tensor
+        work = dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
+
+        def finish() -> Tensor:
+            if work is not None:
+                with self.heartbeat:
+                    work.wait()
+            return tensor
+
+        return finish
 
     def broadcast_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Rank 0's values into every rank's tensors, one collective a dtype.
@@ -240,13 +245,13 @@ class Ranks:
         """Leave this rank's error where its peers find it when their collectives break; the first
         one stays. No collective.
         """
-        self._noted(
+        self._use_board(
             lambda board: board.post(_FAILURE, json.dumps(error_to_json(error, self.rank))), None
         )
 
     def published_failure(self) -> HarnessError | None:
         """The first error that any rank published, or None. No collective."""
-        text = self._noted(lambda board: board.read(_FAILURE), None)
+        text = self._use_board(lambda board: board.read(_FAILURE), None)
         return error_from_json(json.loads(text)) if text else None
 
     def missing(self, limit_s: float) -> list[int]:
@@ -275,7 +280,7 @@ class Ranks:
                     rank: board.read(report_of(rank)) for rank in silent[:_MOST_ASKED]
                 }
 
-        return self._noted(look, [], limit_s)
+        return self._use_board(look, [], limit_s)
 
     def board(self) -> "Board | None":
         """A connection for notes, None for a rank alone or without a store. No collective."""
@@ -284,7 +289,7 @@ class Ranks:
         except (RuntimeError, ValueError):
             return None  # the store's host is gone
 
-    def _noted(self, act: "Callable[[Board], T]", otherwise: T, limit_s: float = 0.0) -> T:
+    def _use_board(self, act: "Callable[[Board], T]", otherwise: T, limit_s: float = 0.0) -> T:
         """The result of an act on the board; `otherwise` if there is none, or if it takes longer
         than it may: its machine may be cut off.
         """

@@ -29,7 +29,7 @@ from harness.errors import RankError
 from harness.ranks.board import Board, report_of
 from harness.ranks.heartbeat import BACKWARD, DATA
 from harness.ranks.ranks import NOTES, Ranks
-from harness.ranks.standstill import LEAST_S, Overseer, Pace, Report, Stuck, limit_s
+from harness.ranks.standstill import LEAST_S, Overseer, Pace, Report, StuckRank, limit_s
 from harness.wording import printable, some
 
 PERIOD_S = 1.0
@@ -182,7 +182,7 @@ class Watch:
             for one, line in traceback.walk_stack(frame)
         ]
 
-    def _oversee(self, reports: Sequence[Report], elapsed_s: float) -> list[Stuck]:
+    def _oversee(self, reports: Sequence[Report], elapsed_s: float) -> list[StuckRank]:
         if self._ranks.size > 1:
             self._warnings.extend(self._pace.look(reports, self._unread_s))
             self._unread_s = 0.0
@@ -194,7 +194,7 @@ class Watch:
         self._warned = which
         return stuck
 
-    def _message(self, stuck: Sequence[Stuck]) -> str:
+    def _message(self, stuck: Sequence[StuckRank]) -> str:
         first = stuck[0]
         who = some([one.report.who for one in stuck], 4)
         how = "stands still" if not first.silent else "is silent"
@@ -221,7 +221,7 @@ class Watch:
             )
         return "\n".join(lines)
 
-    def _stack_of(self, stuck: Stuck) -> Sequence[str]:
+    def _stack_of(self, stuck: StuckRank) -> Sequence[str]:
         """As the rank reported it; of a silent one, as its own alarm left it in the run directory,
         if it could.
         """
@@ -326,7 +326,7 @@ class _Link:
         texts = self._board.read_all([report_of(rank) for rank in range(size)])
         return None if texts is None else [Report(**json.loads(one)) for one in texts]
 
-    def announce(self, message: str, stuck: Sequence[Stuck]) -> dict[str, Any] | None:
+    def announce(self, message: str, stuck: Sequence[StuckRank]) -> dict[str, Any] | None:
         """Give the verdict, which all ranks hear with their next exchange; None if another rank has
         taken over.
         """

@@ -47,6 +47,7 @@ class Ledger:
         self._wall = wall
         self._totals = dict.fromkeys(ACCOUNTS, 0.0)
         self._open = "start_up"
+        self._saved = -math.inf
         self._began = self._since = clock() - age_s
         self.failures = 0
         self.ended = False
@@ -82,9 +83,12 @@ class Ledger:
             "goodput": round(totals["compute"] / whole, 4) if whole else 0.0,
         }
 
-    def save(self) -> None:
-        """Leave the accounts in the run directory, for a launch that comes after a crash."""
-        if self._path is not None:
+    def save(self, period_s: float = 0.0) -> None:
+        """Leave the accounts in the run directory, for a launch that comes after a crash; once in
+        `period_s` seconds at most.
+        """
+        if self._path is not None and self._clock() - self._saved >= period_s:
+            self._saved = self._clock()
             left = {
                 "totals": self.totals(),
                 "wall_s": self._wall(),

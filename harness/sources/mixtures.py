@@ -38,7 +38,7 @@ class Concat(BatchSource):
     """
 
     def __init__(self, sources: Named) -> None:
-        self.sources = _named(sources, "sources")
+        self.sources = named_parts(sources, "sources")
         if not self.sources:
             raise ConfigError("sources: none. Give at least one.")
         for name, source in self.sources.items():
@@ -119,17 +119,9 @@ class Mixture(Concat):
 
     def __init__(self, sources: Named, weights: Mapping[str, float] | Sequence[float]) -> None:
         super().__init__(sources)
-        named = _named(weights, "weights")
-        if set(named) != set(self.sources) or isinstance(sources, Mapping) != isinstance(
-            weights, Mapping
-        ):
-            raise ConfigError(
-                f"weights: {', '.join(named) or 'none'}, and the sources are "
-                f"{', '.join(self.sources)}. Give one weight for each, both as lists or both with "
-                "names."
-            )
+        shares = shares_of(weights_of(sources, weights))
         inner = tuple(order_of(source) for source in self.sources.values())
-        self._order = Mixing(self.sizes, shares_of([named[name] for name in self.sources]), inner)
+        self._order = Mixing(self.sizes, shares, inner)
 
     @property
     def order(self) -> Mixing:
@@ -188,7 +180,21 @@ class Subset(BatchSource):
         return skipped_of(self._source)
 
 
-def _named(given: Mapping[str, Any] | Sequence[Any], what: str) -> dict[str, Any]:
+def weights_of(sources: Named, weights: Mapping[str, float] | Sequence[float]) -> list[float]:
+    """The weight of each source, in their order. Raises ConfigError."""
+    named, parts = named_parts(weights, "weights"), named_parts(sources, "sources")
+    both = isinstance(sources, Mapping) == isinstance(weights, Mapping)
+    if not parts or set(named) != set(parts) or not both:
+        raise ConfigError(
+            f"weights: {', '.join(named) or 'none'}, and the sources are "
+            f"{', '.join(parts) or 'none'}. Give one weight for each, both as lists or both with "
+            "names."
+        )
+    return [named[name] for name in parts]
+
+
+def named_parts(given: Named, what: str) -> dict[str, Any]:
+    """Parts by name, those of a list by "0", "1", … Raises ConfigError."""
     if isinstance(given, Mapping):
         return dict(given)
     if isinstance(given, str) or not isinstance(given, Sequence):

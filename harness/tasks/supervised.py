@@ -18,7 +18,6 @@ from harness.tasks.task import (
     BaseTask,
     Batch,
     Input,
-    item_count,
     kind_of,
     map_tensors,
     require_tensor,
@@ -152,9 +151,8 @@ class Supervised(BaseTask):
                 "micro_batch if that is meant."
             )
 
-    def num_items(self, batch: Batch) -> Tensor:
-        target = batch[self.target]
-        return item_count(len(target), target)
+    def num_items(self, batch: Batch) -> int:
+        return len(batch[self.target])
 
     def metrics(self) -> dict[str, AnyMetric]:
         return self._extras()

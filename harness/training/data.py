@@ -27,6 +27,7 @@ from harness.data.preparing import (
 from harness.data.sampling import Balance, Order
 from harness.data.source import order_of, skipped_of
 from harness.data.split import Split
+from harness.data.streams import Streamed
 from harness.durable import write_json
 from harness.errors import ConfigError
 from harness.interrupt import Interruption
@@ -82,6 +83,7 @@ def open_data(
             for name, split in splits.items()
         }
     )
+    ranks.together(lambda: restore_stream(splits["train"], launch))
     balance = balance_of(config, sources, ranks)
     order = ranks.together(lambda: training_order(config, sources, prepared))
     return RunData(splits, keys, prepared.learned, balance, order)
@@ -185,6 +187,14 @@ def balance_of(config: Config, sources: Sources, ranks: Ranks) -> Balance | None
     )
 
 
+def restore_stream(train: Split, launch: Launch) -> None:
+    """Let a stream go on from where the checkpoint was, not from its beginning."""
+    if isinstance(train.source, Streamed) and launch.checkpoint is not None:
+        mark = load_trainer(launch.checkpoint).get("stream")
+        if mark is not None:
+            train.source.restore(mark)
+
+
 def training_order(config: Config, sources: Sources, prepared: Preparation) -> Order | None:
     """The order that the source of the training split gives to its samples, which one that is in
     the store is built for only if its class has one. No collectives. Raises ConfigError.
@@ -195,6 +205,7 @@ def training_order(config: Config, sources: Sources, prepared: Preparation) -> O
     order = order_of(sources["train"])
     if order is not None and config.data.train.balance is not None:
         raise ConfigError(
-            "data.train.balance: the source has an order of its own. Remove balance, or weights."
+            "data.train.balance: the source is a mixture or a stream, which has an order of its "
+            "own. Remove balance."
         )
     return order

@@ -128,6 +128,7 @@ def trainer_state(
         "train_metrics": interval,
         "ledger": run.ledger.totals(),
         "learned": list(run.learned),
+        "stream": run.feed.mark,
         "task": dict(learner_states(run.task)),
         "evaluation_due": run.progress.evaluation_due,
         "save_s": run.progress.save_s,

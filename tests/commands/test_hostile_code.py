@@ -287,7 +287,7 @@ def test_no_other_file_and_no_other_machine_is_asked_for_what_a_checkpoint_names
     secret.write_text("aws_access_key_id,hunter2\n1,2\n")
     table = {"_target_": "harness.sources.tables.Table", "features": ["x"]}
     for path, said in (
-        (secret, "is outside of the working directory"),
+        (secret, "is outside the working directory"),
         ("https://evil.example/?q=1", "is fetched from elsewhere"),
         ("evil/data-set.csv", "no such file"),
     ):

@@ -1,5 +1,6 @@
 """What ranks agree on, on real gloo ranks."""
 
+import itertools
 import os
 import signal
 import socket
@@ -132,7 +133,7 @@ def gather_unequal_rows(counts: list[int], dtype: torch.dtype) -> list[torch.Ten
 
 def sum_over_ranks() -> list[float]:
     ranks = Ranks.join()
-    return ranks.sum_in_place(torch.tensor([1.0, float(ranks.rank)])).tolist()
+    return ranks.start_sum(torch.tensor([1.0, float(ranks.rank)]))().tolist()
 
 
 def broadcast_buffers() -> list[Any]:
@@ -150,12 +151,31 @@ def broadcast_buffers() -> list[Any]:
 
 def beat(levels: list[list[int]]) -> list[int]:
     ranks = Ranks.join()
-    pulse = Pulse(ranks)
+    pulse = Pulse(ranks, within_s=0.0)
     agreed = []
     for step in levels:
         agreed.append(pulse.beat(step[ranks.rank]))
         ranks.gather(agreed)  # other messages between two beats do not mix with them
     return [*agreed, pulse.read(), pulse.read()]
+
+
+def beat_by_time(raised: list[int]) -> list[Any]:
+    """(calls that returned a level, calls that sent a message) of 6,100 calls; rank 1's steps last
+    10 ms, then 1 s, the others' a tenth. `raised`: the call at which each rank has a level.
+    """
+    ranks = Ranks.join()
+    now = [0.0]
+    pulse = Pulse(ranks, clock=lambda: now[0])
+    returned, sent = [], []
+    for call in range(6100):
+        now[0] += (0.01 if call < 6000 else 1.0) * (1.0 if ranks.rank == 1 else 0.1)
+        before = pulse._work
+        if level := pulse.beat(ranks.rank + 1 if call == raised[ranks.rank] else 0):
+            returned.append([call, level])
+        if pulse._work is not None and pulse._work is not before:
+            sent.append(call)
+    pulse.read()
+    return [returned, sent]
 
 
 def two_channels_at_once() -> list[Any]:
@@ -189,7 +209,7 @@ def lose_rank_0(act: str) -> list[Any]:
     seconds it took, and that they can leave.
     """
     ranks = Ranks.join(SHORT_S)
-    pulse = Pulse(ranks)
+    pulse = Pulse(ranks, within_s=0.0)
     pulse.beat(0)
     ranks.wait_for_all()
     if ranks.rank == 0:
@@ -197,7 +217,7 @@ def lose_rank_0(act: str) -> list[Any]:
     acts: dict[str, Callable[[], Any]] = {
         "decide": lambda: ranks.decide(lambda: None),
         "gather": lambda: ranks.gather(1),
-        "sum": lambda: ranks.sum_in_place(torch.ones(1)),
+        "sum": lambda: ranks.start_sum(torch.ones(1))(),
         "beat": lambda: [pulse.beat(0) for _ in range(3)],
     }
     start = time.monotonic()
@@ -379,6 +399,20 @@ def test_buffers_of_several_dtypes_and_layouts_become_rank_0s(n: int) -> None:
 def test_the_highest_level_of_a_beat_comes_back_one_beat_later_on_every_rank(n: int) -> None:
     levels = [[0] * n, [0] * (n - 1) + [3], [1] + [0] * (n - 1), [0] * n]
     assert same_on_all(on_ranks(n, beat, levels)) == [0, 0, 3, 1, 0, 0]
+
+
+def test_fast_steps_share_a_message_and_none_waits_for_longer_than_it_may() -> None:
+    raised = [8, 5500, 6050]
+    returned, sent = same_on_all(on_ranks(3, beat_by_time, raised))
+    assert [level for _, level in returned] == [1, 2, 3]
+    late = [call - at for (call, _), at in zip(returned, raised, strict=True)]
+    # A quarter of a second in calls of the slowest rank; at once where a call takes longer
+    assert max(late) <= 26
+    assert late[::2] == [1, 1]
+    gaps = [after - call for call, after in itertools.pairwise(sent)]
+    assert gaps[:15] == [1] * 15
+    assert gaps[400:420] == [25] * 20
+    assert gaps[-50:] == [1] * 50
 
 
 def test_alone_a_level_comes_back_at_once() -> None:

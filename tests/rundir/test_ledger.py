@@ -106,6 +106,19 @@ def test_what_is_saved_names_every_account(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "ledger.json").read_text())["totals"]) == set(ACCOUNTS)
 
 
+def test_it_is_left_once_a_period(tmp_path: Path) -> None:
+    clock = Clock()
+    ledger, path = Ledger(tmp_path / "ledger.json", clock, clock), tmp_path / "ledger.json"
+    ledger.save(period_s=1.0)
+    first = path.read_bytes()
+    clock.now += 0.9
+    ledger.save(period_s=1.0)
+    assert path.read_bytes() == first
+    clock.now += 0.1
+    ledger.save(period_s=1.0)
+    assert path.read_bytes() != first
+
+
 def test_the_time_before_the_first_line_is_start_up() -> None:
     code = (
         "import time; time.sleep(0.5); from harness.rundir.ledger import process_age_s; "

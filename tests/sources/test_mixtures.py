@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -252,30 +252,35 @@ def overrides(directory: Path, *more: str) -> list[str]:
     ]
 
 
-def trace(directory: Path) -> list[dict[str, Any]]:
+def launch(directory: Path, ranks: int, *more: str, die_at: str = "") -> list[dict[str, Any]]:
+    ends = train_on_ranks(ranks, SMALL, overrides(directory, *more), env={"DIE_AT": die_at})
+    codes = [end.exit_code for end in ends]
+    assert -9 in codes if die_at else codes == [0] * ranks
     return [json.loads(line) for line in (directory / "trace.jsonl").read_text().splitlines()]
 
 
-def test_a_killed_training_goes_on_with_the_same_mixture_on_any_number_of_ranks(
+def assert_same_samples(
+    one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
+) -> None:
+    assert [step["samples"] for step in one] == [step["samples"] for step in other]
+    losses = [[float.fromhex(step["loss"]) for step in steps] for steps in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.torture
+def test_a_mixture_from_the_store_and_one_that_was_killed_are_the_same(tmp_path: Path) -> None:
+    whole = launch(tmp_path / "whole", 2)
+    launch(tmp_path / "cut", 2, die_at="0:5")
+    assert launch(tmp_path / "cut", 2) == whole
+    assert_same_samples(launch(tmp_path / "kept", 1, f"data.store.dir={tmp_path}/store"), whole)
+
+
+def test_a_killed_training_goes_on_with_the_same_mixture_on_another_number_of_ranks(
     tmp_path: Path,
 ) -> None:
-    def launch(name: str, ranks: int, *more: str, die_at: str = "") -> list[dict[str, Any]]:
-        ends = train_on_ranks(
-            ranks, SMALL, overrides(tmp_path / name, *more), env={"DIE_AT": die_at}
-        )
-        codes = [end.exit_code for end in ends]
-        assert -9 in codes if die_at else codes == [0] * ranks
-        return trace(tmp_path / name)
-
-    whole = launch("whole", 2)
-    launch("cut", 2, die_at="1:11")
-    shutil.copytree(tmp_path / "cut", tmp_path / "moved")
-    assert launch("cut", 2) == whole
-    for other in (launch("moved", 1), launch("stored", 1, f"data.store.dir={tmp_path}/store")):
-        assert [step["samples"] for step in other] == [step["samples"] for step in whole]
-        losses = [[float.fromhex(step["loss"]) for step in steps] for steps in (other, whole)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
+    whole = launch(tmp_path / "whole", 1)
+    launch(tmp_path / "cut", 2, die_at="1:11")
+    assert_same_samples(launch(tmp_path / "cut", 1), whole)
     order = order_of(Mixture([Counted(20), Counted(90)], [3, 1]))
     assert order is not None
     samples = order.samples(np.arange(200), 3).reshape(25, 8)
@@ -291,4 +296,4 @@ def test_a_killed_training_goes_on_with_the_same_mixture_on_any_number_of_ranks(
 def test_a_mixture_with_balance_is_refused(tmp_path: Path) -> None:
     [end] = train_on_ranks(1, SMALL, overrides(tmp_path, "data.train.balance=label"))
     assert end.exit_code == 2
-    assert "data.train.balance: the source has an order of its own" in end.stderr
+    assert "data.train.balance: the source is a mixture or a stream" in end.stderr

@@ -118,7 +118,8 @@ def test_a_loss_is_a_sum_whatever_the_micro_batches(
 ) -> None:
     whole = task.loss_sum(outputs, batch)
     assert whole.dim() == 0
-    assert task.num_items(batch).dtype == torch.int64
+    items = task.num_items(batch)
+    assert isinstance(items, int) or items.dtype == torch.int64
     parts = [slice(0, cut), slice(cut, None)]
     split = [{name: value[part] for name, value in batch.items()} for part in parts]
     losses = [task.loss_sum(outputs[part], one) for part, one in zip(parts, split, strict=True)]
