@@ -21,7 +21,7 @@ from harness.training.ending import conclude
 from harness.training.evaluation import evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
-from harness.training.saving import check_saving, is_save_due, report_saves, save
+from harness.training.saving import check_saving, finish_copy, is_save_due, report_saves, save
 
 REQUESTS_POLL_S = 1.0
 
@@ -95,6 +95,7 @@ def train_step(run: Run) -> None:
             )
         # The same on every rank, and at every step's boundary
         seed_ambient(seed_for(run.sampling.seed, "update", run.step))
+        finish_copy(run)
         grad_norm, skipped = run.engine.update()
         run.losses.add(loss_sums, items.number(), grad_norm, skipped)
     run.progress.step += 1
