@@ -39,6 +39,24 @@ def code_of(config: Any) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def attributes_used(config: Any) -> set[str]:
+    """The names of all attributes that a user's modules ask of something but `self`. Raises
+    ConfigError for a target that does not exist.
+    """
+    used: set[str] = set()
+    for module, digest in code_of(config).items():
+        file = _file(module) if _is_code(digest) else None
+        if file is None:
+            continue
+        with suppress(SyntaxError):  # see below
+            for node in ast.walk(ast.parse(file.read_bytes())):
+                if isinstance(node, ast.Attribute) and not (
+                    isinstance(node.value, ast.Name) and node.value.id == "self"
+                ):
+                    used.add(node.attr)
+    return used
+
+
 def module_version(module: ModuleType | None) -> str:
     """What changes when the results of a module's code may: see above; "" for the harness's own."""
     if module is None:
