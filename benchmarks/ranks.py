@@ -90,7 +90,7 @@ def rank_process(rank: int, size: int, port: int, lazy: bool, results: Any) -> N
     window = LossWindow(ranks)
     pulse.beat(0)
     saves.gather(None)
-    ranks.sum_in_place(torch.ones(1000))
+    ranks.start_sum(torch.ones(1000))()
     took = log_point(window), milliseconds(lambda: ranks.decide(lambda: 1))
     pulse.read()
     if rank == 0:

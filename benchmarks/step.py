@@ -56,7 +56,8 @@ data: {train: {source: {_target_: step.Noise}}}
 network: {_target_: harness.networks.Mlp, dims: DIMS}
 task: {_target_: harness.tasks.Classification, input: x, target: label}
 batch: {size: SIZE, micro_size: 32}
-optimizer: {_target_: step.TakesTurns, lr: 1e-3, fused: true}
+optimizer: {_target_: torch.optim.AdamW, lr: 1e-3}
+schedule: {_target_: step.TakesTurns}
 stop: {every: {steps: 1000000}, budget: {steps: 1000000}}
 log: {every: {steps: 50}}
 """
@@ -107,18 +108,22 @@ class Pairs(Noise):
     __getitems__ = None  # type: ignore[assignment]
 
 
-class TakesTurns(torch.optim.AdamW):
-    """AdamW that on rank 0, after each block of steps, tells how long it took and waits to be asked
-    for another; the other ranks wait for rank 0.
+class TakesTurns:
+    """A schedule of nothing that on rank 0, after each block of steps, tells how long it took and
+    waits to be asked for another; the other ranks wait for rank 0.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.left = self.block = int(os.environ["BLOCK"])
         self.begun = (0.0, 0.0)
 
-    def step(self, closure: Any = None) -> Any:
-        result = super().step(closure)
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+    def step(self) -> None:
         self.left -= 1
         if self.left == 0 and os.environ.get("RANK", "0") == "0":
             wall, used = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
@@ -127,7 +132,6 @@ class TakesTurns(torch.optim.AdamW):
                 os._exit(0)
             self.left = self.block
             self.begun = (time.perf_counter(), time.process_time())
-        return result
 
 
 def bare(case: Case, arm: str) -> None:
@@ -140,7 +144,9 @@ def bare(case: Case, arm: str) -> None:
     if case.ranks > 1:
         dist.init_process_group("gloo")
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    optimizer = TakesTurns(model.parameters(), lr=1e-3, fused=True if arm == "best" else None)
+    fused = True if arm == "best" else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
+    turns = TakesTurns(optimizer)
     loss_of = nn.CrossEntropyLoss()
     batches = indexed(rank, case.ranks) if arm == "best" else loaded(rank, case.ranks)
     model.train()
@@ -152,6 +158,7 @@ def bare(case: Case, arm: str) -> None:
             with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
                 (loss_of(model(x), label) / case.micro_batches).backward()
         optimizer.step()
+        turns.step()
         optimizer.zero_grad(set_to_none=True)
 
 

@@ -15,7 +15,7 @@ import typer
 
 from harness.commands.show import say, show
 from harness.errors import HarnessError
-from harness.imports import uncollected
+from harness.imports import without_garbage_collection
 from harness.wording import printable, short_repr
 
 app = typer.Typer(
@@ -49,7 +49,7 @@ def _find_own_code(given: T) -> T:
     return given
 
 
-def _trusted(allow: list[str] | None) -> list[str]:
+def _allowed_prefixes(allow: list[str] | None) -> list[str]:
     """What the user allows, on the command line and in FERMARSI_ALLOW."""
     always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
     given = [one for one in [*(allow or ()), *always] if one]
@@ -78,7 +78,7 @@ Allow = Annotated[
         help="Trust components of the run whose dotted path begins so, or, with a /, files in this "
         "directory; repeat for more. FERMARSI_ALLOW, separated by colons, allows them always.",
         metavar="PREFIX|DIR/",
-        callback=_trusted,
+        callback=_allowed_prefixes,
     ),
 ]
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
@@ -87,10 +87,36 @@ SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train until the end, or continue a run from its last checkpoint."""
-    with uncollected():
+    with without_garbage_collection():
         from harness.training.launch import launch, leave_process
 
     leave_process(launch(config, overrides or []))
+
+
+@app.command("launch")
+def launch_(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="On this machine; by default one a GPU, with --cpu 1.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU.")] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="The number of machines.")] = 1,
+    node: Annotated[int, typer.Option(min=0, help="The number of this machine.")] = 0,
+    head: Annotated[
+        str, typer.Option(help="Machine 0 as the others reach it.", metavar="HOST[:PORT]")
+    ] = "127.0.0.1",
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the launcher's report of a failure.")
+    ] = False,
+) -> None:
+    """Train on several processes and machines; the same command on each machine, but for --node."""
+    from harness.commands.launch import Machines, launch_training
+
+    machines = Machines(nodes, node, head)
+    raise typer.Exit(
+        launch_training(config, overrides or (), processes, machines, cpu=cpu, debug=debug)
+    )
 
 
 @app.command()
@@ -98,7 +124,7 @@ def evaluate(
     path: AnyPath, split: SplitName = "val", as_json: Json = False, allow: Allow = None
 ) -> None:
     """Metrics of a trained network on a split of its config."""
-    with uncollected():
+    with without_garbage_collection():
         from harness.commands.evaluate import evaluate_split
 
     show(evaluate_split(path, split, allow or ()), as_json)
@@ -116,7 +142,7 @@ def predict(
     allow: Allow = None,
 ) -> None:
     """Write a trained network's predictions, one row per sample."""
-    with uncollected():
+    with without_garbage_collection():
         from harness.commands.predict import write_predictions
 
     say(write_predictions(path, split, source, out, allow or ()))
@@ -163,7 +189,7 @@ def describe(
     """The network with the shapes of a micro-batch, its parameters, and the memory that
     training takes.
     """
-    with uncollected():
+    with without_garbage_collection():
         from harness.commands.describe import describe_network, page_width
 
     show(describe_network(config, overrides or (), depth), as_json, page_width())
@@ -337,7 +363,7 @@ def sync(run: RunPath, overrides: Overrides = None, allow: Allow = None) -> None
     say("\n".join(sync_run(run, overrides or (), allow or ())))
 
 
-def guarded(command: Callable[[], Any]) -> Any:
+def run_command(command: Callable[[], Any]) -> Any:
     """Run a command; a user's mistake ends with one message and its exit code."""
     try:
         return command()
@@ -353,4 +379,4 @@ def guarded(command: Callable[[], Any]) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of `fermarsi`."""
-    guarded(lambda: app(arguments, standalone_mode=True))
+    run_command(lambda: app(arguments, standalone_mode=True))

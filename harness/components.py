@@ -64,7 +64,7 @@ def _slip(spec: Mapping[str, Any], where: str) -> str:
 
 def check(spec: Any, where: str, *given: str) -> list[str]:
     """What is wrong with a component, nested ones included, without calling anything: one line a
-    mistake, each with its place.
+    mistake, each with its keys.
 
     given: names of arguments that the harness passes itself.
     """
@@ -81,7 +81,7 @@ def find_mistakes(
     if isinstance(spec, Mapping):
         for keys, nested in inside(spec, ()):
             if TARGET in nested:
-                yield from _misfits(nested, keys, _inherited(nested, inherit))
+                yield from _misfits(nested, keys, _inherited_names(nested, inherit))
             else:
                 # `target` or `targets` are valid names within an argument.
                 special = [key for key in nested if isinstance(key, str) and key.strip("_") != key]
@@ -106,7 +106,7 @@ def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find(path: Any) -> Any:
-    """What a dotted path leads to; its module is imported. Raises ConfigError that says which part
+    """What a dotted path leads to; its module is imported. Raises ConfigError that says which name
     is missing.
     """
     return walk(path)[-1]
@@ -115,7 +115,7 @@ def find(path: Any) -> Any:
 def _build_nested(value: Any, where: str, given: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         if TARGET in value:
-            names = _inherited(value, given)
+            names = _inherited_names(value, given)
             return build(value, where, inherit=names, **{name: given[name] for name in names})
         return {key: _build_nested(item, f"{where}.{key}", given) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -129,7 +129,7 @@ def _build_nested(value: Any, where: str, given: Mapping[str, Any]) -> Any:
     return value
 
 
-def _inherited(spec: Mapping[str, Any], names: Collection[str]) -> list[str]:
+def _inherited_names(spec: Mapping[str, Any], names: Collection[str]) -> list[str]:
     """Those of the names that are arguments of the spec's target."""
     if not names:
         return []
@@ -252,22 +252,22 @@ def _argument_mistakes(
 
 
 def walk(path: Any) -> list[Any]:
-    """Every object on the way along a dotted path, one for each part."""
-    parts = path.replace(":", ".", 1).split(".") if isinstance(path, str) else []
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+    """Every object on the way along a dotted path, one for each name."""
+    names = path.replace(":", ".", 1).split(".") if isinstance(path, str) else []
+    if len(names) < 2 or not all(name.isidentifier() for name in names):
         raise ConfigError(
             f"{short_repr(path)} is not a dotted path. Write pkg.mod.Name or pkg.mod:Name."
         )
-    # So many parts are modules for certain
+    # So many names are modules for certain
     num_modules = len(path.partition(":")[0].split(".")) if ":" in path else 1
     trail: list[Any] = []
-    for index, part in enumerate(parts):
-        so_far = ".".join(parts[: index + 1])
+    for index, name in enumerate(names):
+        so_far = ".".join(names[: index + 1])
         try:
             trail.append(
                 _step(
                     trail[-1] if trail else None,
-                    part,
+                    name,
                     so_far,
                     is_module=index < num_modules,
                     in_module=":" in path,
@@ -288,12 +288,12 @@ def walk(path: Any) -> list[Any]:
     return trail
 
 
-def _step(here: Any, part: str, so_far: str, *, is_module: bool, in_module: bool) -> Any:
-    """From an object on the way to its part: an attribute, or else a module inside the package."""
+def _step(here: Any, name: str, so_far: str, *, is_module: bool, in_module: bool) -> Any:
+    """The next object on the way: an attribute of `here`, or else a module inside the package."""
     parent = so_far.rpartition(".")[0]
     if not is_module:
         try:
-            return getattr(here, part)
+            return getattr(here, name)
         except AttributeError:
             pass
     if is_module or (isinstance(here, ModuleType) and not in_module):
@@ -303,11 +303,11 @@ def _step(here: Any, part: str, so_far: str, *, is_module: bool, in_module: bool
             if error.name != so_far:
                 raise
     if not parent:
-        close = did_you_mean(part, (one.name for one in pkgutil.iter_modules()))
+        close = did_you_mean(name, (one.name for one in pkgutil.iter_modules()))
         raise ConfigError(
-            f"there is no module {part}.{close or ' Install it, or add its folder to PYTHONPATH.'}"
+            f"there is no module {name}.{close or ' Install it, or add its folder to PYTHONPATH.'}"
         )
     inner = [one.name for one in pkgutil.iter_modules(getattr(here, "__path__", []))]
-    close = did_you_mean(part, {*inner, *(name for name in dir(here) if not name.startswith("_"))})
+    close = did_you_mean(name, {*inner, *(name for name in dir(here) if not name.startswith("_"))})
     kind = "module" if isinstance(here, ModuleType) else type(here).__name__
-    raise ConfigError(f"the {kind} {parent} has no {part}.{close or ' Check the spelling.'}")
+    raise ConfigError(f"the {kind} {parent} has no {name}.{close or ' Check the spelling.'}")

@@ -20,14 +20,14 @@ _looked_up: set[str] = set()
 
 
 class Reference(str):
-    """A text with places of secrets in it, each marked as one: `${oc.env:X}` is `${secret:X}`, so
-    that it stays one wherever it is read again. Equal to any text that says the same.
+    """A text that refers to secrets, each marked as one: `${oc.env:X}` is `${secret:X}`, so that it
+    stays one wherever it is read again. Equal to any text that says the same.
     """
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> "Reference":
-        return super().__new__(cls, TOKEN.sub(_marked, text))
+        return super().__new__(cls, TOKEN.sub(_mark, text))
 
     def missing(self) -> list[str]:
         """The environment variables that it needs and that are not set."""
@@ -55,7 +55,7 @@ def mask(text: str) -> str:
     return text
 
 
-def _marked(token: re.Match[str]) -> str:
+def _mark(token: re.Match[str]) -> str:
     default = "" if token[3] is None else f",{token[3]}"
     return f"${{secret:{token[2]}{default}}}"
 

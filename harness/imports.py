@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Without garbage collection inside, and without one of what was made there at once afterwards.
 
     What an import makes stays; the collector walks it again and again while it grows, which is a

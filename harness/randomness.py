@@ -151,7 +151,7 @@ def capture_random(own: Mapping[str, Generator]) -> dict[str, torch.Tensor]:
     module = accelerator_module()
     if module is not None:
         state[_key(module)] = module.get_rng_state()
-    return state | {f"own.{name}": _captured(generator) for name, generator in own.items()}
+    return state | {f"own.{name}": _state_of(generator) for name, generator in own.items()}
 
 
 def restore_random(state: Mapping[str, torch.Tensor], own: Mapping[str, Generator]) -> None:
@@ -188,7 +188,7 @@ def _key(module: Any) -> str:
     return str(module.__name__)
 
 
-def _captured(generator: Generator) -> torch.Tensor:
+def _state_of(generator: Generator) -> torch.Tensor:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     kept = (

@@ -10,7 +10,7 @@ from harness.components import TARGET
 
 
 class Section(BaseModel):
-    """A part of a config: nothing but what is named here, and of the very types."""
+    """A section of a config: nothing but what is named here, and of the very types."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -54,5 +54,5 @@ def _home(value: Path) -> Path:
 
 
 Spec = Annotated[dict[Any, Any], BeforeValidator(_component)]
-Place = Annotated[Path, Field(strict=False), AfterValidator(_home)]
+UserPath = Annotated[Path, Field(strict=False), AfterValidator(_home)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]

@@ -9,7 +9,7 @@ if __name__ == "__main__":
     # Run by path, Python puts harness/ itself on sys.path, where its modules would hide others: the
     # checkout goes there instead.
     sys.path[:] = [
-        place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent
+        entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent
     ]
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     import harness.interrupt  # noqa: F401 - first of all: it notes who the launcher is

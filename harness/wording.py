@@ -30,18 +30,18 @@ _CONTROL = re.compile(
 class Mistake(NamedTuple):
     """What is wrong with the value at some keys.
 
-    `place`: where it was made, if that is known: a file with a line, an override, an argument.
+    `origin`: where it was made, if that is known: a file with a line, an override, an argument.
     """
 
     keys: Keys
     message: str
-    place: str = ""
+    origin: str = ""
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, dotted(self.keys), self.message) if part)
+        return ": ".join(filter(None, (self.origin, dotted(self.keys), self.message)))
 
     def within(self, where: str) -> str:
-        """As a line about a part of what is at `where`: `where.key[0].key: message`."""
+        """As a line about something in what is at `where`: `where.key[0].key: message`."""
         return f"{dotted(self.keys, where)}: {self.message}"
 
 
@@ -94,6 +94,13 @@ def some(names: Collection[str], most: int = 5, none: str = "none", separator: s
     rest = len(names) - most
     more = f" and {rest:,} more" if rest > 0 else ""
     return (separator.join(list(names)[:most]) or none) + more
+
+
+def duration(seconds: float) -> str:
+    """A time of any length to three digits, e.g. `1.25 h`."""
+    units = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0, "ms": 1e-3}
+    unit, size = next(((one, s) for one, s in units.items() if seconds >= s), ("us", 1e-6))
+    return f"{seconds / size:.3g} {unit}"
 
 
 def first_line(error: BaseException) -> str:

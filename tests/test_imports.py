@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.imports import uncollected
+from harness.imports import without_garbage_collection
 
 
 class Loop:
@@ -28,7 +28,7 @@ def _enabled() -> Iterator[None]:
 
 
 def test_garbage_is_left_alone_inside_and_found_after() -> None:
-    with uncollected():
+    with without_garbage_collection():
         assert not gc.isenabled()
         garbage = weakref.ref(Loop())
         made = [[] for _ in range(100_000)]
@@ -41,14 +41,14 @@ def test_garbage_is_left_alone_inside_and_found_after() -> None:
 
 
 def test_collection_goes_on_after_an_error() -> None:
-    with pytest.raises(ImportError), uncollected():
+    with pytest.raises(ImportError), without_garbage_collection():
         raise ImportError
     assert gc.isenabled()
 
 
 def test_who_has_turned_collection_off_keeps_it_off() -> None:
     gc.disable()
-    with uncollected(), uncollected():
+    with without_garbage_collection(), without_garbage_collection():
         assert not gc.isenabled()
     assert not gc.isenabled()
 
@@ -56,7 +56,7 @@ def test_who_has_turned_collection_off_keeps_it_off() -> None:
 def test_what_is_frozen_stays_frozen() -> None:
     gc.freeze()
     frozen = gc.get_freeze_count()
-    with uncollected():
+    with without_garbage_collection():
         pass
     assert gc.get_freeze_count() >= frozen > 0
     gc.unfreeze()

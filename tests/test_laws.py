@@ -65,6 +65,7 @@ PURE = (
     "harness.config",
     "harness.rundir",
     "harness.data.sampling",
+    "harness.data.mixing",
     "harness.data.settings",
     "harness.training.agenda",
 )
@@ -385,9 +386,7 @@ def test_collectives_are_called_in_ranks_alone() -> None:
 
 
 def test_no_attribute_hides_a_collective() -> None:
-    names = (
-        "decide|together|gather\\w*|any_rank|wait_for_all|sum_in_place|broadcast_in_place|channel"
-    )
+    names = "decide|together|gather\\w*|any_rank|wait_for_all|start_sum|broadcast_in_place|channel"
     calls = rf"\branks\.({names})\("
     problems = [
         f"{module.at(function)}: {function.name}"
@@ -511,8 +510,11 @@ def test_the_hot_path_does_not_wait_for_the_device() -> None:
     hot = {
         "harness.training.loop": {"train_step"},
         "harness.training.engine": {"forward_backward", "update", "accumulate"},
-        "harness.training.parallel": {"accumulate", "weight", "agree_on_buffers"},
-        "harness.ranks.ranks": {"sum_in_place", "broadcast_in_place"},
+        "harness.training.parallel": {"accumulate", "clip", "agree_on_buffers"},
+        "harness.training.items": {"weight", "number", "of"},
+        "harness.training.fused": {"step"},
+        "harness.metrics.confusion": {"update", "fold"},
+        "harness.ranks.ranks": {"start_sum", "broadcast_in_place"},
         "harness.training.losses": {"add"},
     }
     problems = []

@@ -23,9 +23,9 @@ from harness.checkpoint.files import (
     write_files,
 )
 from harness.checkpoint.manifest import MANIFEST, Manifest, dump_manifest
-from harness.checkpoint.pointers import point, pointed
+from harness.checkpoint.pointers import point, target_of
 from harness.checkpoint.read import OLD, inspect, list_checkpoints, step_name, step_names
-from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, ranking
+from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, best_first
 from harness.durable import make_directory, sync_directory
 from harness.errors import CheckpointError
 
@@ -109,47 +109,47 @@ def tidy(
     directory: Path,
     committed: KeptCheckpoint,
     retention: Retention,
-    best: Ranking | None,
-    known: Mapping[str, KeptCheckpoint | None],
+    ranked_by: Ranking | None,
+    known: Mapping[str, KeptCheckpoint],
     fence: Fence,
-) -> tuple[list[str], dict[str, KeptCheckpoint | None], list[str]]:
+) -> tuple[list[str], dict[str, KeptCheckpoint], list[str]]:
     """After a commit: `latest` and `best`, then retention, whatever becomes of the former.
 
     Returns (names deleted, what is now known of the checkpoints by name, what of `latest` and
     `best` could not be done). Raises CheckpointError.
 
-    `known`: what this process wrote or looked at before, which is not looked at again; None for one
-    that is not valid. Leaves: more checkpoints than asked for, or trash.
+    `known`: what this process wrote, or found valid before, which is not looked at again; a file
+    system that failed once may read the others now. Leaves: more checkpoints than asked for, or
+    trash.
     """
     name = step_name(committed.step)
     with translate_errors(f"tidying up after {name}"):
         fence()
         present = [one for _, one in step_names(directory)]
         if f"{name}{OLD}" in present:
-            _retire_superseded(directory, f"{name}{OLD}", keep=known.get(name) is None)
-        looked_at = _survey(directory, {**known, name: committed})
-        kept = {one: what for one, what in looked_at.items() if what is not None}
+            _retire_superseded(directory, f"{name}{OLD}", keep=name not in known)
+        kept = _survey(directory, {**known, name: committed})
         wanted = {"latest": name}
-        ranked = ranking(list(kept.values()), best)
+        ranked = best_first(list(kept.values()), ranked_by)
         if ranked:
             wanted["best"] = step_name(ranked[0])
         troubles = [_point(directory, pointer, target) for pointer, target in wanted.items()]
         sync_directory(directory)
         surplus = [
             step_name(step)
-            for step in retention.to_delete(list(kept.values()), best, committed.step)
+            for step in retention.to_delete(list(kept.values()), ranked_by, committed.step)
         ]
         _delete(directory, surplus)
-        left = {one: what for one, what in looked_at.items() if one not in surplus}
+        left = {one: what for one, what in kept.items() if one not in surplus}
         return surplus, left, [trouble for trouble in troubles if trouble is not None]
 
 
-def prune(directory: Path, retention: Retention, best: Ranking | None) -> list[str]:
+def prune(directory: Path, retention: Retention, ranked_by: Ranking | None) -> list[str]:
     """Apply a retention to the checkpoints of a run that is not training (hold its lease); returns
     the names deleted. Raises CheckpointError.
 
     Hashes are verified first: what is invalid neither counts as kept nor is deleted. The newest
-    valid one and the best always stay; where `best` is None, the best is what the link says.
+    valid one and the best always stay; where `ranked_by` is None, the best is what the link says.
     """
     with translate_errors(f"pruning {directory}"):
         valid = [
@@ -162,9 +162,9 @@ def prune(directory: Path, retention: Retention, best: Ranking | None) -> list[s
             return []
         surplus = [
             step_name(step)
-            for step in retention.to_delete(kept, best, max(one.step for one in kept))
+            for step in retention.to_delete(kept, ranked_by, max(one.step for one in kept))
         ]
-        if best is None and (chosen := pointed(directory, "best")) is not None:
+        if ranked_by is None and (chosen := target_of(directory, "best")) is not None:
             surplus = [name for name in surplus if name != chosen.name]
         _delete(directory, surplus)
         _collect(directory, lambda: None)  # what an earlier one left when it was killed
@@ -217,20 +217,19 @@ def _aside(name: str) -> str:
     return f"aside-{name}-{secrets.token_hex(4)}"
 
 
-def _survey(
-    directory: Path, known: Mapping[str, KeptCheckpoint | None]
-) -> dict[str, KeptCheckpoint | None]:
-    found: dict[str, KeptCheckpoint | None] = {}
+def _survey(directory: Path, known: Mapping[str, KeptCheckpoint]) -> dict[str, KeptCheckpoint]:
+    found: dict[str, KeptCheckpoint] = {}
     for step, name in step_names(directory):
         if name in known:
             found[name] = known[name]
         elif not name.endswith(OLD):
             manifest = inspect(directory / name, step).manifest
-            found[name] = None if manifest is None else _kept_of(manifest)
+            if manifest is not None:
+                found[name] = _kept_of(manifest)
     return found
 
 
-def known_from(directory: Path, found: Path | None) -> dict[str, KeptCheckpoint | None]:
+def known_from(directory: Path, found: Path | None) -> dict[str, KeptCheckpoint]:
     """What a launch knows of the run's checkpoints when it begins: the one that it goes on from,
     and may write again.
     """

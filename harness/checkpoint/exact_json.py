@@ -24,7 +24,7 @@ _MARKS: dict[type, str] = {dict: "~dict", OrderedDict: "~ordered", Counter: "~co
 def encode(value: Any, where: str = "value") -> Any:
     """A plain JSON value for `value`.
 
-    Raises CheckpointError, naming the place, for what JSON cannot hold (tensors, objects).
+    Raises CheckpointError, naming its keys, for what JSON cannot hold (tensors, objects).
     """
     if value is None or isinstance(value, bool | int | str):
         return value

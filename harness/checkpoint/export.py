@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness.checkpoint.files import Content, translate_errors, write_files
-from harness.checkpoint.format import bytes_of, place
+from harness.checkpoint.format import bytes_of, placement_of
 from harness.checkpoint.read import inspect, read_model
 from harness.durable import sync_directory
 from harness.errors import CheckpointError
@@ -29,18 +29,18 @@ def export(checkpoint: Path, out: Path) -> int:
         raise CheckpointError(f"{out}: it exists. Remove it, or give another name.")
     manifest = listed.manifest
     tensors = read_model(checkpoint, manifest)
-    placement = place(
+    placement = placement_of(
         {name: entry.spec for name, entry in manifest.model.items()}, manifest.aliases
     )
     in_order = sorted(
         placement.begins,
         key=lambda name: (placement.begins[name], manifest.model[name].spec.size_bytes),
     )
-    parts: list[bytes | memoryview] = [
+    chunks: list[bytes | memoryview] = [
         placement.head,
         *(bytes_of(tensors[name]) for name in in_order),
     ]
-    temporary = Content(f".{out.name}.{secrets.token_hex(4)}", "model", parts)
+    temporary = Content(f".{out.name}.{secrets.token_hex(4)}", "model", chunks)
     with translate_errors(f"exporting to {out}"), ThreadPoolExecutor(1) as hasher:
         try:
             write_files(out.parent, [temporary], hasher)

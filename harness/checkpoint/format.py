@@ -107,9 +107,9 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type] # see above
 
 
-def place(specs: Mapping[str, Spec], aliases: Mapping[str, str] | None = None) -> Placement:
-    """The header of a file with these tensors and the place of each; `aliases` go into its
-    metadata. A pure function.
+def placement_of(specs: Mapping[str, Spec], aliases: Mapping[str, str] | None = None) -> Placement:
+    """The header of a file with these tensors, and where the data of each begins; `aliases` go
+    into its metadata. A pure function.
     """
     if sys.byteorder != "little":
         raise CheckpointError("checkpoints are little-endian and this machine is not.")

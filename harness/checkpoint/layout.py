@@ -75,21 +75,21 @@ def assign(model: Mapping[str, Spec], optimizer: Mapping[str, Spec], num_ranks: 
         whole, _spread([piece.spec.size_bytes for _, piece in whole], num_ranks), strict=True
     ):
         shares[rank].add(role, piece)
-    _pour(
+    _fill(
         [(name, optimizer[name]) for name in sorted(optimizer) if _may_cut(optimizer[name])], shares
     )
     return shares
 
 
 def divide(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
-    """The pieces in up to `count` parts of about the same size, none of them empty."""
+    """The pieces in up to `count` groups of about the same size, none of them empty."""
     ordered = sorted(pieces, key=lambda piece: (-piece.spec.size_bytes, piece.key))
-    parts: list[list[Piece]] = [[] for _ in range(count)]
-    for piece, part in zip(
+    groups: list[list[Piece]] = [[] for _ in range(count)]
+    for piece, index in zip(
         ordered, _spread([piece.spec.size_bytes for piece in ordered], count), strict=True
     ):
-        parts[part].append(piece)
-    return [part for part in parts if part]
+        groups[index].append(piece)
+    return [group for group in groups if group]
 
 
 def _spread(sizes: Sequence[int], count: int) -> list[int]:
@@ -109,7 +109,7 @@ def _may_cut(spec: Spec) -> bool:
     return spec.num_rows > 1 and spec.size_bytes >= CUT_BYTES
 
 
-def _pour(tensors: Sequence[tuple[str, Spec]], shares: Sequence[Share]) -> None:
+def _fill(tensors: Sequence[tuple[str, Spec]], shares: Sequence[Share]) -> None:
     """Fill the shares up to one level, rank by rank, cutting tensors between rows where a rank is
     full.
     """

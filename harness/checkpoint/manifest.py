@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.checkpoint import exact_json
-from harness.checkpoint.format import Placement, Spec, known_dtype, place
+from harness.checkpoint.format import Placement, Spec, known_dtype, placement_of
 from harness.errors import CheckpointError
 from harness.wording import some
 
@@ -45,7 +45,7 @@ class FileEntry(_Strict):
     role: Role
 
 
-class Part(_Strict):
+class PieceEntry(_Strict):
     """Where a tensor, or some of its rows [first, last), stands."""
 
     file: FileName
@@ -54,11 +54,11 @@ class Part(_Strict):
 
 
 class TensorEntry(_Strict):
-    """One tensor and the parts that make it up, in the order of rows."""
+    """One tensor and the pieces that make it up, in the order of rows."""
 
     dtype: str
     shape: Annotated[list[Count], Field(max_length=64)]
-    parts: Annotated[list[Part], Field(min_length=1)]
+    parts: Annotated[list[PieceEntry], Field(min_length=1)]
 
     @property
     def spec(self) -> Spec:
@@ -110,13 +110,13 @@ class Manifest(_Strict):
             if entry.role in ("model", "optimizer", "rng")
         }
         for _, _, entry in self.tensors():
-            for part in entry.parts:
-                specs[part.file][part.key] = (
+            for piece in entry.parts:
+                specs[piece.file][piece.key] = (
                     entry.spec
-                    if part.rows is None
-                    else entry.spec.rows(part.rows[1] - part.rows[0])
+                    if piece.rows is None
+                    else entry.spec.rows(piece.rows[1] - piece.rows[0])
                 )
-        return {file: place(held) for file, held in specs.items()}
+        return {file: placement_of(held) for file, held in specs.items()}
 
     def problems(self) -> list[str]:
         """What contradicts itself: a tensor not covered exactly once, a file of the wrong size or
@@ -125,22 +125,22 @@ class Manifest(_Strict):
         found: list[str] = []
         seen: set[tuple[str, str]] = set()
         for name, role, entry in self.tensors():
-            if not known_dtype(entry.dtype) or not _covered(entry):
+            if not known_dtype(entry.dtype) or not _is_covered(entry):
                 found.append(
-                    f"{name}: its parts do not make up a {entry.dtype} tensor of shape "
+                    f"{name}: its pieces do not make up a {entry.dtype} tensor of shape "
                     f"{entry.shape}"
                 )
-            for part in entry.parts:
+            for piece in entry.parts:
                 if (
-                    part.file not in self.files
-                    or self.files[part.file].role != role
-                    or (part.file, part.key) in seen
+                    piece.file not in self.files
+                    or self.files[piece.file].role != role
+                    or (piece.file, piece.key) in seen
                 ):
                     found.append(
-                        f"{name}: its part in {part.file} is missing, of another kind, or used "
+                        f"{name}: its piece in {piece.file} is missing, of another kind, or used "
                         "twice"
                     )
-                seen.add((part.file, part.key))
+                seen.add((piece.file, piece.key))
         found += [
             f"alias {alias} of {name}: no such tensor"
             for alias, name in self.aliases.items()
@@ -216,7 +216,7 @@ def parse_manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def join_parts(pieces: Sequence[Mapping[str, Any]]) -> dict[str, TensorEntry]:
+def join_pieces(pieces: Sequence[Mapping[str, Any]]) -> dict[str, TensorEntry]:
     """Entries for the pieces {name, dtype, shape (of the whole), key, file, rows} that the ranks
     reported. Raises CheckpointError.
     """
@@ -232,17 +232,17 @@ def join_parts(pieces: Sequence[Mapping[str, Any]]) -> dict[str, TensorEntry]:
         entries[name] = TensorEntry(
             dtype=dtype,
             shape=shape,
-            parts=[Part(file=one["file"], key=one["key"], rows=one["rows"]) for one in held],
+            parts=[PieceEntry(file=one["file"], key=one["key"], rows=one["rows"]) for one in held],
         )
     return entries
 
 
-def _covered(entry: TensorEntry) -> bool:
+def _is_covered(entry: TensorEntry) -> bool:
     if entry.parts[0].rows is None:
         return len(entry.parts) == 1
     if not entry.shape:
         return False
-    bounds = [part.rows for part in entry.parts if part.rows is not None]
+    bounds = [piece.rows for piece in entry.parts if piece.rows is not None]
     ends = [0, *(last for _, last in bounds)]
     in_order = [first for first, _ in bounds] == ends[:-1] and ends == sorted(set(ends))
     return len(bounds) == len(entry.parts) and in_order and ends[-1] == entry.shape[0]

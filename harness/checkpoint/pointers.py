@@ -42,7 +42,7 @@ def point(directory: Path, pointer: str, name: str) -> str | None:
     return None
 
 
-def pointed(directory: Path, pointer: str) -> Path | None:
+def target_of(directory: Path, pointer: str) -> Path | None:
     """The checkpoint of the directory that `latest` or `best` names, valid or not; None if it names
     none.
     """

@@ -33,7 +33,7 @@ from harness.checkpoint.manifest import (
     TensorEntry,
     parse_manifest,
 )
-from harness.checkpoint.pointers import pointed
+from harness.checkpoint.pointers import target_of
 from harness.errors import CheckpointError
 from harness.wording import first_line, some
 
@@ -187,7 +187,7 @@ def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
     if (path / MANIFEST).exists():
         return _choose_one(path.parent, path.resolve(), verify).path or path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    best = pointed(directory, "best")
+    best = target_of(directory, "best")
     if best is not None and inspect(best, verify=verify).manifest is not None:
         return best
     chosen = choose(directory, "auto", verify=verify).path
@@ -281,7 +281,7 @@ def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Ch
     )
     path = directory / wanted if (directory / wanted).exists() or by_step else wanted
     if str(wanted) in ("best", "latest"):
-        path = pointed(directory, str(wanted)) or path
+        path = target_of(directory, str(wanted)) or path
     if by_step and not path.exists() and path.with_name(path.name + OLD).exists():
         path = path.with_name(path.name + OLD)
     listed = inspect(path.resolve(), verify=verify)
@@ -343,12 +343,14 @@ def _read_tensors(
     }
     reads: dict[str, list[tuple[int, memoryview]]] = {}
     for name, entry in entries.items():
-        for part in entry.parts:
+        for piece in entry.parts:
             target = (
-                tensors[name] if part.rows is None else tensors[name][part.rows[0] : part.rows[1]]
+                tensors[name]
+                if piece.rows is None
+                else tensors[name][piece.rows[0] : piece.rows[1]]
             )
-            reads.setdefault(part.file, []).append(
-                (placements[part.file].begins[part.key], bytes_of(target))
+            reads.setdefault(piece.file, []).append(
+                (placements[piece.file].begins[piece.key], bytes_of(target))
             )
     try:
         with ThreadPoolExecutor(_NUM_READERS) as pool:
@@ -365,16 +367,16 @@ def _in_chunks(
     reads: Mapping[str, Sequence[tuple[int, memoryview]]],
 ) -> list[tuple[str, list[tuple[int, memoryview]]]]:
     """The reads of each file in stretches of a size that keeps all readers busy to the end."""
-    parts: list[tuple[str, list[tuple[int, memoryview]]]] = []
+    chunks: list[tuple[str, list[tuple[int, memoryview]]]] = []
     for file, of_file in reads.items():
         size_bytes = _CHUNK_BYTES
         for begin, target in sorted(of_file, key=lambda read: read[0]):
             if size_bytes >= _CHUNK_BYTES:
-                parts.append((file, []))
+                chunks.append((file, []))
                 size_bytes = 0
-            parts[-1][1].append((begin, target))
+            chunks[-1][1].append((begin, target))
             size_bytes += len(target)
-    return parts
+    return chunks
 
 
 def _read_into(path: Path, reads: Sequence[tuple[int, memoryview]]) -> None:

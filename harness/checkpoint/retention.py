@@ -23,7 +23,7 @@ class Ranking:
     mode: Literal["max", "min"]
 
 
-def ranked_by(facts: Mapping[str, Any]) -> Ranking | None:
+def ranking_of(facts: Mapping[str, Any]) -> Ranking | None:
     """How the run that wrote a manifest ranked its checkpoints; None if by nothing, or if it does
     not say so, as manifests of 0.1.0.
     """
@@ -57,14 +57,14 @@ class Retention:
             raise ConfigError("checkpoint: keep_last must be at least 1 and keep_best at least 0.")
 
     def to_delete(
-        self, checkpoints: Sequence[KeptCheckpoint], best: Ranking | None, committed: int
+        self, checkpoints: Sequence[KeptCheckpoint], ranked_by: Ranking | None, committed: int
     ) -> list[int]:
         """The steps that may go, oldest first; never the newest, the best, or the one just
         `committed`.
         """
         ordered = sorted(checkpoints, key=lambda one: one.step)
         kept = {one.step for one in ordered[-self.keep_last :]} | {committed}
-        kept.update(ranking(ordered, best)[: max(1, self.keep_best)])
+        kept.update(best_first(ordered, ranked_by)[: max(1, self.keep_best)])
         if self.keep_every is not None:
             stretches: dict[int, int] = {}
             for one in ordered:
@@ -73,12 +73,12 @@ class Retention:
         return [one.step for one in ordered if one.step not in kept]
 
 
-def ranking(checkpoints: Sequence[KeptCheckpoint], best: Ranking | None) -> list[int]:
+def best_first(checkpoints: Sequence[KeptCheckpoint], ranked_by: Ranking | None) -> list[int]:
     """Steps of the checkpoints that have the metric, best first."""
-    if best is None:
+    if ranked_by is None:
         return []
-    sign = -1.0 if best.mode == "max" else 1.0
-    values = [(sign * one.metrics.get(best.metric, math.nan), one.step) for one in checkpoints]
+    sign = -1.0 if ranked_by.mode == "max" else 1.0
+    values = [(sign * one.metrics.get(ranked_by.metric, math.nan), one.step) for one in checkpoints]
     return [step for value, step in sorted(pair for pair in values if not math.isnan(pair[0]))]
 
 

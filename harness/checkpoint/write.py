@@ -7,34 +7,31 @@ made?), decide (rank 0 begins), together (each writes its files), gather (what w
 this save only.
 """
 
-import hashlib
-import platform
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from harness.checkpoint.commit import begin, collect_leftovers, commit, known_from, tidy
 from harness.checkpoint.files import translate_errors, write_files
 from harness.checkpoint.history import HistoryFile
-from harness.checkpoint.manifest import FileEntry, Manifest, join_parts
+from harness.checkpoint.manifest import FileEntry, Manifest, join_pieces
 from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
+from harness.checkpoint.versions import versions
 from harness.errors import CheckpointError, HarnessError
 from harness.ranks.heartbeat import SAVE, STAGE
 from harness.ranks.ranks import Ranks
+from harness.wording import some
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class _Job:
     history: Sequence[Any]  # of which the header says how many are of this checkpoint
     staged: StagedShare | None
     failure: Exception | None
-    best: Ranking | None
+    ranked_by: Ranking | None
     started: float
     stall_s: float
 
@@ -114,11 +111,16 @@ class CheckpointStore:
         self._channel = ranks.channel(timeout_s)
         self._channel_broken = False
         self._stage = Stage()
+        self._owner = threading.get_ident()
+        # Whether what is stable is copied under the next step
+        self._defers = True
         self._history = HistoryFile()
         # Hashing is what takes longest where disks are fast
         self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")
         self._thread: threading.Thread | None = None
         self._finished: deque[SaveReport] = deque()
+        # How the last save ended on this rank
+        self.last_report: SaveReport | None = None
         self._failures: list[str] = []
         self._committed: Path | None = None
         # Rank 0: the valid checkpoints that need no second look
@@ -128,11 +130,11 @@ class CheckpointStore:
         self._warned: list[str] = []
         ranks.decide(lambda: collect_leftovers(directory, fence))
 
-    def save(self, snapshot: Snapshot, best: Ranking | None) -> None:
+    def save(self, snapshot: Snapshot, ranked_by: Ranking | None) -> None:
         """Begin a checkpoint.
 
-        Called by every rank; the host waits for the copy, and for a save still in flight
-        (`timeout_s` at most).
+        Called by every rank; the host waits for the copy of what is not stable, and for a save
+        still in flight (`timeout_s` at most). `finish_copy` comes before the next optimizer step.
 
         Errors of a save are reported, not raised; only the loss of a rank is.
         """
@@ -157,16 +159,28 @@ class CheckpointStore:
         staged: StagedShare | None = None
         failure: Exception | None = None
         try:
+            if not self._defers:
+                snapshot = replace(snapshot, stable={})
             staged = self._stage.take(snapshot, self._ranks.rank, self._ranks.size)
         except Exception as error:  # noqa: BLE001 - sent to all ranks by the thread, then reported
             failure = error
         stall_s = time.monotonic() - started
         header = self._header(snapshot)
-        job = _Job(header, snapshot.history, staged, failure, best, started, stall_s)
+        job = _Job(header, snapshot.history, staged, failure, ranked_by, started, stall_s)
         self._thread = threading.Thread(
             target=self._run, args=(job,), name="fermarsi-save", daemon=True
         )
         self._thread.start()
+
+    def finish_copy(self) -> None:
+        """Until the save in flight no longer needs what an optimizer step changes: before each one,
+        by the thread that saves. No collective; the host waits for the copy.
+        """
+        self._stage.finish()
+
+    def is_copying(self) -> bool:
+        """Whether `finish_copy` is still to be called for the save that began last."""
+        return self._stage.is_copying()
 
     def check(self, snapshot: Snapshot) -> None:
         """Whether a checkpoint can hold all of this: what `save` does, without a copy.
@@ -175,9 +189,16 @@ class CheckpointStore:
         """
         self._stage.check(snapshot, self._ranks.rank, self._ranks.size)
 
-    def wait(self) -> None:
-        """Until no save is in flight on this rank. Called by every rank; no collective."""
-        self._is_idle(None)
+    def wait(self, limit_s: float | None = None) -> None:
+        """Until no save is in flight on this rank, `limit_s` at most, by default without end.
+
+        No collective, and from any thread; the save itself needs every rank.
+        """
+        self._is_idle(limit_s)
+
+    def is_saving(self) -> bool:
+        """Whether a save is in flight on this rank. No collective."""
+        return self._thread is not None and self._thread.is_alive()
 
     def reports(self) -> list[SaveReport]:
         """The saves that ended since the last call.
@@ -216,7 +237,7 @@ class CheckpointStore:
         """
         self._is_idle(self._timeout_s if limit_s is None else limit_s)
         self._hasher.shutdown(wait=False)
-        self._stage = Stage()
+        self._stage.close()
 
     # -- in the thread of a save
 
@@ -234,12 +255,13 @@ class CheckpointStore:
             )
             self._fail(job.step, shown, job.started, job.stall_s)
         else:
-            self._failures = []
-            self._committed = report.path
-            self._finished.append(report)
+            if report.error is None:
+                self._failures = []
+                self._committed = report.path
+            self._finish(report)
 
     def _save(self, job: _Job, channel: Ranks) -> SaveReport:
-        staged = channel.together(lambda: _owned(job))
+        staged = channel.together(lambda: _require_staged(job))
         target = self._directory / step_name(job.step)
         temporary = channel.decide(
             lambda: begin(
@@ -259,12 +281,25 @@ class CheckpointStore:
                 skipped=True,
             )
         records = channel.together(lambda: self._write(staged, temporary))
-        gathered = channel.gather({"records": records, "pieces": staged.pieces})
+        changed = [] if staged.copy is None else staged.copy.changed()
+        held_s = job.stall_s + (0.0 if staged.copy is None else staged.copy.held_s)
+        mine: dict[str, Any] = {"records": records, "pieces": staged.pieces, "changed": changed}
+        gathered = channel.gather(mine)
+        changed = sorted({name for one in gathered for name in one["changed"]})
+        if changed:
+            self._defers = False
+            return SaveReport(
+                job.step,
+                error=f"{some(changed)}: changed by the step after it, before the optimizer's own "
+                "part, while it was copied. From now on copies are made before a step begins",
+                stall_s=held_s,
+                total_s=time.monotonic() - job.started,
+            )
         size_bytes = channel.decide(lambda: self._commit(job, staged, temporary, gathered))
         total_s = time.monotonic() - job.started
         tidied = channel.decide(lambda: self._tidy(job))
         return SaveReport(
-            job.step, target, stall_s=job.stall_s, total_s=total_s, size_bytes=size_bytes, **tidied
+            job.step, target, stall_s=held_s, total_s=total_s, size_bytes=size_bytes, **tidied
         )
 
     def _write(self, staged: StagedShare, temporary: str) -> list[dict[str, object]]:
@@ -307,7 +342,7 @@ class CheckpointStore:
         kept = KeptCheckpoint(job.step, job.header["epoch"], job.header["metrics"])
         try:
             deleted, self._known, troubles = tidy(
-                self._directory, kept, self._retention, job.best, self._known, self._fence
+                self._directory, kept, self._retention, job.ranked_by, self._known, self._fence
             )
         except HarnessError as error:
             return {"deleted": [], "warning": str(error)}
@@ -326,6 +361,8 @@ class CheckpointStore:
     # -- either thread
 
     def _is_idle(self, limit_s: float | None) -> bool:
+        if threading.get_ident() == self._owner:
+            self.finish_copy()
         if self._thread is not None:
             self._thread.join(limit_s)
         return self._thread is None or not self._thread.is_alive()
@@ -333,11 +370,12 @@ class CheckpointStore:
     def _fail(self, step: int, error: str, started: float, stall_s: float | None = None) -> None:
         self._failures = [*self._failures, error]
         total_s = time.monotonic() - started
-        self._finished.append(
-            SaveReport(
-                step, error=error, stall_s=total_s if stall_s is None else stall_s, total_s=total_s
-            )
-        )
+        held_s = total_s if stall_s is None else stall_s
+        self._finish(SaveReport(step, error=error, stall_s=held_s, total_s=total_s))
+
+    def _finish(self, report: SaveReport) -> None:
+        self.last_report = report
+        self._finished.append(report)
 
     def _header(self, snapshot: Snapshot) -> dict[str, Any]:
         return {
@@ -354,7 +392,7 @@ class CheckpointStore:
         }
 
 
-def _owned(job: _Job) -> StagedShare:
+def _require_staged(job: _Job) -> StagedShare:
     if job.staged is None:
         assert job.failure is not None
         raise job.failure
@@ -372,7 +410,7 @@ def _manifest(
     try:
         return Manifest(
             **header,
-            versions=_versions(),
+            versions=versions(),
             written_at=datetime.now(UTC).isoformat(timespec="seconds"),
             files={
                 record["name"]: FileEntry(
@@ -380,11 +418,11 @@ def _manifest(
                 )
                 for record in records
             },
-            model=join_parts([piece for piece in everything if piece["role"] == "model"]),
+            model=join_pieces([piece for piece in everything if piece["role"] == "model"]),
             aliases=aliases,
-            optimizer=join_parts([piece for piece in everything if piece["role"] == "optimizer"]),
+            optimizer=join_pieces([piece for piece in everything if piece["role"] == "optimizer"]),
             rng=[
-                join_parts([piece for piece in held if piece["role"] == "rng"]) for held in pieces
+                join_pieces([piece for piece in held if piece["role"] == "rng"]) for held in pieces
             ],
         )
     except ValidationError as error:
@@ -393,36 +431,3 @@ def _manifest(
             f"step {header['step']}: the manifest cannot hold {'.'.join(map(str, first['loc']))}: "
             f"{first['msg']}."
         ) from error
-
-
-@cache
-def _versions() -> dict[str, str]:
-    """What wrote a checkpoint: for people, and for bug reports."""
-    found = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "code": _revision(),
-        "torch": torch.__version__,
-    }
-    for name in ("fermarsi", "accelerate", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # harness from a bare checkout
-            found[name] = "not installed"
-    found["cuda"] = str(torch.version.cuda)
-    found["device"] = (
-        # Only where it is in use: asking would start a context on the GPU.
-        torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.machine()  # type: ignore[no-untyped-call] # torch's
-    )
-    return found
-
-
-def _revision() -> str:
-    """A digest of the harness's own sources, which tells changed ones apart where a version or a
-    commit does not.
-    """
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return f"sources {digest.hexdigest()[:16]}"

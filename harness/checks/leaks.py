@@ -17,8 +17,8 @@ from harness.errors import ConfigError
 
 def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
     """Content shared by two splits is a finding; within a split it is a note."""
-    places = [_by_digest(one) for one in surveys]
-    for (one, of_one), (other, of_other) in combinations(zip(surveys, places, strict=True), 2):
+    digests = [_by_digest(one) for one in surveys]
+    for (one, of_one), (other, of_other) in combinations(zip(surveys, digests, strict=True), 2):
         shared = [digest for digest in of_other if digest in of_one]
         count = sum(len(of_other[digest]) for digest in shared)
         examples = [
@@ -32,7 +32,7 @@ def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
             "data.checks.duplicates: warn if the data contains repetitions by nature."
         )
         findings.add("duplicates", (one.split, other.split), f"{message} {advice}", count, examples)
-    for one, of_one in zip(surveys, places, strict=True):
+    for one, of_one in zip(surveys, digests, strict=True):
         again = sum(len(rows) - 1 for rows in of_one.values())
         if again and findings.wants("duplicates"):
             findings.notes.append(
@@ -107,7 +107,7 @@ def check_recordings(surveys: Sequence[Survey], findings: Findings) -> None:
     windows = {one.split: _windows(one) for one in surveys}
     for one, other in combinations(surveys, 2):
         mine, theirs = windows[one.split], windows[other.split]
-        both = sorted(set(one.known["recording"]) & set(other.known["recording"]))
+        both = sorted((set(one.known["recording"]) & set(other.known["recording"])) - {""})
         apart = {
             name for name in mine.keys() & theirs if _are_apart(mine[name][0], theirs[name][0])
         }
@@ -137,7 +137,7 @@ def check_overlaps(surveys: Sequence[Survey], findings: Findings) -> None:
             if recording in windows[one.split]
             for row, at in zip(
                 rows.tolist(),
-                _overlapped(spans, windows[one.split][recording][0]).tolist(),
+                _find_overlaps(spans, windows[one.split][recording][0]).tolist(),
                 strict=True,
             )
             if at >= 0
@@ -199,10 +199,13 @@ def _windows(one: Survey) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int
     """By recording: (N, 2) starts and stops, in the order of starts, and (N,) rows."""
     if not {"recording", "start", "stop"} <= set(one.known):
         return {}
-    spans = np.array([one.known["start"], one.known["stop"]]).astype(np.float64).T
+    # Of several sources some may have no recordings
+    texts = [[text or "nan" for text in one.known[name]] for name in ("start", "stop")]
+    spans = np.array(texts).astype(np.float64).T
     rows: dict[str, list[int]] = defaultdict(list)
     for row, recording in enumerate(one.known["recording"]):
-        rows[recording].append(row)
+        if recording:
+            rows[recording].append(row)
     ordered = {
         recording: np.array(of)[np.argsort(spans[of, 0], kind="stable")]
         for recording, of in rows.items()
@@ -215,7 +218,7 @@ def _are_apart(spans: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
     return bool(spans[-1, 0] < others[0, 0] or others[-1, 0] < spans[0, 0])
 
 
-def _overlapped(spans: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.int64]:
+def _find_overlaps(spans: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.int64]:
     """spans (N, 2), others (M, 2) sorted by start -> (N,): one of the others that overlaps each,
     -1 if none does.
     """
@@ -240,9 +243,9 @@ def _times(one: Survey, column: str) -> tuple[NDArray[np.int64], NDArray[np.floa
         dates = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
         if dates.isna().any():
             at = int(dates.isna().to_numpy().argmax())
-            place = f"data.checks.time: {one.name(int(rows[at]))}"
+            where = f"data.checks.time: {one.name(int(rows[at]))}"
             raise ConfigError(
-                f"{place}: {texts[at]!r} in {column!r} is neither a number nor a date such as "
+                f"{where}: {texts[at]!r} in {column!r} is neither a number nor a date such as "
                 "2026-01-31. Choose another column."
             )
         numbers = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()

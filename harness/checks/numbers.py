@@ -17,7 +17,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
     """NaN, infinity, numbers outside data.checks.ranges and clipping in any column; in the training
     split also constant channels.
     """
-    imputed = _imputed(treatments)
+    imputed = _imputed_keys(treatments)
     for name, of in one.channels.items():
         what = f"{one.where}: {{}} of {of.num_samples:,} samples have {{}} in {name!r}."
         if of.is_nan and name in imputed:
@@ -50,8 +50,8 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
                 [one.name(row) for row in of.outside],
             )
         clipped = of.clipped(findings.settings.max_clipped)
-        place = "channel" if of.is_signal else "column"
-        ends = [f"{place} {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
+        kind = "channel" if of.is_signal else "column"
+        ends = [f"{kind} {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
         cause = "Were they capped, or missing ones filled in with it?"
         if of.is_signal:
             cause = "Was the device overdriven, or are they cut off?"
@@ -60,7 +60,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
         if one.split == "train":
             constant = of.constant()
             message = (
-                f"{one.where}: {len(constant):,} of {len(of.low):,} {place}s of {name!r} are "
+                f"{one.where}: {len(constant):,} of {len(of.low):,} {kind}s of {name!r} are "
                 f"constant: {some(list(map(str, constant)))}."
             )
             findings.add(
@@ -73,7 +73,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
             )
 
 
-def _imputed(treatments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _imputed_keys(treatments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The keys in which treatments fill in missing values, and the names of those treatments."""
     found = {}
     for spec in treatments:

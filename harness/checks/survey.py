@@ -14,7 +14,7 @@ from harness.checks.channels import Channels
 from harness.checks.roles import Roles
 from harness.components import TARGET
 from harness.data.columns import Values, blocks_of, has_one_value, texts_of
-from harness.data.source import known_of
+from harness.data.source import known_of, some_of
 from harness.data.texts import Texts
 from harness.errors import ConfigError
 from harness.treatments import Join
@@ -99,7 +99,7 @@ def survey(
     exist. Raises ConfigError and DataError.
     """
     size = len(source)
-    rows = np.unique(np.linspace(0, size - 1, min(limit, size)).astype(np.int64))
+    rows = some_of(source, limit)
     found = Survey(split, size, rows, known_of(source))
     where = f"data.{split}"
     targets = {role.target for role in roles.targets}
@@ -135,14 +135,14 @@ def content_of(
     """The columns by which samples are compared: the network's inputs, or the columns that `Join`
     makes them of, if samples have them before any treatment; else all but the targets.
     """
-    inputs = _joined_from(roles.inputs, treatments)
+    inputs = _join_inputs(roles.inputs, treatments)
     if inputs and inputs <= set(samples):
         return sorted(inputs)
     targets = {role.target for role in roles.targets} - set(roles.inputs)
     return sorted(set(samples) - targets) or sorted(samples)
 
 
-def _joined_from(inputs: Sequence[str], treatments: Sequence[Mapping[str, Any]]) -> set[str]:
+def _join_inputs(inputs: Sequence[str], treatments: Sequence[Mapping[str, Any]]) -> set[str]:
     """The columns of the source that joined columns are made of."""
     wanted = set(inputs)
     for spec in reversed(treatments):

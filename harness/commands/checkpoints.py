@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoint.commit import prune
-from harness.checkpoint.pointers import pointed
+from harness.checkpoint.pointers import target_of
 from harness.checkpoint.read import CheckpointInfo, Verify, list_checkpoints
-from harness.checkpoint.retention import RANKED_BY, Ranking, Retention, ranked_by
+from harness.checkpoint.retention import RANKED_BY, Ranking, Retention, ranking_of
 from harness.commands.show import Listing
 from harness.errors import CheckpointError
 from harness.rundir.lease import Lease
@@ -97,10 +97,10 @@ def _rows(run: Path, verify: Verify) -> list[CheckpointRow]:
         )
     links: dict[Path, list[str]] = {}
     for name in ("latest", "best"):
-        if (checkpoint := pointed(directory, name)) is not None:
+        if (checkpoint := target_of(directory, name)) is not None:
             links.setdefault(checkpoint, []).append(name)
-    best = _ranking(listed)
-    metric = None if best is None else best.metric
+    ranked_by = _ranking(listed)
+    metric = None if ranked_by is None else ranked_by.metric
     return [CheckpointRow(one, tuple(links.get(one.path, ())), metric) for one in listed]
 
 
@@ -109,9 +109,9 @@ def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
     also if the run is being trained.
     """
     listed = [row.listed for row in _rows(run, "size")]
-    best = _ranking(listed)
-    linked = pointed(run / "checkpoints", "best") is not None
-    if best is None and not _says_how(listed) and (keep_best > 1 or not linked):
+    ranked_by = _ranking(listed)
+    linked = target_of(run / "checkpoints", "best") is not None
+    if ranked_by is None and not _says_how(listed) and (keep_best > 1 or not linked):
         raise CheckpointError(
             f"{run}: it is not known which checkpoints are best, so none is deleted: an earlier "
             "version wrote them without stating how they are ranked. Launch the run once more, or "
@@ -120,7 +120,7 @@ def prune_run(run: Path, keep_last: int, keep_best: int) -> list[str]:
     lease = Lease(run)
     lease.take()
     try:
-        names = prune(run / "checkpoints", Retention(keep_last, keep_best), best)
+        names = prune(run / "checkpoints", Retention(keep_last, keep_best), ranked_by)
     finally:
         lease.release()
     return [f"{run}/checkpoints/{name}" for name in names]
@@ -131,7 +131,7 @@ def _ranking(listed: Sequence[CheckpointInfo]) -> Ranking | None:
     is made.
     """
     newest = next((one.manifest for one in reversed(listed) if one.manifest is not None), None)
-    return None if newest is None else ranked_by(newest.facts)
+    return None if newest is None else ranking_of(newest.facts)
 
 
 def _says_how(listed: Sequence[CheckpointInfo]) -> bool:

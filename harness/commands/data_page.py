@@ -91,7 +91,8 @@ def _samples(one: SplitSummary, source: Any, roles: Roles) -> Markup:
     drawable = [key for key, cells in first.items() if _is_picture(cells[0])]
     pictures = [key for key in content_of(first, roles) if key in drawable]
     drawn = [
-        section("<p>{{ key }}</p>{{ drawn }}", key=key, drawn=_drawn(key, read)) for key in pictures
+        section("<p>{{ key }}</p>{{ drawn }}", key=key, drawn=_figure(key, read))
+        for key in pictures
     ]
     rest = [key for key in first if key not in drawable]
     return section(
@@ -118,7 +119,7 @@ def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> Mar
     return section(_TABLE, head=["class", *keys], rows=rows)
 
 
-def _drawn(key: str, read: Mapping[str, Mapping[str, Values]]) -> Markup:
+def _figure(key: str, read: Mapping[str, Mapping[str, Values]]) -> Markup:
     """A figure with a row per class: images, the middle frames of clips, and line plots of data
     with one time axis.
     """

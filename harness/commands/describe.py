@@ -28,6 +28,7 @@ from harness.randomness import seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task
 from harness.training.engine import Engine
+from harness.training.items import Count
 from harness.training.parallel import start_accelerator
 
 COLUMNS = ("module", "kind", "shapes", "trained", "frozen", "weights", "gradients", "optimizer")
@@ -62,7 +63,7 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """In the order of COLUMNS."""
         label = "  " * self.name.count(".") + self.name.rpartition(".")[2]
-        shapes = f"{_written(self.takes)} -> {_written(self.gives)}" if self.calls else ""
+        shapes = f"{_shape_text(self.takes)} -> {_shape_text(self.gives)}" if self.calls else ""
         if self.calls > 1:
             shapes += f", {self.calls} times"
         sizes = (self.weight_bytes, self.gradient_bytes, self.optimizer_bytes)
@@ -139,9 +140,8 @@ def describe_network(
     }
     seed_ambient(seed_for(config.run.seed, "forward", 0, 0))
     with _watching(engine.network, rows):
-        engine.forward_backward(
-            to_device(batch, engine.device), torch.ones((), device=engine.device)
-        )
+        one = Count(torch.ones((), dtype=torch.int64, device=engine.device), 1)
+        engine.forward_backward(to_device(batch, engine.device), one)
     named = list(engine.network.named_parameters())
     gradients = {parameter: _bytes(parameter.grad) for _, parameter in named}
     unreached = [
@@ -164,7 +164,7 @@ def describe_network(
         total.add(row)
     slots = config.batch.size // config.batch.micro_size
     return Description(
-        _folded(rows, depth),
+        _fold(rows, depth),
         total,
         unreached,
         config.batch.micro_size,
@@ -207,7 +207,7 @@ def _watching(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
             hook.remove()
 
 
-def _folded(rows: Mapping[str, Row], depth: int | None) -> list[Row]:
+def _fold(rows: Mapping[str, Row], depth: int | None) -> list[Row]:
     """Rows down to a depth; deeper modules are counted with the module that contains them."""
     shown: dict[str, Row] = {}
     for name, row in rows.items():
@@ -234,11 +234,11 @@ def _shapes(value: Any) -> Any:
     return None
 
 
-def _written(shapes: Any) -> str:
+def _shape_text(shapes: Any) -> str:
     if isinstance(shapes, Mapping):
-        return ", ".join(f"{name}: {_written(shape)}" for name, shape in shapes.items())
+        return ", ".join(f"{name}: {_shape_text(shape)}" for name, shape in shapes.items())
     if isinstance(shapes, list) and not all(isinstance(length, int) for length in shapes):
-        return ", ".join(map(_written, shapes))
+        return ", ".join(map(_shape_text, shapes))
     return "" if shapes is None else f"({', '.join(map(str, shapes))})"
 
 

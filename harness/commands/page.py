@@ -41,7 +41,7 @@ def page(title: str, sections: Sequence[Markup]) -> str:
 
 
 def section(template: str, **values: Any) -> Markup:
-    """A part of a page from a template of jinja2: {{ name }} is escaped, unless it is a part
+    """A section of a page from a template of jinja2: {{ name }} is escaped, unless it is a section
     itself.
     """
     return Markup(_ENVIRONMENT.from_string(template).render(values))

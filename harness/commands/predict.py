@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness import components
 from harness.commands.show import writing
-from harness.commands.trained import Trained, fit_task, load_trained, open_split
+from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
 from harness.components import TARGET
 from harness.config.reading import parse_value
 from harness.data.feed import evaluation_batches
@@ -34,7 +34,7 @@ def write_predictions(
     return f"{out}: {len(table):,} predictions of {trained.path}"
 
 
-def predict(trained: Trained, split: Split) -> "pd.DataFrame":
+def predict(trained: TrainedNetwork, split: Split) -> "pd.DataFrame":
     """One row per sample, in the source's order: its index and the task's predictions.
 
     Raises DataError.
@@ -73,7 +73,7 @@ def _write(table: "pd.DataFrame", path: Path) -> None:
             table.to_csv(path, index=False)
 
 
-def _columns(trained: Trained, split: Split) -> Iterator[Mapping[str, Any]]:
+def _columns(trained: TrainedNetwork, split: Split) -> Iterator[Mapping[str, Any]]:
     """The columns of each micro-batch, by name."""
     size = trained.micro_size
     with evaluating(trained.network), torch.no_grad():

@@ -40,7 +40,7 @@ def replay_command(
             raise ConfigError(f"{history}: no config.yaml in it. Give the settings with --config.")
     recorded = read_history(history)
     replays = []
-    for label in map(dict, itertools.product(*map(_swept, sweep))):
+    for label in map(dict, itertools.product(*map(_parse_sweep, sweep))):
         changes = [*overrides, *(f"{key}={value}" for key, value in label.items())]
         settings = read_section(config, StopSettings, changes, stored=stored)
         replays.append(replay(recorded, settings, label))
@@ -54,16 +54,16 @@ def replay_command(
     return 0
 
 
-def _swept(text: str) -> list[tuple[str, str]]:
+def _parse_sweep(text: str) -> list[tuple[str, str]]:
     """`a=1,2` -> [("a", "1"), ("a", "2")]; commas inside brackets do not separate."""
     key, equals, values = text.partition("=")
-    parts = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", values)
-    if not equals or not key.strip() or not parts:
+    choices = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", values)
+    if not equals or not key.strip() or not choices:
         raise ConfigError(
             f"--sweep {text}: not of the form key=value,value. Write for example --sweep "
             "stop.improvement.patience=1,3,5."
         )
-    return [(key.strip(), part.strip()) for part in parts]
+    return [(key.strip(), choice.strip()) for choice in choices]
 
 
 def story(one: Replay) -> list[str]:
@@ -99,16 +99,16 @@ def _end(one: Replay) -> list[str]:
             f"stops at step {stop.step:,}, evaluation {one.stop_index + 1} of "
             f"{len(one.evaluations)}: {one.verdicts[-1].reason}"
         ]
-        lines.append(f"saves {_saved(one)}")
+        lines.append(f"saves {_describe_saving(one)}")
     if one.best is not None and one.best_after is not None:
         lines.append(
             f"keeps {one.best.metric} {show(one.best.value, one.best_after.value)} of step "
-            f"{one.best.step:,}, {_lost(one)}"
+            f"{one.best.step:,}, {_describe_loss(one)}"
         )
     return lines
 
 
-def _saved(one: Replay) -> str:
+def _describe_saving(one: Replay) -> str:
     last = one.evaluations[-1]
     stop = last if one.stop_index is None else one.evaluations[one.stop_index]
     steps = f"{last.step - stop.step:,} of {last.step:,} steps"
@@ -120,7 +120,7 @@ def _saved(one: Replay) -> str:
     )
 
 
-def _lost(one: Replay) -> str:
+def _describe_loss(one: Replay) -> str:
     if one.best is None or one.best_after is None or one.best == one.best_after:
         return "the best of the history"
     return f"loses {show(one.best_after.value, one.best.value)} of step {one.best_after.step:,}"
@@ -153,7 +153,7 @@ def _row(one: Replay) -> tuple[str, ...]:
         one.verdicts[-1].reason or "",
         kept,
         lost,
-        _saved(one),
+        _describe_saving(one),
     )
 
 

@@ -39,7 +39,7 @@ def write_report(directory: Path) -> Path:
 
     Raises ConfigError if there is nothing to report.
     """
-    history = Recorded.read(directory / METRICS)
+    history = RecordSummary.read(directory / METRICS)
     if history.last is None:
         raise ConfigError(
             f"{directory}: no {METRICS} with records. Give the directory of a run, e.g. "
@@ -106,7 +106,7 @@ def _targets(stop: StopSettings) -> dict[str, float]:
 
 
 @dataclass
-class Recorded:
+class RecordSummary:
     """What a report shows of a run's records, in bounded memory whatever their number.
 
     `training`, `evaluated`: curves by metric; `last`: the last record; `evaluation`: the last
@@ -119,7 +119,7 @@ class Recorded:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path) -> "Recorded":
+    def read(cls, path: Path) -> "RecordSummary":
         """Raises ConfigError for records that cannot be read."""
         found = cls()
         for record in read_records(path):
@@ -143,7 +143,7 @@ def _extend(curves: dict[str, Curve], record: Mapping[str, Any], names: Sequence
             curve.add(record["step"], float(value))
 
 
-def _curves(history: Recorded, targets: Mapping[str, float]) -> Markup:
+def _curves(history: RecordSummary, targets: Mapping[str, float]) -> Markup:
     found = sorted({name.split("/", 1)[1] for name in history.evaluated} | {"loss"})
     names = found[:MAX_CURVES]
     figure, grid = _figure(len(names))

@@ -75,8 +75,8 @@ def show(result: Result, as_json: bool, width: int | None = None) -> None:
     if as_json:
         print(json.dumps(result.to_json()))
         return
-    for part in result.page():
-        if isinstance(part, str):
-            say(part)
+    for block in result.page():
+        if isinstance(block, str):
+            say(block)
         else:
-            Console(markup=False, width=width).print(part)
+            Console(markup=False, width=width).print(block)

@@ -19,7 +19,7 @@ from harness.config import trust
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import evaluation_batches
-from harness.data.preparing import TreatmentState, build_treatments
+from harness.data.preparing import TreatmentState, build_treatments, open_source
 from harness.data.settings import SPLITS
 from harness.data.split import Split
 from harness.errors import ConfigError, DataError
@@ -31,7 +31,7 @@ _TASK_METHODS = ("forward", "loss_sum", "num_items", "fit_to", "metrics", "updat
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """The network of a checkpoint, with the config and the task it was trained with."""
 
     path: Path
@@ -55,7 +55,7 @@ class Trained:
         return self.config.evaluation.micro_size or self.config.batch.micro_size
 
 
-def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
+def load_trained(path: Path, allow: Sequence[str] = ()) -> TrainedNetwork:
     """Build the network of a run or checkpoint and put its weights in. Raises HarnessError.
 
     A checkpoint is data: the components that its config may name are limited, see trust.py;
@@ -74,7 +74,7 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> Trained:
     with understanding(found):
         restore_learners(task, learners)
     network = in_precision(network.to(device).eval(), config.train.precision, device)
-    return Trained(found, config, network, task, device, learned, allow)
+    return TrainedNetwork(found, config, network, task, device, learned, allow)
 
 
 def _network(config: Config) -> nn.Module:
@@ -117,7 +117,9 @@ def in_precision(network: nn.Module, precision: str, device: torch.device) -> nn
     return network
 
 
-def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = None) -> Split:
+def open_split(
+    trained: TrainedNetwork, name: str, source: Mapping[str, Any] | None = None
+) -> Split:
     """A split of the trained config, with another source if one is given; the split's treatments
     are used.
     """
@@ -135,15 +137,18 @@ def open_split(trained: Trained, name: str, source: Mapping[str, Any] | None = N
     with understanding(trained.path):
         treatments = build_treatments(data, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
+    opened = (
+        open_source(spec, name) if source is None else components.build(source, f"{where}.source")
+    )
     return Split(
-        components.build(spec.source if source is None else source, f"{where}.source"),
+        opened,
         treatments,
         where,
         check,
     )
 
 
-def fit_task(trained: Trained, split: Split) -> None:
+def fit_task(trained: TrainedNetwork, split: Split) -> None:
     """Let the task learn the shape of the outputs.
 
     Raises DataError if the network cannot take the split's samples.

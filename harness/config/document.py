@@ -58,7 +58,7 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 class MalformedError(Exception):
-    """A text that is no YAML, or more than a config. `line`: counted from 1."""
+    """A text that is not YAML, or too large for a config. `line`: counted from 1."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
@@ -70,8 +70,8 @@ class Document:
     """One YAML text as plain values: None, bool, int, float, str, list, and dict with text or whole
     numbers as keys.
 
-    lines: where each value stands, by its keys. mistakes: (line, keys, message) of single values.
-    rest: what follows the value, as a comment does.
+    lines: the line of each value, by its keys. mistakes: (line, keys, message) of single values.
+    rest: what follows the value, e.g. a comment.
     """
 
     lines: dict[Keys, int] = field(default_factory=dict)
@@ -100,8 +100,8 @@ class Document:
         if self.num_nodes > _MAX_NODES or len(keys) > _MAX_DEPTH:  # also an alias that holds itself
             raise MalformedError(
                 line,
-                f"more than {_MAX_NODES:,} values, or nested more than {_MAX_DEPTH} deep. Put "
-                "data into files of their own",
+                f"more than {_MAX_NODES:,} values, or nested more than {_MAX_DEPTH} deep. Put data "
+                "into separate files",
             )
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self._mapping(node, keys)
@@ -109,7 +109,7 @@ class Document:
             return [self._value(child, (*keys, index)) for index, child in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, keys)
-        self.mistakes.append((line, keys, f"the tag {node.tag} is not taken. Leave it out."))
+        self.mistakes.append((line, keys, f"the tag {node.tag} is not supported. Remove it."))
         return None
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[Any, Any]:
@@ -129,14 +129,14 @@ class Document:
                             (
                                 line,
                                 keys,
-                                "<< takes a mapping or a list of mappings. Give an alias of one.",
+                                "<< takes a mapping or a list of mappings. Give an alias for one.",
                             )
                         )
                 continue
             key = self._scalar(key_node, keys) if isinstance(key_node, yaml.ScalarNode) else None
             if isinstance(key, bool) or not isinstance(key, str | int):
                 self.mistakes.append(
-                    (line, keys, "a key is text or a whole number. Put it in quotes.")
+                    (line, keys, "a key must be text or a whole number. Put it in quotes.")
                 )
                 continue
             here = (*keys, key)
@@ -145,8 +145,7 @@ class Document:
                     (
                         line,
                         here,
-                        f"the key comes twice; the first is in line {self.lines[here]}. Take one "
-                        "out.",
+                        f"duplicate key; the first is in line {self.lines[here]}. Remove one.",
                     )
                 )
                 continue
@@ -168,7 +167,7 @@ class Document:
                 return _CONVERSIONS[kind](text)
             except (KeyError, ValueError) as error:
                 message = (
-                    f"{text!r}: the tag !!{kind} is not taken. Leave it out."
+                    f"{text!r}: the tag !!{kind} is not supported. Remove it."
                     if isinstance(error, KeyError)
                     else f"{text!r}: {error}."
                 )
@@ -192,7 +191,7 @@ _CONVERSIONS: dict[str, Callable[[str], Any]] = {
 
 
 class _Writer(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML tells no types
-    """Quotes whatever text a reader of YAML 1.1 or 1.2 would take for something else."""
+    """Quotes text that a reader of YAML 1.1 or 1.2 would take for something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -211,7 +210,7 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def to_yaml(value: Any) -> str:
-    """A YAML text that `Document.read` and any other reader takes for the same plain values, floats
+    """A YAML text that `Document.read` and any other reader parse to the same plain values, floats
     to the last bit.
     """
     text: str = yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=2**16)

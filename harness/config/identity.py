@@ -22,7 +22,7 @@ def identity_changes(before: Config, now: Config) -> list[str]:
 
 def _differences(old: Mapping[Keys, Any], new: Mapping[Keys, Any]) -> list[str]:
     return [
-        f"{dotted(keys)}: {_shown(old.get(keys, _ABSENT))} -> {_shown(new.get(keys, _ABSENT))}"
+        f"{dotted(keys)}: {_text_of(old.get(keys, _ABSENT))} -> {_text_of(new.get(keys, _ABSENT))}"
         for keys in [*old, *(keys for keys in new if keys not in old)]
         if _differ(old.get(keys, _ABSENT), new.get(keys, _ABSENT))
     ]
@@ -110,5 +110,5 @@ def _differ(before: Any, now: Any) -> bool:
     return bool(before != now and (before == before or now == now))  # NaN is the same as NaN
 
 
-def _shown(value: Any) -> str:
+def _text_of(value: Any) -> str:
     return "absent" if value is _ABSENT else repr(value)

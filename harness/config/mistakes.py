@@ -1,5 +1,5 @@
-"""What pydantic finds wrong with a config, in words: one mistake a line, with the file, the key,
-the value and what is allowed.
+"""Pydantic's findings in words: one mistake per line, with the file, the key, the value and what is
+allowed.
 """
 
 import re
@@ -29,7 +29,7 @@ _EXPECTED = {
     "float_type": "a number",
     "finite_number": "a finite number",
     "string_type": "text (a number or true and false in quotes)",
-    "string_too_short": "text that is not empty",
+    "string_too_short": "non-empty text",
     "path_type": "a path",
     "dict_type": "a mapping",
     "model_type": "a mapping",
@@ -42,8 +42,8 @@ _EXPECTED = {
 
 
 def explain(error: ValidationError, draft: Draft) -> None:
-    """Add what a validation found to the draft's mistakes, but for what is a consequence of one
-    that is there already.
+    """Add the findings of a validation to the draft's mistakes, except consequences of those
+    already there.
     """
     found: dict[Keys, list[ErrorDetails]] = {}
     # A value that fits no branch of a union: one error a branch
@@ -55,7 +55,7 @@ def explain(error: ValidationError, draft: Draft) -> None:
         if not any(inside[: len(keys)] == keys for inside in found):
             found[keys] = several
     for keys, several in found.items():
-        if not draft.mistaken(keys):
+        if not draft.has_mistake(keys):
             draft.add(keys, _in_words(keys, several, draft))
 
 
@@ -82,20 +82,20 @@ def _fields(model: type[BaseModel], keys: Keys) -> Iterator[tuple[Keys, FieldInf
 
 
 def _keys(error: ErrorDetails, tree: Any) -> tuple[Keys, bool]:
-    """The user's keys in pydantic's location, which also names branches of unions; and whether it
-    ends with such a branch.
+    """The user's keys in pydantic's location, which also names branches of unions, and whether it
+    ends with a branch.
     """
     keys: Keys = ()
     of_branch = False
     node = tree
-    for index, part in enumerate(error["loc"]):
+    for index, key in enumerate(error["loc"]):
         last = index == len(error["loc"]) - 1
-        if isinstance(node, dict) and (part in node or (last and error["type"] == "missing")):
-            keys, node = (*keys, part), node.get(part)
-        elif isinstance(node, list) and isinstance(part, int):
-            keys, node = (*keys, part), node[part]
+        if isinstance(node, dict) and (key in node or (last and error["type"] == "missing")):
+            keys, node = (*keys, key), node.get(key)
+        elif isinstance(node, list) and isinstance(key, int):
+            keys, node = (*keys, key), node[key]
         else:
-            of_branch = last and isinstance(part, str)
+            of_branch = last and isinstance(key, str)
     return keys, of_branch
 
 
@@ -109,7 +109,8 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], draft: Draft) -> str:
     if kind == "extra_forbidden":
         return f"no such key.{_suggestion(keys, value, draft.tree)}"
     if kind == "value_error":
-        message = " ".join(dict.fromkeys(str(one["ctx"]["error"]) for one in errors))
+        told = [one["ctx"]["error"] for one in errors if one["type"] == kind]
+        message = " ".join(dict.fromkeys(map(str, told)))
         named = isinstance(value, Mapping | BaseModel) or repr(value) in message
         return ("" if named else f"{value!r}: ") + message + ("" if message.endswith("?") else ".")
     if all(one["type"] in _EXPECTED for one in errors):
@@ -122,7 +123,7 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], draft: Draft) -> str:
 
 
 def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
-    """Which key was meant: a sibling, or one that ends in the same way elsewhere; if none, the
+    """Which key was meant: a similar sibling, or a key with the same ending elsewhere; if none, the
     siblings.
     """
     rest: Keys = ()
@@ -143,11 +144,11 @@ def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
         elsewhere = dict.fromkeys(dotted(key) for key in known if key[-len(tail) :] == tail)
         if elsewhere:
             return f" Did you mean {' or '.join(list(elsewhere)[:3])}?"
-    return f" There {'are' if len(siblings) > 1 else 'is'} {', '.join(siblings)}."
+    return f" Known keys: {', '.join(siblings)}."
 
 
 def _takes(keys: Keys, rest: Keys) -> bool:
-    """Whether the keys in `rest` may follow: they are known, or inside of a component."""
+    """Whether the keys in `rest` may follow: they are known, or inside a component."""
     info = known_fields().get(_pattern(keys))
     return _pattern((*keys, *rest)) in known_fields() or (
         info is not None and not models_in(info.annotation) and "dict" in str(info.annotation)
@@ -155,7 +156,7 @@ def _takes(keys: Keys, rest: Keys) -> bool:
 
 
 def _pattern(keys: Keys) -> Keys:
-    """Keys as `known_fields` has them: no places in lists, ANY_KEY for names that users choose."""
+    """Keys as `known_fields` has them: no indices of lists, ANY_KEY for names that users choose."""
     pattern: Keys = ()
     for key in keys:
         if isinstance(key, int):

@@ -46,10 +46,10 @@ def read_config(
     nothing is interpolated. None: the config is the user's own.
     """
     draft = _read(path, overrides, stored=allow is not None)
-    config = _validated(Config, draft)
+    config = _validate(Config, draft)
     for keys, spec, given in _components(draft.tree):
         # What is no component the schema has said
-        if isinstance(spec, Mapping) and TARGET in spec and not draft.mistaken(keys):
+        if isinstance(spec, Mapping) and TARGET in spec and not draft.has_mistake(keys):
             if keys[0] != "tracking":
                 _check_component(draft, keys, spec, given, allow)
                 if keys == ("schedule",) and config is not None:
@@ -66,7 +66,7 @@ def read_stored(path: Path) -> Config:
     neither checked nor imported. Raises ConfigError.
     """
     draft = _read(path, (), stored=True)
-    config = _validated(Config, draft)
+    config = _validate(Config, draft)
     raise_all(draft.mistakes)
     assert config is not None
     return config
@@ -94,7 +94,7 @@ def read_section(
     """One section of a config by its class, e.g. StopSettings: without torch, and without looking
     at the rest.
 
-    stored: a run has left the config, perhaps somebody else's.
+    stored: the config was stored by a run, perhaps somebody else's.
 
     alone: no other section is used, so that overrides of others are mistakes. Raises ConfigError
     with all mistakes at once.
@@ -104,7 +104,7 @@ def read_section(
     foreign = [text for text in overrides if alone and not own.match(text)]
     taken = [text for text in overrides if text not in foreign]
     draft = reading.read(path, taken, stored=stored, links=not stored)
-    message = f"only {name}.* has an effect here. Leave it out, or fix the key."
+    message = f"only {name}.* has an effect here. Remove it, or fix the key."
     draft.mistakes += [Mistake((), message, f"override {text}") for text in foreign]
     _name_run(draft)
     if stored:
@@ -112,22 +112,20 @@ def read_section(
     else:
         draft.interpolate([name])
     field: Any = {name: (section, info)}
-    part = create_model("Part", __config__=ConfigDict(extra="ignore"), **field)
-    found = _validated(part, draft)
+    model = create_model("Section", __config__=ConfigDict(extra="ignore"), **field)
+    found = _validate(model, draft)
     raise_all(draft.mistakes)
     value: M = getattr(found, name)
     return value
 
 
 def run_directory(path: Path, overrides: Sequence[str] = ()) -> Path:
-    """Where the run of a config goes. Raises ConfigError."""
+    """The run directory of a config. Raises ConfigError."""
     return read_section(path, RunConfig, overrides, alone=False).dir
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
-    """What a config that a run has left says, as plain values that were not checked. Raises
-    ConfigError.
-    """
+    """The config stored by a run, as unchecked plain values. Raises ConfigError."""
     draft = reading.read(path, overrides, stored=True, links=False)
     draft.take_literally()
     raise_all(draft.mistakes)
@@ -140,16 +138,16 @@ def describe(path: Path, overrides: Sequence[str] = ()) -> str:
 
 
 def resolved_yaml(config: Config) -> str:
-    """A YAML text that `read_config` reads as an equal config from any place: no base, no
+    """A YAML text that `read_config` reads as an equal config from any directory: no base, no
     interpolation, defaults written out.
     """
     return (
         f"# The resolved config of a run of fermarsi {own_version()}; it can be launched again as "
-        f"it is.\n{to_yaml(plain(config.model_dump(by_alias=True)))}"
+        f"is.\n{to_yaml(plain(config.model_dump(by_alias=True)))}"
     )
 
 
-def _validated(model: type[M], draft: Draft) -> M | None:
+def _validate(model: type[M], draft: Draft) -> M | None:
     """The draft as a model; None, and the mistakes noted in it, if it is not one."""
     try:
         return model.model_validate(draft.tree)
@@ -171,7 +169,7 @@ def _name_run(draft: Draft) -> None:
 
 
 def _components(tree: Mapping[str, Any]) -> Iterator[tuple[Keys, Any, Collection[str]]]:
-    """Each component of a config with its keys and what the harness gives it."""
+    """Each component of a config with its keys and the arguments that the harness passes."""
     for name, given in _GIVEN.items():
         yield (name,), tree.get(name), given
     data = tree.get("data")
@@ -204,24 +202,24 @@ def _check_component(
         try:
             trust.check_code(spec, dotted(keys), allow)
         except ConfigError as error:
-            draft.mistakes.append(Mistake((), str(error), draft.place(keys)))
+            draft.mistakes.append(Mistake((), str(error), draft.origin(keys)))
             return
     inherit = given if keys[0] == "schedule" else ()
     for mistake in components.find_mistakes(spec, given, inherit):
-        if not draft.mistaken((*keys, *mistake.keys)):
+        if not draft.has_mistake((*keys, *mistake.keys)):
             draft.add((*keys, *mistake.keys), mistake.message)
 
 
 def _check_schedule(draft: Draft, spec: Mapping[str, Any], config: Config) -> None:
     budget = config.stop.budget
     for mistake in find_schedule_mistakes(spec, None if budget is None else budget.steps):
-        if not draft.mistaken(("schedule", *mistake.keys)):
+        if not draft.has_mistake(("schedule", *mistake.keys)):
             draft.add(("schedule", *mistake.keys), mistake.message)
 
 
 def _check_tracker(draft: Draft, keys: Keys, spec: Mapping[str, Any]) -> None:
     _check_component(draft, keys, spec, ("run",), None)
-    if not draft.mistaken(keys) and inspect.isclass(target := components.find(spec[TARGET])):
+    if not draft.has_mistake(keys) and inspect.isclass(target := components.find(spec[TARGET])):
         lacks = [name for name in BACKEND_METHODS if not hasattr(target, name)]
         if lacks:
             draft.add(
@@ -234,7 +232,7 @@ def _check_tracker(draft: Draft, keys: Keys, spec: Mapping[str, Any]) -> None:
 def plain(value: Any) -> Any:
     """What YAML can hold.
 
-    What is off or empty is left out, but for arguments of components, where null is a value.
+    Empty and null values are left out, except in arguments of components, where null is a value.
     """
     if isinstance(value, Mapping):
         if TARGET in value:

@@ -46,25 +46,25 @@ def raise_all(mistakes: Sequence[Mistake]) -> None:
 
 @dataclass
 class Draft:
-    """A config in the making: what files and overrides say together.
+    """A config under construction: files and overrides, merged.
 
-    `places`: where the value at some keys was given, if not where the one it is in was.
+    `origins`: where the value at some keys was given, unless it came with the value around it.
     """
 
     path: Path
     tree: dict[Any, Any] = field(default_factory=dict)
-    places: dict[Keys, str] = field(default_factory=dict)
+    origins: dict[Keys, str] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
 
-    def place(self, keys: Keys) -> str:
-        """Where the value at these keys, or else the innermost one around it, was given."""
-        while keys and keys not in self.places:
+    def origin(self, keys: Keys) -> str:
+        """Where the value at these keys, or else the innermost value around it, was given."""
+        while keys and keys not in self.origins:
             keys = keys[:-1]
-        return self.places.get(keys, str(self.path))
+        return self.origins.get(keys, str(self.path))
 
-    def mistaken(self, keys: Keys) -> bool:
-        """Whether a mistake was found at these keys or around them: what else is wrong there would
-        only repeat it.
+    def has_mistake(self, keys: Keys) -> bool:
+        """Whether a mistake was already found at these keys or around them, so that others there
+        would only repeat it.
         """
         return any(
             keys[: len(mistake.keys)] == mistake.keys for mistake in self.mistakes if mistake.keys
@@ -72,14 +72,14 @@ class Draft:
 
     def add(self, keys: Keys, message: str) -> None:
         """Note a mistake in the value at these keys."""
-        self.mistakes.append(Mistake(keys, message, self.place(keys)))
+        self.mistakes.append(Mistake(keys, message, self.origin(keys)))
 
-    def merge(self, over: dict[Any, Any], places: dict[Keys, str]) -> None:
-        """Lay a tree over this one: sections are merged, everything else is replaced."""
-        self._merge(self.tree, over, (), places)
+    def merge(self, over: dict[Any, Any], origins: dict[Keys, str]) -> None:
+        """Merge a tree into this one: sections are merged, everything else is replaced."""
+        self._merge(self.tree, over, (), origins)
 
     def _merge(
-        self, into: dict[Any, Any], over: dict[Any, Any], keys: Keys, places: dict[Keys, str]
+        self, into: dict[Any, Any], over: dict[Any, Any], keys: Keys, origins: dict[Keys, str]
     ) -> None:
         for key, value in over.items():
             here = (*keys, key)
@@ -89,66 +89,68 @@ class Draft:
                 and isinstance(value, dict)
                 and not _replaces(key, before, value)
             ):
-                self.places[here] = places[here]
-                self._merge(before, value, here, places)
+                self.origins[here] = origins[here]
+                self._merge(before, value, here, origins)
             else:
                 self._forget(here)
                 into[key] = value
-                self.places |= {
-                    inside: place for inside, place in places.items() if inside[: len(here)] == here
+                self.origins |= {
+                    inside: origin
+                    for inside, origin in origins.items()
+                    if inside[: len(here)] == here
                 }
 
     def override(self, text: str) -> None:
-        """Set what `key=value` says: the value is YAML, the key is dotted, with list items by
-        number.
-        """
-        place = f"override {text}"
+        """Apply `key=value`: the value is YAML, the key is dotted, with list items by number."""
+        origin = f"override {text}"
         name, equals, written = text.partition("=")
         keys = _parse_keys(name.strip())
         if not equals or not keys:
             hint = f" Write {name.lstrip('-+~')}=VALUE." if name.lstrip("-+~") else ""
             self.mistakes.append(
-                Mistake((), f"not of the form key=value.{hint or ' Write e.g. run.seed=7.'}", place)
+                Mistake(
+                    (), f"not of the form key=value.{hint or ' Write e.g. run.seed=7.'}", origin
+                )
             )
             return
         if keys[0] == "base":
             self.mistakes.append(
                 Mistake(
                     keys,
-                    "a base is named in a file, not by an override. Put it into the file.",
-                    place,
+                    "a base cannot be set by an override. Put it into the file.",
+                    origin,
                 )
             )
             return
         try:
-            value = parse_value(written, place, keys)
+            value = parse_value(written, origin, keys)
         except ConfigError as error:
             self.mistakes += [Mistake((), line) for line in str(error).splitlines()]
             return
-        self._set(keys, value, place)
+        self._set(keys, value, origin)
 
-    def _set(self, keys: Keys, value: Any, place: str) -> None:
+    def _set(self, keys: Keys, value: Any, origin: str) -> None:
         node: Any = self.tree
         here: Keys = ()
         for wanted in keys[:-1]:
-            key = self._key_in(node, wanted, here, place)
+            key = self._key_in(node, wanted, here, origin)
             if key is None:
                 return
             here = (*here, key)
             if isinstance(node, dict) and node.get(key) is None:
                 node[key] = {}
-                self.places[here] = place
+                self.origins[here] = origin
             node = node[key]
-        key = self._key_in(node, keys[-1], here, place)
+        key = self._key_in(node, keys[-1], here, origin)
         if key is None:
             return
         if isinstance(node, dict) and here and here[-1] in _ONE_QUANTITY:
             node.clear()
         self._forget((*here, key))
         node[key] = value
-        self.places[(*here, key)] = place
+        self.origins[(*here, key)] = origin
 
-    def _key_in(self, node: Any, key: Key, here: Keys, place: str) -> Key | None:
+    def _key_in(self, node: Any, key: Key, here: Keys, origin: str) -> Key | None:
         """The key as what is at `here` has it: a list by numbers, a mapping by either.
 
         None, and a mistake noted, if it can have no such key.
@@ -160,15 +162,15 @@ class Draft:
             return number
         if isinstance(node, list):
             last = f"its last item is [{len(node) - 1}]" if node else "it is empty"
-            message = f"{dotted(here)} is a list and {last}. To add an item set the whole list."
+            message = f"{dotted(here)} is a list and {last}. To add an item, set the whole list."
         else:
             message = f"{dotted(here)} is {node!r} and has no keys. Set it as a whole."
-        self.mistakes.append(Mistake((*here, key), message, place))
+        self.mistakes.append(Mistake((*here, key), message, origin))
         return None
 
     def _forget(self, keys: Keys) -> None:
-        for inside in [one for one in self.places if one[: len(keys)] == keys]:
-            del self.places[inside]
+        for inside in [one for one in self.origins if one[: len(keys)] == keys]:
+            del self.origins[inside]
 
     def interpolate(self, sections: Sequence[str] | None = None) -> None:
         """Resolve `${...}` in all sections or in those named."""
@@ -186,13 +188,13 @@ class Draft:
                 if sections is None or keys[0] in sections:
                     self.add(
                         keys,
-                        f"{text!r} is no interpolation. Write e.g. ${{run.seed}}, or \\${{ for "
-                        "the characters themselves.",
+                        f"{text!r} is no interpolation. Write e.g. ${{run.seed}}, or \\${{ for the "
+                        "literal characters.",
                     )
         kept = self._hide(open_texts)
         whole = OmegaConf.create(self.tree)
         for keys, text in open_texts:
-            if (sections is not None and keys[0] not in sections) or self.mistaken(keys):
+            if (sections is not None and keys[0] not in sections) or self.has_mistake(keys):
                 continue
             try:
                 value: Any = functools.reduce(operator.getitem, keys, whole)
@@ -209,8 +211,8 @@ class Draft:
                 )
 
     def take_literally(self, sections: Sequence[str] | None = None) -> None:
-        """What a run has stored is resolved: text stands for itself, and nothing is looked up,
-        least of all in the environment; in all sections or in those named.
+        """Take the config stored by a run as it is, in all sections or in those named: it is
+        already resolved, and nothing is looked up, least of all in the environment.
         """
         for keys, text in list(_texts(self.tree, ())):
             if "${" not in text or (sections is not None and keys[0] not in sections):
@@ -221,8 +223,8 @@ class Draft:
             ):
                 self.add(
                     keys,
-                    "an interpolation, which a config that a run has stored cannot hold, and which "
-                    "is not resolved. Write the value.",
+                    "an interpolation, which is not resolved in the config stored by a run. Write "
+                    "the value.",
                 )
             elif left != text:
                 self._put(keys, Reference(text))
@@ -230,26 +232,28 @@ class Draft:
                 self._put(keys, _OPENING.sub(lambda found: found[1][::2][:-1] + "${", text))
 
     def _hide(self, texts: Sequence[tuple[Keys, str]]) -> set[str]:
-        """Put places of secrets in arguments of components out of the way of interpolation, which
-        would fill in the values; returns these places.
+        """Protect references to secrets in arguments of components from interpolation, which would
+        insert the values; returns their texts.
         """
         kept: set[str] = set()
         for keys, text in texts:
-            if self.mistaken(keys):
+            if self.has_mistake(keys):
                 continue
             inside = self._in_component(keys)
             found = [one for one in TOKEN.finditer(text) if is_secret(one, keys)]
             if inside and found:
                 kept.update(one[0] for one in found)
-                self._put(keys, TOKEN.sub(functools.partial(_escaped, keys), text))
+                self._put(keys, TOKEN.sub(functools.partial(_escape, keys), text))
             if not inside and any(one[1] == "secret" for one in found):
-                self.add(keys, f"{text!r}: only arguments of components take a secret.")
+                self.add(keys, f"{text!r}: only arguments of components can be secrets.")
         return kept
 
     def _refer(self, keys: Keys, value: Any, kept: set[str]) -> None:
-        """Mark what was resolved to the place of a secret, there or by way of another key."""
+        """Turn what was resolved to the text of a secret, directly or through another key, into a
+        Reference.
+        """
         for inner, text in list(_texts(value, keys)):
-            if not any(place in text for place in kept):
+            if not any(mark in text for mark in kept):
                 continue
             if not self._in_component(inner):
                 self.add(inner, "only arguments of components take a secret.")
@@ -260,7 +264,7 @@ class Draft:
                 self.add(inner, f"{text!r}: {missing[0]} is not set in the environment. Set it.")
 
     def _in_component(self, keys: Keys) -> bool:
-        """Whether the value at these keys is an argument, however deep, of a component."""
+        """Whether the value at these keys is an argument of a component, at any depth."""
         node: Any = self.tree
         for key in keys[:-1]:
             node = node[key]
@@ -272,7 +276,7 @@ class Draft:
         functools.reduce(operator.getitem, keys[:-1], self.tree)[keys[-1]] = value
 
 
-def _escaped(keys: Keys, token: re.Match[str]) -> str:
+def _escape(keys: Keys, token: re.Match[str]) -> str:
     return f"\\{token[0]}" if is_secret(token, keys) else token[0]
 
 
@@ -292,51 +296,48 @@ def read(
     while following is not None:
         if following.resolve() in [file.resolve() for file in files]:
             raise ConfigError(
-                f"{path}: base: {' -> '.join(map(str, [*files, following]))} is a circle. Take one "
-                "of the bases out."
+                f"{path}: base: {' -> '.join(map(str, [*files, following]))} is a cycle. Remove "
+                "one of the bases."
             )
         asked_by = files[-1] if files else None
         data = _bytes_of(following, asked_by, stored=stored, links=links)
-        tree, places = _parsed(following, asked_by, data, draft.mistakes)
+        tree, origins = _parse(following, asked_by, data, draft.mistakes)
         files.append(following)
-        layers.append((tree, places))
+        layers.append((tree, origins))
         base = tree.pop("base", None)
         if base is not None and stored:
             raise ConfigError(
-                f"{places[('base',)]}: base: a config that a run has stored has none, and no other "
-                "file is read for it. Take it out."
+                f"{origins[('base',)]}: base: the config stored by a run must be complete. Remove "
+                "base."
             )
         if base is not None and (not isinstance(base, str) or not base):
             raise ConfigError(
-                f"{places[('base',)]}: base: {base!r} is not the path of a file. Give one, "
+                f"{origins[('base',)]}: base: {base!r} is not the path of a file. Give a path "
                 f"relative to {files[-1]}."
             )
         following = None if base is None else files[-1].parent / Path(base).expanduser()
-    for tree, places in reversed(layers):
-        draft.merge(tree, places)
+    for tree, origins in reversed(layers):
+        draft.merge(tree, origins)
     for text in overrides:
         draft.override(text)
     return draft
 
 
-def parse_value(text: str, place: str, keys: Keys = ()) -> Any:
+def parse_value(text: str, origin: str, keys: Keys = ()) -> Any:
     """One value as written in YAML, e.g. behind the = of an override. Raises ConfigError."""
     document = Document()
     try:
         value = document.read(text)
     except MalformedError as error:
         message = f"{error}. Put text with special characters in quotes."
-        raise ConfigError(str(Mistake(keys, message, place))) from error
+        raise ConfigError(str(Mistake(keys, message, origin))) from error
     if document.rest:
-        message = (
-            f"what stands behind {document.rest[0]} is no part of the value. Put the whole text in "
-            "quotes."
-        )
-        raise ConfigError(str(Mistake(keys, message, place)))
+        message = f"the text after {document.rest[0]} is not read. Put the whole value in quotes."
+        raise ConfigError(str(Mistake(keys, message, origin)))
     if document.mistakes:
         raise ConfigError(
             "\n".join(
-                str(Mistake((*keys, *inside), message, place))
+                str(Mistake((*keys, *inside), message, origin))
                 for _, inside, message in document.mistakes
             )
         )
@@ -360,7 +361,7 @@ def _by(asked_by: Path | None) -> str:
     return f" (base of {asked_by})" if asked_by else ""
 
 
-def _parsed(
+def _parse(
     path: Path, asked_by: Path | None, data: bytes, mistakes: list[Mistake]
 ) -> tuple[dict[Any, Any], dict[Keys, str]]:
     by = _by(asked_by)
@@ -368,12 +369,11 @@ def _parsed(
         text = data.decode("utf-8-sig")
     except ValueError as error:
         raise ConfigError(
-            f"{path}{by}: not a text in UTF-8: {error}. Give the path of a YAML file."
+            f"{path}{by}: not UTF-8 text: {error}. Give the path of a YAML file."
         ) from error
     if len(data) > MAX_BYTES:
         raise ConfigError(
-            f"{path}{by}: larger than {MAX_BYTES:,} bytes. A config is small; put data into files "
-            "of their own."
+            f"{path}{by}: larger than {MAX_BYTES:,} bytes. Put data into separate files."
         )
     document = Document()
     try:
@@ -383,7 +383,7 @@ def _parsed(
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise ConfigError(
-            f"{path}{by}: not a mapping of sections but {found}. Write e.g. `run: {{seed: 7}}`."
+            f"{path}{by}: {found}, not a mapping of sections. Write e.g. `run: {{seed: 7}}`."
         )
     mistakes += [
         Mistake(keys, message, f"{path}:{line}") for line, keys, message in document.mistakes
@@ -392,7 +392,7 @@ def _parsed(
 
 
 def _replaces(key: Any, before: dict[Any, Any], value: dict[Any, Any]) -> bool:
-    """Whether a mapping stands in the place of the one before instead of adding to it: a quantity,
+    """Whether a mapping replaces the one before instead of adding to it: a quantity,
     or another component with other arguments.
     """
     targets = [str(one[TARGET]).replace(":", ".") for one in (before, value) if TARGET in one]
@@ -405,7 +405,7 @@ def _parse_keys(name: str) -> Keys:
     if (
         "".join(match.group() for match in found) != name
         or name.startswith(".")
-        or not all(part == part.strip() for part in name.split("."))
+        or not all(key == key.strip() for key in name.split("."))
     ):
         return ()
     keys = tuple(int(match[1]) if match[1] else match[2] for match in found)

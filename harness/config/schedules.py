@@ -1,4 +1,4 @@
-"""What can be said of a schedule from its config alone: no torch."""
+"""What can be checked in a schedule's config alone: no torch."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ def find_schedule_mistakes(spec: Mapping[str, Any], last_step: int | None) -> It
     if _contains(spec, _PLATEAU):
         yield Mistake(
             (TARGET,),
-            f"{_PLATEAU} is stepped with a metric, and here a schedule is stepped once an "
+            f"{_PLATEAU} needs a metric at each step, but schedules here are stepped once per "
             "optimizer step. Use harness.schedules.Plateau, which follows the run's own "
             "evaluations.",
         )
@@ -32,14 +32,14 @@ def find_schedule_mistakes(spec: Mapping[str, Any], last_step: int | None) -> It
         name, steps = end
         yield Mistake(
             (name,),
-            f"the schedule ends after {steps:,} steps, and the budget after {last_step:,}: the "
-            f"rest would learn nothing. Give {last_step} or more, or a smaller budget.",
+            f"the schedule ends after {steps:,} steps, but the budget after {last_step:,}: the "
+            f"remaining steps would learn nothing. Give {last_step} or more, or a smaller budget.",
         )
 
 
 def check_schedule_length(spec: Mapping[str, Any] | None, last_step: int | None) -> None:
-    """Raise ConfigError for a schedule that ends before the budget: where that is one of epochs or
-    samples, its steps are known only with the data.
+    """Raise ConfigError for a schedule that ends before the budget. Of a budget in epochs or
+    samples, the steps are known only with the data.
     """
     if spec is not None:
         for mistake in find_schedule_mistakes(spec, last_step):
@@ -52,7 +52,7 @@ def name_of(spec: Mapping[str, Any]) -> str:
 
 
 def _end(spec: Mapping[str, Any]) -> tuple[str, int] | None:
-    """(the argument that says so, the steps after which no rate or no learning is left)."""
+    """(the argument with the length, the steps after which the rate is 0 or undefined)."""
     name = name_of(spec)
     if name.startswith("transformers."):
         argument = "num_training_steps"

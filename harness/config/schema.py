@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from harness.checkpoint.settings import CheckpointConfig
 from harness.data.settings import DataConfig
-from harness.settings import Place, Section, Spec
+from harness.settings import Section, Spec, UserPath
 from harness.stopping.budget import Every
 from harness.stopping.settings import StopSettings
 from harness.tracking.settings import TrackingConfig
@@ -29,11 +30,11 @@ class RunConfig(Section):
 
     name: str = Field(
         min_length=1,
-        description="What the run is called; by default the config file's name without its ending.",
+        description="The run's name; by default the config file's name without its extension.",
     )
-    dir: Place = Field(
+    dir: UserPath = Field(
         description=(
-            "The directory of all that the run leaves, relative to the working directory; by "
+            "The directory for everything the run writes, relative to the working directory; by "
             "default runs/<run.name>."
         )
     )
@@ -42,76 +43,75 @@ class RunConfig(Section):
         ge=0,
         lt=2**63,
         description=(
-            "All randomness follows from it: initial weights, order of samples, augmentation, "
-            "dropout."
+            "The seed of all randomness: initial weights, order of samples, augmentation, dropout."
         ),
     )
     resume: str | int = Field(
         "auto",
         description=(
-            "auto: go on from the newest valid checkpoint, or start; must: go on or fail; never: "
-            "start, and fail if there are checkpoints; a step, best, latest, or the path of a "
-            "checkpoint (with a /): go on from that one."
+            "auto: continue from the newest valid checkpoint, or start; must: continue or fail; "
+            "never: start, and fail if there are checkpoints; a step, best, latest, or the path "
+            "of a checkpoint (with a /): continue from that one."
         ),
     )
     overwrite: bool = Field(
         False,
         description=(
-            "With resume: never, put what the run directory holds out of the way instead of "
-            "failing."
+            "With resume: never, move the contents of the run directory aside instead of failing."
         ),
     )
     exactness: Literal["none", "resume", "elastic"] = Field(
         "resume",
         description=(
-            "resume: an interrupted run ends with the same bits as one never interrupted, on as "
-            "many processes; none: faster kernels that may differ from run to run are allowed; "
-            "elastic (the same bits on any number of processes) is refused for now."
+            "resume: an interrupted run ends with the same bits as an uninterrupted one on the "
+            "same number of processes; none: allow faster kernels whose results vary between "
+            "runs; elastic (the same bits on any number of processes) is not implemented yet."
         ),
     )
     paranoid: bool = Field(
-        False, description="Every process judges each evaluation and they compare their verdicts."
+        False, description="Every process judges each evaluation, and the verdicts are compared."
     )
     compare_every: Every | None = Field(
         None,
-        description="The stretch between two comparisons of the state that the processes hold "
-        "(parameters, buffers, moments). null: after a launch's first step and at each save.",
+        description="How often the processes compare their state (parameters, buffers, moments). "
+        "null: after a launch's first step and at each save.",
     )
     accept: tuple[Literal["code"], ...] = Field(
         (),
         strict=False,
-        description="What may have changed since a checkpoint was written: code (of components "
-        "that are yours). Told and recorded; the run is exact no longer.",
+        description="What may have changed since the checkpoint was written: code (of your own "
+        "components). The change is reported and recorded, and the run is no longer "
+        "exact.",
     )
-    init_from: Place | None = Field(
+    init_from: UserPath | None = Field(
         None,
         description=(
-            "A run, a checkpoint or a safetensors file whose weights a new run starts from."
+            "A run, checkpoint or safetensors file with the initial weights of a new run."
         ),
     )
     init_prefix: dict[str, str] = Field(
         {},
         description=(
-            "With init_from: which weights, by how their names begin, go where, e.g. {encoder.: "
-            "backbone.}; by default all, as named."
+            "With init_from: prefixes of weight names there and here, e.g. {encoder.: backbone.}; "
+            "by default all weights under their own names."
         ),
     )
     timeout_s: float = Field(
         1800.0,
         gt=0,
-        description="Seconds after which a process that waits for the others gives up.",
+        description="Seconds that a process waits for the others before it gives up.",
     )
     watch: Literal["leave", "warn", "off"] = Field(
         "leave",
-        description="What happens when one process keeps all others waiting for longer than the "
-        "run has taught: leave: it is named with its stack, and the launch ends (one process alone "
-        "is only named); warn: it is only named; off: nobody looks.",
+        description="What to do when one process keeps all others waiting much longer than usual "
+        "in this launch: leave: report it with its stack and end the launch (a single "
+        "process is only reported); warn: only report it; off: do not watch.",
     )
     max_crashes: int = Field(
         3,
         ge=1,
         description=(
-            "After so many crashes in a row in the same step a launch ends at once and says so."
+            "Consecutive crashes in the same step after which the next launch refuses to repeat it."
         ),
     )
 
@@ -119,7 +119,7 @@ class RunConfig(Section):
     @classmethod
     def _is_a_name(cls, value: str) -> str:
         if "/" in value or value in (".", ".."):
-            raise ValueError("a name has no / in it; run.dir says where the run is put")
+            raise ValueError("a name must not contain /; set run.dir to choose the directory")
         return value
 
     @field_validator("resume")
@@ -127,7 +127,7 @@ class RunConfig(Section):
     def _is_a_way_to_resume(cls, value: str | int) -> str | int:
         if isinstance(value, int):
             if isinstance(value, bool) or value < 0:
-                raise ValueError("a step is a whole number from 0 on")
+                raise ValueError("a step is a whole number, at least 0")
             return value
         if "/" in value:
             return str(Path(value).expanduser())
@@ -143,7 +143,8 @@ class RunConfig(Section):
     def _is_built(cls, value: str) -> str:
         if value == "elastic":
             raise ValueError(
-                "not built yet; use resume (the same bits on as many processes) or none"
+                "not implemented yet; use resume (the same bits on the same number of processes) "
+                "or none"
             )
         return value
 
@@ -153,7 +154,7 @@ class RunConfig(Section):
         resume = info.data.get("resume", "never")
         if info.field_name == "overwrite" and value and resume != "never":
             raise ValueError(
-                f"no effect with run.resume: {resume}; set run.resume: never, or leave it out"
+                f"no effect with run.resume: {resume}; set run.resume: never, or remove it"
             )
         if info.field_name == "init_from" and value is not None and resume not in ("auto", "never"):
             raise ValueError(
@@ -161,44 +162,43 @@ class RunConfig(Section):
                 "them out"
             )
         if info.field_name == "init_prefix" and value and info.data.get("init_from") is None:
-            raise ValueError("no effect without run.init_from; give that too, or leave it out")
+            raise ValueError("no effect without run.init_from; set that too, or remove it")
         return value
 
 
 class PartConfig(Section):
-    """A part of the network: a module or a parameter, by its path in it.
+    """A part of the network: a module or a parameter, by its path in the network.
 
-    Of parts inside each other the innermost that gives a setting counts.
+    Of nested parts, the innermost one that gives a setting applies.
     """
 
     freeze: bool | None = Field(
         None,
         description=(
-            "Not trained: its parameters stay, its BatchNorm and dropout do as in an evaluation."
+            "Do not train it: parameters stay fixed, BatchNorm and dropout are in evaluation mode."
         ),
     )
     lr: float | None = Field(
         None,
         gt=0,
         description=(
-            "Its learning rate, where it is not optimizer.lr. A schedule changes all in proportion."
+            "Its learning rate, if not optimizer.lr. A schedule changes all rates in proportion."
         ),
     )
     weight_decay: float | None = Field(
-        None, ge=0, description="Its weight decay, where it is not that of the optimizer."
+        None, ge=0, description="Its weight decay, if not the optimizer's."
     )
-    init_from: Place | None = Field(
+    init_from: UserPath | None = Field(
         None,
         description=(
-            "A run, a checkpoint or a safetensors file whose weights the part starts from in a "
-            "new run."
+            "A run, checkpoint or safetensors file with the part's initial weights in a new run."
         ),
     )
     prefix: str | None = Field(
         None,
         description=(
-            "With init_from: how the names of the part's weights begin there, e.g. `backbone.`; "
-            "null: as they do here."
+            "With init_from: the prefix of the part's weight names there, e.g. `backbone.`; null: "
+            "the same as here."
         ),
     )
 
@@ -206,26 +206,24 @@ class PartConfig(Section):
     def _says_something(self) -> Self:
         if self.freeze and (self.lr is not None or self.weight_decay is not None):
             raise ValueError(
-                "lr and weight_decay have no effect on a frozen part; leave them out, or freeze"
+                "lr and weight_decay have no effect on a frozen part; remove them, or freeze"
             )
         if self.prefix is not None and self.init_from is None:
-            raise ValueError(
-                "prefix has no effect without init_from; give that too, or leave it out"
-            )
+            raise ValueError("prefix has no effect without init_from; set that too, or remove it")
         if self == PartConfig.model_construct():
-            raise ValueError("says nothing; give one of freeze, lr, weight_decay, init_from")
+            raise ValueError("sets nothing; give one of freeze, lr, weight_decay, init_from")
         return self
 
 
 class BatchConfig(Section):
-    """How many samples an optimizer step and a forward pass see."""
+    """The number of samples in an optimizer step and in a forward pass."""
 
-    size: int = Field(ge=1, description="Samples an optimizer step sees, over all processes.")
+    size: int = Field(ge=1, description="Samples per optimizer step, over all processes.")
     micro_size: int = Field(
         ge=1,
         description=(
-            "Samples a forward pass sees. size / micro_size is whole, and a multiple of the "
-            "number of processes."
+            "Samples per forward pass. size / micro_size must be a whole number and a multiple of "
+            "the number of processes."
         ),
     )
 
@@ -255,40 +253,16 @@ class TrainConfig(Section):
         None,
         gt=0,
         description=(
-            "The gradient's largest norm; larger ones are scaled down to it. null: no limit."
+            "The maximum gradient norm; larger gradients are scaled down to it. null: no limit."
         ),
     )
     find_unused_parameters: bool = Field(
         False,
         description=(
-            "On several processes, whether each step looks for the parameters that it did not use. "
-            "Needed where a forward pass uses some of them only at times; costs a walk through the "
-            "graph and, on a GPU, a wait a step."
+            "With several processes, whether each step detects the parameters it did not use. "
+            "Needed if a forward pass uses some of them only sometimes; costs a traversal of the "
+            "graph and, on a GPU, a host wait per step."
         ),
-    )
-
-
-class CheckpointConfig(Section):
-    """When the run is saved and what is kept."""
-
-    every: Every | None = Field(
-        None, description="The stretch between two checkpoints; null: one at each evaluation."
-    )
-    keep_last: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
-    keep_best: int = Field(1, ge=1, description="How many of the best checkpoints are kept.")
-    keep_every: Every | None = Field(
-        None, description="The first checkpoint of each such stretch is kept for good. null: none."
-    )
-    verify: Literal["full", "size"] = Field(
-        "full",
-        description=(
-            "What is checked before a resume: hashes of all files (full), or sizes of those that "
-            "hold tensors (size)."
-        ),
-    )
-    max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
-    timeout_s: float = Field(
-        1800.0, gt=0, description="Seconds after which a save counts as failed."
     )
 
 
@@ -298,20 +272,20 @@ class EvaluationConfig(Section):
     micro_size: int | None = Field(
         None,
         ge=1,
-        description="Samples a forward pass sees in an evaluation; null: batch.micro_size.",
+        description="Samples per forward pass in an evaluation; null: batch.micro_size.",
     )
 
 
 class InterruptConfig(Section):
-    """What is known of those who interrupt the run."""
+    """What is known about the scheduler that interrupts the run."""
 
     grace_s: float | None = Field(
         None,
         gt=0,
         description=(
-            "Seconds from a signal to the kill. If a save cannot fit in, the last checkpoint is "
-            "kept instead. null: what torch's agent grants (PET_SHUTDOWN_TIMEOUT, or 30) under "
-            "one, else not known."
+            "Seconds from a signal to the kill. If a save would not fit, the last checkpoint is "
+            "kept instead. null: what torch's agent grants (PET_SHUTDOWN_TIMEOUT, or 30), or "
+            "unknown without an agent."
         ),
     )
 
@@ -321,13 +295,13 @@ class LogConfig(Section):
 
     every: Every = Field(
         Every(steps=20),
-        description="The stretch between two log points, where losses are read and recorded.",
+        description="How often losses are read and recorded.",
     )
     trace: bool = Field(
         False,
         description=(
-            "Write each step's loss and digests of samples and parameters to trace.jsonl, to "
-            "compare runs; slow."
+            "Write each step's loss and digests of samples and parameters to trace.jsonl, for "
+            "comparing runs; slow."
         ),
     )
 
@@ -337,24 +311,25 @@ class Config(Section):
 
     run: RunConfig = Field(description="The run as a whole.")
     data: DataConfig = Field(description="The splits.")
-    network: Spec = Field(description="The component that is trained, a torch.nn.Module.")
+    network: Spec = Field(description="The component to be trained, a torch.nn.Module.")
     parts: dict[str, PartConfig] = Field(
         {},
         description=(
-            "Parts of the network by path, e.g. encoder: frozen, at other rates, from earlier runs."
+            "Parts of the network by path, e.g. encoder: frozen, with their own rates, from "
+            "earlier runs."
         ),
     )
     task: Spec = Field(
-        description="The component that makes of a batch a loss, predictions and metrics."
+        description="The component that computes losses, predictions and metrics from a batch."
     )
     batch: BatchConfig = Field(
-        description="How many samples an optimizer step and a forward pass see."
+        description="The number of samples in an optimizer step and in a forward pass."
     )
-    optimizer: Spec = Field(description="A torch optimizer; the harness gives it `params`.")
+    optimizer: Spec = Field(description="A torch optimizer; the harness passes `params`.")
     schedule: Spec | None = Field(
         None,
         description=(
-            "A learning-rate schedule, stepped once an optimizer step; the harness gives it "
+            "A learning-rate schedule, stepped once per optimizer step; the harness passes "
             "`optimizer`."
         ),
     )
@@ -367,7 +342,7 @@ class Config(Section):
         EvaluationConfig(), description="How splits are evaluated."
     )
     interrupt: InterruptConfig = Field(
-        InterruptConfig(), description="What is known of those who interrupt the run."
+        InterruptConfig(), description="What is known about the scheduler that interrupts the run."
     )
     log: LogConfig = Field(LogConfig(), description="What is recorded between evaluations.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Where else records go.")
@@ -377,7 +352,7 @@ class Config(Section):
         return self.model_dump(mode="json", by_alias=True)
 
     def specs(self) -> list[Any]:
-        """The components that a training is made of, nested ones inside."""
+        """The components of a training, with nested ones inside."""
         splits = [self.data.train, self.data.val, self.data.test]
         data = [[split.source, *split.treatments] for split in splits if split is not None]
         return [self.network, self.task, self.optimizer, self.schedule, *data]

@@ -1,10 +1,10 @@
-"""What somebody else's config may have made: a checkpoint is data, and running it must be no way to
-run code of its author's, to read files that nobody named, or to talk to other machines.
+"""What somebody else's config may build: a checkpoint is data, and using it must not run its
+author's code, read files that nobody named, or contact other machines.
 
-Allowed are our own components, and of the libraries for networks and metrics the classes that are
-one, and a few builders by name; none with an argument that loads code, a pickle, or anything from
-elsewhere. The user may allow more: components by a dotted prefix, files by a directory. What is
-allowed by a prefix is made as it stands.
+Allowed are our own components, network and metric classes of the libraries, and a few builders by
+name; none with an argument that loads code, a pickle, or anything remote. The user may allow more:
+components by a dotted prefix, files by a directory. What a prefix allows is built without further
+checks.
 """
 
 import inspect
@@ -84,8 +84,8 @@ def check_code(spec: Any, where: str, allow: Sequence[str], how: str = "") -> No
     """Raise ConfigError if a component of somebody else's config, or anything that holds some,
     names what is not allowed; nothing outside is imported.
 
-    A path counts by what it leads to: what an allowed module merely imported is outside. `how`:
-    what a user who trusts it may do.
+    A path is judged by what it leads to: what an allowed module merely imported is not allowed.
+    `how`: what a user who trusts it may do.
     """
     if isinstance(spec, BaseModel):
         spec = spec.model_dump()
@@ -99,11 +99,13 @@ def check_code(spec: Any, where: str, allow: Sequence[str], how: str = "") -> No
         except ConfigError as error:
             raise ConfigError(Mistake((*keys, TARGET), str(error)).within(where)) from error
         if wrong is not None:
-            trusted = how or f"add --allow {str(nested[TARGET]).replace(':', '.')}: then it is made"
+            trusted = (
+                how or f"add --allow {str(nested[TARGET]).replace(':', '.')}: it is then built"
+            )
             message = (
                 f"{wrong.message}. A checkpoint may name {', '.join((*OWN, *LIBRARIES))}, their "
-                "classes and builders of networks, without anything that is loaded from elsewhere. "
-                f"If you trust this one, {trusted}."
+                "classes and builders of networks, without arguments that load anything from "
+                f"elsewhere. If you trust this one, {trusted}."
             )
             raise ConfigError(Mistake((*keys, *wrong.keys), message).within(where))
 
@@ -120,22 +122,21 @@ def check_files(spec: Mapping[str, Any], where: str, allow: Sequence[str]) -> No
         found = _named_file(text) if keys[-1] != TARGET else None
         if found is None or any(found.is_relative_to(root) for root in roots):
             continue
-        parts = found.relative_to(here).parts if found.is_relative_to(here) else (".",)
-        if here == Path(here.anchor) or any(part.startswith(".") for part in parts):
-            place = found if found.is_dir() else found.parent
+        names = found.relative_to(here).parts if found.is_relative_to(here) else (".",)
+        if here == Path(here.anchor) or any(name.startswith(".") for name in names):
+            folder = found if found.is_dir() else found.parent
             raise ConfigError(
                 Mistake(
                     keys,
-                    f"{short_repr(text)} is outside of the working directory, and a checkpoint "
-                    "names no files for you to read. If they are what you want, add --allow "
-                    f"{place}/.",
+                    f"{short_repr(text)} is outside the working directory, and a checkpoint must "
+                    f"not name files there. If you want them read, add --allow {folder}/.",
                 ).within(where)
             )
 
 
 def _named_file(text: Any) -> Path | None:
-    """The file or directory that an argument leads to, links followed; of a pattern, or a file that
-    is not there, the directory. None if it is no path, or names nothing that could be read.
+    """The file or directory that an argument leads to, links resolved; for a pattern or a missing
+    file, the directory. None if it is not a path, or nothing there can be read.
     """
     if not isinstance(text, str) or not text:
         return None
@@ -173,7 +174,7 @@ def _refusal(spec: Mapping[str, Any], allow: Sequence[str]) -> Mistake | None:
 
 
 def _reference(spec: Mapping[str, Any]) -> Mistake | None:
-    """The look into the environment of somebody else's argument, whoever's component takes it."""
+    """An argument in somebody else's config that would be looked up in the environment."""
     for keys, value in _leaves(dict(spec), through=True):
         if isinstance(value, Reference):
             return Mistake(keys, f"{value} would be looked up in your environment")
@@ -181,11 +182,11 @@ def _reference(spec: Mapping[str, Any]) -> Mistake | None:
 
 
 def _leads_elsewhere(spec: Mapping[str, Any], path: str, allow: Sequence[str]) -> str:
-    parts = path.split(".")
+    names = path.split(".")
     for index, met in enumerate(walk(spec[TARGET])):
         home = met.__name__ if isinstance(met, ModuleType) else getattr(met, "__module__", None)
         known = (*OWN, *LIBRARIES)
-        if _is_under(".".join(parts[: index + 1]), known) and not _is_under(
+        if _is_under(".".join(names[: index + 1]), known) and not _is_under(
             str(home), (*known, *allow)
         ):
             return f"leads to code from elsewhere ({home})"
@@ -202,11 +203,11 @@ def _no_kind(target: Any) -> str:
     kinds = {f"{base.__module__}.{base.__qualname__}" for base in target.__mro__}
     if _is_under(target.__module__, OWN) or kinds & _KINDS:
         return ""
-    return "is a class that is no network, metric, optimizer, schedule or config of one"
+    return "is not a network, metric, optimizer, schedule or transformers config"
 
 
 def _argument(spec: Mapping[str, Any], path: str) -> Mistake | None:
-    """What an argument would load; components inside are looked at themselves."""
+    """What an argument would load; nested components are checked on their own."""
     arguments = {key: one for key, one in spec.items() if key != TARGET}
     for keys, value in _leaves(arguments, through=False):
         names = [key for key in keys if isinstance(key, str)]
@@ -234,8 +235,8 @@ def _argument(spec: Mapping[str, Any], path: str) -> Mistake | None:
 
 
 def _leaves(value: Any, keys: Keys = (), *, through: bool) -> Iterator[tuple[Keys, Any]]:
-    """What is inside of a value, with the keys that lead to it; `through`: also of components
-    inside.
+    """The leaves of a value, with the keys that lead to them; `through`: also those of nested
+    components.
     """
     items: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):

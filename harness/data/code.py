@@ -25,9 +25,9 @@ _INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "p
 
 
 def code_of(config: Any) -> dict[str, str]:
-    """{module or package: digest or version} of all that a config, or a part of one, names and that
-    is neither the harness's nor torch's: a user's module with the modules of the user's that it
-    imports, and packages by their version.
+    """{module or package: digest or version} of all that a config, or a section of one, names and
+    that is neither the harness's nor torch's: a user's module with the modules of the user's that
+    it imports, and packages by their version.
 
     Raises ConfigError for a target that does not exist.
     """
@@ -37,6 +37,24 @@ def code_of(config: Any) -> dict[str, str]:
         if module is not None:
             _add(module.__name__, found)
     return dict(sorted(found.items()))
+
+
+def attributes_used(config: Any) -> set[str]:
+    """The names of all attributes that a user's modules ask of something but `self`. Raises
+    ConfigError for a target that does not exist.
+    """
+    used: set[str] = set()
+    for module, digest in code_of(config).items():
+        file = _file(module) if _is_code(digest) else None
+        if file is None:
+            continue
+        with suppress(SyntaxError):  # see below
+            for node in ast.walk(ast.parse(file.read_bytes())):
+                if isinstance(node, ast.Attribute) and not (
+                    isinstance(node.value, ast.Name) and node.value.id == "self"
+                ):
+                    used.add(node.attr)
+    return used
 
 
 def module_version(module: ModuleType | None) -> str:
@@ -95,7 +113,7 @@ def _add(name: str, found: dict[str, str]) -> None:
     file = _file(name)
     if file is None and _folders(name):
         return  # a folder has no code of its own
-    if file is None or any(file.is_relative_to(place) for place in _INSTALLED):
+    if file is None or any(file.is_relative_to(folder) for folder in _INSTALLED):
         found[top] = _package_version(top)
         return
     text = file.read_bytes()
@@ -147,9 +165,9 @@ def _is_user_s(top: str) -> bool:
     if top in ("harness", "torch") or top in sys.stdlib_module_names:
         return False
     file = _file(top)
-    places = _folders(top) if file is None else [file]
+    paths = _folders(top) if file is None else [file]
     return any(
-        not any(place.is_relative_to(installed) for installed in _INSTALLED) for place in places
+        not any(path.is_relative_to(installed) for installed in _INSTALLED) for path in paths
     )
 
 

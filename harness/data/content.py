@@ -102,5 +102,5 @@ class Hashes:
             ) from error
 
     def _remember(self) -> None:
-        with suppress(OSError):  # a read-only place: all is hashed again next time
+        with suppress(OSError):  # a read-only folder: all is hashed again next time
             write_json(self._memo, self._known, sync=False)

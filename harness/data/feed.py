@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from harness.data.sampling import Sampling
-from harness.data.source import Batch
+from harness.data.source import Batch, mark_of
 from harness.data.split import Split
 from harness.errors import DataError, HarnessError, error_from_json
 from harness.interrupt import die_with_parent, ignore_signals
@@ -57,6 +57,9 @@ def data_limit_s(timeout_s: float) -> float:
     return max(timeout_s / 2, timeout_s - 10)
 
 
+_MARK = "mark of the stream"
+
+
 class _Slots(Dataset[Any]):
     """Training micro-batches by global slot number = step x num_slots + slot.
 
@@ -77,7 +80,11 @@ class _Slots(Dataset[Any]):
             if self.split.draws
             else np.zeros(len(samples), dtype=np.uint64)
         )
-        return _catch(lambda: self.split.fetch(samples, seeds, seed, training=True, preserve=False))
+        batch = _catch(
+            lambda: self.split.fetch(samples, seeds, seed, training=True, preserve=False)
+        )
+        mark = mark_of(self.split.source)
+        return batch if mark is None or isinstance(batch, _Failure) else {**batch, _MARK: mark}
 
     def samples_of(self, number: int) -> NDArray[np.int64]:
         """The samples of one micro-batch."""
@@ -89,9 +96,16 @@ class _Blocks(Dataset[Any]):
     or of `chosen` ones; the last may be shorter.
     """
 
-    def __init__(self, split: Split, size: int, chosen: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        chosen: NDArray[np.int64] | None = None,
+        preserve: bool = True,
+    ) -> None:
         self.split = split
         self.size = size
+        self.preserve = preserve
         self.samples = np.arange(len(split), dtype=np.int64) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -100,8 +114,9 @@ class _Blocks(Dataset[Any]):
     def __getitem__(self, block: int) -> Batch | _Failure:
         samples = self.samples_of(block)
         seed = seed_for(0, "evaluation", block)
+        seeds = samples.astype(np.uint64)
         return _catch(
-            lambda: self.split.fetch(samples, samples.astype(np.uint64), seed, training=False)
+            lambda: self.split.fetch(samples, seeds, seed, training=False, preserve=self.preserve)
         )
 
     def samples_of(self, block: int) -> NDArray[np.int64]:
@@ -123,6 +138,7 @@ class Feed:
         patience: Patience = FOREVER,
     ) -> None:
         self._dataset = _Slots(split, sampling)
+        self.mark: Mapping[str, Any] | None = None  # of a stream: where its last samples begin
         self._slots = slots
         self._num_slots = sampling.num_slots
         self._device = device
@@ -135,7 +151,10 @@ class Feed:
         """The micro-batches of this rank's slots, in order, on the device. Raises DataError, and
         what the patience's `check` raises.
         """
-        return [next(self._batches) for _ in self._slots]
+        batches = [next(self._batches) for _ in self._slots]
+        for batch in batches:
+            self.mark = batch.pop(_MARK, self.mark)
+        return batches
 
     def sample_batch(self, step: int) -> Batch:
         """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
@@ -143,7 +162,9 @@ class Feed:
         """
         with preserve_random():
             batch = self._dataset[step * self._num_slots + self._slots[0]]
-        return to_device(_unwrap(batch), self._device)
+        opened = _unwrap(batch)
+        opened.pop(_MARK, None)
+        return to_device(opened, self._device)
 
 
 def _numbers(slots: range, num_slots: int, step: int) -> Iterator[int]:
@@ -161,11 +182,15 @@ def evaluation_batches(
     num_workers: int,
     chosen: NDArray[np.int64] | None = None,
     patience: Patience = FOREVER,
+    *,
+    preserve: bool = True,
 ) -> Iterator[tuple[int, Batch]]:
     """(block number, micro-batch on the device) for this rank's consecutive share of a split's
     blocks; each sample exactly once over all ranks.
+
+    preserve: as in `Split.fetch`.
     """
-    blocks = _Blocks(split, size, chosen)
+    blocks = _Blocks(split, size, chosen, preserve)
     mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
     if len(mine) == 0:
         return

@@ -11,7 +11,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class Permutation:
         return walked.astype(np.int64)
 
 
-def _ordered(permutation: Permutation, positions: Integers) -> Integers:
+def _permute_ascending(permutation: Permutation, positions: Integers) -> Integers:
     """Images of ascending positions, from whole chunks: numpy takes about as long for a chunk as
     for a micro-batch.
     """
@@ -105,6 +105,30 @@ def _modulo(words: _Words, modulus: Any) -> _Words:
     return rest
 
 
+def turns(purpose: str, seed: int, groups: Integers, counts: Integers, sizes: Integers) -> Integers:
+    """The member that comes at each turn of a group: all of them before any comes again, each time
+    in another order.
+
+    groups, counts, sizes: (n,) the groups, how many turns each has had before, and its number of
+    members -> (n,) members, from 0 in each group.
+    """
+    rounds = (counts // sizes).astype(np.uint64)
+    keys = mix(mix(_keys(seed, purpose, _ROUNDS)[:, None] + groups.astype(np.uint64)) + rounds)
+    limits = sizes.astype(np.uint64)
+    cells = _scramble((counts % sizes).astype(np.uint64), limits, keys)
+    while (outside := cells >= limits).any():
+        cells = np.where(outside, _scramble(cells, limits, keys), cells)
+    return cells.astype(np.int64)
+
+
+class Order(Protocol):
+    """An order that a source gives to its own samples in training."""
+
+    def samples(self, positions: Integers, seed: int) -> Integers:
+        """positions: (n,) of samples in the training, over all epochs -> (n,) their indices."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Balance:
     """Draws that give each of C classes the same share, however many of the N samples it has.
@@ -135,17 +159,10 @@ class Balance:
 
     def samples(self, draws: Integers, seed: int) -> Integers:
         """draws: (n,) -> (n,) samples."""
-        classes, turns = draws % len(self.counts), draws // len(self.counts)
-        sizes = self.counts[classes]
-        rounds = (turns // sizes).astype(np.uint64)
-        keys = mix(
-            mix(_keys(seed, "balance", _ROUNDS)[:, None] + classes.astype(np.uint64)) + rounds
-        )
-        limits = sizes.astype(np.uint64)
-        cells = _scramble((turns % sizes).astype(np.uint64), limits, keys)
-        while (outside := cells >= limits).any():
-            cells = np.where(outside, _scramble(cells, limits, keys), cells)
-        return self.members[self.begins[classes] + cells.astype(np.int64)]
+        classes, counts = draws % len(self.counts), draws // len(self.counts)
+        cells = turns("balance", seed, classes, counts, self.counts[classes])
+        drawn: Integers = self.members[self.begins[classes] + cells]
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -156,7 +173,7 @@ class Sampling:
     Batch k holds the global positions [k * size, (k + 1) * size); an epoch is position //
     num_samples; batches run on across the end of an epoch, so that each is full and each sample
     comes exactly once an epoch. With a `balance` an epoch is as long, and what comes in it is drawn
-    class by class.
+    class by class; with an `order`, by that.
     """
 
     num_samples: int
@@ -164,6 +181,7 @@ class Sampling:
     micro_size: int
     seed: int
     balance: Balance | None = None
+    order: Order | None = None
 
     @property
     def num_slots(self) -> int:
@@ -188,6 +206,8 @@ class Sampling:
 
     def samples(self, step: int, slot: int) -> Integers:
         """Indices (micro_size,) into the source."""
+        if self.order is not None:
+            return self.order.samples(self.positions(step, slot), self.seed)
         begin = step * self.size + slot * self.micro_size
         epoch, first = divmod(begin, self.num_samples)
         number, offset = divmod(first, _CHUNK)
@@ -200,7 +220,7 @@ class Sampling:
         samples = np.empty_like(positions)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             inside = epochs == epoch
-            samples[inside] = _ordered(
+            samples[inside] = _permute_ascending(
                 Permutation(self.num_samples, self.seed, epoch),
                 positions[inside] - epoch * self.num_samples,
             )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from harness.components import STAGE
-from harness.settings import Names, Place, Section, Spec
+from harness.settings import Names, Section, Spec, UserPath
 
 SPLITS = ("train", "val", "test")
 
@@ -14,7 +14,18 @@ class SplitConfig(Section):
     """The source of a split's samples and their treatments."""
 
     source: Spec = Field(
-        description="The component that yields samples: anything with __len__ and __getitem__."
+        description=(
+            "The component that yields samples: anything with __len__ and __getitem__, or a stream "
+            "with __iter__."
+        )
+    )
+    samples: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Of a stream, a source without a length: how many samples count as an epoch, or are "
+            "evaluated."
+        ),
     )
     treatments: tuple[Spec, ...] = Field(
         (), strict=False, description="Components applied to each micro-batch, in this order."
@@ -48,7 +59,7 @@ class TrainingSplitConfig(SplitConfig):
 class StoreConfig(Section):
     """The store of prepared samples."""
 
-    dir: Place = Field(
+    dir: UserPath = Field(
         description=(
             "A directory, which runs may share, for the output of sources and of the treatments "
             "before the first online one, by content."

@@ -2,17 +2,18 @@
 that looks for it.
 
 All but the first protocol of each kind are optional. The functions below define what the absence
-of an optional part means.
+of an optional member means.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.sampling import Order
 from harness.errors import DataError
 
 Batch = dict[str, Any]
@@ -22,7 +23,7 @@ Treatment = Callable[..., Batch]
 
 
 class Source(Protocol):
-    """A source of samples; the required part."""
+    """A source of samples: the required members."""
 
     def __len__(self) -> int:
         """The number of samples, N."""
@@ -30,6 +31,34 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         """The sample at `index`, 0 <= index < N: {name: array (...), number or text}."""
+        ...
+
+
+class Stream(Protocol):
+    """A source without a length, instead of `__len__` and `__getitem__`."""
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """All samples in one order, anew from the first each time; may be endless."""
+        ...
+
+
+class SeekableStream(Protocol):
+    """A stream that goes to any sample without reading those before."""
+
+    def seek(self, position: int) -> None:
+        """Make the next `__iter__` begin with the sample at `position`, however far that is."""
+        ...
+
+
+class StatefulStream(Protocol):
+    """A stream that can be read on from where it was, as those of `datasets` and torchdata."""
+
+    def state_dict(self) -> Any:
+        """The state before the next sample of the present iteration, as JSON values."""
+        ...
+
+    def load_state_dict(self, state: Any) -> None:
+        """Make the next `__iter__` begin in that state."""
         ...
 
 
@@ -62,14 +91,14 @@ class KnownColumns(Protocol):
 class SourceFiles(Protocol):
     """A source that lists the files it reads; their bytes identify its content."""
 
-    def paths(self) -> Sequence[Path]:
-        """Every file that samples depend on."""
+    def paths(self) -> Sequence[Path] | None:
+        """Every file that samples depend on; None if that is unknown."""
         ...
 
 
 class FileFinder(Protocol):
     """A source whose class lists the files from its settings alone, so that a source whose samples
-    are in the store need not be built.
+    are in the store need not be built; or a treatment that learns from files.
     """
 
     def paths_of(self, **settings: Any) -> Sequence[Path]:
@@ -95,6 +124,15 @@ class CompositeSource(Protocol):
         ...
 
 
+class OwnOrder(Protocol):
+    """A source whose samples come in an order of its own in training."""
+
+    @property
+    def order(self) -> Order | None:
+        """Which sample comes at which position of a training; None: shuffled in each epoch."""
+        ...
+
+
 class ResultVersion(Protocol):
     """A source or treatment whose class numbers the versions of its results."""
 
@@ -105,7 +143,7 @@ class ResultVersion(Protocol):
 
 
 class PlainTreatment(Protocol):
-    """A deterministic treatment; the required part."""
+    """A deterministic treatment: the required members."""
 
     def __call__(self, batch: Batch) -> Batch:
         """{name: (B, ...) tensor, or a list of B} -> the same after the treatment."""
@@ -122,7 +160,7 @@ class RandomTreatment(Protocol):
 
 class Learner(Protocol):
     """An object that learns from the training split before the first step: a treatment, recognised
-    by `observe` and `finish`, or a part of a task. What it learned is in every checkpoint.
+    by `observe` and `finish`, or by a task. What it learned is in every checkpoint.
     """
 
     def observe(self, batch: Batch) -> None:
@@ -142,6 +180,26 @@ class Learner(Protocol):
         ...
 
 
+class EarlyLearner(Protocol):
+    """A treatment that may learn from less than the whole training split."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it wants no more samples: the rest of the split is not read for it."""
+        ...
+
+
+class BatchTreatment(Protocol):
+    """A treatment whose result for a sample depends on the others of its micro-batch, so that it is
+    never kept in the store.
+    """
+
+    @property
+    def of_batch(self) -> bool:
+        """True if it does."""
+        ...
+
+
 class TrainingTreatment(Protocol):
     """A treatment that evaluations and predictions may skip."""
 
@@ -151,9 +209,12 @@ class TrainingTreatment(Protocol):
         ...
 
 
-# Required and optional parts, exactly those that docs/sources.md and docs/treatments.md list
+# Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
 SOURCE_PARTS = (
     Source,
+    Stream,
+    SeekableStream,
+    StatefulStream,
     BatchReader,
     ArrayReader,
     KnownColumns,
@@ -161,18 +222,40 @@ SOURCE_PARTS = (
     FileFinder,
     SkippedFiles,
     CompositeSource,
+    OwnOrder,
     ResultVersion,
 )
-TREATMENT_PARTS = (PlainTreatment, RandomTreatment, Learner, TrainingTreatment, ResultVersion)
+TREATMENT_PARTS = (
+    PlainTreatment,
+    RandomTreatment,
+    Learner,
+    EarlyLearner,
+    BatchTreatment,
+    TrainingTreatment,
+    FileFinder,
+    ResultVersion,
+)
 
 
 def has_length(source: Any) -> bool:
-    """Whether a source knows its number of samples, as it must."""
+    """Whether a source knows its number of samples; one that does not is a stream."""
     return hasattr(source, "__len__")
+
+
+def can_seek(stream: Any) -> bool:
+    """Whether a stream goes to any sample."""
+    return hasattr(stream, "seek")
+
+
+def has_state(stream: Any) -> bool:
+    """Whether a stream can be read on from where it was."""
+    return hasattr(stream, "state_dict") and hasattr(stream, "load_state_dict")
 
 
 def read_together(source: Source, indices: Sequence[int]) -> Any:
     """B samples: {name: (B, ...)} or a list of B samples, as the source returns them."""
+    if (gather := gather_of(source)) is not None:
+        return gather(np.asarray(indices, dtype=np.int64))
     together = getattr(source, "__getitems__", None)
     if together is None:
         return [source[index] for index in indices]
@@ -223,6 +306,12 @@ def sources_of(source: Any) -> Mapping[str, Any]:
     return sources
 
 
+def order_of(source: Any) -> Order | None:
+    """The order that a source gives to its samples in training; None if it gives none."""
+    order: Order | None = getattr(source, "order", None)
+    return order
+
+
 def paths_of(source: Any) -> Sequence[Path] | None:
     """The files that a source reads; None if it does not list them."""
     return source.paths() if hasattr(source, "paths") else None
@@ -248,6 +337,30 @@ def training_only(treatment: Any) -> bool:
     return bool(getattr(treatment, "training_only", False))
 
 
+def is_ready(treatment: Any) -> bool:
+    """Whether a treatment that learns wants no more samples."""
+    return bool(getattr(treatment, "ready", False))
+
+
+def of_batch(treatment: Any) -> bool:
+    """Whether a sample's result depends on the others of its micro-batch."""
+    return bool(getattr(treatment, "of_batch", False))
+
+
 def learns(treatment: Any) -> bool:
     """Whether a treatment, or its class, learns from the training split."""
     return hasattr(treatment, "observe") and hasattr(treatment, "finish")
+
+
+def some_of(source: Any, most: int) -> NDArray[np.int64]:
+    """At most `most` indices, evenly spread over a source; of a stream the first."""
+    if hasattr(source, "mark"):
+        return np.arange(min(most, len(source)), dtype=np.int64)
+    size = len(source)
+    return np.unique(np.linspace(0, size - 1, min(most, size)).astype(np.int64))
+
+
+def mark_of(source: Any) -> Mapping[str, Any] | None:
+    """Where a stream was last read, as JSON values; None if it is none, or cannot tell."""
+    mark = getattr(source, "mark", None)
+    return None if mark is None else mark.to_json()

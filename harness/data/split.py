@@ -23,6 +23,7 @@ from harness.data.source import (
     gather_of,
     has_length,
     read_together,
+    some_of,
     sources_of,
     takes_seeds,
     training_only,
@@ -56,12 +57,11 @@ class Split:
         self.draws = any(draws for _, draws in self._treatments)
         # Ours never touch the ambient generators; to set and restore them takes longer than to
         # gather a micro-batch.
-        self._ambient = not all(_is_ours(part) for part in (source, *treatments))
+        self._ambient = not all(_is_ours(component) for component in (source, *treatments))
         if not has_length(source):
             raise DataError(
-                f"{where}.source: a {type(source).__name__} has no length, but the "
-                "order of a training is drawn over all samples. Give it __len__() and "
-                "__getitem__(index), e.g. by reading a stream into files or a list first."
+                f"{where}.source: a {type(source).__name__} has no length. Give it __len__() and "
+                "__getitem__(index), e.g. by reading a stream into files first."
             )
         if len(source) == 0:
             raise DataError(
@@ -85,7 +85,7 @@ class Split:
         preserve: leave the ambient generators as they were, which takes longer than to gather a
         small micro-batch; False where they are seeded anew before anybody draws from them.
 
-        Raises DataError with the place of the trouble.
+        Raises DataError that says where.
         """
         try:
             with preserve_random() if self._ambient and preserve else nullcontext():
@@ -111,7 +111,7 @@ class Split:
         """A digest of the number of samples and of some of them, spread over the split, as an
         evaluation gets them. Raises DataError.
         """
-        indices = np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_SAMPLES).astype(np.int64))
+        indices = some_of(self.source, FINGERPRINT_SAMPLES)
         digest = hashlib.sha256(str(len(self)).encode())
         for name, value in sorted(
             self.fetch(indices, indices.astype(np.uint64), 0, training=False).items()
@@ -130,10 +130,10 @@ class Split:
         return read_together(self.source, indices.tolist())
 
 
-def _is_ours(part: object) -> bool:
+def _is_ours(component: object) -> bool:
     """Whether a source or treatment is of this package, with the sources inside of it."""
-    return type(part).__module__.startswith("harness.") and all(
-        map(_is_ours, sources_of(part).values())
+    return type(component).__module__.startswith("harness.") and all(
+        map(_is_ours, sources_of(component).values())
     )
 
 

@@ -202,11 +202,13 @@ class EntrySource:
         which = np.searchsorted(self._begins, wanted, side="right") - 1
         order = np.argsort(which, kind="stable")
         back = np.argsort(order)
-        parts = [
+        chunks = [
             self._shards[number].read(wanted[which == number] - self._begins[number])
             for number in np.unique(which)
         ]
-        return {name: _taken(_joined([part[name] for part in parts]), back) for name in parts[0]}
+        return {
+            name: _taken(_joined([chunk[name] for chunk in chunks]), back) for name in chunks[0]
+        }
 
     def known(self) -> Mapping[str, Sequence[str]]:
         """What the source knew of each sample."""
@@ -363,20 +365,20 @@ def _mapped(path: Path) -> NDArray[Any]:
         ) from error
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _joined(chunks: Sequence[Any]) -> Any:
     if (
-        all(isinstance(part, np.ndarray) for part in parts)
-        and len({part.shape[1:] for part in parts}) == 1
+        all(isinstance(chunk, np.ndarray) for chunk in chunks)
+        and len({chunk.shape[1:] for chunk in chunks}) == 1
     ):
-        return np.concatenate(parts)
-    return [item for part in parts for item in part]
+        return np.concatenate(chunks)
+    return [item for chunk in chunks for item in chunk]
 
 
 def _taken(values: Any, order: NDArray[np.int64]) -> Any:
     return (
         values[order]
         if isinstance(values, np.ndarray)
-        else [values[place] for place in order.tolist()]
+        else [values[index] for index in order.tolist()]
     )
 
 

@@ -69,7 +69,7 @@ def _date(
     date: str,
     minutes: str | None,
     seconds: str | None,
-    part: str | None,
+    fraction: str | None,
     zone: str | None,
 ) -> str:
     try:
@@ -79,7 +79,7 @@ def _date(
             moment = aware.astimezone(datetime.UTC).replace(tzinfo=None)
     except (ValueError, OverflowError):
         return text
-    written = _with_fraction(moment.isoformat(" "), part or "")
+    written = _with_fraction(moment.isoformat(" "), fraction or "")
     return f"{written}+00:00" if zone is not None else written.removesuffix(" 00:00:00")
 
 

@@ -21,7 +21,7 @@ from harness.ranks.ranks import Ranks
 
 
 class Updates(Protocol):
-    """The part of a task that turns outputs into metric updates."""
+    """What turns the outputs of a task into metric updates."""
 
     def update(
         self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Mapping[str, Any]
@@ -39,12 +39,21 @@ class IntervalMetrics:
     def __init__(self, metrics: Mapping[str, AnyMetric]) -> None:
         self._blank = {name: _blank(name, metric) for name, metric in metrics.items()}
         self._states = {name: states_of(name, metric) for name, metric in self._blank.items()}
+        # Those that hold back what they see are asked for their sums where these are wanted
+        self._holding = [
+            name
+            for name, metric in self._blank.items()
+            if isinstance(metric, Metric) and metric.holds
+        ]
+        self._eager = [name for name in metrics if name not in self._holding]
         self._live: dict[str, AnyMetric] = {}
+        self._device = torch.device("cpu")
         self.reset()
 
     def reset(self) -> None:
         """Forget everything seen."""
         self._live = {name: metric.clone() for name, metric in self._blank.items()}
+        self._device = torch.device("cpu")
         for states in self._states.values():
             for state in states:
                 state.clear()
@@ -52,15 +61,25 @@ class IntervalMetrics:
     def update(self, task: Updates, outputs: Any, batch: Mapping[str, Any], number: int) -> None:
         """Take in one micro-batch; no host wait, no collective."""
         device = next(value.device for value in batch.values() if isinstance(value, Tensor))
-        for name, metric in self._live.items():
-            if metric.device != device:
+        if self._device != device:
+            self._device = device
+            for metric in self._live.values():
                 metric.to(device)
+        for name in self._eager:
             for state in self._states[name]:
-                state.begin(metric, device)
+                state.begin(self._live[name], device)
         task.update(self._live, outputs, batch)
-        for name, metric in self._live.items():
+        for name in self._eager:
             for state in self._states[name]:
-                state.take(metric, number)
+                state.take(self._live[name], number)
+
+    def _fold(self) -> None:
+        for name in self._holding:
+            metric = self._live[name]
+            assert isinstance(metric, Metric)
+            metric.fold()
+            for state in self._states[name]:
+                state.take(metric, 0)
 
     def compute(self, ranks: Ranks, *, or_nan: bool = False) -> dict[str, Tensor]:
         """What each metric gives, on the CPU; one that gives a dict is spread as `<metric>_<key>`.
@@ -69,6 +88,7 @@ class IntervalMetrics:
         Raises DataError if a metric cannot be computed from what was seen, or with `or_nan` lets it
         be NaN; ConfigError if it gives something else than tensors.
         """
+        self._fold()
         computed: dict[str, Tensor] = {}
         for name, blank in self._blank.items():
             metric = blank.clone()
@@ -84,24 +104,25 @@ class IntervalMetrics:
                         "task.metrics, or use a split for which it is defined."
                     ) from error
                 value = torch.tensor(torch.nan)
-            parts = (
-                {f"{name}_{key}": part for key, part in value.items()}
+            tensors = (
+                {f"{name}_{key}": tensor for key, tensor in value.items()}
                 if isinstance(value, Mapping)
                 else {name: value}
             )
-            for key, part in parts.items():
-                if not isinstance(part, Tensor):
+            for key, tensor in tensors.items():
+                if not isinstance(tensor, Tensor):
                     raise ConfigError(
-                        f"task.metrics.{name}: gives a {type(part).__name__}; only metrics that "
+                        f"task.metrics.{name}: gives a {type(tensor).__name__}; only metrics that "
                         "return tensors can be used."
                     )
-                computed[key] = part.squeeze() if part.numel() == 1 else part
+                computed[key] = tensor.squeeze() if tensor.numel() == 1 else tensor
         return computed
 
     def state(self, ranks: Ranks) -> dict[str, Any]:
         """JSON, with exact floats: the whole interval over all ranks. Called by every rank; the
         host waits.
         """
+        self._fold()
         return {
             name: {state.name: state.pack(ranks) for state in states}
             for name, states in self._states.items()
@@ -173,7 +194,7 @@ def _blank(name: str, metric: AnyMetric) -> AnyMetric:
         # Task.check has looked at the values, in a worker: here the host would wait for the GPU
         blank.validate_args = False
     if not blank._defaults or any(
-        isinstance(part, torchmetrics.Metric) for part in blank.modules() if part is not blank
+        isinstance(one, torchmetrics.Metric) for one in blank.modules() if one is not blank
     ):
         raise ConfigError(
             f"task.metrics.{name}: {type(metric).__name__} keeps no state of its own (a wrapper?). "

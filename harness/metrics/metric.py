@@ -18,8 +18,11 @@ class Metric:
     """Sums that begin at zero, each an attribute, and `compute`, which turns them into a value.
 
     It has what `harness.metrics.IntervalMetrics` asks of one of torchmetrics: the names and shapes
-    of its sums are in `sums`, and its class defines `update` and `compute`.
+    of its sums are in `sums`, and its class defines `update` and `compute`. One that `holds` adds
+    up many micro-batches at once, in `fold`: its sums are whole numbers, so it cannot matter.
     """
+
+    holds = False
 
     def __init__(self, **sums: Tensor) -> None:
         self.sums = sums
@@ -37,6 +40,7 @@ class Metric:
 
     def to(self, device: torch.device) -> None:
         """Move the sums."""
+        self.fold()
         self.device = device
         for name in self.sums:
             setattr(self, name, getattr(self, name).to(device))
@@ -44,6 +48,9 @@ class Metric:
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Take in a micro-batch; no host wait."""
         raise NotImplementedError
+
+    def fold(self) -> None:
+        """Add up what updates held back; nothing if they hold nothing."""
 
     def compute(self) -> Tensor:
         """The value of what was seen. Raises ValueError where there is none."""

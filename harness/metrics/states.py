@@ -134,10 +134,10 @@ class _Sum:
         values all summands of all ranks.
         """
         seen = [torch.stack(self._summands).double().cpu()] if self._summands else []
-        parts = [part for part in (self._carried, *seen) if len(part)]
+        chunks = [chunk for chunk in (self._carried, *seen) if len(chunk)]
         shapes = [
             shape
-            for held in ranks.gather([list(part.shape[1:]) for part in parts])
+            for held in ranks.gather([list(chunk.shape[1:]) for chunk in chunks])
             for shape in held
         ]
         shape = shapes[0] if shapes else list(self._zero.shape)
@@ -147,7 +147,7 @@ class _Sum:
                 "it cannot be summed."
             )
         rows = torch.cat(
-            ranks.gather_rows(torch.cat([torch.zeros(0, *shape, dtype=torch.float64), *parts]))
+            ranks.gather_rows(torch.cat([torch.zeros(0, *shape, dtype=torch.float64), *chunks]))
         )
         return shape, rows.reshape(len(rows), math.prod(shape)).T.tolist()
 
@@ -212,11 +212,11 @@ class _Rows:
             ("torch.float32", []),
         )
         none = torch.zeros(0, *shape, dtype=_dtype(dtype))
-        parts = ranks.gather_rows(_as_bytes(torch.cat(held) if held else none))
+        chunks = ranks.gather_rows(_as_bytes(torch.cat(held) if held else none))
         blocks: list[tuple[int, Tensor]] = []
-        for layout, part in zip(layouts, parts, strict=True):
+        for layout, chunk in zip(layouts, chunks, strict=True):
             rows = torch.split(
-                _from_bytes(part, dtype, shape), [count for _, count, _, _ in layout]
+                _from_bytes(chunk, dtype, shape), [count for _, count, _, _ in layout]
             )
             blocks += zip([number for number, _, _, _ in layout], rows, strict=True)
         blocks.sort(key=lambda block: block[0])
@@ -233,11 +233,11 @@ def states_of(name: str, metric: AnyMetric) -> Sequence[State]:
     Raises ConfigError for one that cannot be brought together exactly.
     """
     if isinstance(metric, Metric):
-        return [_summed(state, zero) for state, zero in metric.sums.items()]
+        return [_sum_state(state, zero) for state, zero in metric.sums.items()]
     return [_state(name, metric, state, default) for state, default in metric._defaults.items()]
 
 
-def _summed(name: str, zero: Tensor) -> State:
+def _sum_state(name: str, zero: Tensor) -> State:
     return _Sum(name, zero) if zero.is_floating_point() else _Count(name, zero)
 
 
@@ -256,7 +256,7 @@ def _state(name: str, metric: torchmetrics.Metric, state: str, default: Any) -> 
         and not default.any()
         and (default.is_floating_point() or default.dtype in (torch.int64, torch.int32))
     ):
-        return _summed(state, default)
+        return _sum_state(state, default)
     reduced = getattr(reduction, "__name__", reduction)
     raise ConfigError(
         f"task.metrics.{name}: {type(metric).__name__} keeps a state {state!r} that is reduced "

@@ -1,5 +1,5 @@
 """Transformers (Vaswani et al., "Attention is all you need", NeurIPS 2017), with the norm before
-each part (Xiong et al., ICML 2020).
+each sublayer (Xiong et al., ICML 2020).
 """
 
 import math
@@ -12,7 +12,7 @@ from harness.networks.blocks import head
 
 
 class TransformerEncoder(nn.Module):
-    """Attention of all places of a series to each other, then a mean over places.
+    """Attention of all positions of a series to each other, then a mean over positions.
 
     (B, in_channels, T) with T <= max_length -> (B, out_features), or (B, dim) without. For images
     put a `torch.nn.Conv2d` that cuts patches and a `torch.nn.Flatten(2)` before it in a `Chain`
@@ -43,9 +43,9 @@ class TransformerEncoder(nn.Module):
         self.head = head(dim, out_features)
 
     def forward(self, series: Tensor) -> Tensor:
-        places = self.embedding(series.transpose(1, 2))
-        places = self.layers(places + self.positions[: places.shape[1]])
-        logits: Tensor = self.head(places.mean(1))
+        x = self.embedding(series.transpose(1, 2))
+        x = self.layers(x + self.positions[: x.shape[1]])
+        logits: Tensor = self.head(x.mean(1))
         return logits
 
 
@@ -54,8 +54,8 @@ class Gpt(nn.Module):
     logits (B, T, vocabulary) of each next token.
 
     Radford et al., "Language models are unsupervised multitask learners", 2019: norms before each
-    part and one at the end, weights N(0, 0.02), those that write to the residual stream divided by
-    sqrt(2 depth). The last layer's weights are the embedding's (Press & Wolf, "Using the output
+    sublayer and one at the end, weights N(0, 0.02), those that write to the residual stream divided
+    by sqrt(2 depth). The last layer's weights are the embedding's (Press & Wolf, "Using the output
     embedding to improve language models", EACL 2017) unless `tied` is false.
     """
 
@@ -96,7 +96,7 @@ class Gpt(nn.Module):
 
 
 class GptBlock(nn.Module):
-    """Causal attention, then two layers for each place: (B, T, dim) -> (B, T, dim)."""
+    """Causal attention, then two layers for each position: (B, T, dim) -> (B, T, dim)."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()

@@ -10,20 +10,20 @@ from harness.errors import ConfigError, require_choice
 
 
 class Chain(nn.Sequential):
-    """Each part takes what the part before it gives, e.g. an encoder, then a head: `{_target_:
+    """Each module takes what the one before it returns, e.g. an encoder, then a head: `{_target_:
     harness.networks.Chain, encoder: {...}, head: {...}}`.
 
-    The parts' names are those of their parameters: `encoder.0.weight`.
+    The modules' names are those of their parameters: `encoder.0.weight`.
     """
 
-    def __init__(self, **parts: nn.Module) -> None:
+    def __init__(self, **modules: nn.Module) -> None:
         super().__init__()
-        if not parts:
+        if not modules:
             raise ConfigError(
-                "a Chain needs at least one part. Give each a name, e.g. encoder: {...}."
+                "a Chain needs at least one module. Give each a name, e.g. encoder: {...}."
             )
-        for name, part in parts.items():
-            self.add_module(name, part)
+        for name, module in modules.items():
+            self.add_module(name, module)
 
 
 class Fuse(nn.Module):
@@ -65,15 +65,21 @@ class Fuse(nn.Module):
         self.head = nn.Identity() if head is None else head
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        parts = [encoder(inputs[key]) for key, encoder in self.encoders.items()]
+        encoded = [encoder(inputs[key]) for key, encoder in self.encoders.items()]
         fused: Tensor = self.head(
-            torch.cat(parts, 1) if self.how == "concat" else self._together(torch.stack(parts, 1))
+            torch.cat(encoded, 1)
+            if self.how == "concat"
+            else self._together(torch.stack(encoded, 1))
         )
         return fused
 
-    def _together(self, parts: Tensor) -> Tensor:
+    def _together(self, encoded: Tensor) -> Tensor:
         """(B, encoders, F) -> (B, F)"""
-        return parts.sum(1) if self.score is None else (self.score(parts).softmax(1) * parts).sum(1)
+        return (
+            encoded.sum(1)
+            if self.score is None
+            else (self.score(encoded).softmax(1) * encoded).sum(1)
+        )
 
 
 class Parallel(nn.Module):

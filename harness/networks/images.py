@@ -10,13 +10,13 @@ from harness.networks.blocks import Norm, activation_layer, head, norm_layer
 
 class ConvNet(nn.Sequential):
     """Stages of `depth` 3 x 3 convolutions (each with norm and activation) that end by halving
-    height and width; then a mean over places.
+    height and width; then a mean over positions.
 
     (B, in_channels, H, W) -> (B, out_features), or (B, widths[-1]) without; with `pool` false the
-    places themselves, (B, widths[-1], H', W'), for a head that takes them apart, e.g. an `Mlp`,
+    positions themselves, (B, widths[-1], H', W'), for a head that takes them apart, e.g. an `Mlp`,
     which flattens. The plain design of Simonyan & Zisserman, "Very deep convolutional networks for
-    large-scale image recognition", ICLR 2015, with the mean over places of Lin et al., "Network in
-    network", ICLR 2014.
+    large-scale image recognition", ICLR 2015, with the mean over positions of Lin et al.,
+    "Network in network", ICLR 2014.
     """
 
     def __init__(

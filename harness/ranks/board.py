@@ -6,6 +6,11 @@ from contextlib import suppress
 import torch.distributed as dist
 
 
+def report_of(rank: int) -> str:
+    """The key of a rank's report of where it is, which changes while its watch lives."""
+    return f"watch/{rank}"
+
+
 class Board:
     """Notes that ranks leave for each other without a collective, over a connection of its own: for
     another thread, and when collectives fail.
@@ -36,7 +41,7 @@ class Board:
             self._store.append(f"fermarsi/{key}", text)  # type: ignore[attr-defined] # see above
 
     def swap(self, key: str, before: str, text: str) -> bool:
-        """Leave a note in the place of the one that is known, "" for none; whether it was there."""
+        """Leave a note instead of the one that is known, "" for none; whether it was there."""
         with suppress(RuntimeError, ValueError):
             found = self._store.compare_set(f"fermarsi/{key}", before, text)
             return bool(found.decode() == text)

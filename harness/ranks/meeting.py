@@ -1,4 +1,4 @@
-"""How the processes of a launch meet and part."""
+"""How the processes of a launch join and leave."""
 
 import os
 from collections.abc import Iterator

@@ -1,33 +1,57 @@
-"""An agreement in every step that costs no wait."""
+"""An agreement between steps that costs no wait."""
+
+import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from harness.ranks.ranks import Ranks
 
+WITHIN_S = 0.25  # how long a level may wait for the message that carries it
+MOST_CALLS = 32  # between two messages: steps may become slower meanwhile
+LEARNING = 16  # messages after which there may be one call more between two
+
 
 class Pulse:
-    """An agreement that costs no wait: each step starts a maximum over ranks and reads the one that
-    the step before started.
+    """An agreement that costs no wait: now and then a call starts a maximum over ranks, and the
+    next call reads it.
 
-    A level that one rank raises at step k is returned on every rank by the same later call (k + 1).
+    A level that one rank raises is returned on every rank by the same later call: the next but one
+    where calls take longer than `within_s`, else so many calls later as fit into that time on the
+    slowest rank, 32 at most. The ranks agree on that number with each message; it begins with one
+    and grows slowly, for the first steps say little of those that follow.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        within_s: float = WITHIN_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._ranks = ranks.channel()
         self._heartbeat = ranks.heartbeat
-        self._level = torch.zeros(1, dtype=torch.int64)
+        self._within_us = int(within_s * 1e6)
+        self._clock = clock
+        self._message = torch.zeros(2, dtype=torch.int64)  # a level; microseconds a call
         self._work: dist.Work | None = None
+        self._level = 0  # since the last message
+        self._every = 1
+        self._num_read = 0
+        self._calls = 0  # since then
+        self._sent_s = clock()
 
     def beat(self, level: int) -> int:
-        """Send this rank's level, return the highest that any rank sent one call earlier (at once
-        if alone). Called by every rank.
+        """Take this rank's level; return the highest that any rank had when the last message
+        started, 0 if it was read before (at once if alone). Called by every rank.
         """
         if self._ranks.size == 1:
             return level
+        self._level = max(self._level, level)
+        self._calls += 1
         agreed = self.read()
-        self._level.fill_(level)
-        self._work = self._ranks.start_maximum(self._level)
+        if self._calls >= self._every:
+            self._send()
         return agreed
 
     def read(self) -> int:
@@ -40,4 +64,15 @@ class Pulse:
         with self._heartbeat:
             self._work.wait()
         self._work = None
-        return int(self._level)
+        level, each_us = self._message.tolist()
+        self._num_read += 1
+        most = min(1 + self._num_read // LEARNING, MOST_CALLS)
+        self._every = min(max(self._within_us // max(each_us, 1), 1), most)
+        return int(level)
+
+    def _send(self) -> None:
+        now = self._clock()
+        each_us = int((now - self._sent_s) * 1e6) // self._calls
+        self._message = torch.tensor([self._level, each_us])
+        self._work = self._ranks.start_maximum(self._message)
+        self._level, self._calls, self._sent_s = 0, 0, now

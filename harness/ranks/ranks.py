@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harness.errors import HarnessError, error_from_json
-from harness.ranks.board import Board
+from harness.ranks.board import Board, report_of
 from harness.ranks.heartbeat import Heartbeat
 from harness.ranks.messages import (
     FRAME_BYTES,
@@ -46,10 +46,9 @@ J = TypeVar("J", bound=Jsonable)
 
 
 _FAILURE, _SURVIVORS = "failure", "survivors"
-
-
+_MOST_ASKED = 64  # ranks whose reports are read, each of them by each survivor
 _MOST_NUMBERS = 10  # a dtype, the number of axes, and eight axes
-_ALIGNED = 16  # bytes: so that each rank's part can be read as any dtype
+_ALIGNED = 16  # bytes: so that each rank's chunk can be read as any dtype
 _DTYPES = sorted((one for one in vars(torch).values() if isinstance(one, torch.dtype)), key=str)
 
 # The thread that leaves and reads notes: it may be held for ever by a machine that is cut off.
@@ -58,7 +57,7 @@ _BOARD_LIMIT_S = 3.0
 
 
 class Ranks:
-    """This process's place among `size` processes, and what they agree on.
+    """This process's rank among `size` processes, and what they agree on.
 
     All methods that say so must be called by every rank.
     """
@@ -187,22 +186,27 @@ class Ranks:
         most_bytes = max(1, max(one[2] for one in kinds) * row_bytes)
         padded = torch.zeros(-(-most_bytes // _ALIGNED) * _ALIGNED, dtype=torch.uint8)
         padded[: mine.numel() * mine.element_size()] = mine.reshape(-1).view(torch.uint8)
-        parts = torch.empty(self.size, len(padded), dtype=torch.uint8)
+        chunks = torch.empty(self.size, len(padded), dtype=torch.uint8)
         with self.heartbeat:
-            dist.all_gather_into_tensor(parts.view(-1), padded, group=self._group)
+            dist.all_gather_into_tensor(chunks.view(-1), padded, group=self._group)
         return [
-            part[: rows * row_bytes].view(mine.dtype).view(rows, *mine.shape[1:])
-            for part, (_, _, rows, *_) in zip(parts.unbind(), kinds, strict=True)
+            chunk[: rows * row_bytes].view(mine.dtype).view(rows, *mine.shape[1:])
+            for chunk, (_, _, rows, *_) in zip(chunks.unbind(), kinds, strict=True)
         ]
 
-    def sum_in_place(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, on the tensor's own device, by the default group; no host wait on a GPU.
-        Called by every rank.
+    def start_sum(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over ranks in place, on the tensor's own device, by the default group. Gives
+        what finishes it, to be called once: no host wait on a GPU. Called by every rank.
         """
-        if self.size > 1:
-            with self.heartbeat:
-                dist.all_reduce(tensor)
-        return tensor
+        work = dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
+
+        def finish() -> Tensor:
+            if work is not None:
+                with self.heartbeat:
+                    work.wait()
+            return tensor
+
+        return finish
 
     def broadcast_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Rank 0's values into every rank's tensors, one collective a dtype.
@@ -220,10 +224,10 @@ class Ranks:
                 # Bytes: gloo knows no uint64 and no float8
                 dist.broadcast(flat.view(torch.uint8), 0)
             if self.rank != 0:
-                for tensor, part in zip(
+                for tensor, chunk in zip(
                     same, torch.split(flat, [tensor.numel() for tensor in same]), strict=True
                 ):
-                    tensor.copy_(part.view_as(tensor))
+                    tensor.copy_(chunk.view_as(tensor))
 
     def start_maximum(self, tensor: Tensor) -> "dist.Work | None":
         """Begin an element-wise maximum over ranks in place on the control group; `wait()` on the
@@ -241,31 +245,42 @@ class Ranks:
         """Leave this rank's error where its peers find it when their collectives break; the first
         one stays. No collective.
         """
-        self._noted(
+        self._use_board(
             lambda board: board.post(_FAILURE, json.dumps(error_to_json(error, self.rank))), None
         )
 
     def published_failure(self) -> HarnessError | None:
         """The first error that any rank published, or None. No collective."""
-        text = self._noted(lambda board: board.read(_FAILURE), None)
+        text = self._use_board(lambda board: board.read(_FAILURE), None)
         return error_from_json(json.loads(text)) if text else None
 
     def missing(self, limit_s: float) -> list[int]:
-        """After a collective has failed: the ranks of which nothing is heard within `limit_s`; []
-        also if the store is lost. No collective.
+        """After a collective has failed: the ranks of which nothing is heard within `limit_s`,
+        neither that they survive nor, where they have not noticed yet, a new report of their watch;
+        [] also if the store is lost. No collective.
         """
 
         def look(board: Board) -> list[int]:
             board.append(_SURVIVORS, f"{self.rank} ")
             deadline = time.monotonic() + limit_s
+            reports: dict[int, str | None] = {}
             while True:
                 here = {int(rank) for rank in (board.read(_SURVIVORS) or "").split()}
                 silent = [rank for rank in range(self.size) if rank not in here]
-                if not silent or time.monotonic() >= deadline:
-                    return [] if self.rank in silent else silent
+                if not silent or self.rank in silent:
+                    return []
+                if time.monotonic() >= deadline:
+                    return [
+                        rank
+                        for rank in silent
+                        if rank not in reports or board.read(report_of(rank)) == reports[rank]
+                    ]
                 time.sleep(limit_s / 5)
+                reports = reports or {
+                    rank: board.read(report_of(rank)) for rank in silent[:_MOST_ASKED]
+                }
 
-        return self._noted(look, [], limit_s)
+        return self._use_board(look, [], limit_s)
 
     def board(self) -> "Board | None":
         """A connection for notes, None for a rank alone or without a store. No collective."""
@@ -274,7 +289,7 @@ class Ranks:
         except (RuntimeError, ValueError):
             return None  # the store's host is gone
 
-    def _noted(self, act: "Callable[[Board], T]", otherwise: T, limit_s: float = 0.0) -> T:
+    def _use_board(self, act: "Callable[[Board], T]", otherwise: T, limit_s: float = 0.0) -> T:
         """The result of an act on the board; `otherwise` if there is none, or if it takes longer
         than it may: its machine may be cut off.
         """
@@ -341,10 +356,10 @@ class Ranks:
             mine = torch.zeros(max(extras), dtype=torch.uint8)
             if rest:
                 mine[: len(rest)] = torch.frombuffer(bytearray(rest), dtype=torch.uint8)
-            parts = [torch.empty_like(mine) for _ in range(self.size)]
+            chunks = [torch.empty_like(mine) for _ in range(self.size)]
             with self.heartbeat:
-                dist.all_gather(parts, mine, group=self._group)
+                dist.all_gather(chunks, mine, group=self._group)
             tails = [
-                part[:extra].numpy().tobytes() for part, extra in zip(parts, extras, strict=True)
+                chunk[:extra].numpy().tobytes() for chunk, extra in zip(chunks, extras, strict=True)
             ]
         return [unpack(one, tail) for one, tail in zip(frames, tails, strict=True)]

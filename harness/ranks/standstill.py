@@ -81,7 +81,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Stuck:
+class StuckRank:
     """A rank that all wait for: its last report.
 
     `where`: the training is; `silent`: not even its reports come.
@@ -111,7 +111,7 @@ class Overseer:
         self._quiet_s = [0.0] * size
         self._before: Sequence[Report] | None = None
 
-    def look(self, reports: Sequence[Report], elapsed_s: float) -> list[Stuck]:
+    def look(self, reports: Sequence[Report], elapsed_s: float) -> list[StuckRank]:
         """The ranks that keep all others waiting for longer than their phase should last.
 
         reports: the last of each rank, in their order; elapsed_s: since the look before.
@@ -134,7 +134,7 @@ class Overseer:
             for_s = self._still_s[one.rank]
             limit = None if there.limit_s is None else max(there.limit_s, one.limit_s or 0.0)
             if limit is not None and for_s > limit:
-                found.append(Stuck(one, there.where, for_s, limit, silent=bool(silent)))
+                found.append(StuckRank(one, there.where, for_s, limit, silent=bool(silent)))
         return found
 
 
@@ -159,7 +159,7 @@ class Pace:
         self._began: Sequence[Report] | None = None
         self._window_s = 0.0
         self._slow_before: frozenset[int] = frozenset()
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def look(self, reports: Sequence[Report], elapsed_s: float) -> list[str]:
         """A sentence on each rank that has been slower over two stretches of at least a hundred
@@ -187,9 +187,9 @@ class Pace:
             for rank, total in enumerate(totals)
             if total > SLOW_FACTOR * usual and total - usual > SLOW_SHARE * step_s
         )
-        self._told &= slow
-        found = sorted((slow & self._slow_before) - self._told)
-        self._told |= set(found)
+        self._reported &= slow
+        found = sorted((slow & self._slow_before) - self._reported)
+        self._reported |= set(found)
         self._began, self._window_s, self._slow_before = reports, 0.0, slow
         return [
             _words(reports[rank], own[rank], own[totals.index(usual)], step_s, min(steps))

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -26,16 +26,17 @@ import torch.distributed as dist
 
 from harness.bounded import read_bytes
 from harness.errors import RankError
-from harness.ranks.board import Board
+from harness.ranks.board import Board, report_of
 from harness.ranks.heartbeat import BACKWARD, DATA
 from harness.ranks.ranks import NOTES, Ranks
-from harness.ranks.standstill import LEAST_S, Overseer, Pace, Report, Stuck, limit_s
+from harness.ranks.standstill import LEAST_S, Overseer, Pace, Report, StuckRank, limit_s
 from harness.wording import printable, some
 
 PERIOD_S = 1.0
 PACE_S = 5.0  # between two looks at all reports while this rank moves
 SUCCESSION_S = 8.0  # without a word of the rank that oversees
 LEAVING_S = 5.0  # for the main thread, once its peers are gone
+SAVING_S = 10.0  # for a save in flight, which needs no main thread
 STACKS = "stacks"  # a directory in the run's
 _WORD = "watch"
 _MOST_FRAMES = 12
@@ -59,13 +60,15 @@ WatchMode = Literal["leave", "warn", "off"]
 
 
 class Watch:
-    """Entered around a training, in the main thread; `lost`: why it ended this launch, if it did.
+    """Entered around a training, in the main thread; `lost`: why it ended this launch, if it did;
+    `finish_save`: waits for the save in flight, so many seconds at most.
 
     mode: `leave` ends the launch, `warn` only names the rank; alone, a rank only warns.
     """
 
     def __init__(self, ranks: Ranks, mode: WatchMode, directory: Path, launch: int = 1) -> None:
         self.lost: RankError | None = None
+        self.finish_save: Callable[[float], object] = lambda limit_s: None
         self._ranks = ranks
         self._leave = mode == "leave" and ranks.size > 1
         self._directory, self._launch = directory / STACKS, launch
@@ -141,7 +144,7 @@ class Watch:
             reports = link.reports(self._ranks.size)
             stuck = self._oversee(reports, elapsed_s) if reports else []
             if self._leave and any(one.given_up for one in stuck):
-                found = link.announce(self._message(stuck), [one.report.rank for one in stuck])
+                found = link.announce(self._message(stuck), stuck)
                 if found is not None:
                     self._end(**found)
                     return
@@ -179,7 +182,7 @@ class Watch:
             for one, line in traceback.walk_stack(frame)
         ]
 
-    def _oversee(self, reports: Sequence[Report], elapsed_s: float) -> list[Stuck]:
+    def _oversee(self, reports: Sequence[Report], elapsed_s: float) -> list[StuckRank]:
         if self._ranks.size > 1:
             self._warnings.extend(self._pace.look(reports, self._unread_s))
             self._unread_s = 0.0
@@ -191,7 +194,7 @@ class Watch:
         self._warned = which
         return stuck
 
-    def _message(self, stuck: Sequence[Stuck]) -> str:
+    def _message(self, stuck: Sequence[StuckRank]) -> str:
         first = stuck[0]
         who = some([one.report.who for one in stuck], 4)
         how = "stands still" if not first.silent else "is silent"
@@ -207,7 +210,7 @@ class Watch:
                 f"Last heard of: {first.report.where}. Its process was stopped, its machine cannot "
                 "be reached, or code holds the lock of its interpreter."
             )
-        if first.report.phase == DATA:
+        elif first.report.phase == DATA:
             lines.append(
                 "It waits for its samples: a source, a file system or a data worker hangs."
             )
@@ -218,7 +221,7 @@ class Watch:
             )
         return "\n".join(lines)
 
-    def _stack_of(self, stuck: Stuck) -> Sequence[str]:
+    def _stack_of(self, stuck: StuckRank) -> Sequence[str]:
         """As the rank reported it; of a silent one, as its own alarm left it in the run directory,
         if it could.
         """
@@ -234,12 +237,14 @@ class Watch:
 
     # -- leaving
 
-    def _end(self, message: str, stuck: Sequence[int], overseer: int) -> None:
+    def _end(self, message: str, stuck: Sequence[int], silent: bool, overseer: int) -> None:
         """Leave with the cause: who is stuck at once, the others in order as soon as their
         collectives break, which they do when one process has gone.
+
+        A save in flight may end before; not where a rank is silent, whose part would not come.
         """
         # Whatever holds this thread or the interpreter: the others wait for this process to go
-        faulthandler.dump_traceback_later(LEAVING_S + 10, exit=True)
+        faulthandler.dump_traceback_later(SAVING_S + LEAVING_S + 10, exit=True)
         rank, error = self._ranks.rank, RankError(message, origin_rank=overseer)
         self.lost = error
         if self._stacks is not None:
@@ -247,6 +252,8 @@ class Watch:
         self._ranks.publish_failure(error)
         if rank == overseer:
             _say(f"RankError: {message}")
+        if not silent:
+            self.finish_save(SAVING_S)
         if dist.is_initialized() and dist.get_backend() == "nccl":
             # Nothing is saved after it: what the device holds is unknown
             with suppress(RuntimeError):
@@ -301,7 +308,7 @@ class _Link:
 
     def exchange(self, report: Report) -> dict[str, Any] | None:
         """Leave the report, and hear the overseer's word: its verdict, None without one."""
-        self._board.put(f"{_WORD}/{self._rank}", json.dumps(report.to_json()))
+        self._board.put(report_of(self._rank), json.dumps(report.to_json()))
         word = self._board.read(_WORD) or ""
         said: dict[str, Any] = json.loads(word) if word else {"overseer": 0, "verdict": None}
         if said["verdict"] is not None:
@@ -316,14 +323,18 @@ class _Link:
 
     def reports(self, size: int) -> list[Report] | None:
         """The last of each rank, None until each has left one."""
-        texts = self._board.read_all([f"{_WORD}/{rank}" for rank in range(size)])
+        texts = self._board.read_all([report_of(rank) for rank in range(size)])
         return None if texts is None else [Report(**json.loads(one)) for one in texts]
 
-    def announce(self, message: str, stuck: Sequence[int]) -> dict[str, Any] | None:
+    def announce(self, message: str, stuck: Sequence[StuckRank]) -> dict[str, Any] | None:
         """Give the verdict, which all ranks hear with their next exchange; None if another rank has
         taken over.
         """
-        verdict = {"message": message, "stuck": list(stuck)}
+        verdict = {
+            "message": message,
+            "stuck": [one.report.rank for one in stuck],
+            "silent": any(one.silent for one in stuck),
+        }
         self._say(verdict)
         return {**verdict, "overseer": self._rank} if self.oversees else None
 
@@ -348,7 +359,7 @@ def _reason(frames: Sequence[str]) -> str | None:
 
 
 def _short(frame: str) -> str:
-    """The last two parts of its path."""
+    """The last two names of its path."""
     return "/".join(frame.split("/")[-2:])
 
 

@@ -70,7 +70,7 @@ class Lease:
                         "Remove it."
                     )
                 if last:
-                    self.message = self._look_at(last, check_leave)
+                    self.message = self._inspect(last, check_leave)
                 self._create(last + 1)
         except OSError as error:
             raise ConfigError(
@@ -140,7 +140,7 @@ class Lease:
             if earlier or _TEMPORARY.fullmatch(name):  # no other file of anybody's
                 (self._directory / name).unlink(missing_ok=True)
 
-    def _look_at(self, number: int, check_leave: Callable[[], None]) -> str | None:
+    def _inspect(self, number: int, check_leave: Callable[[], None]) -> str | None:
         """Return once launch `number` is over, with a message if it did not end in order.
 
         Raises ConfigError if it lives.

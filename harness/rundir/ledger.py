@@ -31,7 +31,8 @@ class Ledger:
     """Books time to the account that is open; there is always one. `clock` and `wall` give seconds,
     the second one since the epoch.
 
-    `age_s`: how long the process had been there before, to be booked to start_up.
+    `age_s`: how long the process had been there before, to be booked to start_up. `failures`: how
+    many launches before this one were cut off; `ended`: set where this one ends with nothing lost.
     """
 
     def __init__(
@@ -46,7 +47,10 @@ class Ledger:
         self._wall = wall
         self._totals = dict.fromkeys(ACCOUNTS, 0.0)
         self._open = "start_up"
+        self._saved = -math.inf
         self._began = self._since = clock() - age_s
+        self.failures = 0
+        self.ended = False
 
     def account(self, name: str) -> "_Account":
         """A context: time inside is booked to `name`, and to no other."""
@@ -79,10 +83,18 @@ class Ledger:
             "goodput": round(totals["compute"] / whole, 4) if whole else 0.0,
         }
 
-    def save(self) -> None:
-        """Leave the accounts in the run directory, for a launch that comes after a crash."""
-        if self._path is not None:
-            left = {"totals": self.totals(), "wall_s": self._wall()}
+    def save(self, period_s: float = 0.0) -> None:
+        """Leave the accounts in the run directory, for a launch that comes after a crash; once in
+        `period_s` seconds at most.
+        """
+        if self._path is not None and self._clock() - self._saved >= period_s:
+            self._saved = self._clock()
+            left = {
+                "totals": self.totals(),
+                "wall_s": self._wall(),
+                "failures": self.failures,
+                "ended": self.ended,
+            }
             # A full disk must not end a training; saves fail too, and say so
             with suppress(OSError):
                 write_json(self._path, left, sync=False, end="\n")
@@ -101,6 +113,8 @@ class Ledger:
         for name in ACCOUNTS:
             self._totals[name] += kept.get(name, 0.0) if name in TRAINING else known.get(name, 0.0)
         if left:
+            # Those of 0.1.0 do not tell how the launch ended
+            self.failures = left.get("failures", 0) + (not left.get("ended", True))
             self._totals["work_lost"] += sum(
                 max(0.0, known.get(name, 0.0) - kept.get(name, 0.0)) for name in TRAINING
             )
@@ -115,7 +129,8 @@ class Ledger:
             left: dict[str, Any] = read_json(self._path)
             seconds = [left["wall_s"], *left["totals"].values()]
             fits = all(isinstance(one, float) and math.isfinite(one) for one in seconds)
-            return left if fits and set(left["totals"]) <= set(ACCOUNTS) else None
+            counted = isinstance(left.get("failures", 0), int)
+            return left if fits and counted and set(left["totals"]) <= set(ACCOUNTS) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # half a line after a power cut: the time it held is counted as idle
 

@@ -1,4 +1,4 @@
-"""A run directory may be somebody else's, and hold links in the place of what is written there:
+"""A run directory may be somebody else's, and hold links instead of what is written there:
 nothing is written, created or deleted through one.
 """
 

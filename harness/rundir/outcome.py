@@ -22,8 +22,8 @@ INTERRUPTED = 75
 class Outcome:
     """The end of a launch.
 
-    `reason`: targets_reached, no_improvement, diverged, budget, stop_requested, or interrupted (the
-    next launch goes on).
+    `reason`: that of the judge that ended it (harness/stopping/judges.py), or interrupted (the next
+    launch goes on).
     """
 
     reason: str
@@ -80,7 +80,7 @@ def read_outcome(directory: Path) -> Outcome | None:
     if not os.path.lexists(path):
         return None
     try:
-        return _checked(read_bytes(path, links=False))
+        return _validate(read_bytes(path, links=False))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path}: cannot be parsed: {first_line(error)}. Remove it; the state of "
@@ -96,7 +96,7 @@ class _Best:
     checkpoint: str | None
 
 
-def _checked(data: bytes) -> Outcome:
+def _validate(data: bytes) -> Outcome:
     """Raises ValueError for what no launch has written."""
     # Slow to import, and a launch does not read its own outcome
     from pydantic import TypeAdapter, ValidationError

@@ -86,7 +86,7 @@ def _read(av: Any, path: Path, choose: Choose) -> tuple[int, Frames]:
 
 def _upright(av: Any, frame: Any) -> Frames:
     """(H, W, 3), turned and mirrored by the frame's display matrix (ISO 14496-12, section 6.2.2),
-    which maps a place (x, y) to (a x + c y, b x + d y).
+    which maps a point (x, y) to (a x + c y, b x + d y).
     """
     # One thread: a worker that is forked while others live waits for them for ever
     pixels: Frames = frame.to_ndarray(format="rgb24", threads=1)

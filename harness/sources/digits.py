@@ -5,10 +5,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from harness.errors import require_choice
-from harness.sources.order import place_in_class
+from harness.sources.order import position_in_class
 from harness.sources.source import BatchSource, as_texts
 
-Part = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test"]
 
 
 class Digits(BatchSource):
@@ -20,13 +20,13 @@ class Digits(BatchSource):
     357, test 355. Raises ConfigError for any other split.
     """
 
-    def __init__(self, split: Part) -> None:
-        require_choice("split", split, get_args(Part))
+    def __init__(self, split: Split) -> None:
+        require_choice("split", split, get_args(Split))
         # Loaded when used
         from sklearn.datasets import load_digits
 
         found = load_digits()
-        fifth = place_in_class(found.target) % 5
+        fifth = position_in_class(found.target) % 5
         mine = fifth == 4 if split == "test" else fifth == 3 if split == "val" else fifth < 3
         # Counts of 0 … 16 ink cells
         self._images = (found.images[mine, None] / 16).astype(np.float32)

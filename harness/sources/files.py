@@ -105,7 +105,7 @@ def _matches(template: str, listing: Listing) -> dict[Path, dict[str, str]]:
         there = next(folder for folder in (begin, *begin.parents) if folder.is_dir())
         raise DataError(
             f"{template}: no such file (looked in {there}).{_beside(expanded, listing)} Give a "
-            f"path in which * and {{field}} stand for any part of a name."
+            f"path in which * and {{field}} stand for any text in a name."
         )
     return {path: {name: text_of(match[name]) for name in names} for path, match in found.items()}
 

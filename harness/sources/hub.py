@@ -85,7 +85,7 @@ class Hub(BatchSource):
         self.skipped: list[str] = []
         if self._readers:
             kept, _, self.skipped = read_all(rows, self._check, on_error, "samples")
-            rows = [rows[place] for place in kept]
+            rows = [rows[index] for index in kept]
         if len(rows) < len(self._data):
             self._data = self._data.select(rows)
         label = next((column for column, name in self.columns.items() if name == "label"), None)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.order import place_in_class
+from harness.sources.order import position_in_class
 from harness.sources.source import BatchSource, as_texts
 
 Part = Literal["all", "train", "val"]
@@ -55,7 +55,7 @@ class Idx(BatchSource):
             self._labels = classes.astype(np.int64)
         self._rows = np.arange(len(found))
         if part != "all" and self._labels is not None:
-            held_out = place_in_class(self._labels) % val_every == val_every - 1
+            held_out = position_in_class(self._labels) % val_every == val_every - 1
             self._rows = np.flatnonzero(held_out == (part == "val"))
 
     @staticmethod

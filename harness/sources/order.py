@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def place_in_class(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+def position_in_class(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     """labels: (N,) -> (N,): how many samples of the same class came before each.
 
     Splitting by this number modulo k takes every k-th sample of each class: a stratified split that
@@ -12,6 +12,6 @@ def place_in_class(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     """
     order = np.argsort(labels, kind="stable")
     _, begins, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    places = np.empty(len(labels), dtype=np.int64)
-    places[order] = np.arange(len(labels)) - np.repeat(begins, counts)
-    return places
+    positions = np.empty(len(labels), dtype=np.int64)
+    positions[order] = np.arange(len(labels)) - np.repeat(begins, counts)
+    return positions

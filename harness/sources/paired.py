@@ -74,10 +74,10 @@ def _partners(
             "some, or remove it from the first."
         )
     chosen = np.empty(len(wanted), dtype=np.int64)
-    for place, value in enumerate(wanted.tolist()):
+    for index, value in enumerate(wanted.tolist()):
         rows = rows_of[value]
-        draw = hashlib.blake2b(f"{key}/{place}".encode(), digest_size=8).digest()
-        chosen[place] = rows[int.from_bytes(draw, "big") % len(rows)]
+        draw = hashlib.blake2b(f"{key}/{index}".encode(), digest_size=8).digest()
+        chosen[index] = rows[int.from_bytes(draw, "big") % len(rows)]
     return chosen
 
 

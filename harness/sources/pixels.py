@@ -177,7 +177,7 @@ def upright(image: Any) -> Any:
 
 def _has_late_texts(file: BinaryIO) -> bool:
     """Whether a PNG has texts or EXIF behind its pixels."""
-    place, late = file.tell(), False
+    offset, late = file.tell(), False
     file.seek(8)
     seen = False
     while not late and len(head := file.read(8)) == 8:
@@ -185,15 +185,15 @@ def _has_late_texts(file: BinaryIO) -> bool:
         seen = seen or kind == b"IDAT"
         late = seen and kind in _PNG_TEXTS
         file.seek(length + 4, SEEK_CUR)
-    file.seek(place)
+    file.seek(offset)
     return late
 
 
 def _head(image: Any, length: int) -> bytes:
-    place = image.fp.tell()
+    offset = image.fp.tell()
     image.fp.seek(0)
     head: bytes = image.fp.read(length)
-    image.fp.seek(place)
+    image.fp.seek(offset)
     return head
 
 
@@ -208,7 +208,7 @@ def _box(image: Any, wanted: bytes, length: int) -> bytes:
     image; empty if there is none. ISO 14496-12, section 4.2, and ISO 15444-1, annex I.4.
     """
     file, at = image.fp, 0
-    place, size = file.tell(), file.seek(0, SEEK_END)
+    offset, size = file.tell(), file.seek(0, SEEK_END)
     found = b""
     while not found and at < size:
         file.seek(at)
@@ -221,15 +221,15 @@ def _box(image: Any, wanted: bytes, length: int) -> bytes:
             file.seek(at + begin)
             found = file.read(min(length, end - begin))
         at += end
-    file.seek(place)
+    file.seek(offset)
     return found
 
 
 def _avif_depths(image: Any) -> set[int]:
     """The bits of the AV1 pictures in an AVIF file: AV1-ISOBMFF, section 2.3.3."""
     head = _box(image, b"meta", 2**24)  # with profiles of colours
-    places = [found.end() for found in re.finditer(b"av1C", head)]
-    return {8 if not head[at + 2] & 0x40 else 12 if head[at + 2] & 0x20 else 10 for at in places}
+    ends = [found.end() for found in re.finditer(b"av1C", head)]
+    return {8 if not head[at + 2] & 0x40 else 12 if head[at + 2] & 0x20 else 10 for at in ends}
 
 
 def _jpeg2000_depths(image: Any) -> set[int]:
@@ -240,5 +240,5 @@ def _jpeg2000_depths(image: Any) -> set[int]:
     if not head.startswith(b"\xff\x4f\xff\x51"):
         return set()
     count = int.from_bytes(head[40:42], "big")
-    parts = [head[42 + 3 * number :][:3] for number in range(count)]
-    return {part[0] + 1 if part[1:] == b"\1\1" and part[0] < 128 else 0 for part in parts}
+    found = [head[42 + 3 * number :][:3] for number in range(count)]
+    return {one[0] + 1 if one[1:] == b"\1\1" and one[0] < 128 else 0 for one in found}

@@ -108,15 +108,15 @@ class Reader:
             )
         recordings = []
         for key, begin, end in _runs(sheet):
-            part = sheet[begin:end]
+            cut = sheet[begin:end]
             recordings.append(
                 Track(
                     name=" ".join([str(path), *key]),
                     fields=dict(zip(self.recording, key, strict=True)),
                     values=narrow[:, begin:end],
-                    labels=part.labels,
-                    times=part.times,
-                    stretches=self._stretches(part),
+                    labels=cut.labels,
+                    times=cut.times,
+                    stretches=self._stretches(cut),
                 )
             )
         return recordings
@@ -156,27 +156,27 @@ class Reader:
             path, range(1, len(array) + 1), np.ascontiguousarray(array.T, dtype=np.float64)
         )
 
-    def _stretches(self, part: Sheet) -> Bounds:
+    def _stretches(self, sheet: Sheet) -> Bounds:
         """(S, 2): the stretches between gaps.
 
         Raises DataError for a gap that is not allowed, for times that decrease, and for a
         different rate.
         """
-        missing: NDArray[np.bool_] = np.asarray(np.isnan(part.values).any(axis=0))
+        missing: NDArray[np.bool_] = np.asarray(np.isnan(sheet.values).any(axis=0))
         # (T - 1,): whether a gap separates a row from the next
         apart = missing[1:] | missing[:-1]
-        if part.times is not None and self.gap_s is not None:
-            steps = np.diff(part.times)
-            if not (steps > 0).all() or np.isnan(part.times).any():
-                row = part.rows[int((~(steps > 0)).argmax()) + 1] if len(steps) else part.rows[0]
+        if sheet.times is not None and self.gap_s is not None:
+            steps = np.diff(sheet.times)
+            if not (steps > 0).all() or np.isnan(sheet.times).any():
+                row = sheet.rows[int((~(steps > 0)).argmax()) + 1] if len(steps) else sheet.rows[0]
                 raise DataError(
-                    f"{part.path}: row {row}, column {self.time!r}: not later than the previous "
+                    f"{sheet.path}: row {row}, column {self.time!r}: not later than the previous "
                     "row. Sort the rows, or correct the time."
                 )
             long = steps > self.gap_s
-            self._refuse_unit(part.path, steps)
+            self._refuse_unit(sheet.path, steps)
             apart = apart | long
-            self._compare_rate(part.path, steps[~long])
+            self._compare_rate(sheet.path, steps[~long])
         if self.gaps == "refuse" and (apart.any() or missing.any()):
             row, what = int(missing.argmax()), "an empty cell"
             if not missing.any():
@@ -185,7 +185,7 @@ class Reader:
                     f"more than {self.gap_s:g} s after the previous row",
                 )
             raise DataError(
-                f"{part.path}: row {part.rows[row]}: {what}. Fill the gap, or set gaps: split."
+                f"{sheet.path}: row {sheet.rows[row]}: {what}. Fill the gap, or set gaps: split."
             )
         edges = np.flatnonzero(np.concatenate([[True], apart, [True]]))
         return np.stack([edges[:-1], edges[1:]], axis=1)[~missing[edges[:-1]]]

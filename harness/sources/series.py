@@ -230,7 +230,7 @@ def judge(
         [np.zeros((len(is_class), 1), dtype=np.int64), np.cumsum(is_class, axis=1)], axis=1
     )
     counts = upto[:, begins + length] - upto[:, begins]  # (K, N)
-    best = counts.argmax(axis=0)
+    first = counts.argmax(axis=0)
     most = counts.max(axis=0)
     enough = most == length if rule == "pure" else most > length - counts.sum(axis=0)
-    return np.where(enough, best, -1)
+    return np.where(enough, first, -1)

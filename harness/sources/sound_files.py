@@ -90,19 +90,21 @@ def _whole(head: bytes, chunks: _Chunks) -> int:
 
 def _sound_end(file: BinaryIO, head: bytes, length: int, chunks: _Chunks) -> int:
     """Where the chunk with the sound ends."""
-    place, begin = chunks.start, chunks.name_bytes + chunks.size_bytes
+    offset, begin = chunks.start, chunks.name_bytes + chunks.size_bytes
     for _ in range(_MOST_CHUNKS):
-        file.seek(place)
+        file.seek(offset)
         found = file.read(begin)
-        if len(found) < begin or place >= length:
+        if len(found) < begin or offset >= length:
             return 0
         size = int.from_bytes(found[chunks.name_bytes :], chunks.order)
         if found[:4] in _SOUND:
             if head[:4] == b"RF64" and size == 2**32 - 1:
                 size = int.from_bytes(head[28:36], "little")
-            return place + begin + size - chunks.within if size < _UNKNOWN[chunks.size_bytes] else 0
-        place += begin + size - chunks.within
-        place += -place % chunks.align
+            return (
+                offset + begin + size - chunks.within if size < _UNKNOWN[chunks.size_bytes] else 0
+            )
+        offset += begin + size - chunks.within
+        offset += -offset % chunks.align
     return 0
 
 

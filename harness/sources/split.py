@@ -131,11 +131,11 @@ class ByTime:
         parts = np.full(len(times), "train", dtype="<U5")
         left = sum(self._shares.values())
         for part in ("val", "test"):
-            place = round((1 - left) * len(times))
+            first = round((1 - left) * len(times))
             left -= self._shares[part]
-            if self._shares[part] > 0 and place < len(times):
-                parts[times >= ordered[place]] = "none"
-                parts[times >= ordered[place] + self._gap] = part
+            if self._shares[part] > 0 and first < len(times):
+                parts[times >= ordered[first]] = "none"
+                parts[times >= ordered[first] + self._gap] = part
         return parts
 
 

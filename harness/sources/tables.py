@@ -126,8 +126,8 @@ class Table(BatchSource):
             for name, column in whole.values.items()
             if self.columns.get(name, "number") != "number"
         }
-        places = {"path": whole.path_of, "row": Written(whole.rows)}
-        known = {**places, **texts, **whole.known}
+        origins = {"path": whole.path_of, "row": Written(whole.rows)}
+        known = {**origins, **texts, **whole.known}
         return {name: column.take(self._chosen) for name, column in known.items()}
 
     def __len__(self) -> int:

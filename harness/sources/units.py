@@ -103,19 +103,19 @@ class Units:
         Raises DataError for an impossible value.
         """
         converted = values.copy()
-        for place, (name, first, last) in self._of.items():
-            outside = (values[place] < first.least) | (values[place] > first.most)
+        for channel, (name, first, last) in self._of.items():
+            outside = (values[channel] < first.least) | (values[channel] > first.most)
             if outside.any():
                 index = int(outside.argmax())
                 ends = f"{first.least:g} to {first.most:g}"
                 if first.most == inf:
                     ends = f"at least {first.least:g}"
                 raise DataError(
-                    f"{path}: row {rows[index]}, column {channels[place]!r}: "
-                    f"{values[place, index]:g} {name} is impossible (range: {ends}). Correct it, "
+                    f"{path}: row {rows[index]}, column {channels[channel]!r}: "
+                    f"{values[channel, index]:g} {name} is impossible (range: {ends}). Correct it, "
                     "or set another unit."
                 )
             if first != last:
-                base = (values[place] + first.offset) * first.factor
-                converted[place] = base / last.factor - last.offset
+                base = (values[channel] + first.offset) * first.factor
+                converted[channel] = base / last.factor - last.offset
         return converted

@@ -1,4 +1,4 @@
-"""How large the sheets of an Excel file are, before they are read: readers make a place for every
+"""How large the sheets of an Excel file are, before they are read: readers make room for every
 cell of the rectangle around those that hold something, and one cell in the last corner of a sheet
 would ask for 549 GB.
 """
@@ -14,7 +14,7 @@ from xml.parsers import expat
 from harness.errors import DataError
 from harness.sources.mistaken import what_is
 
-MAX_XML_BYTES = 4 * 2**30  # of all parts, unpacked
+MAX_XML_BYTES = 4 * 2**30  # of all members, unpacked
 MAX_EMPTY = 10_000_000  # cells of a rectangle, unless one in so many is filled:
 MIN_FILLED = 1 / 20
 
@@ -39,17 +39,17 @@ def check_workbook(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as book:
-            parts = [one for one in book.infolist() if one.filename.lower().endswith(".xml")]
-            if sum(one.file_size for one in parts) > MAX_XML_BYTES:
+            members = [one for one in book.infolist() if one.filename.lower().endswith(".xml")]
+            if sum(one.file_size for one in members) > MAX_XML_BYTES:
                 raise DataError(
-                    f"{path}: its parts are more than {MAX_XML_BYTES:,} bytes, unpacked. Give the "
+                    f"{path}: its members unpack to more than {MAX_XML_BYTES:,} bytes. Give the "
                     "table as .parquet or .csv."
                 )
-            if not any(one.filename.lower().startswith("xl/") for one in parts):
-                raise ValueError("no part of it is a workbook's")
-            for part in parts:
-                with book.open(part) as file:
-                    _check_sheet(f"{path}: {part.filename}", _Extent(file))
+            if not any(one.filename.lower().startswith("xl/") for one in members):
+                raise ValueError("no member of it is a workbook's")
+            for member in members:
+                with book.open(member) as file:
+                    _check_sheet(f"{path}: {member.filename}", _Extent(file))
     except _UNREADABLE as error:
         what = what_is(path, "table")
         if what is not None and "zip" not in what:  # a truncated workbook begins as a zip does
@@ -100,11 +100,11 @@ class _Extent:
             self._rows.add(self._row)
             self._columns.add(self._column)
         elif kind == "c":
-            place = _REFERENCE.fullmatch(attributes.get("r", ""))
-            if place is None:
+            reference = _REFERENCE.fullmatch(attributes.get("r", ""))
+            if reference is None:
                 self._column += 1
             else:
-                self._row, self._column = int(place[2]), _number(place[1])
+                self._row, self._column = int(reference[2]), _number(reference[1])
             self._is_open = True
         elif kind == "row":
             number = attributes.get("r", "")
@@ -112,7 +112,7 @@ class _Extent:
             self._column = 0
 
     def _refuse(self, *_: object) -> None:
-        raise ValueError("a part of it declares a document type")
+        raise ValueError("a member of it declares a document type")
 
 
 @cache

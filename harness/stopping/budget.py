@@ -61,6 +61,16 @@ def time_left_s(
     return min(limits, default=None)
 
 
+def position_of(evaluation: Evaluation) -> dict[str, float]:
+    """What an evaluation's training has cost so far, by the units of a budget."""
+    return {
+        "epochs": evaluation.epoch,
+        "steps": evaluation.step,
+        "samples": evaluation.samples,
+        "hours": evaluation.hours,
+    }
+
+
 class BudgetJudge(Judge):
     """Stops at the first limit that an evaluation meets."""
 
@@ -75,12 +85,7 @@ class BudgetJudge(Judge):
                 yield f"stop.budget.{unit}", unit
 
     def take(self, evaluation: Evaluation) -> Finding:
-        used = {
-            "epochs": evaluation.epoch,
-            "steps": evaluation.step,
-            "samples": evaluation.samples,
-            "hours": evaluation.hours,
-        }
+        used = position_of(evaluation)
         for unit, limit in self._limits.items():
             if used[unit] >= limit:
                 amount = f"{limit:,}" if isinstance(limit, int) else show(limit)

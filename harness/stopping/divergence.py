@@ -68,7 +68,7 @@ class Spike(Section):
     action: Literal["warn", "stop"] = Field("warn", description="What follows from a spike.")
 
 
-def _lost_loss(evaluation: Evaluation) -> str | None:
+def _non_finite_loss(evaluation: Evaluation) -> str | None:
     """A sentence on the first loss of an evaluation that is not finite."""
     for name, value in evaluation.metrics.items():
         if (name == "loss" or name.endswith("/loss")) and not math.isfinite(value):
@@ -138,7 +138,7 @@ class DivergenceJudge(Judge):
 
     def take(self, evaluation: Evaluation) -> Finding:
         findings = [bound.take(evaluation) for bound in self._bounds]
-        stops = [_lost_loss(evaluation), *(one.stop for one in findings)]
+        stops = [_non_finite_loss(evaluation), *(one.stop for one in findings)]
         return Finding(
             next(filter(None, stops), None),
             warnings=[warning for one in findings for warning in one.warnings],

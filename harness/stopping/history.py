@@ -94,7 +94,7 @@ def read_history(path: Path) -> History:
 
 
 def _json_records(path: Path, *, links: bool) -> Iterator[tuple[str, dict[str, float]]]:
-    """Place and numbers of each record that tells of an evaluation; half a line that a crash left
+    """Line and numbers of each record that tells of an evaluation; half a line that a crash left
     at the end is passed over.
     """
     with TextIOWrapper(open_regular(path, links=links), encoding="utf-8") as file:
@@ -135,7 +135,7 @@ def _json_number(value: Any) -> float | None:
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Place and numbers of each row; an empty cell was not measured, a column of words is no
+    """Line and numbers of each row; an empty cell was not measured, a column of words is no
     metric.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:

@@ -190,7 +190,7 @@ class ImprovementJudge(Judge):
 
     def take(self, evaluation: Evaluation) -> Finding:
         """Raises ConfigError if a cooldown is set and the evaluation has no `lr`."""
-        lr_dropped = self._lr_dropped(evaluation)
+        lr_dropped = self._has_lr_dropped(evaluation)
         counts = not self._warmup
         self._warmup = max(0, self._warmup - 1)
         taken = [
@@ -211,7 +211,7 @@ class ImprovementJudge(Judge):
             criteria=verdicts,
         )
 
-    def _lr_dropped(self, evaluation: Evaluation) -> bool:
+    def _has_lr_dropped(self, evaluation: Evaluation) -> bool:
         """Whether the learning rate fell after an interval in which it stood still: a step down,
         unlike the steady fall of a cosine.
         """

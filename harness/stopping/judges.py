@@ -1,4 +1,4 @@
-"""All criteria of the stop settings together: the one place that lists them."""
+"""All criteria of the stop settings together: the one list of them."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from harness.stopping.budget import BudgetJudge
 from harness.stopping.divergence import DivergenceJudge
 from harness.stopping.improvement import ImprovementJudge
 from harness.stopping.judge import Judge, problems_of
+from harness.stopping.milestones import MilestonesJudge
 from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import TargetsJudge, expand
@@ -21,6 +22,7 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
         DivergenceJudge(settings.divergence, metrics),
         TargetsJudge(settings.targets, settings.targets_need, settings.hold, metrics),
         request,
+        MilestonesJudge(settings.milestones, settings.budget, metrics),
         ImprovementJudge(
             settings.improvement,
             settings.improvement_needs,

@@ -14,6 +14,7 @@ from harness.stopping.best import BestSoFar
 from harness.stopping.controller import StopController
 from harness.stopping.history import History
 from harness.stopping.judges import judges_of, metrics_of, problems, refuse
+from harness.stopping.milestones import chance_of
 from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import expand
@@ -91,7 +92,7 @@ def replay(
     Raises ConfigError for settings that the history cannot answer.
     """
     infos = metric_infos(history, settings)
-    refuse([*problems(settings, infos), *_unanswered(history, settings, infos)])
+    refuse([*problems(settings, infos), *_unanswerable_settings(history, settings, infos)])
     controller = StopController(settings, infos)
     used = metrics_of(settings, infos)
     evaluations = [one for one in history.evaluations if not used or used & one.metrics.keys()]
@@ -147,7 +148,8 @@ def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricIn
             if (value := one.metrics.get(name)) is not None and math.isfinite(value)
         ]
         share = mode == "max" and words & _SHARES and all(0 <= value <= 1 for value in values)
-        infos[name] = MetricInfo(mode, *((0.0, 1.0) if share else (None, None)))
+        lower, upper = (0.0, 1.0) if share else (None, None)
+        infos[name] = MetricInfo(mode, lower, upper, chance_of(name) in history.metrics)
     return infos
 
 
@@ -156,12 +158,14 @@ def _hints(settings: StopSettings) -> Iterator[tuple[str, Mode]]:
     for name, target in settings.targets.items():
         for metric in (name, *expand(name, ())):
             yield metric, target.mode
+    for one in settings.milestones:
+        yield one.metric, "max" if one.at_most is None else "min"
     for bound in settings.divergence:
         if bound.ratio_to_best is None:
             yield bound.metric, "min" if bound.above is not None else "max"
 
 
-def _unanswered(
+def _unanswerable_settings(
     history: History, settings: StopSettings, infos: Mapping[str, MetricInfo]
 ) -> Iterator[str]:
     """Settings that need what the history does not hold."""

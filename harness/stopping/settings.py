@@ -15,6 +15,7 @@ from harness.stopping.budget import Budget, Every
 from harness.stopping.divergence import Divergence, Spike
 from harness.stopping.improvement import Improvement
 from harness.stopping.judge import Need
+from harness.stopping.milestones import Milestone
 from harness.stopping.targets import Target
 
 
@@ -45,6 +46,13 @@ class StopSettings(Section):
     )
     improvement_needs: Need = Field(
         "all", description="Whether all criteria or any of them must have run out of patience."
+    )
+    milestones: tuple[Milestone, ...] = Field(
+        (),
+        description=(
+            "Values that metrics must have reached by some time, else the run ends as hopeless: "
+            "one, or a list."
+        ),
     )
     best: BestMetric | None = Field(
         None,
@@ -82,7 +90,7 @@ class StopSettings(Section):
     def _none_is_empty(cls, value: object) -> object:
         return {} if value is None else value
 
-    @field_validator("improvement", "divergence", mode="before")
+    @field_validator("improvement", "milestones", "divergence", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         if value is None:
@@ -91,7 +99,7 @@ class StopSettings(Section):
             tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         )
 
-    @field_serializer("improvement", "divergence")
+    @field_serializer("improvement", "milestones", "divergence")
     def _as_given(self, values: tuple[Any, ...]) -> Any:
         """One alone is a mapping again, so that `stop.improvement.patience=3` reaches it."""
         return values[0] if len(values) == 1 else list(values)

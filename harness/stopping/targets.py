@@ -122,7 +122,7 @@ class TargetsJudge(Judge):
             yield from unknown_metric(where, name, self._metrics, meant)
             for metric in meant:
                 if metric in self._metrics and (
-                    wrong := list(_problems(where, metric, target, self._metrics[metric]))
+                    wrong := list(target_problems(where, metric, target, self._metrics[metric]))
                 ):
                     yield from wrong
                     break
@@ -143,7 +143,8 @@ class TargetsJudge(Judge):
         return Finding(outlook="; ".join(sentences))
 
 
-def _problems(where: str, metric: str, target: Target, info: MetricInfo) -> Iterator[str]:
+def target_problems(where: str, metric: str, target: Target, info: MetricInfo) -> Iterator[str]:
+    """What is wrong with a target, under `where`, for what its metric declares."""
     asked, other, limit, side = "at_least", "at_most", info.upper, "above"
     if target.mode == "min":
         asked, other, limit, side = "at_most", "at_least", info.lower, "below"

@@ -11,11 +11,14 @@ SIGNS: Mapping[Mode, float] = {"max": 1.0, "min": -1.0}
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a metric declares: whether more or less of it is better, and the values it can take."""
+    """What a metric declares: whether more or less of it is better, the values it can take, and
+    whether the task says what the most frequent class alone would give.
+    """
 
     mode: Mode
     lower: float | None = None
     upper: float | None = None
+    has_chance: bool = False
 
     @property
     def better(self) -> str:
@@ -139,15 +142,15 @@ def _number(name: str, value: Any) -> Any:
 
 def show(value: float, apart_from: float | None = None, digits: int = 4) -> str:
     """A number for people: `digits` digits, or as many as tell it from `apart_from`."""
-    text = _written(value, digits)
+    text = _format(value, digits)
     if apart_from is None or value == apart_from:
         return text
-    while digits < 17 and text == _written(apart_from, digits):
+    while digits < 17 and text == _format(apart_from, digits):
         digits += 1
-        text = _written(value, digits)
+        text = _format(value, digits)
     return text
 
 
-def _written(value: float, digits: int) -> str:
+def _format(value: float, digits: int) -> str:
     text = f"{value:.{digits}g}"
     return f"{value:,.0f}" if "e+" in text and abs(value) < 1e12 else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,6 +33,9 @@ from harness.tasks.task import (
 
 if TYPE_CHECKING:
     import torchmetrics
+
+
+_SHARE = replace(ACCURACY, has_chance=True)
 
 
 class Classification(BaseTask):
@@ -63,7 +67,7 @@ class Classification(BaseTask):
             input,
             target,
             metrics,
-            {"loss": ERROR, "accuracy": ACCURACY, "balanced_accuracy": ACCURACY, "f1": ACCURACY},
+            {"loss": ERROR, "accuracy": _SHARE, "balanced_accuracy": _SHARE, "f1": _SHARE},
         )
         check_label_smoothing(label_smoothing)
         self._balanced = (
@@ -134,8 +138,11 @@ class Classification(BaseTask):
             self._weights,
         )
 
-    def num_items(self, batch: Batch) -> Tensor:
-        return is_item(batch[self.target], self.ignore_index).sum()
+    def num_items(self, batch: Batch) -> Tensor | int:
+        targets: Tensor = batch[self.target]
+        if self.ignore_index is None and targets.dim() == 1:
+            return len(targets)
+        return is_item(targets, self.ignore_index).sum()
 
     def metrics(self) -> dict[str, AnyMetric]:
         if self.num_classes is None:
@@ -147,12 +154,19 @@ class Classification(BaseTask):
 
     def update(self, metrics: Mapping[str, AnyMetric], outputs: Any, batch: Batch) -> None:
         targets = batch[self.target].long()
-        metrics["confusion"].update(outputs.argmax(1), targets, is_item(targets, self.ignore_index))
+        counted = None if self.ignore_index is None else targets != self.ignore_index
+        metrics["confusion"].update(outputs.argmax(1), targets, counted)
         if self._extra:
             self._update_extras(metrics, widen(outputs).softmax(1), targets)
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         return {**confusion_values(computed["confusion"]), **super().values(computed)}
+
+    def chance(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        table = computed["confusion"]
+        majority = torch.zeros_like(table)
+        majority[:, table.sum(1).argmax()] = table.sum(1)
+        return confusion_values(majority)
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, ...) class numbers; `probability`: (B, C, ...)."""

@@ -13,7 +13,7 @@ from harness.data.source import Learner
 from harness.errors import ConfigError
 from harness.metrics.metric import AnyMetric
 from harness.stopping.verdict import MetricInfo
-from harness.tasks.task import BaseTask, Batch, item_count, kind_of
+from harness.tasks.task import BaseTask, Batch, kind_of
 
 T = TypeVar("T")
 
@@ -71,9 +71,8 @@ class Joint:
         ]
         return torch.stack(losses).sum()
 
-    def num_items(self, batch: Batch) -> Tensor:
-        target = batch[self._first.target]
-        return item_count(len(target), target)
+    def num_items(self, batch: Batch) -> int:
+        return len(batch[self._first.target])
 
     def learners(self) -> dict[str, Learner]:
         return {
@@ -117,6 +116,13 @@ class Joint:
             f"{name}_{metric}": value
             for name, task in self.heads.items()
             for metric, value in task.values(_of(name, computed)).items()
+        }
+
+    def chance(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        return {
+            f"{name}_{metric}": value
+            for name, task in self.heads.items()
+            for metric, value in task.chance(_of(name, computed)).items()
         }
 
     def infos(self) -> dict[str, MetricInfo]:

@@ -21,7 +21,7 @@ def check_labels(
         )
     wide = labels.long()
     if wide.numel() and count is not None:
-        low, high = wide.aminmax()
+        low, high = map(int, wide.aminmax())
         if low >= 0 and high < count:  # as nearly always, and found in a tenth of the time
             return
     bad = is_item(wide, ignored) & (

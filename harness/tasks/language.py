@@ -69,7 +69,7 @@ class LanguageModelling(BaseTask):
         self.vocabulary: int | None = None
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        return super().forward(model, {key: self._given(batch, key) for key in batch})
+        return super().forward(model, {key: self._network_input(batch, key) for key in batch})
 
     def fit_to(self, outputs: Any) -> None:
         if not isinstance(outputs, Tensor) or outputs.dim() != 3:
@@ -131,7 +131,7 @@ class LanguageModelling(BaseTask):
         probability, predicted = widen(outputs).softmax(2).max(2)
         return {"predicted": predicted, "probability": probability}
 
-    def _given(self, batch: Batch, key: str) -> Any:
+    def _network_input(self, batch: Batch, key: str) -> Any:
         """What the network is given of one of the batch's values."""
         value, tokens = batch[key], batch[self.key]
         if key == self.key:

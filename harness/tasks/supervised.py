@@ -18,7 +18,6 @@ from harness.tasks.task import (
     BaseTask,
     Batch,
     Input,
-    item_count,
     kind_of,
     map_tensors,
     require_tensor,
@@ -132,7 +131,7 @@ class Supervised(BaseTask):
         return loss if self.reduction == "sum" else loss * size
 
     def _check_mean(self, whole: Tensor, outputs: Any, batch: Batch) -> None:
-        """The first time, that the mean of a micro-batch is that of its parts. The host waits.
+        """Once: that the mean over a micro-batch is that over two pieces of it. The host waits.
 
         Raises ConfigError.
         """
@@ -140,21 +139,20 @@ class Supervised(BaseTask):
         loss, size = copy.deepcopy(self.loss), len(batch[self.target])
         total = 0.0
         with torch.no_grad(), torch.autocast(batch[self.target].device.type, enabled=False):
-            for part in (slice(0, 1), slice(1, size)):
-                given = _cut(widen(outputs), part), _cut(self._target(batch), part)
-                total += float(loss(*given)) * len(range(size)[part])
+            for piece in (slice(0, 1), slice(1, size)):
+                given = _cut(widen(outputs), piece), _cut(self._target(batch), piece)
+                total += float(loss(*given)) * len(range(size)[piece])
         if not math.isclose(total / size, float(whole), rel_tol=1e-3, abs_tol=1e-5):
             raise ConfigError(
                 f"task.loss: the mean over a micro-batch is {float(whole):.6g}, but "
-                f"{total / size:.6g} by its parts: samples do not weigh the same (class weights, "
+                f"{total / size:.6g} in two pieces: samples do not weigh the same (class weights, "
                 "ignored targets), or are compared with each other, and the loss would depend on "
                 "batch.micro_size. Give the loss reduction: none (or sum), or say reduction: "
                 "micro_batch if that is meant."
             )
 
-    def num_items(self, batch: Batch) -> Tensor:
-        target = batch[self.target]
-        return item_count(len(target), target)
+    def num_items(self, batch: Batch) -> int:
+        return len(batch[self.target])
 
     def metrics(self) -> dict[str, AnyMetric]:
         return self._extras()
@@ -185,6 +183,6 @@ class Supervised(BaseTask):
         return {name: batch[name] for name in self.targets} if self._several else batch[self.target]
 
 
-def _cut(value: Any, part: slice) -> Any:
+def _cut(value: Any, rows: slice) -> Any:
     """Some samples of each tensor."""
-    return map_tensors(lambda one: one[part] if one.dim() else one, value)
+    return map_tensors(lambda one: one[rows] if one.dim() else one, value)

@@ -35,8 +35,11 @@ class Task(Protocol):
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         """The sum of the losses of all items: a scalar tensor with a gradient."""
 
-    def num_items(self, batch: Batch) -> Tensor:
-        """How many items: a scalar int64 tensor on the batch's device; no host wait."""
+    def num_items(self, batch: Batch) -> Tensor | int:
+        """How many items: a scalar int64 tensor on the batch's device; no host wait. A plain int
+        where it follows from the number of samples alone: then ranks agree on it once, instead of
+        summing at each step.
+        """
 
     def learners(self) -> Mapping[str, Learner]:
         """What has to have seen the training split before `fit_to`, by name; a task of a user's own
@@ -65,6 +68,11 @@ class Task(Protocol):
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         """The scalars by which a training is judged, from what the metrics gave."""
+
+    def chance(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        """What naming the most frequent class always would give, of the metrics whose infos say
+        `has_chance`; a task without such metrics may lack this method.
+        """
 
     def infos(self) -> dict[str, MetricInfo]:
         """Which way each value is better and how far it can go; "loss" is among them."""
@@ -144,6 +152,9 @@ class BaseTask(Task):
 
     def values(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         return {name: float(value) for name, value in computed.items() if value.dim() == 0}
+
+    def chance(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
 
     def infos(self) -> dict[str, MetricInfo]:
         """The task's own, and the user's metrics that say which way is better; the others are only
@@ -270,11 +281,6 @@ def summed(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, **opti
     if torch.is_grad_enabled():
         return loss(outputs, targets, reduction="sum", **options)
     return loss(outputs, targets, reduction="none", **options).sum(dtype=torch.float64)
-
-
-def item_count(count: int, like: Tensor) -> Tensor:
-    """A number of items as the loop takes it, on the device of `like`; no host wait."""
-    return torch.full((), count, dtype=torch.int64, device=like.device)
 
 
 def kind_of(value: Any) -> str:

@@ -48,23 +48,23 @@ class UserBackend:
     def begin(self) -> int:
         """Build and open it. Raises ConfigError if it cannot be built."""
         self._backend = components.build(self._spec, self._where, run=self._run)
-        return self._opened().begin()
+        return self._require_open().begin()
 
     def row(self, row: Row) -> None:
         """Forwarded, as all calls below."""
-        self._opened().row(row)
+        self._require_open().row(row)
 
     def event(self, record: Mapping[str, Any]) -> None:
-        self._opened().event(record)
+        self._require_open().event(record)
 
     def finish(self, outcome: Outcome | None) -> None:
-        self._opened().finish(outcome)
+        self._require_open().finish(outcome)
 
     def abandon(self) -> None:
         if self._backend is not None:
             self._backend.abandon()
 
-    def _opened(self) -> Backend:
+    def _require_open(self) -> Backend:
         assert self._backend is not None, "begin comes first"
         return self._backend
 

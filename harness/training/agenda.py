@@ -12,9 +12,10 @@ class Request(IntEnum):
     """What a rank asks of all ranks between two steps; the highest request wins."""
 
     NONE = 0
-    TIME_UP = 1
-    STOP_REQUESTED = 2
-    INTERRUPTED = 3
+    SAVE = 1
+    TIME_UP = 2
+    STOP_REQUESTED = 3
+    INTERRUPTED = 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ _NOTHING = Due(read=False, log=False, evaluate=False, save=False, compare=False)
 
 @dataclass(frozen=True)
 class Agenda:
-    """The calendar of a run."""
+    """The calendar of a run.
+
+    `save_every`: None for a save at each evaluation; `saves_on_request`: at none of either, because
+    rank 0 asks for them by the clock.
+    """
 
     sampling: Sampling
     log_every: Every
@@ -46,6 +51,7 @@ class Agenda:
     budget: Budget | None
     trace: bool = False
     compare_every: Every | None = None
+    saves_on_request: bool = False
 
     def due(self, step: int, request: Request, *, owed: bool = False) -> Due:
         """What follows step `step`.
@@ -71,11 +77,11 @@ class Agenda:
             last is not None and step >= last
         )
         evaluate = ends or owed or self.falls(self.evaluate_every, step)
-        save = (
-            ends
-            or request == Request.INTERRUPTED
-            or (evaluate if self.save_every is None else self.falls(self.save_every, step))
-        )
+        save = ends or request in (Request.SAVE, Request.INTERRUPTED)
+        if not self.saves_on_request:
+            save = save or (
+                evaluate if self.save_every is None else self.falls(self.save_every, step)
+            )
         log = self.falls(self.log_every, step) and not owed
         return Due(
             read=(log or evaluate or save or self.trace) and not owed,

@@ -28,7 +28,7 @@ def check_agreement(run: Run) -> None:
 
 def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, where: str) -> None:
     """Compare a sum over the bits of each tensor, 8 bytes a tensor, between ranks; another value in
-    any place is found, another order of the same values is not.
+    anywhere is found, another order of the same values is not.
 
     Called by every rank; the host waits. Raises RankError.
     """

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from harness import components
 from harness.checkpoint.retention import Retention
+from harness.checkpoint.settings import SaveEvery
 from harness.checkpoint.state import extra_files_of
 from harness.checkpoint.write import CheckpointStore
 from harness.config.document import to_yaml
@@ -43,6 +44,7 @@ from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.losses import LossWindow
 from harness.training.network_state import changed
+from harness.training.pacing import Pace, pace_of
 from harness.training.resume import load_state, restore_rest
 from harness.training.run import Launch, Progress, Run
 from harness.training.trace import Trace
@@ -60,9 +62,8 @@ def build(
     lease: Lease,
     tracker: Tracker,
 ) -> Run:
-    """A run with the state of its checkpoint, if there is one.
-
-    Called by every rank. Raises HarnessError.
+    """A run with the state of its checkpoint, if there is one. Called by every rank. Raises
+    HarnessError.
     """
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
@@ -97,6 +98,7 @@ def build(
         plans=evaluation_plans(config, data.splits, interruption),
         controller=controller,
         store=open_store(config, ranks, launch, lease),
+        pace=open_pace(config, engine, ranks, ledger),
         tracker=tracker,
         trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
@@ -133,16 +135,26 @@ def sampling_of(config: Config, data: RunData) -> Sampling:
     """Which samples each slot of each step holds."""
     batch = config.batch
     num_samples = len(data.splits["train"])
-    return Sampling(num_samples, batch.size, batch.micro_size, config.run.seed, data.balance)
+    seed, order = config.run.seed, data.order
+    return Sampling(num_samples, batch.size, batch.micro_size, seed, data.balance, order)
 
 
 def agenda_of(config: Config, sampling: Sampling) -> Agenda:
     """What is due after which step. Raises ConfigError for a schedule that ends before the
     budget.
     """
-    stop = config.stop
-    every = (config.log.every, stop.every, config.checkpoint.every)
-    agenda = Agenda(sampling, *every, stop.budget, config.log.trace, config.run.compare_every)
+    stop, save = config.stop, config.checkpoint.every
+    save_every = save.by_step() if isinstance(save, SaveEvery) else None
+    agenda = Agenda(
+        sampling,
+        config.log.every,
+        stop.every,
+        save_every,
+        stop.budget,
+        config.log.trace,
+        config.run.compare_every,
+        saves_on_request=save is not None and save_every is None,
+    )
     check_schedule_length(config.schedule, agenda.last_step())
     return agenda
 
@@ -260,6 +272,13 @@ def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> Ch
         timeout_s=settings.timeout_s,
         found=launch.checkpoint,
     )
+
+
+def open_pace(config: Config, engine: Engine, ranks: Ranks, ledger: Ledger) -> Pace | None:
+    """On rank 0 the clock of saves, if they go by one."""
+    # About what each rank copies for one: weights and, as most optimizers have, two moments
+    share_bytes = 3 * sum(one.nbytes for one in engine.network.parameters()) // ranks.size
+    return pace_of(config.checkpoint, ledger, share_bytes) if ranks.is_first() else None
 
 
 def first_batch(split: Split, sampling: Sampling) -> Batch:

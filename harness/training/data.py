@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from harness import components
 from harness.checkpoint.read import load_trainer
 from harness.checks.check import check_data
+from harness.components import TARGET
 from harness.config.schema import Config
 from harness.console import Console
 from harness.data.columns import column_of
@@ -22,10 +24,12 @@ from harness.data.preparing import (
     open_splits,
     prepare,
 )
-from harness.data.sampling import Balance
-from harness.data.source import skipped_of
+from harness.data.sampling import Balance, Order
+from harness.data.source import order_of, skipped_of
 from harness.data.split import Split
+from harness.data.streams import Streamed
 from harness.durable import write_json
+from harness.errors import ConfigError
 from harness.interrupt import Interruption
 from harness.ranks.ranks import Ranks
 from harness.ranks.slowly import slowly
@@ -36,12 +40,15 @@ from harness.training.run import Launch
 
 @dataclass(frozen=True)
 class RunData:
-    """The splits for training, a digest of each, what treatments learned, what is drawn evenly."""
+    """The splits for training, a digest of each, what treatments learned, what is drawn evenly,
+    the order that the source of the training split gives.
+    """
 
     splits: Mapping[str, Split]
     keys: Mapping[str, str]
     learned: Sequence[TreatmentState]
     balance: Balance | None
+    order: Order | None
 
 
 def open_data(
@@ -76,7 +83,10 @@ def open_data(
             for name, split in splits.items()
         }
     )
-    return RunData(splits, keys, prepared.learned, balance_of(config, sources, ranks))
+    ranks.together(lambda: restore_stream(splits["train"], launch))
+    balance = balance_of(config, sources, ranks)
+    order = ranks.together(lambda: training_order(config, sources, prepared))
+    return RunData(splits, keys, prepared.learned, balance, order)
 
 
 def prepare_data(
@@ -175,3 +185,27 @@ def balance_of(config: Config, sources: Sources, ranks: Ranks) -> Balance | None
     return Balance.of(
         slowly(ranks, lambda: column_of(sources["train"], column, "data.train.balance"))
     )
+
+
+def restore_stream(train: Split, launch: Launch) -> None:
+    """Let a stream go on from where the checkpoint was, not from its beginning."""
+    if isinstance(train.source, Streamed) and launch.checkpoint is not None:
+        mark = load_trainer(launch.checkpoint).get("stream")
+        if mark is not None:
+            train.source.restore(mark)
+
+
+def training_order(config: Config, sources: Sources, prepared: Preparation) -> Order | None:
+    """The order that the source of the training split gives to its samples, which one that is in
+    the store is built for only if its class has one. No collectives. Raises ConfigError.
+    """
+    has_one = hasattr(components.find(config.data.train.source[TARGET]), "order")
+    if "train" in prepared.stored and not has_one:
+        return None
+    order = order_of(sources["train"])
+    if order is not None and config.data.train.balance is not None:
+        raise ConfigError(
+            "data.train.balance: the source is a mixture or a stream, which has an order of its "
+            "own. Remove balance."
+        )
+    return order

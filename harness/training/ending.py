@@ -79,9 +79,10 @@ def time_saved_s(run: Run) -> float:
 def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
     """Why and where the run ended, written to outcome.json. Rank 0 only."""
     checkpoint = run.store.committed() or run.launch.checkpoint
+    is_saved = checkpoint is not None and checkpoint.name == step_name(run.step)
     if verdict is not None and verdict.stops:
         reason, detail = str(verdict.reason), verdict.detail
-        if reason != "diverged" and (checkpoint is None or checkpoint.name != step_name(run.step)):
+        if reason != "diverged" and not is_saved:
             raise CheckpointError(
                 f"{run.directory}: the training is over ({reason}: {detail}) and the checkpoint of "
                 f"its last step {run.step} could not be saved: "
@@ -90,7 +91,7 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
             )
     else:
         kept = "saved"
-        if checkpoint is None or checkpoint.name != step_name(run.step):
+        if not is_saved:
             why = run.progress.unsaved or "see the warnings above"
             kept = f"NOT saved ({why}), the last checkpoint is {checkpoint}"
         reason, detail = (
@@ -116,6 +117,7 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
         exact_reason=exact_reason,
         time={**run.ledger.summary(), "saved_s": round(time_saved_s(run), 3)},
     )
+    run.ledger.ended = is_saved or reason == "diverged"
     run.ledger.save()
     write_outcome(run.directory, outcome)
     (run.directory / PREEMPT).unlink(missing_ok=True)  # obeyed, or too late

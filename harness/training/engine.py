@@ -5,13 +5,14 @@ update.
 as the training's forward passes see it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 from torch.optim import Optimizer
 
 from harness import components
@@ -34,6 +35,7 @@ from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
 from harness.training.determinism import name_of, record_nondeterminism, settle
+from harness.training.items import Count, Items
 from harness.training.network_state import (
     NetworkState,
     buffers_in,
@@ -45,6 +47,7 @@ from harness.training.network_state import (
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import Replicas, agree_on_start
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
+from harness.training.stable import stable_tensors, write_counts, writes_are_counted
 from harness.training.stepper import Stepper
 from harness.wording import first_line, origin
 
@@ -64,6 +67,7 @@ class Engine:
         seed_ambient(seed_for(config.run.seed, "network"))
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
         give_buffers_memory(self.network)
+        self._num_slots = config.batch.size // config.batch.micro_size
         self._parts = config.parts
         self._find_unused = config.train.find_unused_parameters
         network_parts.check_parts(self.network, self._parts)
@@ -83,6 +87,9 @@ class Engine:
         self.not_deterministic: list[str] = []
         # Why an interrupted run may end with other bits, found in the warm-up.
         self.inexact: list[str] = []
+        # Parameters that forward or backward passes change as well, found in the warm-up
+        self._changed_in_passes: set[str] = set()
+        self._writes_are_counted = writes_are_counted([config.network, config.task])
 
     def wrap(self, ranks: Ranks) -> None:
         """Make the passes and steps those of all ranks.
@@ -91,6 +98,7 @@ class Engine:
         """
         self.heartbeat = ranks.heartbeat
         self.sharing = Replicas(self.network, self.accelerator, ranks, self._find_unused)
+        self.items = Items(self._task, ranks, self.device, self._num_slots)
         own = {id(parameter) for parameter in self.network.parameters()}
         assert all(
             id(parameter) in own
@@ -104,8 +112,8 @@ class Engine:
         """
         return self.sharing.accumulate(last)
 
-    def forward_backward(self, batch: Batch, num_items: Tensor) -> tuple[Any, Tensor]:
-        """Gradients of (sum of losses over the micro-batch) / num_items, added up.
+    def forward_backward(self, batch: Batch, items: Count) -> tuple[Any, Tensor]:
+        """Gradients of (sum of losses over the micro-batch) / number of items, added up.
 
         Returns (outputs, loss sum), detached.
         """
@@ -113,11 +121,18 @@ class Engine:
         outputs = self._task.forward(self.sharing.model, batch)
         loss_sum = self._task.loss_sum(outputs, batch)
         self.heartbeat.enter(BACKWARD)
-        weight = self.sharing.weight(loss_sum, num_items)
-        if self.accelerator.scaler is None:
-            torch.autograd.backward(loss_sum, weight.to(loss_sum.dtype).expand_as(loss_sum))
+        if self.accelerator.scaler is not None:
+            wide = torch.promote_types(loss_sum.dtype, torch.float32)
+            self.accelerator.backward(loss_sum * items.weight(wide))
+        elif type(loss_sum) is Tensor and loss_sum.dim() == 0:
+            # What `torch.autograd.backward` comes to, after 20 us of looking at what it was given
+            weights = (items.weight(loss_sum.dtype),)
+            _engine_run_backward(
+                (loss_sum,), weights, False, False, (), allow_unreachable=True, accumulate_grad=True
+            )
         else:
-            self.accelerator.backward(loss_sum * weight)
+            weight = items.weight(loss_sum.dtype)
+            torch.autograd.backward(loss_sum, weight.expand_as(loss_sum))
         return detach(outputs), loss_sum.detach()
 
     def update(self) -> tuple[Tensor, bool]:
@@ -167,14 +182,20 @@ class Engine:
         ranks.together(state.check_buffers)
         # After the trial, whose gradients DDP would take for those of its first step
         self.wrap(ranks)
+        self.items.agree(batch)
         # What the first pass left is a cache if the second, on another batch, leaves the same.
         unsaved = unsaved_state(self.network) | buffers_in(losses)
+        counts = write_counts(self.network)
         with preserve_random(), record_nondeterminism(self.not_deterministic):
             network_parts.training_mode(self.network, self._parts)
-            self.forward_backward(batch, torch.ones((), device=self.device))
+            item = torch.ones((), dtype=torch.int64, device=self.device)
+            self.forward_backward(batch, Count(item, ranks.size))
         self.sharing.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
         ranks.together(state.check_buffers)
+        self._changed_in_passes.update(
+            changed(counts, write_counts(self.network)), state.changed_parameters()
+        )
         self.note_inexact(
             ranks,
             [
@@ -190,6 +211,14 @@ class Engine:
         """Remember why the run is not exact on any rank. Called by every rank."""
         for one in ranks.gather(list(reasons)):
             self.inexact += [reason for reason in one if reason not in self.inexact]
+
+    def stable_tensors(self, optimizer_keys: Iterable[str]) -> dict[str, set[str]]:
+        """The names, by role in a checkpoint, of what stays as it is until the next optimizer step;
+        none if that cannot be relied on.
+        """
+        if not self._writes_are_counted:
+            return {}
+        return stable_tensors(self.network, self.optimizer, optimizer_keys, self._changed_in_passes)
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The loss scaler's state, None without fp16."""

@@ -25,6 +25,7 @@ from harness.ranks.heartbeat import EVALUATION, EVALUATION_DATA, METRICS
 from harness.ranks.ranks import Ranks
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task
+from harness.training.items import total
 from harness.training.network_state import BufferState
 
 
@@ -95,7 +96,7 @@ def evaluate(
     ranks.heartbeat.enter(EVALUATION_DATA)
     metrics = IntervalMetrics(task.metrics())
     sums: list[Tensor] = []
-    items: list[Tensor] = []
+    items: list[Tensor | int] = []
 
     def run_mine() -> None:
         batches = evaluation_batches(
@@ -107,6 +108,7 @@ def evaluate(
             plan.num_workers,
             plan.samples,
             plan.patience,
+            preserve=False,  # all of it is, below, and each forward pass seeds anew
         )
         with preserve_random(), evaluating(network), torch.no_grad():
             for block, batch in batches:
@@ -123,7 +125,7 @@ def evaluate(
     ranks.heartbeat.enter(METRICS)
     zero = torch.zeros(0, dtype=torch.float64)
     loss_sums = torch.cat(ranks.gather_rows(torch.stack(sums) if sums else zero)).tolist()
-    num_items = sum(ranks.gather(int(torch.stack(items).sum()) if items else 0))
+    num_items = sum(ranks.gather(total(items)))
     if num_items == 0:
         raise DataError(
             f"{plan.split.where}: no item to evaluate: every target is ignored. Give a split with "

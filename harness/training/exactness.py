@@ -1,4 +1,4 @@
-"""What `exact: true` rests on, in one place. docs/exactness.md says how each condition is shown."""
+"""What `exact: true` rests on. docs/exactness.md says how each condition is shown."""
 
 from harness.training.run import Run
 

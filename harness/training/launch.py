@@ -2,11 +2,14 @@
 message and an exit code.
 """
 
+import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -22,13 +25,13 @@ from harness.errors import (
     LeavingError,
     RankError,
 )
-from harness.imports import uncollected
+from harness.imports import without_garbage_collection
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import connect_lazily, has_joined, is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
 from harness.rundir.outcome import INTERRUPTED, exit_code
 from harness.training.determinism import explain
-from harness.training.machine import refused_by_machine
+from harness.training.machine import explain_machine_error
 from harness.training.parallel import start_accelerator
 from harness.training.train import train
 from harness.wording import first_line, printable
@@ -80,7 +83,9 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
     ranks = Ranks()
     agent = under_agent(os.environ)
     try:
-        with uncollected():  # a config names modules, and torch.compile's come with determinism
+        with (
+            without_garbage_collection()
+        ):  # a config names modules, and torch.compile's come with determinism
             config = before_joining(lambda: read_config(path, overrides))
             accelerator = before_joining(lambda: meet(config, interruption))
         ranks = Ranks.join(config.run.timeout_s)
@@ -123,7 +128,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
     """
     interruption.give_up_after(
         config.run.timeout_s + MEETING_SPARE_S,
-        f"RankError: {_not_met(config, 'whoever is there does not answer')}",
+        f"RankError: {_connection_error(config, 'whoever is there does not answer')}",
     )
     connect_lazily(int(os.environ.get("WORLD_SIZE", "1")))
     try:
@@ -132,15 +137,15 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
         if not is_lost_peer(error):
             raise
         # Each process reports it: none knows of the others
-        raise RankError(_not_met(config, first_line(error)), origin_rank=0) from error
+        raise RankError(_connection_error(config, first_line(error)), origin_rank=0) from error
 
 
-def _not_met(config: Config, why: str) -> str:
+def _connection_error(config: Config, why: str) -> str:
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     return (
         f"rank {rank}, before the first step: the {size} processes of this launch could not meet "
-        f"at {place} within {config.run.timeout_s:.0f} s "
+        f"at {address} within {config.run.timeout_s:.0f} s "
         f"(run.timeout_s): {why}. Is that the machine of rank 0, its name known here, its port "
         "free there and open to the others, and were all "
         "processes started?"
@@ -162,7 +167,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         and (words := explain(error, ranks.heartbeat.step)) is not None
     ):
         error = ConfigError(words)
-    if (refused := refused_by_machine(error)) is not None:
+    if (refused := explain_machine_error(error)) is not None:
         error = RankError(
             f"{where_in(ranks)}: {refused}, and launch again: the run goes on from "
             "its last checkpoint.",
@@ -170,6 +175,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         )
     cause = ranks.published_failure()
     if cause is not None and not isinstance(error, HarnessError) and is_lost_peer(error):
+        tell_agent(f"{type(cause).__name__}: {cause}")
         return cause.exit_code  # the rank that failed, or saw another fail, has printed it
     if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
         lost = ranks.missing(SURVIVORS_S)
@@ -187,10 +193,27 @@ def fail(error: Exception, ranks: Ranks) -> int:
     if isinstance(error, HarnessError):
         # Ranks that fail alike and at once publish one error between them
         first = ranks.published_failure()
+        tell_agent(f"{type(error).__name__}: {error}")
         if error.origin_rank == ranks.rank or (
             error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
         ):
             print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr, flush=True)
         return error.exit_code
+    tell_agent("".join(traceback.format_exception(error)))
     traceback.print_exception(error)
+    if ranks.size > 1:
+        words = f"{type(error).__name__}: {first_line(error)} (traceback above)"
+        print(printable(f"{where_in(ranks)}: {words}"), file=sys.stderr, flush=True)
     return 1
+
+
+def tell_agent(message: str) -> None:
+    """Leave an error where torch's agent looks for it, to end its own report with; nothing without
+    an agent.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        text = printable(message)
+        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))

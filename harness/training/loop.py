@@ -8,8 +8,6 @@ import math
 import time
 from collections.abc import Mapping
 
-import torch
-
 from harness.errors import LeavingError, RankError
 from harness.randomness import seed_ambient, seed_for
 from harness.ranks.heartbeat import AGREEMENT, LOG, LOSSES, METRICS, VERDICT
@@ -18,11 +16,12 @@ from harness.stopping.history import EXTRA
 from harness.stopping.verdict import Evaluation, Verdict
 from harness.training.agenda import Request
 from harness.training.agreement import check_agreement
+from harness.training.chance import chance_values
 from harness.training.ending import conclude
 from harness.training.evaluation import evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
-from harness.training.saving import check_saving, report_saves, save
+from harness.training.saving import check_saving, finish_copy, is_save_due, report_saves, save
 
 REQUESTS_POLL_S = 1.0
 
@@ -84,22 +83,21 @@ def train_step(run: Run) -> None:
     with run.ledger.account("data_wait"):
         batches = run.feed.next_step()
     with run.ledger.account("compute"):
-        num_items = torch.stack([run.task.num_items(batch) for batch in batches]).sum()
-        run.ranks.sum_in_place(num_items)
-        divisor = num_items.clamp(min=1)  # a batch whose targets are all ignored has no gradient
+        items = run.engine.items.of(batches)
         loss_sums = []
         for slot, batch in zip(run.slots, batches, strict=True):
             seed_ambient(seed_for(run.sampling.seed, "forward", run.step, slot))
             with run.engine.accumulate(last=slot == run.slots[-1]):
-                outputs, loss_sum = run.engine.forward_backward(batch, divisor)
+                outputs, loss_sum = run.engine.forward_backward(batch, items)
             loss_sums.append(loss_sum)
             run.train_metrics.update(
                 run.task, outputs, batch, run.step * run.sampling.num_slots + slot
             )
         # The same on every rank, and at every step's boundary
         seed_ambient(seed_for(run.sampling.seed, "update", run.step))
+        finish_copy(run)
         grad_norm, skipped = run.engine.update()
-        run.losses.add(loss_sums, num_items, grad_norm, skipped)
+        run.losses.add(loss_sums, items.number(), grad_norm, skipped)
     run.progress.step += 1
     run.ranks.heartbeat.enter(AGREEMENT)
 
@@ -118,7 +116,7 @@ def diverged(verdict: Verdict | None) -> bool:
 
 def wish(run: Run) -> Request:
     """What this rank asks of all: to save and leave; rank 0 also looks for a file STOP in the run
-    directory and at the budget of hours.
+    directory, at the budget of hours, and at the clock of saves.
     """
     if run.interruption.cause is not None:
         return Request.INTERRUPTED
@@ -130,7 +128,7 @@ def wish(run: Run) -> Request:
         budget = run.config.stop.budget
         if budget is not None and budget.hours is not None and run.ledger.hours() >= budget.hours:
             return Request.TIME_UP
-    return Request.NONE
+    return Request.SAVE if is_save_due(run) else Request.NONE
 
 
 def read_losses(run: Run) -> Verdict:
@@ -162,7 +160,7 @@ def log_training(run: Run) -> None:
     if run.engine.scaler_state() is not None:
         progress["skipped_steps"] = run.losses.num_skipped
     run.tracker.train({**run.position(), **progress})
-    run.ledger.save()
+    run.ledger.save(period_s=1.0)
     report_saves(run)
     for warning in run.watch.take_warnings():
         run.tracker.warn(warning)
@@ -205,6 +203,8 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
         for split, result in results.items():
             values |= {f"{split}/{name}": value for name, value in result.values.items()}
             tables |= {f"{split}/{name}": value for name, value in result.computed.items()}
+        seen = {"train": computed} | {split: one.computed for split, one in results.items()}
+        values |= chance_values(run.config.stop, run.task, seen)
     record = {**run.position(), **values, "lr": run.engine.learning_rate()}
     if extra:
         record[EXTRA] = True

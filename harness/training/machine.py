@@ -22,7 +22,7 @@ _ADVICE = {
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
-def refused_by_machine(error: BaseException) -> str | None:
+def explain_machine_error(error: BaseException) -> str | None:
     """What was refused and what to do; None for an error of another kind."""
     if isinstance(error, OSError) and error.errno in _ADVICE:
         where = "" if error.filename is None else f"{error.filename}: "

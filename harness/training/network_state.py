@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from harness.checkpoint.state import same_bits
 from harness.errors import ConfigError
 from harness.wording import some
 
@@ -80,6 +81,14 @@ class NetworkState:
                     "the shape and type that it keeps."
                 )
 
+    def changed_parameters(self) -> list[str]:
+        """The names of those that hold other bits by now."""
+        return [
+            name
+            for name, one in self._network.named_parameters()
+            if not same_bits(one.detach(), self._parameters[name])
+        ]
+
     def restore(self) -> None:
         """Put everything back, each tensor into its own memory."""
         with torch.no_grad():
@@ -88,15 +97,15 @@ class NetworkState:
         self._buffers.restore()
         now = attributes_of(self._network)
         modules = dict(self._network.named_modules())
-        for place in {*now, *self._attributes}:
-            value = self._attributes.get(place, _MISSING)
-            if _equal(now.get(place, _MISSING), value):
+        for key in {*now, *self._attributes}:
+            value = self._attributes.get(key, _MISSING)
+            if _equal(now.get(key, _MISSING), value):
                 continue
-            module = modules[place[0]]
+            module = modules[key[0]]
             if value is _MISSING:
-                delattr(module, place[1])
+                delattr(module, key[1])
             else:
-                setattr(module, place[1], copy.deepcopy(value))
+                setattr(module, key[1], copy.deepcopy(value))
         for name, module, _ in _extra_states(self._network):
             module.set_extra_state(copy.deepcopy(self._extra[name]))
 
@@ -144,7 +153,7 @@ def buffers_in(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
         for name, _, _, tensor in _buffers(module):
             found[f"{owner}.{name}"] = None if tensor is None else tensor.detach().clone()
         for (name, attribute), value in attributes_of(module).items():
-            found[".".join(part for part in (owner, name, attribute) if part)] = value
+            found[".".join(filter(None, (owner, name, attribute)))] = value
     return found
 
 

@@ -5,7 +5,7 @@ Another way of sharing is another class with the methods of `Replicas`; nothing 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -22,6 +22,7 @@ from harness.wording import some
 
 # Gradients whose norms torch takes in one call
 _TOGETHER = ((Tensor, "cpu"), (Tensor, "cuda"))
+_ALONE: AbstractContextManager[None] = nullcontext()
 # DDP's sentence about the parameters that a step left out (torch 2.15)
 _WITHOUT = re.compile(r"indices which did not receive grad for rank \d+:([\d ]+)")
 
@@ -74,42 +75,37 @@ class Replicas:
             self.model: nn.Module = accelerator.prepare_model(network)
         self._accelerator = accelerator
         self._network = network
+        self._alike: dict[int, bool] = {}
         if isinstance(self.model, DistributedDataParallel):
             # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
             # forward: a checkpoint in between would differ.
             self.model.forward_sync_buffers = False
-        # The places of buffers, not the tensors: wrapping puts others there, and so does a forward
+        # Where the buffers are, not the tensors: wrapping puts others there, and so does a forward
         # pass that assigns a buffer anew.
-        self._places = [
+        self._buffer_keys = [
             (module._buffers, key) for module in network.modules() for key in module._buffers
         ]
         self.agree_on_buffers()
 
-    @contextmanager
-    def accumulate(self, last: bool) -> Iterator[None]:
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Inside, backward passes exchange gradients between ranks only if this is the step's last
         slot. Raises ConfigError.
         """
+        return self._exchange(last) if isinstance(self.model, DistributedDataParallel) else _ALONE
+
+    @contextmanager
+    def _exchange(self, last: bool) -> Iterator[None]:
         with nullcontext() if last else self._accelerator.no_sync(self.model):
             yield
         if last:
             self._check_reduced()
-
-    def weight(self, loss_sum: Tensor, num_items: Tensor) -> Tensor:
-        """What to weigh the gradient of a micro-batch's loss sum by, so that the ranks' gradients
-        come to that of the mean over all items: DDP averages over ranks where their sum is needed.
-        """
-        dtype = torch.promote_types(loss_sum.dtype, torch.float32)
-        weight: Tensor = self.ranks.size / num_items.to(dtype)
-        return weight
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
         had, of all ranks' parameters; no host wait.
         """
         gradients = [one.grad for one in parameters if one.grad is not None]
-        kinds = {(type(one), one.device.type, one.device.index, one.dtype) for one in gradients}
-        if len(kinds) != 1 or next(iter(kinds))[:2] not in _TOGETHER:
+        if not self._are_alike(gradients):
             if limit is not None:
                 return nn.utils.clip_grad_norm_(parameters, limit)
             return nn.utils.get_total_norm(gradients)
@@ -118,6 +114,15 @@ class Replicas:
         if limit is not None:
             torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
         return norm
+
+    def _are_alike(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether torch takes their norms in one call. Looked at once for each number of gradients:
+        a parameter's are of one kind.
+        """
+        if len(gradients) not in self._alike:
+            kinds = {(type(one), one.device.type, one.device.index, one.dtype) for one in gradients}
+            self._alike[len(gradients)] = len(kinds) == 1 and next(iter(kinds))[:2] in _TOGETHER
+        return self._alike[len(gradients)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name, as a checkpoint holds them."""
@@ -128,7 +133,7 @@ class Replicas:
         self.ranks.broadcast_in_place(
             [
                 tensor
-                for buffers, key in self._places
+                for buffers, key in self._buffer_keys
                 if (tensor := buffers[key]) is not None and tensor.numel()
             ]
         )
@@ -163,8 +168,7 @@ class Replicas:
         """Raise ConfigError if DDP still waits for gradients that a step did not give: this rank's
         are its own then, and the other ranks wait.
         """
-        if not isinstance(self.model, DistributedDataParallel):
-            return
+        assert isinstance(self.model, DistributedDataParallel)
         try:
             self.model.reducer._check_reducer_finalized()
         except RuntimeError as error:
@@ -218,7 +222,7 @@ def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
 
 def differing(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> list[str]:
     """The names whose tensors are not the same on all ranks, by a sum over the bits of each: 8
-    bytes a tensor are exchanged. Another value in any place is found, another order of the same
+    bytes a tensor are exchanged. Another value anywhere is found, another order of the same
     values is not. Called by every rank; the host waits.
     """
     if ranks.size == 1:

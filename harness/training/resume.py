@@ -155,7 +155,7 @@ def restore_rest(loaded: LoadedState | None, run: Run) -> None:
 
 
 def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
-    """The part of `restore_rest` that is in trainer_state.json. No collectives."""
+    """What `restore_rest` restores from trainer_state.json. No collectives."""
     assert run.launch.checkpoint is not None
     progress = run.progress
     with understanding(run.launch.checkpoint):
@@ -167,6 +167,8 @@ def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
         progress.evaluation_due = trainer.get("evaluation_due", False)
         progress.save_s = trainer.get("save_s")
         progress.seams += trainer.get("seams", [])
+        if run.pace is not None and trainer.get("pace") is not None:
+            run.pace.restore(trainer["pace"])
 
 
 def restore_history(

@@ -25,6 +25,7 @@ from harness.training.agenda import Agenda
 from harness.training.engine import Engine
 from harness.training.evaluation import EvaluationPlan
 from harness.training.losses import LossWindow
+from harness.training.pacing import Pace
 from harness.training.trace import Trace
 
 
@@ -64,10 +65,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a training, put together by build.py; they know nothing of each other.
+    """What a training works with, put together by build.py; they know nothing of each other.
 
     `facts`: what identifies the run, for manifests; `extra_files`: texts by name that lie in each
-    checkpoint; `learned`: by treatments, in JSON.
+    checkpoint; `learned`: by treatments, in JSON; `pace`: on rank 0, where the clock asks for
+    saves.
     """
 
     config: Config
@@ -87,6 +89,7 @@ class Run:
     plans: Mapping[str, EvaluationPlan]
     controller: StopController
     store: CheckpointStore
+    pace: Pace | None
     tracker: Tracker
     trace: Trace | None
     ledger: Ledger

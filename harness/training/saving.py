@@ -23,6 +23,7 @@ from harness.training.agreement import check_agreement
 from harness.training.exactness import exactness
 from harness.training.optimizer import TRAINED, parameter_names
 from harness.training.run import Run
+from harness.wording import duration
 
 
 def save(run: Run, verdict: Verdict | None, request: Request) -> None:
@@ -35,10 +36,21 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
         return
     run.ranks.heartbeat.enter(STAGE)
     ranked_by = run.controller.best_metric()
+    if run.pace is not None:
+        run.pace.begin(run.step)
     with run.ledger.account("checkpoint_stall"):
         check_agreement(run)
         with snapshot_of(run, reason_to_save(verdict, request)) as snapshot:
             run.store.save(snapshot, Ranking(*ranked_by) if ranked_by is not None else None)
+
+
+def finish_copy(run: Run) -> None:
+    """Before an optimizer step: until the copy of a save that began after the last one is made. No
+    collective.
+    """
+    if run.store.is_copying():
+        with run.ledger.account("checkpoint_stall"):
+            run.store.finish_copy()
 
 
 def check_saving(run: Run) -> None:
@@ -77,6 +89,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             config_yaml=resolved_yaml(run.config),
             extra_files=run.extra_files,
             history=run.controller.history(),
+            stable=run.engine.stable_tensors(optimizer),
         )
 
 
@@ -115,10 +128,12 @@ def trainer_state(
         "train_metrics": interval,
         "ledger": run.ledger.totals(),
         "learned": list(run.learned),
+        "stream": run.feed.mark,
         "task": dict(learner_states(run.task)),
         "evaluation_due": run.progress.evaluation_due,
         "save_s": run.progress.save_s,
         "seams": run.progress.seams,
+        "pace": None if run.pace is None else run.pace.state(),
     }
 
 
@@ -150,6 +165,17 @@ def is_worth_saving(run: Run) -> bool:
     return False
 
 
+def is_save_due(run: Run) -> bool:
+    """Whether the clock asks for a save after this step. Rank 0's word counts; no collective."""
+    if run.pace is None:
+        return False
+    if not run.store.is_saving():
+        last = run.store.last_report
+        ended = last is not None and last.error is None and not last.skipped
+        run.pace.end(run.step, last.total_s if last is not None and ended else None)
+    return run.pace.is_due()
+
+
 def report_saves(run: Run) -> None:
     """Tell of the saves that ended since the last call; too many failures in a row end the run on
     every rank. Called by every rank.
@@ -158,4 +184,8 @@ def report_saves(run: Run) -> None:
         run.tracker.save(report, run.position())
         if report.error is None and not report.skipped:
             run.progress.save_s = report.total_s
+    if run.pace is not None and (interval := run.pace.news()) is not None:
+        every, why = duration(interval.seconds), interval.reason
+        run.tracker.event("save_interval", run.position(), seconds=interval.seconds, reason=why)
+        run.tracker.console.say(f"{run.directory}: saved every {every}: {why}")
     run.ranks.decide(run.store.raise_if_failing)

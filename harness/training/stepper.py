@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from harness.errors import ConfigError
+from harness.training.fused import FusedAdam
 from harness.wording import first_line
 
 
@@ -31,6 +32,9 @@ class Stepper:
         # Known once it was asked for: asking makes the host wait
         self._scale: float | None = None
         self._stepped = False
+        self._fused: FusedAdam | None = None
+        self._all: list[nn.Parameter] = []
+        self._sizes: list[int] = []
         set_training(optimizer, training=True)
         if scaler is not None:
             half = [p for p in self.parameters() if p.dtype == torch.float16]
@@ -42,7 +46,12 @@ class Stepper:
 
     def parameters(self) -> list[nn.Parameter]:
         """All that the optimizer trains."""
-        return [one for group in self._optimizer.param_groups for one in group["params"]]
+        groups = self._optimizer.param_groups
+        sizes = [len(group["params"]) for group in groups]
+        if sizes != self._sizes:
+            self._sizes = sizes
+            self._all = [one for group in groups for one in group["params"]]
+        return self._all
 
     def step(
         self, clip: Callable[[Sequence[nn.Parameter], float | None], Tensor]
@@ -61,10 +70,10 @@ class Stepper:
             self._scaler.unscale_(self._optimizer)
         norm = clip(given, self._clip_grad_norm)
         try:
-            if self._scaler is None:
-                self._optimizer.step()
-            else:
+            if self._scaler is not None:
                 self._scaler.step(self._optimizer)
+            elif self._fused is None or not self._fused.step():
+                self._optimizer.step()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # an optimizer may raise anything for what it cannot train
@@ -75,6 +84,8 @@ class Stepper:
                 f"{type(error).__name__}: {first_line(error)}. Fix its arguments, or take another "
                 "optimizer."
             ) from error
+        if not self._stepped and self._scaler is None:
+            self._fused = FusedAdam.of(self._optimizer)  # from now on, with the state that it made
         self._stepped = True
         return norm, self._scaler is not None and self._update_scale(self._scaler)
 

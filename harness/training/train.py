@@ -59,6 +59,7 @@ def train(
             launch = Launch(start.run_id, launches, checkpoint)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
+            run.watch.finish_save = run.store.wait
             try:
                 with run.note, run.watch:
                     try:

@@ -181,13 +181,13 @@ class SpecMask(Random):
 
     def treat(self, values: Tensor, seeds: Seeds) -> Tensor:
         rows, columns = (
-            self._hidden(seeds, *axis, length)
+            self._mask(seeds, *axis, length)
             for axis, length in zip(self._axes, values.shape[2:], strict=True)
         )
         hidden = torch.from_numpy(rows[:, :, None] | columns[:, None, :])
         return values.masked_fill(hidden[:, None], self.fill)
 
-    def _hidden(
+    def _mask(
         self, seeds: Seeds, name: str, count: int, widest: int, length: int
     ) -> NDArray[np.bool_]:
         """(B, length): True where masked."""

@@ -41,8 +41,8 @@ class Draws:
     ) -> NDArray[np.bool_]:
         """seeds, widths: (B,) -> (B, length): True in one span per sample, at a random position."""
         begins = self.integers(seeds, length - widths + 1, *purpose)[:, None]
-        places = np.arange(length)
-        return (places >= begins) & (places < begins + widths[:, None])
+        positions = np.arange(length)
+        return (positions >= begins) & (positions < begins + widths[:, None])
 
     def seeds(self, seeds: Seeds, *purpose: str) -> Seeds:
         """seeds: (B,) -> (B,) derived seeds, for separate generators."""

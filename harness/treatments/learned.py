@@ -28,7 +28,7 @@ _UNIT = 1074  # 2**-1074 is the smallest positive float64; every other is an int
 _LARGEST = 1e100  # its square is well within the range of float64
 
 
-class Fitted(Plain):
+class FittedTreatment(Plain):
     """A treatment with parameters (C,) per channel or column, learned from the training split."""
 
     def __init__(self, key: str) -> None:
@@ -53,7 +53,7 @@ class Fitted(Plain):
         return [by_channel(each, values) for each in learned]
 
 
-class Standardise(Fitted):
+class Standardise(FittedTreatment):
     """(x - mean) / std in float32, with the mean and standard deviation of each channel or column
     of (B, C, ...), or of (B,), in the training split.
 
@@ -80,7 +80,7 @@ class Standardise(Fitted):
         return ((values.double() - mean) / std).float()
 
 
-class Rescale(Fitted):
+class Rescale(FittedTreatment):
     """Scales each channel or column of (B, C, ...) so that its minimum and maximum in the training
     split become `low` and `high`, in float32.
 
@@ -137,9 +137,9 @@ class Moments:
         high = high - (high - x)
         low = x - high
         squares = np.concatenate([high * high, 2 * high * low, low * low])
-        self.counts = _added(self.counts, there.sum(axis=0).tolist())
-        self._sums = _added(self._sums, exact_sums(x))
-        self._squares = _added(self._squares, exact_sums(squares))
+        self.counts = _add(self.counts, there.sum(axis=0).tolist())
+        self._sums = _add(self._sums, exact_sums(x))
+        self._squares = _add(self._squares, exact_sums(squares))
 
     def means(self) -> list[float]:
         """(C,), each the float64 nearest to the true mean."""
@@ -160,7 +160,7 @@ class Moments:
 def exact_sums(values: Columns) -> list[int]:
     """(N, C) finite numbers -> the true sum of each column, in units of 2**-1074.
 
-    Values are split at one bit position per column; the parts above it add up without rounding, in
+    Values are split at one bit position per column; the bits above it add up without rounding, in
     any order (Rump, Ogita & Oishi, "Accurate floating-point summation", SIAM Journal on Scientific
     Computing 31, 2008).
     """
@@ -171,7 +171,7 @@ def exact_sums(values: Columns) -> list[int]:
         top = np.ldexp(1.0, np.frexp(largest)[1] + len(rest).bit_length())
         above = (top + rest) - top
         rest -= above
-        totals = _added(totals, [_units(total) for total in above.sum(axis=0).tolist()])
+        totals = _add(totals, [_units(total) for total in above.sum(axis=0).tolist()])
     return totals
 
 
@@ -195,7 +195,7 @@ def _units(number: float) -> int:
     return numerator << (_UNIT + 1 - denominator.bit_length())
 
 
-def _added(totals: list[int], more: Sequence[int]) -> list[int]:
+def _add(totals: list[int], more: Sequence[int]) -> list[int]:
     return [one + other for one, other in zip(totals, more, strict=True)] if totals else list(more)
 
 

@@ -26,7 +26,7 @@ class Form:
     hint: str = "Set the key."
 
 
-class Keyed:
+class KeyedTreatment:
     """A treatment of the tensor under one key: see `Plain` and `Random`."""
 
     form = Form()
@@ -53,7 +53,7 @@ class Keyed:
         return values
 
 
-class Plain(Keyed):
+class Plain(KeyedTreatment):
     """A deterministic treatment of the tensor under one key."""
 
     def __call__(self, batch: Batch) -> Batch:
@@ -64,7 +64,7 @@ class Plain(Keyed):
         raise NotImplementedError
 
 
-class Random(Keyed):
+class Random(KeyedTreatment):
     """A random treatment of the tensor under one key, in training only.
 
     `name`, `salt`: see `Draws`.

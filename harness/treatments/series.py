@@ -141,8 +141,8 @@ class DropChannels(Random):
 
 def cut(series: Tensor, begins: NDArray[np.int64], length: int) -> Tensor:
     """series: (B, C, T), begins: (B,) -> (B, C, length): a window of each series."""
-    places = torch.from_numpy(begins)[:, None] + torch.arange(length)
-    return series.gather(-1, places[:, None].expand(-1, series.shape[1], -1))
+    positions = torch.from_numpy(begins)[:, None] + torch.arange(length)
+    return series.gather(-1, positions[:, None].expand(-1, series.shape[1], -1))
 
 
 def _at_least_one(length: int) -> int:

@@ -51,6 +51,20 @@ def test_an_invalid_checkpoint_is_neither_counted_nor_deleted(tmp_path: Path) ->
     assert steps_in(tmp_path) == [2, 3, 4]
 
 
+def test_one_that_a_disk_did_not_give_for_a_while_counts_again(tmp_path: Path) -> None:
+    """It stayed for the rest of the launch, beyond what is kept."""
+    save_steps(tmp_path, 1)
+    store = store_in(tmp_path, retention=Retention(keep_last=1))
+    (tmp_path / "step-00000001" / "manifest.json").rename(tmp_path / "away")
+    store.save(snapshot(2), None)
+    store.wait()
+    assert steps_in(tmp_path)[-1] == 2
+    (tmp_path / "away").rename(tmp_path / "step-00000001" / "manifest.json")
+    store.save(snapshot(3), None)
+    store.close()
+    assert steps_in(tmp_path) == [3]
+
+
 def test_leftovers_of_dead_attempts_are_collected_at_the_next_start(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     for name in (".tmp-step-00000002-abcd", ".trash-step-00000000-abcd"):

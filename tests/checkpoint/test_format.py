@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from harness.checkpoint.format import Spec, bytes_of, known_dtype, place, spec_of
+from harness.checkpoint.format import Spec, bytes_of, known_dtype, placement_of, spec_of
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_same
 
@@ -58,7 +58,7 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
 
 
 def written(tensors: dict[str, Tensor]) -> bytes:
-    placement = place({name: spec_of(tensor, name) for name, tensor in tensors.items()})
+    placement = placement_of({name: spec_of(tensor, name) for name, tensor in tensors.items()})
     data = bytearray(placement.size_bytes)
     data[: len(placement.head)] = placement.head
     for name, tensor in tensors.items():
@@ -103,7 +103,7 @@ def test_equal_tensors_give_equal_bytes_in_whatever_order_they_come(
 
 @given(st.dictionaries(names, tensors(), min_size=1, max_size=6))
 def test_every_tensor_is_aligned(state: dict[str, Tensor]) -> None:
-    placement = place({name: spec_of(tensor, name) for name, tensor in state.items()})
+    placement = placement_of({name: spec_of(tensor, name) for name, tensor in state.items()})
     assert all(
         placement.begins[name] % tensor.dtype.itemsize == 0 for name, tensor in state.items()
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkpoint.pointers import point, pointed
+from harness.checkpoint.pointers import point, target_of
 from harness.checkpoint.read import choose, find_checkpoint, list_checkpoints
 from tests.pool import command, train_on_ranks
 from tests.resume.test_exact import STORM
@@ -58,10 +58,10 @@ def test_a_pointer_follows_what_the_disk_can(
         patched.setattr(os, "symlink", refuse)
         assert "best.json names it" in str(point(tmp_path, "best", "step-00000002"))
     assert not (tmp_path / "best").is_symlink()
-    assert pointed(tmp_path, "best") == tmp_path / "step-00000002"
+    assert target_of(tmp_path, "best") == tmp_path / "step-00000002"
     assert point(tmp_path, "best", "step-00000001") is None
     assert not (tmp_path / "best.json").exists()
-    assert pointed(tmp_path, "best") == tmp_path / "step-00000001"
+    assert target_of(tmp_path, "best") == tmp_path / "step-00000001"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,6 @@ def test_a_pointer_that_names_no_checkpoint_names_none(tmp_path: Path, text: str
     (tmp_path / "inside").mkdir()
     (tmp_path / "step-00000001").mkdir()
     (tmp_path / "inside" / "best.json").write_text(text)
-    assert pointed(tmp_path / "inside", "best") is None
+    assert target_of(tmp_path / "inside", "best") is None
     (tmp_path / "inside" / "latest").symlink_to("../step-00000001")
-    assert pointed(tmp_path / "inside", "latest") is None
+    assert target_of(tmp_path / "inside", "latest") is None

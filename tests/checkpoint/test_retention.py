@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, ranking
+from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention, best_first
 from harness.errors import ConfigError
 from harness.stopping.budget import Every
 
@@ -40,7 +40,7 @@ def test_the_newest_the_best_and_the_committed_always_stay(
     left = {one.step for one in kept} - set(retention.to_delete(kept, best, committed))
     assert committed in left
     assert max(one.step for one in kept) in left
-    assert set(ranking(kept, best)[: max(1, retention.keep_best)]) <= left
+    assert set(best_first(kept, best)[: max(1, retention.keep_best)]) <= left
     assert len(left) >= min(retention.keep_last, len(kept))
 
 
@@ -78,9 +78,9 @@ def test_an_earlier_checkpoint_wins_a_tie_and_nan_is_never_best() -> None:
         KeptCheckpoint(step, 0, {"loss": loss})
         for step, loss in ((1, math.nan), (2, 0.5), (3, 0.5), (4, 0.7))
     ]
-    assert ranking(kept, LOSS) == [2, 3, 4]
-    assert ranking(kept, Ranking("loss", "max")) == [4, 2, 3]
-    assert ranking(kept, Ranking("accuracy", "max")) == []
+    assert best_first(kept, LOSS) == [2, 3, 4]
+    assert best_first(kept, Ranking("loss", "max")) == [4, 2, 3]
+    assert best_first(kept, Ranking("accuracy", "max")) == []
 
 
 @pytest.mark.parametrize(("last", "best"), [(0, 1), (1, -1)])

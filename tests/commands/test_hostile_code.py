@@ -287,7 +287,7 @@ def test_no_other_file_and_no_other_machine_is_asked_for_what_a_checkpoint_names
     secret.write_text("aws_access_key_id,hunter2\n1,2\n")
     table = {"_target_": "harness.sources.tables.Table", "features": ["x"]}
     for path, said in (
-        (secret, "is outside of the working directory"),
+        (secret, "is outside the working directory"),
         ("https://evil.example/?q=1", "is fetched from elsewhere"),
         ("evil/data-set.csv", "no such file"),
     ):
@@ -312,7 +312,7 @@ def test_a_stored_config_is_read_from_one_regular_file(digits: Path, tmp_path: P
     for arguments in (["evaluate", run], ["replay", run], ["report", run]):
         ended = command(*arguments)
         assert ended.exit_code == 2
-        assert "a config that a run has stored has none" in ended.stderr
+        assert "the config stored by a run must be complete" in ended.stderr
     (run / "config.yaml").unlink()
     os.mkfifo(run / "config.yaml")
     for arguments in (["report", run], ["track", "sync", run]):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.commands.curve import MOST_POINTS, Curve
-from harness.commands.report import Recorded, write_report
+from harness.commands.report import RecordSummary, write_report
 from tests.pool import command, train_on_ranks
 
 SMALL = Path(__file__).parents[1] / "training" / "small.yaml"
@@ -38,7 +38,7 @@ def test_a_report_of_many_records_is_small(tmp_path: Path) -> None:
             record = {"kind": "train", "step": step, "train/loss_step": noise.random()}
             file.write(json.dumps(record) + "\n")
     tracemalloc.start()
-    history = Recorded.read(tmp_path / "metrics.jsonl")
+    history = RecordSummary.read(tmp_path / "metrics.jsonl")
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert history.last is not None

@@ -169,5 +169,5 @@ def test_a_secret_that_nothing_could_look_up_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="NOT_SET is not set in the environment"):
         read(tmp_path, token="${oc.env:NOT_SET}")
     (tmp_path / "d.yaml").write_text(DIGITS.read_text())
-    with pytest.raises(ConfigError, match=r"run\.name: .* only arguments of components take a sec"):
+    with pytest.raises(ConfigError, match=r"run\.name: .* only arguments of components can be sec"):
         read_config(tmp_path / "d.yaml", ["run.name='${secret:HOME}'"])

@@ -157,12 +157,12 @@ def test_a_key_that_comes_twice_is_refused_with_both_lines_at_any_depth() -> Non
         (5, ("a",)),
         (6, ("d", 0, "e")),
     ]
-    assert document.mistakes[1][2] == "the key comes twice; the first is in line 1. Take one out."
+    assert document.mistakes[1][2] == "duplicate key; the first is in line 1. Remove one."
 
 
 @pytest.mark.parametrize("text", ["{true: 1}", "{~: 1}", "{1.5: 1}", "{[1]: 1}", "{{a: 1}: 1}"])
 def test_a_key_is_text_or_a_whole_number(text: str) -> None:
-    assert mistakes(text) == [(1, "a key is text or a whole number. Put it in quotes.")]
+    assert mistakes(text) == [(1, "a key must be text or a whole number. Put it in quotes.")]
     assert read("{1: a, b: c}") == {1: "a", "b": "c"}
 
 
@@ -180,7 +180,7 @@ def test_a_key_is_text_or_a_whole_number(text: str) -> None:
 def test_tags_make_nothing(text: str) -> None:
     ((line, message),) = mistakes(f"a: {text}")
     assert line == 1
-    assert "is not taken. Leave it out." in message
+    assert "is not supported. Remove it." in message
 
 
 def test_aliases_and_merge_keys_are_resolved() -> None:
@@ -191,7 +191,7 @@ def test_aliases_and_merge_keys_are_resolved() -> None:
         "f": {"b": 4, "c": 2},
     }
     assert mistakes("<<: 3") == [
-        (1, "<< takes a mapping or a list of mappings. Give an alias of one.")
+        (1, "<< takes a mapping or a list of mappings. Give an alias for one.")
     ]
 
 

@@ -177,10 +177,10 @@ def test_a_config_over_a_base_with_overrides() -> None:
             "run.name=2024",
             "run.name: 2024 is not allowed. Give text (a number or true and false in quotes).",
         ),
-        ("run.name=''", "run.name: '' is not allowed. Give text that is not empty."),
+        ("run.name=''", "run.name: '' is not allowed. Give non-empty text."),
         (
             "run.name=a/b",
-            "run.name: 'a/b': a name has no / in it; run.dir says where the run is put.",
+            "run.name: 'a/b': a name must not contain /; set run.dir to choose the directory.",
         ),
         ("run.dir=3", "run.dir: 3 is not allowed. Give a path."),
         ("run.paranoid=yes", "run.paranoid: 'yes' is not allowed. Give true or false."),
@@ -189,8 +189,8 @@ def test_a_config_over_a_base_with_overrides() -> None:
         ("run.timeout_s=.inf", "run.timeout_s: inf is not allowed. Give a finite number."),
         (
             "run.exactness=elastic",
-            "run.exactness: 'elastic': not built yet; use resume (the same bits on as many "
-            "processes) or none.",
+            "run.exactness: 'elastic': not implemented yet; use resume (the same bits on the same "
+            "number of processes) or none.",
         ),
         (
             "run.exactness=resum",
@@ -202,7 +202,7 @@ def test_a_config_over_a_base_with_overrides() -> None:
             "run.resume: 'atuo': use auto, must, never, best, latest, a step, or the path of a "
             "checkpoint (with a /). Did you mean auto?",
         ),
-        ("run.resume=-3", "run.resume: -3: a step is a whole number from 0 on."),
+        ("run.resume=-3", "run.resume: -3: a step is a whole number, at least 0."),
         (
             "run.resume=true",
             "run.resume: True is not allowed. Give text (a number or true and false in quotes) or "
@@ -211,7 +211,7 @@ def test_a_config_over_a_base_with_overrides() -> None:
         (
             "run.overwrite=true",
             "run.overwrite: True: no effect with run.resume: auto; set run.resume: never, or "
-            "leave it out.",
+            "remove it.",
         ),
         (
             "data.num_workers=-1",
@@ -259,7 +259,29 @@ def test_a_config_over_a_base_with_overrides() -> None:
             "checkpoint.verify=hash",
             "checkpoint.verify: 'hash' is not allowed. Give 'full' or 'size'.",
         ),
-        ("checkpoint.every=3", "checkpoint.every: 3 is not allowed. Give a mapping."),
+        ("checkpoint.every=3", "checkpoint.every: 3 is not allowed. Give a mapping or 'auto'."),
+        (
+            "checkpoint.every=Auto",
+            "checkpoint.every: 'Auto' is not allowed. Give a mapping or 'auto'. Did you mean auto?",
+        ),
+        (
+            "checkpoint.every={minutes: 0}",
+            "checkpoint.every.minutes: 0 is not allowed. Give a number above 0.",
+        ),
+        (
+            "checkpoint.every={minutes: 5, steps: 1}",
+            "checkpoint.every: give exactly one of steps, epochs, minutes (steps and minutes "
+            "given).",
+        ),
+        (
+            "checkpoint.max_overhead=1",
+            "checkpoint.max_overhead: 1 is not allowed. Give a number below 1.0.",
+        ),
+        (
+            "checkpoint.failures_per_day=3",
+            "checkpoint: failures_per_day has no effect without every: auto; set that too, or "
+            "leave it out.",
+        ),
         ("log.every={}", "log.every: give exactly one of steps, epochs (none given)."),
         (
             "log.every={steps: 1, epochs: 1}",
@@ -329,11 +351,10 @@ def test_a_missing_section_or_key_is_said_with_what_it_is() -> None:
         "task:", "tsk:"
     )
     assert mistakes(text=text) == [
-        "digits.yaml: task: is missing. The component that makes of a batch a loss, predictions "
-        "and metrics.",
-        "digits.yaml:10: batch.micro_size: is missing. "
-        "Samples a forward pass sees. size / micro_size is whole, and a multiple of the number of "
-        "processes.",
+        "digits.yaml: task: is missing. The component that computes losses, predictions and "
+        "metrics from a batch.",
+        "digits.yaml:10: batch.micro_size: is missing. Samples per forward pass. size / "
+        "micro_size must be a whole number and a multiple of the number of processes.",
         "digits.yaml:9: tsk: no such key. Did you mean task?",
     ]
 
@@ -368,7 +389,7 @@ def test_an_unknown_key_suggests_the_one_that_was_meant(
 def test_an_unknown_key_that_resembles_none_lists_those_that_there_are() -> None:
     assert (
         mistake("train.qqq=3")
-        == "override train.qqq=3: train.qqq: no such key. There are clip_grad_norm, "
+        == "override train.qqq=3: train.qqq: no such key. Known keys: clip_grad_norm, "
         "find_unused_parameters, precision."
     )
 
@@ -388,15 +409,15 @@ def test_all_mistakes_are_said_at_once_each_in_one_line() -> None:
         "run.dir=${nowhere}",
         text=text,
     ) == [
-        "digits.yaml:1: run.seed: the key comes twice; the first is in line 1. Take one out.",
+        "digits.yaml:1: run.seed: duplicate key; the first is in line 1. Remove one.",
         "digits.yaml:11: optimizer.lr: 010 is octal in YAML 1.1 and decimal in 1.2. Write the "
         "number without the leading zero, or text in quotes.",
         "override x: not of the form key=value. Write x=VALUE.",
         "override run.dir=${nowhere}: run.dir: '${nowhere}': Interpolation key 'nowhere' not "
         "found. "
         "Name a key of the config, or another source of the value.",
-        "override run.exactness=elastic: run.exactness: 'elastic': not built yet; use resume (the "
-        "same bits on as many processes) or none.",
+        "override run.exactness=elastic: run.exactness: 'elastic': not implemented yet; use "
+        "resume (the same bits on the same number of processes) or none.",
         "digits.yaml:1: run.sed: no such key. Did you mean run.seed?",
         "override log.every.steps=0: log.every.steps: 0 is not allowed. Give a number of at least "
         "1.",
@@ -519,9 +540,9 @@ def test_mistakes_in_the_stop_section_are_said_as_ever() -> None:
         )
     assert str(caught.value).splitlines() == [
         "5 mistakes:",
-        "  override stpo.hold=3: only stop.* has an effect here. Leave it out, or fix the key.",
-        "  override run.seed=3: only stop.* has an effect here. Leave it out, or fix the key.",
-        "  override stop-hold=3: only stop.* has an effect here. Leave it out, or fix the key.",
+        "  override stpo.hold=3: only stop.* has an effect here. Remove it, or fix the key.",
+        "  override run.seed=3: only stop.* has an effect here. Remove it, or fix the key.",
+        "  override stop-hold=3: only stop.* has an effect here. Remove it, or fix the key.",
         "  override stop.budget.epochs=0: stop.budget.epochs: 0 is not allowed. Give a number of "
         "at least 1.",
         "  override stop.hodl=2: stop.hodl: no such key. Did you mean stop.hold?",
@@ -646,6 +667,7 @@ def test_any_resolved_config_reads_as_the_same(
             [
                 "data.val.source._target_: 'tests.toy_parts.Source' -> absent",
                 "data.val.source.split: 'val' -> absent",
+                "data.val.samples: None -> absent",
                 "data.val.treatments: () -> absent",
                 "data.val: absent -> None",
             ],

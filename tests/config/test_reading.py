@@ -46,21 +46,21 @@ def test_a_file_is_read_with_the_place_of_each_value(folder: Path) -> None:
     Path("a.yaml").write_text("run:\n  seed: 7\nlog: {trace: true}\n")
     found = read(Path("a.yaml"))
     assert found.tree == {"run": {"seed": 7}, "log": {"trace": True}}
-    assert found.place(("run", "seed")) == "a.yaml:2"
-    assert found.place(("log", "trace")) == "a.yaml:3"
-    assert found.place(("log", "every", "steps")) == "a.yaml:3"  # the innermost that is there
-    assert found.place(("nowhere",)) == "a.yaml"
+    assert found.origin(("run", "seed")) == "a.yaml:2"
+    assert found.origin(("log", "trace")) == "a.yaml:3"
+    assert found.origin(("log", "every", "steps")) == "a.yaml:3"  # the innermost that is there
+    assert found.origin(("nowhere",)) == "a.yaml"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "a.yaml: cannot be read: No such file or directory. Give the path of a YAML file."),
-        (b"", "a.yaml: not a mapping of sections but empty."),
-        (b"- 1", "a.yaml: not a mapping of sections but a list."),
-        (b"hello", "a.yaml: not a mapping of sections but a str."),
+        (b"", "a.yaml: empty, not a mapping of sections."),
+        (b"- 1", "a.yaml: a list, not a mapping of sections."),
+        (b"hello", "a.yaml: a str, not a mapping of sections."),
         (b"run: {\nx", "a.yaml:3: not valid YAML: "),
-        (b"run: \xff", "a.yaml: not a text in UTF-8: "),
+        (b"run: \xff", "a.yaml: not UTF-8 text: "),
         (b"#" * (MAX_BYTES + 1), "a.yaml: larger than 1,048,576 bytes."),
     ],
 )
@@ -89,19 +89,19 @@ def test_a_file_lies_over_its_bases_which_are_relative_to_it(folder: Path) -> No
     Path("a.yaml").write_text("base: shared/base.yaml\nrun: {dir: out}\n")
     found = read(Path("a.yaml"))
     assert found.tree == {"run": {"seed": 2, "name": "deep", "dir": "out"}, "log": {"trace": True}}
-    assert found.place(("run", "name")) == "shared/deep.yaml:1"
-    assert found.place(("run", "seed")) == "shared/base.yaml:2"
-    assert found.place(("run", "dir")) == "a.yaml:2"
+    assert found.origin(("run", "name")) == "shared/deep.yaml:1"
+    assert found.origin(("run", "seed")) == "shared/base.yaml:2"
+    assert found.origin(("run", "dir")) == "a.yaml:2"
 
 
-def test_a_circle_of_bases_is_refused(folder: Path) -> None:
+def test_a_cycle_of_bases_is_refused(folder: Path) -> None:
     Path("a.yaml").write_text("base: b.yaml\n")
     Path("b.yaml").write_text("base: ./a.yaml\n")
     with pytest.raises(
         ConfigError,
         match=(
-            r"^a\.yaml: base: a\.yaml -> b\.yaml -> a\.yaml is a circle\. Take one of the bases "
-            r"out\.$"
+            r"^a\.yaml: base: a\.yaml -> b\.yaml -> a\.yaml is a cycle\. Remove one of the "
+            r"bases\.$"
         ),
     ):
         read(Path("a.yaml"))
@@ -205,16 +205,16 @@ def test_numbers_as_keys_are_found() -> None:
 def test_each_mistake_in_an_override_is_its_own_line() -> None:
     said = messages(reading({}, "a=[{b: 1, b: 2}, 010]"))
     assert len(said) == 2
-    assert said[0].startswith("override a=[{b: 1, b: 2}, 010]: a[0].b: the key comes twice")
+    assert said[0].startswith("override a=[{b: 1, b: 2}, 010]: a[0].b: duplicate key")
     assert said[1].startswith("override a=[{b: 1, b: 2}, 010]: a[1]: 010 is octal")
 
 
 def test_an_overridden_value_knows_its_override() -> None:
     found = reading({"run": {"seed": 7}}, "run.seed=8", "log.every.steps=3")
-    assert found.place(("run", "seed")) == "override run.seed=8"
-    assert found.place(("log",)) == "override log.every.steps=3"
+    assert found.origin(("run", "seed")) == "override run.seed=8"
+    assert found.origin(("log",)) == "override log.every.steps=3"
     found = reading({"list": [{"a": 1}]}, "list.0.a=2")
-    assert found.place(("list", 0, "a")) == "override list.0.a=2"
+    assert found.origin(("list", 0, "a")) == "override list.0.a=2"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_an_overridden_value_knows_its_override() -> None:
         ("list[x]=3", "override list[x]=3: not of the form key=value."),
         (
             "base=b.yaml",
-            "override base=b.yaml: base: a base is named in a file, not by an override.",
+            "override base=b.yaml: base: a base cannot be set by an override.",
         ),
         ("list[2]=3", "override list[2]=3: list[2]: list is a list and its last item is [1]."),
         ("list.x=3", "override list.x=3: list.x: list is a list and its last item is [1]."),
@@ -243,17 +243,17 @@ def test_an_overridden_value_knows_its_override() -> None:
         ("run.seed=[", "override run.seed=[: run.seed: not valid YAML: "),
         (
             "run.seed={a: 1, a: 2}",
-            "override run.seed={a: 1, a: 2}: run.seed.a: the key comes twice",
+            "override run.seed={a: 1, a: 2}: run.seed.a: duplicate key",
         ),
         ("run.seed=010", "override run.seed=010: run.seed: 010 is octal in YAML 1.1"),
         (
             "run.name=#3",
-            "override run.name=#3: run.name: what stands behind # is no part of the value. Put "
-            "the whole text in quotes.",
+            "override run.name=#3: run.name: the text after # is not read. Put the whole value in "
+            "quotes.",
         ),
         (
             "run.name=fix #3",
-            "override run.name=fix #3: run.name: what stands behind # is no part of the value.",
+            "override run.name=fix #3: run.name: the text after # is not read.",
         ),
     ],
 )
@@ -333,8 +333,8 @@ def test_text_that_looks_like_no_interpolation_stays_as_it_is() -> None:
         ),
         (
             "${",
-            "x.yaml: b.c: '${' is no interpolation. Write e.g. ${run.seed}, or \\${ for the "
-            "characters themselves.",
+            "x.yaml: b.c: "
+            "'${' is no interpolation. Write e.g. ${run.seed}, or \\${ for the literal characters.",
         ),
         ("${a", "x.yaml: b.c: '${a' is no interpolation."),
         ("${b.c}", "x.yaml: b.c: '${b.c}': Recursive interpolation detected."),

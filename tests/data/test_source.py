@@ -41,13 +41,13 @@ def parts_of(protocols: tuple[type, ...]) -> set[str]:
     return names
 
 
-DUNDERS = {"__len__", "__getitem__", "__getitems__", "__call__"}
+DUNDERS = {"__len__", "__getitem__", "__getitems__", "__call__", "__iter__"}
 
 
 def documented(page: str) -> set[str]:
-    """The names in the first cells of the table that is headed `part`."""
+    """The names in the first cells of the table that is headed `member`."""
     lines = (ROOT / "docs" / page).read_text().splitlines()
-    begin = next(at for at, line in enumerate(lines) if line.startswith("| part |")) + 2
+    begin = next(at for at, line in enumerate(lines) if line.startswith("| member |")) + 2
     rows = lines[begin : next(at for at in range(begin, len(lines)) if not lines[at])]
     return {name for row in rows for name in re.findall(r"`(\w+)", row.split("|")[1])}
 

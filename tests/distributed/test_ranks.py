@@ -1,5 +1,6 @@
 """What ranks agree on, on real gloo ranks."""
 
+import itertools
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError, RankError
+from harness.ranks.board import Board, report_of
 from harness.ranks.meeting import is_lost_peer, leave
 from harness.ranks.messages import FRAME_BYTES
 from harness.ranks.pulse import Pulse
@@ -131,7 +133,7 @@ def gather_unequal_rows(counts: list[int], dtype: torch.dtype) -> list[torch.Ten
 
 def sum_over_ranks() -> list[float]:
     ranks = Ranks.join()
-    return ranks.sum_in_place(torch.tensor([1.0, float(ranks.rank)])).tolist()
+    return ranks.start_sum(torch.tensor([1.0, float(ranks.rank)]))().tolist()
 
 
 def broadcast_buffers() -> list[Any]:
@@ -149,12 +151,31 @@ def broadcast_buffers() -> list[Any]:
 
 def beat(levels: list[list[int]]) -> list[int]:
     ranks = Ranks.join()
-    pulse = Pulse(ranks)
+    pulse = Pulse(ranks, within_s=0.0)
     agreed = []
     for step in levels:
         agreed.append(pulse.beat(step[ranks.rank]))
         ranks.gather(agreed)  # other messages between two beats do not mix with them
     return [*agreed, pulse.read(), pulse.read()]
+
+
+def beat_by_time(raised: list[int]) -> list[Any]:
+    """(calls that returned a level, calls that sent a message) of 6,100 calls; rank 1's steps last
+    10 ms, then 1 s, the others' a tenth. `raised`: the call at which each rank has a level.
+    """
+    ranks = Ranks.join()
+    now = [0.0]
+    pulse = Pulse(ranks, clock=lambda: now[0])
+    returned, sent = [], []
+    for call in range(6100):
+        now[0] += (0.01 if call < 6000 else 1.0) * (1.0 if ranks.rank == 1 else 0.1)
+        before = pulse._work
+        if level := pulse.beat(ranks.rank + 1 if call == raised[ranks.rank] else 0):
+            returned.append([call, level])
+        if pulse._work is not None and pulse._work is not before:
+            sent.append(call)
+    pulse.read()
+    return [returned, sent]
 
 
 def two_channels_at_once() -> list[Any]:
@@ -188,7 +209,7 @@ def lose_rank_0(act: str) -> list[Any]:
     seconds it took, and that they can leave.
     """
     ranks = Ranks.join(SHORT_S)
-    pulse = Pulse(ranks)
+    pulse = Pulse(ranks, within_s=0.0)
     pulse.beat(0)
     ranks.wait_for_all()
     if ranks.rank == 0:
@@ -196,7 +217,7 @@ def lose_rank_0(act: str) -> list[Any]:
     acts: dict[str, Callable[[], Any]] = {
         "decide": lambda: ranks.decide(lambda: None),
         "gather": lambda: ranks.gather(1),
-        "sum": lambda: ranks.sum_in_place(torch.ones(1)),
+        "sum": lambda: ranks.start_sum(torch.ones(1))(),
         "beat": lambda: [pulse.beat(0) for _ in range(3)],
     }
     start = time.monotonic()
@@ -207,6 +228,20 @@ def lose_rank_0(act: str) -> list[Any]:
     missing = ranks.missing(SURVIVORS_S)
     leave()
     return [is_lost_peer(error), soon, missing]
+
+
+def lose_rank_2_unnoticed_by_rank_1() -> list[int]:
+    """What rank 0 misses; rank 1, whose collective waits for rank 0 alone, only reports."""
+    ranks = Ranks.join(SHORT_S)
+    if ranks.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ranks.rank == 1:
+        board = Board()
+        for beat in range(int(4 * SURVIVORS_S)):
+            board.put(report_of(1), f"beat {beat}")
+            time.sleep(0.25)
+        return [2]
+    return ranks.missing(SURVIVORS_S)
 
 
 def wait_for_a_rank_that_sleeps() -> bool | None:
@@ -366,6 +401,20 @@ def test_the_highest_level_of_a_beat_comes_back_one_beat_later_on_every_rank(n: 
     assert same_on_all(on_ranks(n, beat, levels)) == [0, 0, 3, 1, 0, 0]
 
 
+def test_fast_steps_share_a_message_and_none_waits_for_longer_than_it_may() -> None:
+    raised = [8, 5500, 6050]
+    returned, sent = same_on_all(on_ranks(3, beat_by_time, raised))
+    assert [level for _, level in returned] == [1, 2, 3]
+    late = [call - at for (call, _), at in zip(returned, raised, strict=True)]
+    # A quarter of a second in calls of the slowest rank; at once where a call takes longer
+    assert max(late) <= 26
+    assert late[::2] == [1, 1]
+    gaps = [after - call for call, after in itertools.pairwise(sent)]
+    assert gaps[:15] == [1] * 15
+    assert gaps[400:420] == [25] * 20
+    assert gaps[-50:] == [1] * 50
+
+
 def test_alone_a_level_comes_back_at_once() -> None:
     assert on_ranks(1, beat, [[0], [3], [0]]) == [[0, 3, 0, 0, 0]]
 
@@ -406,6 +455,12 @@ def test_the_peers_of_a_rank_that_died_raise_soon_and_can_leave(act: str) -> Non
         on_ranks(3, lose_rank_0, act, timeout_s=40.0)
     assert list(raised.value.failures) == [0]
     assert raised.value.results == {1: [True, True, [0]], 2: [True, True, [0]]}
+
+
+def test_a_rank_that_has_not_noticed_yet_is_not_missed() -> None:
+    with pytest.raises(RanksFailed) as raised:
+        on_ranks(3, lose_rank_2_unnoticed_by_rank_1, timeout_s=40.0)
+    assert raised.value.results == {0: [2], 1: [2]}
 
 
 def test_they_do_too_when_the_store_died_with_it() -> None:

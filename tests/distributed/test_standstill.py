@@ -20,7 +20,7 @@ from harness.ranks.heartbeat import (
     Durations,
     Heartbeat,
 )
-from harness.ranks.standstill import Overseer, Pace, Report, Stuck, behind, limit_s
+from harness.ranks.standstill import Overseer, Pace, Report, StuckRank, behind, limit_s
 
 START = Report(0, "host", 1, 0, 0, 7, FORWARD, waiting=False, limit_s=10.0)
 
@@ -33,10 +33,10 @@ def reports(*changes: dict[str, object]) -> list[Report]:
     ]
 
 
-def look_for(seconds: int, ranks: Sequence[Report], silent: Sequence[int] = ()) -> list[Stuck]:
+def look_for(seconds: int, ranks: Sequence[Report], silent: Sequence[int] = ()) -> list[StuckRank]:
     """What is found after so many looks, a second apart, in which nobody moves."""
     overseer = Overseer(len(ranks))
-    found: list[Stuck] = []
+    found: list[StuckRank] = []
     for beat in range(seconds + 1):
         now = [one if one.rank in silent else replace(one, beat=beat) for one in ranks]
         found = overseer.look(list(now), 1.0)

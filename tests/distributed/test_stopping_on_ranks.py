@@ -35,6 +35,10 @@ def verdicts(directory: Path) -> list[Any]:
     ("reason", "overrides"),
     [
         ("targets_reached", ["stop.targets={train/accuracy: {at_least: 0.42}}"]),
+        (
+            "hopeless",
+            ["stop.milestones={metric: val/accuracy, at_least: 4x chance, by: {steps: 12}}"],
+        ),
         ("no_improvement", ["stop.improvement={metric: val/accuracy, at_least: 50%, patience: 2}"]),
         ("budget", ["stop.budget.steps=13"]),
     ],

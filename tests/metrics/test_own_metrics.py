@@ -299,3 +299,30 @@ def test_targets_of_any_layout_are_taken() -> None:
         "mae": 1.0,
         "r2": pytest.approx(1 - 4 / 180),
     }
+
+
+def test_what_is_held_back_is_bounded_and_counted_wherever_sums_are_asked_for() -> None:
+    """Asked for in the middle, and after a restore; ignored targets may be any number."""
+    task = Classification("x", "y", ignore_index=-100)
+    task.fit_to(torch.zeros(1, 4))
+    draw = np.random.default_rng(1)
+    metrics, other = IntervalMetrics(task.metrics()), IntervalMetrics(task.metrics())
+    table, most = np.zeros((4, 4), np.int64), []
+    for number in range(300):
+        size = int(draw.integers(1, 40)) if number % 100 else 70_000
+        logits = torch.from_numpy(draw.normal(size=(size, 4)))
+        labels = draw.integers(0, 4, size)
+        seen = np.where(draw.random(size) < 0.3, -100, labels)
+        np.add.at(table, (labels, logits.argmax(1).numpy()), seen != -100)
+        metrics.update(task, logits, {"y": torch.from_numpy(seen)}, number)
+        most.append(len(metrics._live["confusion"]._held))
+        if number in (5, 150):
+            other.restore(metrics.state(Ranks()), 0)
+            metrics, other = other, metrics
+        if number % 50 == 7:
+            assert (metrics.compute(Ranks())["confusion"].numpy() == table).all()
+    assert 2 < max(most) < 64
+    assert most[100] == 0  # as large as what is held back at most
+    assert (metrics.compute(Ranks())["confusion"].numpy() == table).all()
+    metrics.reset()
+    assert not metrics.compute(Ranks())["confusion"].any()

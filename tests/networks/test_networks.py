@@ -272,7 +272,7 @@ def test_networks_are_put_together_in_a_config() -> None:
             lambda: Fuse({"a": nn.Identity()}, how="attend"),
             r"^features: the number of features of each encoder is for how: attend",
         ),
-        (lambda: Chain(), r"a Chain needs at least one part"),
+        (lambda: Chain(), r"a Chain needs at least one module"),
         (lambda: Parallel(), r"a Parallel needs at least one head"),
     ],
 )

@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 from harness.checkpoint import write
 from harness.tasks.classification import Classification
 from tests.resume.parts import Blobs, Mortal, Storm
+from tests.training.optimizer_parts import Typed
 
 _counts: dict[str, int] = {}
 
@@ -123,4 +124,14 @@ class SlowForward(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         time.sleep(0.05)
+        return super().forward(x)
+
+
+class FailsOnRank1(Typed):
+    """Rank 1 fails in its sixth forward of a step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        _counts["forward"] = _counts.get("forward", 0) + self.training
+        if _counts["forward"] == 6 and os.environ.get("RANK") == "1":
+            raise ValueError("rank 1 cannot")
         return super().forward(x)

@@ -16,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.ranks import standstill, watch
+from harness.stopping.controller import StopController
 from harness.tasks.classification import Classification
+from harness.tracking.tracker import Tracker
 from tests.resume.parts import Blobs
 
 FROM = 30  # times that a place is passed before
@@ -39,7 +41,8 @@ _counts: dict[str, int] = {}
 
 
 def maybe_stand_still(place: str) -> None:
-    """After FROM passes: `sleep`, `gil` (asleep with the interpreter's lock), `stop` (SIGSTOP),
+    """After FROM passes: `sleep`, `gil` (asleep with the interpreter's lock), `stop` (SIGSTOP, once
+    the others have heard that it is here),
     `debugger` (for six seconds), `collective` (one that the others do not come to), `slow` (5 ms
     each time), or seconds.
     """
@@ -59,6 +62,7 @@ def stand_still(how: str) -> None:
     elif how == "gil":
         ctypes.PyDLL(None).sleep(1000)
     elif how == "stop":
+        time.sleep(2.5 * watch.PERIOD_S)
         os.kill(os.getpid(), signal.SIGSTOP)
     elif how == "debugger":
         reading, writing = os.pipe()
@@ -72,6 +76,22 @@ def stand_still(how: str) -> None:
         )
     else:
         time.sleep(float(how))
+
+
+def before(owner: type, method: str, place: str) -> None:
+    """Make a method of the harness a place, where no part of a user is called."""
+    original = getattr(owner, method)
+
+    def called(*args: Any, **options: Any) -> Any:
+        maybe_stand_still(place)
+        return original(*args, **options)
+
+    setattr(owner, method, called)
+
+
+# Places: log and verdict, on rank 0
+before(Tracker, "train", "log")
+before(StopController, "judge", "verdict")
 
 
 class Net(nn.Linear):

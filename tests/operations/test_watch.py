@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.checkpoint.read import list_checkpoints
 from tests.pool import RanksFailed, train_on_ranks
 
 SMALL = Path(__file__).parents[1] / "training" / "small.yaml"
@@ -31,6 +32,8 @@ PHASES = {
     "evaluation": "evaluation",
     "metrics": "metrics",
     "save": "copy for a save",
+    "log": "log",
+    "verdict": "verdict",
 }
 
 
@@ -46,11 +49,15 @@ class Ended:
     took_s: float
 
 
-def launch(directory: Path, ranks: int, stuck: str, *overrides: str, least_s: float = 2.0) -> Ended:
-    """What cannot leave by itself is killed after a while, as torch's agent would."""
+def launch(
+    directory: Path, ranks: int, stuck: str, *overrides: str, least_s: float = 2.0, **more: str
+) -> Ended:
+    """more: environment. What cannot leave by itself is killed after a while, as torch's agent
+    would.
+    """
     begun = time.monotonic()
     asked = [f"run.dir={directory}", *PARTS, *overrides]
-    env = {"STUCK": stuck, "LEAST_S": str(least_s)}
+    env = {"STUCK": stuck, "LEAST_S": str(least_s), **more}
     _, rank, how = stuck.split(":")
 
     def end(pids: Sequence[int]) -> None:
@@ -168,6 +175,27 @@ def test_a_save_may_last(tmp_path: Path) -> None:
     ends = train_on_ranks(2, SMALL, asked, env=env)
     assert [one.exit_code for one in ends] == [75, 75], ends[0].stderr
     assert not any("stand" in one.stderr for one in ends)
+
+
+def test_a_save_in_flight_ends_before_the_stuck_process_leaves(tmp_path: Path) -> None:
+    """It was lost, though its thread needs no main thread."""
+    optimizer = "optimizer={_target_: tests.operations.parts.SlowSaver, lr: 0.01}"
+    asked = (optimizer, "checkpoint.every={steps: 12}", "stop.every={steps: 12}")
+    env = {"SAVE_S": "9", "ASK": "", "DIE_AT": ""}
+    ended = launch(tmp_path, 2, "forward:1:sleep", *asked, **env)
+    assert ended.codes == [1, 1]
+    check(ended, 1, "forward")
+    saved = list_checkpoints(tmp_path / "checkpoints")
+    assert [(one.step, one.problems) for one in saved] == [(12, [])]
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("place", ["log", "verdict"])
+def test_rank_0_may_wait_for_its_disk_but_not_for_ever(tmp_path: Path, place: str) -> None:
+    ended = launch(tmp_path, 2, f"{place}:0:sleep")
+    assert ended.codes == [1, 1]
+    check(ended, 0, PHASES[place])
+    assert ended.took_s > 12
 
 
 @pytest.mark.torture

@@ -67,6 +67,11 @@ def evaluations(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
+def events(directory: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [one for one in records if one["kind"] == "event"]
+
+
 def assert_same(run: Path, reference: Path) -> None:
     assert trace(run) == trace(reference)
     assert last_state(run) == last_state(reference)
@@ -136,6 +141,28 @@ def test_a_larger_budget_goes_on_from_the_end(tmp_path: Path, references: Any) -
 def test_saving_at_every_step_changes_nothing(tmp_path: Path, references: Any) -> None:
     finish(tmp_path / "run", 2, "checkpoint.every.steps=1")
     assert trace(tmp_path / "run") == trace(references(2))
+
+
+@pytest.mark.parametrize(
+    "every", ["auto", "{minutes: 0.00001}"], ids=["auto", "less than a step each"]
+)
+def test_saving_by_the_clock_changes_nothing(tmp_path: Path, references: Any, every: str) -> None:
+    run, asked = tmp_path / "run", [f"checkpoint.every={every}", "checkpoint.keep_last=100"]
+    if every == "auto":
+        asked += ["checkpoint.failures_per_day=1e6", "checkpoint.max_overhead=0.5"]
+    ends = launch(run, 2, *asked, die_at="1:21")
+    assert "saved every" in ends[0].stdout
+    # At steps that evaluations and the budget do not ask for
+    found = [one.step for one in list_checkpoints(run / "checkpoints")]
+    assert any(step % 6 for step in found), found
+    if every != "auto":
+        assert found[:9] == [*range(2, 20, 2)]  # a request takes a step to all ranks
+    finish(run, 2, *asked)
+    assert trace(run) == trace(references(2))
+    assert evaluations(run) == evaluations(references(2))
+    chosen = [one for one in events(run) if one["event"] == "save_interval"]
+    assert chosen, "not told"
+    assert all(one["seconds"] > 0 and one["reason"] for one in chosen)
 
 
 def test_the_number_of_ranks_may_change_and_the_samples_stay_the_same(

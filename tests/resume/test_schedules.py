@@ -101,20 +101,20 @@ def test_a_killed_run_goes_on_with_the_rates_of_one_launch(
     [
         (
             [f"schedule={{_target_: {TORCH}.ReduceLROnPlateau}}"],
-            "schedule._target_: torch.optim.lr_scheduler.ReduceLROnPlateau is stepped with a "
-            "metric, and here a schedule is stepped once an optimizer step. Use "
+            "schedule._target_: torch.optim.lr_scheduler.ReduceLROnPlateau needs a metric at each "
+            "step, but schedules here are stepped once per optimizer step. Use "
             "harness.schedules.Plateau",
         ),
         (
             [f"schedule={{_target_: {TORCH}.OneCycleLR, max_lr: 0.01, total_steps: 11}}"],
-            "schedule.total_steps: the schedule ends after 11 steps, and the budget after 12",
+            "schedule.total_steps: the schedule ends after 11 steps, but the budget after 12",
         ),
         (
             [
                 f"schedule={{_target_: {TORCH}.OneCycleLR, max_lr: 0.01, total_steps: 20}}",
                 "stop.budget={epochs: 3}",
             ],
-            "schedule.total_steps: the schedule ends after 20 steps, and the budget after 24",
+            "schedule.total_steps: the schedule ends after 20 steps, but the budget after 24",
         ),
         (
             [

@@ -70,9 +70,27 @@ def test_a_resume_after_a_crash_books_what_was_lost_and_the_idle_time(tmp_path: 
     assert sum(booked.values()) == 2 + 10 + 5 + 60 + 3
 
 
+def test_launches_that_were_cut_off_are_counted(tmp_path: Path) -> None:
+    seen = []
+    for ended in (False, False, True, True, False, True):
+        ledger = Ledger(tmp_path / "ledger.json", Clock(), Clock())
+        ledger.resume(None)
+        seen.append(ledger.failures)
+        ledger.ended = ended
+        ledger.save()
+    assert seen == [0, 1, 2, 2, 2, 3]
+
+
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", '{"totals": {"bribes": 3.0}, "wall_s": 1.0}', '{"totals": {}, "wall_s": null}'],
+    [
+        "",
+        "{",
+        "[]",
+        '{"totals": {"bribes": 3.0}, "wall_s": 1.0}',
+        '{"totals": {}, "wall_s": null}',
+        '{"totals": {}, "wall_s": 1.0, "failures": "many"}',
+    ],
 )
 def test_a_damaged_file_is_passed_over(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ledger.json"
@@ -86,6 +104,19 @@ def test_what_is_saved_names_every_account(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.json")
     ledger.save()
     assert set(json.loads((tmp_path / "ledger.json").read_text())["totals"]) == set(ACCOUNTS)
+
+
+def test_it_is_left_once_a_period(tmp_path: Path) -> None:
+    clock = Clock()
+    ledger, path = Ledger(tmp_path / "ledger.json", clock, clock), tmp_path / "ledger.json"
+    ledger.save(period_s=1.0)
+    first = path.read_bytes()
+    clock.now += 0.9
+    ledger.save(period_s=1.0)
+    assert path.read_bytes() == first
+    clock.now += 0.1
+    ledger.save(period_s=1.0)
+    assert path.read_bytes() != first
 
 
 def test_the_time_before_the_first_line_is_start_up() -> None:

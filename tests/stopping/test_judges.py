@@ -12,6 +12,7 @@ EVERYTHING = StopSettings.model_validate(
         "targets": {"f1": {"at_least": 0.9}},
         "improvement": {"metric": "val/f1", "patience": {"epochs": 3}, "cooldown": 2},
         "divergence": {"metric": "val/loss", "above": 9.0},
+        "milestones": {"metric": "val/f1", "at_least": 0.5, "by": {"epochs": 4}},
         "best": {"metric": "val/recall"},
         "budget": {"epochs": 9, "steps": 90, "hours": 2.0},
     }
@@ -27,6 +28,7 @@ def test_the_order_of_precedence_is_that_of_the_docs() -> None:
         "diverged",
         "targets_reached",
         "stop_requested",
+        "hopeless",
         "no_improvement",
         "budget",
     ]
@@ -42,6 +44,7 @@ def test_criteria_that_are_not_set_find_nothing() -> None:
 def test_each_criterion_says_which_metrics_and_which_columns_it_needs() -> None:
     assert metrics_of(EVERYTHING, METRICS) == {"train/f1", "val/f1", "val/loss", "val/recall"}
     assert [need for judge in judges() for need in judge.needs()] == [
+        ("stop.milestones.by.epochs", "epochs"),
         ("stop.improvement.patience", "epochs"),
         ("stop.improvement.cooldown", "lr"),
         ("stop.budget.epochs", "epochs"),

@@ -62,6 +62,11 @@ def all_settings(draw: st.DrawFn) -> StopSettings:
             {"metric": "val/gain", "below": -0.9},
         ]
     if draw(st.booleans()):
+        chosen["milestones"] = [
+            {"metric": "val/accuracy", "at_least": 0.5, "by": {"steps": 60}},
+            {"metric": "val/loss", "at_most": 0.25, "by": {"samples": 200}},
+        ]
+    if draw(st.booleans()):
         chosen["spike"] = {
             "z": draw(st.sampled_from([2.0, 6.0])),
             "steps": 10,

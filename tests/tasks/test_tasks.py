@@ -118,7 +118,8 @@ def test_a_loss_is_a_sum_whatever_the_micro_batches(
 ) -> None:
     whole = task.loss_sum(outputs, batch)
     assert whole.dim() == 0
-    assert task.num_items(batch).dtype == torch.int64
+    items = task.num_items(batch)
+    assert isinstance(items, int) or items.dtype == torch.int64
     parts = [slice(0, cut), slice(cut, None)]
     split = [{name: value[part] for name, value in batch.items()} for part in parts]
     losses = [task.loss_sum(outputs[part], one) for part, one in zip(parts, split, strict=True)]
@@ -693,7 +694,7 @@ def test_a_mean_whose_samples_weigh_differently_is_refused() -> None:
         return (outputs @ outputs.T).logsumexp(1).mean()
 
     for loss in (weighted, contrasted):
-        with pytest.raises(ConfigError, match="by its parts: samples do not weigh the same"):
+        with pytest.raises(ConfigError, match="in two pieces: samples do not weigh the same"):
             Supervised("x", "y", loss, reduction="mean").loss_sum(outputs, batch)
         whole = Supervised("x", "y", loss, reduction="micro_batch").loss_sum(outputs, batch)
         assert float(whole) == pytest.approx(12 * float(loss(outputs, batch["y"])))

@@ -11,6 +11,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
+from harness.tasks import Classification
 from tests.resume.parts import NUM_CLASSES, NUM_FEATURES
 
 Pair = namedtuple("Pair", "logits extra")
@@ -206,3 +207,25 @@ def collection() -> torchmetrics.MetricCollection:
             "precision": MulticlassPrecision(num_classes=NUM_CLASSES),
         }
     )
+
+
+class CountsItems(Classification):
+    """Counts its items, though they are as many as the samples."""
+
+    def num_items(self, batch: Mapping[str, Any]) -> Tensor | int:
+        return torch.ones_like(batch[self.target], dtype=torch.bool).sum()
+
+
+class CountsItemsAtTimes(CountsItems):
+    """Does so on all ranks but the first."""
+
+    def num_items(self, batch: Mapping[str, Any]) -> Tensor | int:
+        first = os.environ.get("RANK", "0") == "0"
+        return len(batch[self.target]) if first else super().num_items(batch)
+
+
+class Miscounts(Classification):
+    """Says by an int what is not the same for all micro-batches."""
+
+    def num_items(self, batch: Mapping[str, Any]) -> Tensor | int:
+        return len(batch[self.target])

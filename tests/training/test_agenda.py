@@ -1,5 +1,7 @@
 """When what happens."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +42,13 @@ def test_saves_follow_evaluations_unless_they_have_their_own_interval() -> None:
     assert [
         step for step in range(1, 11) if agenda(save=Every(steps=3)).due(step, Request.NONE).save
     ] == [3, 6, 9]
+
+
+def test_where_the_clock_asks_for_saves_neither_steps_nor_evaluations_do() -> None:
+    by_clock = replace(agenda(budget=Budget(steps=9)), saves_on_request=True)
+    assert [step for step in range(1, 10) if by_clock.due(step, Request.NONE).save] == [9]
+    due = by_clock.due(3, Request.SAVE)
+    assert (due.save, due.read, due.evaluate, due.log) == (True, True, False, False)
 
 
 def test_the_last_step_of_the_budget_is_evaluated_and_saved_wherever_it_falls() -> None:

@@ -27,6 +27,7 @@ from harness.rundir.ledger import Ledger
 from harness.tasks import Classification
 from harness.tracking.tracker import Tracker
 from harness.training.build import build
+from harness.training.items import Items
 from harness.training.loop import train_step
 from harness.training.losses import LossWindow
 from harness.training.parallel import Replicas, start_accelerator
@@ -154,6 +155,7 @@ def step_on_cuda(kernel: str, task: Classification) -> dict[str, int]:
         optimizer = torch.optim.AdamW(network.parameters(), **options)
         batch = {"x": torch.empty(4, 6), "label": torch.empty(4, dtype=torch.int64)}
         losses = LossWindow(Ranks())
+        items = Items(task, Ranks(), torch.device("cuda:0"), 1)
         stepper = Stepper(optimizer, None, 1.0)
         for number in range(2):
             outputs = task.forward(network, batch)
@@ -163,7 +165,7 @@ def step_on_cuda(kernel: str, task: Classification) -> dict[str, int]:
             norm, skipped = stepper.step(clip)
             assert norm.device.type == "cuda"
             metrics.update(task, outputs.detach(), batch, number)
-            losses.add([loss_sum], task.num_items(batch), norm, skipped)
+            losses.add([loss_sum], items.of([batch]).number(), norm, skipped)
     return reads.found
 
 

@@ -14,6 +14,8 @@ from harness.data.source import Batch
 from harness.errors import ConfigError
 from harness.ranks.ranks import Ranks
 from harness.training.engine import Engine
+from harness.training.fused import FusedAdam
+from harness.training.items import Count
 from harness.training.optimizer import parameter_names
 from harness.training.parallel import Replicas, start_accelerator
 from tests.pool import on_ranks
@@ -45,7 +47,7 @@ def engine_of(optimizer: str, dtype: str) -> Engine:
 
 def go(engine: Engine, first: int, last: int) -> None:
     for step in range(first, last):
-        engine.forward_backward(batch_of(step), torch.tensor(4))
+        engine.forward_backward(batch_of(step), Count(torch.tensor(4), 1))
         engine.update()
 
 
@@ -96,6 +98,67 @@ def check_variants(name: str) -> list[str]:
 def test_it_goes_on_with_the_same_bits_in_every_dtype_and_kernel(name: str) -> None:
     [done] = on_ranks(1, check_variants, name)
     assert {"float32 plain", "bfloat16 plain", "float64 plain"} <= set(done)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_the_kernel_called_directly_steps_as_the_optimizer_does(name: str) -> None:
+    """Groups of their own, a schedule of torch's, gradients that are missing at times, hooks."""
+
+    def optimizer_of() -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
+        torch.manual_seed(1)
+        given = [torch.nn.Parameter(torch.randn(5, 3)) for _ in range(4)]
+        groups = [{"params": given[:3]}, {"params": given[3:], "lr": 0.3, "weight_decay": 0.5}]
+        return getattr(torch.optim, name)(groups, lr=0.1, fused=True), given
+
+    (ours, mine), (its, theirs) = optimizer_of(), optimizer_of()
+    schedules = [torch.optim.lr_scheduler.ExponentialLR(one, 0.9) for one in (ours, its)]
+    direct, taken = None, []
+    for step in range(8):
+        for one, other in zip(mine, theirs, strict=True):
+            gradient = None if step == 3 and one is mine[1] else torch.randn_like(one)
+            one.grad, other.grad = gradient, None if gradient is None else gradient.clone()
+        if step == 5:
+            hook = ours.register_step_post_hook(lambda *_: None)
+        if step == 6:
+            hook.remove()
+        its.step()
+        taken.append(direct is not None and direct.step())
+        if not taken[-1]:
+            ours.step()
+        direct = direct or FusedAdam.of(ours)
+        for schedule in schedules:
+            schedule.step()
+        if step == 6:  # in other tensors from here on
+            ours.load_state_dict(ours.state_dict())
+        assert all(map(torch.equal, mine, theirs)), step
+        assert all(
+            ours.state[one][key].equal(its.state[other][key])
+            for one, other in zip(mine, theirs, strict=True)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        )
+    assert taken == [False, True, True, False, True, False, True, False]
+
+
+def test_what_is_not_a_plain_fused_adam_steps_itself() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    for optimizer in (
+        torch.optim.SGD([parameter], lr=0.1, fused=True),
+        torch.optim.AdamW([parameter], foreach=True),
+        torch.optim.AdamW([parameter], fused=True, amsgrad=True),
+        torch.optim.AdamW([parameter, torch.nn.Parameter(torch.ones(2).double())], fused=True),
+        type("Own", (torch.optim.AdamW,), {})([parameter], fused=True),
+    ):
+        assert FusedAdam.of(optimizer) is None
+        for group in optimizer.param_groups:
+            for one in group["params"]:
+                one.grad = torch.ones_like(one)
+        optimizer.step()
+        assert FusedAdam.of(optimizer) is None
+    rate = torch.optim.AdamW([parameter], lr=torch.tensor(0.1), fused=True)
+    rate.step()
+    direct = FusedAdam.of(rate)
+    assert direct is not None
+    assert not direct.step()
 
 
 def test_wide_moments_of_narrow_weights_stay_wide() -> None:

@@ -1,0 +1,81 @@
+"""The settings of checkpoints."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from harness.settings import Section
+from harness.stopping.budget import Every
+
+
+class SaveEvery(Section):
+    """The stretch between two checkpoints: every N epochs, K steps or M minutes."""
+
+    steps: int | None = Field(None, ge=1, description="Every so many optimizer steps.")
+    epochs: int | None = Field(
+        None, ge=1, description="Every so many epochs, on the first step that completes one."
+    )
+    minutes: float | None = Field(
+        None, gt=0, description="Every so many minutes, by the clock of the first process."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        self._require_one("steps", "epochs", "minutes")
+        return self
+
+    def by_step(self) -> Every | None:
+        """The same as a function of the step; None where the clock decides."""
+        return None if self.minutes is not None else Every(steps=self.steps, epochs=self.epochs)
+
+
+class CheckpointConfig(Section):
+    """When the run is saved and what is kept."""
+
+    every: SaveEvery | Literal["auto"] | None = Field(
+        None,
+        description="The stretch between two checkpoints; auto: by what a save costs and how often "
+        "the run fails; null: one at each evaluation.",
+    )
+    max_overhead: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="With every: auto, the share of the training's time that saves may cost.",
+    )
+    failures_per_day: float | None = Field(
+        None,
+        gt=0,
+        description="With every: auto, how often a day of training is cut off, on all machines "
+        "together. null: as seen in this run.",
+    )
+    keep_last: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
+    keep_best: int = Field(1, ge=1, description="How many of the best checkpoints are kept.")
+    keep_every: Every | None = Field(
+        None, description="The first checkpoint of each such stretch is kept for good. null: none."
+    )
+    verify: Literal["full", "size"] = Field(
+        "full",
+        description=(
+            "What is checked before a resume: hashes of all files (full), or sizes of those that "
+            "hold tensors (size)."
+        ),
+    )
+    max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
+    timeout_s: float = Field(
+        1800.0, gt=0, description="Seconds after which a save counts as failed."
+    )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        fields = type(self).model_fields
+        given = [
+            name
+            for name in ("max_overhead", "failures_per_day")
+            if getattr(self, name) != fields[name].default
+        ]
+        if given and self.every != "auto":
+            raise ValueError(
+                f"{given[0]} has no effect without every: auto; set that too, or leave it out"
+            )
+        return self

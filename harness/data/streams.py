@@ -1,0 +1,221 @@
+"""A stream, a source without a length, read as a source by position.
+
+Every process reads the same stream and gives the positions it is asked for, so no sample comes on
+two ranks, and what comes does not depend on how many ranks or workers there are. Between its own
+positions a process goes on by `seek` if the stream has it, else by reading and dropping.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch.utils.data._utils.worker as torch_worker
+
+from harness.data.sampling import Integers
+from harness.data.source import can_seek, has_state
+from harness.errors import DataError, HarnessError
+
+
+class InOrder:
+    """The order of a stream: position by position."""
+
+    def samples(self, positions: Integers, seed: int) -> Integers:
+        """positions: (n,) -> the same."""
+        return positions
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a stream from which it can be read on: `state`, what its `state_dict` gave before
+    the sample at `position` of the pass that began at `begin`; `digest` of that sample.
+    """
+
+    position: int
+    begin: int
+    state: Any
+    digest: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return dict(vars(self))
+
+
+class Streamed:
+    """The first `num_samples` samples of a stream as a source; with `repeats` more can be read, and
+    a stream that ends begins again. Raises DataError.
+    """
+
+    order = InOrder()
+
+    def __init__(self, stream: Any, num_samples: int, where: str, *, repeats: bool) -> None:
+        if not isinstance(stream, Iterable) or isinstance(stream, Iterator):
+            raise DataError(
+                f"{where}: a {type(stream).__name__} has no length, and no __iter__ that begins "
+                "anew each time it is called. Give it one of them; a generator becomes a class "
+                "whose __iter__ is that generator."
+            )
+        self.sources = {"stream": stream}
+        self._stream: Any = stream
+        self._num_samples = num_samples
+        self._where, self._repeats = where, repeats
+        self._seeks = can_seek(stream)
+        self._saves = not self._seeks and has_state(stream)
+        start = Mark(0, 0, self._state())
+        self._marks = {"start": start}
+        self.mark: Mark | None = None  # of the samples that were read last
+        self._forget()
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """B positions -> B samples"""
+        read: dict[int, Any] = {}
+        for position in sorted(set(indices)):
+            if position != self._position or self._process != os.getpid():
+                self._go_to(position)
+            if self._saves and not read:
+                self._set_mark()
+            read[position] = self._next()
+            if self._saves and len(read) == 1:
+                self._end_mark(read[position])
+        return [read[position] for position in indices]
+
+    def restore(self, mark: Mapping[str, Any]) -> None:
+        """Go on from a mark of an earlier launch, if the stream gives the same sample there as it
+        did then.
+        """
+        self._marks["restored"] = Mark(**mark)
+        self._go_to(self._marks["restored"].position)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_samples": None, "_ahead": None, "_process": 0}
+
+    def _forget(self) -> None:
+        self._samples: Iterator[Any] | None = None
+        self._ahead: tuple[Mark, Any] | None = None  # read to compare it, not yet given
+        self._process, self._position, self._begin = 0, -1, 0
+
+    def _go_to(self, position: int) -> None:
+        # A worker of a loader has its copy, and what both read on from, such as a file, is one
+        if self._process != os.getpid():
+            self._forget()
+            self._process = os.getpid()
+            # Streams share themselves out by it, and here each worker reads all of it
+            torch_worker._worker_info = None
+        if self._seeks:
+            self._stream.seek(position)
+            self._samples, self._position = iter(self._stream), position
+            return
+        behind = [mark for mark in self._marks.values() if mark.position <= position]
+        best = max(behind, key=lambda mark: mark.position)
+        if self._samples is None or not best.position <= self._position <= position:
+            self._load(best)
+        while self._position < position:
+            self._next()
+
+    def _load(self, mark: Mark) -> None:
+        """Begin to read from a mark, or from the start if that gives another sample now."""
+        self._ahead = None
+        if self._saves:
+            self._stream.load_state_dict(copy.deepcopy(mark.state))
+        self._samples, self._position, self._begin = iter(self._stream), mark.position, mark.begin
+        if mark.digest:
+            first = self._next()
+            if digest_of(first) == mark.digest:
+                self._position, self._begin = mark.position, mark.begin
+                self._ahead = (mark, first)
+                return
+            warnings.warn(
+                f"{self._where}: from its saved state the stream goes on with another sample than "
+                f"it gave at position {mark.position:,}; it is read again from its beginning, "
+                "which takes longer. Its state_dict is incomplete (a shuffle buffer?).",
+                stacklevel=2,
+            )
+            self._marks = {"start": self._marks["start"]}
+            self._load(self._marks["start"])
+
+    def _next(self) -> Any:
+        assert self._samples is not None
+        if self._ahead is not None:
+            sample, self._ahead = self._ahead[1], None
+            self._position += 1
+            return sample
+        try:
+            sample = next(self._samples)
+        except StopIteration:
+            self._begin_again()
+            return self._next()
+        except HarnessError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{self._where}: {type(error).__name__} while reading sample {self._position:,} "
+                f"of the stream: {error}"
+            ) from error
+        self._position += 1
+        return sample
+
+    def _begin_again(self) -> None:
+        ended = f"{self._where}: the stream ends after {self._position - self._begin:,} samples"
+        if self._position == self._begin:
+            raise DataError(f"{ended} of a pass. Give one that has some.")
+        if self._seeks:
+            raise DataError(
+                f"{ended}, and one with `seek` has to go on, e.g. from its first sample again."
+            )
+        if not self._repeats:
+            raise DataError(f"{ended}, and {self._num_samples:,} were asked for. Set samples.")
+        position, start = self._position, self._marks["start"]
+        self._load(Mark(position, position, start.state))
+
+    def _state(self) -> Any:
+        if not self._saves:
+            return None
+        state = copy.deepcopy(self._stream.state_dict())
+        try:
+            kept = json.loads(json.dumps(state)) == state
+        except (TypeError, ValueError):
+            kept = False
+        if not kept:
+            raise DataError(
+                f"{self._where}: state_dict() of a {type(self._stream).__name__} gives what JSON "
+                "does not keep. Return numbers, texts, lists and dicts with texts as keys."
+            )
+        return state
+
+    def _set_mark(self) -> None:
+        state = self._state() if self._ahead is None else self._ahead[0].state
+        self.mark = Mark(self._position, self._begin, state)
+
+    def _end_mark(self, first: Any) -> None:
+        assert self.mark is not None
+        # Read after a pass has ended: the state from before would begin the next one again
+        if self._begin != self.mark.begin:
+            self.mark = None
+            return
+        self.mark = Mark(**{**vars(self.mark), "digest": digest_of(first)})
+        furthest = self._marks.get("furthest", self._marks["start"])
+        self._marks["last"] = self.mark
+        self._marks["furthest"] = max(self.mark, furthest, key=lambda mark: mark.position)
+
+
+def digest_of(sample: Any) -> str:
+    """A digest of a sample's names and values."""
+    found = hashlib.blake2b(digest_size=16)
+    items = sample.items() if isinstance(sample, Mapping) else [("", sample)]
+    for name, value in items:
+        array = np.asarray(value)
+        kind = f"{name} {array.dtype} {array.shape}"
+        found.update(kind.encode())
+        found.update(repr(value).encode() if array.dtype.kind == "O" else array.tobytes())
+    return found.hexdigest()

@@ -1,0 +1,98 @@
+"""How many items a step's batch has, over all slots and ranks: what its mean loss is a mean of."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from harness.data.source import Batch
+from harness.errors import ConfigError
+from harness.ranks.ranks import Ranks
+from harness.tasks.task import Task
+
+
+class Count:
+    """The number of items of a batch, which may still be on its way from the other ranks."""
+
+    def __init__(
+        self, number: Tensor, num_ranks: int, finish: Callable[[], Tensor] | None = None
+    ) -> None:
+        """finish: gives `number` once it has come."""
+        self._number = number
+        self._num_ranks = num_ranks
+        self._finish = finish
+        self._weights: dict[torch.dtype, Tensor] = {}
+
+    def number(self) -> Tensor:
+        """A scalar int64 tensor on the device; no host wait on a GPU."""
+        if self._finish is not None:
+            self._number, self._finish = self._finish(), None
+        return self._number
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """What to weigh the gradient of a micro-batch's loss sum by, so that the ranks' gradients
+        come to that of the mean over all items: DDP averages over ranks where their sum is needed.
+
+        A scalar of `dtype`.
+        """
+        if dtype not in self._weights:
+            # A batch whose targets are all ignored has no gradient
+            divisor = self.number().clamp(min=1).to(torch.promote_types(dtype, torch.float32))
+            self._weights[dtype] = (self._num_ranks / divisor).to(dtype)
+        return self._weights[dtype]
+
+
+class Items:
+    """Counts the items of each step's batch: once for all steps where the task says that all have
+    as many.
+    """
+
+    def __init__(self, task: Task, ranks: Ranks, device: torch.device, num_slots: int) -> None:
+        """num_slots: of all ranks."""
+        self._task = task
+        self._ranks = ranks
+        self._device = device
+        self._num_slots = num_slots
+        self._each: int | None = None  # of each micro-batch
+        self._always: Count | None = None
+
+    def agree(self, batch: Batch) -> None:
+        """Find out whether each micro-batch has as many items. Called by every rank, before the
+        first step.
+        """
+        found = self._task.num_items(batch)
+        each = self._ranks.gather(found if isinstance(found, int) else None)
+        self._each = each[0] if len(set(each)) == 1 else None
+        if self._each is not None:
+            total = torch.full((), self._each * self._num_slots, dtype=torch.int64)
+            self._always = Count(total.to(self._device), self._ranks.size)
+
+    def of(self, batches: Sequence[Batch]) -> Count:
+        """Of the batch that these micro-batches of this rank are part of. Called by every rank.
+
+        Raises ConfigError.
+        """
+        found = [self._task.num_items(batch) for batch in batches]
+        if self._always is not None:
+            if any(one is not self._each and one != self._each for one in found):
+                raise ConfigError(
+                    f"task: {type(self._task).__name__}.num_items gave the int {self._each} before "
+                    f"the first step, and now {found}: an int says that each micro-batch has as "
+                    "many. Return a tensor."
+                )
+            return self._always
+        here = [
+            torch.full((), one, dtype=torch.int64, device=self._device)
+            if isinstance(one, int)
+            else one
+            for one in found
+        ]
+        number = torch.stack(here).sum() if len(here) > 1 else here[0].clone()
+        return Count(number, self._ranks.size, self._ranks.start_sum(number))
+
+
+def total(counts: Sequence[Tensor | int]) -> int:
+    """The sum of what a task counted. The host waits for what is on the device."""
+    known = sum(one for one in counts if isinstance(one, int))
+    counted = [one for one in counts if isinstance(one, Tensor)]
+    return known + (int(torch.stack(counted).sum()) if counted else 0)
