@@ -87,23 +87,9 @@ class Series(BatchSource):
         require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(map(named, channels)), length
         marks = tuple(map(str, missing_marks))
-        layout = Layout(
-            sheet=sheet,
-            header=header,
-            separator=separator,
-            decimal=decimal,
-            encoding=encoding,
-            missing="keep",
-            marks=marks,
-            thousands=thousands,
-            comment=comment,
-            skip_rows=skip_rows,
-            names=names,
-            skip_footer=skip_footer,
-            escape=escape,
-            time_unit=time_unit,
-            time_format=time_format,
-        )
+        rows = (thousands, comment, skip_rows, names, skip_footer, escape)
+        text = (separator, decimal, encoding)
+        layout = Layout(sheet, header, *text, "keep", marks, *rows, time_unit, time_format)
         units_of = Units(units or {}, self.channels)
         timing = (time, gap_s, rate_hz, gaps)
         reader = Reader(self.channels, label, recording, units_of, *timing, layout, channels_first)

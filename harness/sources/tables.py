@@ -83,21 +83,8 @@ class Table(BatchSource):
         self.features = None if features is None else list(map(named, features))
         check_kinds(self.columns, ["features", *(self.features or ())])
         marks = tuple(map(str, missing_marks))
-        layout = Layout(
-            sheet=sheet,
-            header=header,
-            separator=separator,
-            decimal=decimal,
-            encoding=encoding,
-            missing=missing,
-            marks=marks,
-            thousands=thousands,
-            comment=comment,
-            skip_rows=skip_rows,
-            names=names,
-            skip_footer=skip_footer,
-            escape=escape,
-        )
+        rows = (thousands, comment, skip_rows, names, skip_footer, escape)
+        layout = Layout(sheet, header, separator, decimal, encoding, missing, marks, *rows)
         rule_columns = [] if split is None else list(split.columns)
         found = find_files(files)
         reader = _Reader(
