@@ -87,9 +87,8 @@ class Series(BatchSource):
         require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(map(named, channels)), length
         marks = tuple(map(str, missing_marks))
-        rows = (thousands, comment, skip_rows, names, skip_footer, escape)
-        text = (separator, decimal, encoding)
-        layout = Layout(sheet, header, *text, "keep", marks, *rows, time_unit, time_format)
+        rows = (thousands, comment, skip_rows, names, skip_footer, escape, time_unit, time_format)
+        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *rows)
         units_of = Units(units or {}, self.channels)
         timing = (time, gap_s, rate_hz, gaps)
         reader = Reader(self.channels, label, recording, units_of, *timing, layout, channels_first)
