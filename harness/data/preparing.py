@@ -7,8 +7,8 @@ One list of treatments, three stages:
              treatments before it give it, once a run
     once     what source and treatments give up to the first online one is kept in the store, if
              `data.store` names one
-    online   treatments from the first one on that draws (takes `seeds`, or is for training only)
-             or is marked `_stage_: online`
+    online   treatments from the first one on that draws (takes `seeds`, or is for training only),
+             depends on the micro-batch or is marked `_stage_: online`
 
 Rank 0 prepares; every rank opens what it prepared.
 """
@@ -30,7 +30,9 @@ from harness.data.source import (
     Batch,
     Treatment,
     has_length,
+    is_ready,
     learns,
+    of_batch,
     paths_from_settings,
     paths_of,
     skipped_of,
@@ -171,7 +173,7 @@ def prepare(
         for name in names
     }
     if learned is None:
-        learned = _fit_or_recall(config, content, sources, store, feedback)
+        learned = _fit_or_recall(config, content, sources, store, hashes, feedback)
     keys, stored = {}, {}
     for name in names:
         split = split_config(config, name)
@@ -290,7 +292,7 @@ def fit(config: DataConfig, sources: Sources, feedback: Feedback) -> list[Treatm
         treatment = components.build(without_stage(spec), where)
         if learns(treatment):
             before = Split(sources["train"], ready, "data.train", _no_check)
-            for block, batch in evaluation_batches(
+            blocks = evaluation_batches(
                 before,
                 FIT_SAMPLES,
                 0,
@@ -298,7 +300,9 @@ def fit(config: DataConfig, sources: Sources, feedback: Feedback) -> list[Treatm
                 torch.device("cpu"),
                 config.num_workers,
                 patience=Patience(check=feedback.check_leave),
-            ):
+            )
+            while not is_ready(treatment) and (found := next(blocks, None)) is not None:
+                block, batch = found
                 feedback.check_leave()
                 treatment.observe(batch)
                 feedback.progress(where, min(len(before), (block + 1) * FIT_SAMPLES), len(before))
@@ -313,20 +317,21 @@ def _fit_or_recall(
     content: Mapping[str, str],
     sources: Sources,
     store: Store | None,
+    hashes: Hashes,
     feedback: Feedback,
 ) -> Sequence[TreatmentState]:
     """As `fit`, or what an earlier run left in the store for the same data and treatments."""
     train = config.train
     if store is None or not any(learns(components.find(spec[TARGET])) for spec in train.treatments):
         return fit(config, sources, feedback)
-    key = digest(
-        [
-            VERSION,
-            content["train"],
-            identity(train.source),
-            [identity(spec) for spec in train.treatments],
-        ]
-    )[:32]
+    made_of = [
+        VERSION,
+        content["train"],
+        identity(train.source),
+        [identity(spec) for spec in train.treatments],
+    ]
+    files = [path for spec in train.treatments for path in _files_of(spec) or ()]
+    key = digest([*made_of, hashes.of(files)] if files else made_of)[:32]
     path = store.directory / f"learned-{key}.json"
     if not path.exists():
         learned = fit(config, sources, feedback)
@@ -337,9 +342,16 @@ def _fit_or_recall(
 def count_once(specs: Sequence[Spec], treatments: Sequence[Treatment]) -> int:
     """How many treatments come before the first online one."""
     for count, (spec, treatment) in enumerate(zip(specs, treatments, strict=True)):
-        if spec.get(STAGE) == "online" or training_only(treatment) or takes_seeds(treatment):
+        only_online = (training_only(treatment), takes_seeds(treatment), of_batch(treatment))
+        if spec.get(STAGE) == "online" or any(only_online):
             return count
     return len(specs)
+
+
+def _files_of(spec: Spec) -> Sequence[Path] | None:
+    """The files of a source or treatment with these settings; None if its class lists none."""
+    settings = {key: value for key, value in without_stage(spec).items() if key != TARGET}
+    return paths_from_settings(components.find(spec[TARGET]), settings)
 
 
 def _content(
@@ -348,10 +360,8 @@ def _content(
     """A digest of what a source reads: of its files' bytes if it tells which, else of its samples,
     all of them if `in_full`.
     """
-    target = components.find(spec[TARGET])
-    settings = {key: value for key, value in spec.items() if key != TARGET}
     try:
-        paths = paths_from_settings(target, settings)
+        paths = _files_of(spec)
         if paths is not None:
             return hashes.of(paths, feedback.check_leave)
     except HarnessError as error:

@@ -98,7 +98,7 @@ class SourceFiles(Protocol):
 
 class FileFinder(Protocol):
     """A source whose class lists the files from its settings alone, so that a source whose samples
-    are in the store need not be built.
+    are in the store need not be built; or a treatment that learns from files.
     """
 
     def paths_of(self, **settings: Any) -> Sequence[Path]:
@@ -180,6 +180,26 @@ class Learner(Protocol):
         ...
 
 
+class EarlyLearner(Protocol):
+    """A treatment that may learn from less than the whole training split."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it wants no more samples: the rest of the split is not read for it."""
+        ...
+
+
+class BatchTreatment(Protocol):
+    """A treatment whose result for a sample depends on the others of its micro-batch, so that it is
+    never kept in the store.
+    """
+
+    @property
+    def of_batch(self) -> bool:
+        """True if it does."""
+        ...
+
+
 class TrainingTreatment(Protocol):
     """A treatment that evaluations and predictions may skip."""
 
@@ -190,7 +210,7 @@ class TrainingTreatment(Protocol):
 
 
 # Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
-SOURCE_PARTS = (
+SOURCE_MEMBERS = (
     Source,
     Stream,
     SeekableStream,
@@ -205,7 +225,16 @@ SOURCE_PARTS = (
     OwnOrder,
     ResultVersion,
 )
-TREATMENT_PARTS = (PlainTreatment, RandomTreatment, Learner, TrainingTreatment, ResultVersion)
+TREATMENT_MEMBERS = (
+    PlainTreatment,
+    RandomTreatment,
+    Learner,
+    EarlyLearner,
+    BatchTreatment,
+    TrainingTreatment,
+    FileFinder,
+    ResultVersion,
+)
 
 
 def has_length(source: Any) -> bool:
@@ -306,6 +335,16 @@ def takes_seeds(treatment: Treatment) -> bool:
 def training_only(treatment: Any) -> bool:
     """Whether evaluations and predictions skip a treatment."""
     return bool(getattr(treatment, "training_only", False))
+
+
+def is_ready(treatment: Any) -> bool:
+    """Whether a treatment that learns wants no more samples."""
+    return bool(getattr(treatment, "ready", False))
+
+
+def of_batch(treatment: Any) -> bool:
+    """Whether a sample's result depends on the others of its micro-batch."""
+    return bool(getattr(treatment, "of_batch", False))
 
 
 def learns(treatment: Any) -> bool:

@@ -1,6 +1,8 @@
 """Text files as tokens."""
 
 import codecs
+import gzip
+import zlib
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -25,11 +27,12 @@ class Bytes(BatchSource):
     A sample: `tokens` (length + 1,) int64 in 0 … 255, for `harness.tasks.LanguageModelling`; a
     window begins with the last byte of the one before it. No window spans two files. `files`: a
     path, a pattern such as texts/*.txt, or a list of them; the files of a pattern are sorted by
-    name. `part`: "val" is the last `held_out` share of each file's windows, "train" the others.
-    Raises DataError for a file that is missing or shorter than a window.
+    name; .gz files are unpacked. `part`: "val" is the last `held_out` share of each file's windows,
+    "train" the others. Raises DataError for a file that is missing or shorter than a window.
     """
 
     unit: ClassVar[str] = "bytes"
+    version = 2  # .gz unpacked, byte order marks dropped by Characters
 
     def __init__(
         self, files: str | Sequence[str], length: int, part: Part = "all", held_out: float = 0.1
@@ -81,6 +84,8 @@ class Bytes(BatchSource):
         """(length of the file,) integers."""
         if path.stat().st_size == 0:  # cannot be mapped
             return np.empty(0, np.uint8)
+        if path.suffix.lower() == ".gz":
+            return np.frombuffer(_unpacked(path), dtype=np.uint8)
         return np.memmap(path, dtype=np.uint8, mode="r")
 
 
@@ -88,7 +93,8 @@ class Characters(Bytes):
     """As `Bytes`, character by character: `tokens` are Unicode code points, which
     `harness.treatments.Vocabulary` maps to those of a vocabulary.
 
-    Held in memory, four bytes per character. Raises DataError for a file in another encoding.
+    Held in memory, four bytes per character. A byte order mark is no character. Raises DataError
+    for a file in another encoding.
     """
 
     unit: ClassVar[str] = "characters"
@@ -106,7 +112,7 @@ class Characters(Bytes):
         super().__init__(files, length, part, held_out)
 
     def _read(self, path: Path) -> NDArray[np.uint32]:
-        data = path.read_bytes()
+        data = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
         try:
             # Unlike decode(), it does not guess the byte order of UTF-16
             text = codecs.getincrementaldecoder(self._encoding)().decode(data, final=True)
@@ -117,7 +123,18 @@ class Characters(Bytes):
                 f"({getattr(error, 'reason', error)}). Set encoding, or read the file with Bytes."
             )
             raise DataError(f"{path}: {why}") from error
+        text = text.removeprefix(
+            "\ufeff"
+        )  # a byte order mark, which no encoding but utf-8-sig drops
         return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be unpacked: {error}. It may be truncated.") from error
 
 
 def _paths(pattern: str) -> list[Path]:

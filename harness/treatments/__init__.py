@@ -19,6 +19,7 @@ from harness.treatments.numbers import AddNoise, Normalise, ToDegrees, ToFloat
 from harness.treatments.series import CropTime, DropChannels, RandomCropTime, RandomScale, Window
 from harness.treatments.tables import Encode, Impute, Join, OneHot
 from harness.treatments.text import Vocabulary
+from harness.treatments.tokens import Pad, Tokenise
 
 __all__ = [
     "AddNoise",
@@ -31,6 +32,7 @@ __all__ = [
     "LogMel",
     "Normalise",
     "OneHot",
+    "Pad",
     "RandomCrop",
     "RandomCropTime",
     "RandomErase",
@@ -44,6 +46,7 @@ __all__ = [
     "Standardise",
     "ToDegrees",
     "ToFloat",
+    "Tokenise",
     "Vocabulary",
     "Window",
 ]

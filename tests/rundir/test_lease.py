@@ -234,7 +234,7 @@ def test_a_launch_that_comes_too_late_is_not_fooled_by_numbers_that_were_cleared
             other.take()
             other.release()
 
-    monkeypatch.setattr(lease, "_look_at", meanwhile)
+    monkeypatch.setattr(lease, "_inspect", meanwhile)
     (tmp_path / "lease").mkdir()
     (tmp_path / "lease/00000001").write_text('{"released": true}')
     assert lease.take() == 4

@@ -1,5 +1,6 @@
 """Text as bytes and as characters, and language models of it."""
 
+import gzip
 import json
 import math
 from collections import Counter
@@ -71,6 +72,30 @@ def test_parts_predict_different_stretches_of_each_file(tmp_path: Path) -> None:
         ]
         assert max(stop for _, _, stop in spans[0]) == min(start for _, start, _ in spans[1])
         assert len(spans[0] | spans[1]) == 2 * 33
+
+
+def test_packed_texts_and_those_with_a_byte_order_mark_are_the_plain_ones(tmp_path: Path) -> None:
+    text = "Größe und Straße, naïve, 数据. " * 3
+    (tmp_path / "plain.txt").write_text(text, encoding="utf-8")
+    for name, data in (
+        ("mark.txt", text.encode("utf-8-sig")),
+        ("packed.txt.gz", gzip.compress(text.encode())),
+        ("both.txt.gz", gzip.compress(text.encode("utf-8-sig"))),
+    ):
+        (tmp_path / name).write_bytes(data)
+        both = [Characters(str(tmp_path / one), 7) for one in ("plain.txt", name)]
+        rows = [one.__getitems__(list(range(len(one))))["tokens"] for one in both]
+        assert rows[0].tolist() == rows[1].tolist()
+    found = Bytes(str(tmp_path / "packed.txt.gz"), 5)
+    tokens = found.__getitems__(list(range(len(found))))["tokens"]
+    assert (
+        bytes(tokens[:, 1:].astype(np.uint8).reshape(-1))
+        == text.encode()[1 : 1 + tokens.shape[0] * 5]
+    )
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(text.encode())[:-20])
+    for source in (Bytes, Characters):
+        with pytest.raises(DataError, match=r"cut\.txt\.gz: cannot be unpacked: .* be trunc"):
+            source(str(tmp_path / "cut.txt.gz"), 5)
 
 
 def test_a_text_of_another_encoding_is_named(tmp_path: Path) -> None:
