@@ -126,6 +126,16 @@ class StopSettings(Section):
             and getattr(self, name) != type(self).model_fields[name].default
         ]
         for index, criterion in enumerate(self.improvement):
+            if (
+                criterion.errors
+                and criterion.metric.startswith("train/")
+                and self.train_metrics == "interval"
+            ):
+                where = numbered("improvement", index, self.improvement)
+                problems.append(
+                    f"{where}.at_least: there is no standard error of metrics of an interval's own "
+                    "batches, while the network changes; set train_metrics, or name a val/ metric"
+                )
             unit, count = criterion.patience.unit, criterion.patience.count
             length = getattr(self.every, unit, None)
             if length is not None and count % length:

@@ -34,7 +34,7 @@ from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
-from harness.training.determinism import name_of, record_nondeterminism, settle
+from harness.training.determinism import operation_in, record_nondeterminism, settle
 from harness.training.items import Count, Items
 from harness.training.network_state import (
     NetworkState,
@@ -286,7 +286,7 @@ def explained(where: str, what: str, batch: Batch) -> Iterator[None]:
     except (HarnessError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and name_of(str(error)) is not None:
+        if isinstance(error, RuntimeError) and operation_in(str(error)) is not None:
             raise
         shapes = {name: kind_of(one) for name, one in batch.items() if isinstance(one, Tensor)}
         raise ConfigError(

@@ -24,10 +24,10 @@ from harness.checkpoint.read import (
     understanding,
 )
 from harness.checkpoint.state import restore_network, restore_optimizer
+from harness.components import target_of
 from harness.config import trust
 from harness.config.identity import course_changes, identity_changes, rate_changes
 from harness.config.read import read_stored, resolved_yaml
-from harness.config.schedules import name_of
 from harness.config.schema import Config
 from harness.console import Console
 from harness.data.code import changes, code_of, edits
@@ -377,7 +377,7 @@ def prepare_directory(config: Config, start: Start, console: Console) -> None:
 
 
 def _schedule_name(config: Config) -> str | None:
-    return None if config.schedule is None else name_of(config.schedule)
+    return None if config.schedule is None else target_of(config.schedule)
 
 
 def check_schedule(before: Config, now: Config, directory: Path) -> None:
