@@ -36,12 +36,13 @@ from harness.ranks.slowly import slowly
 from harness.tasks.learning import learn, restore_learners
 from harness.tasks.task import Task
 from harness.training.run import Launch
+from harness.training.workers import settle_workers
 
 
 @dataclass(frozen=True)
 class RunData:
     """The splits for training, a digest of each, what treatments learned, what is drawn evenly,
-    the order that the source of the training split gives.
+    the order that the source of the training split gives, how many workers prepare them.
     """
 
     splits: Mapping[str, Split]
@@ -49,6 +50,7 @@ class RunData:
     learned: Sequence[TreatmentState]
     balance: Balance | None
     order: Order | None
+    num_workers: int
 
 
 def open_data(
@@ -86,7 +88,9 @@ def open_data(
     ranks.together(lambda: restore_stream(splits["train"], launch))
     balance = balance_of(config, sources, ranks)
     order = ranks.together(lambda: training_order(config, sources, prepared))
-    return RunData(splits, keys, prepared.learned, balance, order)
+    micro_size = config.batch.micro_size
+    num_workers = settle_workers(config.data, micro_size, splits["train"], ranks, console)
+    return RunData(splits, keys, prepared.learned, balance, order, num_workers)
 
 
 def prepare_data(
@@ -168,7 +172,7 @@ def learn_task(
         0,
         1,
         torch.device("cpu"),
-        config.data.num_workers,
+        config.data.few_workers,
         patience=Patience(check=check_leave),
     )
     return learn(task, (batch for _, batch in blocks))
