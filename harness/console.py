@@ -4,7 +4,6 @@ only.
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -120,12 +119,7 @@ class Console:
     def __enter__(self) -> "Console":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _rate(self, record: Mapping[str, Any], now: float) -> str:

@@ -141,6 +141,11 @@ class Plateau(ByStep):
                 f"schedule.at_least: {at_least!r} is neither a gain like 0.01 nor a share like 1%. "
                 "Give one of these."
             ) from error
+        if improvement.errors:
+            raise ConfigError(
+                f"schedule.at_least: {at_least}: a schedule is not told standard errors. Give a "
+                "gain like 0.01 or a share like 1%."
+            )
         self._metric = metric
         self._mode: Mode = mode
         self._improvement = improvement

@@ -25,15 +25,28 @@ TRASH = ".trash-"
 
 @dataclass(frozen=True)
 class Content:
-    """The bytes of a file to be written, in order; they must not change before it is written."""
+    """The bytes of a file to be written, in order; they must not change before it is written.
+
+    `ready`: when they are there; None if they are.
+    """
 
     name: str
     role: str
     chunks: Sequence[bytes | memoryview]
+    ready: Future[None] | None = None
 
     @property
     def size_bytes(self) -> int:
         return sum(len(chunk) for chunk in self.chunks)
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes, so many at a time, once they are there."""
+        if self.ready is not None:
+            self.ready.result()
+        for one in self.chunks:
+            view = memoryview(one)
+            for begin in range(0, len(view), CHUNK_BYTES):
+                yield view[begin : begin + CHUNK_BYTES]
 
 
 @contextmanager
@@ -54,7 +67,7 @@ def write_files(
     """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Hashing
     runs in parallel with writing. Raises OSError.
     """
-    hashes: list[Future[str]] = [hasher.submit(_sha256, content.chunks) for content in contents]
+    hashes: list[Future[str]] = [hasher.submit(_sha256, content) for content in contents]
     try:
         for content in contents:
             _write_file(directory / content.name, content)
@@ -77,7 +90,7 @@ def _write_file(path: Path, content: Content) -> None:
     try:
         _reserve(descriptor, content.size_bytes)
         end = 0
-        for chunk in _chunks(content.chunks):
+        for chunk in content.pieces():
             written = 0
             while written < len(chunk):
                 written += os.pwrite(descriptor, chunk[written:], end + written)
@@ -113,15 +126,8 @@ def prefix_sha256(file: FileIO, size_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _sha256(chunks: Sequence[bytes | memoryview]) -> str:
+def _sha256(content: Content) -> str:
     digest = hashlib.sha256()
-    for chunk in _chunks(chunks):
+    for chunk in content.pieces():
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _chunks(chunks: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
-    for one in chunks:
-        view = memoryview(one)
-        for begin in range(0, len(view), CHUNK_BYTES):
-            yield view[begin : begin + CHUNK_BYTES]

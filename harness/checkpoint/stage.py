@@ -2,16 +2,18 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.checkpoint import exact_json
+from harness.checkpoint.copying import Copy, HostMemory, Part
 from harness.checkpoint.files import Content
-from harness.checkpoint.format import Spec, bytes_of, placement_of, spec_of
+from harness.checkpoint.format import Spec, placement_of, spec_of
 from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
 from harness.checkpoint.manifest import (
     CONFIG,
@@ -26,6 +28,7 @@ from harness.errors import CheckpointError
 _ALIGNMENT = 64
 _SHARD_BYTES = 64 * 2**20  # what is smaller is not cut
 _SHARDS_A_RANK = 4  # of a role, at most
+_LATER_FROM_BYTES = 2**21  # what is less is copied sooner than a thread takes over
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Snapshot:
     `model` is the network's state_dict (tied weights under each of their names), `optimizer` has
     keys "<state>/<parameter name>", `rng` is this rank's. `metrics` are those of an evaluation at
     this very step, or empty: checkpoints are ranked by them.
+
+    `stable`: by role, the tensors that nothing changes before the next optimizer step: they may be
+    copied until then.
     """
 
     step: int
@@ -55,6 +61,7 @@ class Snapshot:
     config_yaml: str
     extra_files: Mapping[str, str]
     history: Sequence[Any]
+    stable: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class StagedShare:
     total_bytes: int  # of all ranks' tensor files, nearly
     trainer: Any  # as exact_json encodes it
     texts: Mapping[str, tuple[str, str]]  # by file: role, text
+    copy: Copy | None  # what of it is still under way
 
     def small_files(self) -> list[Content]:
         """Rank 0's files that hold no tensors."""
@@ -104,26 +112,48 @@ class _Plan:
 
 
 class Stage:
-    """Host memory that is filled again at each save; pinned where tensors come from a GPU."""
+    """Takes this rank's share of the state, into memory that is filled again at each save."""
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
-        self._bytes = memoryview(b"")  # of the same memory
+        self._memory = HostMemory()
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="fermarsi-copy")
+        self._copy: Copy | None = None
         self._planned_for: object = None
         self._plan = _Plan([], [], {}, 0, 0)
 
     def take(self, snapshot: Snapshot, rank: int, num_ranks: int) -> StagedShare:
-        """Copy this rank's share of the state.
+        """Copy this rank's share of the state; what is stable until `finish`.
 
         No collective; the host waits for the device. Raises CheckpointError.
         """
         aliases, trainer, texts = self.check(snapshot, rank, num_ranks)
-        contents = self._copy(
-            {"model": snapshot.model, "optimizer": snapshot.optimizer, "rng": snapshot.rng}
-        )
+        contents = self._fill(snapshot)
         return StagedShare(
-            contents, self._plan.pieces, aliases, self._plan.tensor_bytes, trainer, texts
+            contents,
+            self._plan.pieces,
+            aliases,
+            self._plan.tensor_bytes,
+            trainer,
+            texts,
+            self._copy,
         )
+
+    def finish(self) -> None:
+        """Before an optimizer step: until the copy that is under way no longer needs the present
+        values. By the thread that called `take`.
+        """
+        if self._copy is not None:
+            self._copy.finish()
+            self._copy = None
+
+    def is_copying(self) -> bool:
+        """Whether `finish` is still to be called."""
+        return self._copy is not None
+
+    def close(self) -> None:
+        """Give the memory back, once nothing reads it."""
+        self._copier.shutdown(wait=False)
+        self._memory = HostMemory()
 
     def check(
         self, snapshot: Snapshot, rank: int, num_ranks: int
@@ -159,48 +189,40 @@ class Stage:
         texts |= {name: ("beside", text) for name, text in snapshot.extra_files.items()}
         return aliases, trainer, texts
 
-    def _copy(self, sources: Mapping[str, Mapping[str, Tensor]]) -> list[Content]:
+    def _fill(self, snapshot: Snapshot) -> list[Content]:
         plan = self._plan
-        on_gpu = any(
-            sources[file.role][piece.name].device.type != "cpu"
-            for file in plan.files
-            for piece in file.pieces
-        )
-        self._reserve(plan.memory_bytes, on_gpu)
+        sources = {"model": snapshot.model, "optimizer": snapshot.optimizer, "rng": snapshot.rng}
+        now: list[Part] = []
+        later: list[list[Part]] = []
         for file in plan.files:
+            stable = snapshot.stable.get(file.role, ())
+            later.append([])
             for piece, begin in zip(file.pieces, file.begins, strict=True):
-                source = sources[file.role][piece.name].detach()
-                self._copy_one(
-                    source if piece.rows is None else source[piece.rows[0] : piece.rows[1]], begin
-                )
-        if on_gpu:
+                tensor = sources[file.role][piece.name].detach()
+                rows = tensor if piece.rows is None else tensor[piece.rows[0] : piece.rows[1]]
+                # Torch counts no writes to those of its inference mode
+                may_wait = piece.name in stable and not tensor.is_inference()
+                (later[-1] if may_wait else now).append(Part(piece.name, rows, begin))
+        deferred = [part for parts in later for part in parts]
+        if sum(part.tensor.nbytes for part in deferred) < _LATER_FROM_BYTES:
+            now += deferred
+            deferred = []
+        on_gpu = any(part.tensor.device.type != "cpu" for part in (*now, *deferred))
+        self._memory.reserve(plan.memory_bytes, on_gpu)
+        self._copy = Copy(self._memory, later, self._copier) if deferred else None
+        for part in now:
+            self._memory.fill(part)
+        if on_gpu and now:
             torch.accelerator.current_stream().synchronize()
         return [
-            Content(file.name, file.role, [file.head, self._bytes[file.begin : file.end]])
-            for file in plan.files
+            Content(
+                file.name, file.role, [file.head, self._memory.bytes[file.begin : file.end]], one
+            )
+            for file, one in zip(plan.files, self._ready(), strict=True)
         ]
 
-    def _copy_one(self, tensor: Tensor, begin: int) -> None:
-        end = begin + tensor.nbytes
-        if (
-            tensor.device.type == "cpu"
-            and tensor.is_contiguous()
-            and not (tensor.is_conj() or tensor.is_neg())
-        ):
-            # One plain memcpy: torch shares each tensor among its threads, which takes many times
-            # longer where data workers use the cores [measured].
-            self._bytes[begin:end] = bytes_of(tensor)
-        else:
-            self._memory[begin:end].view(tensor.dtype).view(tensor.shape).copy_(
-                tensor, non_blocking=True
-            )
-
-    def _reserve(self, size_bytes: int, pinned: bool) -> None:
-        if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
-            # Given back before the larger one is taken
-            self._memory, self._bytes = torch.empty(0, dtype=torch.uint8), memoryview(b"")
-            self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
-            self._bytes = bytes_of(self._memory)
+    def _ready(self) -> Sequence[Future[None] | None]:
+        return [None] * len(self._plan.files) if self._copy is None else self._copy.ready
 
 
 def _plan(shares: Sequence[Share], rank: int, rng: Mapping[str, Spec]) -> _Plan:

@@ -158,7 +158,7 @@ def restore_network(network: nn.Module, loaded: LoadedState) -> None:
                 "saved."
             )
     for alias, name in find_aliases(made).items():
-        if loaded.model[alias] is not loaded.model[name] and not _same_bits(
+        if loaded.model[alias] is not loaded.model[name] and not same_bits(
             loaded.model[alias], loaded.model[name]
         ):
             raise CheckpointError(
@@ -300,7 +300,8 @@ def _name(parameter: Tensor, names: Mapping[Tensor, str], group: int) -> str:
     return names[parameter]
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are alike in shape, type and every bit."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return torch.equal(

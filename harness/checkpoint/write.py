@@ -7,22 +7,17 @@ made?), decide (rank 0 begins), together (each writes its files), gather (what w
 this save only.
 """
 
-import hashlib
-import platform
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from harness.checkpoint.commit import begin, collect_leftovers, commit, known_from, tidy
@@ -32,9 +27,11 @@ from harness.checkpoint.manifest import FileEntry, Manifest, join_pieces
 from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
+from harness.checkpoint.versions import versions
 from harness.errors import CheckpointError, HarnessError
 from harness.ranks.heartbeat import SAVE, STAGE
 from harness.ranks.ranks import Ranks
+from harness.wording import some
 
 
 @dataclass(frozen=True)
@@ -114,6 +111,9 @@ class CheckpointStore:
         self._channel = ranks.channel(timeout_s)
         self._channel_broken = False
         self._stage = Stage()
+        self._owner = threading.get_ident()
+        # Whether what is stable is copied under the next step
+        self._defers = True
         self._history = HistoryFile()
         # Hashing is what takes longest where disks are fast
         self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")
@@ -133,8 +133,8 @@ class CheckpointStore:
     def save(self, snapshot: Snapshot, ranked_by: Ranking | None) -> None:
         """Begin a checkpoint.
 
-        Called by every rank; the host waits for the copy, and for a save still in flight
-        (`timeout_s` at most).
+        Called by every rank; the host waits for the copy of what is not stable, and for a save
+        still in flight (`timeout_s` at most). `finish_copy` comes before the next optimizer step.
 
         Errors of a save are reported, not raised; only the loss of a rank is.
         """
@@ -159,6 +159,8 @@ class CheckpointStore:
         staged: StagedShare | None = None
         failure: Exception | None = None
         try:
+            if not self._defers:
+                snapshot = replace(snapshot, stable={})
             staged = self._stage.take(snapshot, self._ranks.rank, self._ranks.size)
         except Exception as error:  # noqa: BLE001 - sent to all ranks by the thread, then reported
             failure = error
@@ -169,6 +171,16 @@ class CheckpointStore:
             target=self._run, args=(job,), name="fermarsi-save", daemon=True
         )
         self._thread.start()
+
+    def finish_copy(self) -> None:
+        """Until the save in flight no longer needs what an optimizer step changes: before each one,
+        by the thread that saves. No collective; the host waits for the copy.
+        """
+        self._stage.finish()
+
+    def is_copying(self) -> bool:
+        """Whether `finish_copy` is still to be called for the save that began last."""
+        return self._stage.is_copying()
 
     def check(self, snapshot: Snapshot) -> None:
         """Whether a checkpoint can hold all of this: what `save` does, without a copy.
@@ -225,7 +237,7 @@ class CheckpointStore:
         """
         self._is_idle(self._timeout_s if limit_s is None else limit_s)
         self._hasher.shutdown(wait=False)
-        self._stage = Stage()
+        self._stage.close()
 
     # -- in the thread of a save
 
@@ -243,8 +255,9 @@ class CheckpointStore:
             )
             self._fail(job.step, shown, job.started, job.stall_s)
         else:
-            self._failures = []
-            self._committed = report.path
+            if report.error is None:
+                self._failures = []
+                self._committed = report.path
             self._finish(report)
 
     def _save(self, job: _Job, channel: Ranks) -> SaveReport:
@@ -268,12 +281,25 @@ class CheckpointStore:
                 skipped=True,
             )
         records = channel.together(lambda: self._write(staged, temporary))
-        gathered = channel.gather({"records": records, "pieces": staged.pieces})
+        changed = [] if staged.copy is None else staged.copy.changed()
+        held_s = job.stall_s + (0.0 if staged.copy is None else staged.copy.held_s)
+        mine: dict[str, Any] = {"records": records, "pieces": staged.pieces, "changed": changed}
+        gathered = channel.gather(mine)
+        changed = sorted({name for one in gathered for name in one["changed"]})
+        if changed:
+            self._defers = False
+            return SaveReport(
+                job.step,
+                error=f"{some(changed)}: changed by the step after it, before the optimizer's own "
+                "part, while it was copied. From now on copies are made before a step begins",
+                stall_s=held_s,
+                total_s=time.monotonic() - job.started,
+            )
         size_bytes = channel.decide(lambda: self._commit(job, staged, temporary, gathered))
         total_s = time.monotonic() - job.started
         tidied = channel.decide(lambda: self._tidy(job))
         return SaveReport(
-            job.step, target, stall_s=job.stall_s, total_s=total_s, size_bytes=size_bytes, **tidied
+            job.step, target, stall_s=held_s, total_s=total_s, size_bytes=size_bytes, **tidied
         )
 
     def _write(self, staged: StagedShare, temporary: str) -> list[dict[str, object]]:
@@ -335,6 +361,8 @@ class CheckpointStore:
     # -- either thread
 
     def _is_idle(self, limit_s: float | None) -> bool:
+        if threading.get_ident() == self._owner:
+            self.finish_copy()
         if self._thread is not None:
             self._thread.join(limit_s)
         return self._thread is None or not self._thread.is_alive()
@@ -382,7 +410,7 @@ def _manifest(
     try:
         return Manifest(
             **header,
-            versions=_versions(),
+            versions=versions(),
             written_at=datetime.now(UTC).isoformat(timespec="seconds"),
             files={
                 record["name"]: FileEntry(
@@ -403,36 +431,3 @@ def _manifest(
             f"step {header['step']}: the manifest cannot hold {'.'.join(map(str, first['loc']))}: "
             f"{first['msg']}."
         ) from error
-
-
-@cache
-def _versions() -> dict[str, str]:
-    """What wrote a checkpoint: for people, and for bug reports."""
-    found = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "code": _revision(),
-        "torch": torch.__version__,
-    }
-    for name in ("fermarsi", "accelerate", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # harness from a bare checkout
-            found[name] = "not installed"
-    found["cuda"] = str(torch.version.cuda)
-    found["device"] = (
-        # Only where it is in use: asking would start a context on the GPU.
-        torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.machine()  # type: ignore[no-untyped-call] # torch's
-    )
-    return found
-
-
-def _revision() -> str:
-    """A digest of the harness's own sources, which tells changed ones apart where a version or a
-    commit does not.
-    """
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return f"sources {digest.hexdigest()[:16]}"

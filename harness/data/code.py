@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -32,11 +32,29 @@ def code_of(config: Any) -> dict[str, str]:
     Raises ConfigError for a target that does not exist.
     """
     found: dict[str, str] = {}
-    for spec in _specs(config):
+    for spec in components.components_in(config):
         module = inspect.getmodule(components.find(spec[TARGET]))
         if module is not None:
             _add(module.__name__, found)
     return dict(sorted(found.items()))
+
+
+def attributes_used(config: Any) -> set[str]:
+    """The names of all attributes that a user's modules ask of something but `self`. Raises
+    ConfigError for a target that does not exist.
+    """
+    used: set[str] = set()
+    for module, digest in code_of(config).items():
+        file = _file(module) if _is_code(digest) else None
+        if file is None:
+            continue
+        with suppress(SyntaxError):  # see below
+            for node in ast.walk(ast.parse(file.read_bytes())):
+                if isinstance(node, ast.Attribute) and not (
+                    isinstance(node.value, ast.Name) and node.value.id == "self"
+                ):
+                    used.add(node.attr)
+    return used
 
 
 def module_version(module: ModuleType | None) -> str:
@@ -73,17 +91,6 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _is_code(value: str) -> bool:
     return value.startswith("code ")
-
-
-def _specs(value: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(value, Mapping):
-        if TARGET in value:
-            yield value
-        for item in value.values():
-            yield from _specs(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _specs(item)
 
 
 def _add(name: str, found: dict[str, str]) -> None:

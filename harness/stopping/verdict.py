@@ -11,14 +11,16 @@ SIGNS: Mapping[Mode, float] = {"max": 1.0, "min": -1.0}
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a metric declares: whether more or less of it is better, the values it can take, and
-    whether the task says what the most frequent class alone would give.
+    """What a metric declares: whether more or less of it is better, the values it can take,
+    whether the task says what the most frequent class alone would give, and whether evaluations
+    know its standard error.
     """
 
     mode: Mode
     lower: float | None = None
     upper: float | None = None
     has_chance: bool = False
+    has_error: bool = False
 
     @property
     def better(self) -> str:
@@ -69,7 +71,7 @@ class CriterionVerdict(NamedTuple):
     `gain` is positive if the metric got better; `needed` was asked for, `reference` (of
     `reference_step`) is what both are measured from; None at the first value. `stale`: intervals in
     a row that fell short; `spent` of `patience` `unit` (intervals, epochs, steps or samples) are
-    used up.
+    used up. `raw`: the value as it was measured, where `value` is smoothed.
     """
 
     metric: str
@@ -84,6 +86,7 @@ class CriterionVerdict(NamedTuple):
     patience: int
     unit: str
     out: bool
+    raw: float | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ update.
 as the training's forward passes see it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -34,7 +34,8 @@ from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
-from harness.training.determinism import name_of, record_nondeterminism, settle
+from harness.training.compiling import compile_forward
+from harness.training.determinism import operation_in, record_nondeterminism, settle
 from harness.training.items import Count, Items
 from harness.training.network_state import (
     NetworkState,
@@ -47,6 +48,7 @@ from harness.training.network_state import (
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import Replicas, agree_on_start
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
+from harness.training.stable import stable_tensors, write_counts, writes_are_counted
 from harness.training.stepper import Stepper
 from harness.wording import first_line, origin
 
@@ -66,12 +68,16 @@ class Engine:
         seed_ambient(seed_for(config.run.seed, "network"))
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
         give_buffers_memory(self.network)
+        if config.train.channels_last:
+            self.network.to(memory_format=torch.channels_last)
         self._num_slots = config.batch.size // config.batch.micro_size
         self._parts = config.parts
         self._find_unused = config.train.find_unused_parameters
         network_parts.check_parts(self.network, self._parts)
         network_parts.freeze(self.network, self._parts)
         self._probe(to_device(probe, self.device))
+        if config.train.compile:
+            compile_forward(self.network, self.device, config.run.exactness != "none")
         self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
         self.stepper = Stepper(self.optimizer, accelerator.scaler, config.train.clip_grad_norm)
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -86,6 +92,9 @@ class Engine:
         self.not_deterministic: list[str] = []
         # Why an interrupted run may end with other bits, found in the warm-up.
         self.inexact: list[str] = []
+        # Parameters that forward or backward passes change as well, found in the warm-up
+        self._changed_in_passes: set[str] = set()
+        self._writes_are_counted = writes_are_counted([config.network, config.task])
 
     def wrap(self, ranks: Ranks) -> None:
         """Make the passes and steps those of all ranks.
@@ -181,6 +190,7 @@ class Engine:
         self.items.agree(batch)
         # What the first pass left is a cache if the second, on another batch, leaves the same.
         unsaved = unsaved_state(self.network) | buffers_in(losses)
+        counts = write_counts(self.network)
         with preserve_random(), record_nondeterminism(self.not_deterministic):
             network_parts.training_mode(self.network, self._parts)
             item = torch.ones((), dtype=torch.int64, device=self.device)
@@ -188,6 +198,9 @@ class Engine:
         self.sharing.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
         ranks.together(state.check_buffers)
+        self._changed_in_passes.update(
+            changed(counts, write_counts(self.network)), state.changed_parameters()
+        )
         self.note_inexact(
             ranks,
             [
@@ -203,6 +216,14 @@ class Engine:
         """Remember why the run is not exact on any rank. Called by every rank."""
         for one in ranks.gather(list(reasons)):
             self.inexact += [reason for reason in one if reason not in self.inexact]
+
+    def stable_tensors(self, optimizer_keys: Iterable[str]) -> dict[str, set[str]]:
+        """The names, by role in a checkpoint, of what stays as it is until the next optimizer step;
+        none if that cannot be relied on.
+        """
+        if not self._writes_are_counted:
+            return {}
+        return stable_tensors(self.network, self.optimizer, optimizer_keys, self._changed_in_passes)
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The loss scaler's state, None without fp16."""
@@ -270,7 +291,7 @@ def explained(where: str, what: str, batch: Batch) -> Iterator[None]:
     except (HarnessError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and name_of(str(error)) is not None:
+        if isinstance(error, RuntimeError) and operation_in(str(error)) is not None:
             raise
         shapes = {name: kind_of(one) for name, one in batch.items() if isinstance(one, Tensor)}
         raise ConfigError(

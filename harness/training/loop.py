@@ -16,12 +16,12 @@ from harness.stopping.history import EXTRA
 from harness.stopping.verdict import Evaluation, Verdict
 from harness.training.agenda import Request
 from harness.training.agreement import check_agreement
-from harness.training.chance import chance_values
+from harness.training.companions import companions
 from harness.training.ending import conclude
 from harness.training.evaluation import evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
-from harness.training.saving import check_saving, is_save_due, report_saves, save
+from harness.training.saving import check_saving, finish_copy, is_save_due, report_saves, save
 
 REQUESTS_POLL_S = 1.0
 
@@ -95,6 +95,7 @@ def train_step(run: Run) -> None:
             )
         # The same on every rank, and at every step's boundary
         seed_ambient(seed_for(run.sampling.seed, "update", run.step))
+        finish_copy(run)
         grad_norm, skipped = run.engine.update()
         run.losses.add(loss_sums, items.number(), grad_norm, skipped)
     run.progress.step += 1
@@ -203,7 +204,7 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
             values |= {f"{split}/{name}": value for name, value in result.values.items()}
             tables |= {f"{split}/{name}": value for name, value in result.computed.items()}
         seen = {"train": computed} | {split: one.computed for split, one in results.items()}
-        values |= chance_values(run.config.stop, run.task, seen)
+        values |= companions(run.config.stop, run.task, seen)
     record = {**run.position(), **values, "lr": run.engine.learning_rate()}
     if extra:
         record[EXTRA] = True

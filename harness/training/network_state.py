@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from harness.checkpoint.state import same_bits
 from harness.errors import ConfigError
 from harness.wording import some
 
@@ -79,6 +80,14 @@ class NetworkState:
                     f"was {_kind(before)}: no checkpoint of it could be loaded. Register it with "
                     "the shape and type that it keeps."
                 )
+
+    def changed_parameters(self) -> list[str]:
+        """The names of those that hold other bits by now."""
+        return [
+            name
+            for name, one in self._network.named_parameters()
+            if not same_bits(one.detach(), self._parameters[name])
+        ]
 
     def restore(self) -> None:
         """Put everything back, each tensor into its own memory."""

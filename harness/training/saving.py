@@ -44,6 +44,15 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
             run.store.save(snapshot, Ranking(*ranked_by) if ranked_by is not None else None)
 
 
+def finish_copy(run: Run) -> None:
+    """Before an optimizer step: until the copy of a save that began after the last one is made. No
+    collective.
+    """
+    if run.store.is_copying():
+        with run.ledger.account("checkpoint_stall"):
+            run.store.finish_copy()
+
+
 def check_saving(run: Run) -> None:
     """Whether a checkpoint could hold the present state, so that it is not the first save that
     fails, hours later. Called by every rank; nothing is copied. Raises CheckpointError.
@@ -80,6 +89,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             config_yaml=resolved_yaml(run.config),
             extra_files=run.extra_files,
             history=run.controller.history(),
+            stable=run.engine.stable_tensors(optimizer),
         )
 
 

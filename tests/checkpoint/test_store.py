@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.checkpoint import copying
 from harness.checkpoint import stage as stage_module
 from harness.checkpoint import write as write_module
 from harness.checkpoint.read import choose, inspect, verify_checkpoint
@@ -153,6 +154,92 @@ def test_what_is_stored_is_what_was_there_when_save_returned(
     )
 
 
+STABLE = {"model": {"embed.weight"}, "optimizer": {"exp_avg/embed.weight"}}
+
+
+@pytest.fixture
+def slow_copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Copies that are made under a step begin when the event is set, however small they are."""
+    begin, fill = threading.Event(), copying._fill
+
+    def fill_later(*args: Any) -> None:
+        assert begin.wait(10)
+        fill(*args)
+
+    monkeypatch.setattr(copying, "_fill", fill_later)
+    monkeypatch.setattr(stage_module, "_LATER_FROM_BYTES", 0)
+    yield begin
+    begin.set()
+
+
+def test_what_is_stable_is_copied_until_the_next_step(
+    store: CheckpointStore, slow_copies: threading.Event
+) -> None:
+    state = snapshot(1, stable=STABLE)
+    weight, moment = state.model["embed.weight"], state.optimizer["exp_avg/embed.weight"]
+    store.save(state, LOSS)
+    assert store.is_copying()
+    for tensor in [*state.model.values(), *state.optimizer.values(), *state.rng.values()]:
+        if tensor is not weight and tensor is not moment:
+            tensor.fill_(0)
+    threading.Timer(0.2, slow_copies.set).start()
+    store.finish_copy()
+    assert slow_copies.is_set()
+    assert not store.is_copying()
+    weight.fill_(0)
+    moment.fill_(0)
+    store.wait()
+    (report,) = store.reports()
+    assert report.error is None
+    assert 0.15 < report.stall_s < report.total_s
+    assert_is_step(report.path or Path(), 1)
+
+
+def test_a_write_to_what_is_copied_costs_that_save_and_no_other(
+    tmp_path: Path, slow_copies: threading.Event
+) -> None:
+    store = store_in(tmp_path, max_failures=1)
+    state = snapshot(1, stable=STABLE)
+    store.save(state, LOSS)
+    state.model["embed.weight"].t()[0] += 1
+    slow_copies.set()
+    store.wait()
+    store.raise_if_failing()
+    assert "embed.weight: changed by the step after it" in (store.reports()[0].error or "")
+    slow_copies.clear()
+    assert save(store, 2, stable=STABLE).error is None  # copied at once
+    assert names_in(tmp_path) == ["latest", "step-00000002"]
+    assert_is_step(tmp_path / "step-00000002", 2)
+    store.close()
+
+
+def test_a_step_that_takes_long_or_hangs_does_not_hold_the_commit(
+    store: CheckpointStore, slow_copies: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_SETTLED_S", 0.2)
+    slow_copies.set()
+    for step, change in ((1, 0.0), (2, 1.0)):
+        state = snapshot(step, stable=STABLE)
+        store.save(state, LOSS)
+        if change:
+            state.model["embed.weight"].add_(change)
+        while store.is_saving():
+            time.sleep(0.01)
+        assert store.is_copying()  # nobody said that it may end
+    assert [one.error is None for one in store.reports()] == [True, False]
+
+
+def test_tensors_of_inference_mode_are_copied_at_once(
+    store: CheckpointStore, slow_copies: threading.Event
+) -> None:
+    with torch.inference_mode():
+        made = {"embed.weight": torch.ones(3)}
+    store.save(snapshot(1, model=made, stable={"model": {"embed.weight"}}), LOSS)
+    slow_copies.set()
+    store.wait()
+    assert [one.error for one in store.reports()] == [None]
+
+
 def test_a_second_save_waits_for_the_first(store: CheckpointStore, tmp_path: Path) -> None:
     for step in range(1, 6):
         store.save(snapshot(step), None)
@@ -166,9 +253,9 @@ def test_a_second_save_waits_for_the_first(store: CheckpointStore, tmp_path: Pat
 
 def test_memory_is_used_again(store: CheckpointStore) -> None:
     save(store, 1)
-    memory = store._stage._memory.data_ptr()
+    memory = store._stage._memory._memory.data_ptr()
     save(store, 2)
-    assert store._stage._memory.data_ptr() == memory
+    assert store._stage._memory._memory.data_ptr() == memory
     large = torch.arange(1e5)
     save(store, 3, model={"large": large})
     assert_same(loaded_from(store.committed() or Path()).model, {"large": large})

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from harness.checkpoint.read import list_checkpoints
+from tests.training.test_stable import saved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,6 +89,20 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, precision: str) -
     (machine,) = last.manifest.facts["environment"]
     assert machine["device"] == "cuda"
     assert machine["GPU"] == torch.cuda.get_device_name()
+
+
+def test_what_is_copied_under_a_step_is_what_the_step_before_left(tmp_path: Path) -> None:
+    asked = [
+        "network={_target_: tests.training.moving_networks.Still}",
+        "optimizer={_target_: tests.training.witness.Witness, lr: 0.1}",
+        "schedule=null",
+        "stop={every: {steps: 100}, budget: {steps: 6}}",
+        "checkpoint={every: {steps: 1}, keep_last: 100}",
+    ]
+    assert train(tmp_path / "run", *asked, WITNESS=str(tmp_path / "seen")) == [0]
+    seen = [json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]
+    found = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [saved(one.path) for one in found] == seen
 
 
 def test_attention_has_a_deterministic_backward_pass(tmp_path: Path) -> None:

@@ -865,6 +865,7 @@ def test_each_criterion_is_told_of() -> None:
         "patience": 3,
         "unit": "intervals",
         "out": False,
+        "raw": None,
     }
     later = judge(
         settings(improvement=improve("25%", {"epochs": 3}, "val/energy")),

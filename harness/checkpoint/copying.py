@@ -1,0 +1,136 @@
+"""Copying tensors into host memory while the training goes on, until the next optimizer step.
+
+Weights and moments change in optimizer steps alone, so that their copy may run under the next
+forward and backward pass (J. Mohan et al., "CheckFreq: Frequent, Fine-Grained DNN Checkpointing",
+FAST 2021). What relies on a "so" is checked: torch counts the writes to each tensor, and a copy
+during which one was counted is not used.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, wait
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.checkpoint.format import bytes_of
+
+# Torch counts a write when it is done. Where the training's thread does not come to say that none
+# is under way, as in a step that takes long or hangs, this is more than one takes.
+_SETTLED_S = 5.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor, or some of its rows, and where its bytes go in the host memory."""
+
+    name: str
+    tensor: Tensor
+    begin: int
+
+
+class HostMemory:
+    """Memory that is filled again at each save; pinned where tensors come from a GPU."""
+
+    def __init__(self) -> None:
+        self._use(torch.empty(0, dtype=torch.uint8))
+
+    def reserve(self, size_bytes: int, pinned: bool) -> None:
+        """Have at least so much."""
+        if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
+            self._use(torch.empty(0, dtype=torch.uint8))  # given back before more is taken
+            self._use(torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned))
+
+    def _use(self, memory: Tensor) -> None:
+        self._memory, self._array, self.bytes = memory, memory.numpy(), bytes_of(memory)
+
+    def fill(self, part: Part) -> None:
+        """Copy one part; from a GPU, begin to. Others run meanwhile: the interpreter is let go."""
+        tensor, begin = part.tensor, part.begin
+        end = begin + tensor.nbytes
+        if (
+            tensor.device.type == "cpu"
+            and tensor.is_contiguous()
+            and not (tensor.is_conj() or tensor.is_neg())
+        ):
+            # One plain memcpy: torch shares each tensor among its threads, which takes many times
+            # longer where data workers use the cores [measured].
+            self._array[begin:end] = tensor.reshape(-1).view(torch.uint8).numpy()
+        else:
+            self._memory[begin:end].view(tensor.dtype).view(tensor.shape).copy_(
+                tensor, non_blocking=True
+            )
+
+
+class Copy:
+    """Parts that are being copied: those of each file in turn, `ready` when they are there."""
+
+    def __init__(
+        self, memory: HostMemory, files: Sequence[Sequence[Part]], executor: Executor
+    ) -> None:
+        self._parts = [part for parts in files for part in parts]
+        self._versions = [part.tensor._version for part in self._parts]
+        self._rejoin: Callable[[], object] | None = None
+        self._finished = threading.Event()
+        self._changed: list[str] = []
+        self.held_s = 0.0
+        if any(part.tensor.device.type != "cpu" for part in self._parts):
+            waits = self._start_on_device(memory, files)
+            self.ready = [executor.submit(one) for one in waits]
+        else:
+            self.ready = [executor.submit(_fill, memory, parts) for parts in files]
+
+    def finish(self) -> None:
+        """By the training's thread, before it changes what is copied: the host waits for the copy,
+        or a GPU does.
+        """
+        if self._finished.is_set():
+            return
+        began = time.monotonic()
+        if self._rejoin is None:
+            wait(self.ready)
+        else:
+            self._rejoin()
+        self._changed = self._written_to()
+        self.held_s += time.monotonic() - began
+        self._finished.set()
+
+    def changed(self) -> list[str]:
+        """The names of what may have changed while it was copied. By another thread, once all is
+        `ready`: it waits for the training's, but not long.
+        """
+        if not self._finished.wait(_SETTLED_S):
+            found = self._written_to()
+            # Else the optimizer's own writes may be among them
+            if not self._finished.is_set():
+                return found
+        return self._changed
+
+    def _written_to(self) -> list[str]:
+        return [
+            part.name
+            for part, version in zip(self._parts, self._versions, strict=True)
+            if part.tensor._version != version
+        ]
+
+    def _start_on_device(
+        self, memory: HostMemory, files: Sequence[Sequence[Part]]
+    ) -> list[Callable[[], None]]:
+        """On a stream of its own, after what the device was told so far; the waits of the files."""
+        here = torch.accelerator.current_stream()
+        aside = torch.Stream(here.device)
+        aside.wait_stream(here)
+        ends = []
+        with aside:
+            for parts in files:
+                _fill(memory, parts)
+                ends.append(aside.record_event())
+        self._rejoin = lambda: torch.accelerator.current_stream().wait_event(ends[-1])
+        return [end.synchronize for end in ends]
+
+
+def _fill(memory: HostMemory, parts: Sequence[Part]) -> None:
+    for part in parts:
+        memory.fill(part)
