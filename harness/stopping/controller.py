@@ -4,7 +4,8 @@ budget spent? Pure: no torch, no clock, no files.
 It gives one evaluation after the other to its judges. When several of them stop at one evaluation,
 the first in the order of judges.py gives the verdict its reason:
 
-    diverged > targets_reached > stop_requested > hopeless > no_improvement > budget
+    diverged > targets_reached > stop_requested > hopeless > overfitting > no_improvement >
+    plateau > budget
 """
 
 import copy
