@@ -1,6 +1,6 @@
 """Leaks between splits: shared content, groups or rows of a recording, and times out of order."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -84,7 +84,7 @@ def check_groups(
     """Groups, i.e. samples equal in some columns, that occur in two splits."""
     for columns in groups:
         column = columns[0] if len(columns) == 1 else list(columns)
-        counts = {one.split: Counter(one.groups(columns)) for one in surveys}
+        counts = {one.split: one.groups(columns).counts() for one in surveys}
         for one, other in combinations(surveys, 2):
             mine, theirs = counts[one.split], counts[other.split]
             shared = sorted((set(mine) & set(theirs)) - {""})

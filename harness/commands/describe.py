@@ -131,7 +131,10 @@ def describe_network(
     task: Task = components.build(config.task, "task")
     batch = to_device(_micro_batch(config, task), torch.device("cpu"))
     accelerator = start_accelerator(
-        config.train.precision, config.run.exactness, config.run.timeout_s
+        config.train.precision,
+        config.run.exactness,
+        config.run.timeout_s,
+        config.train.matmul_precision,
     )
     engine = Engine(config, accelerator, task, batch)
     engine.wrap(Ranks())

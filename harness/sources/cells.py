@@ -7,6 +7,7 @@ import datetime
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
@@ -14,9 +15,11 @@ from typing import Any, Literal, NoReturn, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.texts import Texts
 from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.encodings import check_encoding
+from harness.sources.source import Rows
 from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
@@ -31,7 +34,7 @@ _LIKELY_MARKS = {
 _DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:([., '\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.,]\d*)?")
 _STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
-Column = NDArray[Any] | list[str]
+Column = NDArray[Any] | Texts
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -43,10 +46,11 @@ class Layout:
 
     `names`: the column names of a file that has none, whose row `header` is the first of data.
     `skip_rows`: rows under the header that are not data, e.g. units. `comment`: how rows begin that
-    are passed over. `time_unit`: of times that are numbers; `time_format`: of dates that are text,
-    as in strptime. `separator`, `decimal`, `thousands`, `encoding`: of CSV. `missing`: empty
-    cells, and in numeric columns those that hold one of the `marks`, a word or a number such as
-    -999, are rejected, or kept as NaN or "".
+    are passed over. `skip_footer`: filled rows at the end that are not data, e.g. totals. `escape`:
+    of CSV, before a character that is meant as it is. `time_unit`: of times that are numbers;
+    `time_format`: of dates that are text, as in strptime. `separator`, `decimal`, `thousands`,
+    `encoding`: of CSV. `missing`: empty cells, and in numeric columns those that hold one of the
+    `marks`, a word or a number such as -999, are rejected, or kept as NaN or "".
     """
 
     sheet: str | int = 1
@@ -60,6 +64,8 @@ class Layout:
     comment: str | None = None
     skip_rows: int = 0
     names: Sequence[str] | None = None
+    skip_footer: int = 0
+    escape: str | None = None
     time_unit: TimeUnit = "s"
     time_format: str | None = None
 
@@ -70,6 +76,14 @@ class Layout:
             raise ConfigError(
                 f"skip_rows, comment: {self.skip_rows} and {self.comment!r}. Give a number of rows "
                 "from 0, and at least one character."
+            )
+        if not 0 <= self.skip_footer <= 100:
+            raise ConfigError(f"skip_footer: {self.skip_footer}. Give a number from 0 to 100.")
+        if self.escape is not None and (
+            len(self.escape) != 1 or self.escape in ('"', self.separator, "\n", "\r", " ")
+        ):
+            raise ConfigError(
+                f"escape: {self.escape!r}. Give one character other than the quote and separator."
             )
         if self.names is not None:
             object.__setattr__(self, "names", tuple(map(name_of, self.names)))
@@ -115,9 +129,7 @@ class Cells:
     `rows`: their row numbers in the file.
     """
 
-    def __init__(
-        self, path: Path, cells: dict[str, Any], rows: Sequence[int], layout: Layout
-    ) -> None:
+    def __init__(self, path: Path, cells: dict[str, Any], rows: Rows, layout: Layout) -> None:
         self.path = path
         self.cells = cells
         self.rows = rows
@@ -184,25 +196,21 @@ class Cells:
             self._refuse_where(name, ~whole, f"{what} as number.")
         return values.astype(np.int64)
 
-    def texts(self, name: str, *, as_stored: bool = False) -> list[str]:
-        """N strings as `text_of` writes values, or `as_stored`, as names of files have to be; ""
+    def texts(self, name: str, *, as_stored: bool = False) -> Texts:
+        """N texts as `text_of` writes values, or `as_stored`, as names of files have to be; ""
         where one is missing and that is allowed.
         """
-        # Equal strings share one object: a million rows of a few categories need little memory
-        once: dict[str, str] = {}
-        known: dict[str, str] = {}
-        texts = []
-        for index, cell in enumerate(_listed(self._of(name))):
-            text = known.get(cell) if type(cell) is str else None
-            if text is None:
-                text = cell if as_stored and type(cell) is str else self._text(name, index, cell)
-                text = once.setdefault(text, text)
-                if type(cell) is str:
-                    known[cell] = text
-            texts.append(text)
-        if self._layout.missing == "refuse" and "" in texts:
+        distinct, places = _distinct(self._of(name))
+        words = Texts.of(
+            [
+                cell if as_stored and type(cell) is str else self._text(name, cell, place, places)
+                for place, cell in enumerate(distinct)
+            ]
+        )
+        texts = Texts(words.words, words.codes[places])
+        if self._layout.missing == "refuse" and "" in words.words:
             what = "empty, expected text. Fill it in, or set missing: keep."
-            self._refuse(name, texts.index(""), what)
+            self._refuse_where(name, texts.codes == words.words.index(""), what)
         return texts
 
     def has_bytes(self, name: str) -> bool:
@@ -210,11 +218,12 @@ class Cells:
         cells = self._of(name)
         return isinstance(cells, list) and any(isinstance(cell, bytes) for cell in cells)
 
-    def _text(self, name: str, index: int, cell: Any) -> str:
+    def _text(self, name: str, cell: Any, place: int, places: NDArray[Any]) -> str:
         try:
             return "" if _is_empty(cell) else text_of(cell, self._layout.decimal)
         except UnicodeDecodeError as error:
-            self._refuse(name, index, f"{error}. Store text as UTF-8, or do not read the column.")
+            what = f"{error}. Store text as UTF-8, or do not read the column."
+            self._refuse(name, int((places == place).argmax()), what)
 
     def seconds(self, name: str) -> NDArray[np.float64]:
         """(N,) float64: numbers in seconds, by the layout's `time_unit`; dates, in ISO 8601, in its
@@ -261,8 +270,11 @@ class Cells:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        trimmed = pc.utf8_trim_whitespace(cells)
         mark = self._layout.thousands
+        if mark is None and self._layout.decimal == ".":
+            with suppress(pa.ArrowInvalid):  # cells with spaces or no numbers
+                return np.array(pc.cast(cells, pa.float64()).to_numpy())
+        trimmed = pc.utf8_trim_whitespace(cells)
         if mark is not None and pc.any(pc.match_substring(trimmed, mark)).as_py():
             return None
         if self._layout.decimal == ",":
@@ -360,6 +372,27 @@ def tell_narrowed(lost: Mapping[str, str]) -> None:
 
 def _is_empty(cell: Any) -> bool:
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
+
+
+def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
+    """Cells of a column, equal texts or numbers once, and which of them each of the N cells is."""
+    if isinstance(cells, np.ndarray):
+        numbers, places = np.unique(cells, return_inverse=True)
+        return _listed(numbers), places
+    if isinstance(cells, list):
+        place_of: dict[Any, int] = {}
+        found: list[Any] = []
+        places = np.empty(len(cells), dtype=np.int64)
+        for index, cell in enumerate(cells):
+            is_text = type(cell) is str  # others may be equal and written otherwise: 1 and True
+            places[index] = place_of.setdefault(cell, len(found)) if is_text else len(found)
+            if places[index] == len(found):
+                found.append(cell)
+        return found, places
+    encoded = cells.dictionary_encode().unify_dictionaries()
+    chunks = [chunk.indices.to_numpy() for chunk in encoded.chunks]
+    words = encoded.chunk(0).dictionary.to_pylist() if chunks else []
+    return words, np.concatenate([np.empty(0, np.int32), *chunks])
 
 
 def _listed(cells: Any) -> list[Any]:

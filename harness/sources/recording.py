@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Layout, lost_in_float32
+from harness.sources.source import Rows
 from harness.sources.table_files import read_cells
 from harness.sources.units import Units
 
@@ -45,7 +46,7 @@ class Sheet:
     """
 
     path: Path
-    rows: Sequence[int]
+    rows: Rows
     values: NDArray[np.float64]
     labels: NDArray[np.str_] | None = None
     times: NDArray[np.float64] | None = None
@@ -124,7 +125,7 @@ class Reader:
         named = [*self.channels, *self.recording, self.label, self.time]
         frame = read_cells(path, self.layout, [name for name in named if name is not None])
         values = np.stack([frame.numbers(name) for name in self.channels])
-        labels = None if self.label is None else np.array(frame.texts(self.label), dtype=np.str_)
+        labels = None if self.label is None else frame.texts(self.label).array()
         times = None if self.time is None else frame.seconds(self.time)
         keys = list(zip(*(frame.texts(name) for name in self.recording), strict=True)) or None
         return Sheet(path, frame.rows, values, labels, times, keys)

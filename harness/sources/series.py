@@ -74,6 +74,8 @@ class Series(BatchSource):
         comment: str | None = None,
         skip_rows: int = 0,
         names: Sequence[str] | None = None,
+        skip_footer: int = 0,
+        escape: str | None = None,
         time_unit: TimeUnit = "s",
         time_format: str | None = None,
         channels_first: bool = False,
@@ -85,8 +87,8 @@ class Series(BatchSource):
         require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(map(named, channels)), length
         marks = tuple(map(str, missing_marks))
-        shape = (thousands, comment, skip_rows, names, time_unit, time_format)
-        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *shape)
+        rows = (thousands, comment, skip_rows, names, skip_footer, escape, time_unit, time_format)
+        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *rows)
         units_of = Units(units or {}, self.channels)
         timing = (time, gap_s, rate_hz, gaps)
         reader = Reader(self.channels, label, recording, units_of, *timing, layout, channels_first)

@@ -4,7 +4,8 @@ budget spent? Pure: no torch, no clock, no files.
 It passes each evaluation to its judges. If several of them stop at the same evaluation, the first
 in the order of judges.py determines the reason of the verdict:
 
-    diverged > targets_reached > stop_requested > hopeless > no_improvement > budget
+    diverged > targets_reached > stop_requested > hopeless > overfitting > no_improvement >
+    plateau > budget
 """
 
 import copy

@@ -8,6 +8,8 @@ from harness.stopping.divergence import DivergenceJudge
 from harness.stopping.improvement import ImprovementJudge
 from harness.stopping.judge import Judge, problems_of
 from harness.stopping.milestones import MilestonesJudge
+from harness.stopping.overfitting import OverfittingJudge
+from harness.stopping.plateau import PlateauJudge
 from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import TargetsJudge, expand
@@ -23,6 +25,7 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
         TargetsJudge(settings.targets, settings.targets_need, settings.hold, metrics),
         request,
         MilestonesJudge(settings.milestones, settings.budget, metrics),
+        OverfittingJudge(settings.gap, metrics),
         ImprovementJudge(
             settings.improvement,
             settings.improvement_needs,
@@ -30,6 +33,7 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
             metrics,
             whole_epochs=settings.every.epochs is not None,
         ),
+        PlateauJudge(settings.plateau, metrics),
         BudgetJudge(settings.budget),
     ]
 

@@ -16,6 +16,8 @@ from harness.stopping.divergence import Divergence, Spike
 from harness.stopping.improvement import Improvement
 from harness.stopping.judge import Need
 from harness.stopping.milestones import Milestone
+from harness.stopping.overfitting import Gap
+from harness.stopping.plateau import Plateau
 from harness.stopping.targets import Target
 
 
@@ -58,6 +60,17 @@ class StopSettings(Section):
             "one, or a list."
         ),
     )
+    gap: Gap | None = Field(
+        None,
+        description="How much worse validation may be than training before it counts as "
+        "overfitting.",
+    )
+    plateau: tuple[Plateau, ...] = Field(
+        (),
+        description=(
+            "Ends the training when none of these metrics is trending better: one, or a list."
+        ),
+    )
     best: BestMetric | None = Field(
         None,
         description="The metric by which checkpoints are ranked; null: the first improvement's "
@@ -98,7 +111,7 @@ class StopSettings(Section):
     def _none_is_empty(cls, value: object) -> object:
         return {} if value is None else value
 
-    @field_validator("improvement", "milestones", "divergence", mode="before")
+    @field_validator("improvement", "milestones", "plateau", "divergence", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         if value is None:
@@ -107,7 +120,7 @@ class StopSettings(Section):
             tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         )
 
-    @field_serializer("improvement", "milestones", "divergence")
+    @field_serializer("improvement", "milestones", "plateau", "divergence")
     def _as_given(self, values: tuple[Any, ...]) -> Any:
         """One alone is a mapping again, so that `stop.improvement.patience=3` reaches it."""
         return values[0] if len(values) == 1 else list(values)
@@ -120,7 +133,7 @@ class StopSettings(Section):
     @model_validator(mode="after")
     def _can_take_effect(self) -> Self:
         problems = []
-        if not self.targets and not self.improvement and self.budget is None:
+        if not (self.targets or self.improvement or self.plateau) and self.budget is None:
             problems.append("nothing ends the training: give targets, improvement or budget")
         problems += [
             f"{name} has no effect without {needed}"
@@ -133,6 +146,11 @@ class StopSettings(Section):
             if not getattr(self, needed)
             and getattr(self, name) != type(self).model_fields[name].default
         ]
+        if self.gap is not None and self.train_metrics == "interval":
+            problems.append(
+                "gap: metrics of an interval's own batches, while the network changes, are not to "
+                "be compared with those of validation; set train_metrics: full, or a sample"
+            )
         for index, criterion in enumerate(self.improvement):
             if (
                 criterion.errors
