@@ -1,4 +1,4 @@
-"""What a user sees during a run: a live line on a terminal, plain lines elsewhere, on rank 0 only."""
+"""What a user sees of a run, on rank 0: a live line on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping

@@ -177,7 +177,7 @@ class Interruption:
                 )
 
     def _exchange(self, notes: Notes, rank: int) -> None:
-        """Look for a request seen by another rank until there is one, and pass on this rank's own."""
+        """Watch for a request seen by another rank, and pass on one of this rank."""
         while not self._asked.wait(POLL_S):
             word = notes.read(_NOTE)
             if word is not None:
