@@ -47,7 +47,7 @@ lint: .venv/dev.stamp
 	$(BIN)/shellcheck $(SCRIPTS)
 
 unit: setup
-	$(BIN)/python -m pytest -m 'not torture and not soak and not image and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not torture and not soak and not image and not gpu'
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 1200

@@ -92,12 +92,19 @@ def find_mistakes(
 
 def targets_in(spec: Any) -> list[str]:
     """The dotted paths that a component, or anything that holds some, names."""
-    found = [spec, *(nested for _, nested in inside(spec, ()))]
-    return [
-        str(one[TARGET]).replace(":", ".")
-        for one in found
-        if isinstance(one, Mapping) and TARGET in one
-    ]
+    return [target_of(one) for one in components_in(spec)]
+
+
+def components_in(value: Any) -> Iterator[Mapping[Any, Any]]:
+    """Every component in a value, at any depth, and the value itself if it is one."""
+    for one in (value, *(nested for _, nested in inside(value, ()))):
+        if isinstance(one, Mapping) and TARGET in one:
+            yield one
+
+
+def target_of(spec: Mapping[Any, Any]) -> str:
+    """The dotted path that a component names."""
+    return str(spec[TARGET]).replace(":", ".")
 
 
 def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,7 @@
-"""What a person sees while a run goes: a live line on a terminal, plain lines elsewhere, on rank 0
-only.
-"""
+"""What a user sees of a run, on rank 0: a live line on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -20,7 +17,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class Console:
-    """Prints on the rank that `enabled` says, nothing elsewhere."""
+    """Prints if `enabled`; does nothing otherwise."""
 
     def __init__(self, enabled: bool) -> None:
         self._rich = RichConsole(highlight=False, soft_wrap=True) if enabled else None
@@ -67,7 +64,7 @@ class Console:
             )
 
     def progress(self, what: str, done: int, of: int) -> None:
-        """How far a preparation is, e.g. of a store."""
+        """The progress of a preparation, e.g. of a store."""
         if self._rich is None:
             return
         now = time.monotonic()
@@ -112,7 +109,7 @@ class Console:
         )
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -120,12 +117,7 @@ class Console:
     def __enter__(self) -> "Console":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _rate(self, record: Mapping[str, Any], now: float) -> str:

@@ -138,11 +138,6 @@ def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> Che
     return CheckpointInfo(path, manifest.step, None if problems else manifest, problems)
 
 
-def verify_checkpoint(path: Path) -> list[str]:
-    """What is wrong with a checkpoint, hashes included; empty if it is valid."""
-    return inspect(path, verify="full").problems
-
-
 def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full") -> Choice:
     """The checkpoint that `resume` asks for: "auto", "must", "never", a step, a path (also relative
     to `directory`, e.g. "best").

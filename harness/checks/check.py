@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from harness.checks.classes import (
     check_imbalance,
     check_missing,
@@ -116,10 +118,9 @@ def _summarise(one: Survey, roles: Roles, surveys: list[Survey]) -> SplitSummary
     role = roles.classes[0] if roles.classes else None
     labels = None if role is None else one.labels(role.target)
     names = {} if role is None else class_names(surveys, role)
-    rows: dict[str, list[int]] = {}
-    for at, row in enumerate(one.rows.tolist()):
-        rows.setdefault("" if labels is None else names.get(labels[at], labels[at]), []).append(row)
-    rows = {name: rows[name] for name in sorted(rows, key=in_order)}
+    places = {"": np.arange(len(one.rows))} if labels is None else labels.rows_by_word()
+    by_name = {names.get(word, word): one.rows[at].tolist() for word, at in places.items()}
+    rows = {name: by_name[name] for name in sorted(by_name, key=in_order)}
     some = {name: _spread(of, min(SOME, len(of))) for name, of in rows.items()}
     return SplitSummary(
         one.split,

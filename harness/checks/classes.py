@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from harness.checks.report import Findings
 from harness.checks.roles import Role
 from harness.checks.survey import Survey
+from harness.data.texts import Texts
 from harness.stopping.targets import Target
 from harness.wording import some
 
@@ -17,21 +20,23 @@ def count_classes(surveys: Sequence[Survey], role: Role) -> Counts:
     before the treatments.
     """
     labels = {one.split: one.labels(role.target) for one in surveys}
-    return {
-        split: Counter(label for label in of if label != role.ignored)
-        for split, of in labels.items()
-        if of is not None
-    }
+    counts = {split: of.counts() for split, of in labels.items() if of is not None}
+    for of_split in counts.values():
+        if role.ignored is not None:
+            of_split.pop(role.ignored, None)
+    return counts
 
 
 def class_names(surveys: Sequence[Survey], role: Role) -> dict[str, str]:
     """Class numbers with names, if the source knows both: {"3": "3 (dog)"}."""
-    pairs = {
-        (number, one.known[role.target][row])
-        for one in surveys
-        if role.target in one.known
-        for row, number in zip(one.rows.tolist(), one.labels(role.target) or (), strict=False)
-    }
+    pairs: set[tuple[str, str]] = set()
+    for one in surveys:
+        labels = one.labels(role.target)
+        if labels is not None and role.target in one.known:
+            known = Texts.of(one.known[role.target]).take(one.rows)
+            count = len(known.words)
+            both = np.unique(labels.codes.astype(np.int64) * count + known.codes).tolist()
+            pairs |= {(labels.words[at // count], known.words[at % count]) for at in both}
     names = dict(pairs)
     return (
         {number: f"{number} ({name})" for number, name in names.items() if name != number}

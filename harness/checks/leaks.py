@@ -1,7 +1,7 @@
 """Leaks between splits: shared content, groups or rows of a recording, and times out of order."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from harness.checks.report import Findings
 from harness.checks.roles import Roles
 from harness.checks.survey import Survey
-from harness.components import TARGET
+from harness.components import TARGET, components_in
 from harness.errors import ConfigError
 
 
@@ -71,7 +71,7 @@ def columns_of_rules(kind: str, sources: Sequence[Mapping[str, Any]]) -> list[tu
     columns = [
         spec.get("column")
         for source in sources
-        for spec in specs_in(source)
+        for spec in components_in(source)
         if str(spec[TARGET]).endswith(kind)
     ]
     several = [[column] if isinstance(column, str) else column for column in columns if column]
@@ -84,7 +84,7 @@ def check_groups(
     """Groups, i.e. samples equal in some columns, that occur in two splits."""
     for columns in groups:
         column = columns[0] if len(columns) == 1 else list(columns)
-        counts = {one.split: Counter(one.groups(columns)) for one in surveys}
+        counts = {one.split: one.groups(columns).counts() for one in surveys}
         for one, other in combinations(surveys, 2):
             mine, theirs = counts[one.split], counts[other.split]
             shared = sorted((set(mine) & set(theirs)) - {""})
@@ -181,18 +181,6 @@ def _by_digest(one: Survey) -> dict[bytes, list[int]]:
         if digest is not None:
             rows[digest].append(row)
     return rows
-
-
-def specs_in(value: Any) -> Iterator[Mapping[str, Any]]:
-    """All components within a spec."""
-    if isinstance(value, Mapping):
-        if TARGET in value:
-            yield value
-        for inner in value.values():
-            yield from specs_in(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from specs_in(inner)
 
 
 def _windows(one: Survey) -> dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]:

@@ -7,7 +7,7 @@ from typing import Any
 from harness import components
 from harness.checks.report import Findings
 from harness.checks.survey import Survey
-from harness.components import TARGET
+from harness.components import TARGET, target_of
 from harness.wording import some
 
 _IMPUTE = "Impute"  # treatments whose names begin like this fill in missing values
@@ -77,7 +77,7 @@ def _imputed_keys(treatments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The keys in which treatments fill in missing values, and the names of those treatments."""
     found = {}
     for spec in treatments:
-        name = str(spec[TARGET]).replace(":", ".").rpartition(".")[2]
+        name = target_of(spec).rpartition(".")[2]
         if name.startswith(_IMPUTE):
             parameter = inspect.signature(components.find(spec[TARGET])).parameters.get("key")
             found[str(spec.get("key", None if parameter is None else parameter.default))] = name

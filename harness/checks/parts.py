@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness import components
-from harness.checks.leaks import specs_in
 from harness.checks.report import Findings
 from harness.components import TARGET
 from harness.data.settings import DataConfig
@@ -31,7 +30,7 @@ def check_parts(data: DataConfig, findings: Findings) -> None:
         for part in _SHARED:
             share = _default_share(rule, part)
             if "all" not in parts and part not in parts and part not in rule and share:
-                name = str(rule[TARGET]).replace(":", ".").rpartition(".")[2]
+                name = components.target_of(rule).rpartition(".")[2]
                 message = (
                     f"data: {name} keeps {share:.0%} of the samples for {part!r}, by default, and "
                     f"no split reads it: they are used nowhere. Add a split with part: {part}, or "
@@ -42,7 +41,7 @@ def check_parts(data: DataConfig, findings: Findings) -> None:
 
 def _parts_of(source: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     """(part, (source, files), rule) of each component in a spec that reads a part by a rule."""
-    for spec in specs_in(source):
+    for spec in components.components_in(source):
         rule = next((spec[name] for name in _RULES if isinstance(spec.get(name), Mapping)), None)
         if rule is not None and isinstance(spec.get("part"), str) and TARGET in rule:
             yield spec["part"], (spec.get(TARGET), spec.get("files", spec.get("path"))), rule

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from harness.checks.roles import Roles
 from harness.components import TARGET
 from harness.data.columns import Values, blocks_of, has_one_value, texts_of
 from harness.data.source import known_of, some_of
+from harness.data.texts import Texts
 from harness.errors import ConfigError
 from harness.treatments import Join
 
@@ -35,7 +36,7 @@ class Survey:
     rows: NDArray[np.int64]
     known: Mapping[str, Sequence[str]]
     digests: list[bytes | None] = field(default_factory=list)
-    columns: dict[str, list[str]] = field(default_factory=dict)
+    columns: Mapping[str, Texts] = field(default_factory=dict)
     channels: dict[str, Channels] = field(default_factory=dict)
 
     @property
@@ -52,14 +53,14 @@ class Survey:
         origin = f" ({recording or path}{span})" if recording or path else ""
         return f"{self.where} {row:,}{origin}"
 
-    def labels(self, target: str) -> Sequence[str] | None:
+    def labels(self, target: str) -> Texts | None:
         """A target's values, one for each checked sample; None if samples do not have it before the
         treatments, or have several values each.
         """
         if target in self.columns:
             return self.columns[target]
         if target in self.known:
-            return [self.known[target][row] for row in self.rows.tolist()]
+            return Texts.of(self.known[target]).take(self.rows)
         return None
 
     def texts(self, column: str) -> tuple[NDArray[np.int64], Sequence[str]]:
@@ -70,13 +71,17 @@ class Survey:
             return np.arange(self.num_samples), self.known[column]
         return self.rows, self.columns[column]
 
-    def groups(self, columns: Sequence[str]) -> list[str]:
+    def groups(self, columns: Sequence[str]) -> Texts:
         """The joined values of these columns: of all samples if the source knows the columns, else
         of the checked ones.
         """
         of_all = all(name in self.known for name in columns)
         texts = [self.known[name] if of_all else self.labels(name) or () for name in columns]
-        return [" ".join(cells) if all(cells) else "" for cells in zip(*texts, strict=True)]
+        if len(texts) == 1:
+            return Texts.of(texts[0])
+        return Texts.of(
+            [" ".join(cells) if all(cells) else "" for cells in zip(*texts, strict=True)]
+        )
 
 
 def survey(
@@ -98,6 +103,7 @@ def survey(
     found = Survey(split, size, rows, known_of(source))
     where = f"data.{split}"
     targets = {role.target for role in roles.targets}
+    columns: dict[str, list[str]] = {}
     for indices, samples in blocks_of(source, rows, where):
         unknown = sorted(set(ranges) - set(samples))
         if unknown:
@@ -109,7 +115,7 @@ def survey(
         single = [name for name in targets if name in samples and has_one_value(samples[name])]
         for name in dict.fromkeys([*asked, *single]):
             if name in samples or name not in found.known:
-                found.columns.setdefault(name, []).extend(
+                columns.setdefault(name, []).extend(
                     texts_of(samples, name, found.known, f"data.checks: {where}")
                 )
         classes = {role.target for role in roles.classes}
@@ -119,6 +125,7 @@ def survey(
                     found.channels.setdefault(name, Channels(name, ranges.get(name))).add(
                         at, numbers
                     )
+    found.columns = {name: Texts.of(texts) for name, texts in columns.items()}
     return found
 
 
@@ -148,30 +155,29 @@ def _join_inputs(inputs: Sequence[str], treatments: Sequence[Mapping[str, Any]])
 
 def digests_of(samples: Mapping[str, Values], names: Sequence[str]) -> list[bytes | None]:
     """One per sample: of the type, shape and bytes of its columns; None for a blank sample."""
-    digests: list[bytes | None] = []
-    for cells in zip(*(_contents(samples[name]) for name in names), strict=True):
-        hashed = hashlib.blake2b(digest_size=16)
-        for kind, content, _ in cells:
-            hashed.update(kind)
-            hashed.update(content)
-        blank = all(is_blank for _, _, is_blank in cells)
-        digests.append(None if blank else hashed.digest())
-    return digests
+    columns = [_contents(samples[name]) for name in names]
+    blank = np.logical_and.reduce([of for _, of in columns]).tolist()
+    joined = map(b"".join, zip(*(contents for contents, _ in columns), strict=True))
+    return [
+        None if is_blank else hashlib.blake2b(content, digest_size=16).digest()
+        for content, is_blank in zip(joined, blank, strict=True)
+    ]
 
 
-def _contents(values: Values) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Of each sample: its type and shape, its bytes, and whether it is blank."""
+def _contents(values: Values) -> tuple[list[bytes], NDArray[np.bool_]]:
+    """Of each sample: its type, shape and bytes, and whether it is blank."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.dtype.isnative:
         kind = f"{values.dtype} {values.shape[1:]}".encode()
         rows = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
         blank = (rows == rows[:, :1]).all(1) & (rows.shape[1] >= BLANK_SIZE)
-        for row, is_blank in zip(rows, blank.tolist(), strict=True):
-            yield kind, row.tobytes(), is_blank
-        return
-    for cell in values:
-        array = np.asarray(cell)
-        is_blank = array.size >= BLANK_SIZE and bool((array == array.flat[0]).all())
-        yield f"{array.dtype} {array.shape}".encode(), array.tobytes(), is_blank
+        return [kind + row.tobytes() for row in rows], blank
+    if all(isinstance(cell, str) for cell in values):
+        texts = [cell.encode() for cell in values]
+        return [b"str %d " % len(text) + text for text in texts], np.zeros(len(texts), np.bool_)
+    arrays = list(map(np.asarray, values))
+    contents = [f"{array.dtype} {array.shape}".encode() + array.tobytes() for array in arrays]
+    sizes = (array.size >= BLANK_SIZE and (array == array.flat[0]).all() for array in arrays)
+    return contents, np.fromiter(sizes, np.bool_, len(arrays))
 
 
 def _numbers(indices: list[int], values: Values) -> list[tuple[list[int], NDArray[Any]]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.bounded import read_bytes
-from harness.components import TARGET
+from harness.components import TARGET, target_of
 from harness.config.document import Document, MalformedError
 from harness.errors import ConfigError
 from harness.hidden import TOKEN, Reference, is_secret
@@ -395,7 +395,7 @@ def _replaces(key: Any, before: dict[Any, Any], value: dict[Any, Any]) -> bool:
     """Whether a mapping replaces the one before instead of adding to it: a quantity,
     or another component with other arguments.
     """
-    targets = [str(one[TARGET]).replace(":", ".") for one in (before, value) if TARGET in one]
+    targets = [target_of(one) for one in (before, value) if TARGET in one]
     return key in _ONE_QUANTITY or len(set(targets)) == 2
 
 

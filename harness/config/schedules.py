@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.components import TARGET
+from harness.components import TARGET, target_of, targets_in
 from harness.errors import ConfigError
 from harness.wording import Mistake
 
@@ -20,7 +20,7 @@ def find_schedule_mistakes(spec: Mapping[str, Any], last_step: int | None) -> It
     """What is wrong with a schedule for a budget that ends after `last_step` steps, None if that is
     not known.
     """
-    if _contains(spec, _PLATEAU):
+    if _PLATEAU in targets_in(spec):
         yield Mistake(
             (TARGET,),
             f"{_PLATEAU} needs a metric at each step, but schedules here are stepped once per "
@@ -46,14 +46,9 @@ def check_schedule_length(spec: Mapping[str, Any] | None, last_step: int | None)
             raise ConfigError(mistake.within("schedule"))
 
 
-def name_of(spec: Mapping[str, Any]) -> str:
-    """The dotted path of a component."""
-    return str(spec[TARGET]).replace(":", ".")
-
-
 def _end(spec: Mapping[str, Any]) -> tuple[str, int] | None:
     """(the argument with the length, the steps after which the rate is 0 or undefined)."""
-    name = name_of(spec)
+    name = target_of(spec)
     if name.startswith("transformers."):
         argument = "num_training_steps"
     elif name not in _ENDS or (name.startswith("harness.") and spec.get("floor")):
@@ -66,11 +61,3 @@ def _end(spec: Mapping[str, Any]) -> tuple[str, int] | None:
     if value is None and name.endswith("PolynomialLR"):
         value = 5  # torch's default
     return (argument, value) if isinstance(value, int) else None
-
-
-def _contains(value: Any, target: str) -> bool:
-    if isinstance(value, Mapping):
-        if TARGET in value and name_of(value) == target:
-            return True
-        return any(_contains(item, target) for item in value.values())
-    return isinstance(value, list | tuple) and any(_contains(item, target) for item in value)

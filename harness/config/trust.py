@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from harness.components import TARGET, inside, walk
+from harness.components import TARGET, inside, target_of, walk
 from harness.errors import ConfigError
 from harness.hidden import Reference
 from harness.wording import Keys, Mistake, short_repr
@@ -99,9 +99,7 @@ def check_code(spec: Any, where: str, allow: Sequence[str], how: str = "") -> No
         except ConfigError as error:
             raise ConfigError(Mistake((*keys, TARGET), str(error)).within(where)) from error
         if wrong is not None:
-            trusted = (
-                how or f"add --allow {str(nested[TARGET]).replace(':', '.')}: it is then built"
-            )
+            trusted = how or f"add --allow {target_of(nested)}: it is then built"
             message = (
                 f"{wrong.message}. A checkpoint may name {', '.join((*OWN, *LIBRARIES))}, their "
                 "classes and builders of networks, without arguments that load anything from "
@@ -159,7 +157,7 @@ def is_directory(allowed: str) -> bool:
 
 def _refusal(spec: Mapping[str, Any], allow: Sequence[str]) -> Mistake | None:
     """Why somebody else's config may not name this component, with the keys of what is wrong."""
-    path = str(spec[TARGET]).replace(":", ".")
+    path = target_of(spec)
     if _is_under(path, allow):
         return None
     if not _is_under(path, (*OWN, *LIBRARIES)):

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -32,7 +32,7 @@ def code_of(config: Any) -> dict[str, str]:
     Raises ConfigError for a target that does not exist.
     """
     found: dict[str, str] = {}
-    for spec in _specs(config):
+    for spec in components.components_in(config):
         module = inspect.getmodule(components.find(spec[TARGET]))
         if module is not None:
             _add(module.__name__, found)
@@ -91,17 +91,6 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def _is_code(value: str) -> bool:
     return value.startswith("code ")
-
-
-def _specs(value: Any) -> Iterator[Mapping[str, Any]]:
-    if isinstance(value, Mapping):
-        if TARGET in value:
-            yield value
-        for item in value.values():
-            yield from _specs(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _specs(item)
 
 
 def _add(name: str, found: dict[str, str]) -> None:

@@ -103,6 +103,8 @@ def _values(column: Any) -> Values:
     if isinstance(column, torch.Tensor):
         return column.numpy()
     items = list(column) if isinstance(column, list | tuple) else None
+    if items and all(isinstance(item, str) for item in items):
+        return items
     if items is None or len({np.shape(item) for item in items}) == 1:
         array = np.asarray(column)
         return array if array.dtype.kind in "biuf" else array.tolist()

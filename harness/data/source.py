@@ -210,7 +210,7 @@ class TrainingTreatment(Protocol):
 
 
 # Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
-SOURCE_PARTS = (
+SOURCE_MEMBERS = (
     Source,
     Stream,
     SeekableStream,
@@ -225,7 +225,7 @@ SOURCE_PARTS = (
     OwnOrder,
     ResultVersion,
 )
-TREATMENT_PARTS = (
+TREATMENT_MEMBERS = (
     PlainTreatment,
     RandomTreatment,
     Learner,

@@ -54,4 +54,5 @@ class Confusion(Metric):
         self._held, self._num_held = [], 0
 
     def compute(self) -> Tensor:
+        self.fold()
         return self.confusion

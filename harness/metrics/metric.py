@@ -40,6 +40,7 @@ class Metric:
 
     def to(self, device: torch.device) -> None:
         """Move the sums."""
+        self.fold()
         self.device = device
         for name in self.sums:
             setattr(self, name, getattr(self, name).to(device))

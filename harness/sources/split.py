@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.texts import Texts
 from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.wording import did_you_mean, some
@@ -64,20 +65,21 @@ class ByValue:
     def parts(self, known: Known) -> NDArray[np.str_]:
         (values,) = _columns(known, self.columns)
         if not self._given:
-            unknown = sorted(set(values) - set(_PARTS))
+            unknown = sorted(set(values.words) - set(_PARTS))
             if unknown:
                 raise DataError(
                     f"split: {self.columns[0]!r} says {unknown[0]!r}, which is not one of train, "
                     "val, test. List the values of each part."
                 )
-            return np.array(values, dtype=np.str_)
-        missing = set(self._part_of) - set(values)
+            return values.array()
+        missing = set(self._part_of) - set(values.words)
         if missing:
             raise DataError(
                 f"split: no sample has {min(missing)!r} in {self.columns[0]!r}. Its values are "
-                f"{some(sorted(set(values)), 8)}."
+                f"{some(sorted(values.words), 8)}."
             )
-        return np.array([self._part_of.get(value, self._others) for value in values], dtype=np.str_)
+        parts = [self._part_of.get(word, self._others) for word in values.words]
+        return Texts(parts, values.codes).array()
 
 
 class ByGroup:
@@ -100,7 +102,7 @@ class ByGroup:
         if absent:
             named = ", ".join(map(repr, self.columns))
             raise DataError(
-                f"split: {len(set(groups))} groups in {named} are too few to give {absent[0]} its "
+                f"split: {len(groups.words)} groups in {named} are too few to give {absent[0]} its "
                 "share. Set a larger share."
             )
         return parts
@@ -124,7 +126,7 @@ class ByTime:
 
     def parts(self, known: Known) -> NDArray[np.str_]:
         (texts,) = _columns(known, self.columns)
-        times = np.array([_time(text, self.columns[0]) for text in texts])
+        times = np.array([_time(text, self.columns[0]) for text in texts.words])[texts.codes]
         ordered = np.sort(times)
         parts = np.full(len(times), "train", dtype="<U5")
         left = sum(self._shares.values())
@@ -169,12 +171,10 @@ class Stratified:
 
     def parts(self, known: Known) -> NDArray[np.str_]:
         names, *keys = _columns(known, self.columns)
-        classes = np.array(names, dtype=np.str_)
-        joined = np.array(_together(keys), dtype=np.str_)
-        parts = np.empty(len(classes), dtype="<U5")
-        for name in np.unique(classes):
-            rows = np.flatnonzero(classes == name)
-            parts[rows] = parts_by_share(joined[rows].tolist(), self._shares)
+        joined = _together(keys)
+        parts = np.empty(len(names), dtype="<U5")
+        for rows in names.rows_by_word().values():
+            parts[rows] = parts_by_share(joined.take(rows), self._shares)
         return parts
 
 
@@ -185,13 +185,11 @@ def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[
     A key goes to the part in which the middle of its samples falls, so that shares are met as
     closely as whole keys allow. The rest is "train".
     """
-    unique, which, counts = np.unique(
-        np.array(keys, dtype=np.str_), return_inverse=True, return_counts=True
-    )
-    order = np.argsort(
-        [hashlib.blake2b(key.encode(), digest_size=16).hexdigest() for key in unique.tolist()]
-    )
-    middle = np.empty(len(unique))
+    texts = Texts.of(keys).used()
+    which, counts = texts.codes, np.bincount(texts.codes)
+    hashes = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in texts.words]
+    order = np.array(sorted(range(len(hashes)), key=hashes.__getitem__))
+    middle = np.empty(len(counts))
     middle[order] = np.cumsum(counts[order]) - counts[order] / 2
     ends = np.cumsum(list(shares.values())) * len(which)
     names = np.array([*shares, "train"])
@@ -222,7 +220,8 @@ def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[
     return rows
 
 
-def _columns(known: Known, names: Sequence[str]) -> list[Sequence[str]]:
+def _columns(known: Known, names: Sequence[str]) -> list[Texts]:
+    """The columns, each with only those words that occur."""
     found = {name_of(name): cells for name, cells in known.items()}
     for name in names:
         if name_of(name) not in found:
@@ -230,12 +229,14 @@ def _columns(known: Known, names: Sequence[str]) -> list[Sequence[str]]:
                 f"split: no column {name!r} is known; the known columns are "
                 f"{', '.join(known) or 'none'}.{did_you_mean(name, known, quoted=True)}"
             )
-    return [found[name_of(name)] for name in names]
+    return [Texts.of(found[name_of(name)]).used() for name in names]
 
 
-def _together(columns: Sequence[Sequence[str]]) -> list[str]:
+def _together(columns: Sequence[Texts]) -> Texts:
     """Columns (N,) joined into one: samples are equal in it if they are equal in all columns."""
-    return ["\x1f".join(cells) for cells in zip(*columns, strict=True)]
+    if len(columns) == 1:
+        return columns[0]
+    return Texts.of(["\x1f".join(cells) for cells in zip(*columns, strict=True)])
 
 
 def _shares(val: float, test: float) -> dict[str, float]:

@@ -4,12 +4,14 @@ The same data gives the same samples in each of these formats.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.texts import Texts, Written
 from harness.data.written import name_of, named
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
@@ -21,17 +23,18 @@ from harness.sources.cells import (
     check_kinds,
     tell_narrowed,
 )
-from harness.sources.files import OnError, find_files, read_each
-from harness.sources.source import BatchSource, as_texts, select
+from harness.sources.files import Files, OnError, find_files, read_each
+from harness.sources.shared import shared
+from harness.sources.source import BatchSource
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.table_files import read_cells
 
-_Samples = tuple[dict[str, Column], dict[str, list[str]], NDArray[np.int64], dict[str, str]]
+_Samples = tuple[dict[str, Column], dict[str, Texts], NDArray[np.int64], dict[str, str]]
 
 
 class Table(BatchSource):
-    """Rows of .csv, .tsv, .txt (also with .gz), .parquet, .jsonl, .json, .xlsx or .xlsm files, held
-    in memory.
+    """Rows of .csv, .tsv, .txt (also with .gz, .zst, .bz2, .xz), .parquet, .jsonl, .json, .xlsx,
+    .xlsm, .xls or .ods files, held in memory, once for all parts of a table.
 
     A sample: `features` (D,) float32, the columns of that list in order (none if it is empty), and
     each of `columns` under its own name, of its kind: number (float32), integer (int64) or text,
@@ -40,8 +43,9 @@ class Table(BatchSource):
     data/{subject}/*.csv or a list; a {field} is also a text column.
 
     `sheet` (Excel) and `header` (Excel and CSV) count from 1; `skip_rows` under the header are not
-    data, e.g. units; rows that begin with `comment` are passed over; `names` are those of a file
-    that has none. `thousands`: a mark between groups of digits. Empty cells and, in numeric
+    data, e.g. units, nor are the last `skip_footer` filled ones; rows that begin with `comment` are
+    passed over; `names` are those of a file that has none. CSV: `escape` precedes a character that
+    is meant as it is. `thousands`: a mark between groups of digits. Empty cells and, in numeric
     columns, `missing_marks` (words, or numbers such as -999) are rejected, or with `missing: keep`
     NaN in numbers and "" in text. A file that cannot be read is an error, or is skipped with
     `on_error: skip`; the messages are in `skipped`. Raises DataError with file, row and column.
@@ -71,42 +75,26 @@ class Table(BatchSource):
         comment: str | None = None,
         skip_rows: int = 0,
         names: Sequence[str] | None = None,
+        skip_footer: int = 0,
+        escape: str | None = None,
         on_error: OnError = "stop",
     ) -> None:
         self.columns = {named(name): kind for name, kind in (columns or {}).items()}
         self.features = None if features is None else list(map(named, features))
         check_kinds(self.columns, ["features", *(self.features or ())])
         marks = tuple(map(str, missing_marks))
-        rows = (thousands, comment, skip_rows, names)
+        rows = (thousands, comment, skip_rows, names, skip_footer, escape)
         layout = Layout(sheet, header, separator, decimal, encoding, missing, marks, *rows)
+        rule_columns = [] if split is None else list(split.columns)
         found = find_files(files)
-        self._of_paths = set(found.fields)  # columns from the paths, not from the files
-        asked = [*self.columns, *(() if split is None else split.columns)]
-        for name in self._of_paths & set(self.columns):
-            if self.columns[name] != "text":
-                raise ConfigError(
-                    f"columns.{name}: a field of the path is text. Set its kind to text."
-                )
-        self._asked = list(dict.fromkeys(name for name in asked if name not in self._of_paths))
-        wanted = (
-            None if self.features is None else list(dict.fromkeys([*self.features, *self._asked]))
+        reader = _Reader(
+            layout, self.features, self.columns, rule_columns, set(found.fields), on_error
         )
-        found, read, self.skipped = read_each(
-            found, lambda path: self._read(path, layout, wanted, split), on_error
-        )
-        tell_narrowed({name: lost for one in read for name, lost in one[3].items()})
-        values = {name: _joined([one[0][name] for one in read]) for name in read[0][0]}
-        counts = [len(one[2]) for one in read]
-        known = {name: [cell for one in read for cell in one[1][name]] for name in read[0][1]}
-        file_of = np.repeat(np.arange(len(counts)), counts)
-        known |= found.fields_at(file_of)
-        values |= {name: known[name] for name in self.columns if name in self._of_paths}
-        chosen = rows_of(part, split, known, sum(counts))
-        self._values = {name: _at(column, chosen) for name, column in values.items()}
-        self._known = {name: select(column, chosen) for name, column in known.items()}
-        self._file_of = file_of[chosen]
-        self._rows = np.concatenate([one[2] for one in read])[chosen]
-        self._paths = found.paths
+        whole = shared(found.paths, reader.settings, lambda: reader.read(found))
+        self.features, self.skipped, self._paths = whole.features, whole.skipped, whole.paths
+        # Parts of one table share its values, and differ in their rows
+        self._whole = whole
+        self._chosen = rows_of(part, split, whole.known, len(whole.rows))
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
@@ -117,42 +105,92 @@ class Table(BatchSource):
         """Every file that is read."""
         return self._paths
 
-    def known(self) -> dict[str, list[str]]:
+    def known(self) -> dict[str, Sequence[str]]:
         """{column: (N,) texts}"""
-        origins = {
-            "path": list(map(str, select(self._paths, self._file_of))),
-            "row": as_texts(self._rows),
-        }
+        whole = self._whole
         texts = {
-            name: column if isinstance(column, list) else as_texts(column)
-            for name, column in self._values.items()
+            name: column if isinstance(column, Texts) else Written(column)
+            for name, column in whole.values.items()
             if self.columns.get(name, "number") != "number"
         }
-        return {**origins, **texts, **{name: list(column) for name, column in self._known.items()}}
+        origins = {"path": whole.path_of, "row": Written(whole.rows)}
+        known = {**origins, **texts, **whole.known}
+        return {name: column.take(self._chosen) for name, column in known.items()}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._chosen)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{features: (B, D), a column: (B,) numbers or a list of B texts}"""
-        return {name: _at(column, np.asarray(indices)) for name, column in self._values.items()}
+        rows = self._chosen[indices]
+        return {
+            name: list(column.take(rows)) if isinstance(column, Texts) else column[rows]
+            for name, column in self._whole.values.items()
+        }
 
-    def _read(
-        self, path: Path, layout: Layout, wanted: list[str] | None, split: Rule | None
-    ) -> _Samples:
+
+@dataclass
+class _Whole:
+    """All rows of all files: `values` (N, ...) of samples, and what is `known` for splits."""
+
+    features: list[str]
+    values: dict[str, Column]
+    known: dict[str, Texts]
+    rows: NDArray[np.int64]
+    path_of: Texts
+    paths: list[Path]
+    skipped: list[str]
+
+
+@dataclass
+class _Reader:
+    """How the files of a table are read. `of_paths`: columns from the paths, not from the files."""
+
+    layout: Layout
+    features: list[str] | None
+    columns: dict[str, Kind]
+    rule_columns: list[str]
+    of_paths: set[str]
+    on_error: OnError
+
+    def __post_init__(self) -> None:
+        for name in self.of_paths & set(self.columns):
+            if self.columns[name] != "text":
+                raise ConfigError(
+                    f"columns.{name}: a field of the path is text. Set its kind to text."
+                )
+        features = None if self.features is None else tuple(self.features)
+        listed = (tuple(self.columns.items()), tuple(self.rule_columns), tuple(self.of_paths))
+        self.settings = (Table, self.layout, features, *listed, self.on_error)
+        asked = [*self.columns, *self.rule_columns]
+        self._asked = list(dict.fromkeys(name for name in asked if name not in self.of_paths))
+        self._wanted = None if features is None else list(dict.fromkeys([*features, *self._asked]))
+
+    def read(self, files: Files) -> _Whole:
+        """Raises DataError with file, row and column."""
+        found, read, skipped = read_each(files, self._read, self.on_error)
+        tell_narrowed({name: lost for one in read for name, lost in one[3].items()})
+        values = {name: _joined([one[0][name] for one in read]) for name in read[0][0]}
+        known = {name: Texts.joined([one[1][name] for one in read]) for name in read[0][1]}
+        file_of = np.repeat(np.arange(len(read)), [len(one[2]) for one in read])
+        known |= {name: Texts.of(of).take(file_of) for name, of in found.fields.items()}
+        values |= {name: known[name] for name in self.columns if name in self.of_paths}
+        rows = np.concatenate([one[2] for one in read])
+        path_of = Texts(list(map(str, found.paths)), file_of)
+        return _Whole(self.features or [], values, known, rows, path_of, found.paths, skipped)
+
+    def _read(self, path: Path) -> _Samples:
         """The values of the samples of a file, the columns that the split needs, their rows, and
         what float32 lost.
         """
-        frame = read_cells(path, layout, wanted)
+        frame = read_cells(path, self.layout, self._wanted)
         asked = set(map(name_of, self._asked))
-        absent = asked - set(frame.cells)
-        if absent:
-            read_cells(
-                path, layout, self._asked
-            )  # raises, naming the missing column and those there are
+        if asked - set(frame.cells):
+            # Raises, naming the missing column and those there are
+            read_cells(path, self.layout, self._asked)
         if self.features is None:
             self.features = [name for name in frame.cells if name not in asked]
-        elif wanted is None and {*self.features} | asked != set(frame.cells):
+        elif self._wanted is None and {*self.features} | asked != set(frame.cells):
             other = min(set(frame.cells) ^ ({*self.features} | asked))
             raise DataError(
                 f"{path}: column {other!r} is not in all files. List the columns to use as "
@@ -160,26 +198,22 @@ class Table(BatchSource):
             )
         values: dict[str, Column] = {}
         if self.features:
-            columns = [frame.float32(name) for name in self.features]
-            values["features"] = np.stack(columns, axis=1)
+            features = np.empty((len(frame), len(self.features)), np.float32)
+            for place, name in enumerate(self.features):
+                features[:, place] = frame.float32(name)
+            values["features"] = features
         elif not self.columns:
             raise ConfigError("features, columns: no column is read. Name at least one.")
         for name, kind in self.columns.items():
-            if name not in self._of_paths:
+            if name not in self.of_paths:
                 values[name] = frame.column(name, kind)
-        known = {
-            name: frame.texts(name)
-            for name in (() if split is None else split.columns)
-            if name not in self._of_paths
-        }
+        known = {name: frame.texts(name) for name in self.rule_columns if name not in self.of_paths}
         narrowed = {f"{path}, column {name!r}": lost for name, lost in frame.narrowed.items()}
         return values, known, np.asarray(frame.rows, dtype=np.int64), narrowed
 
 
-def _joined(columns: Sequence[Column]) -> Column:
-    arrays = [column for column in columns if isinstance(column, np.ndarray)]
-    return np.concatenate(arrays) if arrays else [text for column in columns for text in column]
-
-
-def _at(column: Column, rows: NDArray[np.int64]) -> Column:
-    return column[rows] if isinstance(column, np.ndarray) else select(column, rows)
+def _joined(columns: Sequence[Any]) -> Column:
+    if isinstance(columns[0], Texts):
+        return Texts.joined(columns)
+    joined: Column = columns[0] if len(columns) == 1 else np.concatenate(columns)
+    return joined

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from harness.data.written import named
 from harness.errors import ConfigError, DataError
+from harness.sources.source import Rows
 from harness.wording import did_you_mean
 
 
@@ -95,7 +96,7 @@ class Units:
             self._of[channels.index(channel)] = names[0], first, last
 
     def apply(
-        self, values: NDArray[np.float64], channels: Sequence[str], path: Path, rows: Sequence[int]
+        self, values: NDArray[np.float64], channels: Sequence[str], path: Path, rows: Rows
     ) -> NDArray[np.float64]:
         """values: (C, T) as stored in a file -> (C, T) in the wanted units.
 

@@ -1,16 +1,17 @@
-"""Improvement: how much a metric must get better, and for how long it may fall short of that."""
+"""Improvement: how much a metric must improve, and for how long it may fall short."""
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, PlainValidator, field_serializer, field_validator
+from pydantic import Field, PlainValidator, field_serializer, field_validator, model_validator
 
 from harness.errors import ConfigError
 from harness.settings import Section, numbered
 from harness.stopping.judge import Finding, Judge, Need, enough, problems_of, wrong_mode
 from harness.stopping.patience import Patience, RunningPatience
+from harness.stopping.smoothing import RunningSmooth, Smooth
 from harness.stopping.verdict import (
     SIGNS,
     CriterionVerdict,
@@ -24,12 +25,22 @@ from harness.stopping.verdict import (
 _PERCENT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*")
 
 
+_ERRORS = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*se\s*")
+
+
+def error_of(metric: str) -> str:
+    """The name under which evaluations hold the standard error of a metric."""
+    return f"{metric}_se"
+
+
 def _rate(value: object) -> float | str:
-    """A number (an absolute gain) or a text like "5%" (a share of the reference)."""
+    """A number (an absolute gain), a text like "5%" (a share of the reference), or one like "2 se"
+    (standard errors of the gain).
+    """
     if (
         isinstance(value, str)
-        and (share := _PERCENT.fullmatch(value))
-        and float(share[1]) < float("inf")
+        and (found := _PERCENT.fullmatch(value) or _ERRORS.fullmatch(value))
+        and float(found[1]) < float("inf")
     ):
         return value
     if (
@@ -38,7 +49,8 @@ def _rate(value: object) -> float | str:
         or not 0 <= value < float("inf")
     ):
         raise ValueError(
-            f"{value!r} is neither a gain like 0.05 nor a share like 5%; neither can be negative"
+            f"{value!r} is neither a gain like 0.05 nor a share like 5% nor a number of standard "
+            "errors like 2 se; none can be negative"
         )
     return float(value)
 
@@ -47,10 +59,8 @@ Rate = Annotated[float | str, PlainValidator(_rate, json_schema_input_type=float
 
 
 class Gain(NamedTuple):
-    """What a value gained on its reference.
-
-    `needed`: the gain that was asked for; `enough`: whether it was reached; `meaningful`: whether
-    the share that was asked for means anything between the two values.
+    """The gain of a value over its reference. `needed`: the required gain; `enough`: whether it was
+    reached; `meaningful`: whether a relative gain is defined between the two values.
     """
 
     amount: float
@@ -60,30 +70,39 @@ class Gain(NamedTuple):
 
 
 class Improvement(Section):
-    """How much a metric must get better, measured from what, and how many intervals in a row may
-    fall short of it.
+    """How much a metric must improve, relative to what, and how many consecutive intervals may fall
+    short.
     """
 
     metric: str = Field(description="A metric with its split, e.g. val/accuracy.")
     at_least: Rate = Field(
         0.0,
         description=(
-            "The gain asked for: 0.05 in the metric's own unit, or 5% of the reference; 0: any."
+            "The gain asked for: 0.05 in the metric's own unit, 5% of the reference, or 2 se, two "
+            "standard errors of the gain; 0: any."
         ),
     )
     from_: Literal["best", "previous"] = Field(
         "best",
         alias="from",
-        description="The reference: the best that counted, or the interval before.",
+        description="The reference: the last value that reached the required gain (best), or the "
+        "previous interval.",
+    )
+    smooth: Smooth | None = Field(
+        None,
+        description=(
+            "Judge a smoothed value; targets, divergence and the best checkpoint keep the raw one."
+        ),
     )
     patience: Patience = Field(
-        description="A number of intervals in a row, or a mapping with another unit."
+        description="A number of consecutive intervals, or a mapping with another unit."
     )
     cooldown: int = Field(
         0, ge=0, description="Intervals after a drop of the learning rate that are not stale."
     )
     mode: Mode | None = Field(
-        None, description="Which way is better; null: what the metric declares."
+        None,
+        description="Whether higher (max) or lower (min) is better; null: as the metric declares.",
     )
 
     @field_validator("patience", mode="before")
@@ -94,6 +113,21 @@ class Improvement(Section):
     @field_serializer("patience")
     def _as_given(self, patience: Patience) -> Any:
         return patience.intervals or {patience.unit: patience.count}
+
+    @model_validator(mode="after")
+    def _one_kind_of_noise(self) -> Self:
+        if self.smooth is not None and self.errors:
+            raise ValueError(
+                "smooth: the standard error of a smoothed value is not known; give at_least as a "
+                "gain or a share, or leave smooth out"
+            )
+        return self
+
+    @property
+    def errors(self) -> float:
+        """How many standard errors of the gain are asked for; 0 if something else is."""
+        errors = _ERRORS.fullmatch(self.at_least) if isinstance(self.at_least, str) else None
+        return float(errors[1]) if errors else 0.0
 
     @property
     def absolute(self) -> float:
@@ -106,22 +140,28 @@ class Improvement(Section):
         share = _PERCENT.fullmatch(self.at_least) if isinstance(self.at_least, str) else None
         return float(share[1]) / 100 if share else 0.0
 
-    def gain(self, value: float, reference: float, mode: Mode) -> Gain:
-        """What a value gained on a reference.
+    def gain(self, value: float, reference: float, mode: Mode, error: float = 0.0) -> Gain:
+        """What a value gained on a reference; `error`: the standard error of that.
 
         (value - reference) * sign is enough when it is positive and at least max(absolute,
-        share * |reference|); nothing is divided. A share of zero, or of a value of the other sign,
-        means nothing: any strict gain is enough then.
+        share * |reference|, errors * error); nothing is divided. A share of zero, or of a value
+        of the other sign, means nothing: any strict gain is enough then.
         """
         share = self.share
         amount = (value - reference) * SIGNS[mode]
         meaningful = not share or reference > 0 <= value or reference < 0 >= value
-        needed = max(self.absolute, share * abs(reference)) if meaningful else 0.0
+        asked = max(self.absolute, share * abs(reference), self.errors * error)
+        needed = asked if meaningful else 0.0
         return Gain(amount, needed, amount >= needed and amount > 0, meaningful)
 
     def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
-        """What is wrong with it for what its metric declares."""
+        """What contradicts its metric's declaration."""
         yield from wrong_mode(where, self.metric, self.mode, info)
+        if self.errors and not info.has_error:
+            yield (
+                f"{where}.at_least: the standard error of {self.metric} is not known. Give a gain "
+                "like 0.05 or a share like 5%."
+            )
         largest = _largest_gain(info)
         if info.upper is not None and largest is not None and self.absolute > largest:
             gain = show(self.absolute)
@@ -218,8 +258,8 @@ class ImprovementJudge(Judge):
         if evaluation.lr is None:
             if any(one.cooldown for one in self._settings):
                 raise ConfigError(
-                    "stop.improvement.cooldown: the learning rate of the evaluations is not known. "
-                    "Leave cooldown out."
+                    "stop.improvement.cooldown: the learning rate of the evaluations is not "
+                    "known. Remove cooldown."
                 )
             return False
         before, self._lr = self._lr, evaluation.lr
@@ -242,8 +282,11 @@ class RunningCriterion:
         self._patience = RunningPatience(
             settings.patience, settings.cooldown, whole_epochs=whole_epochs
         )
+        self._smooth = None if settings.smooth is None else RunningSmooth(settings.smooth)
         self._reference: float | None = None
         self._reference_step = 0
+        # The standard errors of the last value and of the reference
+        self._error = self._reference_error = 0.0
         # Better than the reference was seen, but never by enough
         self._crept = False
         # What the reference of the last evaluation is to people
@@ -257,7 +300,10 @@ class RunningCriterion:
         `counts`: whether it may be stale at all (not during warm-up). `lr_dropped`: the learning
         rate has dropped since the evaluation before.
         """
-        value = evaluation.metrics.get(self._metric)
+        raw = evaluation.metrics.get(self._metric)
+        value = raw if raw is None or self._smooth is None else self._smooth.take(raw)
+        if self._settings.errors and value is not None:
+            self._error = self._error_at(evaluation)
         reference, reference_step = self._reference, self._reference_step
         self._name = "its previous"
         if self._from_best:
@@ -267,6 +313,7 @@ class RunningCriterion:
             gain, improved, warning = self._measure(value, evaluation.step)
             if not math.isnan(value) and (improved or not self._from_best):
                 self._reference, self._reference_step = value, evaluation.step
+                self._reference_error = self._error
                 self._crept = False
             elif gain is not None and gain.amount > 0:
                 self._crept = True
@@ -284,8 +331,20 @@ class RunningCriterion:
             patience=self._patience.count,
             unit=self._patience.unit,
             out=self._patience.out,
+            raw=None if self._smooth is None else raw,
         )
         return verdict, warning
+
+    def _error_at(self, evaluation: Evaluation) -> float:
+        error = evaluation.metrics.get(error_of(self._metric))
+        if error is None:
+            raise ConfigError(
+                f"stop.improvement.at_least: the standard error of {self._metric} is not known at "
+                f"step {evaluation.step:,}: that of a loss needs at least 8 micro-batches of an "
+                "evaluation. Lower evaluation.micro_size, or give a gain like 0.05 or a share "
+                "like 5%."
+            )
+        return error
 
     def _measure(self, value: float, step: int) -> tuple[Gain | None, bool, str | None]:
         """(gain, whether the interval counts as improved, warning)."""
@@ -296,7 +355,8 @@ class RunningCriterion:
         if reference is None:
             # The first value is the reference and never stale
             return None, True, None
-        gain = self._settings.gain(value, reference, self._mode)
+        error = math.hypot(self._error, self._reference_error)
+        gain = self._settings.gain(value, reference, self._mode, error)
         if gain.meaningful:
             return gain, gain.enough, None
         warning = (
@@ -313,6 +373,10 @@ class RunningCriterion:
         if verdict.stale:
             spent = f"{verdict.spent:,}" if isinstance(verdict.spent, int) else show(verdict.spent)
             tail = f"; {spent} of {verdict.patience:,} {verdict.unit} without enough improvement"
+        if verdict.raw is not None and verdict.value is not None and self._settings.smooth:
+            value = show(verdict.value, verdict.raw)
+            smoothed = f"{value}, {self._settings.smooth.words}, where {show(verdict.raw)} was"
+            tail = f" ({smoothed} measured){tail}"
         if verdict.value is None:
             return f"{verdict.metric} was not measured{tail}"
         if verdict.gain is None or verdict.needed is None or verdict.reference is None:
@@ -323,7 +387,8 @@ class RunningCriterion:
             )
             return f"{verdict.metric} {words}{tail}"
         compared = self._comparison(verdict.gain, verdict.needed, verdict.reference)
-        return f"{verdict.metric} {compared} (step {verdict.reference_step:,}){self._asked()}{tail}"
+        asked = self._asked(verdict.needed)
+        return f"{verdict.metric} {compared} (step {verdict.reference_step:,}){asked}{tail}"
 
     def _comparison(self, gain: float, needed: float, reference: float) -> str:
         name = f"{self._name} {show(reference)}"
@@ -339,7 +404,10 @@ class RunningCriterion:
             return f"{'gained' if gain > 0 else 'lost'} {amount} on {name}"
         return f"{'fell' if gain > 0 else 'rose'} by {amount} from {name}"
 
-    def _asked(self) -> str:
+    def _asked(self, needed: float) -> str:
+        if self._settings.errors:
+            times = show(self._settings.errors)
+            return f" where {show(needed, digits=3)} was asked, {times} standard errors of the gain"
         if self._share:
             return f" where {show(self._share * 100)} % was asked"
         absolute = self._settings.absolute

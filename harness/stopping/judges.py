@@ -8,6 +8,8 @@ from harness.stopping.divergence import DivergenceJudge
 from harness.stopping.improvement import ImprovementJudge
 from harness.stopping.judge import Judge, problems_of
 from harness.stopping.milestones import MilestonesJudge
+from harness.stopping.overfitting import OverfittingJudge
+from harness.stopping.plateau import PlateauJudge
 from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import TargetsJudge, expand
@@ -23,6 +25,7 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
         TargetsJudge(settings.targets, settings.targets_need, settings.hold, metrics),
         request,
         MilestonesJudge(settings.milestones, settings.budget, metrics),
+        OverfittingJudge(settings.gap, metrics),
         ImprovementJudge(
             settings.improvement,
             settings.improvement_needs,
@@ -30,13 +33,14 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
             metrics,
             whole_epochs=settings.every.epochs is not None,
         ),
+        PlateauJudge(settings.plateau, metrics),
         BudgetJudge(settings.budget),
     ]
 
 
 def problems(settings: StopSettings, metrics: Metrics) -> list[str]:
-    """All that is wrong with the settings for the metrics that there are: what names none,
-    contradicts one or cannot take effect on it.
+    """All problems of the settings, given the available metrics: names without a metric,
+    contradictions, settings without effect.
     """
     judges = judges_of(settings, metrics, RequestJudge())
     found = [problem for judge in judges for problem in judge.problems()]
@@ -62,8 +66,8 @@ def metrics_of(settings: StopSettings, metrics: Metrics) -> set[str]:
 
 
 def best_metric(settings: StopSettings, metrics: Metrics) -> tuple[str, Mode] | None:
-    """What the best checkpoint is best in: `best`, or the first improvement's metric, or the first
-    target's (validation), or val/loss.
+    """The metric by which checkpoints are ranked: `best`, or the first improvement's metric, or the
+    first target's (validation), or val/loss.
     """
     if settings.best is not None:
         name = settings.best.metric

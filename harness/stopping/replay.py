@@ -13,6 +13,7 @@ from typing import Any
 from harness.stopping.best import BestSoFar
 from harness.stopping.controller import StopController
 from harness.stopping.history import History
+from harness.stopping.improvement import error_of
 from harness.stopping.judges import judges_of, metrics_of, problems, refuse
 from harness.stopping.milestones import chance_of
 from harness.stopping.request import RequestJudge
@@ -149,7 +150,8 @@ def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricIn
         ]
         share = mode == "max" and words & _SHARES and all(0 <= value <= 1 for value in values)
         lower, upper = (0.0, 1.0) if share else (None, None)
-        infos[name] = MetricInfo(mode, lower, upper, chance_of(name) in history.metrics)
+        known = (chance_of(name) in history.metrics, error_of(name) in history.metrics)
+        infos[name] = MetricInfo(mode, lower, upper, *known)
     return infos
 
 

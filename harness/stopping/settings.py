@@ -16,32 +16,38 @@ from harness.stopping.divergence import Divergence, Spike
 from harness.stopping.improvement import Improvement
 from harness.stopping.judge import Need
 from harness.stopping.milestones import Milestone
+from harness.stopping.overfitting import Gap
+from harness.stopping.plateau import Plateau
 from harness.stopping.targets import Target
 
 
 class TrainSample(Section):
     """A fixed sample of the training split."""
 
-    samples: int = Field(ge=1, description="How many samples, the same at each evaluation.")
+    samples: int = Field(
+        ge=1, description="The number of samples, the same ones at each evaluation."
+    )
 
 
 class StopSettings(Section):
     """The whole `stop:` section."""
 
-    every: Every = Field(
-        Every(epochs=1), description="The interval: the stretch between two evaluations."
-    )
+    every: Every = Field(Every(epochs=1), description="The interval between two evaluations.")
     targets: dict[str, Target] = Field(
-        {}, description="What metrics must reach; a name without a split means train/ and val/."
+        {},
+        description="Values that metrics must reach; a name without a split means train/ and val/.",
     )
     targets_need: Need = Field(
         "all", description="Whether all targets or any of them must be reached."
     )
-    hold: int = Field(1, ge=1, description="Evaluations in a row at which the targets must hold.")
+    hold: int = Field(
+        1, ge=1, description="Consecutive evaluations at which the targets must hold."
+    )
     improvement: tuple[Improvement, ...] = Field(
         (),
         description=(
-            "What counts as getting better, and how long too little is borne: one, or a list."
+            "What counts as improvement, and how long too little is tolerated: one criterion, or "
+            "a list."
         ),
     )
     improvement_needs: Need = Field(
@@ -54,9 +60,21 @@ class StopSettings(Section):
             "one, or a list."
         ),
     )
+    gap: Gap | None = Field(
+        None,
+        description="How much worse validation may be than training before it counts as "
+        "overfitting.",
+    )
+    plateau: tuple[Plateau, ...] = Field(
+        (),
+        description=(
+            "Ends the training when none of these metrics is trending better: one, or a list."
+        ),
+    )
     best: BestMetric | None = Field(
         None,
-        description="What the best checkpoint is best in; null: the first improvement's metric.",
+        description="The metric by which checkpoints are ranked; null: the first improvement's "
+        "metric.",
     )
     divergence: tuple[Divergence, ...] = Field(
         (),
@@ -65,24 +83,27 @@ class StopSettings(Section):
     spike: Spike | None = Field(
         None,
         description=(
-            "What is done about sudden jumps of the training loss: warn, stop, or a mapping; "
-            "null: nothing."
+            "What to do about sudden jumps of the training loss: warn, stop, or a mapping; null: "
+            "nothing."
         ),
     )
     skipped_steps: int = Field(
-        20, ge=1, description="With fp16, so many skipped steps in a row are divergence."
+        20,
+        ge=1,
+        description="With fp16, the number of consecutive skipped steps that counts as divergence.",
     )
-    warmup: int = Field(0, ge=0, description="First intervals that are never stale.")
+    warmup: int = Field(0, ge=0, description="The number of first intervals that are never stale.")
     train_metrics: Literal["interval", "full"] | TrainSample = Field(
         "interval",
         description=(
-            "What training metrics are of: the interval's own batches, the whole training split, "
-            "or a fixed sample of it."
+            "What training metrics are computed on: the interval's own batches, the whole "
+            "training split, or a fixed sample of it."
         ),
     )
     budget: Budget | None = Field(
         None,
-        description="What the training may cost over all launches; the limit met first counts.",
+        description="The maximum length of the training over all launches; the first limit "
+        "reached counts.",
     )
 
     @field_validator("targets", mode="before")
@@ -90,7 +111,7 @@ class StopSettings(Section):
     def _none_is_empty(cls, value: object) -> object:
         return {} if value is None else value
 
-    @field_validator("improvement", "milestones", "divergence", mode="before")
+    @field_validator("improvement", "milestones", "plateau", "divergence", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         if value is None:
@@ -99,7 +120,7 @@ class StopSettings(Section):
             tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         )
 
-    @field_serializer("improvement", "milestones", "divergence")
+    @field_serializer("improvement", "milestones", "plateau", "divergence")
     def _as_given(self, values: tuple[Any, ...]) -> Any:
         """One alone is a mapping again, so that `stop.improvement.patience=3` reaches it."""
         return values[0] if len(values) == 1 else list(values)
@@ -112,7 +133,7 @@ class StopSettings(Section):
     @model_validator(mode="after")
     def _can_take_effect(self) -> Self:
         problems = []
-        if not self.targets and not self.improvement and self.budget is None:
+        if not (self.targets or self.improvement or self.plateau) and self.budget is None:
             problems.append("nothing ends the training: give targets, improvement or budget")
         problems += [
             f"{name} has no effect without {needed}"
@@ -125,13 +146,28 @@ class StopSettings(Section):
             if not getattr(self, needed)
             and getattr(self, name) != type(self).model_fields[name].default
         ]
+        if self.gap is not None and self.train_metrics == "interval":
+            problems.append(
+                "gap: metrics of an interval's own batches, while the network changes, are not to "
+                "be compared with those of validation; set train_metrics: full, or a sample"
+            )
         for index, criterion in enumerate(self.improvement):
+            if (
+                criterion.errors
+                and criterion.metric.startswith("train/")
+                and self.train_metrics == "interval"
+            ):
+                where = numbered("improvement", index, self.improvement)
+                problems.append(
+                    f"{where}.at_least: there is no standard error of metrics of an interval's own "
+                    "batches, while the network changes; set train_metrics, or name a val/ metric"
+                )
             unit, count = criterion.patience.unit, criterion.patience.count
             length = getattr(self.every, unit, None)
             if length is not None and count % length:
                 where = numbered("improvement", index, self.improvement)
                 problems.append(
-                    f"{where}.patience: {count} {unit} are no whole number of intervals of "
+                    f"{where}.patience: {count} {unit} are not a whole number of intervals of "
                     f"{length} {unit}; give a multiple of {length}"
                 )
         if problems:

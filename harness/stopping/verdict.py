@@ -1,4 +1,4 @@
-"""What the stop controller is given and what it answers: plain values, exact as JSON."""
+"""Inputs and outputs of the stop controller: plain values, exact as JSON."""
 
 import math
 from collections.abc import Mapping
@@ -11,14 +11,16 @@ SIGNS: Mapping[Mode, float] = {"max": 1.0, "min": -1.0}
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What a metric declares: whether more or less of it is better, the values it can take, and
-    whether the task says what the most frequent class alone would give.
+    """What a metric declares: whether more or less of it is better, the values it can take,
+    whether the task says what the most frequent class alone would give, and whether evaluations
+    know its standard error.
     """
 
     mode: Mode
     lower: float | None = None
     upper: float | None = None
     has_chance: bool = False
+    has_error: bool = False
 
     @property
     def better(self) -> str:
@@ -69,7 +71,7 @@ class CriterionVerdict(NamedTuple):
     `gain` is positive if the metric got better; `needed` was asked for, `reference` (of
     `reference_step`) is what both are measured from; None at the first value. `stale`: intervals in
     a row that fell short; `spent` of `patience` `unit` (intervals, epochs, steps or samples) are
-    used up.
+    used up. `raw`: the value as it was measured, where `value` is smoothed.
     """
 
     metric: str
@@ -84,6 +86,7 @@ class CriterionVerdict(NamedTuple):
     patience: int
     unit: str
     out: bool
+    raw: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Go on or stop, why, and in words.
+    """Whether to go on or stop, and why, in words.
 
     `reason`: that of the judge who stops the training, None to go on.
     `improved`: some criterion's rate was reached; `new_best`: any strict gain of the best metric.
@@ -141,7 +144,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def show(value: float, apart_from: float | None = None, digits: int = 4) -> str:
-    """A number for people: `digits` digits, or as many as tell it from `apart_from`."""
+    """A number for people: `digits` digits, or as many as distinguish it from `apart_from`."""
     text = _format(value, digits)
     if apart_from is None or value == apart_from:
         return text

@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.data.source import Learner
 from harness.errors import ConfigError
 from harness.metrics.confusion import Confusion
+from harness.metrics.errors import share_error
 from harness.metrics.metric import AnyMetric
 from harness.tasks.class_weights import BalancedWeights
 from harness.tasks.labels import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _SHARE = replace(ACCURACY, has_chance=True)
+_RATE = replace(_SHARE, has_error=True)
 
 
 class Classification(BaseTask):
@@ -67,7 +69,7 @@ class Classification(BaseTask):
             input,
             target,
             metrics,
-            {"loss": ERROR, "accuracy": _SHARE, "balanced_accuracy": _SHARE, "f1": _SHARE},
+            {"loss": ERROR, "accuracy": _RATE, "balanced_accuracy": _SHARE, "f1": _SHARE},
         )
         check_label_smoothing(label_smoothing)
         self._balanced = (
@@ -167,6 +169,10 @@ class Classification(BaseTask):
         majority = torch.zeros_like(table)
         majority[:, table.sum(1).argmax()] = table.sum(1)
         return confusion_values(majority)
+
+    def standard_errors(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        table = computed["confusion"]
+        return {"accuracy": share_error(int(table.diagonal().sum()), int(table.sum()))}
 
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, ...) class numbers; `probability`: (B, C, ...)."""

@@ -125,6 +125,13 @@ class Joint:
             for metric, value in task.chance(_of(name, computed)).items()
         }
 
+    def standard_errors(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        return {
+            f"{name}_{metric}": value
+            for name, task in self.heads.items()
+            for metric, value in task.standard_errors(_of(name, computed)).items()
+        }
+
     def infos(self) -> dict[str, MetricInfo]:
         infos = [(name, task.infos()) for name, task in self.heads.items()]
         own = {

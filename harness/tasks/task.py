@@ -74,6 +74,11 @@ class Task(Protocol):
         `has_chance`; a task without such metrics may lack this method.
         """
 
+    def standard_errors(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        """Those of the metrics whose infos say `has_error`; a task without such metrics may lack
+        this method.
+        """
+
     def infos(self) -> dict[str, MetricInfo]:
         """Which way each value is better and how far it can go; "loss" is among them."""
 
@@ -85,7 +90,10 @@ def known_metrics(task: Task, splits: Sequence[str]) -> dict[str, MetricInfo]:
     """What the stop settings may name: the task's metrics on each of the splits that are evaluated,
     by `split/name`.
     """
-    return {f"{split}/{name}": info for split in splits for name, info in task.infos().items()}
+    infos = task.infos()
+    if "loss" in infos:  # by micro-batches of the evaluation
+        infos["loss"] = dataclasses.replace(infos["loss"], has_error=True)
+    return {f"{split}/{name}": info for split in splits for name, info in infos.items()}
 
 
 Input = str | Sequence[str] | Mapping[str, str]
@@ -154,6 +162,9 @@ class BaseTask(Task):
         return {name: float(value) for name, value in computed.items() if value.dim() == 0}
 
     def chance(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
+
+    def standard_errors(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
 
     def infos(self) -> dict[str, MetricInfo]:

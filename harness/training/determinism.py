@@ -78,7 +78,7 @@ def settle(ranks: Ranks, work: Callable[[], None], found: list[str]) -> None:
         try:
             work()
         except RuntimeError as error:
-            name = name_of(str(error))
+            name = operation_in(str(error))
             if name is None:
                 raise
             return name
@@ -98,7 +98,7 @@ def settle(ranks: Ranks, work: Callable[[], None], found: list[str]) -> None:
     found += [name for name in refused if name not in found]
 
 
-def name_of(message: str) -> str | None:
+def operation_in(message: str) -> str | None:
     """The operation that a warning or an error of torch says to be not deterministic; None if it
     speaks of something else.
     """
@@ -117,7 +117,7 @@ def record_nondeterminism(found: list[str]) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        name = name_of(str(warning.message))
+        name = operation_in(str(warning.message))
         if name is None:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
@@ -130,7 +130,7 @@ def explain(error: RuntimeError, step: int | None) -> str | None:
     """A message for an operation that was not met before the first step and has no deterministic
     kernel; None if the error is another one.
     """
-    name = name_of(str(error))
+    name = operation_in(str(error))
     if name is None or not is_strict():
         return None
     where = "before the first step" if step is None else f"step {step:,}"

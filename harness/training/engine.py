@@ -34,7 +34,8 @@ from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
-from harness.training.determinism import name_of, record_nondeterminism, settle
+from harness.training.compiling import compile_forward
+from harness.training.determinism import operation_in, record_nondeterminism, settle
 from harness.training.items import Count, Items
 from harness.training.network_state import (
     NetworkState,
@@ -67,12 +68,16 @@ class Engine:
         seed_ambient(seed_for(config.run.seed, "network"))
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
         give_buffers_memory(self.network)
+        if config.train.channels_last:
+            self.network.to(memory_format=torch.channels_last)
         self._num_slots = config.batch.size // config.batch.micro_size
         self._parts = config.parts
         self._find_unused = config.train.find_unused_parameters
         network_parts.check_parts(self.network, self._parts)
         network_parts.freeze(self.network, self._parts)
         self._probe(to_device(probe, self.device))
+        if config.train.compile:
+            compile_forward(self.network, self.device, config.run.exactness != "none")
         self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
         self.stepper = Stepper(self.optimizer, accelerator.scaler, config.train.clip_grad_norm)
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -286,7 +291,7 @@ def explained(where: str, what: str, batch: Batch) -> Iterator[None]:
     except (HarnessError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and name_of(str(error)) is not None:
+        if isinstance(error, RuntimeError) and operation_in(str(error)) is not None:
             raise
         shapes = {name: kind_of(one) for name, one in batch.items() if isinstance(one, Tensor)}
         raise ConfigError(

@@ -3,7 +3,7 @@ ranks, without a trace in the training.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,13 +18,16 @@ from harness.data.sampling import Permutation
 from harness.data.split import Split
 from harness.errors import DataError
 from harness.interrupt import Interruption
+from harness.metrics.errors import mean_error
 from harness.metrics.exact import exact_sum
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import preserve_random, seed_ambient, seed_for
 from harness.ranks.heartbeat import EVALUATION, EVALUATION_DATA, METRICS
 from harness.ranks.ranks import Ranks
+from harness.stopping.improvement import error_of
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task
+from harness.training.companions import loss_errors_of
 from harness.training.items import total
 from harness.training.network_state import BufferState
 
@@ -32,7 +35,7 @@ from harness.training.network_state import BufferState
 @dataclass(frozen=True)
 class EvaluationPlan:
     """How a split is evaluated: micro-batches of `size`, workers and how they are waited for, and
-    the samples if not all.
+    the samples if not all; `with_error`: the standard error of the loss is wanted too.
     """
 
     split: Split
@@ -40,6 +43,7 @@ class EvaluationPlan:
     num_workers: int = 0
     samples: NDArray[np.int64] | None = None
     patience: Patience = FOREVER
+    with_error: bool = False
 
 
 def evaluation_plans(
@@ -51,7 +55,7 @@ def evaluation_plans(
     size = config.evaluation.micro_size or config.batch.micro_size
     patience = Patience(data_limit_s(config.run.timeout_s), interruption.check)
     plans = {}
-    wanted = config.stop.train_metrics
+    wanted, errors = config.stop.train_metrics, loss_errors_of(config.stop)
     if wanted != "interval":
         train = splits["train"]
         chosen = (
@@ -59,10 +63,12 @@ def evaluation_plans(
             if isinstance(wanted, TrainSample)
             else None
         )
-        plans["train"] = EvaluationPlan(train, size, config.data.num_workers, chosen, patience)
+        plans["train"] = EvaluationPlan(
+            train, size, config.data.num_workers, chosen, patience, "train" in errors
+        )
     if "val" in splits:
         plans["val"] = EvaluationPlan(
-            splits["val"], size, config.data.num_workers, patience=patience
+            splits["val"], size, config.data.num_workers, None, patience, "val" in errors
         )
     return plans
 
@@ -133,9 +139,22 @@ def evaluate(
         )
     computed = metrics.compute(ranks)
     loss = exact_sum(loss_sums) / num_items
-    return Result(
-        {"loss": loss, **require_defined(task.values(computed), loss, plan.split.where)}, computed
-    )
+    values = {"loss": loss, **require_defined(task.values(computed), loss, plan.split.where)}
+    if plan.with_error:
+        values |= loss_error(loss_sums, items, ranks)
+    return Result(values, computed)
+
+
+def loss_error(
+    loss_sums: Sequence[float], items: Sequence[Tensor | int], ranks: Ranks
+) -> dict[str, float]:
+    """The standard error of the loss; {} for too few micro-batches. Called by every rank.
+
+    `loss_sums`: of the micro-batches of all ranks; `items`: how many each of this rank's had.
+    """
+    counts = [one for mine in ranks.gather([int(one) for one in items]) for one in mine]
+    error = mean_error(loss_sums, counts)
+    return {} if error is None else {error_of("loss"): error}
 
 
 def require_defined(values: Mapping[str, float], loss: float, where: str) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ from harness.stopping.history import EXTRA
 from harness.stopping.verdict import Evaluation, Verdict
 from harness.training.agenda import Request
 from harness.training.agreement import check_agreement
-from harness.training.chance import chance_values
+from harness.training.companions import companions
 from harness.training.ending import conclude
 from harness.training.evaluation import evaluate, undefined_in
 from harness.training.losses import mean_loss
@@ -204,7 +204,7 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
             values |= {f"{split}/{name}": value for name, value in result.values.items()}
             tables |= {f"{split}/{name}": value for name, value in result.computed.items()}
         seen = {"train": computed} | {split: one.computed for split, one in results.items()}
-        values |= chance_values(run.config.stop, run.task, seen)
+        values |= companions(run.config.stop, run.task, seen)
     record = {**run.position(), **values, "lr": run.engine.learning_rate()}
     if extra:
         record[EXTRA] = True

@@ -25,7 +25,7 @@ def build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: Parts) -
     Raises ConfigError.
     """
     wanted = dict(spec)
-    name = str(wanted["_target_"]).replace(":", ".")
+    name = components.target_of(wanted)
     if name in _FUSED and not {"fused", "foreach", "capturable", "differentiable"} & wanted.keys():
         # Fused kernels know no complex numbers
         wanted["fused"] = all(

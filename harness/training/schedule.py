@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from harness import components
 from harness.checkpoint import exact_json
-from harness.config.schedules import name_of
+from harness.components import target_of
 from harness.errors import CheckpointError, ConfigError
 from harness.schedules import ByStep
 from harness.wording import first_line
@@ -27,7 +27,7 @@ def build_schedule(spec: Mapping[str, Any], optimizer: Optimizer) -> Any:
     ]
     if lacks:
         raise ConfigError(
-            f"schedule: {name_of(spec)} has no {', '.join(lacks)}. A schedule has the methods of "
+            f"schedule: {target_of(spec)} has no {', '.join(lacks)}. A schedule has the methods of "
             "torch's."
         )
     needed = [
@@ -37,7 +37,7 @@ def build_schedule(spec: Mapping[str, Any], optimizer: Optimizer) -> Any:
     ]
     if needed:
         raise ConfigError(
-            f"schedule: {name_of(spec)} is stepped with {', '.join(needed)}, and here a schedule "
+            f"schedule: {target_of(spec)} is stepped with {', '.join(needed)}, and here a schedule "
             "is stepped once an optimizer step, with nothing. To follow a metric use "
             "harness.schedules.Plateau, or give your own a method observe(metrics)."
         )
@@ -45,7 +45,7 @@ def build_schedule(spec: Mapping[str, Any], optimizer: Optimizer) -> Any:
         exact_json.dumps(schedule.state_dict(), "its state")
     except CheckpointError as error:
         raise ConfigError(
-            f"schedule: {name_of(spec)} cannot be saved: {error} Give rates as numbers, and "
+            f"schedule: {target_of(spec)} cannot be saved: {error} Give rates as numbers, and "
             "functions as objects with plain attributes."
         ) from error
     return schedule

@@ -91,7 +91,7 @@ def test_a_checkpoint_may_not_lead_to_other_code_by_any_way(target: str, reason:
     message = refusal(target)
     shown = target.replace(":", ".")
     assert message.startswith(f"network.layers[0]._target_: {shown} {reason}"), message
-    assert f"If you trust this one, add --allow {shown}." in message
+    assert f"If you trust this one, add --allow {shown}: it is then built." in message
 
 
 def test_what_is_refused_is_not_imported() -> None:

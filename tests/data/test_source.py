@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from harness.data.source import (
-    SOURCE_PARTS,
-    TREATMENT_PARTS,
+    SOURCE_MEMBERS,
+    TREATMENT_MEMBERS,
     as_columns,
     gather_of,
     known_of,
@@ -28,7 +28,7 @@ from harness.data.source import (
 ROOT = Path(__file__).parents[2]
 
 
-def parts_of(protocols: tuple[type, ...]) -> set[str]:
+def members_of(protocols: tuple[type, ...]) -> set[str]:
     """The names that protocols declare, and the parameters that mark a treatment."""
     names: set[str] = set()
     for protocol in protocols:
@@ -53,16 +53,16 @@ def documented(page: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("page", "protocols"), [("sources.md", SOURCE_PARTS), ("treatments.md", TREATMENT_PARTS)]
+    ("page", "protocols"), [("sources.md", SOURCE_MEMBERS), ("treatments.md", TREATMENT_MEMBERS)]
 )
 def test_the_page_lists_exactly_what_the_protocols_declare(
     page: str, protocols: tuple[type, ...]
 ) -> None:
-    assert documented(page) == parts_of(protocols)
+    assert documented(page) == members_of(protocols)
 
 
 def test_only_the_contract_looks_for_optional_parts() -> None:
-    names = "|".join(parts_of(SOURCE_PARTS) | parts_of(TREATMENT_PARTS))
+    names = "|".join(members_of(SOURCE_MEMBERS) | members_of(TREATMENT_MEMBERS))
     asks = re.compile(rf"(?:hasattr|getattr)\([^)]*\"(?:{names})\"")
     asking = {
         path.relative_to(ROOT).as_posix()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.checkpoint.history import read_history
-from harness.checkpoint.read import list_checkpoints, load_trainer, verify_checkpoint
+from harness.checkpoint.read import inspect, list_checkpoints, load_trainer
 from harness.stopping.record import rows_by_column
 from tests.resume.test_exact import assert_same, finish, last_state, launch
 from tests.resume.test_old_run import OLD
@@ -67,7 +67,7 @@ def test_one_checkpoint_carried_elsewhere_goes_on_with_the_same_bits(
     shutil.rmtree(tmp_path / "run")
     finish(tmp_path / "other", 1, *OFTEN, f"run.resume={carried}")
     assert last_state(tmp_path / "other") == last_state(whole)
-    assert verify_checkpoint(carried) == []
+    assert inspect(carried, verify="full").problems == []
 
 
 def test_a_checkpoint_of_the_first_format_holds_its_evaluations_in_its_trainer_state(

@@ -29,7 +29,9 @@ def test_the_order_of_precedence_is_that_of_the_docs() -> None:
         "targets_reached",
         "stop_requested",
         "hopeless",
+        "overfitting",
         "no_improvement",
+        "plateau",
         "budget",
     ]
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from harness.errors import ConfigError
+from harness.metrics.interval import IntervalMetrics
+from harness.ranks.ranks import Ranks
 from harness.stopping.controller import StopController
 from harness.stopping.history import read_history
 from harness.stopping.replay import replay
@@ -143,9 +145,9 @@ def test_chance_is_what_the_most_frequent_class_gives() -> None:
     task = Classification("x", "y")
     task.fit_to(torch.zeros(1, 3))
     targets = torch.tensor([0, 1, 1, 1, 2, 2, 1])
-    metrics = task.metrics()
-    task.update(metrics, torch.eye(3)[[2, 1, 0, 0, 2, 2, 1]], {"y": targets})
-    found = task.chance({"confusion": metrics["confusion"].compute()})
+    metrics = IntervalMetrics(task.metrics())
+    metrics.update(task, torch.eye(3)[[2, 1, 0, 0, 2, 2, 1]], {"y": targets}, 0)
+    found = task.chance(metrics.compute(Ranks()))
     always = torch.ones_like(targets)
     assert found["accuracy"] == accuracy_score(targets, always)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, always))

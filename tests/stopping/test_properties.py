@@ -62,6 +62,13 @@ def all_settings(draw: st.DrawFn) -> StopSettings:
             {"metric": "val/gain", "below": -0.9},
         ]
     if draw(st.booleans()):
+        chosen["gap"] = {"metric": "loss", "above": 0.25, "for": draw(st.integers(1, 3))}
+        chosen["train_metrics"] = "full"
+        chosen["plateau"] = [
+            {"metric": "val/gain", "over": draw(st.integers(4, 6))},
+            {"metric": "val/loss", "over": 4, "confidence": 0.5},
+        ]
+    if draw(st.booleans()):
         chosen["milestones"] = [
             {"metric": "val/accuracy", "at_least": 0.5, "by": {"steps": 60}},
             {"metric": "val/loss", "at_most": 0.25, "by": {"samples": 200}},

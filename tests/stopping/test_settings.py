@@ -81,6 +81,7 @@ def test_one_alone_is_written_as_a_mapping() -> None:
         "metric": "val/f1",
         "at_least": "5%",
         "from": "best",
+        "smooth": None,
         "patience": 5,
         "cooldown": 0,
         "mode": None,
@@ -130,7 +131,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"improvement": {"metric": "val/f1", "patience": 1, "at_least": -0.1}},
-        "neither can be negative",
+        "none can be negative",
     ),
     (
         {"improvement": {"metric": "val/f1", "patience": 1, "at_least": "-5%"}},
@@ -150,7 +151,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"improvement": {"metric": "val/f1", "patience": 1, "patiance": 1}}, "patiance"),
     (
         {"improvement": {"metric": "val/f1", "patience": {"epochs": 3}}, "every": {"epochs": 2}},
-        "3 epochs are no whole number of intervals of 2 epochs",
+        "3 epochs are not a whole number of intervals of 2 epochs",
     ),
     (
         {"improvement": {"metric": "val/f1", "patience": {"steps": 25}}, "every": {"steps": 10}},

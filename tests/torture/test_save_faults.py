@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from harness.checkpoint.history import read_history
-from harness.checkpoint.read import choose, list_checkpoints, verify_checkpoint
+from harness.checkpoint.read import choose, inspect, list_checkpoints
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.ranks.ranks import Ranks
@@ -205,7 +205,9 @@ class Scene:
         left = names_in(directory, lambda name: not name.startswith("aside-"))
         assert left == ["best", "latest", "step-00000001", f"step-{self.new + 1:08}"]
         assert (
-            verify_checkpoint(directory / "best") == verify_checkpoint(directory / "latest") == []
+            inspect(directory / "best", verify="full").problems
+            == inspect(directory / "latest", verify="full").problems
+            == []
         )
 
 
@@ -344,7 +346,7 @@ def test_an_error_of_every_call_of_a_save(
                 assert os.strerror(getattr(errno, error)) in (failure or warning), (call, answer)
                 assert is_new or failure, (call, answer)
                 assert later == [scene.new + 1, None, None], (call, answer)
-            assert verify_checkpoint(directory / f"step-{scene.new + 1:08}") == []
+            assert inspect(directory / f"step-{scene.new + 1:08}", verify="full").problems == []
             assert choose(directory, "auto").skipped == []
             assert names_in(directory, lambda name: name.startswith(".")) == []
 

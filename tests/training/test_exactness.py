@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.checkpoint.read import list_checkpoints
-from harness.training.determinism import name_of
+from harness.training.determinism import operation_in
 from harness.training.environment import differences
 from tests.pool import Launched, train_on_ranks
 
@@ -66,8 +66,8 @@ def test_one_that_the_trial_did_not_meet_ends_the_run_with_its_name(tmp_path: Pa
 def test_torch_s_sentences_are_known() -> None:
     said = {text for path in LIBRARIES for text in sentences(path.read_bytes())}
     assert len(said) >= 2
-    assert [text for text in said if name_of(f"some_op{text}") is None] == []
-    assert name_of("Flash Attention defaults to a non-deterministic algorithm. ") == (
+    assert [text for text in said if operation_in(f"some_op{text}") is None] == []
+    assert operation_in("Flash Attention defaults to a non-deterministic algorithm. ") == (
         "Flash Attention"
     )
     cublas = (
@@ -75,8 +75,8 @@ def test_torch_s_sentences_are_known() -> None:
         "or `at::Context::setDeterministicAlgorithms(true)`, but this operation is not "
         "deterministic because it uses CuBLAS and you have CUDA >= 10.2."
     )
-    assert name_of(cublas) == "CuBLAS"
-    assert name_of("expected scalar type Float but found Double") is None
+    assert operation_in(cublas) == "CuBLAS"
+    assert operation_in("expected scalar type Float but found Double") is None
 
 
 def test_another_machine_is_told_and_the_run_stays_inexact(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""Columns of texts in little memory: each distinct text once, or written when it is asked for."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class _Column(Sequence[str]):
+    """N texts; equal to any other sequence of the same texts."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment] # as a list has none
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def take(self, rows: NDArray[Any]) -> "_Column":
+        """rows: (M,) -> M texts"""
+        raise NotImplementedError
+
+    def _of(self, span: slice) -> "_Column":
+        return self.take(np.arange(len(self))[span])
+
+
+class Texts(_Column):
+    """N texts, many of them equal: `words[codes[i]]`, each word once."""
+
+    def __init__(self, words: Sequence[str], codes: NDArray[np.integer]) -> None:
+        self.words = words
+        self.codes = codes
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Texts":
+        """The same texts; `texts` itself if it is of this class."""
+        if isinstance(texts, Texts):
+            return texts
+        code_of: dict[str, int] = {}
+        read = (code_of.setdefault(text, len(code_of)) for text in texts)
+        codes = np.fromiter(read, np.int32, len(texts))
+        return cls([*code_of], codes)
+
+    @classmethod
+    def joined(cls, columns: Sequence["Texts"]) -> "Texts":
+        """Columns one after another."""
+        if len(columns) == 1:
+            return columns[0]
+        words = cls.of([word for column in columns for word in column.words])
+        begins = np.cumsum([0, *(len(column.words) for column in columns)])
+        parts = [
+            words.codes[begin : begin + len(column.words)][column.codes]
+            for begin, column in zip(begins, columns, strict=False)
+        ]
+        return cls(words.words, np.concatenate(parts))
+
+    def used(self) -> "Texts":
+        """The same texts, with only those words that occur."""
+        occurs = np.bincount(self.codes, minlength=len(self.words)) > 0
+        if occurs.all():
+            return self
+        words = [self.words[place] for place in np.flatnonzero(occurs).tolist()]
+        return Texts(words, (np.cumsum(occurs) - 1)[self.codes])
+
+    def counts(self) -> Counter[str]:
+        """How often each word occurs."""
+        numbers = np.bincount(self.codes, minlength=len(self.words)).tolist()
+        return Counter(
+            {word: count for word, count in zip(self.words, numbers, strict=True) if count}
+        )
+
+    def rows_by_word(self) -> dict[str, NDArray[np.int64]]:
+        """{word: where it occurs, ascending}, of those words that occur."""
+        texts = self.used()
+        ordered = np.argsort(texts.codes, kind="stable")
+        parts = np.split(ordered, np.cumsum(np.bincount(texts.codes))[:-1])
+        return dict(zip(texts.words, parts, strict=True)) if len(self) else {}
+
+    def take(self, rows: NDArray[Any]) -> "Texts":
+        return Texts(self.words, self.codes[rows])
+
+    def array(self) -> NDArray[np.str_]:
+        """(N,)"""
+        texts: NDArray[np.str_] = np.array(self.words, dtype=np.str_)[self.codes]
+        return texts
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Column": ...
+    def __getitem__(self, index: int | slice) -> "str | _Column":
+        return self._of(index) if isinstance(index, slice) else self.words[self.codes[index]]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.words.__getitem__, self.codes.tolist())
+
+
+class Written(_Column):
+    """N numbers, as texts."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values
+
+    def take(self, rows: NDArray[Any]) -> "Written":
+        return Written(self.values[rows])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Column": ...
+    def __getitem__(self, index: int | slice) -> "str | _Column":
+        if isinstance(index, slice):
+            return self._of(index)
+        return str(self.values[index].item())
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, self.values.tolist())
