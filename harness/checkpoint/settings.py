@@ -9,14 +9,14 @@ from harness.stopping.budget import Every
 
 
 class SaveEvery(Section):
-    """The stretch between two checkpoints: every N epochs, K steps or M minutes."""
+    """How often checkpoints are saved: every N epochs, K steps or M minutes."""
 
-    steps: int | None = Field(None, ge=1, description="Every so many optimizer steps.")
+    steps: int | None = Field(None, ge=1, description="Every N optimizer steps.")
     epochs: int | None = Field(
-        None, ge=1, description="Every so many epochs, on the first step that completes one."
+        None, ge=1, description="Every N epochs, on the first step that completes one."
     )
     minutes: float | None = Field(
-        None, gt=0, description="Every so many minutes, by the clock of the first process."
+        None, gt=0, description="Every N minutes, by the clock of the first process."
     )
 
     @model_validator(mode="after")
@@ -34,8 +34,8 @@ class CheckpointConfig(Section):
 
     every: SaveEvery | Literal["auto"] | None = Field(
         None,
-        description="The stretch between two checkpoints; auto: by what a save costs and how often "
-        "the run fails; null: one at each evaluation.",
+        description="How often checkpoints are saved; auto: from the cost of a save and how often "
+        "the run fails; null: at each evaluation.",
     )
     max_overhead: float = Field(
         0.01,
@@ -46,13 +46,14 @@ class CheckpointConfig(Section):
     failures_per_day: float | None = Field(
         None,
         gt=0,
-        description="With every: auto, how often a day of training is cut off, on all machines "
-        "together. null: as seen in this run.",
+        description="With every: auto, failures per day of training, on all machines together. "
+        "null: as observed in this run.",
     )
-    keep_last: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
-    keep_best: int = Field(1, ge=1, description="How many of the best checkpoints are kept.")
+    keep_last: int = Field(2, ge=1, description="The number of newest checkpoints kept.")
+    keep_best: int = Field(1, ge=1, description="The number of best checkpoints kept.")
     keep_every: Every | None = Field(
-        None, description="The first checkpoint of each such stretch is kept for good. null: none."
+        None,
+        description="The first checkpoint of each such period is kept permanently. null: none.",
     )
     verify: Literal["full", "size"] = Field(
         "full",
@@ -61,7 +62,9 @@ class CheckpointConfig(Section):
             "hold tensors (size)."
         ),
     )
-    max_failures: int = Field(3, ge=1, description="So many failed saves in a row end the run.")
+    max_failures: int = Field(
+        3, ge=1, description="The number of consecutive failed saves that ends the run."
+    )
     timeout_s: float = Field(
         1800.0, gt=0, description="Seconds after which a save counts as failed."
     )

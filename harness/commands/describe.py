@@ -1,8 +1,7 @@
 """`fermarsi describe`: the shapes of a micro-batch in a network, and the memory that training it
 takes on each rank.
 
-Nothing is computed by rules: one real forward and backward pass is made and one step of the
-optimizer, and what they leave is measured.
+Everything is measured: from one real forward and backward pass and one optimizer step.
 """
 
 import sys
@@ -131,7 +130,10 @@ def describe_network(
     task: Task = components.build(config.task, "task")
     batch = to_device(_micro_batch(config, task), torch.device("cpu"))
     accelerator = start_accelerator(
-        config.train.precision, config.run.exactness, config.run.timeout_s
+        config.train.precision,
+        config.run.exactness,
+        config.run.timeout_s,
+        config.train.matmul_precision,
     )
     engine = Engine(config, accelerator, task, batch)
     engine.wrap(Ranks())
@@ -184,7 +186,7 @@ def _micro_batch(config: Config, task: Task) -> Batch:
 
 @contextmanager
 def _watching(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
-    """Record in `rows` the shapes that each module takes and gives in its first call."""
+    """Record in `rows` the shapes that each module takes and returns in its first call."""
 
     def note(row: Row, args: Any, kwargs: Any, output: Any) -> None:
         if row.calls == 0:

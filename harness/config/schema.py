@@ -264,6 +264,28 @@ class TrainConfig(Section):
             "graph and, on a GPU, a host wait per step."
         ),
     )
+    compile: bool = Field(
+        False,
+        description=(
+            "Compile the network with torch.compile before the first step, each shape of its input "
+            "separately (64 at most). It identifies a run: the bits differ from those without."
+        ),
+    )
+    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
+        None,
+        description=(
+            "Precision of float32 matrix products (torch.set_float32_matmul_precision): highest "
+            "(float32), high (TF32 where the GPU has it), medium (bfloat16). null: highest; with "
+            "run.exactness: none, high."
+        ),
+    )
+    channels_last: bool = Field(
+        False,
+        description=(
+            "Keep the weights of convolutions, and images with them, with their channels last in "
+            "memory, which is faster on GPUs."
+        ),
+    )
 
 
 class EvaluationConfig(Section):

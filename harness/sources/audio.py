@@ -12,30 +12,40 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
+from harness.sources.container_sound import is_container, read_container
 from harness.sources.files import OnError, decodable, need
 from harness.sources.mistaken import what_is
 from harness.sources.sound_files import FORMATS, is_cut
+from harness.sources.source import span_columns
 from harness.sources.split import Part, Rule
 
 Align = Literal["start", "centre"]
 Wave = NDArray[np.float32]
+Channels = int | Literal["mono"]
 _LOSSY = 1.5  # what decoders make of sound that was at most 1
+_LOSSY_FORMATS = ("OGG", "MP3")
 
 
 class Recordings(Collection):
-    """WAV, FLAC, OGG and other files (`FORMATS` in sound_files.py), all of one length, channel
-    count and sampling rate.
+    """WAV, FLAC, OGG, MP3 and other files (`FORMATS` in sound_files.py), and the sound of M4A, MP4,
+    WMA and WebM files, all of one channel count and sampling rate.
 
     A sample: `wave` (C, seconds x rate) float32 in [-1, 1] (floats beyond are kept, with a
-    warning), and `label` int64 if the path has a
-    {label}. `files`: e.g. `speech/{label}/*.wav` or `digits/{label}_{speaker}_{take}.wav`, or
+    warning), and `label` int64 if the path has a {label}. Without `hop_s` the beginning of each
+    recording; with it windows of `seconds`, one every `hop_s` seconds, up to its end, so that no
+    sound is left out; the last is filled up with silence. Shorter recordings are padded as
+    `WaveReader` describes.
+
+    `files`: e.g. `speech/{label}/*.wav` or `digits/{label}_{speaker}_{take}.wav`, or
     `speech/metadata.csv`, a table that lists them; its `columns`, e.g. {age: number}, are
     added to samples (see `Collection`). Classes are numbered in the order of `classes`, by default
-    by name. Waves are cut or padded as `WaveReader` describes.
+    by name. All windows of a recording are in one part. Known of windows: "recording", "start" and
+    "stop", in samples at `rate_hz`.
 
     `keep`: "memory" decodes every file at start-up, so that a corrupt file is found then (with
     `on_error: skip` it is skipped and named in `skipped`); "disk" checks headers only and decodes
-    a file when it is read. Raises a DataError that names the file.
+    a file when it is read: of WAV, FLAC and the like only the window, of others and with another
+    rate all of it. Raises a DataError that names the file.
     """
 
     version = 2  # labels as harness.data.written.text_of writes values
@@ -49,14 +59,62 @@ class Recordings(Collection):
         split: Rule | None = None,
         classes: Sequence[Any] | None = None,
         columns: Mapping[str, Kind] | None = None,
-        channels: int = 1,
+        channels: Channels = 1,
         resample: bool = False,
         align: Align = "start",
         keep: Keep = "memory",
         on_error: OnError = "stop",
+        hop_s: float | None = None,
     ) -> None:
-        self.reader = WaveReader(rate_hz, seconds, channels, resample, align)
+        self.reader: WaveReader = WaveReader(rate_hz, seconds, channels, resample, align)
+        if hop_s is not None and (align != "start" or round(hop_s * rate_hz) < 1):
+            raise ConfigError(
+                f"hop_s, align: {hop_s} and {align}: windows begin at the start, at least one "
+                "sample apart. Increase hop_s, or remove align."
+            )
+        self._hop = None if hop_s is None else round(hop_s * rate_hz)
         super().__init__("wave", files, part, split, classes, keep, on_error, columns)
+
+    def known(self) -> dict[str, list[str]]:
+        """{field: (N,) texts}: the fields of the paths, and with `hop_s` recording, start, stop."""
+        known = super().known()
+        if self._hop is None:
+            return known
+        return {**known, **span_columns(known["path"], self._begins, self._stops)}
+
+    def _read(self, path: Path) -> Wave:
+        if self._hop is None:
+            return self.reader.read(path, str(path))
+        return self.reader.whole(path, str(path))
+
+    def _check(self, path: Path) -> int:
+        return self.reader.check(path, str(path))
+
+    def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
+        if self._hop is None:
+            return super()._arrange(read, in_memory=in_memory)
+        self._waves: list[Wave] | None = read if in_memory else None
+        lengths = np.array([wave.shape[1] for wave in read] if in_memory else read, np.int64)
+        surplus = np.maximum(lengths - self.reader.num_frames, 0)
+        # With a hop longer than a window the next may begin after the end
+        counts = np.minimum(1 + -(-surplus // self._hop), -(-lengths // self._hop))
+        self._begins = np.concatenate([np.arange(count) for count in counts]) * self._hop
+        file_of = np.repeat(np.arange(len(read)), counts)
+        self._stops = np.minimum(self._begins + self.reader.num_frames, lengths[file_of])
+        return file_of
+
+    def _gather(self, indices: list[int]) -> Wave:
+        """(B, C, T)"""
+        if self._hop is None:
+            return super()._gather(indices)
+        return np.stack([self._window(index) for index in indices])
+
+    def _window(self, index: int) -> Wave:
+        number, begin = int(self._file_of[index]), int(self._begins[index])
+        if self._waves is not None:
+            return self.reader.fitted(self._waves[number][:, begin:])
+        path = self.files.paths[number]
+        return self.reader.window(path, str(path), begin)
 
 
 class WaveReader:
@@ -65,14 +123,15 @@ class WaveReader:
 
     A longer recording is cut, a shorter one padded with silence: at its end, or with `align:
     centre` on both sides. A recording with a rate other than `rate_hz` is rejected, or with
-    `resample` converted by a polyphase filter (scipy.signal.resample_poly).
+    `resample` converted by a polyphase filter (scipy.signal.resample_poly). `channels: mono` takes
+    the mean of however many there are.
     """
 
     def __init__(
         self,
         rate_hz: int,
         seconds: float,
-        channels: int = 1,
+        channels: Channels = 1,
         resample: bool = False,
         align: Align = "start",
     ) -> None:
@@ -81,6 +140,8 @@ class WaveReader:
             raise ConfigError(
                 f"rate_hz, seconds: {rate_hz} and {seconds} give an empty wave. Increase them."
             )
+        if channels != "mono" and (not isinstance(channels, int) or channels < 1):
+            raise ConfigError(f"channels: {channels!r}: give their number, or mono.")
         self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
         self._resample, self._align = resample, align
         self._told = False
@@ -88,23 +149,60 @@ class WaveReader:
 
     def read(self, file: Path | bytes, name: str) -> Wave:
         """The wave (C, T) of a recording, with the requested rate and length."""
+        return self.fitted(self.whole(file, name))
+
+    def whole(self, file: Path | bytes, name: str) -> Wave:
+        """The wave (C, T) of a recording, with the requested rate and its own length."""
+        if is_container(file):
+            rate_hz, frames = read_container(file, name)
+            self._require(name, frames.shape[1], rate_hz)
+            return self._prepared(name, frames, rate_hz, lossy=True)
         head = self._inspect(file, name)
-        num_frames = int(head.frames)
-        soundfile = _decoder()
-        try:
-            frames, rate_hz = soundfile.read(decodable(file), dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise DataError(f"{name}: cannot be decoded: {error}. It may be truncated.") from error
-        if len(frames) != num_frames:
-            raise DataError(
-                f"{name}: {len(frames)} frames, but its header declares {num_frames}. It may be "
-                "truncated."
-            )
+        frames = _decoded(file, name, 0, int(head.frames))
+        return self._prepared(name, frames, head.samplerate, lossy=head.format in _LOSSY_FORMATS)
+
+    def window(self, file: Path | bytes, name: str, begin: int) -> Wave:
+        """The wave (C, T) from a sample on, counted at the requested rate."""
+        if not is_container(file):
+            head = self._inspect(file, name)
+            if head.samplerate == self.rate_hz and head.format not in _LOSSY_FORMATS:
+                count = max(0, min(self.num_frames, int(head.frames) - begin))
+                frames = _decoded(file, name, begin, count)
+                return self.fitted(self._prepared(name, frames, self.rate_hz, lossy=False))
+        # Decoders of lossy formats do not give the same after a jump
+        return self.fitted(self.whole(file, name)[:, begin:])
+
+    def check(self, file: Path | bytes, name: str) -> int:
+        """How many samples a recording has at the requested rate, as its header declares.
+
+        Raises DataError for one that is not as requested, or that is truncated.
+        """
+        if is_container(file):  # whose headers do not say it exactly
+            return int(self.whole(file, name).shape[1])
+        head = self._inspect(file, name)
+        return -(-int(head.frames) * self.rate_hz // int(head.samplerate))
+
+    def fitted(self, wave: Wave) -> Wave:
+        """(C, any T) -> (C, num_frames)."""
+        surplus = wave.shape[1] - self.num_frames
+        before = abs(surplus) // 2 if self._align == "centre" else 0
+        if surplus >= 0:
+            return np.ascontiguousarray(wave[:, before : before + self.num_frames])
+        fitted = np.zeros((len(wave), self.num_frames), dtype=np.float32)
+        fitted[:, before : before + wave.shape[1]] = wave
+        return fitted
+
+    def _prepared(
+        self, name: str, frames: NDArray[np.float32], rate_hz: int, *, lossy: bool
+    ) -> Wave:
+        """(T, C) as decoded -> (C, T) at the requested rate."""
         if len(frames) == 0:
             raise DataError(f"{name}: it contains no sound. Remove it.")
         if not np.isfinite(frames).all():
             raise DataError(f"{name}: it contains NaN or infinite values. Remove it.")
-        self._tell_loud(name, frames, most=_LOSSY if head.format in ("OGG", "MP3") else 1.0)
+        self._tell_loud(name, frames, most=_LOSSY if lossy else 1.0)
+        if self.channels == "mono":
+            frames = frames.mean(axis=1, keepdims=True)
         if rate_hz != self.rate_hz:
             common = gcd(rate_hz, self.rate_hz)
             # Loaded when used
@@ -113,14 +211,7 @@ class WaveReader:
             frames = resample_poly(
                 frames, self.rate_hz // common, rate_hz // common, axis=0
             ).astype(np.float32)
-        return self._fitted(frames.T)
-
-    def check(self, file: Path | bytes, name: str) -> int:
-        """How many frames a recording declares.
-
-        Raises DataError for one that is not as requested, or that is truncated.
-        """
-        return int(self._inspect(file, name).frames)
+        return frames.T
 
     def _inspect(self, file: Path | bytes, name: str) -> Any:
         """What soundfile says of a recording. Raises DataError as `check`."""
@@ -134,23 +225,26 @@ class WaveReader:
         if head.format not in FORMATS:
             raise DataError(
                 f"{name}: {head.format_info}: whether such a file is whole cannot be told. Convert "
-                f"it to WAV or FLAC; read are {', '.join(FORMATS)}."
+                f"it to WAV or FLAC; read are {', '.join(FORMATS)}, M4A, MP4, WMA, WebM."
             )
         if is_cut(file):
             raise DataError(
                 f"{name}: truncated: it ends before the length it declares. Download it again."
             )
-        if head.channels != self.channels:
+        self._require(name, head.channels, head.samplerate)
+        return head
+
+    def _require(self, name: str, channels: int, rate_hz: int) -> None:
+        if self.channels not in ("mono", channels):
             raise DataError(
-                f"{name}: {head.channels} channels, expected {self.channels}. Set channels, or "
-                "remove the file."
+                f"{name}: {channels} channels, expected {self.channels}. Set channels, e.g. mono "
+                "for their mean, or remove the file."
             )
-        if head.samplerate != self.rate_hz and not self._resample:
+        if rate_hz != self.rate_hz and not self._resample:
             raise DataError(
-                f"{name}: {head.samplerate} Hz, expected {self.rate_hz} Hz. Set resample: true, or "
+                f"{name}: {rate_hz} Hz, expected {self.rate_hz} Hz. Set resample: true, or "
                 "change rate_hz."
             )
-        return head
 
     def _tell_loud(self, name: str, frames: Wave, most: float) -> None:
         """Warn once of floats beyond [-1, 1]."""
@@ -164,15 +258,22 @@ class WaveReader:
                 stacklevel=2,
             )
 
-    def _fitted(self, wave: Wave) -> Wave:
-        """(C, any T) -> (C, num_frames)."""
-        surplus = wave.shape[1] - self.num_frames
-        before = abs(surplus) // 2 if self._align == "centre" else 0
-        if surplus >= 0:
-            return np.ascontiguousarray(wave[:, before : before + self.num_frames])
-        fitted = np.zeros((len(wave), self.num_frames), dtype=np.float32)
-        fitted[:, before : before + wave.shape[1]] = wave
-        return fitted
+
+def _decoded(file: Path | bytes, name: str, begin: int, count: int) -> NDArray[np.float32]:
+    """(count, C) from `begin` on. Raises DataError if there are fewer."""
+    soundfile = _decoder()
+    try:
+        with soundfile.SoundFile(decodable(file)) as opened:
+            if begin:
+                opened.seek(begin)
+            frames: NDArray[np.float32] = opened.read(count, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise DataError(f"{name}: cannot be decoded: {error}. It may be truncated.") from error
+    if len(frames) != count:
+        raise DataError(
+            f"{name}: {len(frames)} frames, but its header declares {count}. It may be truncated."
+        )
+    return frames
 
 
 def _decoder() -> Any:

@@ -3,9 +3,9 @@
 Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
-import datetime
 import re
 import warnings
+import zoneinfo
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,22 +20,20 @@ from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.encodings import check_encoding
 from harness.sources.source import Rows
-from harness.wording import some
+from harness.wording import did_you_mean, some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
 TimeUnit = Literal["s", "ms", "us", "ns"]
-_PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 Kind = Literal["number", "integer", "text"]
 _LIKELY_MARKS = {
     *("-", "--", "---", "?", ".", "*", "x", "#n/a", "#na", "n.a.", "na", "n/a", "null", "none"),
     *("nil", "missing", "unknown", "nat", "nan", "(null)", "\\n", "<na>", "k.a.", "n.d."),
 }
-_DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
+DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:([., '\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.,]\d*)?")
 _STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
 Column = NDArray[Any] | Texts
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ class Layout:
     `skip_rows`: rows under the header that are not data, e.g. units. `comment`: how rows begin that
     are passed over. `skip_footer`: filled rows at the end that are not data, e.g. totals. `escape`:
     of CSV, before a character that is meant as it is. `time_unit`: of times that are numbers;
-    `time_format`: of dates that are text, as in strptime. `separator`, `decimal`, `thousands`,
+    `time_format`: of dates that are text, as in strptime; `timezone`: of dates that do not state
+    one. `separator`, `decimal`, `thousands`,
     `encoding`: of CSV. `missing`: empty cells, and in numeric columns those that hold one of the
     `marks`, a word or a number such as -999, are rejected, or kept as NaN or "".
     """
@@ -68,6 +67,7 @@ class Layout:
     escape: str | None = None
     time_unit: TimeUnit = "s"
     time_format: str | None = None
+    timezone: str | None = None
 
     def __post_init__(self) -> None:
         if self.header < 1:
@@ -97,6 +97,7 @@ class Layout:
                 f"decimal ({self.decimal!r})."
             )
         check_encoding(self.encoding)
+        check_timezone(self.timezone)
         require_choice("time_unit", self.time_unit, get_args(TimeUnit))
         require_choice("missing", self.missing, get_args(Missing))
         if (
@@ -108,6 +109,19 @@ class Layout:
                 f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one character "
                 "each, decimal a point or a comma."
             )
+
+
+def check_timezone(name: str | None) -> None:
+    """Raise ConfigError unless a time zone is known."""
+    try:
+        if name is not None:
+            zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        known = zoneinfo.available_timezones()
+        raise ConfigError(
+            f"timezone: {name!r} is not known.{did_you_mean(str(name), known, quoted=True)} Give a "
+            "name of the tz database, e.g. Europe/Rome."
+        ) from error
 
 
 def check_kinds(columns: Mapping[str, Any], others: Collection[str]) -> None:
@@ -133,7 +147,7 @@ class Cells:
         self.path = path
         self.cells = cells
         self.rows = rows
-        self._layout = layout
+        self.layout = layout
         self.narrowed: dict[str, str] = {}  # columns and what float32 makes of them
         self._marked = [
             number for number in map(number_or_none, layout.marks) if number is not None
@@ -142,7 +156,8 @@ class Cells:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _of(self, name: str) -> Any:
+    def stored(self, name: str) -> Any:
+        """The cells of a column."""
         return self.cells[name_of(name)]
 
     def column(self, name: str, kind: Kind) -> Column:
@@ -166,15 +181,15 @@ class Cells:
 
         Raises DataError with file, row and column of a cell that is not a number.
         """
-        cells = self._of(name)
+        cells = self.stored(name)
         if isinstance(cells, np.ndarray):
             values = cells.astype(np.float64)  # a copy
         else:
             packed = None if isinstance(cells, list) else self._cast(cells)
-            values = self._converted(name, _listed(cells)) if packed is None else packed
+            values = self._converted(name, listed(cells)) if packed is None else packed
         if self._marked:
             values[np.isin(values, self._marked)] = np.nan
-        if self._layout.missing == "refuse":
+        if self.layout.missing == "refuse":
             what = "empty, expected a number. Fill it in, or set missing: keep."
             self._refuse_where(name, np.isnan(values), what)
         self._refuse_where(name, np.isinf(values), "infinite. Correct it.")
@@ -182,7 +197,7 @@ class Cells:
 
     def integers(self, name: str) -> NDArray[np.int64]:
         """(N,) int64. Raises DataError as `numbers`, and for a fraction or a missing value."""
-        cells = self._of(name)
+        cells = self.stored(name)
         if (
             isinstance(cells, np.ndarray)
             and np.can_cast(cells.dtype, np.int64)
@@ -200,7 +215,7 @@ class Cells:
         """N texts as `text_of` writes values, or `as_stored`, as names of files have to be; ""
         where one is missing and that is allowed.
         """
-        distinct, places = _distinct(self._of(name))
+        distinct, places = _distinct(self.stored(name))
         words = Texts.of(
             [
                 cell if as_stored and type(cell) is str else self._text(name, cell, place, places)
@@ -208,59 +223,22 @@ class Cells:
             ]
         )
         texts = Texts(words.words, words.codes[places])
-        if self._layout.missing == "refuse" and "" in words.words:
+        if self.layout.missing == "refuse" and "" in words.words:
             what = "empty, expected text. Fill it in, or set missing: keep."
             self._refuse_where(name, texts.codes == words.words.index(""), what)
         return texts
 
     def has_bytes(self, name: str) -> bool:
         """Whether a column holds bytes that are not UTF-8."""
-        cells = self._of(name)
+        cells = self.stored(name)
         return isinstance(cells, list) and any(isinstance(cell, bytes) for cell in cells)
 
     def _text(self, name: str, cell: Any, place: int, places: NDArray[Any]) -> str:
         try:
-            return "" if _is_empty(cell) else text_of(cell, self._layout.decimal)
+            return "" if is_empty(cell) else text_of(cell, self.layout.decimal)
         except UnicodeDecodeError as error:
             what = f"{error}. Store text as UTF-8, or do not read the column."
-            self._refuse(name, int((places == place).argmax()), what)
-
-    def seconds(self, name: str) -> NDArray[np.float64]:
-        """(N,) float64: numbers in seconds, by the layout's `time_unit`; dates, in ISO 8601, in its
-        `time_format` or the native type of Excel and Parquet, as seconds since 1970, in UTC unless
-        they state a time zone.
-        """
-        cells = self._of(name)
-        if self._layout.time_format is not None:
-            return self._formatted(name, _listed(cells), self._layout.time_format)
-        dates = [] if isinstance(cells, np.ndarray) else list(map(_date_or_none, _listed(cells)))
-        for index, cell in enumerate(() if isinstance(cells, np.ndarray) else _listed(cells)):
-            if isinstance(cell, str) and dates[index] is None and _DAY_FIRST.match(cell.strip()):
-                form = "Set time_format, e.g. '%d/%m/%Y %H:%M:%S'"
-                self._refuse(name, index, f"{cell!r} is a date of another form. {form}.")
-        if not any(dates):
-            return self.numbers(name) / _PER_SECOND[self._layout.time_unit]
-        for index, (date, cell) in enumerate(zip(dates, _listed(cells), strict=True)):
-            if date is None and not _is_empty(cell):
-                self._refuse(name, index, f"{cell!r} is not a date. Correct it.")
-        return np.array(
-            [np.nan if date is None else (date - _EPOCH).total_seconds() for date in dates]
-        )
-
-    def _formatted(self, name: str, cells: list[Any], form: str) -> NDArray[np.float64]:
-        seconds = np.full(len(cells), np.nan)
-        for index, cell in enumerate(cells):
-            if _is_empty(cell):
-                continue
-            date = None if isinstance(cell, str) else _date_or_none(cell)
-            if date is None:
-                try:
-                    date = datetime.datetime.strptime(_digits(cell, form), form)
-                except ValueError as error:
-                    self._refuse(name, index, f"{error}. Correct it, or set time_format.")
-            aware = date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)
-            seconds[index] = (aware - _EPOCH).total_seconds()
-        return seconds
+            self.refuse(name, int((places == place).argmax()), what)
 
     def _cast(self, cells: Any) -> NDArray[np.float64] | None:
         """Strings as `_converted` reads them, many times faster; None if one of them needs
@@ -270,18 +248,18 @@ class Cells:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        mark = self._layout.thousands
-        if mark is None and self._layout.decimal == ".":
+        mark = self.layout.thousands
+        if mark is None and self.layout.decimal == ".":
             with suppress(pa.ArrowInvalid):  # cells with spaces or no numbers
                 return np.array(pc.cast(cells, pa.float64()).to_numpy())
         trimmed = pc.utf8_trim_whitespace(cells)
         if mark is not None and pc.any(pc.match_substring(trimmed, mark)).as_py():
             return None
-        if self._layout.decimal == ",":
+        if self.layout.decimal == ",":
             if pc.any(pc.match_substring(trimmed, ".")).as_py():
                 return None
             trimmed = pc.replace_substring(trimmed, ",", ".")
-        missing = pc.is_in(trimmed, value_set=pa.array(["", *self._layout.marks], pa.string()))
+        missing = pc.is_in(trimmed, value_set=pa.array(["", *self.layout.marks], pa.string()))
         try:
             numbers = pc.cast(pc.if_else(missing, None, trimmed), pa.float64())
         except pa.ArrowInvalid:
@@ -294,8 +272,8 @@ class Cells:
             try:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
             except (ValueError, TypeError):
-                if not _is_empty(cell) and str(cell).strip() not in self._layout.marks:
-                    self._refuse(
+                if not is_empty(cell) and str(cell).strip() not in self.layout.marks:
+                    self.refuse(
                         name, index, f"{cell!r} is not a number. {self._remedy(str(cell), index)}"
                     )
                 values[index] = np.nan
@@ -308,12 +286,12 @@ class Cells:
                 f"If it marks a missing value, add it to missing_marks ({', '.join(MISSING)} by "
                 "default) and set missing: keep."
             )
-        if _DAY_FIRST.match(word):
+        if DAY_FIRST.match(word):
             return "If it is a date, read the column as text, or in a Series as its time."
         if grouped := _GROUPED.fullmatch(word):
             return f"If {grouped[1]!r} stands between thousands, set thousands: '{grouped[1]}'."
         if index == 0 and not any(letter.isdigit() for letter in word):
-            skipped = self._layout.skip_rows + 1
+            skipped = self.layout.skip_rows + 1
             skip = f"set skip_rows: {skipped}"
             return f"If this row holds no data, e.g. units, {skip}. Or read it as text."
         return "Correct it, or read the column as text."
@@ -321,10 +299,10 @@ class Cells:
     def _read_number(self, text: str) -> float:
         """As float() reads it, but without underscores (12_5). Raises ValueError."""
         text = text.strip()  # the mark may be a space
-        comma = self._layout.decimal == ","
-        mark = self._layout.thousands
+        comma = self.layout.decimal == ","
+        mark = self.layout.thousands
         if mark is not None and mark in text:
-            grouped = rf"[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}})+(\{self._layout.decimal}\d*)?"
+            grouped = rf"[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}})+(\{self.layout.decimal}\d*)?"
             if not re.fullmatch(grouped, text):
                 raise ValueError(text)
             text = text.replace(mark, "")
@@ -337,9 +315,10 @@ class Cells:
 
     def _refuse_where(self, name: str, wrong: NDArray[np.bool_], what: str) -> None:
         if wrong.any():
-            self._refuse(name, int(wrong.argmax()), what)
+            self.refuse(name, int(wrong.argmax()), what)
 
-    def _refuse(self, name: str, index: int, what: str) -> NoReturn:
+    def refuse(self, name: str, index: int, what: str) -> NoReturn:
+        """Raise DataError for a cell."""
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
 
 
@@ -370,7 +349,8 @@ def tell_narrowed(lost: Mapping[str, str]) -> None:
         )
 
 
-def _is_empty(cell: Any) -> bool:
+def is_empty(cell: Any) -> bool:
+    """Whether a cell holds nothing, or blanks alone."""
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
@@ -378,7 +358,7 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     """Cells of a column, equal texts or numbers once, and which of them each of the N cells is."""
     if isinstance(cells, np.ndarray):
         numbers, places = np.unique(cells, return_inverse=True)
-        return _listed(numbers), places
+        return listed(numbers), places
     if isinstance(cells, list):
         place_of: dict[Any, int] = {}
         found: list[Any] = []
@@ -395,7 +375,8 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     return words, np.concatenate([np.empty(0, np.int32), *chunks])
 
 
-def _listed(cells: Any) -> list[Any]:
+def listed(cells: Any) -> list[Any]:
+    """The cells of a column as Python objects."""
     if isinstance(cells, list):
         return cells
     if not isinstance(cells, np.ndarray):
@@ -410,26 +391,3 @@ def number_or_none(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _digits(cell: Any, form: str) -> str:
-    """The text of a date in the form, with the zeros that a number such as 1022026 has lost."""
-    if isinstance(cell, str):
-        return cell.strip()
-    text = text_of(cell)
-    return text if form.startswith("%Y") else text.zfill(len(_EPOCH.strftime(form)))
-
-
-def _date_or_none(cell: Any) -> datetime.datetime | None:
-    if isinstance(cell, str) and cell.strip()[4:5] == "-":  # no number
-        try:
-            cell = datetime.datetime.fromisoformat(cell.strip())
-        except ValueError:
-            return None
-    if _is_empty(cell):  # pandas' NaT is a datetime too
-        return None
-    if isinstance(cell, datetime.date) and not isinstance(cell, datetime.datetime):
-        cell = datetime.datetime.combine(cell, datetime.time())
-    if not isinstance(cell, datetime.datetime):
-        return None
-    return cell if cell.tzinfo is not None else cell.replace(tzinfo=datetime.UTC)

@@ -115,7 +115,7 @@ def _refuse_cut(path: Path) -> None:
         with path.open("rb") as file:
             length = file.seek(0, SEEK_END)
             file.seek(0)
-            cut = _declared_length(file, length) > length + 1  # 1: a missing pad byte
+            cut = declared_length(file, length) > length + 1  # 1: a missing pad byte
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}.") from error
     if cut:
@@ -124,7 +124,7 @@ def _refuse_cut(path: Path) -> None:
         )
 
 
-def _declared_length(file: BinaryIO, length: int) -> int:
+def declared_length(file: BinaryIO, length: int) -> int:
     """The length that a file declares; 0 if it declares none."""
     head = file.read(12)
     if head[:4] == b"RIFF":  # AVI

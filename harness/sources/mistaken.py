@@ -61,13 +61,10 @@ def what_is(file: Path | bytes, wanted: Kind) -> str | None:
 
 
 def _film(what: str, wanted: Kind) -> str | None:
-    """What to do with a film, or the sound of one, which ffmpeg reads."""
-    if wanted == "film":
+    """What to do with a film, or the sound of one, which PyAV reads."""
+    if wanted in ("film", "sound"):
         return None
-    way = "Give a file of another kind."
-    if wanted == "sound":
-        way = "Convert its sound: ffmpeg -i IN -vn OUT.flac."
-    return f"{what}, which is not read here. {way}"
+    return f"{what}, which is not read here. Give a file of another kind."
 
 
 def is_pointer(path: Path) -> bool:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Layout, lost_in_float32
-from harness.sources.source import Rows
+from harness.sources.source import Rows, select
 from harness.sources.table_files import read_cells
+from harness.sources.times import seconds_of
 from harness.sources.units import Units
 
 Bounds = NDArray[np.int64]
 Gaps = Literal["refuse", "split"]
+Duplicates = Literal["refuse", "drop"]
 _RATES_DIFFER = 0.05  # relative difference from which two rates are not the same
 # A step longer than this many periods means that a row is missing
 _LONG_STEP = 1.5
@@ -57,6 +59,13 @@ class Sheet:
         # Mypy joins both kinds of array
         return Sheet(self.path, self.rows[span], self.values[:, span], labels, times)  # type: ignore[arg-type] # see above
 
+    def take(self, rows: NDArray[np.int64]) -> "Sheet":
+        """The rows at these places, in that order."""
+        labels, times = (None if of is None else of[rows] for of in (self.labels, self.times))
+        keys = None if self.keys is None else select(self.keys, rows)
+        numbers = np.asarray(self.rows)[rows]
+        return Sheet(self.path, numbers, self.values[:, rows], labels, times, keys)  # type: ignore[arg-type] # as above
+
 
 @dataclass
 class Reader:
@@ -66,11 +75,13 @@ class Reader:
     label: str | None
     recording: Sequence[str]
     units: Units
-    time: str | None
+    time: Sequence[str]  # none, one column, or those of the date and the time of day
     gap_s: float | None
     rate_hz: float | None
     gaps: Gaps
     layout: Layout
+    sort: bool = False
+    duplicates: Duplicates = "refuse"
     channels_first: bool = False
     # Whose rate the others must have
     _first: tuple[Path, float] | None = field(default=None, init=False)
@@ -78,18 +89,31 @@ class Reader:
     narrowed: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if (self.time is None) != (self.gap_s is None and self.rate_hz is None):
+        if len(self.time) > 2:
+            raise ConfigError(
+                f"time: {list(self.time)}. Give one column, or those of the date and of the time."
+            )
+        if bool(self.time) == (self.gap_s is None and self.rate_hz is None):
             raise ConfigError(
                 "time: set it together with gap_s, rate_hz or both, or set none of them."
             )
+        if (self.sort and not self.time and not self.recording) or (
+            self.duplicates == "drop" and not self.time
+        ):
+            raise ConfigError("sort, duplicates: rows are in no order. Set time.")
         require_choice("gaps", self.gaps, get_args(Gaps))
+        require_choice("duplicates", self.duplicates, get_args(Duplicates))
         if self.gap_s is None and self.rate_hz is not None:
             self.gap_s = _LONG_STEP / self.rate_hz
+
+    @property
+    def _time(self) -> str:
+        return " and ".join(self.time)
 
     def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
         is_array = path.suffix.lower() in (".npy", ".npz")
-        sheet = self._read_array(path) if is_array else self._read_table(path)
+        sheet = self._read_array(path) if is_array else self._arranged(self._read_table(path))
         if sheet.values.shape[1] == 0:
             raise DataError(f"{path}: it has no rows. Remove it.")
         values = self.units.apply(sheet.values, self.channels, path, sheet.rows)
@@ -122,16 +146,38 @@ class Reader:
         return recordings
 
     def _read_table(self, path: Path) -> Sheet:
-        named = [*self.channels, *self.recording, self.label, self.time]
+        named = [*self.channels, *self.recording, self.label, *self.time]
         frame = read_cells(path, self.layout, [name for name in named if name is not None])
         values = np.stack([frame.numbers(name) for name in self.channels])
         labels = None if self.label is None else frame.texts(self.label).array()
-        times = None if self.time is None else frame.seconds(self.time)
+        times = seconds_of(frame, self.time) if self.time else None
         keys = list(zip(*(frame.texts(name) for name in self.recording), strict=True)) or None
         return Sheet(path, frame.rows, values, labels, times, keys)
 
+    def _arranged(self, sheet: Sheet) -> Sheet:
+        """The rows sorted, and without repetitions, as asked for."""
+        rows = np.arange(sheet.values.shape[1])
+        number_of: dict[tuple[str, ...], int] = {}
+        keys = sheet.keys or [()] * len(rows)
+        numbers = np.array([number_of.setdefault(key, len(number_of)) for key in keys], np.int64)
+        times = np.zeros(len(rows)) if sheet.times is None else sheet.times
+        if self.sort:
+            rows = np.lexsort((times, numbers))  # stable
+        if self.duplicates == "drop" and len(rows):
+            before, after = rows[:-1], rows[1:]
+            values = sheet.values
+            same = (times[before] == times[after]) & (numbers[before] == numbers[after])
+            one, other = values[:, before], values[:, after]
+            same &= ((one == other) | (np.isnan(one) & np.isnan(other))).all(axis=0)
+            if sheet.labels is not None:
+                same &= sheet.labels[before] == sheet.labels[after]
+            rows = rows[np.concatenate([[True], ~same])]
+        if self.sort or self.duplicates == "drop":
+            return sheet.take(rows)
+        return sheet
+
     def _read_array(self, path: Path) -> Sheet:
-        if self.label is not None or self.time is not None or self.recording:
+        if self.label is not None or self.time or self.recording:
             raise DataError(
                 f"{path}: an array has only channels. Remove label, time and recording, "
                 f"and put {{label}} into the path."
@@ -170,8 +216,9 @@ class Reader:
             if not (steps > 0).all() or np.isnan(sheet.times).any():
                 row = sheet.rows[int((~(steps > 0)).argmax()) + 1] if len(steps) else sheet.rows[0]
                 raise DataError(
-                    f"{sheet.path}: row {row}, column {self.time!r}: not later than the previous "
-                    "row. Sort the rows, or correct the time."
+                    f"{sheet.path}: row {row}, column {self._time!r}: not later than the previous "
+                    "row. Set sort: true, or duplicates: drop if rows are repeated, or correct "
+                    "the time."
                 )
             long = steps > self.gap_s
             self._refuse_unit(sheet.path, steps)
@@ -198,7 +245,7 @@ class Reader:
         for factor, unit in ((1e3, "ms"), (1e6, "us"), (1e9, "ns")):
             if abs(times / factor - 1) < _RATES_DIFFER:
                 raise DataError(
-                    f"{path}: rows are {times / self.rate_hz:g} s apart by {self.time!r}, and "
+                    f"{path}: rows are {times / self.rate_hz:g} s apart by {self._time!r}, and "
                     f"rate_hz is {self.rate_hz:g}. If these are {unit}, set time_unit: {unit}."
                 )
 
@@ -217,7 +264,7 @@ class Reader:
             wanted, whose = self._first[1], f"but {self._first[0]} has {self._first[1]:.4g}"
         if abs(found - wanted) > _RATES_DIFFER * wanted:
             raise DataError(
-                f"{path}: {found:.4g} rows per second by {self.time!r}, {whose}. Resample it, or "
+                f"{path}: {found:.4g} rows per second by {self._time!r}, {whose}. Resample it, or "
                 "remove it."
             )
 
@@ -252,8 +299,8 @@ def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:
         if key in seen:
             raise DataError(
                 f"{sheet.path}: row {sheet.rows[begin]}: a recording ({', '.join(key)}) "
-                f"continues that ended before row {sheet.rows[seen[key]]}. Sort the rows by "
-                "recording, or add a column that distinguishes them."
+                f"continues that ended before row {sheet.rows[seen[key]]}. Set sort: true if "
+                "several are written by turns, or add a column that distinguishes them."
             )
         seen[key] = end
     return [(key, begin, end) for begin, (key, end) in zip(begins, seen.items(), strict=True)]

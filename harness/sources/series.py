@@ -1,6 +1,7 @@
 """Time series of measuring devices: windows of multichannel recordings, one row per time step."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,13 +11,23 @@ from numpy.typing import NDArray
 from harness.data.written import named
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import MISSING, Layout, TimeUnit, tell_narrowed
-from harness.sources.files import OnError, class_names, find_files, read_each
-from harness.sources.recording import Bounds, Gaps, Reader
+from harness.sources.files import Files, OnError, class_names, find_files, read_each
+from harness.sources.recording import Bounds, Duplicates, Gaps, Reader, Track
+from harness.sources.shared import shared
 from harness.sources.source import BatchSource, select, span_columns
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.units import Units
 
 Labels = Literal["pure", "majority"]
+
+
+@dataclass
+class _Reading:
+    """The files that were read, their recordings, and messages about skipped ones."""
+
+    files: Files
+    tracks: list[list[Track]]
+    skipped: list[str]
 
 
 class Series(BatchSource):
@@ -31,7 +42,11 @@ class Series(BatchSource):
     `labels`: "pure" keeps the windows with one label only, "majority" gives a window its most
     frequent label (in a tie, the first class); an empty label counts as none. `units`:
     `{temperature: degC, acceleration: "g -> m/s2"}`, see units.py. `time`: a column of seconds
-    (`time_unit`: ms, us, ns) or dates, in ISO 8601 or `time_format`, e.g. "%d/%m/%Y %H:%M:%S". A
+    (`time_unit`: ms, us, ns) or dates, in ISO 8601 or `time_format`, e.g. "%d/%m/%Y %H:%M:%S", or
+    the columns of the date and the time of day; dates are in UTC, in `timezone` (Europe/Rome, with
+    its daylight saving) or in the zone that they state. `sort` puts the rows of a recording
+    together, where devices write by turns, and in the order of time; `duplicates: drop` keeps one
+    of equal rows of one time. A
     step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with an empty
     cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says whether to
     refuse gaps or to split there. By their times all recordings must have one rate, `rate_hz` if
@@ -57,7 +72,7 @@ class Series(BatchSource):
         labels: Labels = "pure",
         recording: Sequence[str] = (),
         units: Mapping[str, str] | None = None,
-        time: str | None = None,
+        time: str | Sequence[str] | None = None,
         gap_s: float | None = None,
         rate_hz: float | None = None,
         gaps: Gaps = "refuse",
@@ -78,21 +93,28 @@ class Series(BatchSource):
         escape: str | None = None,
         time_unit: TimeUnit = "s",
         time_format: str | None = None,
+        timezone: str | None = None,
+        sort: bool = False,
+        duplicates: Duplicates = "refuse",
         channels_first: bool = False,
         on_error: OnError = "stop",
     ) -> None:
-        if length < 1 or stride < 1 or not channels:
-            given = f"{length}, {stride}, {list(channels)}"
-            raise ConfigError(f"length, stride, channels: {given}: give at least one of each.")
         require_choice("labels", labels, get_args(Labels))
         self.channels, self.length = list(map(named, channels)), length
+        if length < 1 or stride < 1 or not channels:
+            given = f"{length}, {stride}, {self.channels}"
+            raise ConfigError(f"length, stride, channels: {given}: give at least one of each.")
         marks = tuple(map(str, missing_marks))
-        rows = (thousands, comment, skip_rows, names, skip_footer, escape, time_unit, time_format)
-        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *rows)
+        rows = (thousands, comment, skip_rows, names, skip_footer, escape)
+        times = (time_unit, time_format, timezone)
+        layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *rows, *times)
+        of_time = [time] if isinstance(time, str) else list(time or ())
+        timing = (of_time, gap_s, rate_hz, gaps, layout, sort, duplicates, channels_first)
         units_of = Units(units or {}, self.channels)
-        timing = (time, gap_s, rate_hz, gaps)
-        reader = Reader(self.channels, label, recording, units_of, *timing, layout, channels_first)
-        self._read(files, reader, on_error)
+        reader = Reader(self.channels, label, recording, units_of, *timing)
+        settings = (*timing[1:], tuple(of_time), tuple((units or {}).items()), on_error)
+        names_of = (tuple(self.channels), label, tuple(recording))
+        self._read(files, reader, on_error, (Series, *names_of, *settings))
         self.classes = self._number_classes(label, classes)
         self._choose(files, stride, labels, part, split)
 
@@ -118,6 +140,10 @@ class Series(BatchSource):
         begins = [str(of[start]) for of, start in zip(times, starts, strict=True) if of is not None]
         return {**known, "time": begins} if begins else known
 
+    def class_names(self) -> dict[str, list[str]]:
+        """{label: names in the order of their numbers}, if there are labels."""
+        return {} if self.classes is None else {"label": list(self.classes)}
+
     def __len__(self) -> int:
         return len(self._windows)
 
@@ -130,18 +156,27 @@ class Series(BatchSource):
         series = {"series": np.stack(cut)}
         return series if self._labels is None else {**series, "label": self._labels[indices]}
 
-    def _read(self, files: str | Sequence[str], reader: Reader, on_error: OnError) -> None:
+    def _read(
+        self, files: str | Sequence[str], reader: Reader, on_error: OnError, settings: Hashable
+    ) -> None:
         """The recordings of all files, and the fields that are known of them."""
         found = find_files(files)
         if twice := set(found.fields) & set(reader.recording):
             raise ConfigError(
                 f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
             )
-        found, read, self.skipped = read_each(found, reader.read, on_error)
-        tell_narrowed(reader.narrowed)
-        self._paths = found.paths
-        self._recordings = [one for of_file in read for one in of_file]
-        file_of = np.repeat(np.arange(len(read)), [len(of_file) for of_file in read])
+
+        def read() -> _Reading:
+            reading = _Reading(*read_each(found, reader.read, on_error))
+            tell_narrowed(reader.narrowed)
+            return reading
+
+        # Kept as long as one of the parts is in use
+        self._reading = shared(found.paths, settings, read)
+        found, tracks = self._reading.files, self._reading.tracks
+        self.skipped, self._paths = self._reading.skipped, found.paths
+        self._recordings = [one for of_file in tracks for one in of_file]
+        file_of = np.repeat(np.arange(len(tracks)), [len(of_file) for of_file in tracks])
         self._fields = found.fields_at(file_of)
         for name in reader.recording:
             self._fields[name] = [one.fields[name] for one in self._recordings]

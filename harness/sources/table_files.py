@@ -3,7 +3,7 @@ numbers.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -13,11 +13,9 @@ from harness.data.written import name_of
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout
 from harness.sources.csv_files import PACKED, ending_of, is_packed, read_csv, why_not_text
-from harness.sources.files import need
-from harness.sources.headed import by_column, read_head, refuse_twins, rows_below, select_names
+from harness.sources.excel_files import EXCEL, read_excel
+from harness.sources.headed import refuse_twins, select_names
 from harness.sources.mistaken import what_is
-from harness.sources.workbook import check_workbook
-from harness.wording import did_you_mean
 
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 
@@ -35,7 +33,7 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
             f"{path}: {path.suffix or 'no suffix'} is not one of {', '.join(_READERS)}. "
             "Give a file in one of these formats."
         )
-    binary = (".xlsx", ".xlsm", *PACKED)
+    binary = (*EXCEL, *PACKED)
     if path.suffix.lower() not in binary and (what := what_is(path, "table")) is not None:
         raise DataError(f"{path}: not a table that is read, but {what}")
     columns = None if columns is None else list(map(name_of, columns))
@@ -51,37 +49,6 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
             f"{path}: cannot be read: {error}. It may be truncated, or in a format other "
             "than its suffix says."
         ) from error
-
-
-def _excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
-    calamine = need("python_calamine", "tables", f"{path}: Excel")
-    # Loaded when used
-    import pandas as pd
-
-    check_workbook(path)
-    try:
-        with pd.ExcelFile(path, engine="calamine") as book:
-            sheets = [str(name) for name in book.sheet_names]
-            named = layout.sheet
-            if isinstance(named, int) and 1 <= named <= len(sheets):
-                named = sheets[named - 1]
-            if named not in sheets:
-                raise DataError(
-                    f"{path}: no sheet {named!r}, only {', '.join(sheets)}."
-                    f"{did_you_mean(str(named), sheets, quoted=True)} Set sheet to one of them."
-                )
-            grid = pd.read_excel(
-                book, sheet_name=named, header=None, dtype=object, keep_default_na=False
-            ).to_numpy(dtype=object)
-    except (calamine.CalamineError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
-        ) from error
-    lines = enumerate(grid.tolist(), start=1)
-    head = read_head(path, layout, columns, lines)
-    kept = list(rows_below(head, layout, lines))
-    cells = by_column(head, [cells for _, cells in kept])
-    return Cells(path, cells, [row for row, _ in kept], layout)
 
 
 def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -113,6 +80,10 @@ def _of_objects(
     rows: Sequence[int],
     objects: Sequence[dict[str, Any]],
 ) -> Cells:
+    if any(isinstance(cell, dict) for found in objects for cell in found.values()):
+        for row, found in zip(rows, objects, strict=True):
+            refuse_twins(f"{path}: row {row}", [name for name, _ in _flat(found)])
+        objects = [dict(_flat(found)) for found in objects]
     if not all(name.isascii() for found in objects for name in found):
         for row, found in zip(rows, objects, strict=True):
             refuse_twins(f"{path}: row {row}", list(map(name_of, found)))
@@ -122,6 +93,15 @@ def _of_objects(
     return Cells(path, cells, rows, layout)
 
 
+def _flat(found: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, cell) of an object; the values of an object b in it are called b.x, b.y.z."""
+    for name, cell in found.items():
+        if isinstance(cell, dict):
+            yield from _flat(cell, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", cell
+
+
 def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     # Loaded when used
     import pyarrow as pa
@@ -129,11 +109,13 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
 
     try:
         with pq.ParquetFile(path) as file:
-            stored = file.schema_arrow.names
+            stored = _leaves(file.schema_arrow)
             names = select_names(path, list(map(name_of, stored)), columns)
             refuse_twins(path, names)
             wanted = {name_of(name): name for name in stored if name_of(name) in names}
             table = file.read(list(wanted.values()))
+            while any(pa.types.is_struct(kind) for kind in table.schema.types):
+                table = table.flatten()
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a Parquet file."
@@ -144,20 +126,39 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
         plain = pa.types.is_floating(column.type) or (
             pa.types.is_integer(column.type) and column.null_count == 0
         )
-        if _is_bytes(column.type):  # text, as Impala and others write it
-            with suppress(pa.ArrowInvalid):  # some are not: named where they are used
-                column = column.cast(pa.large_string())
+        if _is_text(column.type):
+            with suppress(pa.ArrowInvalid):  # bytes that are no text are named where they are used
+                cells[name] = column.cast(pa.string()).fill_null("")
+                continue
         # A null in floats becomes NaN
         cells[name] = column.to_numpy() if plain else _as_objects(path, name, column)
     return Cells(path, cells, range(1, len(table) + 1), layout)
 
 
-def _is_bytes(kind: Any) -> bool:
+def _leaves(fields: Any, within: str = "") -> list[str]:
+    """The names of the columns of a schema; the fields of a struct b are called b.x, b.y.z."""
     # Loaded when used
     import pyarrow as pa
 
-    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    return any(is_kind(kind) for is_kind in kinds)
+    names: list[str] = []
+    for field in fields:
+        name = f"{within}{field.name}"
+        nested = pa.types.is_struct(field.type)
+        names += _leaves(field.type, f"{name}.") if nested else [name]
+    return names
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a column holds strings, or bytes, as Impala and others write text."""
+    # Loaded when used
+    import pyarrow.types as of
+
+    if of.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    bytes_or_text = (of.is_string, of.is_large_string, of.is_string_view, of.is_binary)
+    return any(
+        check(kind) for check in (*bytes_or_text, of.is_large_binary, of.is_fixed_size_binary)
+    )
 
 
 def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
@@ -193,7 +194,6 @@ _READERS: dict[str, _Reader] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
-    ".xlsx": _excel,
-    ".xlsm": _excel,
+    **dict.fromkeys(EXCEL, read_excel),
     ".parquet": _parquet,
 }

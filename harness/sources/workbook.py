@@ -9,6 +9,7 @@ import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 from xml.parsers import expat
 
 from harness.errors import DataError
@@ -17,8 +18,10 @@ from harness.sources.mistaken import what_is
 MAX_XML_BYTES = 4 * 2**30  # of all members, unpacked
 MAX_EMPTY = 10_000_000  # cells of a rectangle, unless one in so many is filled:
 MIN_FILLED = 1 / 20
+MAX_CELLS = 500_000_000  # some formats repeat a filled cell without writing it again
 
 _REFERENCE = re.compile(r"([A-Z]{1,3})([0-9]{1,7})")
+_ZEROS = re.compile(r"(?:\[\$[^\]]*\])?(0{2,})(?:;.*)?")  # a format of leading zeros
 _VALUES = ("v", "is", "f")  # inside of a cell that holds something, not only a style
 _CHUNK_BYTES = 2**18
 
@@ -57,6 +60,65 @@ def check_workbook(path: Path) -> None:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
         ) from error
+
+
+def check_document(path: Path) -> None:
+    """As `check_workbook`, for the spreadsheets of LibreOffice (.ods)."""
+    try:
+        with zipfile.ZipFile(path) as book, book.open("content.xml") as file:
+            if book.getinfo("content.xml").file_size > MAX_XML_BYTES:
+                raise DataError(f"{path}: too large, unpacked. Give the table as .parquet or .csv.")
+            _check_sheet(str(path), _Repeated(file))
+    except (*_UNREADABLE, KeyError) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}. It may be truncated, or not a spreadsheet."
+        ) from error
+
+
+def find_padded(path: Path, sheet: str) -> dict[tuple[int, int], int]:
+    """{(row, column) of a number shown with leading zeros, as by the format 00000: its width}, both
+    from 1. The file was checked.
+    """
+    with zipfile.ZipFile(path) as book:
+        if "xl/styles.xml" not in book.namelist():
+            return {}
+        width_of = _padded_styles(ElementTree.fromstring(book.read("xl/styles.xml")))
+        if not width_of:
+            return {}
+        tree = ElementTree.fromstring(book.read("xl/workbook.xml"))
+        links = ElementTree.fromstring(book.read("xl/_rels/workbook.xml.rels"))
+        target_of = {link.get("Id"): link.get("Target", "") for link in links}
+        targets = [
+            target_of[value]
+            for one in tree.iterfind(".//{*}sheet")
+            if one.get("name") == sheet
+            for key, value in one.attrib.items()
+            if key.endswith("}id")
+        ]
+        part = targets[0].removeprefix("/xl/") if targets else ""
+        found = {}
+        with book.open(f"xl/{part}") as file:
+            for _, cell in ElementTree.iterparse(file):
+                place = _REFERENCE.fullmatch(cell.get("r", ""))
+                if cell.tag.endswith("}c") and place and cell.get("s") in width_of:
+                    found[int(place[2]), _number(place[1])] = width_of[cell.get("s", "")]
+                if cell.tag.endswith("}row"):
+                    cell.clear()
+    return found
+
+
+def _padded_styles(styles: ElementTree.Element) -> dict[str, int]:
+    """{number of a cell style: digits} of those whose format is zeros alone."""
+    width_of = {}
+    for one in styles.iterfind(".//{*}numFmt"):
+        if form := _ZEROS.fullmatch(one.get("formatCode", "")):
+            width_of[one.get("numFmtId")] = len(form[1])
+    kinds = styles.iterfind("{*}cellXfs/{*}xf")
+    return {
+        str(number): width_of[one.get("numFmtId")]
+        for number, one in enumerate(kinds)
+        if one.get("numFmtId") in width_of
+    }
 
 
 class _Extent:
@@ -115,6 +177,26 @@ class _Extent:
         raise ValueError("a member of it declares a document type")
 
 
+class _Repeated(_Extent):
+    """The same of content.xml, whose cells and rows say how often they are repeated."""
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        kind = name.rpartition(":")[2]
+        if kind == "table":
+            self._row, self._next = 0, 1
+        elif kind == "table-row":
+            self._row, self._column = self._next, 0
+            self._repeated = int(attributes.get("table:number-rows-repeated", "1"))
+            self._next += self._repeated
+        elif kind in ("table-cell", "covered-table-cell"):
+            count = int(attributes.get("table:number-columns-repeated", "1"))
+            if any(key.endswith("value-type") for key in attributes):
+                self.count += count * self._repeated
+                self._rows |= {self._row, self._row + self._repeated - 1}
+                self._columns |= {self._column + 1, self._column + count}
+            self._column += count
+
+
 @cache
 def _number(letters: str) -> int:
     number = 0
@@ -124,7 +206,9 @@ def _number(letters: str) -> int:
 
 
 def _check_sheet(where: str, extent: _Extent) -> None:
-    if extent.num_cells > MAX_EMPTY and extent.count < MIN_FILLED * extent.num_cells:
+    if extent.num_cells > MAX_EMPTY and (
+        extent.count < MIN_FILLED * extent.num_cells or extent.num_cells > MAX_CELLS
+    ):
         raise DataError(
             f"{where}: {extent.count:,} filled cells in a sheet of {extent.num_cells:,}, up to "
             f"{extent.last}: reading it would fill the memory with empty ones. Delete what stands "

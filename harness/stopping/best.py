@@ -1,4 +1,4 @@
-"""The best value of a metric so far: what the best checkpoint is best in."""
+"""The best value of a metric so far."""
 
 import math
 from collections.abc import Iterator
@@ -11,20 +11,23 @@ from harness.stopping.verdict import SIGNS, Best, Evaluation, MetricInfo, Mode
 
 
 class BestMetric(Section):
-    """What the best checkpoint is best in."""
+    """The metric by which checkpoints are ranked."""
 
     metric: str = Field(description="A metric with its split, e.g. val/accuracy.")
     mode: Mode | None = Field(
-        None, description="Which way is better; null: what the metric declares."
+        None,
+        description="Whether higher (max) or lower (min) is better; null: as the metric declares.",
     )
 
     def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
-        """What is wrong with it for what its metric declares."""
+        """What contradicts its metric's declaration."""
         return wrong_mode(where, self.metric, self.mode, info)
 
 
 class BestSoFar:
-    """The best value of a metric: any strict gain; ties keep the earlier one; NaN never."""
+    """The best value of a metric: any strict gain counts, the earlier of equal values stays, NaN
+    never counts.
+    """
 
     def __init__(self, metric: str, mode: Mode) -> None:
         self.metric = metric

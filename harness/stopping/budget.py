@@ -11,11 +11,11 @@ from harness.stopping.verdict import Evaluation, show
 
 
 class Every(Section):
-    """A stretch of training: every N epochs or every K steps."""
+    """How often: every N epochs or every K steps."""
 
-    steps: int | None = Field(None, ge=1, description="Every so many optimizer steps.")
+    steps: int | None = Field(None, ge=1, description="Every N optimizer steps.")
     epochs: int | None = Field(
-        None, ge=1, description="Every so many epochs, on the first step that completes one."
+        None, ge=1, description="Every N epochs, on the first step that completes one."
     )
 
     @model_validator(mode="after")
@@ -25,7 +25,7 @@ class Every(Section):
 
 
 class Budget(Section):
-    """What the training may cost over all launches; the limit met first counts."""
+    """The maximum length of the training over all launches; the first limit reached counts."""
 
     epochs: int | None = Field(None, ge=1, description="Epochs over all launches.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps over all launches.")
@@ -48,10 +48,9 @@ class Budget(Section):
 def time_left_s(
     budget: Budget | None, last_step: int | None, step: int, per_step_s: float, elapsed_s: float
 ) -> float | None:
-    """What is at most left of the budget, in seconds: up to the step at which it is spent, at
-    `per_step_s`, or up to its hours, whichever comes first; None without a limit.
-
-    elapsed_s: of all launches, which is what the hours count.
+    """An upper bound on the remaining budget in seconds: until the step at which it is spent, at
+    `per_step_s`, or until its hours, whichever comes first; None without a limit. elapsed_s: of all
+    launches, which the hours count.
     """
     limits = []
     if last_step is not None:
@@ -72,7 +71,7 @@ def position_of(evaluation: Evaluation) -> dict[str, float]:
 
 
 class BudgetJudge(Judge):
-    """Stops at the first limit that an evaluation meets."""
+    """Stops at the first limit that an evaluation reaches."""
 
     reason = "budget"
 

@@ -1,8 +1,8 @@
-"""The stop controller: is it good enough, does it still get better, has it gone wrong, is the
+"""The stop controller: is the network good enough, is it still improving, has it diverged, is the
 budget spent? Pure: no torch, no clock, no files.
 
-It gives one evaluation after the other to its judges. When several of them stop at one evaluation,
-the first in the order of judges.py gives the verdict its reason:
+It passes each evaluation to its judges. If several of them stop at the same evaluation, the first
+in the order of judges.py determines the reason of the verdict:
 
     diverged > targets_reached > stop_requested > hopeless > overfitting > no_improvement >
     plateau > budget
@@ -25,9 +25,8 @@ class StopController:
     """Judges the evaluations of one run, on rank 0; any rank would judge the same."""
 
     def __init__(self, settings: StopSettings, metrics: Metrics) -> None:
-        """`metrics`: those that evaluations will have, by `split/name`.
-
-        Raises ConfigError with all settings that do not fit them.
+        """`metrics`: those of the evaluations to come, by `split/name`. Raises ConfigError with all
+        settings that do not fit them.
         """
         refuse(problems(settings, metrics))
         self._settings = settings
@@ -40,7 +39,7 @@ class StopController:
     def judge(self, evaluation: Evaluation, *, requested: bool = False) -> Verdict:
         """The verdict on an evaluation, which joins the history.
 
-        `requested`: a person asked to stop.
+        `requested`: someone asked to stop.
 
         Raises ConfigError if a cooldown is set and the evaluation has no `lr`.
         """
@@ -49,7 +48,7 @@ class StopController:
         return verdict
 
     def watch(self, steps: LoggedSteps) -> Verdict:
-        """The verdict on the training losses read at a log point: stops for divergence alone."""
+        """The verdict on the training losses read at a log point; it stops only for divergence."""
         finding = self._watch.take(steps)
         if finding.stop is not None:
             return Verdict("stop", "diverged", f"{finding.stop}.")
@@ -70,7 +69,9 @@ class StopController:
         return {} if last is None or last["step"] != step else metrics
 
     def history(self) -> Sequence[Row]:
-        """The evaluations and their verdicts, oldest first: not a copy, and only ever added to."""
+        """The evaluations and their verdicts, oldest first: not a copy; entries are only ever
+        appended.
+        """
         return self._history
 
     def state(self) -> dict[str, Any]:
@@ -97,7 +98,7 @@ class StopController:
         return last
 
     def _begin(self) -> None:
-        """Running state as before the first evaluation."""
+        """Reset the running state to that before the first evaluation."""
         self._request = RequestJudge()
         self._judges = judges_of(self._settings, self._metrics, self._request)
         self._best = None if self._best_metric is None else BestSoFar(*self._best_metric)

@@ -1,6 +1,4 @@
-"""Running watches for trainings that go wrong: metrics past a bound at evaluations, training losses
-at log points.
-"""
+"""Detection of divergence: metrics past a bound at evaluations, training losses at log points."""
 
 import math
 from bisect import bisect_left, insort
@@ -25,7 +23,7 @@ class Divergence(Section):
     ratio_to_best: float | None = Field(
         None,
         gt=1,
-        description="Diverged when the metric is so many times worse than its best so far.",
+        description="Diverged when the metric is this many times worse than its best so far.",
     )
 
     @model_validator(mode="after")
@@ -34,7 +32,7 @@ class Divergence(Section):
         return self
 
     def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
-        """What is wrong with it for what its metric declares."""
+        """What contradicts its metric's declaration."""
         if self.above is not None:
             side, other, limit, better = "above", "below", info.upper, "more"
             beyond = limit is not None and self.above >= limit
@@ -62,14 +60,18 @@ class Spike(Section):
     """
 
     z: float = Field(
-        10.0, gt=0, description="How many robust standard deviations above the median make a spike."
+        10.0,
+        gt=0,
+        description="The number of robust standard deviations above the median that make a spike.",
     )
-    steps: int = Field(100, ge=10, description="How many steps the median is of.")
-    action: Literal["warn", "stop"] = Field("warn", description="What follows from a spike.")
+    steps: int = Field(
+        100, ge=10, description="The number of steps over which the median is taken."
+    )
+    action: Literal["warn", "stop"] = Field("warn", description="What to do about a spike.")
 
 
 def _non_finite_loss(evaluation: Evaluation) -> str | None:
-    """A sentence on the first loss of an evaluation that is not finite."""
+    """A sentence on the first non-finite loss of an evaluation."""
     for name, value in evaluation.metrics.items():
         if (name == "loss" or name.endswith("/loss")) and not math.isfinite(value):
             return f"{name} is {show(value)} at step {evaluation.step:,}"
@@ -152,8 +154,8 @@ _LEAST_SIGMA = 1e-3
 
 
 class LossWatch:
-    """The training losses, step by step: not finite, spiking, or skipped by the fp16 scaler too
-    often in a row.
+    """The training losses, step by step: non-finite, spiking, or skipped too many times in a row by
+    the fp16 scaler.
     """
 
     def __init__(self, spike: Spike | None, skipped_steps: int) -> None:
@@ -206,7 +208,7 @@ class LossWatch:
                     z,
                     f"the training loss {show(loss)} at step {step:,} is {show(z, spike.z)} robust "
                     f"standard deviations above the median {show(middle)} of the {spike.steps} "
-                    f"steps before, where {show(spike.z)} are borne",
+                    f"steps before (limit: {show(spike.z)})",
                 )
             del self._sorted[bisect_left(self._sorted, self._losses.popleft())]
         self._losses.append(loss)
@@ -216,7 +218,7 @@ class LossWatch:
         return {"skipped": self._skipped, "losses": list(self._losses)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`, under the present settings."""
+        """The inverse of `state`, under the current settings."""
         self._skipped = state["skipped"]
         kept = state["losses"][-self._spike.steps :] if self._spike is not None else []
         self._losses, self._sorted = deque(kept), sorted(kept)

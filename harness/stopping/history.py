@@ -1,5 +1,5 @@
-"""The evaluations of a training that has been: from a run's metrics.jsonl, any JSON lines, or a CSV
-file. No torch, no pandas: it starts at once.
+"""The recorded evaluations of a training: from a run's metrics.jsonl, any JSON lines, or a CSV
+file. No torch, no pandas, so that it starts quickly.
 """
 
 import csv
@@ -22,9 +22,8 @@ _NOT_METRICS = (*POSITION, "kind", EXTRA, "")
 
 @dataclass(frozen=True)
 class History:
-    """Evaluations in the order of their steps.
-
-    `known`: those of epoch, samples, hours and lr that every evaluation has.
+    """Evaluations in order of steps. `known`: which of epoch, samples, hours and lr every
+    evaluation has.
     """
 
     path: Path
@@ -63,7 +62,7 @@ def read_history(path: Path) -> History:
             if step < last:
                 raise ConfigError(
                     f"{where}: step {step} comes after step {last}: steps go backwards. Sort the "
-                    "records and drop those that were undone."
+                    "records and remove those that were undone."
                 )
             known = records.setdefault(step, {})
             twice = [
@@ -94,8 +93,8 @@ def read_history(path: Path) -> History:
 
 
 def _json_records(path: Path, *, links: bool) -> Iterator[tuple[str, dict[str, float]]]:
-    """Line and numbers of each record that tells of an evaluation; half a line that a crash left
-    at the end is passed over.
+    """Line and numbers of each evaluation record; half a line left by a crash at the end is
+    skipped.
     """
     with TextIOWrapper(open_regular(path, links=links), encoding="utf-8") as file:
         for line_number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), ""), 1):
@@ -128,14 +127,14 @@ def _numbers(
 
 
 def _json_number(value: Any) -> float | None:
-    """A number as it is, null as NaN; None for anything else, which is no metric."""
+    """A number unchanged, null as NaN; None for anything else, which is not a metric."""
     if value is None:
         return math.nan
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Line and numbers of each row; an empty cell was not measured, a column of words is no
+    """Line and numbers of each row; an empty cell was not measured, a column of words is not a
     metric.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:

@@ -1,4 +1,4 @@
-"""Improvement: how much a metric must get better, and for how long it may fall short of that."""
+"""Improvement: how much a metric must improve, and for how long it may fall short."""
 
 import math
 import re
@@ -29,7 +29,7 @@ _ERRORS = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*se\s*")
 
 
 def error_of(metric: str) -> str:
-    """The name of the standard error of a metric at an evaluation."""
+    """The name under which evaluations hold the standard error of a metric."""
     return f"{metric}_se"
 
 
@@ -65,10 +65,8 @@ Rate = Annotated[float | str, PlainValidator(_rate, json_schema_input_type=float
 
 
 class Gain(NamedTuple):
-    """What a value gained on its reference.
-
-    `needed`: the gain that was asked for; `enough`: whether it was reached; `meaningful`: whether
-    the share that was asked for means anything between the two values.
+    """The gain of a value over its reference. `needed`: the required gain; `enough`: whether it was
+    reached; `meaningful`: whether a relative gain is defined between the two values.
     """
 
     amount: float
@@ -78,8 +76,8 @@ class Gain(NamedTuple):
 
 
 class Improvement(Section):
-    """How much a metric must get better, measured from what, and how many intervals in a row may
-    fall short of it.
+    """How much a metric must improve, relative to what, and how many consecutive intervals may fall
+    short.
     """
 
     metric: str = Field(description="A metric with its split, e.g. val/accuracy.")
@@ -93,7 +91,8 @@ class Improvement(Section):
     from_: Literal["best", "previous"] = Field(
         "best",
         alias="from",
-        description="The reference: the best that counted, or the interval before.",
+        description="The reference: the last value that reached the required gain (best), or the "
+        "previous interval.",
     )
     smooth: Smooth | None = Field(
         None,
@@ -102,13 +101,14 @@ class Improvement(Section):
         ),
     )
     patience: Patience = Field(
-        description="A number of intervals in a row, or a mapping with another unit."
+        description="A number of consecutive intervals, or a mapping with another unit."
     )
     cooldown: int = Field(
         0, ge=0, description="Intervals after a drop of the learning rate that are not stale."
     )
     mode: Mode | None = Field(
-        None, description="Which way is better; null: what the metric declares."
+        None,
+        description="Whether higher (max) or lower (min) is better; null: as the metric declares.",
     )
 
     @field_validator("patience", mode="before")
@@ -160,7 +160,7 @@ class Improvement(Section):
         return Gain(amount, needed, amount >= needed and amount > 0, meaningful)
 
     def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
-        """What is wrong with it for what its metric declares."""
+        """What contradicts its metric's declaration."""
         yield from wrong_mode(where, self.metric, self.mode, info)
         if self.errors and not info.has_error:
             yield (
@@ -263,8 +263,8 @@ class ImprovementJudge(Judge):
         if evaluation.lr is None:
             if any(one.cooldown for one in self._settings):
                 raise ConfigError(
-                    "stop.improvement.cooldown: the learning rate of the evaluations is not known. "
-                    "Leave cooldown out."
+                    "stop.improvement.cooldown: the learning rate of the evaluations is not "
+                    "known. Remove cooldown."
                 )
             return False
         before, self._lr = self._lr, evaluation.lr

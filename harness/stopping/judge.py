@@ -1,7 +1,5 @@
-"""What a criterion of stopping is: the interface of its judge, and what the criteria share.
-
-To add one: a file in this folder with its settings and its judge, a field in settings.py, a line
-in judges.py.
+"""The interface of judges, one per stop criterion, and what the criteria share. To add one: a file
+in this folder with its settings and its judge, a field in settings.py, a line in judges.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +15,8 @@ Need = Literal["all", "any"]
 class Finding(NamedTuple):
     """What a judge finds at one evaluation.
 
-    `stop`: the sentence, without its full stop, that ends the training, None to go on; `outlook`:
-    where the criterion stands, for the verdict of a training that goes on.
+    `stop`: the sentence, without its full stop, that ends the training, None to continue;
+    `outlook`: where the criterion stands, for the verdict of a training that continues.
     """
 
     stop: str | None = None
@@ -42,8 +40,8 @@ class Judge(Protocol):
     of_intervals: bool = False
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the settings for the metrics that there are, each as
-        "where: what. What to do.".
+        """What is wrong with the settings, given the available metrics, each as "where: what. What
+        to do.".
         """
         return iter(())
 
@@ -72,9 +70,8 @@ def enough(hold: Sequence[bool], need: Need) -> bool:
 def unknown_metric(
     where: str, name: str, metrics: Metrics, meant: Sequence[str] = ()
 ) -> Iterator[str]:
-    """The problem of a name that means a metric which is not there.
-
-    `meant`: the metrics that a name without a split stands for.
+    """The problem of a name that refers to a missing metric. `meant`: the metrics that a name
+    without a split stands for.
     """
     missing = [one for one in meant or (name,) if one not in metrics]
     if not missing:
@@ -104,7 +101,7 @@ class OnMetric(Protocol):
     def metric(self) -> str: ...
 
     def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
-        """What is wrong with them for what their metric declares."""
+        """What contradicts their metric's declaration."""
 
 
 def problems_of(kind: str, settings: Sequence[OnMetric], metrics: Metrics) -> Iterator[str]:
@@ -117,6 +114,6 @@ def problems_of(kind: str, settings: Sequence[OnMetric], metrics: Metrics) -> It
 
 
 def wrong_mode(where: str, metric: str, mode: Mode | None, info: MetricInfo) -> Iterator[str]:
-    """The problem of a mode that contradicts what the metric declares."""
+    """The problem of a mode that contradicts the metric's declaration."""
     if mode is not None and mode != info.mode:
-        yield f"{where}.mode: {mode}, but of {metric} {info.better} is better. Leave mode out."
+        yield f"{where}.mode: {mode}, but of {metric} {info.better} is better. Remove mode."

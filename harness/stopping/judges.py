@@ -41,8 +41,8 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
 
 
 def problems(settings: StopSettings, metrics: Metrics) -> list[str]:
-    """All that is wrong with the settings for the metrics that there are: what names none,
-    contradicts one or cannot take effect on it.
+    """All problems of the settings, given the available metrics: names without a metric,
+    contradictions, settings without effect.
     """
     judges = judges_of(settings, metrics, RequestJudge())
     found = [problem for judge in judges for problem in judge.problems()]
@@ -68,8 +68,8 @@ def metrics_of(settings: StopSettings, metrics: Metrics) -> set[str]:
 
 
 def best_metric(settings: StopSettings, metrics: Metrics) -> tuple[str, Mode] | None:
-    """What the best checkpoint is best in: `best`, or the first improvement's metric, or the first
-    target's (validation), or val/loss.
+    """The metric by which checkpoints are ranked: `best`, or the first improvement's metric, or the
+    first target's (validation), or val/loss.
     """
     if settings.best is not None:
         name = settings.best.metric

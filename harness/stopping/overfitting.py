@@ -15,7 +15,7 @@ class Gap(Section):
 
     metric: str = Field(description="A metric without its split, e.g. loss.")
     above: float = Field(ge=0, description="Overfitting when the gap is above this.")
-    for_: int = Field(1, ge=1, alias="for", description="So many intervals in a row.")
+    for_: int = Field(1, ge=1, alias="for", description="The number of consecutive intervals.")
 
 
 class OverfittingJudge(Judge):

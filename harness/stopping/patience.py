@@ -10,16 +10,18 @@ from harness.stopping.verdict import Evaluation
 
 
 class Patience(Section):
-    """For how long too little improvement is borne. In a config a bare number counts intervals."""
+    """For how long too little improvement is tolerated. In a config, a bare number counts
+    intervals.
+    """
 
     intervals: int | None = Field(
-        None, ge=1, description="So many intervals in a row; the same as the bare number."
+        None, ge=1, description="Consecutive intervals; the same as a bare number."
     )
     epochs: int | None = Field(
-        None, ge=1, description="So many epochs since the last interval that was not stale."
+        None, ge=1, description="Epochs since the last interval that was not stale."
     )
-    steps: int | None = Field(None, ge=1, description="So many optimizer steps since then.")
-    samples: int | None = Field(None, ge=1, description="So many samples since then.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps since then.")
+    samples: int | None = Field(None, ge=1, description="Samples since then.")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -40,10 +42,8 @@ class Patience(Section):
 
 
 class RunningPatience:
-    """How much of a patience is spent.
-
-    `stale`: intervals in a row that fell short; `spent`: the same in the patience's unit; `out`:
-    whether that is all of it.
+    """How much patience is spent. `stale`: consecutive intervals that fell short; `spent`: the same
+    in the patience's unit; `out`: whether that is all of it.
     """
 
     def __init__(self, settings: Patience, cooldown: int, *, whole_epochs: bool) -> None:

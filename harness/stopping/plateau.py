@@ -12,10 +12,10 @@ from harness.stopping.verdict import SIGNS, Evaluation, MetricInfo, Metrics, Mod
 
 
 class Plateau(Section):
-    """The last values of a metric and how sure it has to be that their trend is for the better."""
+    """How many last values of a metric, and how certain an improving trend must be."""
 
     metric: str = Field(description="A metric with its split, e.g. val/loss.")
-    over: int = Field(ge=4, description="The trend is that of the last so many values.")
+    over: int = Field(ge=4, description="The number of last values that the trend is fitted to.")
     confidence: float = Field(
         0.95,
         ge=0.5,

@@ -1,4 +1,4 @@
-"""What is kept of an evaluation and of what was said of it: a row of plain values."""
+"""What is stored of an evaluation and its verdict: a row of plain values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ _VERDICT = ("action", "reason", "detail", "improved", "new_best")
 
 
 def row_of(evaluation: Evaluation, verdict: Verdict) -> Row:
-    """The fields of the evaluation, and under `verdict` those of its verdict but for criteria and
+    """The fields of the evaluation, and under `verdict` those of its verdict except criteria and
     warnings.
     """
     given = {name: getattr(verdict, name) for name in _VERDICT}
@@ -19,7 +19,7 @@ def row_of(evaluation: Evaluation, verdict: Verdict) -> Row:
 
 
 def evaluation_of(row: Row) -> Evaluation:
-    """The evaluation that a row is of. Raises KeyError and TypeError for what is no row."""
+    """The evaluation of a row. Raises KeyError and TypeError for anything else."""
     if sorted(row["verdict"]) != sorted(_VERDICT):
         raise KeyError("verdict")
     return Evaluation(**{name: value for name, value in row.items() if name != "verdict"})

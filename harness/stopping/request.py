@@ -1,4 +1,4 @@
-"""A person's request to stop."""
+"""A request to stop."""
 
 from harness.stopping.judge import Finding, Judge
 from harness.stopping.verdict import Evaluation

@@ -25,26 +25,30 @@ from harness.stopping.targets import Target
 class TrainSample(Section):
     """A fixed sample of the training split."""
 
-    samples: int = Field(ge=1, description="How many samples, the same at each evaluation.")
+    samples: int = Field(
+        ge=1, description="The number of samples, the same ones at each evaluation."
+    )
 
 
 class StopSettings(Section):
     """The whole `stop:` section."""
 
-    every: Every = Field(
-        Every(epochs=1), description="The interval: the stretch between two evaluations."
-    )
+    every: Every = Field(Every(epochs=1), description="The interval between two evaluations.")
     targets: dict[str, Target] = Field(
-        {}, description="What metrics must reach; a name without a split means train/ and val/."
+        {},
+        description="Values that metrics must reach; a name without a split means train/ and val/.",
     )
     targets_need: Need = Field(
         "all", description="Whether all targets or any of them must be reached."
     )
-    hold: int = Field(1, ge=1, description="Evaluations in a row at which the targets must hold.")
+    hold: int = Field(
+        1, ge=1, description="Consecutive evaluations at which the targets must hold."
+    )
     improvement: tuple[Improvement, ...] = Field(
         (),
         description=(
-            "What counts as getting better, and how long too little is borne: one, or a list."
+            "What counts as improvement, and how long too little is tolerated: one criterion, or "
+            "a list."
         ),
     )
     improvement_needs: Need = Field(
@@ -65,18 +69,20 @@ class StopSettings(Section):
         ),
     )
     gap: Gap | None = Field(
-        None, description="How far validation may be worse than training: what is overfitting."
+        None,
+        description="How much worse validation may be than training before it counts as "
+        "overfitting.",
     )
     plateau: tuple[Plateau, ...] = Field(
         (),
         description=(
-            "Ends the training when the trend of all these metrics is not for the better: one, or "
-            "a list."
+            "Ends the training when none of these metrics is trending better: one, or a list."
         ),
     )
     best: BestMetric | None = Field(
         None,
-        description="What the best checkpoint is best in; null: the first improvement's metric.",
+        description="The metric by which checkpoints are ranked; null: the first improvement's "
+        "metric.",
     )
     divergence: tuple[Divergence, ...] = Field(
         (),
@@ -85,24 +91,27 @@ class StopSettings(Section):
     spike: Spike | None = Field(
         None,
         description=(
-            "What is done about sudden jumps of the training loss: warn, stop, or a mapping; "
-            "null: nothing."
+            "What to do about sudden jumps of the training loss: warn, stop, or a mapping; null: "
+            "nothing."
         ),
     )
     skipped_steps: int = Field(
-        20, ge=1, description="With fp16, so many skipped steps in a row are divergence."
+        20,
+        ge=1,
+        description="With fp16, the number of consecutive skipped steps that counts as divergence.",
     )
-    warmup: int = Field(0, ge=0, description="First intervals that are never stale.")
+    warmup: int = Field(0, ge=0, description="The number of first intervals that are never stale.")
     train_metrics: Literal["interval", "full"] | TrainSample = Field(
         "interval",
         description=(
-            "What training metrics are of: the interval's own batches, the whole training split, "
-            "or a fixed sample of it."
+            "What training metrics are computed on: the interval's own batches, the whole "
+            "training split, or a fixed sample of it."
         ),
     )
     budget: Budget | None = Field(
         None,
-        description="What the training may cost over all launches; the limit met first counts.",
+        description="The maximum length of the training over all launches; the first limit "
+        "reached counts.",
     )
 
     @field_validator("targets", mode="before")
@@ -170,7 +179,7 @@ class StopSettings(Section):
             if length is not None and count % length:
                 where = numbered("improvement", index, self.improvement)
                 problems.append(
-                    f"{where}.patience: {count} {unit} are no whole number of intervals of "
+                    f"{where}.patience: {count} {unit} are not a whole number of intervals of "
                     f"{length} {unit}; give a multiple of {length}"
                 )
         if problems:

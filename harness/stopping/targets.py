@@ -14,8 +14,8 @@ from harness.stopping.verdict import SIGNS, Evaluation, MetricInfo, Metrics, Mod
 class Target(Section):
     """The value that a metric must reach."""
 
-    at_least: float | None = Field(None, description="Reached by this value and any above.")
-    at_most: float | None = Field(None, description="Reached by this value and any below.")
+    at_least: float | None = Field(None, description="Reached by this value and any higher one.")
+    at_most: float | None = Field(None, description="Reached by this value and any lower one.")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -39,10 +39,8 @@ SPLITS = ("train", "val")
 
 
 def expand(name: str, metrics: Container[str]) -> tuple[str, ...]:
-    """The metrics that a target's name means: itself, or, named without a split, the training and
-    the validation one.
-
-    `metrics`: those that there are.
+    """The metrics that a target's name means: itself, or, without a split, the training and the
+    validation metric. `metrics`: those available.
     """
     if name in metrics or name.startswith(tuple(f"{split}/" for split in SPLITS)):
         return (name,)
@@ -51,7 +49,7 @@ def expand(name: str, metrics: Container[str]) -> tuple[str, ...]:
 
 class RunningTarget:
     """One target, on one metric or on a training and a validation metric that must both reach it,
-    `hold` evaluations in a row.
+    at `hold` consecutive evaluations.
     """
 
     def __init__(self, metrics: tuple[str, ...], target: Target, hold: int) -> None:
@@ -64,7 +62,7 @@ class RunningTarget:
         self._met: list[bool] = []
 
     def take(self, metrics: Mapping[str, float]) -> bool:
-        """Whether the target is reached: only a value of this very evaluation counts, NaN never."""
+        """Whether the target is reached: only a value of this evaluation counts, never NaN."""
         self._values = [metrics.get(name) for name in self._metrics]
         self._met = [
             value is not None

@@ -1,4 +1,4 @@
-"""What the stop controller is given and what it answers: plain values, exact as JSON."""
+"""Inputs and outputs of the stop controller: plain values, exact as JSON."""
 
 import math
 from collections.abc import Mapping
@@ -100,7 +100,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Go on or stop, why, and in words.
+    """Whether to go on or stop, and why, in words.
 
     `reason`: that of the judge who stops the training, None to go on.
     `improved`: some criterion's rate was reached; `new_best`: any strict gain of the best metric.
@@ -144,7 +144,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def show(value: float, apart_from: float | None = None, digits: int = 4) -> str:
-    """A number for people: `digits` digits, or as many as tell it from `apart_from`."""
+    """A number for people: `digits` digits, or as many as distinguish it from `apart_from`."""
     text = _format(value, digits)
     if apart_from is None or value == apart_from:
         return text

@@ -34,6 +34,7 @@ from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
+from harness.training.compiling import compile_forward
 from harness.training.determinism import operation_in, record_nondeterminism, settle
 from harness.training.items import Count, Items
 from harness.training.network_state import (
@@ -67,12 +68,16 @@ class Engine:
         seed_ambient(seed_for(config.run.seed, "network"))
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
         give_buffers_memory(self.network)
+        if config.train.channels_last:
+            self.network.to(memory_format=torch.channels_last)
         self._num_slots = config.batch.size // config.batch.micro_size
         self._parts = config.parts
         self._find_unused = config.train.find_unused_parameters
         network_parts.check_parts(self.network, self._parts)
         network_parts.freeze(self.network, self._parts)
         self._probe(to_device(probe, self.device))
+        if config.train.compile:
+            compile_forward(self.network, self.device, config.run.exactness != "none")
         self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
         self.stepper = Stepper(self.optimizer, accelerator.scaler, config.train.clip_grad_norm)
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]

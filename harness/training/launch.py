@@ -132,7 +132,12 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
     )
     connect_lazily(int(os.environ.get("WORLD_SIZE", "1")))
     try:
-        return start_accelerator(config.train.precision, config.run.exactness, config.run.timeout_s)
+        return start_accelerator(
+            config.train.precision,
+            config.run.exactness,
+            config.run.timeout_s,
+            config.train.matmul_precision,
+        )
     except Exception as error:
         if not is_lost_peer(error):
             raise

@@ -27,11 +27,14 @@ _ALONE: AbstractContextManager[None] = nullcontext()
 _WITHOUT = re.compile(r"indices which did not receive grad for rank \d+:([\d ]+)")
 
 
-def start_accelerator(precision: str, exactness: str, timeout_s: float) -> Accelerator:
+def start_accelerator(
+    precision: str, exactness: str, timeout_s: float, matmul_precision: str | None = None
+) -> Accelerator:
     """The Accelerator of this process; joins the process group if the process was launched as one
     of several. Raises ConfigError.
 
-    `timeout_s`: what the others are given to come, and later to answer.
+    `timeout_s`: what the others are given to come, and later to answer; `matmul_precision`: as in
+    the config.
     """
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError(
@@ -39,6 +42,10 @@ def start_accelerator(precision: str, exactness: str, timeout_s: float) -> Accel
         )
     if exactness != "none":
         require_determinism()
+    else:
+        torch.backends.cudnn.benchmark = True
+    usual = "high" if exactness == "none" else "highest"
+    torch.set_float32_matmul_precision(matmul_precision or usual)
     meeting = InitProcessGroupKwargs(init_method=MEETING, timeout=timedelta(seconds=timeout_s))
     accelerator = Accelerator(
         mixed_precision=precision,

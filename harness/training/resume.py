@@ -262,7 +262,52 @@ def finished_outcome(config: Config) -> Outcome | None:
     controller = StopController(config.stop, known_metrics(task, config.data.evaluated))
     with understanding(chosen.path):
         verdict = restore_history(controller, chosen.path, load_trainer(chosen.path)["stop"])
-    return outcome if verdict is not None and verdict.stops else None
+    if verdict is None or not verdict.stops:
+        return None
+    refuse_another(read_stored(chosen.path / "config.yaml"), config, chosen.path.name)
+    return outcome
+
+
+def say_finished(config: Config, outcome: Outcome) -> str:
+    """That a run is finished, which of the present settings it therefore does without, and what to
+    do. Rank 0 only.
+    """
+    directory = config.run.dir
+    words = f"{directory}: this run is finished: {outcome.detail}"
+    changes = [
+        change
+        for change in course_changes(read_stored(directory / "config.yaml"), config)
+        if not change.startswith("stop.")  # judged anew: it ends all the same
+    ]
+    more = "Ask for more (stop.*) to go on"
+    if not changes:
+        return f"{words} {more}."
+    return (
+        f"{words} It takes no more steps, so that these changes have no effect:\n  "
+        + "\n  ".join(changes)
+        + f"\n{more} with them, or train anew: run.dir={free_name(directory)}."
+    )
+
+
+def free_name(directory: Path) -> Path:
+    """A directory beside it that is not there yet."""
+    number = 2
+    while (other := directory.with_name(f"{directory.name}-{number}")).exists():
+        number += 1
+    return other
+
+
+def refuse_another(before: Config, config: Config, name: str) -> None:
+    """Raise ConfigError if a checkpoint, by its config, is of another training than this config."""
+    other = identity_changes(before, config)
+    if other:
+        directory = config.run.dir
+        raise ConfigError(
+            f"{directory}: {name} belongs to another training. What identifies a run has "
+            "changed:\n  "
+            + "\n  ".join(other)
+            + f"\nTake the changes back, or choose another run.dir: run.dir={free_name(directory)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -301,14 +346,7 @@ def find_start(config: Config) -> Start:
         return Start(secrets.token_hex(4), None, notes)
     before = read_stored(choice.path / "config.yaml")
     check_schedule(before, config, directory)
-    other = identity_changes(before, config)
-    if other:
-        raise ConfigError(
-            f"{directory}: {choice.path.name} belongs to another training. What identifies a "
-            "run has changed:\n  "
-            + "\n  ".join(other)
-            + "\nTake the changes back, or choose another run.dir."
-        )
+    refuse_another(before, config, choice.path.name)
     notes.append(f"{directory}: going on from {choice.path.name}")
     with understanding(choice.path):
         return Start(str(load_trainer(choice.path)["run_id"]), str(choice.path), notes)

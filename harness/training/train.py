@@ -23,6 +23,7 @@ from harness.training.resume import (
     find_start,
     finished_outcome,
     prepare_directory,
+    say_finished,
     take,
 )
 from harness.training.run import Launch, Run
@@ -47,10 +48,7 @@ def train(
         try:
             finished = ranks.decide(lambda: finished_outcome(config), Outcome)
             if finished is not None:
-                console.say(
-                    f"{directory}: this run is finished: {finished.detail} Ask for more (stop.*) "
-                    "to go on."
-                )
+                console.say(ranks.decide(lambda: say_finished(config, finished)))
                 return finished
             with ledger.account("resume"):
                 start = ranks.decide(lambda: find_start(config), Start)

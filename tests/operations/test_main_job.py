@@ -151,6 +151,16 @@ def test_a_finished_run_stays_finished_until_more_is_asked_for(tmp_path: Path) -
     assert again.exit_code == 0
     assert "this run is finished: the budget of 2 epochs is spent" in again.stdout
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    changed = command(*short, "stop.budget.epochs=2", "optimizer.lr=0.5", "train.clip_grad_norm=2")
+    assert changed.exit_code == 0
+    assert "these changes have no effect:\n  optimizer.lr: " in changed.stdout
+    assert "-> 0.5\n  train.clip_grad_norm: " in changed.stdout
+    assert f"train anew: run.dir={tmp_path / 'run-2'}." in changed.stdout
+    other = command(*short, "stop.budget.epochs=2", "run.seed=99")
+    assert other.exit_code == 2
+    assert "belongs to another training" in other.stderr
+    assert f"run.dir={tmp_path / 'run-2'}." in other.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     # As if killed between the last checkpoint and the outcome
     (tmp_path / "run" / "outcome.json").unlink()
     again = command(*short, "stop.budget.epochs=2")

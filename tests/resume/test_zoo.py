@@ -56,6 +56,7 @@ ANIMALS = {
         for kind in ("fickle", "experts")
     },
     **LARGE,
+    "channels-last": [*LARGE["timm"], "train.channels_last=true"],
 }
 
 

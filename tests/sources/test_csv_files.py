@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError, DataError
-from harness.sources import csv_files, tables
+from harness.sources import csv_files, recording, tables
 from harness.sources.cells import Layout
-from harness.sources.split import ByValue
+from harness.sources.series import Series
+from harness.sources.split import ByValue, Part
 from harness.sources.table_files import read_cells
 from harness.sources.tables import Table
 
@@ -176,3 +177,25 @@ def test_all_parts_of_a_table_share_one_reading(
     path.write_text(regular(60))  # and another content
     assert len(read) == 2
     assert [len(one) for one in parts()] == [20, 20, 20]
+
+
+def test_all_parts_of_a_series_share_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(
+        recording, "read_cells", lambda path, *rest: read.append(path) or read_cells(path, *rest)
+    )
+    for who in "abc":
+        (tmp_path / f"{who}.csv").write_text(regular(20))
+    monkeypatch.setattr(time, "time_ns", lambda: int((time.time() + 60) * 1e9))
+    names: tuple[Part, ...] = ("train", "val", "test")
+    rule = ByValue("who", val=["b"], test=["c"])
+    files = str(tmp_path / "{who}.csv")
+    parts = [Series(files, ["n"], 10, 10, part=part, split=rule) for part in names]
+    assert (len(read), [one.known()["who"] for one in parts]) == (
+        3,
+        [["a", "a"], ["b", "b"], ["c", "c"]],
+    )
+    Series(files, ["n"], 10, 10, units={"n": "degC"})
+    assert len(read) == 6

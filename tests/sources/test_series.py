@@ -171,8 +171,8 @@ def test_time_that_does_not_go_on_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             DataError,
             match=(
-                rf"^{path}: row 4, column 't': not later than the previous row\. Sort the rows, "
-                r"or correct the time"
+                rf"^{path}: row 4, column 't': not later than the previous row\. Set sort: true, "
+                r"or duplicates: drop .* or correct the time"
             ),
         ):
             Series(path, CHANNELS, 2, 1, time="t", gap_s=9, gaps="split")
@@ -246,8 +246,8 @@ def test_a_file_can_hold_recordings_that_columns_tell_apart(tmp_path: Path) -> N
     with pytest.raises(
         DataError,
         match=(
-            rf"^{back}: row 20: a recording \(a, 1\) continues that ended before row 8\. Sort the "
-            r"rows by recording"
+            rf"^{back}: row 20: a recording \(a, 1\) continues that ended before row 8\. Set "
+            r"sort: true"
         ),
     ):
         Series(back, CHANNELS, 4, 2, recording=["who", "day"])

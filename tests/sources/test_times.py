@@ -141,3 +141,85 @@ def test_a_damaged_npz_is_named_or_left_out(tmp_path: Path) -> None:
         series = Series(str(tmp_path / "*.npz"), ["p"], 3, 3, on_error="skip")
     assert [path.name for path in series.paths()] == ["b.npz"]
     assert len(series.skipped) == 2
+
+
+def of_zone(path: Path, texts: list[str], **more: Any) -> Series:
+    path.write_text("t,a\n" + "".join(f"{text},{row}\n" for row, text in enumerate(texts)))
+    settings: dict[str, Any] = {"time": "t", "gap_s": 9e9, "timezone": "Europe/Rome"}
+    return Series(str(path), ["a"], 1, 1, **settings | more)
+
+
+def test_local_times_are_what_pandas_says_of_their_zone(tmp_path: Path) -> None:
+    texts = pd.date_range("2026-03-28 20:00", "2026-03-29 01:59", freq="17min").astype(str).tolist()
+    texts += ["2026-03-29 03:00:00", "2026-07-01 12:00:00", "2026-12-01 00:00:00"]
+    wanted = pd.Series(pd.to_datetime(texts)).dt.tz_localize("Europe/Rome")
+    since = (wanted - pd.Timestamp(0, tz="UTC")).dt.total_seconds().tolist()
+    assert times_of(of_zone(tmp_path / "a.csv", texts)) == since
+    day = "%d/%m/%Y %H.%M"
+    others = [pd.Timestamp(text).strftime(day) for text in texts]
+    assert times_of(of_zone(tmp_path / "b.csv", others, time_format=day)) == since
+    stated = [f"{text}+01:00" for text in texts[:1]] + texts[1:]
+    assert times_of(of_zone(tmp_path / "c.csv", stated)) == since
+
+
+def test_the_hour_that_occurs_twice_is_read_in_order_and_told(tmp_path: Path) -> None:
+    moments = pd.date_range("2025-10-25 23:00", "2025-10-26 03:00", freq="20min", tz="UTC")
+    texts = moments.tz_convert("Europe/Rome").tz_localize(None).astype(str).tolist()
+    with pytest.warns(UserWarning, match=r"a\.csv: 6 times in 't' are in the hour .* in row 5:"):
+        series = of_zone(tmp_path / "a.csv", texts)
+    assert times_of(series) == [moment.timestamp() for moment in moments]
+
+
+def test_times_that_a_zone_does_not_have_are_refused(tmp_path: Path) -> None:
+    texts = ["2026-03-29 01:59", "2026-03-29 02:30", "2026-03-29 03:00"]
+    with pytest.raises(DataError, match=r"row 3, column 't': .* does not exist in Europe/Rome"):
+        of_zone(tmp_path / "a.csv", texts)
+    with pytest.raises(ConfigError, match=r"timezone: 'Europe/Roma' .* 'Europe/Rome'"):
+        of_zone(tmp_path / "a.csv", texts, timezone="Europe/Roma")
+    for cells in (["1", "2"], ["2026-03-29T01:00Z", "2026-03-29T02:00Z"]):
+        with pytest.raises(DataError, match=r"row 2, column 't': .* Remove timezone"):
+            of_zone(tmp_path / "a.csv", cells)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "xlsx", "parquet"])
+def test_dates_and_times_of_day_may_be_in_two_columns(tmp_path: Path, suffix: str) -> None:
+    moments = pd.Series(pd.date_range("2026-01-31 23:59:58", periods=4, freq="s"))
+    frame = pd.DataFrame({"d": moments.dt.date, "t": moments.dt.time, "a": range(4)})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        frame["d"] = moments.dt.strftime("%d/%m/%Y")
+        frame.to_csv(path, index=False)
+    elif suffix == "xlsx":
+        frame.to_excel(path, index=False)
+    else:
+        frame.to_parquet(path)
+    form = "%d/%m/%Y %H:%M:%S" if suffix == "csv" else None
+    series = Series(str(path), ["a"], 2, 1, time=["d", "t"], rate_hz=1, time_format=form)
+    assert times_of(series) == [one.timestamp() for one in moments.dt.tz_localize("UTC")[:3]]
+    if suffix == "csv":
+        with pytest.raises(DataError, match=r"row 2, column 'd': .* a date of another form"):
+            Series(str(path), ["a"], 2, 1, time=["d", "t"], rate_hz=1)
+    with pytest.raises(ConfigError, match=r"time: \['a', 'b', 'c'\]"):
+        Series(str(path), ["a"], 2, 1, time=["a", "b", "c"], rate_hz=1)
+
+
+def test_devices_that_write_by_turns_are_put_apart_and_in_order(tmp_path: Path) -> None:
+    rows = [(t, who, 10 * number + t) for t in range(6) for number, who in enumerate("ab")]
+    mixed = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
+    repeated = [*mixed[:5], *mixed[3:], mixed[0]]
+    path = tmp_path / "a.csv"
+    pd.DataFrame(repeated, columns=["t", "device", "x"]).to_csv(path, index=False)
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 1, "recording": ["device"]}
+    with pytest.raises(DataError, match=r"a\.csv: row \d+: .* Set sort: true if several"):
+        Series(str(path), ["x"], 6, 6, **settings)
+    with pytest.raises(DataError, match=r"a\.csv: row \d+, column 't': .*duplicates: drop"):
+        Series(str(path), ["x"], 6, 6, sort=True, **settings)
+    series = Series(str(path), ["x"], 6, 6, sort=True, duplicates="drop", **settings)
+    found = {who: series[at]["series"].tolist() for at, who in enumerate(series.known()["device"])}
+    assert found == {"a": [list(range(6))], "b": [list(range(10, 16))]}
+    other = (repeated[0][0], repeated[0][1], 99)  # one time, another value
+    pd.DataFrame([*repeated, other], columns=["t", "device", "x"]).to_csv(path, index=False)
+    with pytest.raises(DataError, match=rf"row {len(repeated) + 2}, column 't': not later"):
+        Series(str(path), ["x"], 6, 6, sort=True, duplicates="drop", **settings)
+    with pytest.raises(ConfigError, match=r"sort, duplicates: .* Set time"):
+        Series(str(path), ["x"], 6, 6, sort=True)

@@ -1096,7 +1096,7 @@ def test_a_spike_is_measured_in_robust_standard_deviations() -> None:
     assert stopped.reason == "diverged"
     assert stopped.detail == (
         "the training loss 9 at step 21 is 21.58 robust standard deviations above the median 1 of "
-        "the 20 steps before, where 4 are borne."
+        "the 20 steps before (limit: 4)."
     )
 
 

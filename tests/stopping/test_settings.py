@@ -151,7 +151,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"improvement": {"metric": "val/f1", "patience": 1, "patiance": 1}}, "patiance"),
     (
         {"improvement": {"metric": "val/f1", "patience": {"epochs": 3}}, "every": {"epochs": 2}},
-        "3 epochs are no whole number of intervals of 2 epochs",
+        "3 epochs are not a whole number of intervals of 2 epochs",
     ),
     (
         {"improvement": {"metric": "val/f1", "patience": {"steps": 25}}, "every": {"steps": 10}},

@@ -151,7 +151,7 @@ def test_tied_parameters_cannot_be_told_apart() -> None:
             ["parts.head", "lr and weight_decay have no effect on a frozen part"],
         ),
         (["parts={head: {prefix: x}}"], ["parts.head", "prefix has no effect without init_from"]),
-        (["parts={head: {}}"], ["parts.head", "says nothing"]),
+        (["parts={head: {}}"], ["parts.head", "sets nothing"]),
         (
             ["parts={head: {frozen: true}}"],
             ["parts.head.frozen", "Did you mean parts.head.freeze?"],

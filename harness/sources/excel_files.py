@@ -1,0 +1,56 @@
+"""Sheets of Excel and of LibreOffice."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from harness.errors import DataError
+from harness.sources.cells import Cells, Layout
+from harness.sources.files import need
+from harness.sources.headed import by_column, read_head, rows_below
+from harness.sources.workbook import check_document, check_workbook, find_padded
+from harness.wording import did_you_mean
+
+EXCEL = (".xlsx", ".xlsm", ".xls", ".ods")
+
+
+def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
+    """The columns of a sheet, all of them if None, by calamine. Numbers in a format of zeros
+    (00000) are text, as Excel shows them. Raises DataError with the row.
+    """
+    calamine = need("python_calamine", "tables", f"{path}: Excel")
+    # Loaded when used
+    import pandas as pd
+
+    is_xml = path.suffix.lower() in (".xlsx", ".xlsm")
+    if is_xml:
+        check_workbook(path)
+    elif path.suffix.lower() == ".ods":
+        check_document(path)
+    try:
+        with pd.ExcelFile(path, engine="calamine") as book:
+            sheets = [str(name) for name in book.sheet_names]
+            named = layout.sheet
+            if isinstance(named, int) and 1 <= named <= len(sheets):
+                named = sheets[named - 1]
+            if named not in sheets:
+                raise DataError(
+                    f"{path}: no sheet {named!r}, only {', '.join(sheets)}."
+                    f"{did_you_mean(str(named), sheets, quoted=True)} Set sheet to one of them."
+                )
+            grid = pd.read_excel(
+                book, sheet_name=named, header=None, dtype=object, keep_default_na=False
+            ).to_numpy(dtype=object)
+    except (calamine.CalamineError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
+        ) from error
+    if is_xml:
+        for (row, column), width in find_padded(path, str(named)).items():
+            number = grid[row - 1, column - 1]
+            if isinstance(number, int | float) and float(number).is_integer() and number >= 0:
+                grid[row - 1, column - 1] = f"{int(number):0{width}d}"
+    lines = enumerate(grid.tolist(), start=1)
+    head = read_head(path, layout, columns, lines)
+    kept = list(rows_below(head, layout, lines))
+    cells = by_column(head, [cells for _, cells in kept])
+    return Cells(path, cells, [row for row, _ in kept], layout)

@@ -1,0 +1,133 @@
+"""Columns of times: numbers, dates, or a date and a time of day in two columns."""
+
+import datetime
+import warnings
+from collections.abc import Sequence
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.written import text_of
+from harness.sources.cells import DAY_FIRST, Cells, is_empty, listed
+
+_PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_NO_TIME = datetime.timedelta()
+
+
+def seconds_of(cells: Cells, names: Sequence[str]) -> NDArray[np.float64]:
+    """(N,) float64: numbers in seconds, by the layout's `time_unit`; dates, in ISO 8601, in its
+    `time_format` or the native type of Excel and Parquet, as seconds since 1970. Dates that state
+    no time zone are in that of the layout, else in UTC.
+
+    names: one column, or those of the date and the time of day. Raises DataError with file, row and
+    column.
+    """
+    name, form = names[0], cells.layout.time_format
+    stored = cells.stored(name)
+    if isinstance(stored, np.ndarray) and form is None and len(names) == 1:
+        return _numbers(cells, name)
+    found = listed(stored)
+    if len(names) == 2:
+        found = [_joined(*pair) for pair in zip(found, listed(cells.stored(names[1])), strict=True)]
+    dates = []
+    for index, cell in enumerate(found):
+        dates.append(_date_or_none(cell) if form is None or not isinstance(cell, str) else None)
+        if form is not None and dates[-1] is None and not is_empty(cell):
+            try:
+                dates[-1] = datetime.datetime.strptime(_digits(cell, form), form)
+            except ValueError as error:
+                cells.refuse(name, index, f"{error}. Correct it, or set time_format.")
+    are_dates = form is not None or len(names) == 2 or any(dates)
+    for index, (date, cell) in enumerate(zip(dates, found, strict=True)):
+        if date is None and isinstance(cell, str) and DAY_FIRST.match(cell.strip()):
+            ways = "Set time_format, e.g. '%d/%m/%Y %H:%M:%S'"
+            cells.refuse(name, index, f"{cell!r} is a date of another form. {ways}.")
+        if date is None and are_dates and not is_empty(cell):
+            cells.refuse(name, index, f"{cell!r} is not a date. Correct it.")
+    return _since_epoch(cells, name, dates) if are_dates else _numbers(cells, name)
+
+
+def _numbers(cells: Cells, name: str) -> NDArray[np.float64]:
+    if cells.layout.timezone is not None and len(cells):
+        cells.refuse(name, 0, "a number, which is in no time zone. Remove timezone.")
+    return cells.numbers(name) / _PER_SECOND[cells.layout.time_unit]
+
+
+def _since_epoch(
+    cells: Cells, name: str, dates: Sequence[datetime.datetime | None]
+) -> NDArray[np.float64]:
+    """Dates in UTC, or those without a time zone in that of the layout; warns of those in the hour
+    that occurs twice.
+    """
+    timezone = cells.layout.timezone
+    zone = datetime.UTC if timezone is None else ZoneInfo(timezone)
+    seconds = np.full(len(dates), np.nan)
+    before, twice, num_naive = _EPOCH, [], 0
+    for index, date in enumerate(dates):
+        if date is None:
+            continue
+        moment = date
+        if date.tzinfo is None:
+            num_naive += 1
+            moment = date.replace(tzinfo=zone)
+            later = moment.replace(fold=1)
+            shift = (moment.utcoffset() or _NO_TIME) - (later.utcoffset() or _NO_TIME)
+            if shift < _NO_TIME:
+                what = f"{date} does not exist in {timezone}, where clocks were put forward"
+                cells.refuse(name, index, f"{what}. Correct it, or set another timezone.")
+            if shift > _NO_TIME:
+                twice.append(index)
+                if before - shift <= moment.astimezone(datetime.UTC) <= before:
+                    moment = later
+        before = moment.astimezone(datetime.UTC)
+        seconds[index] = (before - _EPOCH).total_seconds()
+    if timezone is not None and num_naive == 0 and any(dates):
+        cells.refuse(name, 0, "dates state their own time zone. Remove timezone.")
+    if twice:
+        warnings.warn(
+            f"{cells.path}: {len(twice):,} times in {name!r} are in the hour that occurs twice "
+            f"as clocks are put back in {timezone}, the first in row {cells.rows[twice[0]]}: the "
+            "first pass is taken to end where the times go back. Store UTC to be sure.",
+            stacklevel=2,
+        )
+    return seconds
+
+
+def _joined(date: Any, time: Any) -> Any:
+    """The cells of a date and of a time of day as one."""
+    if is_empty(date) or is_empty(time):
+        return None
+    if isinstance(date, datetime.datetime):
+        date = date.date()
+    if isinstance(date, datetime.date) and isinstance(time, datetime.time):
+        return datetime.datetime.combine(date, time)
+    return f"{_text(date)} {_text(time)}"
+
+
+def _text(cell: Any) -> str:
+    return cell.strip() if isinstance(cell, str) else text_of(cell)
+
+
+def _digits(cell: Any, form: str) -> str:
+    """The text of a date in the form, with the zeros that a number such as 1022026 has lost."""
+    if isinstance(cell, str):
+        return cell.strip()
+    text = text_of(cell)
+    return text if form.startswith("%Y") else text.zfill(len(_EPOCH.strftime(form)))
+
+
+def _date_or_none(cell: Any) -> datetime.datetime | None:
+    """The date of a cell, without a time zone if it states none."""
+    if isinstance(cell, str) and cell.strip()[4:5] == "-":  # no number
+        try:
+            cell = datetime.datetime.fromisoformat(cell.strip())
+        except ValueError:
+            return None
+    if is_empty(cell):  # pandas' NaT is a datetime too
+        return None
+    if isinstance(cell, datetime.date) and not isinstance(cell, datetime.datetime):
+        cell = datetime.datetime.combine(cell, datetime.time())
+    return cell if isinstance(cell, datetime.datetime) else None
