@@ -134,7 +134,7 @@ def evaluate(
 @app.command()
 def predict(
     path: AnyPath,
-    out: Annotated[Path, typer.Option(help="The file to write: .parquet or .csv.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .parquet, .csv or .jsonl.")],
     split: SplitName = "val",
     source: Annotated[
         str,
