@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ import torch.utils.data._utils.worker as torch_worker
 from harness.data.sampling import Integers
 from harness.data.source import can_seek, has_state
 from harness.errors import DataError, HarnessError
+
+_COMPARED = 4  # samples: of a shuffle buffer one alone may be the same by chance
 
 
 class InOrder:
@@ -33,13 +37,14 @@ class InOrder:
 @dataclass(frozen=True)
 class Mark:
     """A place in a stream from which it can be read on: `state`, what its `state_dict` gave before
-    the sample at `position` of the pass that began at `begin`; `digest` of that sample.
+    the sample at `position` of the pass that began at `begin`; `digests` of some samples from there
+    on.
     """
 
     position: int
     begin: int
     state: Any
-    digest: str = ""
+    digests: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -80,29 +85,35 @@ class Streamed:
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """B positions -> B samples"""
         read: dict[int, Any] = {}
+        mark = None
         for position in sorted(set(indices)):
             if position != self._position or self._process != os.getpid():
                 self._go_to(position)
             if self._saves and not read:
-                self._set_mark()
+                mark = self._here()
             read[position] = self._next()
-            if self._saves and len(read) == 1:
-                self._end_mark(read[position])
+            # Where a pass ended before the first sample, the state would end it again
+            if len(read) == 1 and mark is not None and self._begin != mark.begin:
+                mark = None
+        if mark is not None:
+            self._keep(mark, read)
         return [read[position] for position in indices]
 
     def restore(self, mark: Mapping[str, Any]) -> None:
-        """Go on from a mark of an earlier launch, if the stream gives the same sample there as it
+        """Go on from a mark of an earlier launch, if the stream gives the same samples there as it
         did then.
         """
         self._marks["restored"] = Mark(**mark)
         self._go_to(self._marks["restored"].position)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_samples": None, "_ahead": None, "_process": 0}
+        return {**self.__dict__, "_samples": None, "_process": 0}
 
     def _forget(self) -> None:
         self._samples: Iterator[Any] | None = None
-        self._ahead: tuple[Mark, Any] | None = None  # read to compare it, not yet given
+        # Read to compare them with those of a mark, and not yet given; where the pass of each began
+        self._ahead: deque[tuple[Any, int]] = deque()
+        self._compared: Mark | None = None
         self._process, self._position, self._begin = 0, -1, 0
 
     def _go_to(self, position: int) -> None:
@@ -124,30 +135,30 @@ class Streamed:
             self._next()
 
     def _load(self, mark: Mark) -> None:
-        """Begin to read from a mark, or from the start if that gives another sample now."""
-        self._ahead = None
+        """Begin to read from a mark, or from the start if that gives other samples now."""
+        self._ahead.clear()
         if self._saves:
             self._stream.load_state_dict(copy.deepcopy(mark.state))
         self._samples, self._position, self._begin = iter(self._stream), mark.position, mark.begin
-        if mark.digest:
-            first = self._next()
-            if digest_of(first) == mark.digest:
-                self._position, self._begin = mark.position, mark.begin
-                self._ahead = (mark, first)
-                return
-            warnings.warn(
-                f"{self._where}: from its saved state the stream goes on with another sample than "
-                f"it gave at position {mark.position:,}; it is read again from its beginning, "
-                "which takes longer. Its state_dict is incomplete (a shuffle buffer?).",
-                stacklevel=2,
-            )
-            self._marks = {"start": self._marks["start"]}
-            self._load(self._marks["start"])
+        found = [(self._next(), self._begin) for _ in mark.digests]
+        if [digest_of(sample) for sample, _ in found] == list(mark.digests):
+            self._position, self._begin = mark.position, mark.begin
+            self._ahead.extend(found)
+            self._compared = mark
+            return
+        warnings.warn(
+            f"{self._where}: from its saved state the stream goes on with other samples than it "
+            f"gave from position {mark.position:,} on; it is read again from its beginning, which "
+            "takes longer. Its state_dict is incomplete (a shuffle buffer?).",
+            stacklevel=2,
+        )
+        self._marks = {"start": self._marks["start"]}
+        self._load(self._marks["start"])
 
     def _next(self) -> Any:
         assert self._samples is not None
-        if self._ahead is not None:
-            sample, self._ahead = self._ahead[1], None
+        if self._ahead:
+            sample, self._begin = self._ahead.popleft()
             self._position += 1
             return sample
         try:
@@ -193,17 +204,19 @@ class Streamed:
             )
         return state
 
-    def _set_mark(self) -> None:
-        state = self._state() if self._ahead is None else self._ahead[0].state
-        self.mark = Mark(self._position, self._begin, state)
+    def _here(self) -> Mark | None:
+        """A mark of this position; None where the stream itself is further on."""
+        if not self._ahead:
+            return Mark(self._position, self._begin, self._state())
+        compared = self._compared
+        if compared is None or compared.position != self._position:
+            return None
+        return compared
 
-    def _end_mark(self, first: Any) -> None:
-        assert self.mark is not None
-        # Read after a pass has ended: the state from before would begin the next one again
-        if self._begin != self.mark.begin:
-            self.mark = None
-            return
-        self.mark = Mark(**{**vars(self.mark), "digest": digest_of(first)})
+    def _keep(self, mark: Mark, read: Mapping[int, Any]) -> None:
+        places = range(mark.position, mark.position + _COMPARED)
+        digests = [digest_of(read[at]) for at in takewhile(read.__contains__, places)]
+        self.mark = Mark(mark.position, mark.begin, mark.state, digests)
         furthest = self._marks.get("furthest", self._marks["start"])
         self._marks["last"] = self.mark
         self._marks["furthest"] = max(self.mark, furthest, key=lambda mark: mark.position)

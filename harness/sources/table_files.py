@@ -3,7 +3,7 @@ numbers.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -81,6 +81,10 @@ def _of_objects(
     rows: Sequence[int],
     objects: Sequence[dict[str, Any]],
 ) -> Cells:
+    if any(isinstance(cell, dict) for found in objects for cell in found.values()):
+        for row, found in zip(rows, objects, strict=True):
+            refuse_twins(f"{path}: row {row}", [name for name, _ in _flat(found)])
+        objects = [dict(_flat(found)) for found in objects]
     if not all(name.isascii() for found in objects for name in found):
         for row, found in zip(rows, objects, strict=True):
             refuse_twins(f"{path}: row {row}", list(map(name_of, found)))
@@ -90,6 +94,15 @@ def _of_objects(
     return Cells(path, cells, rows, layout)
 
 
+def _flat(found: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, cell) of an object; the values of an object b in it are called b.x, b.y.z."""
+    for name, cell in found.items():
+        if isinstance(cell, dict):
+            yield from _flat(cell, f"{within}{name}.")
+        else:
+            yield f"{within}{name}", cell
+
+
 def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     # Loaded when used
     import pyarrow as pa
@@ -97,11 +110,13 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
 
     try:
         with pq.ParquetFile(path) as file:
-            stored = file.schema_arrow.names
+            stored = _leaves(file.schema_arrow)
             names = select_names(path, list(map(name_of, stored)), columns)
             refuse_twins(path, names)
             wanted = {name_of(name): name for name in stored if name_of(name) in names}
             table = file.read(list(wanted.values()))
+            while any(pa.types.is_struct(kind) for kind in table.schema.types):
+                table = table.flatten()
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a Parquet file."
@@ -119,6 +134,19 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
         # A null in floats becomes NaN
         cells[name] = column.to_numpy() if plain else _as_objects(path, name, column)
     return Cells(path, cells, range(1, len(table) + 1), layout)
+
+
+def _leaves(fields: Any, within: str = "") -> list[str]:
+    """The names of the columns of a schema; the fields of a struct b are called b.x, b.y.z."""
+    # Loaded when used
+    import pyarrow as pa
+
+    names: list[str] = []
+    for field in fields:
+        name = f"{within}{field.name}"
+        nested = pa.types.is_struct(field.type)
+        names += _leaves(field.type, f"{name}.") if nested else [name]
+    return names
 
 
 def _is_text(kind: Any) -> bool:

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from harness import components
+from harness.checkpoint.manifest import CLASSES
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.settings import SaveEvery
 from harness.checkpoint.state import extra_files_of
@@ -225,6 +226,7 @@ def facts_of(config: Config, data: RunData, machines: list[dict[str, str]]) -> d
         "config": config_hashes(config),
         "environment": machines,
         "code": code_of(config.specs()),
+        CLASSES: data.class_names,
     }
 
 

@@ -184,8 +184,8 @@ def report_saves(run: Run) -> None:
         run.tracker.save(report, run.position())
         if report.error is None and not report.skipped:
             run.progress.save_s = report.total_s
-    if run.pace is not None and (interval := run.pace.news()) is not None:
-        every, why = duration(interval.seconds), interval.reason
-        run.tracker.event("save_interval", run.position(), seconds=interval.seconds, reason=why)
+    if run.pace is not None and (period := run.pace.news()) is not None:
+        every, why = duration(period.seconds), period.reason
+        run.tracker.event("save_interval", run.position(), seconds=period.seconds, reason=why)
         run.tracker.console.say(f"{run.directory}: saved every {every}: {why}")
     run.ranks.decide(run.store.raise_if_failing)

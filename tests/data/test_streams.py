@@ -93,7 +93,8 @@ def test_workers_give_what_one_process_gives(make: Any) -> None:
         assert (rows == blobs.points[step * 8 + 2 : step * 8 + 6]).all()
     if make in (Stateful, hugging_face):
         assert feed.mark is not None
-        assert (feed.mark["position"], feed.mark["digest"]) == (60, digest_of(split.source[60]))
+        digests = [digest_of(split.source[position]) for position in (60, 61)]
+        assert (feed.mark["position"], feed.mark["digests"]) == (60, digests)
 
 
 def test_how_much_of_a_stream_is_read() -> None:
@@ -110,6 +111,8 @@ def test_how_much_of_a_stream_is_read() -> None:
     assert stateful.read == 6
     second.__getitems__([504, 505])  # fetched again, from the mark of the time before
     assert stateful.read == 8
+    second.__getitems__([503, 506])  # from the mark that was restored
+    assert stateful.read == 15
 
 
 @pytest.mark.parametrize("make", [lambda: Stateful(wrong=True), lambda: hugging_face(100, True)])
@@ -118,7 +121,7 @@ def test_an_incomplete_state_is_found_out_and_the_stream_read_again(make: Any) -
     first.__getitems__(list(range(37)))
     wanted = first.__getitems__([37, 38, 39])
     assert first.mark is not None
-    with pytest.warns(UserWarning, match="goes on with another sample than it gave at position 37"):
+    with pytest.warns(UserWarning, match="other samples than it gave from position 37"):
         second.restore(first.mark.to_json())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
