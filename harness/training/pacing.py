@@ -35,7 +35,9 @@ class Pace:
         self._settings = settings
         self._ledger = ledger
         self._clock = clock
-        self._costs_s = deque([share_bytes / _COPY_BYTES_PER_S], maxlen=_REMEMBERED)
+        # Of the last saves: how long the loop was held, and that with what steps took longer
+        self._held_s = deque([share_bytes / _COPY_BYTES_PER_S], maxlen=_REMEMBERED)
+        self._costs_s = deque(self._held_s, maxlen=_REMEMBERED)
         self._durable_s = 0.0
         self._measured = 0
         self._told_s: float | None = None
@@ -78,10 +80,13 @@ class Pace:
             return
         held_s = totals["checkpoint_stall"] - before["checkpoint_stall"]
         calm_s = (step - begun) * (self._calm_step_s or 0.0)
-        slowed_s = max(0.0, work_s - _work_s(before) - calm_s) if calm_s else 0.0
+        # Below 0 now and then: cutting that off would make noise a cost
+        slowed_s = work_s - _work_s(before) - calm_s if calm_s else 0.0
         if not self._measured:
+            self._held_s.clear()
             self._costs_s.clear()
         self._measured += 1
+        self._held_s.append(held_s)
         self._costs_s.append(held_s + slowed_s)
         self._durable_s = durable_s
         begun_s = self._due_s - self._period.seconds
@@ -99,6 +104,7 @@ class Pace:
     def state(self) -> dict[str, Any]:
         """JSON: what saves cost so far."""
         return {
+            "held_s": list(self._held_s),
             "costs_s": list(self._costs_s),
             "durable_s": self._durable_s,
             "measured": self._measured,
@@ -106,8 +112,9 @@ class Pace:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`, once the ledger has its accounts; the clock starts anew."""
-        self._costs_s.clear()
-        self._costs_s.extend(float(one) for one in state["costs_s"])
+        for kept, name in ((self._held_s, "held_s"), (self._costs_s, "costs_s")):
+            kept.clear()
+            kept.extend(float(one) for one in state[name])
         self._durable_s, self._measured = float(state["durable_s"]), int(state["measured"])
         self._period = self._choose()
         self._due_s = self._clock() + self._period.seconds
@@ -120,9 +127,8 @@ class Pace:
         failures = Failures(
             self._ledger.elapsed_s(), self._ledger.failures, self._settings.failures_per_day
         )
-        chosen = choose_save_period(
-            median(self._costs_s), self._durable_s, failures, self._settings.max_overhead
-        )
+        cost_s = max(median(self._costs_s), median(self._held_s))
+        chosen = choose_save_period(cost_s, self._durable_s, failures, self._settings.max_overhead)
         if self._measured:
             return chosen
         return SavePeriod(chosen.seconds, f"{chosen.reason}; not measured yet")

@@ -166,13 +166,14 @@ def is_worth_saving(run: Run) -> bool:
 
 
 def is_save_due(run: Run) -> bool:
-    """Whether the clock asks for a save after this step. Rank 0's word counts; no collective."""
-    if run.pace is None:
+    """Whether the clock asks for a save after this step; not while one is in flight. Rank 0's word
+    counts; no collective.
+    """
+    if run.pace is None or run.store.is_saving():
         return False
-    if not run.store.is_saving():
-        last = run.store.last_report
-        ended = last is not None and last.error is None and not last.skipped
-        run.pace.end(run.step, last.total_s if last is not None and ended else None)
+    last = run.store.last_report
+    ended = last is not None and last.error is None and not last.skipped
+    run.pace.end(run.step, last.total_s if last is not None and ended else None)
     return run.pace.is_due()
 
 
