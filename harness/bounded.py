@@ -1,5 +1,5 @@
-"""Reading files that somebody else may have put there, or that a crash has torn: regular ones, of a
-bounded size, as JSON of a bounded depth.
+"""Reading files that may be somebody else's, or damaged by a crash: only regular files, of bounded
+size, as JSON of bounded depth.
 """
 
 import errno
@@ -21,8 +21,8 @@ _DIGITS = 18  # of a whole number; one with more is a float, which takes any
 
 
 def open_regular(path: Path, *, links: bool = True) -> FileIO:
-    """Open a regular file for reading; anything else, such as a pipe, is refused without waiting
-    for it, and so is a link where there may be none. Raises OSError.
+    """Open a regular file for reading; anything else, such as a pipe, is refused without waiting,
+    and so is a link unless allowed. Raises OSError.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW)
     try:
@@ -62,8 +62,8 @@ def read_json(path: Path) -> Any:
 
 
 def json_lines(path: Path, *, links: bool = False) -> Iterator[tuple[bytes, Any]]:
-    """Each line of a file that is JSON, and what it says; others, such as half a line that a crash
-    left at the end, are passed over. Raises OSError.
+    """Each line of a file that is JSON, with its value; others, such as half a line left by a crash
+    at the end, are skipped. Raises OSError.
     """
     with BufferedReader(open_regular(path, links=links)) as file:
         while line := file.readline(MAX_LINE_BYTES):

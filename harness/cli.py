@@ -1,6 +1,6 @@
 """The commands.
 
-Each imports what it needs when it is called, so that none waits for torch in vain.
+Each imports what it needs when it is called, so that none waits for torch unnecessarily.
 """
 
 import errno
@@ -41,8 +41,8 @@ T = TypeVar("T")
 
 
 def _find_own_code(given: T) -> T:
-    """Let modules of the working directory be named, last of all on the path, by a user's own
-    config; a run may be somebody else's, and lie in that very directory.
+    """Let a user's own config name modules of the working directory, last on the path; a run may be
+    somebody else's, and lie in that very directory.
     """
     if given:
         sys.path.append(str(Path.cwd()))
@@ -75,8 +75,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Allow = Annotated[
     list[str] | None,
     typer.Option(
-        help="Trust components of the run whose dotted path begins so, or, with a /, files in this "
-        "directory; repeat for more. FERMARSI_ALLOW, separated by colons, allows them always.",
+        help="Trust components of the run whose dotted path begins with this, or, with a /, files "
+        "in this directory; repeatable. FERMARSI_ALLOW, separated by colons, does the same "
+        "for all commands.",
         metavar="PREFIX|DIR/",
         callback=_allowed_prefixes,
     ),
@@ -133,7 +134,7 @@ def evaluate(
 @app.command()
 def predict(
     path: AnyPath,
-    out: Annotated[Path, typer.Option(help="The file to write: .parquet or .csv.")],
+    out: Annotated[Path, typer.Option(help="The file to write: .parquet, .csv or .jsonl.")],
     split: SplitName = "val",
     source: Annotated[
         str,
@@ -183,7 +184,9 @@ def describe(
     as_json: Json = False,
     depth: Annotated[
         int | None,
-        typer.Option(min=1, help="Modules inside each other that get a row each; by default all."),
+        typer.Option(
+            min=1, help="The depth of nested modules that get their own row; by default all."
+        ),
     ] = None,
 ) -> None:
     """The network with the shapes of a micro-batch, its parameters, and the memory that
@@ -364,7 +367,7 @@ def sync(run: RunPath, overrides: Overrides = None, allow: Allow = None) -> None
 
 
 def run_command(command: Callable[[], Any]) -> Any:
-    """Run a command; a user's mistake ends with one message and its exit code."""
+    """Run a command; a user mistake ends with one message and its exit code."""
     try:
         return command()
     except HarnessError as error:

@@ -1,6 +1,4 @@
-"""What a person sees while a run goes: a live line on a terminal, plain lines elsewhere, on rank 0
-only.
-"""
+"""What a user sees of a run, on rank 0: a live line on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ PLAIN_EVERY_S = 10.0
 
 
 class Console:
-    """Prints on the rank that `enabled` says, nothing elsewhere."""
+    """Prints if `enabled`; does nothing otherwise."""
 
     def __init__(self, enabled: bool) -> None:
         self._rich = RichConsole(highlight=False, soft_wrap=True) if enabled else None
@@ -66,7 +64,7 @@ class Console:
             )
 
     def progress(self, what: str, done: int, of: int) -> None:
-        """How far a preparation is, e.g. of a store."""
+        """The progress of a preparation, e.g. of a store."""
         if self._rich is None:
             return
         now = time.monotonic()
@@ -111,7 +109,7 @@ class Console:
         )
 
     def close(self) -> None:
-        """Take the live line away."""
+        """Remove the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None

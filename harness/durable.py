@@ -1,4 +1,4 @@
-"""Files and directories that are still there after a power cut."""
+"""Files and directories that survive a power cut."""
 
 import errno
 import json
@@ -74,7 +74,7 @@ def write_json(
 
 
 def read_json(path: Path) -> Any:
-    """What a file that can be made again holds. Raises DataError."""
+    """The content of a file that can be rebuilt. Raises DataError."""
     try:
         return parse_json(read_bytes(path))
     except (OSError, ValueError) as error:

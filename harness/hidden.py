@@ -1,6 +1,5 @@
-"""Secrets in a config: what it says of one is where it is found, `${secret:HF_TOKEN}`, and stays so
-in everything that is written or sent; the value is looked up for the component that takes it, and
-shown to nobody.
+"""Secrets in a config: it holds only a reference, `${secret:HF_TOKEN}`, as does everything that is
+written or sent; the value is looked up for the component that takes it, and never shown.
 """
 
 import os
@@ -43,7 +42,7 @@ class Reference(str):
 
 
 def is_secret(token: re.Match[str], keys: tuple[object, ...]) -> bool:
-    """Whether what a TOKEN at these keys stands for is to be kept hidden."""
+    """Whether the value of a TOKEN at these keys must be hidden."""
     names = [token[2], *(key for key in keys if isinstance(key, str))]
     return token[1] == "secret" or any(_SECRET_WORD.search(name) for name in names)
 

@@ -1,4 +1,4 @@
-"""Imports of libraries that are made of many objects."""
+"""Faster imports of large libraries."""
 
 import gc
 from collections.abc import Iterator

@@ -1,8 +1,6 @@
-"""What asks a launch to save and leave becomes a flag that the loop reads once a step; nothing else
-happens inside a signal's handler.
-
-Asked by: SIGTERM, SIGINT, SIGUSR1; a file PREEMPT in the run directory; the end of the launcher;
-another rank that was asked.
+"""Requests to save and leave become a flag that the loop reads once a step; nothing else happens
+inside a signal handler. Sources: SIGTERM, SIGINT, SIGUSR1; a file PREEMPT in the run directory; the
+end of the launcher; another rank that was asked.
 """
 
 import ctypes
@@ -88,21 +86,21 @@ class Interruption:
             os.close(end)
 
     def give_up_after(self, limit_s: float, message: str) -> None:
-        """End this process with exit code 1 if it has not joined the others by then: torch waits
-        without end for a stranger that does not answer.
+        """End this process with exit code 1 if it has not joined the others by then: torch would
+        wait forever for a peer that does not answer.
         """
         self._meeting = time.monotonic() + limit_s, message
 
     def join(self, notes: Notes | None, rank: int) -> None:
-        """From here on there are others to leave with; `notes`: where they hear of it, None for a
-        rank alone.
+        """From now on this process leaves together with others; `notes`: where they learn of it,
+        None for a single rank.
         """
         self._joined = True
         if notes is not None:
             self._start(self._exchange, notes, rank)
 
     def look_for(self, file: Path) -> None:
-        """Take this file, once a second, for a request. Rank 0 only."""
+        """Treat this file as a request, checked once a second. Rank 0 only."""
         self._file = file
 
     def ask(self, cause: str) -> None:
@@ -113,9 +111,8 @@ class Interruption:
             self._asked.set()
 
     def check(self) -> None:
-        """Raise LeavingError if something asked to leave.
-
-        Costs nothing; inside of `ranks.decide` or `ranks.together` all ranks raise it then.
+        """Raise LeavingError if something asked to leave. Costs nothing; inside `ranks.decide` or
+        `ranks.together` all ranks raise it.
         """
         if self.cause is not None:
             raise LeavingError(self.cause)
@@ -180,9 +177,7 @@ class Interruption:
                 )
 
     def _exchange(self, notes: Notes, rank: int) -> None:
-        """Look for the word of another rank until there is one, and pass on what this one hears
-        first.
-        """
+        """Watch for a request seen by another rank, and pass on one of this rank."""
         while not self._asked.wait(POLL_S):
             word = notes.read(_NOTE)
             if word is not None:
@@ -225,10 +220,9 @@ def die_with_parent() -> None:
 
 
 def _launcher() -> int | None:
-    """The process id of `accelerate launch` or torchrun, if it started this process: when it ends
-    nobody waits for this one any more.
-
-    A shell is no launcher: what it started with nohup goes on after it.
+    """The process id of `accelerate launch` or torchrun, if it started this process: once it ends,
+    nothing waits for this process. A shell is not a launcher: what it started with nohup outlives
+    it.
     """
     # The one-process launcher sets no other mark
     if not under_agent(os.environ) and "ACCELERATE_MIXED_PRECISION" not in os.environ:

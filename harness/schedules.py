@@ -1,5 +1,5 @@
 """Learning rates as closed forms of what has happened: the number of steps, and for a plateau the
-number of drops. So nothing drifts, and a resumed run has the very rates of an uninterrupted one.
+number of drops. So nothing drifts, and a resumed run has exactly the rates of an uninterrupted one.
 
 Each is stepped once an optimizer step and has `step()`, `state_dict()` and `load_state_dict()` like
 torch's schedulers, which may be used too. What all rates are shares of is the rate that the
@@ -27,16 +27,16 @@ class ByStep:
         self._steps = 0
 
     def share(self) -> float:
-        """The present rate as a share of the first one."""
+        """The current rate as a share of the first one."""
         raise NotImplementedError
 
     def step(self) -> None:
-        """One optimizer step was done."""
+        """Advance by one optimizer step."""
         self._steps += 1
         self._apply()
 
     def get_last_lr(self) -> list[float]:
-        """The present rates, one a parameter group."""
+        """The current rates, one per parameter group."""
         return [base * self.share() for base in self._bases]
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,8 +60,8 @@ class ByStep:
 
 
 class WarmupCosine(ByStep):
-    """Up in a line over `warmup_steps`, down to `floor` (a share of the rate) by half a cosine
-    until `total_steps`, and constant from there.
+    """A linear warm-up over `warmup_steps`, half a cosine down to `floor` (a share of the rate)
+    until `total_steps`, constant from there.
 
     Source: Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017,
     equation 5, without restarts. Raises ConfigError.

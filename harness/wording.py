@@ -1,5 +1,5 @@
-"""What messages are made of: mistakes and where they are, names that were meant, values, lists and
-errors as people write them.
+"""Building blocks of messages: mistakes and where they are, suggested names, values, lists and
+errors in readable form.
 """
 
 import difflib
@@ -41,7 +41,7 @@ class Mistake(NamedTuple):
         return ": ".join(filter(None, (self.origin, dotted(self.keys), self.message)))
 
     def within(self, where: str) -> str:
-        """As a line about something in what is at `where`: `where.key[0].key: message`."""
+        """The message with its keys under `where`: `where.key[0].key: message`."""
         return f"{dotted(self.keys, where)}: {self.message}"
 
 
@@ -53,7 +53,7 @@ def dotted(keys: Iterable[Key], start: str = "") -> str:
 
 
 def closest(wrong: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The name that looks most like a wrong one; None if none does."""
+    """The name most similar to a wrong one; None if none is."""
     return next(iter(difflib.get_close_matches(wrong, list(known), 1, cutoff)), None)
 
 
@@ -69,7 +69,7 @@ def did_you_mean(wrong: Any, known: Iterable[str], *, quoted: bool = False) -> s
 
 
 def origin(error: BaseException) -> str:
-    """`file:line` of where an error arose: in a user's own code if that was on the way."""
+    """`file:line` where an error arose: the innermost line of the user's own code, if any."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if not _NOT_OWN.search(one.filename)]
     frame = (own or frames)[-1]

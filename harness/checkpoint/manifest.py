@@ -21,6 +21,7 @@ FORMAT = "fermarsi-checkpoint"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
+CLASSES = "classes"  # of the facts: names by column, in the order of their numbers
 CONFIG = "config.yaml"
 HISTORY = "history.jsonl"
 MAX_SIZE = 2**60  # of any number of bytes or elements

@@ -9,7 +9,7 @@ from harness.stopping.budget import Every
 
 
 class SaveEvery(Section):
-    """The interval between two checkpoints: every N epochs, K steps or M minutes."""
+    """How often checkpoints are saved: every N epochs, K steps or M minutes."""
 
     steps: int | None = Field(None, ge=1, description="Every N optimizer steps.")
     epochs: int | None = Field(
@@ -34,8 +34,8 @@ class CheckpointConfig(Section):
 
     every: SaveEvery | Literal["auto"] | None = Field(
         None,
-        description="The interval between two checkpoints; auto: from the cost of a save and how "
-        "often the run fails; null: at each evaluation.",
+        description="How often checkpoints are saved; auto: from the cost of a save and how often "
+        "the run fails; null: at each evaluation.",
     )
     max_overhead: float = Field(
         0.01,
@@ -53,7 +53,7 @@ class CheckpointConfig(Section):
     keep_best: int = Field(1, ge=1, description="The number of best checkpoints kept.")
     keep_every: Every | None = Field(
         None,
-        description="The first checkpoint of each such interval is kept permanently. null: none.",
+        description="The first checkpoint of each such period is kept permanently. null: none.",
     )
     verify: Literal["full", "size"] = Field(
         "full",

@@ -1,8 +1,7 @@
 """`fermarsi describe`: the shapes of a micro-batch in a network, and the memory that training it
 takes on each rank.
 
-Nothing is computed by rules: one real forward and backward pass is made and one step of the
-optimizer, and what they leave is measured.
+Everything is measured: from one real forward and backward pass and one optimizer step.
 """
 
 import sys
@@ -187,7 +186,7 @@ def _micro_batch(config: Config, task: Task) -> Batch:
 
 @contextmanager
 def _watching(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
-    """Record in `rows` the shapes that each module takes and gives in its first call."""
+    """Record in `rows` the shapes that each module takes and returns in its first call."""
 
     def note(row: Row, args: Any, kwargs: Any, output: Any) -> None:
         if row.calls == 0:

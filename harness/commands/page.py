@@ -1,4 +1,4 @@
-"""One self-contained HTML page: whatever is put into it is text, nothing in it runs, and it loads
+"""One self-contained HTML page: everything inserted is escaped, nothing in it runs, and it loads
 nothing.
 """
 
@@ -57,8 +57,8 @@ def figure_svg(figure: Any) -> Markup:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Around all that is drawn: names are text, not formulas, whatever a matplotlibrc says, and may
-    have characters that no font here has.
+    """Around all drawing: names are text, not formulas, whatever a matplotlibrc says, and may
+    contain characters missing from the fonts.
     """
     from matplotlib import rc_context
 

@@ -87,7 +87,7 @@ def story(one: Replay) -> list[str]:
 def _end(one: Replay) -> list[str]:
     """Where the training stops, the best value kept and lost, and what is saved."""
     if not one.evaluations:
-        return ["no evaluation with a metric that the settings name"]
+        return ["no evaluation has a metric that the settings name"]
     last = one.evaluations[-1]
     if one.stop_index is None:
         lines = [

@@ -167,7 +167,7 @@ def _curves(history: RecordSummary, targets: Mapping[str, float]) -> Markup:
 
 
 def _confusions(directory: Path, tables: Mapping[str, Any]) -> Markup:
-    """Of those tables that are square and not too large to be looked at."""
+    """Of the tables that are square and small enough to read."""
     matrices = {
         name: matrix
         for name, rows in sorted(tables.items())[:_MAX_TABLES]

@@ -66,7 +66,7 @@ def writing(option: str, path: Path) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a text for people, whoever wrote what is in it, on standard output."""
+    """Print a text on standard output, escaped for terminals: its content may be anybody's."""
     print(printable(text))
 
 

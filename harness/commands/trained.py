@@ -12,6 +12,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
 from harness import components
+from harness.checkpoint.manifest import CLASSES
 from harness.checkpoint.read import find_checkpoint, load, load_trainer, understanding
 from harness.checkpoint.state import restore_network
 from harness.components import TARGET
@@ -41,13 +42,14 @@ class TrainedNetwork:
     device: torch.device
     learned: Sequence[TreatmentState]
     allow: Sequence[str]
+    class_names: Sequence[str] = ()  # of the task's target, in the order of their numbers
 
     @property
     def num_workers(self) -> int:
         """Processes that prepare micro-batches: no more than this machine has processors, whatever
         the checkpoint's config says.
         """
-        return min(self.config.data.num_workers, os.cpu_count() or 1)
+        return min(self.config.data.few_workers, os.cpu_count() or 1)
 
     @property
     def micro_size(self) -> int:
@@ -65,7 +67,8 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> TrainedNetwork:
     config = read_config(found / "config.yaml", allow=allow)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _network(config)
-    restore_network(network, load(found, rank=0, num_ranks=0, device=torch.device("cpu")))
+    loaded = load(found, rank=0, num_ranks=0, device=torch.device("cpu"))
+    restore_network(network, loaded)
     with understanding(found):
         trainer = load_trainer(found)
         learned = [TreatmentState(**one) for one in trainer.get("learned", ())]
@@ -74,7 +77,17 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> TrainedNetwork:
     with understanding(found):
         restore_learners(task, learners)
     network = in_precision(network.to(device).eval(), config.train.precision, device)
-    return TrainedNetwork(found, config, network, task, device, learned, allow)
+    with understanding(found):
+        names = class_names(loaded.manifest.facts, task)
+    return TrainedNetwork(found, config, network, task, device, learned, allow, names)
+
+
+def class_names(facts: Mapping[str, Any], task: Task) -> list[str]:
+    """The names of the task's classes, by a manifest; [] if it has none. Raises TypeError."""
+    names = facts.get(CLASSES, {}).get(getattr(task, "target", None), [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{CLASSES}: {names!r} are no names")
+    return names
 
 
 def _network(config: Config) -> nn.Module:

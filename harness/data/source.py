@@ -88,6 +88,14 @@ class KnownColumns(Protocol):
         ...
 
 
+class ClassNames(Protocol):
+    """A source or treatment that numbers classes by names, which the run then keeps."""
+
+    def class_names(self) -> Mapping[str, Sequence[str]]:
+        """{column: names in the order of their numbers}."""
+        ...
+
+
 class SourceFiles(Protocol):
     """A source that lists the files it reads; their bytes identify its content."""
 
@@ -218,6 +226,7 @@ SOURCE_MEMBERS = (
     BatchReader,
     ArrayReader,
     KnownColumns,
+    ClassNames,
     SourceFiles,
     FileFinder,
     SkippedFiles,
@@ -232,6 +241,7 @@ TREATMENT_MEMBERS = (
     EarlyLearner,
     BatchTreatment,
     TrainingTreatment,
+    ClassNames,
     FileFinder,
     ResultVersion,
 )
@@ -292,6 +302,12 @@ def known_of(source: Any) -> Mapping[str, Sequence[str]]:
     """{column: (N,) texts} without reading samples; {} if the source knows no columns."""
     known: Mapping[str, Sequence[str]] = source.known() if hasattr(source, "known") else {}
     return known
+
+
+def class_names_of(owner: Any) -> dict[str, list[str]]:
+    """{column: names in the order of their numbers} of a source or treatment; {} without any."""
+    names = owner.class_names() if hasattr(owner, "class_names") else {}
+    return {column: list(map(str, of)) for column, of in names.items()}
 
 
 def skipped_of(source: Any) -> Sequence[str]:

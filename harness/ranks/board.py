@@ -7,16 +7,14 @@ import torch.distributed as dist
 
 
 def report_of(rank: int) -> str:
-    """The key of a rank's report of where it is, which changes while its watch lives."""
+    """The key of a rank's report of where it is, which changes while its watch is alive."""
     return f"watch/{rank}"
 
 
 class Board:
-    """Notes that ranks leave for each other without a collective, over a connection of its own: for
-    another thread, and when collectives fail.
-
-    No call raises: without the store no note is left and none is found. Where the store's machine
-    is cut off, a call may last.
+    """Notes that ranks exchange without a collective, over a separate connection: for use by
+    another thread, and when collectives fail. No call raises: if the store is gone, nothing is
+    written and nothing is found. If its machine is cut off, a call may block.
     """
 
     def __init__(self) -> None:

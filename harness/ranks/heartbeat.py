@@ -1,5 +1,5 @@
-"""What this rank does now, and how long it usually takes: written by the main thread, read by the
-thread that tells the other ranks.
+"""What this rank is doing, and how long that usually takes: written by the main thread, read by the
+thread that reports to the other ranks.
 """
 
 import math
@@ -48,8 +48,8 @@ class Durations:
         self.longest_s = max(self.longest_s, seconds)
 
     def quantile(self, share: float) -> float:
-        """What this share of the durations does not exceed, to a factor of sqrt(2) at most; 0
-        without one.
+        """The quantile of the durations at this share, to within a factor of sqrt(2); 0 without
+        any.
         """
         left = share * self.number
         for bucket, count in sorted(self._counts.copy().items()):
@@ -60,8 +60,8 @@ class Durations:
 
 
 class Heartbeat:
-    """Where the main thread of this rank is: a phase of a step, and whether it waits there for
-    other ranks.
+    """Where the main thread of this rank is: a phase of a step, and whether it is waiting for other
+    ranks.
 
     `step`: that is worked on, None before the first. `count`: of phases entered. `busy_s`: seconds
     by phase, waits for other ranks taken out.
@@ -78,8 +78,8 @@ class Heartbeat:
         self._waiting_since: float | None = None
 
     def enter(self, phase: str) -> None:
-        """The main thread begins a phase; one that repeats, as evaluation does with each
-        micro-batch, is entered anew.
+        """The main thread begins a phase; a repeated one, such as evaluation with each micro-batch,
+        is entered again.
         """
         now = time.monotonic()
         lasted = now - self._since
@@ -91,7 +91,7 @@ class Heartbeat:
 
     @property
     def waiting(self) -> bool:
-        """Whether the main thread is inside of a collective."""
+        """Whether the main thread is inside a collective."""
         return self._waiting_since is not None
 
     # -- a context: inside, the main thread waits for other ranks

@@ -12,9 +12,9 @@ MEETING = "fermarsi://"  # for init_process_group: see `_meet`
 
 
 def _meet(url: str, **options: Any) -> Iterator[tuple[PrefixStore, int, int]]:
-    """As env://, but each restart by an elastic agent meets under keys of its own: the store
-    outlives the workers, and with accelerate's default, a static rendezvous, it is the same one
-    after a restart, where the new workers would find the addresses of the dead (torch 2.15).
+    """Like env://, but each restart by an elastic agent uses its own keys: the store outlives the
+    workers, and with accelerate's default, a static rendezvous, it survives a restart, so that new
+    workers would find the addresses of dead ones (torch 2.15).
     """
     for store, rank, size in rendezvous("env://", **options):
         yield (
@@ -55,7 +55,7 @@ _LOST = (
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an exception is what a collective raises when another rank has gone or is silent."""
+    """Whether a collective raised this exception because another rank is gone or silent."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error).lower()

@@ -55,7 +55,7 @@ class Pulse:
         return agreed
 
     def read(self) -> int:
-        """Finish the exchange in flight and return its level, 0 if there is none.
+        """Finish the pending exchange and return its level, 0 if there is none.
 
         Called by every rank.
         """

@@ -90,8 +90,8 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), group, timeout_s)
 
     def channel(self, timeout_s: float | None = None) -> "Ranks":
-        """The same ranks on a group of their own, for another thread or for messages that are in
-        flight for long. Called by every rank.
+        """The same ranks in a separate group, for another thread or for messages that are pending
+        for long. Called by every rank.
         """
         return (
             Ranks.join(self.timeout_s if timeout_s is None else timeout_s)
@@ -163,7 +163,7 @@ class Ranks:
         )
 
     def wait_for_all(self) -> None:
-        """Return when every rank has come here. Called by every rank."""
+        """Return when every rank has called this. Called by every rank."""
         self.gather(None)
 
     # -- tensors
@@ -242,7 +242,7 @@ class Ranks:
     # -- failures
 
     def publish_failure(self, error: BaseException) -> None:
-        """Leave this rank's error where its peers find it when their collectives break; the first
+        """Publish this rank's error for its peers to find when their collectives fail; the first
         one stays. No collective.
         """
         self._use_board(
@@ -255,9 +255,9 @@ class Ranks:
         return error_from_json(json.loads(text)) if text else None
 
     def missing(self, limit_s: float) -> list[int]:
-        """After a collective has failed: the ranks of which nothing is heard within `limit_s`,
-        neither that they survive nor, where they have not noticed yet, a new report of their watch;
-        [] also if the store is lost. No collective.
+        """After a failed collective: the ranks that report nothing within `limit_s`, neither that
+        they survived nor, if they have not noticed the failure yet, a new report of their watch; []
+        also if the store is lost. No collective.
         """
 
         def look(board: Board) -> list[int]:

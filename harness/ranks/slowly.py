@@ -30,8 +30,8 @@ def slowly(
     *,
     heard_s: float = HEARD_S,
 ) -> Any:
-    """As `ranks.decide`, for work that may last longer than a rank waits for another: it goes on in
-    a thread, and every `heard_s` at most the other ranks learn that it does.
+    """Like `ranks.decide`, for work that may take longer than a rank waits for another: it runs in
+    a thread, and at least every `heard_s` the other ranks are told that it is still running.
     """
     if ranks.size == 1:
         return ranks.decide(work, kind)

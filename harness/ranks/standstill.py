@@ -1,5 +1,5 @@
-"""Which rank the others wait for, and which one is slower than they are: judged from what ranks
-report of themselves. No clock, no files, no collective.
+"""Which rank the others are waiting for, and which one is slower than the rest, judged from the
+ranks' own reports. No clock, no files, no collective.
 """
 
 import math
@@ -82,9 +82,8 @@ class Report:
 
 @dataclass(frozen=True)
 class StuckRank:
-    """A rank that all wait for: its last report.
-
-    `where`: the training is; `silent`: not even its reports come.
+    """A rank that all others wait for: its last report. `where`: the training is; `silent`: it has
+    stopped reporting, too.
     """
 
     report: Report
@@ -104,7 +103,7 @@ class StuckRank:
 
 
 class Overseer:
-    """Finds ranks that stand still; time is given to it."""
+    """Finds ranks that make no progress; the time is passed in."""
 
     def __init__(self, size: int) -> None:
         self._still_s = [0.0] * size
@@ -153,7 +152,7 @@ def behind(reports: Sequence[Report]) -> list[Report]:
 
 
 class Pace:
-    """Finds a rank that is slower than the others, from what each does for itself in a step."""
+    """Finds a rank that is slower than the others, from each rank's own work in a step."""
 
     def __init__(self) -> None:
         self._began: Sequence[Report] | None = None

@@ -1,9 +1,9 @@
-"""A thread on each rank that tells the others where it is, and ends the launch when one rank keeps
-all others waiting: named, with the stack of its main thread.
+"""A thread on each rank that reports where the rank is, and ends the launch when one rank keeps all
+others waiting: that rank is named, with the stack of its main thread.
 
 Reports go through the store of the launch, over a connection of their own: one write and one read a
-second and rank. The rank that oversees reads all reports every few seconds, and every second while
-it does not move itself. It is rank 0; if nothing is heard of it, whoever notices first takes over.
+second and rank. The overseer reads all reports every few seconds, and every second while it makes
+no progress itself. It is rank 0; if rank 0 is silent, whoever notices first takes over.
 """
 
 import faulthandler
@@ -105,7 +105,7 @@ class Watch:
             self._stacks.close()
 
     def take_warnings(self) -> list[str]:
-        """What was found since the last call, on the rank that oversees."""
+        """What was found since the last call, on the overseer."""
         return [self._warnings.popleft() for _ in range(len(self._warnings))]
 
     # -- in the thread

@@ -1,5 +1,5 @@
-"""The step that a launch works on, noted in the run directory, so that the next launch knows a step
-that crashes again and again.
+"""The step in progress, noted in the run directory, so that the next launch recognises a step that
+crashes repeatedly.
 
 One line in `step-in-work`, written over by rank 0 at each step and taken away when a launch ends in
 order; no clock, no fsync: after a power cut the note may be old or gone, and then one crash is not
@@ -19,7 +19,7 @@ FILE = "step-in-work"
 
 @dataclass(frozen=True)
 class Crash:
-    """`step` was worked on when a launch crashed, for the `times`-th time in a row."""
+    """A launch crashed during `step`, for the `times`-th time in a row."""
 
     step: int
     times: int
@@ -55,9 +55,8 @@ def check_crashes(run: Path, most: int) -> Crash | None:
 
 
 class StepNote:
-    """Entered around a training on rank 0 (`run` None: elsewhere, where it does nothing).
-
-    What leaves a note behind is a crash.
+    """Entered around a training on rank 0 (`run` None: elsewhere, where it does nothing). A note
+    left behind means a crash.
     """
 
     def __init__(self, run: Path | None) -> None:
@@ -67,7 +66,7 @@ class StepNote:
         self._file: int | None = None
 
     def begin(self, step: int) -> None:
-        """Note that `step` is worked on: microseconds, and no wait for the disk."""
+        """Note that `step` is in progress: takes microseconds, without waiting for the disk."""
         if self._file is not None:
             with suppress(OSError):  # a full disk: saves fail too, and say so
                 os.pwrite(self._file, f"{step:>15}{self._rest}".encode(), 0)
@@ -90,5 +89,5 @@ class StepNote:
 
 
 def _is_expected(error: BaseException) -> bool:
-    """Whether an error is a user's mistake, reported to them, or a request to leave: no crash."""
+    """Whether an error is a reported user mistake or a request to leave, not a crash."""
     return isinstance(error, HarnessError) and not isinstance(error, RankError)

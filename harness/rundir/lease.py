@@ -2,10 +2,9 @@
 
 `<run>/lease/` holds a file named by the holder's fencing number, the highest there. Taking the
 lease is creating the next number, which only one process can do; whoever finds a higher number than
-its own is fenced out, even if it slept through everything. No clock is compared with another: a
-holder that cannot be looked up in this machine's process table is alive if its file, which a thread
-rewrites, changes while one watches it. No lock
-is used: locks are what shared file systems differ in.
+its own is fenced out, even if it was suspended meanwhile. Clocks are never compared: a holder that
+is not in this machine's process table is alive if its file, which a thread rewrites, changes while
+being watched. No lock is used, because shared file systems differ in their locks.
 """
 
 import json
@@ -39,8 +38,8 @@ class Lease:
     """
 
     def __init__(self, directory: Path, *, beat_s: float = 5.0, watch_s: float = 30.0) -> None:
-        """`beat_s`: how often the holder shows that it lives; `watch_s`: how long another looks out
-        for that.
+        """`beat_s`: how often the holder renews its file; `watch_s`: how long another launch
+        watches for that.
         """
         self._directory = directory / "lease"
         self._run = directory
@@ -103,7 +102,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give the directory back, if it was taken here; the next launch need not wait then."""
+        """Release the directory, if it was taken here, so that the next launch need not wait."""
         if self._thread is None:
             return
         self._released.set()
@@ -115,7 +114,7 @@ class Lease:
             self._write({**self._holder, "released": True})
 
     def _create(self, number: int) -> None:
-        """Become the holder, unless another process is quicker: then nothing happens."""
+        """Become the holder, unless another process is faster: then nothing happens."""
         holder = {
             "number": number,
             "token": secrets.token_hex(8),
@@ -162,7 +161,7 @@ class Lease:
     def _changes(
         self, number: int, before: Mapping[str, Any], check_leave: Callable[[], None]
     ) -> bool:
-        """Watch a lease for change."""
+        """Watch a lease for changes."""
         # The holder may beat slower than this process would.
         beat_s = before.get("beat_s")
         beat_s = min(beat_s, MAX_BEAT_S) if isinstance(beat_s, int | float) else 0.0
@@ -188,8 +187,8 @@ class Lease:
                 self._write(self._holder)
 
     def _write(self, holder: Mapping[str, Any]) -> None:
-        """Replace this launch's own file; harmless if it has been fenced out, for a lower number
-        counts for nothing.
+        """Replace this launch's own file; harmless if it has been fenced out, since lower numbers
+        are ignored.
         """
         replace_file(self._path(self._number), _encode(holder), sync=False)
 
@@ -208,8 +207,8 @@ class Lease:
 
 
 def holder(run: Path) -> tuple[str | None, bool | None]:
-    """(who holds a run, whether they are alive); None for what is not known: nobody, or a process
-    of another machine. Waits for nothing.
+    """(who holds a run, whether it is alive); None if unknown: nobody, or a process of another
+    machine. Never waits.
     """
     try:
         number = _last_number(run / "lease")
@@ -227,7 +226,7 @@ def _last_number(directory: Path) -> int:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What a lease says. Raises OSError, and ValueError for what is none."""
+    """The content of a lease. Raises OSError, and ValueError for anything else."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError("no lease")

@@ -27,8 +27,8 @@ ACCOUNTS = ("start_up", "resume", *TRAINING, "work_lost", "idle")
 
 
 class Ledger:
-    """Books time to the account that is open; there is always one. `clock` and `wall` give seconds,
-    the second one since the epoch.
+    """Books time to the open account; there is always one. `clock` and `wall` give seconds, the
+    second one since the epoch.
 
     `age_s`: how long the process had been there before, to be booked to start_up. `failures`: how
     many launches before this one were cut off; `ended`: set where this one ends with nothing lost.
@@ -56,7 +56,7 @@ class Ledger:
         return _Account(self._switch, name)
 
     def begin_training(self) -> None:
-        """From here on what is not booked otherwise is compute."""
+        """From now on, time not booked otherwise is compute."""
         self._switch("compute")
 
     def totals(self) -> dict[str, float]:
@@ -83,8 +83,8 @@ class Ledger:
         }
 
     def save(self, period_s: float = 0.0) -> None:
-        """Leave the accounts in the run directory, for a launch that comes after a crash; once in
-        `period_s` seconds at most.
+        """Write the accounts to the run directory, for the launch after a crash; at most once in
+        `period_s` seconds.
         """
         if self._path is not None and self._clock() - self._saved >= period_s:
             self._saved = self._clock()
@@ -142,7 +142,7 @@ class Ledger:
 
 
 class _Account:
-    """What `Ledger.account` gives: a generator would take longer, twice a step."""
+    """The context of `Ledger.account`: a generator would be slower, twice a step."""
 
     def __init__(self, switch: Callable[[str], str], name: str) -> None:
         self._switch = switch

@@ -1,5 +1,5 @@
-"""A run directory may be somebody else's, and hold links instead of what is written there:
-nothing is written, created or deleted through one.
+"""A run directory may be somebody else's and contain links where files are written: nothing is
+written, created or deleted through one.
 """
 
 from pathlib import Path
@@ -26,12 +26,12 @@ WRITTEN = (
 
 
 def refuse_links(run: Path) -> None:
-    """Raise ConfigError if something that is written in a run directory is a link there."""
+    """Raise ConfigError if anything that is written in a run directory is a link."""
     for name in WRITTEN:
         path = run / name
         if path.is_symlink():
             raise ConfigError(
-                f"{path}: a link, and nothing is written through links in a run directory: it may "
-                "be somebody else's. Put what it leads to in its place, or set run.dir to a "
+                f"{path}: a link; nothing is written through links in a run directory, which may "
+                "be somebody else's. Replace it by what it points to, or set run.dir to a "
                 "directory on the other disk."
             )

@@ -97,7 +97,7 @@ class _Best:
 
 
 def _validate(data: bytes) -> Outcome:
-    """Raises ValueError for what no launch has written."""
+    """Raises ValueError for anything not written by a launch."""
     # Slow to import, and a launch does not read its own outcome
     from pydantic import TypeAdapter, ValidationError
 

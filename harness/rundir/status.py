@@ -1,4 +1,4 @@
-"""Whether a run has ended: what launch scripts ask instead of a launcher's exit code."""
+"""Whether a run has ended: for launch scripts, instead of a launcher's exit code."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ def read_status(run: Path) -> Status:
 
 
 def _without_outcome(run: Path) -> Status:
-    """A launch deletes the outcome of the one before: it goes on, or did not end by itself."""
+    """A launch deletes the previous outcome: it is still running, or did not end by itself."""
     who, lives = holder(run)
     if lives:
         return Status("running", f"{run}: is going on ({who})", 1)

@@ -128,6 +128,10 @@ class Collection(BatchSource):
         paths = list(map(str, select(self.files.paths, self._file_of)))
         return {"path": paths, **self.files.fields_at(self._file_of)}
 
+    def class_names(self) -> dict[str, list[str]]:
+        """{label: names in the order of their numbers}, if there are labels."""
+        return {} if self.classes is None else {"label": list(self.classes)}
+
     def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
         """What `_read` or `_check` gave for each file -> the file (N,) of each sample."""
         self._arrays = np.stack(read) if in_memory else None

@@ -115,6 +115,10 @@ class Hub(BatchSource):
         """Every file that is read; for a dataset of the Hub, the local files in the cache."""
         return self._paths
 
+    def class_names(self) -> dict[str, list[str]]:
+        """{label: names in the order of their numbers}, if there are labels."""
+        return {} if self.classes is None else {"label": list(self.classes)}
+
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts} of the columns that hold one text or integer per sample."""
         return self._known(self._data.with_format(None), self._data.features)

@@ -12,6 +12,7 @@ from harness.data.columns import Values, read_samples
 from harness.data.mixing import Mixing, select_groups, shares_of
 from harness.data.source import (
     as_columns,
+    class_names_of,
     has_length,
     known_of,
     order_of,
@@ -87,6 +88,18 @@ class Concat(BatchSource):
         }
         sized = zip(self.sources, self.sizes, strict=True)
         return {**known, "source": [name for name, size in sized for _ in range(size)]}
+
+    def class_names(self) -> dict[str, list[str]]:
+        """{column: names in the order of their numbers}, where all sources that name them agree."""
+        of_each = [class_names_of(source) for source in self.sources.values()]
+        first: dict[str, list[str]] = {}
+        for names in of_each:
+            first = {**names, **first}
+        return {
+            column: names
+            for column, names in first.items()
+            if all(of.get(column, names) == names for of in of_each)
+        }
 
     def paths(self) -> list[Path] | None:
         """Every file that is read; None if one of the sources does not tell."""
@@ -169,6 +182,10 @@ class Subset(BatchSource):
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts}, those that the source knows."""
         return {name: select(texts, self._rows) for name, texts in known_of(self._source).items()}
+
+    def class_names(self) -> dict[str, list[str]]:
+        """{column: names in the order of their numbers}, as the source gives them."""
+        return class_names_of(self._source)
 
     def paths(self) -> Sequence[Path] | None:
         """The files that the source reads; None if it does not tell."""

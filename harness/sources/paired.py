@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.columns import read_samples
-from harness.data.source import known_of
+from harness.data.source import class_names_of, known_of
 from harness.errors import ConfigError, DataError
 from harness.sources.source import BatchSource, select
 
@@ -52,6 +52,11 @@ class Paired(BatchSource):
             for key, source in self.sources.items()
         }
         return {**taken, self.by: self._values[indices]}
+
+    def class_names(self) -> dict[str, list[str]]:
+        """Those of the column that pairs, as the first source names them."""
+        names = class_names_of(next(iter(self.sources.values())))
+        return {self.by: names[self.by]} if self.by in names else {}
 
     def known(self) -> dict[str, list[str]]:
         """What each source knows about its samples, as <key>_<name>."""

@@ -140,6 +140,10 @@ class Series(BatchSource):
         begins = [str(of[start]) for of, start in zip(times, starts, strict=True) if of is not None]
         return {**known, "time": begins} if begins else known
 
+    def class_names(self) -> dict[str, list[str]]:
+        """{label: names in the order of their numbers}, if there are labels."""
+        return {} if self.classes is None else {"label": list(self.classes)}
+
     def __len__(self) -> int:
         return len(self._windows)
 

@@ -11,7 +11,7 @@ from harness.stopping.verdict import Evaluation, show
 
 
 class Every(Section):
-    """An interval of training: every N epochs or every K steps."""
+    """How often: every N epochs or every K steps."""
 
     steps: int | None = Field(None, ge=1, description="Every N optimizer steps.")
     epochs: int | None = Field(

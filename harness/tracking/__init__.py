@@ -1,3 +1,3 @@
-"""Where a run's records go: metrics.jsonl, which is the truth, the console, and from metrics.jsonl
-to W&B, TensorBoard and Trackio.
+"""Where a run's records go: to metrics.jsonl, the authoritative record, and the console; from
+metrics.jsonl to W&B, TensorBoard and Trackio.
 """

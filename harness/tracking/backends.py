@@ -1,8 +1,8 @@
 """The backends of a config: W&B, the user's own, and those with their data on this
 machine, TensorBoard and Trackio.
 
-These two are copies of metrics.jsonl that each launch makes anew: that costs little, and leaves no
-step twice and none out, whatever happened.
+These two are copies of metrics.jsonl that each launch rebuilds: that is cheap, and no step is ever
+duplicated or missing.
 """
 
 import time
@@ -36,8 +36,8 @@ def open_backends(
 
 
 class UserBackend:
-    """A user's own tracker, built again whenever it is opened, so that all it raises or waits
-    for happens in the thread that serves it.
+    """A user's own tracker, built whenever it is opened, so that everything it raises or waits for
+    happens in its own thread.
     """
 
     def __init__(self, spec: Mapping[str, Any], where: str, run: RunInfo) -> None:
@@ -70,10 +70,8 @@ class UserBackend:
 
 
 class TensorBoardFiles:
-    """Event files in RUN/tensorboard.
-
-    A reader that has older ones drops what it has: the new one says that all begins anew (a purge
-    at step 0).
+    """Event files in RUN/tensorboard. The new file tells readers to drop what they have read from
+    older ones (a purge at step 0).
     """
 
     name = "TensorBoard"
@@ -118,8 +116,8 @@ class TrackioRows:
     """Rows in Trackio's local database (TRACKIO_DIR, by default in Hugging Face's cache), for
     `trackio show`. Nothing goes over a network.
 
-    Trackio's own `init` would ask the environment for a remote server, and cannot take rows back;
-    so its database is written to directly.
+    Trackio's own `init` would look up a remote server in the environment, and cannot delete rows;
+    so the database is written directly.
     """
 
     name = "Trackio"

@@ -1,6 +1,5 @@
-"""Delivery of records: a thread for each backend reads metrics.jsonl as it grows.
-
-A training never waits for it, and never ends by it.
+"""Delivery of records: a thread for each backend reads metrics.jsonl as it grows. It never delays
+or ends a training.
 """
 
 import threading
@@ -64,10 +63,9 @@ class Backend(Protocol):
 def deliver(
     backend: Backend, records: Iterable[Mapping[str, Any]], outcome: Callable[[], Outcome | None]
 ) -> int:
-    """Send what the backend lacks, and close it properly; returns the number of rows sent.
-
-    A row is sent once it is whole: when that of a later step comes, or the outcome tells that
-    nothing more does. What is held back is sent later.
+    """Send what the backend lacks, and close it properly; returns the number of rows sent. A row is
+    sent once complete: when that of a later step arrives, or the outcome shows that no more will.
+    What is held back is sent later.
     """
     lacks, sent = backend.begin(), 0
     held: Row | None = None
@@ -92,9 +90,8 @@ def deliver(
 
 
 class Courier:
-    """Delivers the records of a launch to a backend.
-
-    A backend that fails is opened once more, then let go with one line.
+    """Delivers the records of a launch to a backend. A backend that fails is reopened once, then
+    dropped with one line.
     """
 
     def __init__(self, backend: Backend, directory: Path, warn: Callable[[str], None]) -> None:
@@ -115,7 +112,7 @@ class Courier:
         self._ended.set()
 
     def wait(self, until: float) -> None:
-        """Wait until what was written is sent, or until that time of the monotonic clock."""
+        """Wait until everything written is sent, or until that time of the monotonic clock."""
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._give_up("did not finish in time")

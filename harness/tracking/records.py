@@ -53,7 +53,7 @@ class Row:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics.jsonl; what is none, such as half a line that a crash left at the
+    """The records of a metrics.jsonl; anything else, such as half a line left by a crash at the
     end, is skipped. Raises ConfigError.
     """
     if not os.path.lexists(path):
@@ -105,7 +105,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _record(found: Any) -> dict[str, Any] | None:
-    """What a line says, if it is a record."""
+    """The record in a line, if it is one."""
     if not isinstance(found, dict) or type(step := found.get("step")) is not int or step < 0:
         return None
     kind = found.get("kind")

@@ -1,8 +1,8 @@
 """One W&B run for all launches of a run.
 
-Online the server is asked up to which step it has rows; later ones are sent from metrics.jsonl,
-earlier ones never again. So a step appears once, however launches ended. Offline each launch keeps
-the whole history so far: the newest file is the run, older ones are beginnings of it.
+Online, the server is asked for the last step it has; later rows are sent from metrics.jsonl,
+earlier ones never again. So each step appears once, however launches ended. Offline, each launch
+writes the whole history so far: the newest file is the run, older ones are prefixes of it.
 """
 
 import os
@@ -29,10 +29,8 @@ _ALERTS = {"diverged": "ERROR", "interrupted": "WARN"}
 
 
 class WandbRun:
-    """A run in W&B.
-
-    `live`: while it trains, what cannot be sent is kept offline and alerts are due; otherwise
-    somebody waits for it to be sent.
+    """A run in W&B. `live`: during training, what cannot be sent is kept offline and alerts are
+    sent; otherwise a user is waiting for it to be sent.
     """
 
     name = "Weights & Biases"
@@ -165,8 +163,8 @@ class WandbRun:
             self._wandb.teardown()
 
     def _send_extra(self, what: str, call: Callable[[], object]) -> None:
-        """What is not of the history must not end it: a server may know no artifacts, which tables
-        are too.
+        """Nothing but the history may end the delivery: a server may not support artifacts, and
+        tables are artifacts.
         """
         if what not in self._broken:
             try:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from harness import components
-from harness.checkpoint.read import load_trainer
+from harness.checkpoint.manifest import CLASSES
+from harness.checkpoint.read import load_trainer, read_manifest
 from harness.checks.check import check_data
 from harness.components import TARGET
 from harness.config.schema import Config
@@ -25,7 +26,7 @@ from harness.data.preparing import (
     prepare,
 )
 from harness.data.sampling import Balance, Order
-from harness.data.source import order_of, skipped_of
+from harness.data.source import class_names_of, order_of, skipped_of
 from harness.data.split import Split
 from harness.data.streams import Streamed
 from harness.durable import write_json
@@ -36,12 +37,14 @@ from harness.ranks.slowly import slowly
 from harness.tasks.learning import learn, restore_learners
 from harness.tasks.task import Task
 from harness.training.run import Launch
+from harness.training.workers import settle_workers
 
 
 @dataclass(frozen=True)
 class RunData:
     """The splits for training, a digest of each, what treatments learned, what is drawn evenly,
-    the order that the source of the training split gives.
+    the order that the source of the training split gives, the names of classes by column, how many
+    workers prepare micro-batches.
     """
 
     splits: Mapping[str, Split]
@@ -49,6 +52,8 @@ class RunData:
     learned: Sequence[TreatmentState]
     balance: Balance | None
     order: Order | None
+    class_names: Mapping[str, Sequence[str]]
+    num_workers: int
 
 
 def open_data(
@@ -86,7 +91,24 @@ def open_data(
     ranks.together(lambda: restore_stream(splits["train"], launch))
     balance = balance_of(config, sources, ranks)
     order = ranks.together(lambda: training_order(config, sources, prepared))
-    return RunData(splits, keys, prepared.learned, balance, order)
+    names_of = ranks.decide(lambda: class_names(sources, train, launch))
+    workers = settle_workers(config.data, config.batch.micro_size, train, ranks, console)
+    return RunData(splits, keys, prepared.learned, balance, order, names_of, workers)
+
+
+def class_names(sources: Sources, train: Split, launch: Launch) -> Mapping[str, Sequence[str]]:
+    """The names of classes by column, in the order of their numbers: as the source of the training
+    split and its treatments give them when the run begins, and as its checkpoints keep them then.
+
+    Rank 0 only.
+    """
+    if launch.checkpoint is not None:
+        kept: Mapping[str, Sequence[str]] = read_manifest(launch.checkpoint).facts.get(CLASSES, {})
+        return kept
+    found = class_names_of(sources["train"])
+    for treatment in train.treatments:
+        found |= class_names_of(treatment)
+    return found
 
 
 def prepare_data(
@@ -168,7 +190,7 @@ def learn_task(
         0,
         1,
         torch.device("cpu"),
-        config.data.num_workers,
+        config.data.few_workers,
         patience=Patience(check=check_leave),
     )
     return learn(task, (batch for _, batch in blocks))

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-from harness.checkpoint.interval import Failures, Interval, choose_interval
+from harness.checkpoint.save_period import Failures, SavePeriod, choose_save_period
 from harness.checkpoint.settings import CheckpointConfig, SaveEvery
 from harness.rundir.ledger import Ledger
 
 _REMEMBERED = 9  # saves whose costs count
 # How fast a copy is taken to be until a save has been measured: slower than any memory
 _COPY_BYTES_PER_S = 1e9
-_TOLD_AGAIN = 1.25  # by what factor an interval has to change to be told again
+_TOLD_AGAIN = 1.25  # by what factor a period has to change to be told again
 
 
 class Pace:
@@ -35,12 +35,14 @@ class Pace:
         self._settings = settings
         self._ledger = ledger
         self._clock = clock
-        self._costs_s = deque([share_bytes / _COPY_BYTES_PER_S], maxlen=_REMEMBERED)
+        # Of the last saves: how long the loop was held, and that with what steps took longer
+        self._held_s = deque([share_bytes / _COPY_BYTES_PER_S], maxlen=_REMEMBERED)
+        self._costs_s = deque(self._held_s, maxlen=_REMEMBERED)
         self._durable_s = 0.0
         self._measured = 0
         self._told_s: float | None = None
-        self._interval = self._choose()
-        self._due_s = clock() + self._interval.seconds
+        self._period = self._choose()
+        self._due_s = clock() + self._period.seconds
         self._asked = False
         # Of the save in flight, or measured last: the accounts and the step when it began
         self._before: tuple[dict[str, float], int] | None = None
@@ -57,7 +59,7 @@ class Pace:
     def begin(self, step: int) -> None:
         """A save of this step begins, whatever asked for it."""
         self._asked = False
-        self._due_s = self._clock() + self._interval.seconds
+        self._due_s = self._clock() + self._period.seconds
         totals = self._ledger.totals()
         if self._calm_since is not None:
             since_s, since = self._calm_since
@@ -78,27 +80,31 @@ class Pace:
             return
         held_s = totals["checkpoint_stall"] - before["checkpoint_stall"]
         calm_s = (step - begun) * (self._calm_step_s or 0.0)
-        slowed_s = max(0.0, work_s - _work_s(before) - calm_s) if calm_s else 0.0
+        # Below 0 now and then: cutting that off would make noise a cost
+        slowed_s = work_s - _work_s(before) - calm_s if calm_s else 0.0
         if not self._measured:
+            self._held_s.clear()
             self._costs_s.clear()
         self._measured += 1
+        self._held_s.append(held_s)
         self._costs_s.append(held_s + slowed_s)
         self._durable_s = durable_s
-        begun_s = self._due_s - self._interval.seconds
-        self._interval = self._choose()
-        self._due_s = begun_s + self._interval.seconds
+        begun_s = self._due_s - self._period.seconds
+        self._period = self._choose()
+        self._due_s = begun_s + self._period.seconds
 
-    def news(self) -> Interval | None:
-        """The present interval if it was not told yet, or is quite another by now."""
-        now_s, told_s = self._interval.seconds, self._told_s
+    def news(self) -> SavePeriod | None:
+        """The current period if it was not told yet, or is quite another by now."""
+        now_s, told_s = self._period.seconds, self._told_s
         if told_s is not None and told_s / _TOLD_AGAIN < now_s < told_s * _TOLD_AGAIN:
             return None
         self._told_s = now_s
-        return self._interval
+        return self._period
 
     def state(self) -> dict[str, Any]:
         """JSON: what saves cost so far."""
         return {
+            "held_s": list(self._held_s),
             "costs_s": list(self._costs_s),
             "durable_s": self._durable_s,
             "measured": self._measured,
@@ -106,26 +112,26 @@ class Pace:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`, once the ledger has its accounts; the clock starts anew."""
-        self._costs_s.clear()
-        self._costs_s.extend(float(one) for one in state["costs_s"])
+        for kept, name in ((self._held_s, "held_s"), (self._costs_s, "costs_s")):
+            kept.clear()
+            kept.extend(float(one) for one in state[name])
         self._durable_s, self._measured = float(state["durable_s"]), int(state["measured"])
-        self._interval = self._choose()
-        self._due_s = self._clock() + self._interval.seconds
+        self._period = self._choose()
+        self._due_s = self._clock() + self._period.seconds
 
-    def _choose(self) -> Interval:
+    def _choose(self) -> SavePeriod:
         every = self._settings.every
         if isinstance(every, SaveEvery):
             assert every.minutes is not None
-            return Interval(60 * every.minutes, "as set (checkpoint.every)")
+            return SavePeriod(60 * every.minutes, "as set (checkpoint.every)")
         failures = Failures(
             self._ledger.elapsed_s(), self._ledger.failures, self._settings.failures_per_day
         )
-        chosen = choose_interval(
-            median(self._costs_s), self._durable_s, failures, self._settings.max_overhead
-        )
+        cost_s = max(median(self._costs_s), median(self._held_s))
+        chosen = choose_save_period(cost_s, self._durable_s, failures, self._settings.max_overhead)
         if self._measured:
             return chosen
-        return Interval(chosen.seconds, f"{chosen.reason}; not measured yet")
+        return SavePeriod(chosen.seconds, f"{chosen.reason}; not measured yet")
 
 
 def pace_of(settings: CheckpointConfig, ledger: Ledger, share_bytes: int) -> Pace | None:

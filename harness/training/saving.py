@@ -166,13 +166,14 @@ def is_worth_saving(run: Run) -> bool:
 
 
 def is_save_due(run: Run) -> bool:
-    """Whether the clock asks for a save after this step. Rank 0's word counts; no collective."""
-    if run.pace is None:
+    """Whether the clock asks for a save after this step; not while one is in flight. Rank 0's word
+    counts; no collective.
+    """
+    if run.pace is None or run.store.is_saving():
         return False
-    if not run.store.is_saving():
-        last = run.store.last_report
-        ended = last is not None and last.error is None and not last.skipped
-        run.pace.end(run.step, last.total_s if last is not None and ended else None)
+    last = run.store.last_report
+    ended = last is not None and last.error is None and not last.skipped
+    run.pace.end(run.step, last.total_s if last is not None and ended else None)
     return run.pace.is_due()
 
 
@@ -184,8 +185,8 @@ def report_saves(run: Run) -> None:
         run.tracker.save(report, run.position())
         if report.error is None and not report.skipped:
             run.progress.save_s = report.total_s
-    if run.pace is not None and (interval := run.pace.news()) is not None:
-        every, why = duration(interval.seconds), interval.reason
-        run.tracker.event("save_interval", run.position(), seconds=interval.seconds, reason=why)
+    if run.pace is not None and (period := run.pace.news()) is not None:
+        every, why = duration(period.seconds), period.reason
+        run.tracker.event("save_interval", run.position(), seconds=period.seconds, reason=why)
         run.tracker.console.say(f"{run.directory}: saved every {every}: {why}")
     run.ranks.decide(run.store.raise_if_failing)

@@ -66,6 +66,10 @@ class Encode:
             category: number for number, category in enumerate(self.categories)
         }
 
+    def class_names(self) -> dict[str, list[str]]:
+        """{key: categories}"""
+        return {self.key: self.categories}
+
     def __call__(self, batch: Batch) -> Batch:
         if self.optional and self.key not in batch:
             return batch

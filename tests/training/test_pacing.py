@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkpoint.interval import best_interval_s
+from harness.checkpoint.save_period import best_period_s
 from harness.checkpoint.settings import CheckpointConfig, SaveEvery
 from harness.rundir.ledger import Ledger
 from harness.training.pacing import Pace, pace_of
@@ -59,7 +59,7 @@ def auto(**changes: float) -> CheckpointConfig:
 
 def test_the_interval_is_that_of_the_measured_cost() -> None:
     # Held for 2 ms, and three steps that take 2 ms longer
-    expected_s = best_interval_s(0.008, MEAN_S)
+    expected_s = best_period_s(0.008, MEAN_S)
     training = Training(auto(failures_per_day=86400 / MEAN_S, max_overhead=0.1))
     training.train(30.0)
     interval = training.pace.news()
@@ -85,7 +85,7 @@ def test_without_failures_saves_become_rarer() -> None:
     assert 0 < (len(training.saves) - early) / 500 < early / 2
     # It grows with the square root of the run's age
     last = training.saves[-1] - training.saves[-2]
-    assert last == pytest.approx(best_interval_s(0.008, 2 * training.ledger.elapsed_s()), rel=0.05)
+    assert last == pytest.approx(best_period_s(0.008, 2 * training.ledger.elapsed_s()), rel=0.05)
 
 
 def test_the_cost_is_known_after_a_resume(tmp_path: Path) -> None:

@@ -37,14 +37,14 @@ class Failures:
 
 
 @dataclass(frozen=True)
-class Interval:
+class SavePeriod:
     """The time from the beginning of one save to that of the next, and why."""
 
     seconds: float
     reason: str
 
 
-def best_interval_s(cost_s: float, mean_time_s: float) -> float:
+def best_period_s(cost_s: float, mean_time_s: float) -> float:
     """The time of training between two saves that loses least in the mean, by Daly's equation 37.
 
     cost_s: what a save costs the training; mean_time_s: between failures.
@@ -56,13 +56,13 @@ def best_interval_s(cost_s: float, mean_time_s: float) -> float:
     return optimum * (1 + math.sqrt(ratio) / 3 + ratio / 9) - cost_s
 
 
-def choose_interval(
+def choose_save_period(
     cost_s: float, durable_s: float, failures: Failures, max_overhead: float
-) -> Interval:
+) -> SavePeriod:
     """Daly's optimum, but no shorter than `max_overhead` allows, and than twice the time until a
     save is durable: a save must not wait for the one before.
     """
-    best_s = best_interval_s(cost_s, failures.mean_time_s)
+    best_s = best_period_s(cost_s, failures.mean_time_s)
     known = (
         f"a save that costs {duration(cost_s)}, and a failure every "
         f"{duration(failures.mean_time_s)} ({failures})"
@@ -75,5 +75,5 @@ def choose_interval(
     }
     why, most_s = max(least_s.items(), key=lambda one: one[1])
     if most_s > best_s:
-        return Interval(most_s, f"{why}; the optimum is {duration(best_s)}, for {known}")
-    return Interval(best_s, f"the optimum for {known}")
+        return SavePeriod(most_s, f"{why}; the optimum is {duration(best_s)}, for {known}")
+    return SavePeriod(best_s, f"the optimum for {known}")
