@@ -15,9 +15,9 @@ from harness.sources.fitting import Fit, Fitting
 from harness.sources.mistaken import what_is
 from harness.sources.pixels import (
     BeliedError,
+    is_turned,
     layout_of,
     read_netpbm,
-    turned,
     upright,
     why_inexact,
     why_no_picture,
@@ -96,7 +96,7 @@ class ImageReader:
         with self._open(file, name) as image:
             form = self._accept(name, image)
             try:
-                width, height = image.size[::-1] if turned(image) else image.size
+                width, height = image.size[::-1] if is_turned(image) else image.size
             except Exception as error:
                 raise DataError(
                     f"{name}: its EXIF cannot be read: {error}. It may be truncated."

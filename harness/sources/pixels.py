@@ -152,7 +152,7 @@ def read_netpbm(data: bytes) -> NDArray[Any] | None:
     return values[:count].reshape(shape).astype(np.uint8 if maximum == 255 else np.int32)
 
 
-def turned(image: Any) -> bool:
+def is_turned(image: Any) -> bool:
     """Whether an opened image lies on its side, by its EXIF or XMP; decoded only if it is a PNG
     that says so behind its pixels.
     """
