@@ -30,7 +30,7 @@ _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": 
 
 
 class Images(Collection):
-    """PNG, TIFF, JPEG, PGM and other files (the table in docs/sources.md), all of one size, channel
+    """PNG, TIFF, JPEG, PGM and other files (docs/data/images.md), all of one size, channel
     count and data type.
 
     A sample: `image` (C, H, W), upright by its EXIF or XMP, and `label` int64 if the path has a

@@ -1,7 +1,7 @@
 """Which image files Pillow reads with exactly the values that they hold, and a reader of Netpbm
 files, whose values it would rescale.
 
-docs/sources.md lists these formats; tests compare each of them with another reader.
+docs/data/images.md lists these formats; tests compare each of them with another reader.
 """
 
 import re
@@ -40,6 +40,7 @@ _TIFF = {
     (2, (1,), (8,) * 4, (2,)),
     (6, (1,), (8,) * 3, ()),
 }
+EXACT_FORMATS = {*_LAYOUTS, "TIFF"}  # Pillow's names
 _PICTURES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
 _NETPBM = re.compile(rb"P([2356])" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
