@@ -249,6 +249,22 @@ def test_the_config_for_texts_trains(tmp_path: Path) -> None:
     assert transformers.BertConfig.from_pretrained(saved).vocab_size == 4000
 
 
+@pytest.mark.soak
+def test_the_config_for_texts_ends_by_its_target(tmp_path: Path) -> None:
+    table = tmp_path / "docstrings.csv.gz"
+    make_docstrings.make(table)
+    ends = train_on_ranks(
+        2,
+        ROOT / "configs" / "docstrings.yaml",
+        [f"run.dir={tmp_path / 'run'}"],
+        env={"FERMARSI_DOCSTRINGS": str(table)},
+        timeout_s=900,
+    )
+    assert [end.exit_code for end in ends] == [0, 0]
+    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    assert outcome["reason"] == "targets_reached"
+
+
 @pytest.mark.torture
 def test_a_pretrained_network_is_tuned_with_its_tokenizer(tmp_path: Path) -> None:
     saved = train(tmp_path / "run", 2)
