@@ -111,6 +111,10 @@ def test_the_same_texts_from_every_format_and_the_store_are_the_same_tokens(
     table.to_parquet(tmp_path / "table.parquet")
     with gzip.open(tmp_path / "bom.csv.gz", "wb") as file:
         file.write((tmp_path / "bom.csv").read_bytes())
+    for packed in ("lines.jsonl.gz", "whole.json.gz"):
+        rows = table.to_dict("records")
+        lines = "\n".join(map(json.dumps, rows)) if "lines" in packed else json.dumps(rows)
+        (tmp_path / packed).write_bytes(gzip.compress(lines.encode("utf-8-sig")))
     expected = None
     for path in sorted(tmp_path.iterdir()):
         source = Table(str(path), features=[], columns={"text": "text", "label": "text"})
@@ -119,6 +123,10 @@ def test_the_same_texts_from_every_format_and_the_store_are_the_same_tokens(
         found = ids(trained(batch["text"]), batch["text"])
         expected = expected or found
         assert found == expected, path
+
+    (tmp_path / "cut.jsonl.gz").write_bytes((tmp_path / "lines.jsonl.gz").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: cannot be unpacked: .*be truncated"):
+        Table(str(tmp_path / "cut.jsonl.gz"), features=[], columns={"text": "text"})
 
     def splits(*treatments: dict[str, Any], store: bool) -> Any:
         spec = {
