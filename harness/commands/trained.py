@@ -49,7 +49,7 @@ class TrainedNetwork:
         """Processes that prepare micro-batches: no more than this machine has processors, whatever
         the checkpoint's config says.
         """
-        return min(self.config.data.num_workers, os.cpu_count() or 1)
+        return min(self.config.data.few_workers, os.cpu_count() or 1)
 
     @property
     def micro_size(self) -> int:

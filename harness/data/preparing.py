@@ -221,7 +221,7 @@ def _build_entry(
         feedback.progress(f"data.{name}", done, of)
 
     whole = Split(source, treatments, f"data.{name}", _no_check)
-    return store.build(key, whole, made_of, config.num_workers, feedback.check_leave, tell)
+    return store.build(key, whole, made_of, config.few_workers, feedback.check_leave, tell)
 
 
 def open_splits(
@@ -298,7 +298,7 @@ def fit(config: DataConfig, sources: Sources, feedback: Feedback) -> list[Treatm
                 0,
                 1,
                 torch.device("cpu"),
-                config.num_workers,
+                config.few_workers,
                 patience=Patience(check=feedback.check_leave),
             )
             while not is_ready(treatment) and (found := next(blocks, None)) is not None:

@@ -205,14 +205,19 @@ class DataConfig(Section):
     checks: ChecksConfig = Field(
         ChecksConfig(), description="Checks of the splits before the first step."
     )
-    num_workers: int = Field(
-        0,
-        ge=0,
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
         description=(
             "Worker processes per training process that prepare micro-batches; does not affect "
-            "results."
+            "results. auto: none where a micro-batch takes less than 3 ms or the cores are busy "
+            "computing, else one per spare core, 8 at most."
         ),
     )
+
+    @property
+    def few_workers(self) -> int:
+        """The same where nothing was measured: none unless they are asked for."""
+        return 0 if self.num_workers == "auto" else self.num_workers
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from harness.data.written import name_of
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout
 from harness.sources.csv_files import PACKED, ending_of, is_packed, read_csv, why_not_text
+from harness.sources.device_files import DEVICES
 from harness.sources.excel_files import EXCEL, read_excel
 from harness.sources.headed import refuse_twins, select_names
 from harness.sources.mistaken import what_is
@@ -33,7 +34,7 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
             f"{path}: {path.suffix or 'no suffix'} is not one of {', '.join(_READERS)}. "
             "Give a file in one of these formats."
         )
-    binary = (*EXCEL, *PACKED)
+    binary = (*EXCEL, *PACKED, *DEVICES)
     if path.suffix.lower() not in binary and (what := what_is(path, "table")) is not None:
         raise DataError(f"{path}: not a table that is read, but {what}")
     columns = None if columns is None else list(map(name_of, columns))
@@ -196,4 +197,6 @@ _READERS: dict[str, _Reader] = {
     ".ndjson": _json_lines,
     **dict.fromkeys(EXCEL, read_excel),
     ".parquet": _parquet,
+    **DEVICES,
 }
+FORMATS = tuple(_READERS)

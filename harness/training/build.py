@@ -96,7 +96,7 @@ def build(
         feed=open_feed(config, data, sampling, slots, engine.device, progress.step, patience),
         losses=LossWindow(ranks),
         train_metrics=IntervalMetrics(task.metrics()),
-        plans=evaluation_plans(config, data.splits, interruption),
+        plans=evaluation_plans(config, data.splits, data.num_workers, interruption),
         controller=controller,
         store=open_store(config, ranks, launch, lease),
         pace=open_pace(config, engine, ranks, ledger),
@@ -192,8 +192,7 @@ def open_feed(
     patience: Patience,
 ) -> Feed:
     """This rank's training micro-batches, from the step after `step` on."""
-    split, workers = data.splits["train"], config.data.num_workers
-    return Feed(split, sampling, slots, device, workers, step, patience)
+    return Feed(data.splits["train"], sampling, slots, device, data.num_workers, step, patience)
 
 
 def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:

@@ -37,12 +37,14 @@ from harness.ranks.slowly import slowly
 from harness.tasks.learning import learn, restore_learners
 from harness.tasks.task import Task
 from harness.training.run import Launch
+from harness.training.workers import settle_workers
 
 
 @dataclass(frozen=True)
 class RunData:
     """The splits for training, a digest of each, what treatments learned, what is drawn evenly,
-    the order that the source of the training split gives, the names of classes by column.
+    the order that the source of the training split gives, the names of classes by column, how many
+    workers prepare micro-batches.
     """
 
     splits: Mapping[str, Split]
@@ -51,6 +53,7 @@ class RunData:
     balance: Balance | None
     order: Order | None
     class_names: Mapping[str, Sequence[str]]
+    num_workers: int
 
 
 def open_data(
@@ -89,7 +92,8 @@ def open_data(
     balance = balance_of(config, sources, ranks)
     order = ranks.together(lambda: training_order(config, sources, prepared))
     names_of = ranks.decide(lambda: class_names(sources, train, launch))
-    return RunData(splits, keys, prepared.learned, balance, order, names_of)
+    workers = settle_workers(config.data, config.batch.micro_size, train, ranks, console)
+    return RunData(splits, keys, prepared.learned, balance, order, names_of, workers)
 
 
 def class_names(sources: Sources, train: Split, launch: Launch) -> Mapping[str, Sequence[str]]:
@@ -186,7 +190,7 @@ def learn_task(
         0,
         1,
         torch.device("cpu"),
-        config.data.num_workers,
+        config.data.few_workers,
         patience=Patience(check=check_leave),
     )
     return learn(task, (batch for _, batch in blocks))

@@ -47,7 +47,7 @@ class EvaluationPlan:
 
 
 def evaluation_plans(
-    config: Config, splits: Mapping[str, Split], interruption: Interruption
+    config: Config, splits: Mapping[str, Split], num_workers: int, interruption: Interruption
 ) -> dict[str, EvaluationPlan]:
     """What is evaluated at each interval: the validation split, and the training split if its
     metrics are to be true ones.
@@ -64,11 +64,11 @@ def evaluation_plans(
             else None
         )
         plans["train"] = EvaluationPlan(
-            train, size, config.data.num_workers, chosen, patience, "train" in errors
+            train, size, num_workers, chosen, patience, "train" in errors
         )
     if "val" in splits:
         plans["val"] = EvaluationPlan(
-            splits["val"], size, config.data.num_workers, None, patience, "val" in errors
+            splits["val"], size, num_workers, None, patience, "val" in errors
         )
     return plans
 

@@ -215,7 +215,7 @@ def test_a_config_over_a_base_with_overrides() -> None:
         ),
         (
             "data.num_workers=-1",
-            "data.num_workers: -1 is not allowed. Give a number of at least 0.",
+            "data.num_workers: -1 is not allowed. Give a number of at least 0 or 'auto'.",
         ),
         (
             "data.train.treatments={_target_: a.b}",
@@ -389,8 +389,8 @@ def test_an_unknown_key_suggests_the_one_that_was_meant(
 def test_an_unknown_key_that_resembles_none_lists_those_that_there_are() -> None:
     assert (
         mistake("train.qqq=3")
-        == "override train.qqq=3: train.qqq: no such key. Known keys: clip_grad_norm, "
-        "find_unused_parameters, precision."
+        == "override train.qqq=3: train.qqq: no such key. Known keys: channels_last, "
+        "clip_grad_norm, compile, find_unused_parameters, matmul_precision, precision."
     )
 
 

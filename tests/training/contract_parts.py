@@ -1,6 +1,7 @@
 """Objects of a user's own that keep a contract in an unusual way, or break it."""
 
 import os
+import time
 from collections import namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torchmetrics
 from torch import Tensor, nn
 
 from harness.tasks import Classification
-from tests.resume.parts import NUM_CLASSES, NUM_FEATURES
+from tests.resume.parts import NUM_CLASSES, NUM_FEATURES, Blobs
 
 Pair = namedtuple("Pair", "logits extra")
 
@@ -229,3 +230,11 @@ class Miscounts(Classification):
 
     def num_items(self, batch: Mapping[str, Any]) -> Tensor | int:
         return len(batch[self.target])
+
+
+class Slow(Blobs):
+    """Takes 10 ms a micro-batch."""
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        time.sleep(0.01)
+        return super().__getitems__(indices)
