@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from harness.checkpoint.manifest import CONFIG, MANIFEST, dump_manifest, parse_manifest
-from harness.checkpoint.read import choose, inspect, list_checkpoints, load, verify_checkpoint
+from harness.checkpoint.read import choose, inspect, list_checkpoints, load
 from harness.errors import CheckpointError
-from tests.checkpoint.examples import assert_is_step, save_steps, torch
+from tests.checkpoint.examples import assert_is_step, save_steps, torch, verify_checkpoint
 
 FILES = [
     "config.yaml",

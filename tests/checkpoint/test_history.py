@@ -15,7 +15,7 @@ import pytest
 from harness.checkpoint import exact_json, history
 from harness.checkpoint.history import read_history
 from harness.checkpoint.manifest import HISTORY, MANIFEST, parse_manifest
-from harness.checkpoint.read import choose, inspect, list_checkpoints, verify_checkpoint
+from harness.checkpoint.read import choose, inspect, list_checkpoints
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.errors import CheckpointError
@@ -27,6 +27,7 @@ from tests.checkpoint.examples import (
     save_steps,
     snapshot,
     store_in,
+    verify_checkpoint,
 )
 from tests.checkpoint.test_damage import rewrite
 

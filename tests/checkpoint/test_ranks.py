@@ -13,11 +13,19 @@ from torch import Tensor
 
 from harness.checkpoint import layout
 from harness.checkpoint import write as write_module
-from harness.checkpoint.read import choose, verify_checkpoint
+from harness.checkpoint.read import choose
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.stage import Snapshot
 from harness.ranks.ranks import Ranks
-from tests.checkpoint.examples import LOSS, assert_same, loaded_from, names_in, snapshot, store_in
+from tests.checkpoint.examples import (
+    LOSS,
+    assert_same,
+    loaded_from,
+    names_in,
+    snapshot,
+    store_in,
+    verify_checkpoint,
+)
 from tests.pool import RanksFailed, on_ranks
 
 

@@ -18,7 +18,7 @@ import torch
 from harness.checkpoint import copying
 from harness.checkpoint import stage as stage_module
 from harness.checkpoint import write as write_module
-from harness.checkpoint.read import choose, inspect, verify_checkpoint
+from harness.checkpoint.read import choose, inspect
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.errors import CheckpointError
@@ -33,6 +33,7 @@ from tests.checkpoint.examples import (
     snapshot,
     store_in,
     tensors_of,
+    verify_checkpoint,
 )
 
 
