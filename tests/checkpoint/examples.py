@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.checkpoint.history import read_history
-from harness.checkpoint.read import LoadedState, inspect, load
+from harness.checkpoint.read import LoadedState, load
 from harness.checkpoint.retention import Ranking, Retention
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.write import CheckpointStore, SaveReport
@@ -95,11 +95,6 @@ def save_steps(
 
 def loaded_from(path: Path, rank: int = 0, num_ranks: int = 1) -> LoadedState:
     return load(path, rank=rank, num_ranks=num_ranks, device=torch.device("cpu"))
-
-
-def verify_checkpoint(path: Path) -> list[str]:
-    """What is wrong with a checkpoint, hashes included; empty if it is valid."""
-    return inspect(path, verify="full").problems
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -27,7 +27,6 @@ from tests.checkpoint.examples import (
     save_steps,
     snapshot,
     store_in,
-    verify_checkpoint,
 )
 from tests.checkpoint.test_damage import rewrite
 
@@ -57,7 +56,7 @@ def inodes(directory: Path) -> list[int]:
 def assert_all_whole(directory: Path, steps: list[int]) -> None:
     assert [one.step for one in list_checkpoints(directory, "full")] == steps
     for step in steps:
-        assert verify_checkpoint(directory / f"step-{step:08}") == []
+        assert inspect(directory / f"step-{step:08}", verify="full").problems == []
         assert_is_step(directory / f"step-{step:08}", step)
 
 
@@ -111,7 +110,7 @@ def test_a_checkpoint_that_is_copied_elsewhere_is_whole(tmp_path: Path) -> None:
     elsewhere = tmp_path / "other" / "step-00000001"
     shutil.copytree(tmp_path / "run" / "step-00000001", elsewhere)
     shutil.rmtree(tmp_path / "run")
-    assert verify_checkpoint(elsewhere) == []
+    assert inspect(elsewhere, verify="full").problems == []
     assert_is_step(elsewhere, 1)
 
 
@@ -138,7 +137,7 @@ def test_whatever_is_deleted_set_aside_or_replaced_the_others_keep_their_rows(
     store.close()
     save_steps(tmp_path, 3)  # by another launch
     (aside,) = tmp_path.glob("aside-step-00000003-*")
-    assert verify_checkpoint(aside) == []
+    assert inspect(aside, verify="full").problems == []
     assert read_history(aside) is not None
     assert_all_whole(tmp_path, [3])
     assert names_in(tmp_path, lambda name: name.startswith(".")) == []
@@ -324,7 +323,7 @@ def test_what_stands_behind_the_rows_of_a_checkpoint_is_not_read(
     os.truncate(file_of(tmp_path, 1), inspect_size(tmp_path, 1))
     with file_of(tmp_path, 1).open("ab") as file:
         file.write(tail)
-    assert verify_checkpoint(tmp_path / "step-00000001") == []
+    assert inspect(tmp_path / "step-00000001", verify="full").problems == []
     assert_is_step(tmp_path / "step-00000001", 1)
     choice = choose(tmp_path, "auto", verify="size")
     assert choice.path == tmp_path / "step-00000001"
