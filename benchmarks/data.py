@@ -9,7 +9,9 @@ each way in turn, several times over; CPU time of the fastest round:
     fetch         Split.fetch on the store: gather, tensors, the task's check of the labels
     feed          the same through Feed, as a training gets them (one process, no workers)
     tensors       TensorDataset with a DataLoader's default collation
+    mixture       as feed, from two stores by weights 3 : 1
     datasets      Hugging Face datasets in torch format, rows by number
+    interleaved   two of them by datasets.interleave_datasets, in order
 
 Target: `feed` at 50 % of `gather` or more, with float32. Bytes are a quarter as much to copy, and
 what a batch costs beside copying does not shrink
@@ -31,6 +33,7 @@ from harness.data.feed import Feed
 from harness.data.sampling import Sampling
 from harness.data.split import Split
 from harness.data.store import EntrySource, Store
+from harness.sources.mixtures import Mixture
 from harness.tasks.classification import Classification
 
 NUM, SIZE, ROUNDS = 60_000, 256, 7
@@ -91,6 +94,10 @@ def compare(dtype: type[np.generic]) -> float:
             {"image": list(source.images[:, 0]), "label": source.labels}
         ).with_format("torch")
         sampling = Sampling(NUM, SIZE, SIZE, seed=0)
+        mixture = Mixture([EntrySource(path), EntrySource(path)], [3, 1])
+        mixed = Split(mixture, (), "data.train", task.check)
+        weighted = Sampling(len(mixture), SIZE, SIZE, seed=0, order=mixture.order)
+        turns = datasets.interleave_datasets([table, table], probabilities=[0.75, 0.25], seed=0)
         ways: dict[str, tuple[Callable[[], Iterator[object]], int]] = {
             "gather": (lambda: ((images[some], labels[some]) for some in rows), len(rows)),
             "fetch": (
@@ -99,7 +106,9 @@ def compare(dtype: type[np.generic]) -> float:
             ),
             "feed": (lambda: _steps(Feed(split, sampling, range(1), CPU, 0, 0)), len(rows)),
             "tensors": (lambda: iter(DataLoader(tensors, SIZE, shuffle=True)), 20),
+            "mixture": (lambda: _steps(Feed(mixed, weighted, range(1), CPU, 0, 0)), len(rows)),
             "datasets": (lambda: (table[some.tolist()] for some in rows), 3),
+            "interleaved": (lambda: (turns[at : at + SIZE] for at in range(0, NUM, SIZE)), 3),
         }
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(ROUNDS):
@@ -110,7 +119,7 @@ def compare(dtype: type[np.generic]) -> float:
     best = {way: max(found) for way, found in rates.items()}
     print(f"{NUM:,} images of 28 x 28 {np.dtype(dtype).name}, random batches of {SIZE}, one thread")
     for way, rate in best.items():
-        print(f"  {way:9} {rate:>12,.0f} samples/s   {rate / best['gather']:.3f} of gather")
+        print(f"  {way:11} {rate:>12,.0f} samples/s   {rate / best['gather']:.3f} of gather")
     return best["feed"] / best["gather"]
 
 

@@ -231,6 +231,34 @@ def replay(
 
 
 @app.command()
+def forecast(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
+        ),
+    ],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="The config whose targets and budget count; by default the run's own."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Forecast this metric; by default those of the targets.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Where the metrics of a run will be at the end of its budget, and the chance to reach its
+    targets.
+    """
+    from harness.commands.forecast import forecast_command
+
+    raise typer.Exit(forecast_command(run, config, overrides or (), metric, as_json=as_json))
+
+
+@app.command()
 def trace(
     run: RunPath,
     other: Annotated[

@@ -82,7 +82,7 @@ class HistoryFile:
             os.close(descriptor)
         return self._put.record()
 
-    def committed(self, checkpoint: Path) -> None:
+    def note_commit(self, checkpoint: Path) -> None:
         """That the directory that it was put into is the checkpoint of this name now."""
         self._path, self._committed = checkpoint / HISTORY, self._put
 

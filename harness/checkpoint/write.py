@@ -331,7 +331,7 @@ class CheckpointStore:
         commit(
             self._directory, temporary, job.step, small_files, manifest, self._fence, self._hasher
         )
-        self._history.committed(self._directory / step_name(job.step))
+        self._history.note_commit(self._directory / step_name(job.step))
         self._written = {job.step: job.header["metrics"]}
         return sum(int(record["size_bytes"]) for record in records) + sum(
             content.size_bytes for content in small_files

@@ -76,7 +76,7 @@ class Channels:
             return []
         return np.flatnonzero((self.low == self.high) & (self.count > 1)).tolist()
 
-    def clipped(self, share: float) -> list[tuple[int, float, float]]:
+    def find_clipped(self, share: float) -> list[tuple[int, float, float]]:
         """(channel, end of its range, share of its numbers there) where the share is above `share`.
 
         An end at 0 is not clipping but silence or background, and neither is the lower end of an

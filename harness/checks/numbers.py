@@ -49,7 +49,7 @@ def check_numbers(one: Survey, treatments: Sequence[Mapping[str, Any]], findings
                 len(of.outside),
                 [one.name(row) for row in of.outside],
             )
-        clipped = of.clipped(findings.settings.max_clipped)
+        clipped = of.find_clipped(findings.settings.max_clipped)
         kind = "channel" if of.is_signal else "column"
         ends = [f"{kind} {channel}: {share:.1%} are {end:g}" for channel, end, share in clipped]
         cause = "Were they capped, or missing ones filled in with it?"

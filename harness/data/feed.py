@@ -199,17 +199,17 @@ def evaluation_batches(
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; from pinned memory the host does not wait."""
-    return {name: _moved(value, device) for name, value in batch.items()}
+    return {name: _move(value, device) for name, value in batch.items()}
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _move(value: Any, device: torch.device) -> Any:
     """Tensors, in lists and dicts too, such as the boxes of each image."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if type(value) is list:
-        return [_moved(item, device) for item in value]
+        return [_move(item, device) for item in value]
     if type(value) is dict:
-        return {key: _moved(item, device) for key, item in value.items()}
+        return {key: _move(item, device) for key, item in value.items()}
     return value
 
 

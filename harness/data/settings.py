@@ -225,6 +225,6 @@ class DataConfig(Section):
         return tuple(name for name in SPLITS if getattr(self, name) is not None)
 
     @property
-    def evaluated(self) -> tuple[str, ...]:
+    def evaluated_splits(self) -> tuple[str, ...]:
         """The splits that are evaluated during training."""
         return ("train",) if self.val is None else ("train", "val")

@@ -206,9 +206,7 @@ class EntrySource:
             self._shards[number].read(wanted[which == number] - self._begins[number])
             for number in np.unique(which)
         ]
-        return {
-            name: _taken(_joined([chunk[name] for chunk in chunks]), back) for name in chunks[0]
-        }
+        return {name: _take(_join([chunk[name] for chunk in chunks]), back) for name in chunks[0]}
 
     def known(self) -> Mapping[str, Sequence[str]]:
         """What the source knew of each sample."""
@@ -227,7 +225,7 @@ class _Shard:
                 if kind == "array"
                 else [f"{name}.values.npy", f"{name}.offsets.npy"]
             )
-            self._columns[name] = (kind, [_mapped(path / file) for file in files])
+            self._columns[name] = (kind, [_map_array(path / file) for file in files])
 
     def read(self, rows: NDArray[np.int64]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -355,7 +353,7 @@ def _save(path: Path, array: NDArray[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _mapped(path: Path) -> NDArray[Any]:
+def _map_array(path: Path) -> NDArray[Any]:
     try:
         # A plain array on the mapping: memmap's own indexing is slower
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -365,7 +363,7 @@ def _mapped(path: Path) -> NDArray[Any]:
         ) from error
 
 
-def _joined(chunks: Sequence[Any]) -> Any:
+def _join(chunks: Sequence[Any]) -> Any:
     if (
         all(isinstance(chunk, np.ndarray) for chunk in chunks)
         and len({chunk.shape[1:] for chunk in chunks}) == 1
@@ -374,7 +372,7 @@ def _joined(chunks: Sequence[Any]) -> Any:
     return [item for chunk in chunks for item in chunk]
 
 
-def _taken(values: Any, order: NDArray[np.int64]) -> Any:
+def _take(values: Any, order: NDArray[np.int64]) -> Any:
     return (
         values[order]
         if isinstance(values, np.ndarray)

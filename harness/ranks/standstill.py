@@ -93,7 +93,7 @@ class StuckRank:
     silent: bool
 
     @property
-    def given_up(self) -> bool:
+    def is_given_up(self) -> bool:
         """Whether it is not only named: six times later where it waits for a file system, which may
         come back.
         """

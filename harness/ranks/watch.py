@@ -143,7 +143,7 @@ class Watch:
                 continue
             reports = link.reports(self._ranks.size)
             stuck = self._oversee(reports, elapsed_s) if reports else []
-            if self._leave and any(one.given_up for one in stuck):
+            if self._leave and any(one.is_given_up for one in stuck):
                 found = link.announce(self._message(stuck), stuck)
                 if found is not None:
                     self._end(**found)
@@ -188,7 +188,7 @@ class Watch:
             self._unread_s = 0.0
         stuck = self._overseer.look(reports, elapsed_s)
         which = [(one.report.rank, one.report.count) for one in stuck]
-        named_only = not (self._leave and any(one.given_up for one in stuck))
+        named_only = not (self._leave and any(one.is_given_up for one in stuck))
         if stuck and named_only and which != self._warned:
             _say(f"warning: {self._message(stuck)}")
         self._warned = which
@@ -214,7 +214,7 @@ class Watch:
             lines.append(
                 "It waits for its samples: a source, a file system or a data worker hangs."
             )
-        if self._leave and any(one.given_up for one in stuck):
+        if self._leave and any(one.is_given_up for one in stuck):
             lines.append(
                 f"Stacks of all ranks: {self._directory}. Launch again to go on from the last "
                 "checkpoint; with run.watch: warn it would only be named."

@@ -144,7 +144,7 @@ class WaveReader:
             raise ConfigError(f"channels: {channels!r}: give their number, or mono.")
         self.rate_hz, self.channels, self.num_frames = rate_hz, channels, round(seconds * rate_hz)
         self._resample, self._align = resample, align
-        self._told = False
+        self._has_warned = False
         _decoder()
 
     def read(self, file: Path | bytes, name: str) -> Wave:
@@ -249,8 +249,8 @@ class WaveReader:
     def _tell_loud(self, name: str, frames: Wave, most: float) -> None:
         """Warn once of floats beyond [-1, 1]."""
         loudest = float(np.abs(frames).max())
-        if loudest > most and not self._told:
-            self._told = True
+        if loudest > most and not self._has_warned:
+            self._has_warned = True
             warnings.warn(
                 f"{name}: sound up to {loudest:.4g}, beyond [-1, 1]; it is kept as it is, and so "
                 "is that of any further file. If it was stored without being scaled, scale it with "

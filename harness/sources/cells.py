@@ -186,7 +186,7 @@ class Cells:
             values = cells.astype(np.float64)  # a copy
         else:
             packed = None if isinstance(cells, list) else self._cast(cells)
-            values = self._converted(name, listed(cells)) if packed is None else packed
+            values = self._convert(name, listed(cells)) if packed is None else packed
         if self._marked:
             values[np.isin(values, self._marked)] = np.nan
         if self.layout.missing == "refuse":
@@ -241,8 +241,8 @@ class Cells:
             self.refuse(name, int((places == place).argmax()), what)
 
     def _cast(self, cells: Any) -> NDArray[np.float64] | None:
-        """Strings as `_converted` reads them, many times faster; None if one of them needs
-        `_converted`.
+        """Strings as `_convert` reads them, many times faster; None if one of them needs
+        `_convert`.
         """
         # Loaded when used
         import pyarrow as pa
@@ -266,7 +266,7 @@ class Cells:
             return None
         return np.array(numbers.to_numpy())  # what pyarrow gives cannot be written to
 
-    def _converted(self, name: str, cells: list[Any]) -> NDArray[np.float64]:
+    def _convert(self, name: str, cells: list[Any]) -> NDArray[np.float64]:
         values = np.empty(len(cells))
         for index, cell in enumerate(cells):
             try:

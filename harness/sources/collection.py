@@ -86,7 +86,7 @@ class Collection(BatchSource):
         # Before splitting and before files are skipped, so that class numbers do not depend on
         # either.
         self.classes = None if labels is None else class_names(classes, labels, "label")
-        found = found.chosen(rows_of(part, split, found.fields, len(found.paths)))
+        found = found.select_rows(rows_of(part, split, found.fields, len(found.paths)))
         self.files, read, self.skipped = read_each(
             found, self._read if keep == "memory" else self._check, on_error
         )

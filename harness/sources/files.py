@@ -37,7 +37,7 @@ class Files:
         """All but links that lead nowhere, which only reading names, or skips."""
         return [path for path in self.paths if not is_dangling(path)]
 
-    def chosen(self, rows: Rows) -> "Files":
+    def select_rows(self, rows: Rows) -> "Files":
         """Only those at `rows`, in that order."""
         return Files(select(self.paths, rows), self.fields_at(rows))
 
@@ -244,7 +244,7 @@ def read_each(
     DataError also if every file was skipped.
     """
     kept, values, skipped = read_all(files.paths, read, on_error, "files")
-    return files.chosen(kept), values, skipped
+    return files.select_rows(kept), values, skipped
 
 
 def read_all(

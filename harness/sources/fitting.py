@@ -32,10 +32,10 @@ class Fitting:
             return values
         scales = self.height / height, self.width / width
         if self._fit == "stretch":
-            return _resized(values, self.height, self.width)
+            return _resize(values, self.height, self.width)
         scale = max(scales) if self._fit == "crop" else min(scales)
         inner = max(1, round(height * scale)), max(1, round(width * scale))
-        resized = _resized(values, *inner)
+        resized = _resize(values, *inner)
         if self._fit == "crop":
             top, left = (inner[0] - self.height) // 2, (inner[1] - self.width) // 2
             cut = resized[:, top : top + self.height, left : left + self.width]
@@ -46,7 +46,7 @@ class Fitting:
         return filled
 
 
-def _resized(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+def _resize(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     # Torch interpolates bytes as bytes, in a fraction of the time
     wide = torch.from_numpy(values)[None]
     wide = wide.double() if values.dtype != np.uint8 else wide

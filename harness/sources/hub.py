@@ -77,7 +77,7 @@ class Hub(BatchSource):
         settings = {key: value for key, value in given.items() if value is not None}
         self._data, self._paths = _load(path, split, settings)
         self.columns = _columns(self._data.features, columns, path)
-        self._readers = self._undecoded(audio, image)
+        self._readers = self._keep_encoded(audio, image)
         known = {} if rule is None else self._known(self._data, rule.columns)
         rows = rows_of(part, rule, known, len(self._data)).tolist()
         self._data = self._data.with_format("arrow")  # decodes nothing
@@ -136,7 +136,7 @@ class Hub(BatchSource):
                 ]
         return known
 
-    def _undecoded(
+    def _keep_encoded(
         self, audio: WaveReader | None, image: ImageReader | None
     ) -> dict[str, FileReader]:
         """The readers of image and sound columns; `datasets` itself decodes none of them."""

@@ -15,9 +15,9 @@ from harness.sources.fitting import Fit, Fitting
 from harness.sources.mistaken import what_is
 from harness.sources.pixels import (
     BeliedError,
+    is_turned,
     layout_of,
     read_netpbm,
-    turned,
     upright,
     why_inexact,
     why_no_picture,
@@ -30,7 +30,7 @@ _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": 
 
 
 class Images(Collection):
-    """PNG, TIFF, JPEG, PGM and other files (the table in docs/sources.md), all of one size, channel
+    """PNG, TIFF, JPEG, PGM and other files (docs/data/images.md), all of one size, channel
     count and data type.
 
     A sample: `image` (C, H, W), upright by its EXIF or XMP, and `label` int64 if the path has a
@@ -96,7 +96,7 @@ class ImageReader:
         with self._open(file, name) as image:
             form = self._accept(name, image)
             try:
-                width, height = image.size[::-1] if turned(image) else image.size
+                width, height = image.size[::-1] if is_turned(image) else image.size
             except Exception as error:
                 raise DataError(
                     f"{name}: its EXIF cannot be read: {error}. It may be truncated."

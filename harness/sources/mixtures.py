@@ -23,6 +23,7 @@ from harness.data.source import (
 from harness.errors import ConfigError, DataError
 from harness.sources.source import BatchSource, select
 from harness.sources.split import Part, Rule, rows_of
+from harness.wording import some
 
 Named = Mapping[str, Any] | Sequence[Any]
 
@@ -51,6 +52,7 @@ class Concat(BatchSource):
             for name, source in self.sources.items()
         }
         _require_alike(firsts)
+        self._class_names = self._agreed_names()
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -90,16 +92,22 @@ class Concat(BatchSource):
         return {**known, "source": [name for name, size in sized for _ in range(size)]}
 
     def class_names(self) -> dict[str, list[str]]:
-        """{column: names in the order of their numbers}, where all sources that name them agree."""
-        of_each = [class_names_of(source) for source in self.sources.values()]
-        first: dict[str, list[str]] = {}
-        for names in of_each:
-            first = {**names, **first}
-        return {
-            column: names
-            for column, names in first.items()
-            if all(of.get(column, names) == names for of in of_each)
-        }
+        """{column: names in the order of their numbers}"""
+        return dict(self._class_names)
+
+    def _agreed_names(self) -> dict[str, list[str]]:
+        """The names of classes. Raises DataError where one number means two of them."""
+        agreed: dict[str, tuple[str, list[str]]] = {}
+        for name, source in self.sources.items():
+            for column, names in class_names_of(source).items():
+                first, wanted = agreed.setdefault(column, (name, names))
+                if names != wanted:
+                    raise DataError(
+                        f"sources.{name}: the classes in {column!r} are {some(names)}, and those "
+                        f"of sources.{first} {some(wanted)}, so one number means two of them. Set "
+                        "the same classes in both."
+                    )
+        return {column: names for column, (_, names) in agreed.items()}
 
     def paths(self) -> list[Path] | None:
         """Every file that is read; None if one of the sources does not tell."""

@@ -1,7 +1,7 @@
 """Which image files Pillow reads with exactly the values that they hold, and a reader of Netpbm
 files, whose values it would rescale.
 
-docs/sources.md lists these formats; tests compare each of them with another reader.
+docs/data/images.md lists these formats; tests compare each of them with another reader.
 """
 
 import re
@@ -40,6 +40,7 @@ _TIFF = {
     (2, (1,), (8,) * 4, (2,)),
     (6, (1,), (8,) * 3, ()),
 }
+EXACT_FORMATS = {*_LAYOUTS, "TIFF"}  # Pillow's names
 _PICTURES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
 _NETPBM = re.compile(rb"P([2356])" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
@@ -151,7 +152,7 @@ def read_netpbm(data: bytes) -> NDArray[Any] | None:
     return values[:count].reshape(shape).astype(np.uint8 if maximum == 255 else np.int32)
 
 
-def turned(image: Any) -> bool:
+def is_turned(image: Any) -> bool:
     """Whether an opened image lies on its side, by its EXIF or XMP; decoded only if it is a PNG
     that says so behind its pixels.
     """

@@ -18,6 +18,7 @@ from harness.sources.times import seconds_of
 from harness.sources.units import Units
 
 Bounds = NDArray[np.int64]
+ARRAYS = (".npy", ".npz")
 Gaps = Literal["refuse", "split"]
 Duplicates = Literal["refuse", "drop"]
 _RATES_DIFFER = 0.05  # relative difference from which two rates are not the same
@@ -112,7 +113,7 @@ class Reader:
 
     def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
-        is_array = path.suffix.lower() in (".npy", ".npz")
+        is_array = path.suffix.lower() in ARRAYS
         sheet = self._read_array(path) if is_array else self._arranged(self._read_table(path))
         if sheet.values.shape[1] == 0:
             raise DataError(f"{path}: it has no rows. Remove it.")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from harness.data.written import named
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import MISSING, Layout, TimeUnit, tell_narrowed
+from harness.sources.device_files import with_parts
 from harness.sources.files import Files, OnError, class_names, find_files, read_each
 from harness.sources.recording import Bounds, Duplicates, Gaps, Reader, Track
 from harness.sources.shared import shared
@@ -120,12 +121,12 @@ class Series(BatchSource):
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
-        """The files that a source with these arguments reads; none is opened."""
-        return find_files(files, tell=False).present()
+        """The files that a source with these arguments reads; at most headers are opened."""
+        return with_parts(find_files(files, tell=False).present())
 
     def paths(self) -> list[Path]:
         """Every file that is read."""
-        return self._paths
+        return with_parts(self._paths)
 
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts}"""
@@ -172,7 +173,7 @@ class Series(BatchSource):
             return reading
 
         # Kept as long as one of the parts is in use
-        self._reading = shared(found.paths, settings, read)
+        self._reading = shared(with_parts(found.paths), settings, read)
         found, tracks = self._reading.files, self._reading.tracks
         self.skipped, self._paths = self._reading.skipped, found.paths
         self._recordings = [one for of_file in tracks for one in of_file]

@@ -54,10 +54,10 @@ def is_cut(recording: Path | bytes) -> bool:
         head = file.read(1024)
         if head[:4] == b"OggS":
             return _is_cut_ogg(file, length)
-        return _declared(file, head, length) > length + 1  # 1: a missing pad byte
+        return _whole_length(file, head, length) > length + 1  # 1: a missing pad byte
 
 
-def _declared(file: BinaryIO, head: bytes, length: int) -> int:
+def _whole_length(file: BinaryIO, head: bytes, length: int) -> int:
     """The least length of a whole file, by its header; 0 if that is unknown."""
     magic = head[:4]
     if magic in (b".snd", b"dns."):  # AU

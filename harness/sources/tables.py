@@ -23,6 +23,7 @@ from harness.sources.cells import (
     check_kinds,
     tell_narrowed,
 )
+from harness.sources.device_files import with_parts
 from harness.sources.files import Files, OnError, find_files, read_each
 from harness.sources.shared import shared
 from harness.sources.source import BatchSource
@@ -90,7 +91,7 @@ class Table(BatchSource):
         reader = _Reader(
             layout, self.features, self.columns, rule_columns, set(found.fields), on_error
         )
-        whole = shared(found.paths, reader.settings, lambda: reader.read(found))
+        whole = shared(with_parts(found.paths), reader.settings, lambda: reader.read(found))
         self.features, self.skipped, self._paths = whole.features, whole.skipped, whole.paths
         # Parts of one table share its values, and differ in their rows
         self._whole = whole
@@ -98,12 +99,12 @@ class Table(BatchSource):
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
-        """The files that a table with these arguments reads; none is opened."""
-        return find_files(files, tell=False).present()
+        """The files that a table with these arguments reads; at most headers are opened."""
+        return with_parts(find_files(files, tell=False).present())
 
     def paths(self) -> list[Path]:
         """Every file that is read."""
-        return self._paths
+        return with_parts(self._paths)
 
     def known(self) -> dict[str, Sequence[str]]:
         """{column: (N,) texts}"""

@@ -89,7 +89,7 @@ class Clips(Collection):
         begins = list(range(0, count - int(self._reach[-1]), self._step))
         return begins[:1] if self._first_only else begins
 
-    def _used(self, count: int) -> NDArray[np.int64]:
+    def _clip_frames(self, count: int) -> NDArray[np.int64]:
         """The frames of all clips of a file, ascending."""
         return np.unique(
             np.add.outer(np.array(self._begins_of(count), dtype=np.int64), self._reach)
@@ -104,10 +104,10 @@ class Clips(Collection):
     def _read(self, path: Path) -> tuple[int, Frames]:
         """How many frames there are, and those that are used, (C, N, H, W)."""
         count, frames = read_frames(
-            path, lambda count: self._used(count).tolist() or range(min(count, 1))
+            path, lambda count: self._clip_frames(count).tolist() or range(min(count, 1))
         )
         self._compare(path, count, frames)
-        return count, self._prepared(frames)
+        return count, self._prepare(frames)
 
     def _compare(self, path: Path, count: int, frames: Frames) -> None:
         if not self._begins_of(count):
@@ -128,7 +128,7 @@ class Clips(Collection):
         begins = [self._begins_of(count) for count, _ in read]
         self._begins = np.array([begin for of_file in begins for begin in of_file], dtype=np.int64)
         self._decoded: list[tuple[Frames, NDArray[np.int64]]] | None = (
-            [(frames, self._used(count)) for count, frames in read] if in_memory else None
+            [(frames, self._clip_frames(count)) for count, frames in read] if in_memory else None
         )
         return np.repeat(np.arange(len(read)), [len(of_file) for of_file in begins])
 
@@ -143,13 +143,13 @@ class Clips(Collection):
 
     def _clip(self, number: int, wanted: NDArray[np.int64]) -> Frames:
         if self._decoded is None:
-            return self._prepared(
+            return self._prepare(
                 read_frames(self.files.paths[number], lambda count: wanted.tolist())[1]
             )
         frames, used = self._decoded[number]
         return frames[:, np.searchsorted(used, wanted)]
 
-    def _prepared(self, frames: Frames) -> Frames:
+    def _prepare(self, frames: Frames) -> Frames:
         """(N, H, W, 3) -> (C, N, H, W), of the requested size."""
         if self._grey:
             frames = ((frames @ _LUMA + 500) // 1000).astype(np.uint8)[..., None]

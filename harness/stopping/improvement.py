@@ -55,6 +55,12 @@ def _rate(value: object) -> float | str:
     return float(value)
 
 
+def share_of(rate: object) -> float:
+    """The share that a rate like "5%" asks for; 0 for another."""
+    share = _PERCENT.fullmatch(rate) if isinstance(rate, str) else None
+    return float(share[1]) / 100 if share else 0.0
+
+
 Rate = Annotated[float | str, PlainValidator(_rate, json_schema_input_type=float | str)]
 
 
@@ -137,8 +143,7 @@ class Improvement(Section):
     @property
     def share(self) -> float:
         """The gain asked for as a share of the reference; 0 if an absolute gain is asked for."""
-        share = _PERCENT.fullmatch(self.at_least) if isinstance(self.at_least, str) else None
-        return float(share[1]) / 100 if share else 0.0
+        return share_of(self.at_least)
 
     def gain(self, value: float, reference: float, mode: Mode, error: float = 0.0) -> Gain:
         """What a value gained on a reference; `error`: the standard error of that.

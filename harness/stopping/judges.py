@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from harness.errors import ConfigError
 from harness.stopping.budget import BudgetJudge
 from harness.stopping.divergence import DivergenceJudge
+from harness.stopping.forecast import ForecastJudge
 from harness.stopping.improvement import ImprovementJudge
 from harness.stopping.judge import Judge, problems_of
 from harness.stopping.milestones import MilestonesJudge
@@ -25,6 +26,7 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
         TargetsJudge(settings.targets, settings.targets_need, settings.hold, metrics),
         request,
         MilestonesJudge(settings.milestones, settings.budget, metrics),
+        ForecastJudge(settings.forecast, settings.targets, settings.budget, metrics),
         OverfittingJudge(settings.gap, metrics),
         ImprovementJudge(
             settings.improvement,

@@ -13,6 +13,7 @@ from harness.settings import Section, numbered
 from harness.stopping.best import BestMetric
 from harness.stopping.budget import Budget, Every
 from harness.stopping.divergence import Divergence, Spike
+from harness.stopping.forecast import Forecast
 from harness.stopping.improvement import Improvement
 from harness.stopping.judge import Need
 from harness.stopping.milestones import Milestone
@@ -58,6 +59,13 @@ class StopSettings(Section):
         description=(
             "Values that metrics must have reached by some time, else the run ends as hopeless: "
             "one, or a list."
+        ),
+    )
+    forecast: Forecast | None = Field(
+        None,
+        description=(
+            "What follows from too small a chance that a target is reached within the budget, or "
+            "that the best improves."
         ),
     )
     gap: Gap | None = Field(
@@ -146,6 +154,10 @@ class StopSettings(Section):
             if not getattr(self, needed)
             and getattr(self, name) != type(self).model_fields[name].default
         ]
+        if self.forecast is not None and self.budget is None:
+            problems.append(
+                "forecast needs a budget: give one, within which something is to happen"
+            )
         if self.gap is not None and self.train_metrics == "interval":
             problems.append(
                 "gap: metrics of an interval's own batches, while the network changes, are not to "

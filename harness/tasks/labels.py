@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError, DataError
-from harness.tasks.task import summed, widen
+from harness.tasks.task import sum_loss, widen
 
 
 def check_labels(
@@ -61,7 +61,7 @@ def cross_entropy_sum(
     logits: (B, C, ...); targets: (B, ...) int64; weights: (C,), one a class.
     """
     wide = widen(logits)
-    return summed(
+    return sum_loss(
         nn.functional.cross_entropy,
         wide,
         targets,

@@ -19,7 +19,7 @@ from harness.tasks.task import (
     Batch,
     Input,
     kind_of,
-    summed,
+    sum_loss,
     widen,
 )
 
@@ -97,9 +97,9 @@ class Regression(BaseTask):
         targets = batch[self.target].to(predicted.dtype)
         predicted = predicted.reshape(targets.shape)
         if self.loss == "huber":
-            return summed(nn.functional.huber_loss, predicted, targets, delta=self.delta)
+            return sum_loss(nn.functional.huber_loss, predicted, targets, delta=self.delta)
         loss = nn.functional.mse_loss if self.loss == "mse" else nn.functional.l1_loss
-        return summed(loss, predicted, targets)
+        return sum_loss(loss, predicted, targets)
 
     def num_items(self, batch: Batch) -> int:
         return int(batch[self.target].numel())  # `check` holds targets to one shape

@@ -285,7 +285,9 @@ def widen(outputs: Any) -> Any:
     )
 
 
-def summed(loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
+def sum_loss(
+    loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, **options: Any
+) -> Tensor:
     """The sum of a loss of torch's over all items; where no gradient is taken, in float64, so that
     an evaluation does not depend on the size of its micro-batches.
     """

@@ -18,7 +18,7 @@ TABLES = "tables"
 MOST_CELLS = 65_536  # of 256 classes; with 5,000 each record would have 150 MB
 
 
-def recorded(directory: Path, name: str, table: NDArray[Any]) -> Any:
+def to_record(directory: Path, name: str, table: NDArray[Any]) -> Any:
     """How a matrix (R, C) stands in a record: its rows, or beyond MOST_CELLS {"file", "shape"},
     where the file holds the newest of this name. Raises OSError.
     """

@@ -17,7 +17,7 @@ from harness.tracking.backends import open_backends
 from harness.tracking.courier import Courier, RunInfo
 from harness.tracking.records import METRICS, cut_back
 from harness.tracking.settings import TrackingConfig
-from harness.tracking.tables import recorded
+from harness.tracking.tables import to_record
 
 # What an interrupted launch, which has little time, spends on sending pending records
 _INTERRUPTED_S = 10.0
@@ -67,9 +67,9 @@ class Tracker:
         kept: dict[str, Any] = {}
         for name, table in tables.items():
             try:
-                kept[name] = recorded(self._path.parent, name, table)
+                kept[name] = to_record(self._path.parent, name, table)
             except OSError as error:
-                self.warn(f"the table {name} is not recorded: {error.strerror}")
+                self.warn(f"the table {name} is not to_record: {error.strerror}")
         self._write("eval", {**record, **({"tables": kept} if kept else {})})
         self.console.evaluation(record)
 

@@ -44,7 +44,7 @@ from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.losses import LossWindow
-from harness.training.network_state import changed
+from harness.training.network_state import find_changes
 from harness.training.pacing import Pace, pace_of
 from harness.training.resume import load_state, restore_rest
 from harness.training.run import Launch, Progress, Run
@@ -117,7 +117,7 @@ def build(
 
 def controller_of(config: Config, task: Task) -> StopController:
     """What ends the run. Raises ConfigError."""
-    return StopController(config.stop, known_metrics(task, config.data.evaluated))
+    return StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
 
 
 def tell(lines: Sequence[str], tracker: Tracker) -> None:
@@ -205,7 +205,7 @@ def unsteady(feed: Feed, data: RunData, step: int) -> list[str]:
     """Why a micro-batch that is fetched twice may come otherwise: what keeps a random state of its
     own, which depends on all that was fetched before. No collectives. Raises DataError.
     """
-    names = changed(feed.sample_batch(step), feed.sample_batch(step))
+    names = find_changes(feed.sample_batch(step), feed.sample_batch(step))
     if not names:
         return []
     split = data.splits["train"]

@@ -40,8 +40,8 @@ from harness.training.items import Count, Items
 from harness.training.network_state import (
     NetworkState,
     buffers_in,
-    changed,
     check_extra_states,
+    find_changes,
     give_buffers_memory,
     unsaved_state,
 )
@@ -199,13 +199,13 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         ranks.together(state.check_buffers)
         self._changed_in_passes.update(
-            changed(counts, write_counts(self.network)), state.changed_parameters()
+            find_changes(counts, write_counts(self.network)), state.changed_parameters()
         )
         self.note_inexact(
             ranks,
             [
                 f"no checkpoint holds {name}, which a step changes: make it a buffer of the network"
-                for name in changed(unsaved, unsaved_state(self.network) | buffers_in(losses))
+                for name in find_changes(unsaved, unsaved_state(self.network) | buffers_in(losses))
             ],
         )
         for one in (state, *losses_before):
@@ -249,18 +249,18 @@ class Engine:
         """
         task, autocast = self._task, self.accelerator.autocast
         network_parts.training_mode(self.network, self._parts)
-        with explained("network", "a training pass", batch), autocast():
+        with explain_errors("network", "a training pass", batch), autocast():
             outputs = self._as_trained(task.forward(self.network, batch))
-        with explained("task", f"the loss of {kind_of(outputs)}", batch):
+        with explain_errors("task", f"the loss of {kind_of(outputs)}", batch):
             loss_sum = task.loss_sum(outputs, batch)
-        with explained("network", "the backward pass", batch):
+        with explain_errors("network", "the backward pass", batch):
             self.accelerator.backward(loss_sum)
         self.optimizer.zero_grad(set_to_none=True)
         self.network.eval()
         with torch.no_grad():
-            with explained("network", "an evaluation", batch), autocast():
+            with explain_errors("network", "an evaluation", batch), autocast():
                 outputs = self._as_trained(task.forward(self.network, batch))
-            with explained("task", f"the loss and metrics of {kind_of(outputs)}", batch):
+            with explain_errors("task", f"the loss and metrics of {kind_of(outputs)}", batch):
                 task.loss_sum(outputs, batch)
                 IntervalMetrics(task.metrics()).update(task, outputs, batch, 0)
 
@@ -272,7 +272,7 @@ class Engine:
         self.network.eval()
         # What is not deterministic the trial before the first step names.
         quiet = record_nondeterminism([])
-        attempt = explained("network", "a forward pass", batch)
+        attempt = explain_errors("network", "a forward pass", batch)
         with preserve_random(), torch.no_grad(), quiet, attempt:
             outputs = self._task.forward(self.network, batch)
         self._task.fit_to(outputs)
@@ -280,7 +280,7 @@ class Engine:
 
 
 @contextmanager
-def explained(where: str, what: str, batch: Batch) -> Iterator[None]:
+def explain_errors(where: str, what: str, batch: Batch) -> Iterator[None]:
     """Make one message of what a user's network, loss or metric raises for a micro-batch.
 
     What is not deterministic, or does not fit into memory, is reported elsewhere. Raises

@@ -157,7 +157,7 @@ def buffers_in(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     return found
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The names whose values differ."""
     names = {**before, **now}
     return [

@@ -259,7 +259,7 @@ def finished_outcome(config: Config) -> Outcome | None:
     if chosen.path is None:
         return None
     task: Task = components.build(config.task, "task")
-    controller = StopController(config.stop, known_metrics(task, config.data.evaluated))
+    controller = StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
     with understanding(chosen.path):
         verdict = restore_history(controller, chosen.path, load_trainer(chosen.path)["stop"])
     if verdict is None or not verdict.stops:

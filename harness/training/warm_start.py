@@ -38,7 +38,7 @@ def start_weights(network: nn.Module, config: Config) -> list[str]:
 def _start_part(network: nn.Module, path: str, part: PartConfig, origin: Path) -> str:
     where = f"parts.{path}.init_from: {origin}"
     own = f"{path}." if path in dict(network.named_modules(remove_duplicate=False)) else path
-    weights = renamed(
+    weights = rename(
         read_weights(origin, where),
         {own if part.prefix is None else part.prefix: own},
         where,
@@ -58,12 +58,12 @@ def warm_start(network: nn.Module, path: Path, prefixes: Mapping[str, str]) -> s
     weights = read_weights(path, where)
     return put_in(
         network,
-        renamed(weights, prefixes, where, "run.init_prefix") if prefixes else weights,
+        rename(weights, prefixes, where, "run.init_prefix") if prefixes else weights,
         where,
     )
 
 
-def renamed(
+def rename(
     weights: Mapping[str, Tensor], prefixes: Mapping[str, str], where: str, setting: str
 ) -> dict[str, Tensor]:
     """The weights whose names begin with one of `prefixes`, under new names.

@@ -14,7 +14,7 @@ from harness.console import Console
 from harness.data.settings import DataConfig
 from harness.data.split import Split
 from harness.ranks.ranks import Ranks
-from harness.training.network_state import changed
+from harness.training.network_state import find_changes
 
 # What a worker costs the process that it works for, by pickles, a pipe and shared memory, is about
 # 1 ms a micro-batch
@@ -68,7 +68,7 @@ def look_at(split: Split, micro_size: int) -> tuple[float, str | None]:
         took.append(time.perf_counter() - begun)
         if len(took) > 1 and not WORTH_S < min(took) < 10 * WORTH_S:
             break  # clear enough; another one settles what a busy machine blurs
-    differs = changed(batches[0], batches[1])
+    differs = find_changes(batches[0], batches[1])
     return min(took), "it comes otherwise when it is fetched again" if differs else None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.checkpoint.manifest import CONFIG, MANIFEST, dump_manifest, parse_manifest
-from harness.checkpoint.read import choose, inspect, list_checkpoints, load, verify_checkpoint
+from harness.checkpoint.read import choose, inspect, list_checkpoints, load
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_is_step, save_steps, torch
 
@@ -63,7 +63,7 @@ def checkpoints(pristine: Path, tmp_path: Path) -> Iterator[Path]:
 
 def test_these_are_the_files(pristine: Path) -> None:
     assert sorted(os.listdir(pristine / "step-00000002")) == FILES
-    assert verify_checkpoint(pristine / "step-00000002") == []
+    assert inspect(pristine / "step-00000002", verify="full").problems == []
 
 
 @pytest.mark.parametrize("name", FILES)

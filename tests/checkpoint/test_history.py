@@ -15,7 +15,7 @@ import pytest
 from harness.checkpoint import exact_json, history
 from harness.checkpoint.history import read_history
 from harness.checkpoint.manifest import HISTORY, MANIFEST, parse_manifest
-from harness.checkpoint.read import choose, inspect, list_checkpoints, verify_checkpoint
+from harness.checkpoint.read import choose, inspect, list_checkpoints
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.errors import CheckpointError
@@ -56,7 +56,7 @@ def inodes(directory: Path) -> list[int]:
 def assert_all_whole(directory: Path, steps: list[int]) -> None:
     assert [one.step for one in list_checkpoints(directory, "full")] == steps
     for step in steps:
-        assert verify_checkpoint(directory / f"step-{step:08}") == []
+        assert inspect(directory / f"step-{step:08}", verify="full").problems == []
         assert_is_step(directory / f"step-{step:08}", step)
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_copied_elsewhere_is_whole(tmp_path: Path) -> None:
     elsewhere = tmp_path / "other" / "step-00000001"
     shutil.copytree(tmp_path / "run" / "step-00000001", elsewhere)
     shutil.rmtree(tmp_path / "run")
-    assert verify_checkpoint(elsewhere) == []
+    assert inspect(elsewhere, verify="full").problems == []
     assert_is_step(elsewhere, 1)
 
 
@@ -137,7 +137,7 @@ def test_whatever_is_deleted_set_aside_or_replaced_the_others_keep_their_rows(
     store.close()
     save_steps(tmp_path, 3)  # by another launch
     (aside,) = tmp_path.glob("aside-step-00000003-*")
-    assert verify_checkpoint(aside) == []
+    assert inspect(aside, verify="full").problems == []
     assert read_history(aside) is not None
     assert_all_whole(tmp_path, [3])
     assert names_in(tmp_path, lambda name: name.startswith(".")) == []
@@ -323,7 +323,7 @@ def test_what_stands_behind_the_rows_of_a_checkpoint_is_not_read(
     os.truncate(file_of(tmp_path, 1), inspect_size(tmp_path, 1))
     with file_of(tmp_path, 1).open("ab") as file:
         file.write(tail)
-    assert verify_checkpoint(tmp_path / "step-00000001") == []
+    assert inspect(tmp_path / "step-00000001", verify="full").problems == []
     assert_is_step(tmp_path / "step-00000001", 1)
     choice = choose(tmp_path, "auto", verify="size")
     assert choice.path == tmp_path / "step-00000001"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.checkpoint import layout
 from harness.checkpoint import write as write_module
-from harness.checkpoint.read import choose, verify_checkpoint
+from harness.checkpoint.read import choose, inspect
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.stage import Snapshot
 from harness.ranks.ranks import Ranks
@@ -71,7 +71,7 @@ def test_any_number_of_ranks_reads_what_another_number_wrote(tmp_path: Path) -> 
             [(1, None), (2, None)]
         ] * size
         path = tmp_path / str(size) / "step-00000002"
-        assert verify_checkpoint(path) == []
+        assert inspect(path, verify="full").problems == []
         assert len(names_in(path, lambda name: name.startswith("rng-"))) == size
         sizes = [
             (path / f"model-0000{n}-of-0000{size}.safetensors").stat().st_size
@@ -144,7 +144,7 @@ def test_a_failure_on_any_rank_is_every_ranks_and_costs_that_save_only(
         "step-00000003",
     ]
     assert names_in(tmp_path, lambda name: name.startswith(".")) == []
-    assert verify_checkpoint(tmp_path / "step-00000003") == []
+    assert inspect(tmp_path / "step-00000003", verify="full").problems == []
 
 
 def large_or_not(directory: Path) -> list[Any]:
@@ -239,7 +239,7 @@ def test_a_rank_whose_disk_hangs_does_not_hold_the_others_for_ever(tmp_path: Pat
 
 
 def assert_is_step_of(path: Path, step: int) -> None:
-    assert verify_checkpoint(path) == []
+    assert inspect(path, verify="full").problems == []
     assert_same(loaded_from(path, 1, 2).rng or {}, rng_of(1))
     assert loaded_from(path, 0, 1).manifest.step == step
 

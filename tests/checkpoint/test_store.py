@@ -18,7 +18,7 @@ import torch
 from harness.checkpoint import copying
 from harness.checkpoint import stage as stage_module
 from harness.checkpoint import write as write_module
-from harness.checkpoint.read import choose, inspect, verify_checkpoint
+from harness.checkpoint.read import choose, inspect
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.errors import CheckpointError
@@ -60,7 +60,7 @@ def test_a_save_leaves_a_checkpoint_and_a_report(store: CheckpointStore, tmp_pat
         path.stat().st_size for path in report.path.iterdir() if path.name != "manifest.json"
     )
     assert_is_step(report.path, 3)
-    assert verify_checkpoint(report.path) == []
+    assert inspect(report.path, verify="full").problems == []
     assert names_in(tmp_path) == ["latest", "step-00000003"]
     assert report.to_json()["path"] == str(report.path)
 
@@ -248,7 +248,7 @@ def test_a_second_save_waits_for_the_first(store: CheckpointStore, tmp_path: Pat
         (step, None) for step in range(1, 6)
     ]
     for path in tmp_path.glob("step-*"):
-        assert verify_checkpoint(path) == []
+        assert inspect(path, verify="full").problems == []
 
 
 def test_memory_is_used_again(store: CheckpointStore) -> None:
@@ -270,7 +270,7 @@ def test_a_large_share_is_written_into_several_files(
         f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)
     ]
     assert_is_step(path, 1)
-    assert verify_checkpoint(path) == []
+    assert inspect(path, verify="full").problems == []
 
 
 def test_a_state_without_tensors_and_one_with_odd_ones(store: CheckpointStore) -> None:
@@ -330,7 +330,7 @@ def test_another_launch_replaces_a_checkpoint_of_the_same_step_and_keeps_it_asid
     store.close()
     assert loaded_from(tmp_path / "step-00000002").trainer == {"lr": 7.0}
     (aside,) = tmp_path.glob("aside-step-00000002-*")
-    assert verify_checkpoint(aside) == []
+    assert inspect(aside, verify="full").problems == []
     assert loaded_from(aside).trainer["lr"] == 0.2
 
 

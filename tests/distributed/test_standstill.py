@@ -81,8 +81,8 @@ def test_nobody_is_named_without_a_limit_or_with_a_reason(change: dict[str, obje
 
 def test_data_are_named_early_and_given_up_late() -> None:
     ranks = reports({"phase": DATA}, {"phase": BACKWARD, "waiting": True})
-    assert not look_for(11, ranks)[0].given_up
-    assert look_for(61, ranks)[0].given_up
+    assert not look_for(11, ranks)[0].is_given_up
+    assert look_for(61, ranks)[0].is_given_up
 
 
 @given(
@@ -120,10 +120,10 @@ def test_a_silent_one_keeps_its_own_limit() -> None:
 
 def test_records_of_rank_0_are_given_up_late() -> None:
     ranks = reports({"phase": LOSSES}, {"phase": LOSSES, "waiting": True})
-    assert not look_for(11, ranks)[0].given_up
-    assert look_for(61, ranks)[0].given_up
+    assert not look_for(11, ranks)[0].is_given_up
+    assert look_for(61, ranks)[0].is_given_up
     others = reports({"phase": LOSSES, "waiting": True}, {"phase": LOSSES})
-    assert look_for(11, others)[0].given_up
+    assert look_for(11, others)[0].is_given_up
 
 
 def test_who_does_not_wait_is_named_though_it_seems_to_be_ahead() -> None:

@@ -39,6 +39,16 @@ def verdicts(directory: Path) -> list[Any]:
             "hopeless",
             ["stop.milestones={metric: val/accuracy, at_least: 4x chance, by: {steps: 12}}"],
         ),
+        (
+            "hopeless",
+            [
+                "optimizer.lr=1e-9",
+                "network={_target_: harness.networks.Mlp, dims: [6, 8, 3]}",
+                "stop.every.steps=2",
+                "stop.targets={val/accuracy: {at_least: 0.999}}",
+                "stop.forecast={target: val/accuracy, chance_below: 5%, for: 2, action: stop}",
+            ],
+        ),
         ("no_improvement", ["stop.improvement={metric: val/accuracy, at_least: 50%, patience: 2}"]),
         ("budget", ["stop.budget.steps=13"]),
     ],

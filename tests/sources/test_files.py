@@ -30,7 +30,7 @@ def test_fields_are_read_from_folders_and_names(tmp_path: Path) -> None:
         "speaker": ["y", "y", "x"],
         "take": ["12", "2", "1"],
     }
-    assert found.chosen([2, 0]).fields["take"] == ["1", "12"]
+    assert found.select_rows([2, 0]).fields["take"] == ["1", "12"]
 
 
 def test_stars_stand_for_anything_in_one_name_and_two_for_folders(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from harness.data.mixing import Mixing, shares_of
 from harness.data.sampling import Sampling, fitting_world_sizes
-from harness.data.source import known_of, order_of, paths_of, skipped_of, sources_of
+from harness.data.source import class_names_of, known_of, order_of, paths_of, skipped_of, sources_of
 from harness.errors import ConfigError, DataError
 from harness.sources.mixtures import Concat, Mixture, Subset
 from harness.sources.split import ByGroup
@@ -159,6 +159,8 @@ def test_all_that_sources_offer_reaches_through() -> None:
     assert skipped_of(both) == ["a.wav: broken"]
     assert dict(sources_of(both)) == {"a": named, "b": plain}
     assert order_of(both) is None
+    assert class_names_of(both) == {}
+    assert class_names_of(Subset(Concat([plain, Classes("a", "b")]))) == {"label": ["a", "b"]}
 
     some = Subset(both, start=1, step=4)
     assert [some[index]["x"] for index in range(len(some))] == [1, 5, 103]
@@ -180,6 +182,15 @@ class Other(Counted):
 class More(Counted):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**super().__getitem__(index), "label": 1}
+
+
+class Classes(Counted):
+    def __init__(self, *names: str) -> None:
+        super().__init__(2)
+        self.names = list(names)
+
+    def class_names(self) -> dict[str, list[str]]:
+        return {"label": self.names}
 
 
 class NoLength:
@@ -204,6 +215,11 @@ class NoLength:
         (lambda: Concat([]), ConfigError, "sources: none"),
         (lambda: Concat("a.csv"), ConfigError, "sources: 'a.csv' is neither a list nor"),
         (lambda: Concat([Counted(2), Counted(0)]), DataError, "sources.1: it is empty"),
+        (
+            lambda: Concat([Subset(Classes("cat", "dog")), Counted(2), Classes("car", "dog")]),
+            DataError,
+            "sources.2: the classes in 'label' are car, dog, and those of sources.0 cat, dog, so",
+        ),
         (lambda: Concat([NoLength()]), DataError, "sources.0: a NoLength has no length"),
         (lambda: Concat([Counted(2), Other(2)]), DataError, "sources.1: 'x' is float64 with 0 a"),
         (lambda: Concat([Counted(2), More(2)]), DataError, "sources.1: samples have x, text, la"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError
 from harness.sources.digits import Digits
 from harness.sources.idx import Idx, read_idx
-from harness.sources.order import place_in_class
+from harness.sources.order import position_in_class
 from harness.sources.text import Bytes
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -43,7 +43,7 @@ def write(path: Path, array: NDArray[Any]) -> str:
 
 @given(st.lists(st.integers(0, 5)))
 def test_places_count_those_of_the_same_class_before(labels: list[int]) -> None:
-    assert place_in_class(np.array(labels, dtype=np.int64)).tolist() == [
+    assert position_in_class(np.array(labels, dtype=np.int64)).tolist() == [
         labels[:index].count(label) for index, label in enumerate(labels)
     ]
 

@@ -29,6 +29,7 @@ def test_the_order_of_precedence_is_that_of_the_docs() -> None:
         "targets_reached",
         "stop_requested",
         "hopeless",
+        "hopeless",
         "overfitting",
         "no_improvement",
         "plateau",

@@ -1,0 +1,161 @@
+"""Recordings in the formats of medicine and of laboratories, as columns: EDF and BDF (pyedflib),
+PhysioNet's WFDB (wfdb), HDF5 (h5py).
+"""
+
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.written import name_of
+from harness.errors import DataError
+from harness.sources.cells import Cells, Layout
+from harness.sources.files import need
+from harness.sources.headed import select_names
+
+TIME = "time"  # the column of seconds since the beginning, where a file states its rate
+
+
+def read_edf(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
+    """Signals by label, in their physical units, and `time`. Raises DataError."""
+    edf = need("pyedflib", "devices", f"{path}: EDF")
+    try:
+        with edf.EdfReader(str(path)) as file:
+            labels = list(map(name_of, file.getSignalLabels()))
+            wanted = _select(path, labels, columns)
+            rates = {name: file.getSampleFrequency(labels.index(name)) for name in wanted}
+            signals = {
+                name: np.asarray(file.readSignal(labels.index(name)), np.float64) for name in wanted
+            }
+    except (OSError, ValueError, UnicodeError) as error:
+        raise _unreadable(path, error) from error
+    return _timed(path, layout, columns, signals, rates)
+
+
+def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
+    """Signals of a record (.hea and its files) by name, in their physical units, NaN where the
+    record marks none, and `time`. Raises DataError.
+    """
+    with warnings.catch_warnings():  # of wfdb, about how it calls pandas
+        warnings.simplefilter("ignore")
+        wfdb = need("wfdb", "devices", f"{path}: WFDB")
+        try:
+            record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=True)
+        except Exception as error:
+            raise _unreadable(path, error) from error
+    labels = list(map(name_of, record.sig_name or ()))
+    wanted = _select(path, labels, columns)
+    signals = {name: record.p_signal[:, labels.index(name)] for name in wanted}
+    return _timed(path, layout, columns, signals, dict.fromkeys(wanted, record.fs))
+
+
+def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
+    """Datasets by path (acc/x); those of (T, C) give columns acc/0, acc/1, ... Raises DataError."""
+    hdf5 = need("h5py", "devices", f"{path}: HDF5")
+    stored: dict[str, NDArray[Any]] = {}
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, hdf5.Dataset) and node.ndim == 1:
+            stored[name_of(name)] = node
+        elif isinstance(node, hdf5.Dataset) and node.ndim == 2:
+            stored.update({f"{name_of(name)}/{at}": node for at in range(node.shape[1])})
+
+    try:
+        with hdf5.File(path, "r") as file:
+            file.visititems(visit)
+            cells = {}
+            for name in select_names(path, list(stored), columns):
+                node = stored[name]
+                part = node if node.ndim == 1 else node[:, int(name.rpartition("/")[2])]
+                cells[name] = _of_dataset(path, name, part)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return Cells(path, cells, range(1, _length(path, cells) + 1), layout)
+
+
+def with_parts(paths: Sequence[Path]) -> list[Path]:
+    """The files, and those that headers of WFDB records name, if they exist."""
+    found = [
+        part
+        for path in paths
+        for part in [path, *(_parts_of(path) if path.suffix.lower() == ".hea" else ())]
+    ]
+    return [path for path in dict.fromkeys(found) if path in paths or path.is_file()]
+
+
+def _parts_of(path: Path) -> list[Path]:
+    """The files of a record beside its header (WFDB Applications Guide, header(5))."""
+    if not path.is_file():
+        return []
+    lines = [line for line in path.read_text("latin-1").splitlines() if line[:1] not in ("", "#")]
+    names = [line.split()[0] for line in lines[1:]]
+    if lines and "/" in lines[0].split()[0]:  # of several segments, each with a header
+        headers = [path.with_name(f"{name}.hea") for name in names if name != "~"]
+        return [one for header in headers for one in (header, *_parts_of(header))]
+    return [path.with_name(name) for name in dict.fromkeys(names) if name != "~"]
+
+
+def _of_dataset(path: Path, name: str, values: Any) -> Any:
+    array = np.asarray(values)
+    if array.dtype.kind in "iuf":
+        return array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.kind == "b":
+        return array.tolist()
+    if array.dtype.kind in "SO":
+        return [cell.decode() if isinstance(cell, bytes) else cell for cell in array.tolist()]
+    raise DataError(
+        f"{path}: dataset {name!r} holds {array.dtype}, neither numbers nor text. Name others."
+    )
+
+
+def _select(path: Path, labels: list[str], columns: Collection[str] | None) -> list[str]:
+    names = labels if TIME in labels else [*labels, TIME]
+    wanted = select_names(path, names, columns)
+    for name in wanted:
+        if labels.count(name) > 1:
+            raise DataError(f"{path}: two signals are called {name!r}. Rename one of them.")
+    signals = [name for name in wanted if name in labels]
+    return signals or labels[:1]  # for the time alone
+
+
+def _timed(
+    path: Path,
+    layout: Layout,
+    columns: Collection[str] | None,
+    signals: dict[str, NDArray[np.float64]],
+    rates: dict[str, float],
+) -> Cells:
+    if len(set(rates.values())) > 1:
+        told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        raise DataError(f"{path}: signals of several rates (Hz): {told}. Read those of one rate.")
+    count = _length(path, signals)
+    cells: dict[str, Any] = {
+        name: of for name, of in signals.items() if columns is None or name in columns
+    }
+    if columns is not None and TIME in columns and TIME not in signals:
+        cells[TIME] = np.arange(count) / next(iter(rates.values()))
+    return Cells(path, cells, range(1, count + 1), layout)
+
+
+def _length(path: Path, columns: dict[str, Any]) -> int:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        raise DataError(f"{path}: columns of several lengths: {told}. Read those of one length.")
+    return next(iter(lengths.values()), 0)
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    return DataError(f"{path}: cannot be read: {error}. It may be truncated, or of another format.")
+
+
+DEVICES = {
+    ".edf": read_edf,
+    ".bdf": read_edf,
+    ".hea": read_wfdb,
+    ".h5": read_hdf5,
+    ".hdf5": read_hdf5,
+}

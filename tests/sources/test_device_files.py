@@ -1,0 +1,114 @@
+"""EDF, WFDB and HDF5 beside what their specifications, read by hand, say that they hold."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyedflib
+import pytest
+from numpy.typing import NDArray
+
+from harness.errors import DataError
+from harness.sources.series import Series
+from harness.sources.tables import Table
+
+DRAW = np.random.default_rng(0)
+
+
+def edf(path: Path, rates: tuple[int, ...] = (100, 100), seconds: int = 4) -> Path:
+    kind = pyedflib.FILETYPE_BDF if path.suffix == ".bdf" else pyedflib.FILETYPE_EDF
+    deepest = 2**23 if path.suffix == ".bdf" else 2**15
+    with pyedflib.EdfWriter(str(path), len(rates), kind) as file:
+        for number, rate in enumerate(rates):
+            file.setSignalHeader(
+                number,
+                {
+                    "label": f"EEG {number}",
+                    "dimension": "uV",
+                    "sample_frequency": rate,
+                    "physical_min": -200.0,
+                    "physical_max": 100.0,
+                    "digital_min": -deepest,
+                    "digital_max": deepest - 1,
+                    "prefilter": "",
+                    "transducer": "",
+                },
+            )
+        file.writeSamples([DRAW.uniform(-200, 100, rate * seconds) for rate in rates])
+    return path
+
+
+def edf_by_hand(path: Path, signal: int, num: int, rate: int) -> NDArray[np.float64]:
+    """A signal of an EDF file of records of one second (Kemp et al. 1992)."""
+    content = path.read_bytes()
+    size = int(content[184:192])
+    counts = np.frombuffer(content[size:], "<i2").reshape(-1, num, rate)[:, signal].ravel()
+    return (counts.astype(np.float64) + 2**15) / (2**16 - 1) * 300 - 200
+
+
+def series(path: Path, channels: list[str], **more: Any) -> NDArray[np.float32]:
+    source = Series(str(path), channels, 50, 50, **more)
+    read = source.__getitems__(list(range(len(source))))["series"]
+    found: NDArray[np.float32] = read.transpose(1, 0, 2).reshape(len(channels), -1)
+    return found
+
+
+def test_signals_of_edf_are_in_their_units(tmp_path: Path) -> None:
+    path = edf(tmp_path / "a.edf")
+    settings: dict[str, Any] = {"time": "time", "rate_hz": 100}
+    found = series(path, ["EEG 1"], **settings)
+    assert np.allclose(found[0], edf_by_hand(path, 1, 2, 100), atol=1e-4)
+    with pytest.raises(DataError, match=r"a\.edf: 100 rows per second by 'time', but rate"):
+        series(path, ["EEG 1"], time="time", rate_hz=50, gap_s=1)
+    with pytest.raises(DataError, match=r"no column 'EEG 9', only EEG 0, EEG 1, time"):
+        series(path, ["EEG 9"])
+    assert Table(str(edf(tmp_path / "a.bdf"))).features == ["EEG 0", "EEG 1"]
+    mixed = edf(tmp_path / "b.edf", (100, 10))
+    assert series(mixed, ["EEG 0"]).shape == (1, 400)
+    with pytest.raises(DataError, match=r"b\.edf: signals of several rates \(Hz\): EEG 0 100, EEG"):
+        series(mixed, ["EEG 0", "EEG 1"])
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(DataError, match=r"a\.edf: cannot be read: .* truncated"):
+        series(path, ["EEG 1"])
+
+
+def test_records_of_wfdb_are_read_with_all_their_files(tmp_path: Path) -> None:
+    counts = DRAW.integers(-1000, 1000, (200, 2)).astype("<i2")
+    counts.tofile(tmp_path / "r1.dat")
+    header = "# as header(5) says\nr1 2 50 200\n"
+    for zero, name in ((5, "II"), (9, "V5")):
+        header += f"r1.dat 16 200({zero})/mV 16 0 0 0 0 {name}\n"
+    (tmp_path / "r1.hea").write_text(header)
+    wanted = (counts[:, 1] - 9.0) / 200
+    path = tmp_path / "r1.hea"
+    assert np.allclose(series(path, ["V5"], time="time", rate_hz=50)[0], wanted, atol=1e-6)
+    assert Series.paths_of(str(path)) == [path, tmp_path / "r1.dat"]
+    assert Table(str(path)).paths() == [path, tmp_path / "r1.dat"]
+    (tmp_path / "r1.dat").write_bytes((tmp_path / "r1.dat").read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"r1\.hea: cannot be read: "):
+        series(path, ["V5"])
+
+
+def test_datasets_of_hdf5_are_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    acc, marks = DRAW.normal(size=(100, 3)), DRAW.integers(0, 9, 100)
+    with h5py.File(path, "w") as file:
+        file["imu/acc"] = acc
+        file["imu/mark"] = marks.astype(">i4")
+        file["who"] = np.array([b"anna"] * 50 + [b"bert"] * 50)
+        file["short"] = np.arange(5.0)
+        file["pairs"] = np.zeros(100, dtype=[("a", "f4"), ("b", "f4")])
+    channels = ["imu/acc/2", "imu/mark"]
+    found = series(path, channels, recording=["who"])
+    assert np.array_equal(found, np.float32([acc[:, 2], marks]))
+    for names, what in (
+        (["imu/mark", "short"], r"columns of several lengths: imu/mark 100, short 5"),
+        (["pairs"], r"dataset 'pairs' holds .* neither numbers nor text"),
+        (["imu/acc/3"], r"no column 'imu/acc/3', only imu/acc/0"),
+    ):
+        with pytest.raises(DataError, match=rf"a\.h5: {what}"):
+            Table(str(path), names)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(DataError, match=r"a\.h5: cannot be read: .* truncated"):
+        Table(str(path), ["short"])

@@ -1,0 +1,269 @@
+"""Forecasts: right about curves that are known, silent about those that are not of their kind, the
+same whatever the units, and verdicts on both sides of each boundary.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.cli import app
+from harness.errors import ConfigError
+from harness.stopping import forecast
+from harness.stopping.controller import StopController
+from harness.stopping.forecast import Outlook, Point, last_step, look_ahead
+from harness.stopping.history import read_history
+from harness.stopping.replay import replay
+from harness.stopping.settings import StopSettings
+from harness.stopping.verdict import Evaluation, MetricInfo
+
+SHARE, LOSS = MetricInfo("max", 0.0, 1.0), MetricInfo("min", 0.0)
+INFOS = {"val/accuracy": SHARE, "val/loss": LOSS, "val/gain": MetricInfo("max")}
+TARGET = {"val/accuracy": {"at_least": 0.9}}
+STOP = {"target": "val/accuracy", "for": 2, "action": "stop"}
+
+
+def curve(
+    shape: Callable[[float], float], count: int, noise: float = 0.003, seed: int = 0
+) -> list[Point]:
+    draw = np.random.default_rng(seed)
+    return [
+        Point(100 * n, shape(n) + float(draw.normal(0, noise)), 0.1) for n in range(1, count + 1)
+    ]
+
+
+def rising(n: float) -> float:
+    return 0.8 - 0.6 * math.exp(-n / 8)
+
+
+def look(points: Sequence[Point], by: int = 6000, value: float | None = None) -> Outlook:
+    return look_ahead("val/gain", INFOS["val/gain"], points, by, value)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        rising,
+        lambda n: 0.9 - 0.7 * (1 + n) ** -0.7,
+        lambda n: 0.9 - 0.7 / (1 + (n / 6) ** 2),
+        lambda n: 0.5,
+    ],
+)
+def test_bands_hold_what_becomes_of_curves_of_the_families(
+    shape: Callable[[float], float],
+) -> None:
+    held = []
+    for seed in range(30):
+        low, high = look(curve(shape, 20, seed=seed)).band
+        draw = np.random.default_rng(1000 + seed)
+        held.append(low <= shape(60) + draw.normal(0, 0.003) <= high)
+        assert high - low < 0.45
+    assert np.mean(held) >= 0.85
+
+
+def test_the_chance_falls_with_the_value_from_one_to_none() -> None:
+    points = curve(rising, 20)
+    chances = [look(points, value=value).chance for value in (0.75, 0.79, 0.81, 0.85, 0.95)]
+    assert chances == sorted(chances, reverse=True)
+    assert chances[0] == pytest.approx(1, abs=0.01)
+    assert chances[-1] is not None
+    assert chances[-1] < 0.2
+    above = look_ahead("val/accuracy", SHARE, points, 6000, 1.5)
+    assert above.chance == pytest.approx(0, abs=1e-6)
+
+
+def test_units_change_nothing_and_neither_does_the_side_that_is_better() -> None:
+    points = curve(rising, 20)
+    known = look(points, value=0.81)
+    scaled = [Point(7 * p.step, 100 * p.value - 3, 5 * p.rate) for p in points]
+    other = look(scaled, by=42_000, value=78.0)
+    assert other.chance == pytest.approx(known.chance, abs=1e-6)
+    assert other.band == pytest.approx([100 * edge - 3 for edge in known.band])
+    falls = [Point(p.step, -p.value, p.rate) for p in points]
+    down = look_ahead("val/loss", MetricInfo("min"), falls, 6000, -0.81)
+    assert down.chance == pytest.approx(known.chance, abs=1e-9)
+    assert down.band == pytest.approx([-edge for edge in reversed(known.band)])
+    assert look(points, value=0.81) == known
+
+
+def test_a_rate_that_runs_out_ends_the_rise() -> None:
+    def slow(n: float) -> float:
+        return 0.9 - 0.8 * math.exp(-n / 40)
+
+    steady = curve(slow, 20)
+    decayed = [point._replace(rate=0.1 * (1 - n / 25)) for n, point in enumerate(steady)]
+    assert look(decayed).band[1] < look(steady).band[1]
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        (curve(rising, 5), "5 of at least 6 evaluations"),
+        (curve(rising, 60), "the budget is spent"),
+        (
+            [p._replace(rate=0.1 if p.step % 500 else 0.05) for p in curve(rising, 20)],
+            "as with warm restarts",
+        ),
+        (curve(lambda n: 0.5 + 0.2 * math.sin(n / 3), 20), "got worse for a time"),
+    ],
+)
+def test_it_abstains_and_says_why(points: list[Point], words: str) -> None:
+    found = look(points, value=0.9)
+    assert found.chance is None
+    assert words in found.words()
+
+
+def test_warm_up_and_noise_are_no_reason_to_abstain() -> None:
+    warm = [p._replace(rate=min(0.1, 1e-4 * p.step)) for p in curve(rising, 20, noise=0.03)]
+    assert not look(warm).abstains
+
+
+def test_the_budget_met_first_at_the_pace_so_far_ends_it() -> None:
+    now = Evaluation(step=100, epoch=2.0, samples=3200, hours=0.5, metrics={})
+    for budget, step in (
+        ({"steps": 900}, 900),
+        ({"epochs": 10}, 500),
+        ({"samples": 9600}, 300),
+        ({"hours": 2.0, "steps": 900}, 400),
+    ):
+        given = StopSettings.model_validate({"budget": budget}).budget
+        assert given is not None
+        assert last_step(given, now) == step
+
+
+def controller(values: Sequence[float], **settings: Any) -> tuple[StopController, list[Any]]:
+    stop = StopSettings.model_validate(
+        {"targets": TARGET, "budget": {"epochs": 60}, "forecast": STOP, **settings}
+    )
+    judge = StopController(stop, INFOS)
+    verdicts = [
+        judge.judge(Evaluation(100 * n, float(n), 9 * n, 0.1 * n, {"val/accuracy": value}, 0.1))
+        for n, value in enumerate(values, 1)
+    ]
+    return judge, verdicts
+
+
+LOW = [point.value for point in curve(lambda n: 0.3 - 0.1 * math.exp(-n / 2), 12, noise=0.002)]
+HIGH = [point.value for point in curve(rising, 12, noise=0.002)]
+
+
+def test_a_target_out_of_sight_ends_the_run_and_one_in_sight_does_not() -> None:
+    _, verdicts = controller(LOW)
+    stops = [one.stops for one in verdicts]
+    first = stops.index(True)
+    assert 6 <= first < 12  # two forecasts in a row, the first at the sixth evaluation
+    assert verdicts[first].reason == "hopeless"
+    assert "chance to reach 0.9: " in verdicts[first].detail
+    assert "below 5 % at 2 forecasts in a row" in verdicts[first].detail
+    _, good = controller(HIGH, targets={"val/accuracy": {"at_least": 0.75}})
+    assert not any(one.reason == "hopeless" for one in good)
+
+
+def test_more_in_a_row_a_smaller_chance_and_a_later_begin_never_stop_earlier() -> None:
+    def first(**changes: Any) -> int:
+        _, verdicts = controller(LOW, forecast={**STOP, **changes})
+        return next((n for n, one in enumerate(verdicts, 1) if one.stops), 99)
+
+    base = first()
+    assert first(**{"for": 4}) == base + 2
+    assert base <= first(chance_below=0.002) < 99
+    assert first(**{"from": {"epochs": base + 1}}) == base + 2
+    assert first(**{"from": {"epochs": 3}}) == base
+
+
+def test_warn_says_so_once_and_the_run_goes_on() -> None:
+    _, verdicts = controller(LOW, forecast={**STOP, "action": "warn"})
+    assert not any(one.stops for one in verdicts)
+    told = [warning for one in verdicts for warning in one.warnings]
+    assert len(told) == 1
+    assert told[0].startswith("val/accuracy, 95%: ")
+
+
+def test_the_best_may_be_asked_to_improve() -> None:
+    flat = [0.5 + 0.001 * (n % 2) for n in range(12)]
+    ask = {"metric": "val/accuracy", "gain": "10%", "for": 1, "action": "stop"}
+    _, verdicts = controller(flat, forecast=ask, targets={})
+    assert any(one.reason == "hopeless" for one in verdicts)
+    _, verdicts = controller(HIGH[:8], forecast={**ask, "gain": 0.01}, targets={})
+    assert not any(one.stops for one in verdicts)
+
+
+def test_judging_again_after_a_resume_gives_the_same() -> None:
+    whole, verdicts = controller(LOW)
+    for cut in (3, 7, 11):
+        part, _ = controller(LOW[:cut])
+        again, _ = controller([])
+        assert again.restore(part.state(), part.history()) == verdicts[cut - 1]
+        rest = [
+            again.judge(Evaluation(100 * n, float(n), 9 * n, 0.1 * n, {"val/accuracy": v}, 0.1))
+            for n, v in enumerate(LOW[cut:], cut + 1)
+        ]
+        assert rest == verdicts[cut:]
+    assert whole.history()
+
+
+def test_a_thousand_evaluations_are_fitted_two_hundred_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        forecast,
+        "look_ahead",
+        lambda metric, info, points, by, value: asked.append(by) or Outlook(metric, by),
+    )
+    controller([0.5] * 1000, budget={"epochs": 2000})
+    assert 100 < len(asked) < 200
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"budget": None, "targets": TARGET}, "forecast needs a budget"),
+        ({"targets": {}}, "stop.targets has no target for val/accuracy, but for nothing"),
+        ({"forecast": {**STOP, "target": "val/acuracy"}}, "Did you mean val/accuracy?"),
+        ({"forecast": {**STOP, "metric": "val/loss", "gain": 0.1}}, "exactly one of target"),
+        ({"forecast": {"metric": "val/loss"}}, "metric and gain belong together"),
+        ({"forecast": {"metric": "val/loss", "gain": "2 se"}}, "not a gain like 0.01"),
+        ({"forecast": {**STOP, "chance_below": 5}}, "not a chance from 0.002"),
+        ({"forecast": {**STOP, "chance_below": "0.1%"}}, "knows no smaller ones"),
+        ({"forecast": {**STOP, "from": {"epochs": 1, "steps": 2}}}, "exactly one of epochs"),
+    ],
+)
+def test_what_cannot_take_effect_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, ValueError)) as raised:
+        controller([], **given)
+    assert message in str(raised.value)
+
+
+def test_the_command_forecasts_what_the_config_asks_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"kind": "eval", "step": 100 * n, "epoch": n, "val/accuracy": value, "lr": 0.1}
+        for n, value in enumerate(LOW, 1)
+    ]
+    run = tmp_path / "run.jsonl"
+    run.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "config.yaml"
+    stop = {"targets": TARGET, "budget": {"epochs": 60}, "forecast": STOP}
+    config.write_text(json.dumps({"stop": stop}))
+    asked = ["forecast", str(run), "--config", str(config)]
+    assert app(asked, standalone_mode=False) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("val/accuracy, 95%: ")
+    assert "by step 6,000; chance to reach 0.9: " in said
+    bare = [*asked, "stop.targets=null", "stop.forecast=null", "--metric", "val/accuracy"]
+    assert app([*bare, "--json"], standalone_mode=False) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert (told["metric"], told["chance"], told["by"]) == ("val/accuracy", None, 6000)
+    with pytest.raises(ConfigError, match=r"stop\.budget is not set"):
+        app([*asked, "stop.budget=null", "stop.forecast=null"], standalone_mode=False)
+    found = replay(read_history(run), StopSettings.model_validate(stop))
+    _, verdicts = controller(LOW)
+    assert [one.detail for one in found.verdicts] == [
+        one.detail for one in verdicts[: len(found.verdicts)]
+    ]
