@@ -451,6 +451,7 @@ CONTENTS: list[tuple[str, bytes, str]] = [
     ),
     ("a.xlsb", b"x", r"\.xlsb is not one of \.csv, \.tsv"),
     ("a.ods", b"x", r"cannot be read: .* truncated, or not a spreadsheet"),
+    ("a.numbers", b"x", r"\.numbers is not one of \.csv, \.tsv"),
 ]
 
 
