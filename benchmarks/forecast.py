@@ -1,5 +1,6 @@
 """How far forecasts of learning curves can be trusted, and what they save, on recorded curves of
-our own runs (benchmarks/forecast_curves.py made them).
+our own runs (benchmarks/curves/forecast_curves.py
+made them).
 
 Run: python benchmarks/forecast.py [coverage] [targets] [savings] [cost]
 
@@ -31,7 +32,7 @@ from harness.stopping.curves import effective_times, extrapolate, is_monotone
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, MetricInfo
 
-CURVES = Path(__file__).with_name("forecast_curves.parquet")
+CURVES = Path(__file__).parent / "curves" / "forecast_curves.parquet"
 SHARE = MetricInfo("max", 0.0, 1.0)
 LOSS = MetricInfo("min", 0.0)
 GOOD = 0.6  # the target of a family: what this share of its runs does not reach

@@ -2,9 +2,9 @@
 several config families, learning rates, schedules, networks (some too small), seeds, and shuffled
 labels.
 
-Run: python benchmarks/forecast_curves.py [FAMILY ...]   (minutes)
+Run: python benchmarks/curves/forecast_curves.py [FAMILY ...]   (minutes)
 
-Writes benchmarks/forecast_curves.parquet, one row a run: its family, its config as JSON, and by
+Writes benchmarks/curves/forecast_curves.parquet, one row a run: its family, its config as JSON, and by
 evaluation the epochs, the learning rates, val/loss and, for classifiers, val/accuracy.
 """
 
