@@ -1,6 +1,5 @@
 """How far forecasts of learning curves can be trusted, and what they save, on recorded curves of
-our own runs (benchmarks/curves/forecast_curves.py
-made them).
+our own runs (benchmarks/curves/forecast_curves.py made them).
 
 Run: python benchmarks/forecast.py [coverage] [targets] [savings] [cost]
 

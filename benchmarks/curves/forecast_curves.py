@@ -4,7 +4,7 @@ labels.
 
 Run: python benchmarks/curves/forecast_curves.py [FAMILY ...]   (minutes)
 
-Writes benchmarks/curves/forecast_curves.parquet, one row a run: its family, its config as JSON, and by
+Writes forecast_curves.parquet next to it, one row a run: its family, its config as JSON, and by
 evaluation the epochs, the learning rates, val/loss and, for classifiers, val/accuracy.
 """
 
