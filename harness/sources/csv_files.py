@@ -27,13 +27,13 @@ _BLOCK = 2**24  # characters
 _FIRST_ROW = 2**16  # characters; a longer one is read by Python
 _ROWS_AT_ONCE = 2**15  # held as Python objects
 _QUOTE, _NEWLINE, _RETURN = b'"\n\r'
-_TORN = (EOFError, zlib.error, lzma.LZMAError)
+TORN = (EOFError, zlib.error, lzma.LZMAError)
 
 
 def read_csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     """The columns of a file, all of them if None. Raises DataError with its row."""
-    tabs = ending_of(path) == ".tsv" and layout.separator == ","
-    separator = "\t" if tabs else layout.separator
+    separator = layout.separator or ("\t" if ending_of(path) == ".tsv" else ",")
+    layout.check_separator(separator)
     csv.field_size_limit(_LONGEST_FIELD)
     with open_text(path, layout.encoding) as file:
         rows = _Rows(file, separator, layout.escape)
@@ -44,7 +44,7 @@ def read_csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
             raise DataError(
                 f"{path}: row {rows.number}: {error}. Correct the row, or set separator."
             ) from error
-        except _TORN as error:
+        except TORN as error:
             raise DataError(
                 f"{path}: row {rows.number}: cannot be unpacked: {error}. It may be truncated."
             ) from error
@@ -74,7 +74,7 @@ def why_not_text(path: Path, layout: Layout, error: UnicodeError) -> str:
     try:
         with PACKED[path.suffix.lower()](path) if is_packed(path) else path.open("rb") as file:
             data = file.read()
-    except (*_TORN, OSError) as found:
+    except (*TORN, OSError) as found:
         return f"cannot be unpacked: {found}. It may be truncated."
     if (why := why_undecoded(data, layout.encoding)) is not None:
         return why

@@ -12,7 +12,15 @@ from typing import Any
 from harness.data.written import name_of
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout
-from harness.sources.csv_files import PACKED, ending_of, is_packed, read_csv, why_not_text
+from harness.sources.csv_files import (
+    PACKED,
+    TORN,
+    ending_of,
+    is_packed,
+    open_text,
+    read_csv,
+    why_not_text,
+)
 from harness.sources.device_files import DEVICES
 from harness.sources.excel_files import EXCEL, read_excel
 from harness.sources.headed import refuse_twins, select_names
@@ -27,7 +35,7 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
     Raises a DataError that names the file, and the row if there is one.
     """
     reader = _READERS.get(ending_of(path))
-    if is_packed(path) and reader is not read_csv:
+    if is_packed(path) and reader not in (read_csv, _json_lines, _json):
         reader = None
     if reader is None:
         raise DataError(
@@ -45,6 +53,8 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
         if reader is not read_csv:
             why = f"not UTF-8 ({error}). Store the file as UTF-8."
         raise DataError(f"{path}: {why}") from error
+    except TORN as error:
+        raise DataError(f"{path}: cannot be unpacked: {error}. It may be truncated.") from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or in a format other "
@@ -55,7 +65,7 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
 def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     rows: list[int] = []
     objects: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig") as file:
+    with open_text(path, "utf-8-sig") as file:
         for row, line in enumerate(file, start=1):
             if line.strip():
                 try:
@@ -178,7 +188,7 @@ def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
 
 
 def _json(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
-    with path.open(encoding="utf-8-sig") as file:
+    with open_text(path, "utf-8-sig") as file:
         try:
             objects = json.load(file)
         except json.JSONDecodeError as error:

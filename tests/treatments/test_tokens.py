@@ -111,6 +111,10 @@ def test_the_same_texts_from_every_format_and_the_store_are_the_same_tokens(
     table.to_parquet(tmp_path / "table.parquet")
     with gzip.open(tmp_path / "bom.csv.gz", "wb") as file:
         file.write((tmp_path / "bom.csv").read_bytes())
+    for packed in ("lines.jsonl.gz", "whole.json.gz"):
+        rows = table.to_dict("records")
+        lines = "\n".join(map(json.dumps, rows)) if "lines" in packed else json.dumps(rows)
+        (tmp_path / packed).write_bytes(gzip.compress(lines.encode("utf-8-sig")))
     expected = None
     for path in sorted(tmp_path.iterdir()):
         source = Table(str(path), features=[], columns={"text": "text", "label": "text"})
@@ -119,6 +123,10 @@ def test_the_same_texts_from_every_format_and_the_store_are_the_same_tokens(
         found = ids(trained(batch["text"]), batch["text"])
         expected = expected or found
         assert found == expected, path
+
+    (tmp_path / "cut.jsonl.gz").write_bytes((tmp_path / "lines.jsonl.gz").read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: cannot be unpacked: .*be truncated"):
+        Table(str(tmp_path / "cut.jsonl.gz"), features=[], columns={"text": "text"})
 
     def splits(*treatments: dict[str, Any], store: bool) -> Any:
         spec = {
@@ -244,14 +252,26 @@ def train(directory: Path, ranks: int, *overrides: str) -> Path:
     return directory / "checkpoints" / "step-00000004"
 
 
-def test_the_config_for_texts_trains(tmp_path: Path) -> None:
-    saved = train(tmp_path / "run", 1)
-    assert transformers.BertConfig.from_pretrained(saved).vocab_size == 4000
+@pytest.mark.soak
+def test_the_config_for_texts_ends_by_its_target(tmp_path: Path) -> None:
+    table = tmp_path / "docstrings.csv.gz"
+    make_docstrings.make(table)
+    ends = train_on_ranks(
+        2,
+        ROOT / "configs" / "docstrings.yaml",
+        [f"run.dir={tmp_path / 'run'}"],
+        env={"FERMARSI_DOCSTRINGS": str(table)},
+        timeout_s=900,
+    )
+    assert [end.exit_code for end in ends] == [0, 0]
+    outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+    assert outcome["reason"] == "targets_reached"
 
 
 @pytest.mark.torture
 def test_a_pretrained_network_is_tuned_with_its_tokenizer(tmp_path: Path) -> None:
     saved = train(tmp_path / "run", 2)
+    assert transformers.BertConfig.from_pretrained(saved).vocab_size == 4000
     evaluated = command("evaluate", saved, "--split", "test", "--json", "--allow", "/")
     assert evaluated.exit_code == 0, evaluated.stderr
     assert 0 <= json.loads(evaluated.stdout)["accuracy"] <= 1
