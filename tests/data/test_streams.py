@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.feed import Feed, evaluation_batches
+from harness.data.preparing import Sources
 from harness.data.sampling import Sampling, fitting_world_sizes
+from harness.data.settings import DataConfig
 from harness.data.split import Split
 from harness.data.streams import InOrder, Streamed, digest_of
 from harness.errors import ConfigError, DataError
@@ -236,23 +238,21 @@ def test_a_stream_goes_on_with_other_ranks_and_workers(tmp_path: Path, source: s
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("train", "more", "words"),
     [
-        (["data.train.samples=null"], "a Stateful has no length, so it is a stream. Set data.tra"),
-        (["data.val.samples=21"], "the stream ends after 20 samples, and 21 were asked for"),
-        (["data.store.dir=store"], "data.store: data.train.source is a stream, which is not kept"),
-        (["data.train.source={_target_: tests.resume.parts.Blobs, count: 9}"], "the source has 9"),
+        ({}, {}, "a Stateful has no length, so it is a stream. Set data.train.samples, how many"),
+        ({"samples": 9}, {"store": {"dir": "store"}}, "data.store: data.train.source is a stream"),
+        (
+            {"samples": 9, "source": {"_target_": "tests.resume.parts.Blobs", "count": 9}},
+            {},
+            "data.train.samples: has no effect: the source has 9 samples",
+        ),
     ],
 )
 def test_settings_that_do_not_go_with_a_stream_are_named(
-    tmp_path: Path, options: list[str], words: str, capfd: Any
+    train: dict[str, Any], more: dict[str, Any], words: str
 ) -> None:
-    stream = [
-        "data.train.source={_target_: tests.data.stream_parts.Stateful}",
-        "data.train.samples=60",
-        "data.val.source={_target_: tests.data.stream_parts.Plain, count: 20, seed: 5}",
-        "data.val.samples=20",
-    ]
-    [end] = train_on_ranks(1, SMALL, [f"run.dir={tmp_path}", *stream, *options])
-    assert end.exit_code == 2
-    assert words in end.stderr
+    source = {"_target_": "tests.data.stream_parts.Stateful"}
+    config = DataConfig.model_validate({"train": {"source": source, **train}, **more})
+    with pytest.raises(ConfigError, match=words):
+        Sources(config)["train"]
