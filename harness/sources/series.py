@@ -82,7 +82,7 @@ class Series(BatchSource):
         classes: Sequence[Any] | None = None,
         sheet: str | int = 1,
         header: int = 1,
-        separator: str = ",",
+        separator: str | None = None,
         decimal: str = ".",
         encoding: str = "utf-8-sig",
         missing_marks: Collection[str] = MISSING,

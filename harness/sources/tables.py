@@ -67,7 +67,7 @@ class Table(BatchSource):
         split: Rule | None = None,
         sheet: str | int = 1,
         header: int = 1,
-        separator: str = ",",
+        separator: str | None = None,
         decimal: str = ".",
         encoding: str = "utf-8-sig",
         missing: Missing = "refuse",
