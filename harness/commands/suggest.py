@@ -19,7 +19,7 @@ RATES = ("0%", "0.1%", "0.5%", "1%", "2%", "5%")
 
 @dataclass(frozen=True)
 class Tried:
-    """One run under one setting: what share of its steps it saves and of its best value it loses."""
+    """One run under one setting: the shares of its steps saved and of its best value lost."""
 
     saved: float
     regret: float
