@@ -10,7 +10,7 @@ from harness.ranks.ranks import Ranks
 
 WITHIN_S = 0.25  # how long a level may wait for the message that carries it
 MOST_CALLS = 32  # between two messages: steps may become slower meanwhile
-LEARNING = 16  # messages after which there may be one call more between two
+LEARNING = 32  # messages after which there may be one call more between two
 
 
 class Pulse:
