@@ -9,7 +9,7 @@ checked first: no lie makes us allocate much.
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,14 +55,58 @@ class Choice:
     skipped: list[str]
 
 
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors of a checkpoint, on the CPU; each is read when it is asked for, and kept by nobody.
+    Raises CheckpointError then.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        entries: Mapping[str, TensorEntry],
+        placements: Mapping[str, Placement],
+    ) -> None:
+        self._path = path
+        self._entries = entries
+        self._placements = placements
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Several of them at once, which is faster."""
+        chosen = {name: self._entries[name] for name in names}
+        return _read_tensors(self._path, chosen, self._placements)
+
+    def sizes_bytes(self) -> dict[str, int]:
+        """How large each is."""
+        return {name: entry.spec.size_bytes for name, entry in self._entries.items()}
+
+    def without(self, prefix: str) -> "StoredTensors":
+        """Those whose names do not begin so."""
+        kept = {name: one for name, one in self._entries.items() if not name.startswith(prefix)}
+        return StoredTensors(self._path, kept, self._placements)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read([name])[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
 @dataclass(frozen=True)
 class LoadedState:
-    """A checkpoint in memory. `rng` is None if it was written by another number of ranks."""
+    """A checkpoint: the model in memory, moments as they are asked for. `rng` is None if it was
+    written by another number of ranks.
+    """
 
     manifest: Manifest
     trainer: Any
     model: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    optimizer: StoredTensors
     rng: dict[str, Tensor] | None
 
 
@@ -235,7 +279,7 @@ def understanding(path: Path) -> Iterator[None]:
 
 
 def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> LoadedState:
-    """Everything in a checkpoint, the model on `device`, the rest on the CPU.
+    """What is in a checkpoint, the model on `device`, the rest on the CPU.
 
     Hashes are `choose`'s to verify. Raises CheckpointError.
     """
@@ -251,7 +295,7 @@ def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Load
         for name, tensor in _read_tensors(path, manifest.model, placements).items()
     }
     model |= {alias: model[name] for alias, name in manifest.aliases.items()}
-    optimizer = _read_tensors(path, manifest.optimizer, placements)
+    optimizer = StoredTensors(path, manifest.optimizer, placements)
     rng = (
         _read_tensors(path, manifest.rng[rank], placements)
         if num_ranks == manifest.world_size

@@ -8,7 +8,7 @@ position, and takes whatever it is given.
 import copy
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from harness.checkpoint.layout import find_aliases
-from harness.checkpoint.read import LoadedState
+from harness.checkpoint.read import LoadedState, StoredTensors
 from harness.errors import CheckpointError
 from harness.wording import some
 
+_BATCH_BYTES = 256 * 2**20  # of moments that are read at once
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key
 # What torch's schedulers add to the parameter groups
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
@@ -95,8 +96,9 @@ def restore_optimizer(
     """Put back what `optimizer_tensors` took: dtypes, hyper-parameters and non-tensor state
     exactly, tensors on their parameter's device.
 
-    `tensors` are used, not copied, where they already lie as fresh ones would. Raises
-    CheckpointError naming what differs; nothing is changed then.
+    Stored ones are read so many at a time: where they go to a GPU, the host never holds all of
+    them; others are used, not copied, where they already lie as fresh ones would.
+    Raises CheckpointError naming what differs; nothing is changed then.
     """
     if rest["class"] != type(optimizer).__name__:
         raise CheckpointError(
@@ -119,25 +121,57 @@ def restore_optimizer(
             group[key] = _put_into(group.get(key), _give(value, tensors))
     on_host = set(rest["on_host"])
     optimizer.state.clear()
-    for name, values in rest["state"].items():
-        parameter, group = parameters[name]
-        # As torch has it: the count of steps is on the CPU unless a kernel on the device reads it.
-        on_device = {
-            key for key in _keys_in(values) if key not in on_host and not key.startswith("step/")
-        }
-        if group.get("fused") or group.get("capturable"):
-            on_device.add(f"step/{name}")
-        placed = {
-            key: _as_fresh(
-                tensors[key],
-                parameter,
-                parameter.device if key in on_device else torch.device("cpu"),
-            )
-            for key in _keys_in(values)
-        }
-        optimizer.state[parameter] = {key: _give(value, placed) for key, value in values.items()}
+    for states, read in _in_turn(rest["state"], tensors):
+        for name, values in states.items():
+            parameter, group = parameters[name]
+            placed = _placed(values, name, parameter, group, read, on_host)
+            optimizer.state[parameter] = {
+                key: _give(value, placed) for key, value in values.items()
+            }
     for owner, values in rest["shared"].items():
         optimizer.state[owner] = _give(values, tensors)
+
+
+def _in_turn(
+    states: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Tensor]]]:
+    """The states of parameters with their tensors, as many at a time as are read at once."""
+    if not isinstance(tensors, StoredTensors):
+        yield states, tensors
+        return
+    sizes_bytes = tensors.sizes_bytes()
+    batch: dict[str, Any] = {}
+    left = _BATCH_BYTES
+    for name, values in states.items():
+        size_bytes = sum(sizes_bytes[key] for key in _keys_in(values))
+        if batch and size_bytes > left:
+            yield batch, tensors.read(dict.fromkeys(_keys_in(batch)))
+            batch, left = {}, _BATCH_BYTES
+        batch[name] = values
+        left -= size_bytes
+    yield batch, tensors.read(dict.fromkeys(_keys_in(batch)))
+
+
+def _placed(
+    values: Any,
+    name: str,
+    parameter: Tensor,
+    group: Mapping[str, Any],
+    read: Mapping[str, Tensor],
+    on_host: Collection[str],
+) -> dict[str, Tensor]:
+    """The tensors of one parameter's state where torch has them: the count of steps is on the CPU
+    unless a kernel on the device reads it.
+    """
+    keys = list(_keys_in(values))
+    on_device = {key for key in keys if key not in on_host and not key.startswith("step/")}
+    if group.get("fused") or group.get("capturable"):
+        on_device.add(f"step/{name}")
+    cpu = torch.device("cpu")
+    return {
+        key: _as_fresh(read[key], parameter, parameter.device if key in on_device else cpu)
+        for key in keys
+    }
 
 
 def restore_network(network: nn.Module, loaded: LoadedState) -> None:

@@ -11,6 +11,7 @@ from harness.components import TARGET
 from harness.data.settings import DataConfig
 
 _RULES = ("split", "rule")  # what sources call theirs
+_DATA = ("files", "path", "name", "data_dir", "revision", "split")  # what is read
 _SHARED = ("val", "test")
 
 
@@ -44,7 +45,9 @@ def _parts_of(source: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
     for spec in components.components_in(source):
         rule = next((spec[name] for name in _RULES if isinstance(spec.get(name), Mapping)), None)
         if rule is not None and isinstance(spec.get("part"), str) and TARGET in rule:
-            yield spec["part"], (spec.get(TARGET), spec.get("files", spec.get("path"))), rule
+            # `split` of a table is its rule, of a dataset a name
+            named = [spec.get(name) for name in _DATA if not isinstance(spec.get(name), Mapping)]
+            yield spec["part"], (spec.get(TARGET), *named, spec.get("data_files")), rule
 
 
 def _default_share(rule: Mapping[str, Any], part: str) -> float:

@@ -54,7 +54,7 @@ class Layout:
 
     sheet: str | int = 1
     header: int = 1
-    separator: str = ","
+    separator: str | None = None  # a comma, in .tsv a tab
     decimal: str = "."
     encoding: str = "utf-8-sig"  # with or without the byte order mark that Excel writes
     missing: Missing = "refuse"
@@ -100,14 +100,21 @@ class Layout:
         check_timezone(self.timezone)
         require_choice("time_unit", self.time_unit, get_args(TimeUnit))
         require_choice("missing", self.missing, get_args(Missing))
-        if (
-            self.decimal not in (".", ",")
-            or len(self.separator) != 1
-            or self.separator == self.decimal
-        ):
+        mark = self.separator
+        if self.decimal not in (".", ",") or (mark is not None and len(mark) != 1):
             raise ConfigError(
-                f"separator, decimal: {self.separator!r} and {self.decimal!r}. Give one character "
-                "each, decimal a point or a comma."
+                f"separator, decimal: {mark!r} and {self.decimal!r}. Give one character each, "
+                "decimal a point or a comma."
+            )
+        if mark is not None:
+            self.check_separator(mark)
+
+    def check_separator(self, mark: str) -> None:
+        """Raise ConfigError if cells could not be told from the decimals in them."""
+        if mark == self.decimal:
+            raise ConfigError(
+                f"separator, decimal: {mark!r} and {self.decimal!r}. Set separator to another "
+                "character, e.g. ';'."
             )
 
 
@@ -329,13 +336,18 @@ def lost_in_float32(values: NDArray[np.float64]) -> str | None:
     finite = values[np.isfinite(values)]
     if len(finite) < 2:
         return None
-    low, high = float(finite.min()), float(finite.max())
-    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    if step * _STEPS_OF_FLOAT32 <= high - low or low == high:
+    if not may_lose(float(finite.min()), float(finite.max())):
         return None
     narrow = len(np.unique(finite.astype(np.float32)))
     wide = len(np.unique(finite))
     return f"{narrow:,} of {wide:,} distinct numbers remain" if narrow < wide else None
+
+
+def may_lose(low: float, high: float) -> bool:
+    """Whether numbers in this range may be so close together that float32 joins some."""
+    with np.errstate(all="ignore"):
+        step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    return not (step * _STEPS_OF_FLOAT32 <= high - low or low == high)
 
 
 def tell_narrowed(lost: Mapping[str, str]) -> None:

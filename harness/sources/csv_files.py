@@ -32,8 +32,8 @@ TORN = (EOFError, zlib.error, lzma.LZMAError)
 
 def read_csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     """The columns of a file, all of them if None. Raises DataError with its row."""
-    tabs = ending_of(path) == ".tsv" and layout.separator == ","
-    separator = "\t" if tabs else layout.separator
+    separator = layout.separator or ("\t" if ending_of(path) == ".tsv" else ",")
+    layout.check_separator(separator)
     csv.field_size_limit(_LONGEST_FIELD)
     with open_text(path, layout.encoding) as file:
         rows = _Rows(file, separator, layout.escape)

@@ -55,7 +55,7 @@ def read_head(
             break
         marks: set[str] = set()
         if ".csv" in map(str.lower, path.suffixes) and len(names) == 1:
-            marks = {mark for mark in _SEPARATORS if mark in names[0]} - {layout.separator}
+            marks = {mark for mark in _SEPARATORS if mark in names[0]} - {layout.separator or ","}
         if columns is not None and not set(columns) <= set(names):
             below = list(islice(lines, _LOOKED_THROUGH))
             _refuse_separator(where, names, marks, [cell for _, cells in below for cell in cells])

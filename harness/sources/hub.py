@@ -15,7 +15,7 @@ from harness.data.content import Hashes
 from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.audio import WaveReader
-from harness.sources.cells import Missing, lost_in_float32, tell_narrowed
+from harness.sources.cells import Missing, lost_in_float32, may_lose, tell_narrowed
 from harness.sources.collection import FileReader
 from harness.sources.files import OnError, read_all
 from harness.sources.images import ImageReader
@@ -204,7 +204,9 @@ class Hub(BatchSource):
                     "empty. Fill it in, or set missing: keep."
                 )
             if pa.types.is_float64(cells.type):
-                lost = lost_in_float32(cells.to_numpy())
+                ends = pc.min_max(cells).as_py()
+                wide = ends["min"] is not None and may_lose(ends["min"], ends["max"])
+                lost = lost_in_float32(cells.to_numpy()) if wide else None  # not copied for nothing
                 if lost is not None:
                     narrowed[f"{self.path}, column {column!r}"] = lost
             if not pa.types.is_floating(cells.type):

@@ -1,6 +1,7 @@
 """Image files, one per sample, with their original values."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,7 @@ from harness.sources.fitting import Fit, Fitting
 from harness.sources.mistaken import what_is
 from harness.sources.pixels import (
     BeliedError,
+    check_maximum,
     is_turned,
     layout_of,
     read_netpbm,
@@ -26,6 +28,7 @@ from harness.sources.split import Part, Rule
 
 Mode = Literal["RGB", "L"]
 # Torch supports few operations on uint16
+_HEAD_BYTES = 1024
 _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": np.float32}
 
 
@@ -128,6 +131,8 @@ class ImageReader:
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
             if (what := what_is(file, "image")) is not None:
                 raise DataError(f"{name}: not an image that is read, but {what}") from error
+            if (why := _why_belied(file)) is not None:
+                raise DataError(f"{name}: cannot be decoded: {why}") from error
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
 
     def _accept(self, name: str, image: Any) -> tuple[str, bool]:
@@ -196,6 +201,18 @@ def _counts(image: Any, mode: Mode | None) -> NDArray[Any]:
     if image.mode == "I" and unsigned and counts.min(initial=0) < 0:
         raise ValueError(f"counts above {2**31 - 1}")
     return counts.astype(_DTYPES[_depth(image.mode)])
+
+
+def _why_belied(file: Path | bytes) -> str | None:
+    """Why an image that Pillow cannot open is none by its own header."""
+    try:
+        with BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened:
+            check_maximum(opened.read(_HEAD_BYTES))
+    except BeliedError as error:
+        return str(error)
+    except OSError:
+        return None
+    return None
 
 
 def _decoder() -> Any:

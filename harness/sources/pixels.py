@@ -119,11 +119,10 @@ def read_netpbm(data: bytes) -> NDArray[Any] | None:
     head = _NETPBM.match(data)
     if head is None:
         return None
+    check_maximum(data)
     kind, width, height, maximum = (int(word) for word in head.groups())
     shape = (height, width) if kind in (2, 5) else (height, width, 3)
     count = int(np.prod(shape))
-    if not 1 <= maximum < 2**16:
-        raise BeliedError(f"its header declares a maximum of {maximum}. Correct it.")
     rest = data[head.end() :]
     if kind in (2, 3):
         values = np.array([int(word) for word in re.sub(rb"#[^\n\r]*", b"", rest).split()])
@@ -150,6 +149,13 @@ def read_netpbm(data: bytes) -> NDArray[Any] | None:
             "them."
         )
     return values[:count].reshape(shape).astype(np.uint8 if maximum == 255 else np.int32)
+
+
+def check_maximum(data: bytes) -> None:
+    """Raise BeliedError if data begin as a PGM or PPM whose values cannot be read by its header."""
+    head = _NETPBM.match(data)
+    if head is not None and not 1 <= int(head[4]) < 2**16:
+        raise BeliedError(f"its header declares a maximum of {head[4].decode()}. Correct it.")
 
 
 def is_turned(image: Any) -> bool:

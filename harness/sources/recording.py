@@ -151,8 +151,8 @@ class Reader:
         frame = read_cells(path, self.layout, [name for name in named if name is not None])
         values = np.stack([frame.numbers(name) for name in self.channels])
         labels = None if self.label is None else frame.texts(self.label).array()
-        times = seconds_of(frame, self.time) if self.time else None
         keys = list(zip(*(frame.texts(name) for name in self.recording), strict=True)) or None
+        times = seconds_of(frame, self.time, keys) if self.time else None
         return Sheet(path, frame.rows, values, labels, times, keys)
 
     def _arranged(self, sheet: Sheet) -> Sheet:

@@ -82,7 +82,7 @@ class Series(BatchSource):
         classes: Sequence[Any] | None = None,
         sheet: str | int = 1,
         header: int = 1,
-        separator: str = ",",
+        separator: str | None = None,
         decimal: str = ".",
         encoding: str = "utf-8-sig",
         missing_marks: Collection[str] = MISSING,
@@ -173,7 +173,7 @@ class Series(BatchSource):
             return reading
 
         # Kept as long as one of the parts is in use
-        self._reading = shared(with_parts(found.paths), settings, read)
+        self._reading = shared(found, settings, read)
         found, tracks = self._reading.files, self._reading.tracks
         self.skipped, self._paths = self._reading.skipped, found.paths
         self._recordings = [one for of_file in tracks for one in of_file]

@@ -6,21 +6,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from harness.sources.device_files import with_parts
+from harness.sources.files import Files
+
 Reading = TypeVar("Reading")
 _SETTLED_S = 2.0  # file systems count modification times in up to so many seconds
 _IN_USE: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
 
-def shared(paths: Sequence[Path], settings: Hashable, read: Callable[[], Reading]) -> Reading:
-    """What `read` returns, or what it returned for the same files and settings if that is in use.
+def shared(files: Files, settings: Hashable, read: Callable[[], Reading]) -> Reading:
+    """What `read` returns, or what it returned for the same files, fields of their paths and
+    settings if that is in use.
 
     Files that were modified in the last seconds are read anew: they may have changed again within
     the precision of their times.
     """
-    states = _states_of(paths)
+    states = _states_of(with_parts(files.paths))
     if states is None:
         return read()
-    key = settings, states
+    fields = frozenset((name, tuple(values)) for name, values in files.fields.items())
+    key = settings, fields, states
     found: Reading | None = _IN_USE.get(key)
     if found is None:
         found = read()

@@ -67,7 +67,7 @@ class Table(BatchSource):
         split: Rule | None = None,
         sheet: str | int = 1,
         header: int = 1,
-        separator: str = ",",
+        separator: str | None = None,
         decimal: str = ".",
         encoding: str = "utf-8-sig",
         missing: Missing = "refuse",
@@ -91,7 +91,7 @@ class Table(BatchSource):
         reader = _Reader(
             layout, self.features, self.columns, rule_columns, set(found.fields), on_error
         )
-        whole = shared(with_parts(found.paths), reader.settings, lambda: reader.read(found))
+        whole = shared(found, reader.settings, lambda: reader.read(found))
         self.features, self.skipped, self._paths = whole.features, whole.skipped, whole.paths
         # Parts of one table share its values, and differ in their rows
         self._whole = whole
@@ -161,7 +161,7 @@ class _Reader:
                     f"columns.{name}: a field of the path is text. Set its kind to text."
                 )
         features = None if self.features is None else tuple(self.features)
-        listed = (tuple(self.columns.items()), tuple(self.rule_columns), tuple(self.of_paths))
+        listed = (tuple(self.columns.items()), tuple(self.rule_columns))
         self.settings = (Table, self.layout, features, *listed, self.on_error)
         asked = [*self.columns, *self.rule_columns]
         self._asked = list(dict.fromkeys(name for name in asked if name not in self.of_paths))

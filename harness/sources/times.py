@@ -2,7 +2,7 @@
 
 import datetime
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -17,13 +17,15 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _NO_TIME = datetime.timedelta()
 
 
-def seconds_of(cells: Cells, names: Sequence[str]) -> NDArray[np.float64]:
+def seconds_of(
+    cells: Cells, names: Sequence[str], keys: Sequence[Hashable] | None = None
+) -> NDArray[np.float64]:
     """(N,) float64: numbers in seconds, by the layout's `time_unit`; dates, in ISO 8601, in its
     `time_format` or the native type of Excel and Parquet, as seconds since 1970. Dates that state
     no time zone are in that of the layout, else in UTC.
 
-    names: one column, or those of the date and the time of day. Raises DataError with file, row and
-    column.
+    names: one column, or those of the date and the time of day; keys: the recording of each row.
+    Raises DataError with file, row and column.
     """
     name, form = names[0], cells.layout.time_format
     stored = cells.stored(name)
@@ -47,7 +49,9 @@ def seconds_of(cells: Cells, names: Sequence[str]) -> NDArray[np.float64]:
             cells.refuse(name, index, f"{cell!r} is a date of another form. {ways}.")
         if date is None and are_dates and not is_empty(cell):
             cells.refuse(name, index, f"{cell!r} is not a date. Correct it.")
-    return _since_epoch(cells, name, dates) if are_dates else _numbers(cells, name)
+    if not are_dates:
+        return _numbers(cells, name)
+    return _since_epoch(cells, name, dates, keys or [None] * len(dates))
 
 
 def _numbers(cells: Cells, name: str) -> NDArray[np.float64]:
@@ -57,19 +61,24 @@ def _numbers(cells: Cells, name: str) -> NDArray[np.float64]:
 
 
 def _since_epoch(
-    cells: Cells, name: str, dates: Sequence[datetime.datetime | None]
+    cells: Cells,
+    name: str,
+    dates: Sequence[datetime.datetime | None],
+    keys: Sequence[Hashable],
 ) -> NDArray[np.float64]:
     """Dates in UTC, or those without a time zone in that of the layout; warns of those in the hour
-    that occurs twice.
+    that occurs twice, which are of its first pass until the times of their recording go back, and
+    refuses them where those go back in another way.
     """
     timezone = cells.layout.timezone
     zone = datetime.UTC if timezone is None else ZoneInfo(timezone)
     seconds = np.full(len(dates), np.nan)
-    before, twice, num_naive = _EPOCH, [], 0
-    for index, date in enumerate(dates):
+    befores: dict[Hashable, datetime.datetime] = {}
+    twice, num_naive = [], 0
+    for index, (date, key) in enumerate(zip(dates, keys, strict=True)):
         if date is None:
             continue
-        moment = date
+        moment, before = date, befores.get(key, _EPOCH)
         if date.tzinfo is None:
             num_naive += 1
             moment = date.replace(tzinfo=zone)
@@ -80,17 +89,21 @@ def _since_epoch(
                 cells.refuse(name, index, f"{what}. Correct it, or set another timezone.")
             if shift > _NO_TIME:
                 twice.append(index)
-                if before - shift <= moment.astimezone(datetime.UTC) <= before:
+                if before - shift <= moment.astimezone(datetime.UTC) < before:
                     moment = later
-        before = moment.astimezone(datetime.UTC)
-        seconds[index] = (before - _EPOCH).total_seconds()
+                if moment.astimezone(datetime.UTC) < before:
+                    what = f"{date} occurs twice in {timezone}, and the rows are not in order"
+                    cells.refuse(name, index, f"{what}. Sort the file by time, or store UTC.")
+        befores[key] = moment.astimezone(datetime.UTC)
+        seconds[index] = (befores[key] - _EPOCH).total_seconds()
     if timezone is not None and num_naive == 0 and any(dates):
         cells.refuse(name, 0, "dates state their own time zone. Remove timezone.")
     if twice:
         warnings.warn(
             f"{cells.path}: {len(twice):,} times in {name!r} are in the hour that occurs twice "
             f"as clocks are put back in {timezone}, the first in row {cells.rows[twice[0]]}: the "
-            "first pass is taken to end where the times go back. Store UTC to be sure.",
+            "first pass is taken to end where the times of a recording go back. Store UTC to be "
+            "sure.",
             stacklevel=2,
         )
     return seconds

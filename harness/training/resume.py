@@ -6,7 +6,7 @@ Nothing here is a collective.
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ def load_state(
     restore_network(engine.network, loaded)
     before = read_stored(launch.checkpoint / "config.yaml")
     names = parameter_names(engine.network)
-    moments = {key: one for key, one in loaded.optimizer.items() if not key.startswith(TRAINED)}
+    loaded = replace(loaded, model={})  # the memory is needed for the moments
     with understanding(launch.checkpoint):
         groups = regroup(loaded.trainer["optimizer"], engine.optimizer, names)
-        restore_optimizer(engine.optimizer, names, moments, groups)
+        restore_optimizer(engine.optimizer, names, loaded.optimizer.without(TRAINED), groups)
     if any(key.startswith(TRAINED) for key in loaded.optimizer):
         parameters = engine.stepper.parameters()
         engine.stepper.put_back([loaded.optimizer[TRAINED + names[one]] for one in parameters])

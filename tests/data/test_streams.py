@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.feed import Feed, evaluation_batches
+from harness.data.preparing import Sources
 from harness.data.sampling import Sampling, fitting_world_sizes
+from harness.data.settings import DataConfig
 from harness.data.split import Split
 from harness.data.streams import InOrder, Streamed, digest_of
 from harness.errors import ConfigError, DataError
@@ -95,6 +97,21 @@ def test_workers_give_what_one_process_gives(make: Any) -> None:
         assert feed.mark is not None
         digests = [digest_of(split.source[position]) for position in (60, 61)]
         assert (feed.mark["position"], feed.mark["digests"]) == (60, digests)
+
+
+def test_samples_of_any_values_are_told_apart() -> None:
+    narrow = torch.ones(3, dtype=torch.bfloat16)
+    samples: list[Any] = [
+        {"x": narrow},
+        {"x": narrow + 1},
+        {"x": [narrow, narrow + 1]},
+        {"x": [[1, 2], [3]]},
+        {"x": [[1], [2, 3]]},
+        {"x": [{"y": [[1, 2], [3]]}]},
+        {"x": np.ones(3)},
+    ]
+    assert len({digest_of(sample) for sample in samples}) == len(samples)
+    assert digest_of({"x": torch.ones(2, 3)}) == digest_of({"x": np.ones((2, 3), np.float32)})
 
 
 def test_how_much_of_a_stream_is_read() -> None:
@@ -236,23 +253,21 @@ def test_a_stream_goes_on_with_other_ranks_and_workers(tmp_path: Path, source: s
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("train", "more", "words"),
     [
-        (["data.train.samples=null"], "a Stateful has no length, so it is a stream. Set data.tra"),
-        (["data.val.samples=21"], "the stream ends after 20 samples, and 21 were asked for"),
-        (["data.store.dir=store"], "data.store: data.train.source is a stream, which is not kept"),
-        (["data.train.source={_target_: tests.resume.parts.Blobs, count: 9}"], "the source has 9"),
+        ({}, {}, "a Stateful has no length, so it is a stream. Set data.train.samples, how many"),
+        ({"samples": 9}, {"store": {"dir": "store"}}, "data.store: data.train.source is a stream"),
+        (
+            {"samples": 9, "source": {"_target_": "tests.resume.parts.Blobs", "count": 9}},
+            {},
+            "data.train.samples: has no effect: the source has 9 samples",
+        ),
     ],
 )
 def test_settings_that_do_not_go_with_a_stream_are_named(
-    tmp_path: Path, options: list[str], words: str, capfd: Any
+    train: dict[str, Any], more: dict[str, Any], words: str
 ) -> None:
-    stream = [
-        "data.train.source={_target_: tests.data.stream_parts.Stateful}",
-        "data.train.samples=60",
-        "data.val.source={_target_: tests.data.stream_parts.Plain, count: 20, seed: 5}",
-        "data.val.samples=20",
-    ]
-    [end] = train_on_ranks(1, SMALL, [f"run.dir={tmp_path}", *stream, *options])
-    assert end.exit_code == 2
-    assert words in end.stderr
+    source = {"_target_": "tests.data.stream_parts.Stateful"}
+    config = DataConfig.model_validate({"train": {"source": source, **train}, **more})
+    with pytest.raises(ConfigError, match=words):
+        Sources(config)["train"]

@@ -111,9 +111,9 @@ def launch_in_float16(overrides: list[str]) -> int:
 
     real = launching.start_accelerator
 
-    def start(precision: str, exactness: str, timeout_s: float) -> Any:
+    def start(precision: str, exactness: str, timeout_s: float, matmul: str) -> Any:
         assert precision == "fp16"
-        accelerator = real("no", exactness, timeout_s)
+        accelerator = real("no", exactness, timeout_s, matmul)
         accelerator.state._mixed_precision = "fp16"
         accelerator.native_amp = True
         # Overflows come soon, and again after a resume

@@ -87,6 +87,16 @@ def test_tabs_are_the_separator_of_tsv() -> None:
     assert features(Table(str(path))) == pd.read_csv(path, sep="\t").to_numpy(np.float32).tolist()
 
 
+def test_tabs_go_with_decimal_commas(tmp_path: Path) -> None:
+    for name in ("a.tsv", "a.csv"):
+        (tmp_path / name).write_text("a\tb\n1,5\t2\n")
+    assert features(Table(str(tmp_path / "a.tsv"), decimal=",")) == [[1.5, 2]]
+    assert features(Table(str(tmp_path / "a.csv"), decimal=",", separator="\t")) == [[1.5, 2]]
+    for settings in ({}, {"separator": ","}):
+        with pytest.raises(ConfigError, match=r"separator, decimal: ',' and ','\. Set separator"):
+            Table(str(tmp_path / "a.csv"), decimal=",", **settings)
+
+
 def test_the_same_table_has_many_endings(tmp_path: Path) -> None:
     rows = [{"a": 1.5, "b": 2}, {"a": -3.25, "b": 4}]
     lines = "a,b\n1.5,2\n-3.25,4\n"

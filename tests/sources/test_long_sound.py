@@ -225,19 +225,19 @@ def test_sound_and_pictures_of_one_folder_are_read_by_their_own_sources(tmp_path
     assert windows(kept).tolist() == windows(sound).tolist()
 
 
-@pytest.mark.parametrize("count", [1500, pytest.param(100_000, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("count", [700, pytest.param(100_000, marks=pytest.mark.torture)])
 def test_one_broken_file_of_many_is_named_or_skipped(tmp_path: Path, count: int) -> None:
     data = write(tmp_path / "first.wav", noise(0.01)).read_bytes()
     (tmp_path / "many").mkdir()
     for number in range(count):
-        whole = number != 1234
+        whole = number != 123
         (tmp_path / "many" / f"{number:05}.wav").write_bytes(data if whole else data[:-60])
     files = f"{tmp_path}/many/*.wav"
     if count < 10_000:
-        with pytest.raises(DataError, match=r"01234\.wav: truncated.* on_error: skip"):
+        with pytest.raises(DataError, match=r"00123\.wav: truncated.* on_error: skip"):
             Recordings(files, RATE, 0.01)
-    with pytest.warns(UserWarning, match=f"1 of {count} files skipped: .*01234"):
+    with pytest.warns(UserWarning, match=f"1 of {count} files skipped: .*00123"):
         source = Recordings(files, RATE, 0.01, keep="disk", on_error="skip")
     assert len(source) == count - 1
     [message] = source.skipped
-    assert "01234.wav: truncated" in message
+    assert "00123.wav: truncated" in message

@@ -302,6 +302,13 @@ def test_a_netpbm_file_that_its_header_belies_is_refused(file: bytes, why: str, 
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk"])
+def test_a_maximum_of_zero_is_named(tmp_path: Path, keep: Any) -> None:
+    (tmp_path / "a.pgm").write_bytes(b"P5\n2 1\n0\n\0\0")
+    with pytest.raises(DataError, match=r"a\.pgm: .*a maximum of 0\. Correct it\.$"):
+        Images(str(tmp_path / "a.pgm"), keep=keep)
+
+
+@pytest.mark.parametrize("keep", ["memory", "disk"])
 def test_netpbm_files_of_two_maxima_are_read_as_the_message_says(tmp_path: Path, keep: Any) -> None:
     for name, maximum in (("1", 243), ("2", 255)):
         (tmp_path / f"{name}.pgm").write_bytes(b"P5\n3 1\n%d\n\0\x50\xf3" % maximum)

@@ -249,6 +249,34 @@ stop: {{budget: {{steps: 1}}}}
         assert not [one for one in found["findings"] if one["check"] == "unused_parts"]
 
 
+def test_datasets_of_one_builder_are_different_sources(tmp_path: Path) -> None:
+    for name in "ab":
+        columns = {"x": np.arange(200.0), "y": np.arange(200) % 2, "who": np.arange(200) % 40}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    rule = SPLIT % ("ByGroup", "who", "val: 0.2")
+    source = (
+        f"{{_target_: harness.sources.hub.Hub, path: parquet, data_files: {tmp_path}/%s.parquet, "
+        f"part: %s, rule: {rule}}}"
+    )
+    config = f"""
+run: {{name: parts, dir: {tmp_path}/run}}
+data:
+  train: {{source: {source % ("a", "train")}}}
+  val: {{source: {source % ("b", "test")}}}
+  checks: {{duplicates: "off", shared_groups: "off"}}
+network: {{_target_: harness.networks.Mlp, dims: [1, 4, 2]}}
+task: {{_target_: harness.tasks.Classification, input: x, target: y}}
+batch: {{size: 4, micro_size: 4}}
+optimizer: {{_target_: torch.optim.SGD, lr: 0.1}}
+stop: {{budget: {{steps: 1}}}}
+"""
+    (tmp_path / "c.yaml").write_text(config)
+    found = json.loads(command("data", "check", str(tmp_path / "c.yaml"), "--json").stdout)
+    messages = [one["message"] for one in found["findings"] if one["check"] == "unused_parts"]
+    assert len(messages) == 1
+    assert "ByGroup keeps 10% of the samples for 'test'" in messages[0]
+
+
 def test_years_are_names_in_excel_too(tmp_path: Path) -> None:
     book = openpyxl.Workbook()
     sheet: Any = book.active

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from harness.errors import ConfigError, DataError
 from harness.sources.series import Series, judge
 from harness.sources.split import ByGroup, Stratified
+from harness.sources.tables import Table
 from harness.sources.units import UNITS, Units
 
 CHANNELS = ["x", "y"]
@@ -100,6 +101,27 @@ def test_labels_come_from_the_path_and_splits_divide_whole_recordings(tmp_path: 
         assert one.classes == ["run", "walk"]
         batch = one.__getitems__(list(range(len(one))))
         assert (batch["label"] == (batch["series"][:, 0, 0] < 1000)).all()
+
+
+def test_fields_are_those_of_each_pattern_though_files_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.sources.shared._SETTLED_S", -60)  # files just written are shared
+    for name in ("a_b", "b_a"):
+        write(recording(4), tmp_path / name / "x.csv")
+    of_subject = Series(str(tmp_path / "{subject}_b/*.csv"), CHANNELS, 4, 4)
+    again = Series(str(tmp_path / "{subject}_b/*.csv"), CHANNELS, 4, 4)
+    of_label = Series(str(tmp_path / "{label}_b/*.csv"), CHANNELS, 4, 4)
+    assert again._reading is of_subject._reading
+    assert of_subject.known()["subject"] == ["a"]
+    assert "label" not in of_subject[0]
+    assert of_label.known()["label"] == ["a"]
+    assert "subject" not in of_label.known()
+    kinds: dict[str, Any] = {"p": "text", "q": "text"}
+    first = Table(str(tmp_path / "{p}_{q}/x.csv"), ["x"], kinds)
+    other = Table(str(tmp_path / "{q}_{p}/x.csv"), ["x"], kinds)
+    assert first[0]["p"] == other[0]["q"] == "a"
+    assert first[4]["p"] == other[4]["q"] == "b"
 
 
 def test_a_window_has_the_label_of_its_rows(tmp_path: Path) -> None:

@@ -170,6 +170,37 @@ def test_the_hour_that_occurs_twice_is_read_in_order_and_told(tmp_path: Path) ->
     assert times_of(series) == [moment.timestamp() for moment in moments]
 
 
+def test_the_hour_that_occurs_twice_is_that_of_each_recording(tmp_path: Path) -> None:
+    moments = pd.date_range("2025-10-25 23:00", "2025-10-26 03:00", freq="20min", tz="UTC")
+    texts = moments.tz_convert("Europe/Rome").tz_localize(None).astype(str).tolist()
+    settings: dict[str, Any] = {"time": "t", "gap_s": 9e9, "timezone": "Europe/Rome", "sort": True}
+    path = tmp_path / "a.csv"
+    devices = ("p", "q")  # q writes 5 minutes behind p
+    wanted = [at.timestamp() - 300 * late for late in range(2) for at in moments]
+    behind = (moments - pd.Timedelta("5min")).tz_convert("Europe/Rome").tz_localize(None)
+    rows = [
+        f"{text},{device},0\n"
+        for pair in zip(texts, behind.astype(str), strict=True)
+        for text, device in zip(pair, devices, strict=True)
+    ]
+    path.write_text("t,d,a\n" + "".join(rows))
+    with pytest.warns(UserWarning, match="the times of a recording go back"):
+        assert times_of(Series(str(path), ["a"], 1, 1, recording=["d"], **settings)) == wanted
+    with pytest.raises(DataError, match=r"column 't': .* twice in Europe/Rome, and .* Sort the"):
+        Series(str(path), ["a"], 1, 1, **settings)
+    with pytest.raises(DataError, match=r"occurs twice in Europe/Rome"):
+        of_zone(path, texts[::-1], sort=True)
+
+
+def test_a_row_repeated_in_the_hour_that_occurs_twice_is_no_second_pass(tmp_path: Path) -> None:
+    texts = [f"2025-10-26 0{time}" for time in ("1:50", "2:10", "2:10", "2:30", "3:00")]
+    with (
+        pytest.warns(UserWarning, match="2 times"),
+        pytest.raises(DataError, match=r"row 4, .* not later than"),
+    ):
+        of_zone(tmp_path / "a.csv", texts)
+
+
 def test_times_that_a_zone_does_not_have_are_refused(tmp_path: Path) -> None:
     texts = ["2026-03-29 01:59", "2026-03-29 02:30", "2026-03-29 03:00"]
     with pytest.raises(DataError, match=r"row 3, column 't': .* does not exist in Europe/Rome"):
