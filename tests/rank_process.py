@@ -136,6 +136,8 @@ def stragglers() -> list[str]:
     if dist.is_initialized():
         dist.destroy_process_group()
     gc.collect()  # ends the workers of loaders that nothing refers to any more
+    if (prefetching := sys.modules.get("torch.utils._functools")) is not None:
+        prefetching._prefetch_executor.shutdown()  # torch.compile's; they end with the interpreter
     deadline = time.monotonic() + THREADS_LIMIT_S
     threads = [
         thread

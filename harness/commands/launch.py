@@ -103,11 +103,9 @@ def launch_training(
         settings.flush()
         code, words = _run(settings.name, path, overrides, machines, report)
     after = _outcome(directory)
-    if code is None or (code == 0 and after != before):
-        if after is None or after == before:
-            code = INTERRUPTED  # asked to leave before it could say so
-        else:
-            code = exit_code(after, under_agent=False)
+    if not code:  # under the agent, processes that were asked to leave end with 0
+        unsaid = after is None or (code is None and after == before)
+        code = INTERRUPTED if unsaid or after is None else exit_code(after, under_agent=False)
     if debug:
         print(report.getvalue(), end="", file=sys.stderr)
     elif words:
@@ -143,7 +141,9 @@ def _environment(here: int, given: Mapping[str, str], *, cpu: bool) -> dict[str,
     machine's own name stands for 127.0.1.1 in its /etc/hosts; NCCL_ALGO=Ring and NCCL_PROTO=Simple,
     which keep a run's bits on machines wired differently.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // here)
+    from harness.training.workers import num_cores
+
+    threads = max(1, num_cores() // here)
     wanted = {**_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
     if cpu:
         wanted["ACCELERATE_USE_CPU"] = "true"

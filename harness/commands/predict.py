@@ -1,7 +1,7 @@
 """`fermarsi predict`: the predictions of a trained network for each sample."""
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,16 +151,19 @@ def _columns(trained: TrainedNetwork, split: Split) -> Iterator[Mapping[str, Any
             split, size, 0, 1, trained.device, trained.num_workers
         ):
             columns = trained.task.predictions(trained.task.forward(trained.network, batch), batch)
-            target = getattr(trained.task, "target", None)
+            target = str(getattr(trained.task, "target", None))
+            of_classes = ("predicted", target)
             if target in batch and target not in columns and isinstance(batch[target], Tensor):
                 columns = {target: batch[target], **columns}
             count = len(next(iter(columns.values())))
             rows = np.arange(block * size, block * size + count)
-            yield {"sample": rows, **dict(_flat(columns, trained.class_names))}
+            yield {"sample": rows, **dict(_flat(columns, trained.class_names, of_classes))}
 
 
-def _flat(columns: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Columns (B,) as they are, but for whole numbers of classes that have names; (B, C) as C
+def _flat(
+    columns: Mapping[str, Tensor], names: Sequence[str], of_classes: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+    """Columns (B,) as they are, but for those `of_classes` where classes have names; (B, C) as C
     columns, more axes as lists. A number that is none of a class, such as -100, has an empty name.
     """
     named = np.array([*names, ""], dtype=object)
@@ -169,7 +172,7 @@ def _flat(columns: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[tuple
         if array.ndim == 2:
             ends = names if len(names) == array.shape[1] else range(array.shape[1])
             yield from ((f"{name}_{end}", array[:, at]) for at, end in enumerate(ends))
-        elif array.ndim == 1 and array.dtype.kind == "i" and names:
+        elif array.ndim == 1 and array.dtype.kind in "iu" and names and name in of_classes:
             yield name, named[np.where((array >= 0) & (array < len(names)), array, len(names))]
         else:
             yield name, array if array.ndim == 1 else list(array.tolist())

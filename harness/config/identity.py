@@ -71,8 +71,9 @@ def _identity(config: Config) -> Iterator[tuple[Keys, Any]]:
     yield from _leaves({name: dump["data"][name] for name in ("train", "val")}, ("data",))
     yield from _leaves({name: dump[name] for name in ("network", "task", "batch")}, ())
     yield from _leaves({TARGET: dump["optimizer"][TARGET]}, ("optimizer",))
-    if config.train.compile:
-        yield ("train", "compile"), True
+    for name in ("compile", "channels_last"):
+        if getattr(config.train, name):
+            yield ("train", name), True
     frozen = [path for path, part in config.parts.items() if part.freeze]
     # One that is not frozen says something only inside of a frozen one
     for path, part in config.parts.items():

@@ -27,6 +27,7 @@ def run_agent(arguments: Sequence[str], report: TextIO) -> AgentEnd:
 
     Raises ConnectionError if machines do not meet.
     """
+    import torch.distributed as dist
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -44,7 +45,7 @@ def run_agent(arguments: Sequence[str], report: TextIO) -> AgentEnd:
     except SignalException as error:
         report.write(f"{error}\n")
         return AgentEnd(None)
-    except (RendezvousError, RuntimeError) as error:
+    except (RendezvousError, dist.DistError) as error:
         report.write(traceback.format_exc())
         raise ConnectionError(str(error)) from error
     return AgentEnd(0)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from harness.ranks.ranks import Ranks
 
 WITHIN_S = 0.25  # how long a level may wait for the message that carries it
-MOST_CALLS = 32  # between two messages: steps may become slower meanwhile
+MOST_CALLS = 4  # between two messages: steps may become a thousand times slower meanwhile
 LEARNING = 16  # messages after which there may be one call more between two
 
 
@@ -19,7 +19,7 @@ class Pulse:
 
     A level that one rank raises is returned on every rank by the same later call: the next but one
     where calls take longer than `within_s`, else so many calls later as fit into that time on the
-    slowest rank, 32 at most. The ranks agree on that number with each message; it begins with one
+    slowest rank, 4 at most. The ranks agree on that number with each message; it begins with one
     and grows slowly, for the first steps say little of those that follow.
     """
 

@@ -273,7 +273,7 @@ class Ranks:
                     return [
                         rank
                         for rank in silent
-                        if rank not in reports or board.read(report_of(rank)) == reports[rank]
+                        if rank in reports and board.read(report_of(rank)) == reports[rank]
                     ]
                 time.sleep(limit_s / 5)
                 reports = reports or {

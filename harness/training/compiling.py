@@ -29,6 +29,11 @@ def compile_forward(network: nn.Module, device: torch.device, exact: bool) -> No
     network.compile(dynamic=False)
 
 
+def has_too_many_shapes(error: BaseException) -> bool:
+    """Whether a compiled network met more than MOST_SHAPES shapes of inputs."""
+    return type(error).__name__ == "FailOnRecompileLimitHit"
+
+
 def check_compiler(device: torch.device) -> None:
     """Raise ConfigError on a machine that has no compiler for the device's kernels."""
     try:

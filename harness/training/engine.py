@@ -43,6 +43,7 @@ from harness.training.network_state import (
     check_extra_states,
     find_changes,
     give_buffers_memory,
+    to_channels_last,
     unsaved_state,
 )
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
@@ -69,7 +70,7 @@ class Engine:
         self.network: nn.Module = components.build(config.network, "network").to(self.device)
         give_buffers_memory(self.network)
         if config.train.channels_last:
-            self.network.to(memory_format=torch.channels_last)
+            to_channels_last(self.network)
         self._num_slots = config.batch.size // config.batch.micro_size
         self._parts = config.parts
         self._find_unused = config.train.find_unused_parameters

@@ -33,13 +33,14 @@ class Count:
         """What to weigh the gradient of a micro-batch's loss sum by, so that the ranks' gradients
         come to that of the mean over all items: DDP averages over ranks where their sum is needed.
 
-        A scalar of `dtype`.
+        A scalar of `dtype`, of the caller's own: autograd may keep what it is given as the gradient
+        of a parameter, which is then added to and scaled in place.
         """
         if dtype not in self._weights:
             # A batch whose targets are all ignored has no gradient
             divisor = self.number().clamp(min=1).to(torch.promote_types(dtype, torch.float32))
             self._weights[dtype] = (self._num_ranks / divisor).to(dtype)
-        return self._weights[dtype]
+        return self._weights[dtype].clone()
 
 
 class Items:

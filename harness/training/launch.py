@@ -30,6 +30,7 @@ from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import connect_lazily, has_joined, is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
 from harness.rundir.outcome import INTERRUPTED, exit_code
+from harness.training.compiling import MOST_SHAPES, has_too_many_shapes
 from harness.training.determinism import explain
 from harness.training.machine import explain_machine_error
 from harness.training.parallel import start_accelerator
@@ -172,6 +173,12 @@ def fail(error: Exception, ranks: Ranks) -> int:
         and (words := explain(error, ranks.heartbeat.step)) is not None
     ):
         error = ConfigError(words)
+    if has_too_many_shapes(error):
+        error = ConfigError(
+            f"{where_in(ranks)}: train.compile: the network met more than {MOST_SHAPES} shapes of "
+            "inputs, each of which is compiled by itself. Pad them to one length, or a few, or set "
+            "train.compile: false from the start of a run."
+        )
     if (refused := explain_machine_error(error)) is not None:
         error = RankError(
             f"{where_in(ranks)}: {refused}, and launch again: the run goes on from "

@@ -105,7 +105,8 @@ def train_step(run: Run) -> None:
 def leave_between_steps(run: Run) -> Outcome:
     """Save and leave where the samples of the next step do not come. One rank alone."""
     verdict = read_losses(run) if run.losses.has_unread() else None
-    save(run, verdict, Request.INTERRUPTED)
+    if not diverged(verdict):
+        save(run, verdict, Request.INTERRUPTED)
     return conclude(run, verdict, Request.INTERRUPTED)
 
 

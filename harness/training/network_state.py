@@ -119,6 +119,15 @@ def give_buffers_memory(network: nn.Module) -> None:
             module._buffers[key] = tensor.contiguous()
 
 
+def to_channels_last(network: nn.Module) -> None:
+    """Keep what has four axes, such as the weights of convolutions over pictures, with the channels
+    last in memory; what has others stays as it is.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
 def check_extra_states(network: nn.Module) -> None:
     """Raise ConfigError for extra state that a checkpoint cannot hold."""
     wrong = [name for name, _, extra in _extra_states(network) if not isinstance(extra, Tensor)]

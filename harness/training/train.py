@@ -72,6 +72,7 @@ def train(
             raise
         except LeavingError as leaving:
             cause = str(leaving)
+            ledger.ended = True
             outcome = ranks.decide(
                 lambda: leave_early(config, launches, ranks.size, cause, ledger), Outcome
             )

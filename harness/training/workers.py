@@ -30,6 +30,8 @@ def choose_workers(fetch_s: float, obstacle: str | None, spare: int) -> tuple[in
     """
     if fetch_s < WORTH_S:
         return 0, None
+    if math.isinf(fetch_s):
+        return 0, obstacle
     number = 0 if obstacle is not None else max(0, min(spare, MOST))
     reason = obstacle or f"cores that a process does not compute on: {spare}"
     return number, f"a micro-batch of data.train takes {fetch_s * 1e3:.3g} ms, and {reason}"
@@ -72,11 +74,15 @@ def look_at(split: Split, micro_size: int) -> tuple[float, str | None]:
     return min(took), "it comes otherwise when it is fetched again" if differs else None
 
 
+def num_cores() -> int:
+    """Of this machine, as far as this process may use them."""
+    known = hasattr(os, "sched_getaffinity")  # Linux
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def spare_cores(num_ranks: int) -> int:
     """Cores of a rank that it does not compute on."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks))
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = num_cores()
     computing = torch.get_num_threads() if PartialState().device.type == "cpu" else 1
     return max(0, cores // here - computing)

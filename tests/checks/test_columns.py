@@ -78,7 +78,9 @@ def test_a_table_of_text_alone_is_checked_and_trains(tmp_path: Path) -> None:
         write(tmp_path, f"{features}columns: {{colour: text, y: text}}", treatments, "x", 1)
         (duplicates,) = found_in(tmp_path, "duplicates")
         assert duplicates["count"] == 1
-        ended = command("train", str(tmp_path / "c.yaml"), "data.checks.duplicates=warn")
+        run = tmp_path / ("named" if features else "unnamed")
+        asked = ("data.checks.duplicates=warn", f"run.dir={run}")
+        ended = command("train", str(tmp_path / "c.yaml"), *asked)
         assert ended.exit_code == 0, ended.stderr
     assert set(Table(str(tmp_path / "val.csv"), columns={"colour": "text", "y": "text"})[0]) == {
         "colour",

@@ -156,7 +156,9 @@ def test_saving_by_the_clock_changes_nothing(tmp_path: Path, references: Any, ev
     found = [one.step for one in list_checkpoints(run / "checkpoints")]
     assert any(step % 6 for step in found), found
     if every != "auto":
-        assert found[:9] == [*range(2, 20, 2)]  # a request takes a step to all ranks
+        # A request takes a step to all ranks, and none is made while a save is in flight
+        assert found[0] == 2
+        assert sum(step % 6 != 0 for step in found) >= 2, found
     finish(run, 2, *asked)
     assert trace(run) == trace(references(2))
     assert evaluations(run) == evaluations(references(2))

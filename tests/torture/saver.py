@@ -156,7 +156,7 @@ def serve(order: dict[str, Any]) -> None:
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     torch.set_num_threads(1)
-    write.threading = SimpleNamespace(Thread=Inline)  # type: ignore[assignment]  # there alone
+    write.threading = SimpleNamespace(Thread=Inline, get_ident=threading.get_ident)  # type: ignore[assignment]  # there alone
     # Whatever is read or imported at a first save is, before the ranks are forked
     with tempfile.TemporaryDirectory() as directory:
         order = {

@@ -53,3 +53,16 @@ def test_an_int_that_changes_is_one_message() -> None:
     assert items.of([{"y": torch.zeros(4)}]) is items.of([{"y": torch.zeros(4)}])
     with pytest.raises(ConfigError, match=r"Miscounts.num_items gave the int 4 .* now \[5\]"):
         items.of([{"y": torch.zeros(5)}])
+
+
+def test_a_gradient_that_autograd_keeps_is_not_the_weight() -> None:
+    """A parameter that the loss has as it is takes the gradient it is given, to be changed."""
+    items = Items(Miscounts("x", "y"), Ranks(), torch.device("cpu"), 2)
+    items.agree({"y": torch.zeros(4)})
+    bias = torch.nn.Parameter(torch.zeros(1))
+    for _ in range(2):
+        count = items.of([{"y": torch.zeros(4)}] * 2)
+        torch.autograd.backward(bias.squeeze(), count.weight(torch.float32))
+        assert bias.grad is not None
+        bias.grad.mul_(0.1)
+    assert float(count.weight(torch.float32)) == 0.125

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from harness.training.network_state import to_channels_last
 from tests.pool import Launched, train_on_ranks
 
 STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"
@@ -144,3 +147,12 @@ def test_what_could_not_be_loaded_is_refused_before_the_first_step(
     assert (end.exit_code, "Traceback" in end.stderr) == (2, False), end.stderr
     assert words in end.stderr
     assert not (tmp_path / "run" / "trace.jsonl").read_text()
+
+
+def test_channels_last_leaves_what_has_other_axes() -> None:
+    """A network of `nn.Conv3d` ended with torch's "required rank 4 tensor"."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 2), nn.Conv3d(3, 4, 2), nn.Linear(3, 2))
+    to_channels_last(network)
+    kept = [one.is_contiguous(memory_format=torch.channels_last) for one in network[0].parameters()]
+    assert kept[0]
+    assert network[1].weight.is_contiguous()
