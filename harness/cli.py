@@ -221,12 +221,26 @@ def replay(
     plot: Annotated[
         Path | None, typer.Option(help="Also draw the decisions into this file (.png or .svg).")
     ] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Suggest patience and rate from this and more runs.")
+    ] = False,
+    regret: Annotated[
+        float, typer.Option(help="What share of its best a run may lose by a suggestion.", min=0.0)
+    ] = 0.01,
 ) -> None:
     """What these stop settings would have decided on a recorded history."""
     from harness.commands.replay import replay_command
 
     raise typer.Exit(
-        replay_command(history, config, overrides or (), sweep or (), as_json=as_json, plot=plot)
+        replay_command(
+            history,
+            config,
+            overrides or (),
+            sweep or (),
+            as_json=as_json,
+            plot=plot,
+            suggest=regret if suggest else None,
+        )
     )
 
 

@@ -335,7 +335,18 @@ def test_a_training_loads_what_it_uses_and_nothing_else(
 
 
 def test_commands_that_read_records_do_not_wait_for_torch() -> None:
-    commands = ["show", "curve", "doctor", "forecast", "page", "replay", "report", "trace", "track"]
+    commands = [
+        "show",
+        "curve",
+        "doctor",
+        "forecast",
+        "page",
+        "replay",
+        "report",
+        "suggest",
+        "trace",
+        "track",
+    ]
     imports = ", ".join(
         ["sys, harness.rundir.status", *map("harness.commands.{}".format, commands)]
     )

@@ -25,9 +25,11 @@ def replay_command(
     *,
     as_json: bool = False,
     plot: Path | None = None,
+    suggest: float | None = None,
 ) -> int:
     """Print what settings would have decided; returns the exit code. `config` is optional for the
-    directory of a run. Raises ConfigError.
+    directory of a run. `suggest`: the regret borne by a suggestion from this history and those
+    among `overrides` that are paths. Raises ConfigError.
     """
     # What reads YAML and draws tables is not needed to replay
     from harness.commands.show import say
@@ -38,6 +40,16 @@ def replay_command(
         config = history / "config.yaml"
         if not config.is_file():
             raise ConfigError(f"{history}: no config.yaml in it. Give the settings with --config.")
+    if suggest is not None:
+        if sweep or as_json or plot:
+            raise ConfigError("--suggest: not together with --sweep, --json or --plot. Drop those.")
+        from harness.commands.suggest import suggestion
+
+        more = [Path(one) for one in overrides if "=" not in one]
+        changes = [one for one in overrides if "=" in one]
+        settings = read_section(config, StopSettings, changes, stored=stored)
+        say("\n".join(suggestion([history, *more], settings, suggest)))
+        return 0
     recorded = read_history(history)
     replays = []
     for label in map(dict, itertools.product(*map(_parse_sweep, sweep))):
@@ -81,7 +93,7 @@ def story(one: Replay) -> list[str]:
             )
         )
         rows += [("", "", "", "", f"warning: {warning}") for warning in verdict.warnings]
-    return [*_table(rows, left=(3, 4)), "", *_end(one)]
+    return [*table(rows, left=(3, 4)), "", *_end(one)]
 
 
 def _end(one: Replay) -> list[str]:
@@ -134,7 +146,7 @@ def comparison(replays: Sequence[Replay], history: History) -> list[str]:
     ]
     return [
         f"{history.path}: {len(history.evaluations)} evaluations",
-        *_table(rows, left=range(len(rows[0]))),
+        *table(rows, left=range(len(rows[0]))),
     ]
 
 
@@ -157,7 +169,8 @@ def _row(one: Replay) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]], left: Iterable[int]) -> list[str]:
+def table(rows: Sequence[Sequence[str]], left: Iterable[int]) -> list[str]:
+    """Lines of aligned cells, the columns `left` to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = ["<" if column in set(left) else ">" for column in range(len(widths))]
     return [

@@ -18,7 +18,7 @@ _CHUNK = 4096  # draws that are found at a time
 _LONGEST_PERIOD = 100_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # inner orders need not be hashable
 class Mixing:
     """Draws from S groups of `sizes` samples, which lie one after another, by whole `shares`.
 

@@ -17,7 +17,9 @@ from itertools import takewhile
 from typing import Any
 
 import numpy as np
+import torch
 import torch.utils.data._utils.worker as torch_worker
+from torch import Tensor
 
 from harness.data.sampling import Integers
 from harness.data.source import can_seek, has_state
@@ -227,8 +229,22 @@ def digest_of(sample: Any) -> str:
     found = hashlib.blake2b(digest_size=16)
     items = sample.items() if isinstance(sample, Mapping) else [("", sample)]
     for name, value in items:
-        array = np.asarray(value)
-        kind = f"{name} {array.dtype} {array.shape}"
-        found.update(kind.encode())
-        found.update(repr(value).encode() if array.dtype.kind == "O" else array.tobytes())
+        _add(found, name, value)
     return found.hexdigest()
+
+
+def _add(found: Any, name: str, value: Any) -> None:
+    if isinstance(value, Tensor):  # of any type, also one that numpy does not have
+        kind = f"{name} {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        stored = value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    else:
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError):  # parts of several lengths, or such tensors
+            for number, part in enumerate(value):
+                _add(found, f"{name}.{number}", part)
+            return
+        kind = f"{name} {array.dtype} {array.shape}"
+        stored = repr(value).encode() if array.dtype.kind == "O" else array.tobytes()
+    found.update(kind.encode())
+    found.update(stored)

@@ -248,6 +248,8 @@ def _refuse_order(source: Any, where: str) -> None:
 def _rows(
     size: int, indices: Sequence[int] | None, start: int, stop: int | None, step: int
 ) -> NDArray[np.int64]:
+    for name, one in (("start", start), ("stop", size if stop is None else stop), ("step", step)):
+        _require_integer(name, one)
     if indices is None:
         if step < 1 or start < 0 or (stop is not None and stop < start):
             raise ConfigError(
@@ -259,11 +261,18 @@ def _rows(
         return np.arange(start, size if stop is None else stop, step, dtype=np.int64)
     if (start, stop, step) != (0, None, 1):
         raise ConfigError("indices: start, stop and step have no effect with it. Remove them.")
+    for index in indices:
+        _require_integer("indices", index)
     rows = np.asarray(indices, dtype=np.int64)
     outside = rows[(rows < 0) | (rows >= size)]
     if len(outside):
         raise ConfigError(f"indices: {outside[0]}: the source has {size} samples, 0 to {size - 1}.")
     return rows
+
+
+def _require_integer(name: str, number: Any) -> None:
+    if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
+        raise ConfigError(f"{name}: {number!r}: must be an integer.")
 
 
 def _kind(column: Values) -> tuple[str, int]:

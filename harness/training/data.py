@@ -1,5 +1,6 @@
 """The data of a run, opened on every rank; rank 0 prepares and checks it, however long it takes."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -219,10 +220,12 @@ def restore_stream(train: Split, launch: Launch) -> None:
 
 def training_order(config: Config, sources: Sources, prepared: Preparation) -> Order | None:
     """The order that the source of the training split gives to its samples, which one that is in
-    the store is built for only if its class has one. No collectives. Raises ConfigError.
+    the store is built for unless it is of a class of ours without one. No collectives. Raises
+    ConfigError.
     """
-    has_one = hasattr(components.find(config.data.train.source[TARGET]), "order")
-    if "train" in prepared.stored and not has_one:
+    target = components.find(config.data.train.source[TARGET])
+    is_ours = inspect.isclass(target) and target.__module__.startswith("harness.")
+    if "train" in prepared.stored and is_ours and not hasattr(target, "order"):
         return None
     order = order_of(sources["train"])
     if order is not None and config.data.train.balance is not None:

@@ -99,6 +99,21 @@ def test_workers_give_what_one_process_gives(make: Any) -> None:
         assert (feed.mark["position"], feed.mark["digests"]) == (60, digests)
 
 
+def test_samples_of_any_values_are_told_apart() -> None:
+    narrow = torch.ones(3, dtype=torch.bfloat16)
+    samples: list[Any] = [
+        {"x": narrow},
+        {"x": narrow + 1},
+        {"x": [narrow, narrow + 1]},
+        {"x": [[1, 2], [3]]},
+        {"x": [[1], [2, 3]]},
+        {"x": [{"y": [[1, 2], [3]]}]},
+        {"x": np.ones(3)},
+    ]
+    assert len({digest_of(sample) for sample in samples}) == len(samples)
+    assert digest_of({"x": torch.ones(2, 3)}) == digest_of({"x": np.ones((2, 3), np.float32)})
+
+
 def test_how_much_of_a_stream_is_read() -> None:
     seeking = Seeking(10**5)
     assert points([streamed(seeking)[9 * 10**4]]) == [seeking.blobs.points[9 * 10**4].tolist()]

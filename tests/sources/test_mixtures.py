@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.config.schema import Config
 from harness.data.mixing import Mixing, shares_of
+from harness.data.preparing import Preparation, Sources
 from harness.data.sampling import Sampling, fitting_world_sizes
 from harness.data.source import class_names_of, known_of, order_of, paths_of, skipped_of, sources_of
 from harness.errors import ConfigError, DataError
 from harness.sources.mixtures import Concat, Mixture, Subset
 from harness.sources.split import ByGroup
+from harness.training.data import training_order
 from tests.checks.planted import Rows, clean, looked_at
 from tests.pool import train_on_ranks
 
@@ -229,6 +234,9 @@ class NoLength:
         (lambda: Subset(Counted(3), step=0), ConfigError, "start, stop, step: 0, None, 0: give"),
         (lambda: Subset(Counted(3), [3]), ConfigError, "indices: 3: the source has 3 samples, 0"),
         (lambda: Subset(Counted(3), [1], start=1), ConfigError, "indices: start, stop and step"),
+        (lambda: Subset(Counted(3), [0.9, 2]), ConfigError, "indices: 0.9: must be an integer"),  # type: ignore[list-item] # refused
+        (lambda: Subset(Counted(3), [False, True]), ConfigError, "indices: False: must be an int"),
+        (lambda: Subset(Counted(3), stop=2.5), ConfigError, "stop: 2.5: must be an integer"),  # type: ignore[arg-type] # refused
         (lambda: Subset(Counted(3), start=3), DataError, "no sample of the source is left"),
     ],
 )
@@ -281,6 +289,44 @@ def assert_same_samples(
     assert [step["samples"] for step in one] == [step["samples"] for step in other]
     losses = [[float.fromhex(step["loss"]) for step in steps] for steps in (one, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def mixed() -> Mixture:
+    """An order that the function's result has, not the function."""
+    return Mixture([Counted(3), Counted(90)], [3, 1])
+
+
+class Ordered(Counted):
+    """An order that the instance has, not the class."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.order = Unhashable(count)
+
+
+@dataclass
+class Unhashable:
+    count: int
+
+    def samples(self, positions: Any, seed: int) -> Any:
+        return self.count - 1 - positions % self.count
+
+
+def test_an_order_of_its_own_is_found_though_the_samples_are_stored() -> None:
+    stored = Preparation({}, {"train": "entry"}, ())
+    for target, arguments in (("mixed", {}), ("Ordered", {"count": 5})):
+        values = yaml.safe_load(SMALL.read_text())
+        values["run"]["dir"] = "run"
+        spec = {"_target_": f"tests.sources.test_mixtures.{target}", **arguments}
+        values["data"]["train"]["source"] = spec
+        config = Config.model_validate(values)
+        assert training_order(config, Sources(config.data), stored) is not None
+
+
+def test_an_order_within_a_mixture_needs_no_hash() -> None:
+    order = order_of(Mixture([Ordered(5)], [1]))
+    assert order is not None
+    assert order.samples(np.arange(7), 1).tolist() == [4, 3, 2, 1, 0, 4, 3]
 
 
 @pytest.mark.torture
