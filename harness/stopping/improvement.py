@@ -307,8 +307,8 @@ class RunningCriterion:
         """
         raw = evaluation.metrics.get(self._metric)
         value = raw if raw is None or self._smooth is None else self._smooth.take(raw)
-        if self._settings.errors and value is not None:
-            self._error = self._error_at(evaluation)
+        error = evaluation.metrics.get(error_of(self._metric))
+        self._error = error or 0.0
         reference, reference_step = self._reference, self._reference_step
         self._name = "its previous"
         if self._from_best:
@@ -322,6 +322,13 @@ class RunningCriterion:
                 self._crept = False
             elif gain is not None and gain.amount > 0:
                 self._crept = True
+            if self._settings.errors and error is None and math.isfinite(value):
+                warning = (
+                    f"{self._metric}: its standard error is not known at step "
+                    f"{evaluation.step:,}, which was evaluated without `se`, or in fewer than 8 "
+                    "micro-batches, and taken as 0 there. If it stays so, lower "
+                    "evaluation.micro_size, or give improvement.at_least as a number."
+                )
             self._patience.take(evaluation, fresh=improved or not counts, lr_dropped=lr_dropped)
         verdict = CriterionVerdict(
             metric=self._metric,
@@ -339,17 +346,6 @@ class RunningCriterion:
             raw=None if self._smooth is None else raw,
         )
         return verdict, warning
-
-    def _error_at(self, evaluation: Evaluation) -> float:
-        error = evaluation.metrics.get(error_of(self._metric))
-        if error is None:
-            raise ConfigError(
-                f"stop.improvement.at_least: the standard error of {self._metric} is not known at "
-                f"step {evaluation.step:,}: that of a loss needs at least 8 micro-batches of an "
-                "evaluation. Lower evaluation.micro_size, or give a gain like 0.05 or a share "
-                "like 5%."
-            )
-        return error
 
     def _measure(self, value: float, step: int) -> tuple[Gain | None, bool, str | None]:
         """(gain, whether the interval counts as improved, warning)."""

@@ -106,7 +106,8 @@ class RunningMilestone:
         bar = self._bar(evaluation)
         if bar is None:
             return Finding()
-        self._reached = (value - bar) * self._sign >= 0
+        # Also by a value of before, when what chance gives was not recorded yet
+        self._reached = self._best is not None and (self._best[0] - bar) * self._sign >= 0
         unit, when = one.deadline
         if self._reached or position_of(evaluation)[unit] < when:
             return Finding()

@@ -53,6 +53,11 @@ def end(stop: StopSettings, values: Sequence[Any]) -> tuple[int | None, str]:
     return None, ""
 
 
+def test_a_value_of_before_counts_though_chance_was_not_recorded_then() -> None:
+    assert end(settings(TWICE), [0.9, by_chance(0.3, 0.5), by_chance(0.3, 0.5)])[0] is None
+    assert end(settings(TWICE), [0.5, by_chance(0.3, 0.5)])[0] == 1
+
+
 def by_chance(accuracy: float, chance: float) -> dict[str, float]:
     return {"val/accuracy": accuracy, "val/accuracy_by_chance": chance}
 

@@ -30,6 +30,7 @@ INFOS = {
     "val/accuracy": MetricInfo("max", 0.0, 1.0, has_error=True),
     "train/accuracy": MetricInfo("max", 0.0, 1.0, has_error=True),
     "val/f1": MetricInfo("max", 0.0, 1.0),
+    "val/loss": MetricInfo("min", 0.0, has_error=True),
 }
 NAN, INF = math.nan, math.inf
 STORM = Path(__file__).parents[1] / "resume" / "storm.yaml"
@@ -150,9 +151,15 @@ def test_what_cannot_take_effect_is_refused(improvement: dict[str, Any], message
     assert message in str(raised.value)
 
 
-def test_an_error_that_an_evaluation_does_not_know_ends_with_a_message() -> None:
-    with pytest.raises(ConfigError, match="needs at least 8 micro-batches"):
-        judge(settings(at_least="2 se"), [0.5])
+def test_an_error_that_an_evaluation_does_not_know_is_told() -> None:
+    """It ended the launch: also one that goes on with this setting, and in place of divergence."""
+    first, second = judge(settings(at_least="2 se"), [0.5, 0.6])
+    assert "its standard error is not known at step 100," in first.warnings[0]
+    assert "in fewer than 8 micro-batches" in second.warnings[0]
+    assert second.improved
+    controller = StopController(settings(at_least="2 se", metric="val/loss"), INFOS)
+    infinite = controller.judge(Evaluation(100, 1.0, 3200, 0.1, {"val/loss": INF}))
+    assert infinite.reason == "diverged"
 
 
 def test_standard_errors_are_those_of_repeated_draws() -> None:
