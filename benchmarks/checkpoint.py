@@ -179,7 +179,9 @@ def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> dict[
 
     def restore() -> None:
         path = ranks.decide(lambda: str(choose(directory / "run", "auto").path))
-        load(Path(path), rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu"))
+        cpu = torch.device("cpu")
+        loaded = load(Path(path), rank=ranks.rank, num_ranks=ranks.size, device=cpu)
+        loaded.optimizer.read(loaded.optimizer)
 
     limits = Limits(state.size_bytes, ranks, directory)
 

@@ -42,16 +42,22 @@ class Pace:
         self._measured = 0
         self._told_s: float | None = None
         self._period = self._choose()
-        self._due_s = clock() + self._period.seconds
+        self._begun_s = clock()
+        self._due_s = self._begun_s + self._period.seconds
         self._asked = False
         # Of the save in flight, or measured last: the accounts and the step when it began
         self._before: tuple[dict[str, float], int] | None = None
         self._calm_since: tuple[float, int] | None = None
         self._calm_step_s: float | None = None
 
-    def is_due(self) -> bool:
-        """Whether a save is to be asked for now; asked for once."""
-        if self._asked or self._clock() < self._due_s:
+    def is_due(self, *, saving: bool = False) -> bool:
+        """Whether a save is to be asked for now; asked for once.
+
+        saving: one is in flight, which is waited for; not for ever, so that a disk that hangs is
+        reported.
+        """
+        earliest_s = self._begun_s + self._settings.timeout_s if saving else self._due_s
+        if self._asked or self._clock() < max(earliest_s, self._due_s):
             return False
         self._asked = True
         return True
@@ -59,7 +65,8 @@ class Pace:
     def begin(self, step: int) -> None:
         """A save of this step begins, whatever asked for it."""
         self._asked = False
-        self._due_s = self._clock() + self._period.seconds
+        self._begun_s = self._clock()
+        self._due_s = self._begun_s + self._period.seconds
         totals = self._ledger.totals()
         if self._calm_since is not None:
             since_s, since = self._calm_since
@@ -89,9 +96,8 @@ class Pace:
         self._held_s.append(held_s)
         self._costs_s.append(held_s + slowed_s)
         self._durable_s = durable_s
-        begun_s = self._due_s - self._period.seconds
         self._period = self._choose()
-        self._due_s = begun_s + self._period.seconds
+        self._due_s = self._begun_s + self._period.seconds
 
     def news(self) -> SavePeriod | None:
         """The current period if it was not told yet, or is quite another by now."""
@@ -117,7 +123,8 @@ class Pace:
             kept.extend(float(one) for one in state[name])
         self._durable_s, self._measured = float(state["durable_s"]), int(state["measured"])
         self._period = self._choose()
-        self._due_s = self._clock() + self._period.seconds
+        self._begun_s = self._clock()
+        self._due_s = self._begun_s + self._period.seconds
 
     def _choose(self) -> SavePeriod:
         every = self._settings.every

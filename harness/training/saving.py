@@ -169,8 +169,10 @@ def is_save_due(run: Run) -> bool:
     """Whether the clock asks for a save after this step; not while one is in flight. Rank 0's word
     counts; no collective.
     """
-    if run.pace is None or run.store.is_saving():
+    if run.pace is None:
         return False
+    if run.store.is_saving():
+        return run.pace.is_due(saving=True)
     last = run.store.last_report
     ended = last is not None and last.error is None and not last.skipped
     run.pace.end(run.step, last.total_s if last is not None and ended else None)

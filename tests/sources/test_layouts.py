@@ -131,9 +131,9 @@ def test_packed_and_json_files_that_are_torn_are_named(tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(DataError, match=rf"a\.json: {what}"):
             Table(str(tmp_path / "a.json"))
-    (tmp_path / "a.jsonl.gz").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz: \.gz is not one of \.csv"):
-        Table(str(tmp_path / "a.jsonl.gz"))
+    (tmp_path / "a.parquet.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.parquet\.gz: \.gz is not one of \.csv"):
+        Table(str(tmp_path / "a.parquet.gz"))
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,15 @@ def test_a_failed_save_costs_no_opinion() -> None:
     assert interval.reason.endswith("not measured yet")
 
 
+def test_a_save_in_flight_is_waited_for_but_not_for_ever() -> None:
+    settings = CheckpointConfig(every=SaveEvery(minutes=1.0), timeout_s=600.0)
+    training = Training(settings)
+    training.pace.begin(1)
+    for passed_s, due in ((100.0, False), (450.0, False), (51.0, True), (60.0, False)):
+        training.clock.now += passed_s
+        assert training.pace.is_due(saving=True) is due
+
+
 def test_steps_need_no_clock() -> None:
     ledger = Ledger()
     for every in (None, SaveEvery(steps=3), SaveEvery(epochs=1)):
