@@ -197,7 +197,7 @@ class WaveReader:
     ) -> Wave:
         """(T, C) as decoded -> (C, T) at the requested rate."""
         if len(frames) == 0:
-            raise DataError(f"{name}: it contains no sound. Remove it.")
+            raise _silent(name)
         if not np.isfinite(frames).all():
             raise DataError(f"{name}: it contains NaN or infinite values. Remove it.")
         self._tell_loud(name, frames, most=_LOSSY if lossy else 1.0)
@@ -232,6 +232,8 @@ class WaveReader:
                 f"{name}: truncated: it ends before the length it declares. Download it again."
             )
         self._require(name, head.channels, head.samplerate)
+        if head.frames == 0:
+            raise _silent(name)
         return head
 
     def _require(self, name: str, channels: int, rate_hz: int) -> None:
@@ -274,6 +276,10 @@ def _decoded(file: Path | bytes, name: str, begin: int, count: int) -> NDArray[n
             f"{name}: {len(frames)} frames, but its header declares {count}. It may be truncated."
         )
     return frames
+
+
+def _silent(name: str) -> DataError:
+    return DataError(f"{name}: it contains no sound. Remove it.")
 
 
 def _decoder() -> Any:

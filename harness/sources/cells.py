@@ -203,7 +203,9 @@ class Cells:
         return values
 
     def integers(self, name: str) -> NDArray[np.int64]:
-        """(N,) int64. Raises DataError as `numbers`, and for a fraction or a missing value."""
+        """(N,) int64. Raises DataError as `numbers`, for a fraction or a missing value, and for a
+        number that is too large.
+        """
         cells = self.stored(name)
         if (
             isinstance(cells, np.ndarray)
@@ -212,11 +214,27 @@ class Cells:
         ):
             return cells.astype(np.int64)
         values = self.numbers(name)
-        whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
+        whole = np.isfinite(values) & (values == np.rint(values))
         if not whole.all():
             what = f"{values[~whole][0]} is not an integer. Correct it, or read the column"
             self._refuse_where(name, ~whole, f"{what} as number.")
-        return values.astype(np.int64)
+        large = np.abs(values) >= 2**53  # of which float64 does not hold each
+        found = np.where(large, 0, values).astype(np.int64)
+        if large.any():
+            all_cells = listed(cells)
+            for index in np.flatnonzero(large).tolist():
+                found[index] = self._exactly(name, index, all_cells[index])
+        return found
+
+    def _exactly(self, name: str, index: int, cell: Any) -> int:
+        try:
+            number = int(str(cell).replace(self.layout.thousands or " ", ""))
+        except ValueError:  # 1e18, or a float
+            number = 2**63
+        if not -(2**63) <= number < 2**63:
+            what = f"{cell} is too large for an exact integer. Read the column as text"
+            self.refuse(name, index, f"{what}.")
+        return number
 
     def texts(self, name: str, *, as_stored: bool = False) -> Texts:
         """N texts as `text_of` writes values, or `as_stored`, as names of files have to be; ""

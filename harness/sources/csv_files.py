@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout
 from harness.sources.encodings import why_undecoded
-from harness.sources.headed import Head, Line, by_column, read_head, rows_below
+from harness.sources.headed import COMMENT, Head, Line, by_column, read_head, rows_below
 
 _Columns = dict[str, Any]  # pyarrow strings
 _LONGEST_FIELD = 2**31 - 1  # bytes
@@ -36,7 +36,7 @@ def read_csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
     layout.check_separator(separator)
     csv.field_size_limit(_LONGEST_FIELD)
     with open_text(path, layout.encoding) as file:
-        rows = _Rows(file, separator, layout.escape)
+        rows = _Rows(file, separator, layout)
         try:
             head = read_head(path, layout, columns, rows)
             parts = list(_parts(file, rows, head, layout))
@@ -45,9 +45,7 @@ def read_csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
                 f"{path}: row {rows.number}: {error}. Correct the row, or set separator."
             ) from error
         except TORN as error:
-            raise DataError(
-                f"{path}: row {rows.number}: cannot be unpacked: {error}. It may be truncated."
-            ) from error
+            raise DataError(f"{path}: cannot be unpacked: {error}. It may be truncated.") from error
     cells = {name: _chunked([part[name] for part, _ in parts]) for name in head.wanted}
     return Cells(path, cells, np.concatenate([numbers for _, numbers in parts]), layout)
 
@@ -96,23 +94,35 @@ def why_not_text(path: Path, layout: Layout, error: UnicodeError) -> str:
 class _Rows(Iterator[Line]):
     """The rows of a text, by Python's reader; `number` is that of the last line taken."""
 
-    def __init__(self, file: TextIO, separator: str, escape: str | None) -> None:
-        self.separator, self.escape = separator, escape
+    def __init__(self, file: TextIO, separator: str, layout: Layout) -> None:
+        self.separator, self._escape, self._comment = separator, layout.escape, layout.comment
         self._before = 0
         # A byte order mark, which utf-8 or utf-16-le would keep
         first = (file.readline().removeprefix("\ufeff") for _ in range(1))
         self._read(chain(first, file))
 
-    def _read(self, lines: Iterator[str]) -> None:
+    def _read(self, text: Iterator[str]) -> None:
+        self._text = text
+        self._next: str | None = None  # a line that was looked at
         self._lines = csv.reader(
-            lines, delimiter=self.separator, strict=True, escapechar=self.escape
+            iter(self._take, None), delimiter=self.separator, strict=True, escapechar=self._escape
         )
+
+    def _take(self) -> str | None:
+        line, self._next = self._next, None
+        return next(self._text, None) if line is None else line
 
     @property
     def number(self) -> int:
         return self._before + self._lines.line_num
 
     def __next__(self) -> Line:
+        if self._comment is not None:  # as it is written: a quoted cell begins with its quote
+            line = self._take()
+            if line is not None and line.lstrip().startswith(self._comment):
+                self._before += 1
+                return self.number, COMMENT
+            self._next = line
         cells = next(self._lines)
         return self.number, cells
 
@@ -134,9 +144,9 @@ def _parts(
     # Loaded when used
     import pyarrow as pa
 
-    for text, after, is_last in _blocks(file, hold=layout.skip_footer > 0):
+    for text, after, is_last in _blocks(file, hold=layout.skip_footer > 0, begun=rows.number > 0):
         found = None
-        if not (is_last and layout.skip_footer):
+        if text and not (is_last and layout.skip_footer):
             found = _by_pyarrow(text, rows.separator, head, layout)
         if found is None:
             rows.go_on(text + after, file)
@@ -152,15 +162,20 @@ def _parts(
     yield {name: pa.chunked_array([], pa.string()) for name in head.wanted}, np.empty(0, np.int64)
 
 
-def _blocks(file: TextIO, *, hold: bool) -> Iterator[tuple[str, str, bool]]:
+def _blocks(file: TextIO, *, hold: bool, begun: bool) -> Iterator[tuple[str, str, bool]]:
     """(text, what was read after it, whether it is the last): whole rows if quotes come in pairs.
+    No text at last where no row ends within a block.
 
-    hold: the last is at least as large as a block, or all there is.
+    hold: the last is at least as large as a block, or all there is. begun: whether a byte order
+    mark was taken.
     """
-    held = left = ""
+    held, left = "", "" if begun else file.read(1).removeprefix("\ufeff")
     while read := file.read(_BLOCK):
         left += read
         end = _end_of_rows(left)
+        if not end and len(left) >= _BLOCK:
+            yield "", held + left, False
+            return
         block, left = left[:end], left[end:]
         if hold and block:
             held, block = block, held

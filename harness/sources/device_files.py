@@ -4,6 +4,7 @@ PhysioNet's WFDB (wfdb), HDF5 (h5py).
 
 import warnings
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
     with warnings.catch_warnings():  # of wfdb, about how it calls pandas
         warnings.simplefilter("ignore")
         wfdb = need("wfdb", "devices", f"{path}: WFDB")
+        _parts_of(path)
         try:
             record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=True)
         except Exception as error:
@@ -55,7 +57,7 @@ def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
 def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     """Datasets by path (acc/x); those of (T, C) give columns acc/0, acc/1, ... Raises DataError."""
     hdf5 = need("h5py", "devices", f"{path}: HDF5")
-    stored: dict[str, NDArray[Any]] = {}
+    stored: dict[str, Any] = {}
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, hdf5.Dataset) and node.ndim == 1:
@@ -69,6 +71,11 @@ def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
             cells = {}
             for name in select_names(path, list(stored), columns):
                 node = stored[name]
+                if node.external or node.is_virtual:
+                    raise DataError(
+                        f"{path}: dataset {name!r} is made of other files, which are not read. "
+                        "Copy it into one file (h5repack), or name others."
+                    )
                 part = node if node.ndim == 1 else node[:, int(name.rpartition("/")[2])]
                 cells[name] = _of_dataset(path, name, part)
     except (OSError, RuntimeError, ValueError) as error:
@@ -78,24 +85,35 @@ def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
 
 def with_parts(paths: Sequence[Path]) -> list[Path]:
     """The files, and those that headers of WFDB records name, if they exist."""
-    found = [
-        part
-        for path in paths
-        for part in [path, *(_parts_of(path) if path.suffix.lower() == ".hea" else ())]
-    ]
-    return [path for path in dict.fromkeys(found) if path in paths or path.is_file()]
+    found = dict.fromkeys(paths)
+    for path in paths:
+        if path.suffix.lower() == ".hea":
+            with suppress(DataError, OSError):  # told by the reader
+                found |= {part: None for part in _parts_of(path) if part.is_file()}
+    return list(found)
 
 
-def _parts_of(path: Path) -> list[Path]:
-    """The files of a record beside its header (WFDB Applications Guide, header(5))."""
+def _parts_of(path: Path, within: Sequence[Path] = ()) -> list[Path]:
+    """The files of a record beside its header (WFDB Applications Guide, header(5)). Raises
+    DataError for files that are not beside it.
+    """
     if not path.is_file():
         return []
-    lines = [line for line in path.read_text("latin-1").splitlines() if line[:1] not in ("", "#")]
-    names = [line.split()[0] for line in lines[1:]]
-    if lines and "/" in lines[0].split()[0]:  # of several segments, each with a header
-        headers = [path.with_name(f"{name}.hea") for name in names if name != "~"]
-        return [one for header in headers for one in (header, *_parts_of(header))]
-    return [path.with_name(name) for name in dict.fromkeys(names) if name != "~"]
+    lines = [line.split() for line in path.read_text("latin-1").splitlines()]
+    lines = [line for line in lines if line and not line[0].startswith("#")]
+    names = [name for name in dict.fromkeys(line[0] for line in lines[1:]) if name != "~"]
+    for name in names:
+        if Path(name).name != name:
+            raise DataError(
+                f"{path}: it names {name!r}. Put all files of a record into one folder."
+            )
+    if not lines or "/" not in lines[0][0]:
+        return [path.with_name(name) for name in names]
+    # Of several segments, each with a header
+    headers = [path.with_name(f"{name}.hea") for name in names]
+    if path in within:
+        raise DataError(f"{path}: it is a segment of itself. Correct the header.")
+    return [one for at in headers for one in (at, *_parts_of(at, (*within, path)))]
 
 
 def _of_dataset(path: Path, name: str, values: Any) -> Any:

@@ -1,12 +1,12 @@
 """Sheets of Excel and of LibreOffice."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from harness.errors import DataError
 from harness.sources.cells import Cells, Layout
 from harness.sources.files import need
-from harness.sources.headed import by_column, read_head, rows_below
+from harness.sources.headed import COMMENT, Line, by_column, read_head, rows_below
 from harness.sources.workbook import check_document, check_workbook, find_padded
 from harness.wording import did_you_mean
 
@@ -46,10 +46,16 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
         ) from error
     if is_xml:
         for (row, column), width in find_padded(path, str(named)).items():
+            if row > grid.shape[0] or column > grid.shape[1]:  # of cells below or beside the data
+                continue
             number = grid[row - 1, column - 1]
             if isinstance(number, int | float) and float(number).is_integer() and number >= 0:
                 grid[row - 1, column - 1] = f"{int(number):0{width}d}"
-    lines = enumerate(grid.tolist(), start=1)
+    mark = layout.comment
+    lines: Iterator[Line] = (
+        (row, COMMENT if mark and str(cells[0]).lstrip().startswith(mark) else cells)
+        for row, cells in enumerate(grid.tolist(), start=1)
+    )
     head = read_head(path, layout, columns, lines)
     kept = list(rows_below(head, layout, lines))
     cells = by_column(head, [cells for _, cells in kept])

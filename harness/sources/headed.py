@@ -16,6 +16,7 @@ from harness.sources.cells import Layout, number_or_none
 from harness.wording import did_you_mean, some
 
 Line = tuple[int, list[Any]]  # the number of a row, from 1, and its cells
+COMMENT: list[Any] = []  # in place of the cells of a row that is a comment
 _SEPARATORS = (";", "\t", "|", ",")
 _LOOKED_THROUGH = 20  # rows searched for a header that is not where it should be
 
@@ -43,7 +44,7 @@ def read_head(
         return Head(path, str(path), names, select_names(path, names, columns))
     above: list[Line] = []
     for row, cells in lines:
-        if _is_comment(cells, layout):
+        if cells is COMMENT:
             continue
         if row < layout.header:
             above.append((row, cells))
@@ -71,7 +72,7 @@ def rows_below(head: Head, layout: Layout, lines: Iterator[Line]) -> Iterator[Li
     filled = (
         (row, cells)
         for row, cells in lines
-        if any(cell is not None and cell != "" for cell in cells) and not _is_comment(cells, layout)
+        if any(cell is not None and cell != "" for cell in cells)
     )
     for row, cells in _without_last(filled, layout.skip_footer):
         if len(cells) < len(head.names) or any(cell != "" for cell in cells[len(head.names) :]):
@@ -89,11 +90,6 @@ def by_column(head: Head, kept: list[list[Any]]) -> dict[str, list[Any]]:
     """{name: cells} of some rows, of the columns to read."""
     places = {name: head.names.index(name) for name in head.wanted}
     return {name: [cells[place] for cells in kept] for name, place in places.items()}
-
-
-def _is_comment(cells: Sequence[Any], layout: Layout) -> bool:
-    mark = layout.comment
-    return mark is not None and bool(cells) and str(cells[0]).lstrip().startswith(mark)
 
 
 def _pass_over(lines: Iterator[Line], last: int, row: int = 0) -> None:

@@ -69,8 +69,8 @@ def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> 
         for row, line in enumerate(file, start=1):
             if line.strip():
                 try:
-                    found = json.loads(line)
-                except json.JSONDecodeError as error:
+                    found = json.loads(line, object_pairs_hook=_object)
+                except ValueError as error:
                     raise DataError(
                         f"{path}: row {row}: not JSON: {error}. Correct the line, or remove it."
                     ) from error
@@ -82,6 +82,16 @@ def _json_lines(path: Path, layout: Layout, columns: Collection[str] | None) -> 
                 rows.append(row)
                 objects.append(found)
     return _of_objects(path, layout, columns, rows, objects)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a name that occurs twice, of which json would drop the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} occurs twice in an object")
+    return found
 
 
 def _of_objects(
@@ -189,10 +199,13 @@ def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
 
 def _json(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     with open_text(path, "utf-8-sig") as file:
-        try:
-            objects = json.load(file)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: row {error.lineno}: not JSON: {error.msg}.") from error
+        text = file.read()
+    try:
+        objects = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: row {error.lineno}: not JSON: {error.msg}.") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}. Correct it.") from error
     if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
         raise DataError(f"{path}: not a list of objects. Give one, with an object for each row.")
     return _of_objects(path, layout, columns, range(1, len(objects) + 1), objects)

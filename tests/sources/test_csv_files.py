@@ -104,6 +104,25 @@ def test_a_bad_row_after_many_blocks_has_its_number(
             Table(str(tmp_path / "a.csv"), ["n"], {"t": "text"})
 
 
+def test_an_odd_quote_does_not_make_a_file_be_looked_through_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_files, "_BLOCK", 1000)
+    looked: list[int] = []
+    end_of_rows = csv_files._end_of_rows
+    monkeypatch.setattr(
+        csv_files, "_end_of_rows", lambda text: looked.append(len(text)) or end_of_rows(text)
+    )
+    (tmp_path / "a.csv").write_text("n,t\n" + '0,"odd\n' + "1,plain\n" * 2000)
+    with pytest.raises(DataError, match=r"row 2002: unexpected end of data"):
+        Table(str(tmp_path / "a.csv"), ["n"], {"t": "text"})
+    (tmp_path / "b.csv").write_text("n,t\n" + '0,"' + "1,plain\n" * 2000 + '"\n1,x\n')
+    for skip in (0, 1):
+        table = Table(str(tmp_path / "b.csv"), ["n"], {"t": "text"}, skip_footer=skip)
+        assert table.known()["t"] == ["1,plain\n" * 2000, "x"][: 2 - skip]
+    assert sum(looked) < 5000
+
+
 @pytest.mark.parametrize("block", [100, 2**24])
 def test_rows_at_the_end_that_are_no_data_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int

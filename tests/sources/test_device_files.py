@@ -90,6 +90,48 @@ def test_records_of_wfdb_are_read_with_all_their_files(tmp_path: Path) -> None:
         series(path, ["V5"])
 
 
+def test_headers_that_name_other_folders_or_themselves_are_refused(tmp_path: Path) -> None:
+    edf(tmp_path / "secret.edf")
+    for number, (header, what) in enumerate(
+        (
+            ("a 1 50 9\n../secret.edf 16\n", r"it names '\.\./secret\.edf'. Put all files"),
+            (f"a 1 50 9\n{tmp_path}/secret.edf 16\n", "it names '/.*secret"),
+            ("a 1 50 9\nsub/a.dat 16\n", "it names 'sub/a"),
+            ("a/1 1 50 9\na 9\n", "it is a segment of itself"),
+            (" \n", "cannot be read: "),
+        )
+    ):
+        path = tmp_path / str(number) / "a.hea"
+        path.parent.mkdir()
+        path.write_text(header)
+        assert Series.paths_of(str(path))[0] == path
+        with pytest.raises(DataError, match=rf"a\.hea: {what}"):
+            series(path, ["II"])
+    (tmp_path / "fine.csv").write_text("II\n" + "1\n" * 50)
+    files = [str(tmp_path / "fine.csv"), str(tmp_path / "*/a.hea")]
+    with pytest.warns(UserWarning, match="5 of 6 files skipped"):
+        assert len(Series(files, ["II"], 50, 50, on_error="skip")) == 1
+
+
+def test_datasets_of_other_files_are_refused(tmp_path: Path) -> None:
+    np.arange(9.0).tofile(tmp_path / "secret.bin")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = np.arange(9.0)
+    layout = h5py.VirtualLayout(shape=(9,), dtype="f8")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", shape=(9,))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("e", (9,), "f8", external=[(str(tmp_path / "secret.bin"), 0, 72)])
+        file.create_virtual_dataset("v", layout)
+        file["x"] = np.arange(9.0)
+        file["link"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "x")
+    for name in "ev":
+        with pytest.raises(DataError, match=rf"a\.h5: dataset '{name}' is made of other files"):
+            Table(str(tmp_path / "a.h5"), [name])
+    with pytest.raises(DataError, match="no column 'link', only e, v, x"):
+        Table(str(tmp_path / "a.h5"), ["link"])
+    assert Table(str(tmp_path / "a.h5"), ["x"])[8]["features"].tolist() == [8]
+
+
 def test_datasets_of_hdf5_are_columns(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     acc, marks = DRAW.normal(size=(100, 3)), DRAW.integers(0, 9, 100)

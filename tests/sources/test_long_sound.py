@@ -38,6 +38,17 @@ def windows(source: Recordings) -> NDArray[Any]:
     return found
 
 
+@pytest.mark.parametrize("keep", ["memory", "disk"])
+def test_a_recording_without_sound_is_named_or_left_out(tmp_path: Path, keep: Any) -> None:
+    write(tmp_path / "a.wav", noise(1))
+    write(tmp_path / "b.wav", noise(0))
+    options: dict[str, Any] = {"rate_hz": RATE, "seconds": 0.5, "hop_s": 0.5, "keep": keep}
+    with pytest.raises(DataError, match=r"b\.wav: it contains no sound"):
+        Recordings(f"{tmp_path}/*.wav", **options)
+    with pytest.warns(UserWarning, match=r"1 of 2 files skipped: .*b\.wav"):
+        assert len(Recordings(f"{tmp_path}/*.wav", on_error="skip", **options)) == 2
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(1, 400), min_size=1, max_size=3),

@@ -29,6 +29,15 @@ def files(folder: Path, objects: list[dict[str, Any]]) -> list[Path]:
     return [lines, whole, columns]
 
 
+def test_a_name_that_occurs_twice_in_an_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}\n')
+    with pytest.raises(DataError, match=r"row 2: not JSON: the name 'c' occurs twice in an obj"):
+        Table(str(tmp_path / "a.jsonl"))
+    (tmp_path / "a.json").write_text('[{"a": 1, "a": 2}]')
+    with pytest.raises(DataError, match=r"a\.json: not JSON: the name 'a' occurs twice"):
+        Table(str(tmp_path / "a.json"))
+
+
 def test_nested_columns_are_those_that_pandas_makes_of_them(tmp_path: Path) -> None:
     flat = pd.json_normalize(OBJECTS)
     for path in files(tmp_path, OBJECTS):
