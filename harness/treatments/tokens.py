@@ -1,5 +1,7 @@
 """Texts to tokens, and padding to one length."""
 
+import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +27,12 @@ class Tokenise:
     trained on the training split: `size` tokens of the `model` bpe (byte by byte as GPT-2's, so
     that no text is unknown), wordpiece (as BERT's) or word (the most frequent words), on its first
     `learn_from` texts; 0 to 4 are [PAD], [UNK], [CLS], [SEP], [MASK]. `special`: whether to add the
-    tokens with which a text begins and ends. Either tokenizer is kept in every checkpoint, and the
-    file not read again. `size` has to match the network.
+    tokens with which a text begins and ends. A text that spells one ("[PAD]") is text to a trained
+    tokenizer, and the token to that of a file, as in transformers. Either tokenizer is kept in
+    every checkpoint, and the file not read again. `size` has to match the network.
 
-    Raises ConfigError, and DataError for a text that gives no token.
+    Raises ConfigError, and DataError for a text that gives no token and for texts of more
+    characters than `size`.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Tokenise:
         """state: as `state()` gave it."""
         self._state: str = state["tokenizer"]
         self._tokenizer = _library().Tokenizer.from_str(self._state)
+        self._tokenizer.encode_special_tokens = self._file is None
         self._tokenizer.no_padding()
         if self._length is None:
             self._tokenizer.no_truncation()
@@ -132,8 +137,10 @@ class Pad:
     """Samples of several lengths as one array: B arrays (T_i, ...) -> (B, T, ...), filled up with
     `value` at their ends; T is `length`, or without it the longest of the micro-batch.
 
-    `mask`: a name for (B, T) int64, 1 where there was something. Raises DataError for samples
-    longer than `length`, or of different further axes.
+    `mask`: a name for (B, T) int64, 1 where there was something. A network sees the mask; what is
+    learned and measured does not. For tokens that `LanguageModelling` predicts, `value: -100`, its
+    `ignore_index`, keeps the padding out. Raises DataError for samples longer than `length`, or of
+    different further axes, and for a `value` that their type does not hold.
     """
 
     def __init__(
@@ -158,6 +165,11 @@ class Pad:
                 "before, e.g. by the length of Tokenise, or increase length."
             )
         first = samples[0]
+        if not _holds(first.dtype, self.value):
+            kind = str(first.dtype).removeprefix("torch.")
+            raise DataError(
+                f"{self.key}: value: {self.value}: {kind} does not hold it. Give another one."
+            )
         padded = torch.full((len(samples), length, *first.shape[1:]), self.value, dtype=first.dtype)
         for row, one in zip(padded, samples, strict=True):
             row[: len(one)] = one
@@ -179,6 +191,16 @@ class Pad:
                 f"{', '.join(sorted(batch))}. Set key, or put Tokenise before it."
             )
         return list(samples)
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    if dtype == torch.bool:
+        return value in (0, 1)
+    if dtype.is_complex or not math.isfinite(value):
+        return dtype.is_complex or dtype.is_floating_point
+    limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    fits = limits.min <= value <= limits.max
+    return fits and (dtype.is_floating_point or value == int(value))
 
 
 def _library() -> Any:
@@ -224,6 +246,10 @@ def _train(texts: Sequence[str], model: Model, size: int, *, lowercase: bool) ->
         "special_tokens": list(SPECIAL),
         "show_progress": False,
     }
+    normal = [library.normalizers.NFC()]
+    if lowercase:
+        normal.append(library.normalizers.Lowercase())
+    normalizer = library.normalizers.Sequence(normal)
     make: dict[str, Callable[[], tuple[Any, Any, Any, Any]]] = {
         "bpe": lambda: (
             models.BPE(),
@@ -244,12 +270,11 @@ def _train(texts: Sequence[str], model: Model, size: int, *, lowercase: bool) ->
             trainers.WordLevelTrainer(**options),
         ),
     }
+    if model == "wordpiece":
+        options["special_tokens"] += _continuing(texts, normalizer)
     kind, pre_tokenizer, decoder, trainer = make[model]()
     tokenizer = library.Tokenizer(kind)
-    normal = [library.normalizers.NFC()]
-    if lowercase:
-        normal.append(library.normalizers.Lowercase())
-    tokenizer.normalizer = library.normalizers.Sequence(normal)
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
     if decoder is not None:
         tokenizer.decoder = decoder
@@ -259,4 +284,23 @@ def _train(texts: Sequence[str], model: Model, size: int, *, lowercase: bool) ->
         special_tokens=[(begin, SPECIAL.index(begin)), (end, SPECIAL.index(end))],
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    if (num_tokens := tokenizer.get_vocab_size()) > size:
+        raise DataError(
+            f"size: {size}: the characters of the texts alone make {num_tokens} tokens. Increase "
+            "size, or set model: bpe."
+        )
+    kept = json.loads(tokenizer.to_str())
+    kept["added_tokens"] = kept["added_tokens"][: len(SPECIAL)]
+    return library.Tokenizer.from_str(json.dumps(kept))
+
+
+def _continuing(texts: Sequence[str], normalizer: Any) -> list[str]:
+    """What continues a word by one character, sorted: left to itself, the trainer numbers these at
+    random, and which of equally frequent pieces it takes depends on the numbers.
+    """
+    split = _library().pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    found: set[str] = set()
+    for text in texts:
+        for word, _ in split(normalizer.normalize_str(text)):
+            found.update(word[1:])
+    return [f"##{character}" for character in sorted(found)]

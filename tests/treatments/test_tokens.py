@@ -19,7 +19,9 @@ from harness.data.preparing import Feedback, Sources, fit, open_splits, prepare
 from harness.data.settings import DataConfig
 from harness.errors import ConfigError, DataError
 from harness.sources.tables import Table
+from harness.tasks import LanguageModelling
 from harness.treatments import Pad, Tokenise
+from harness.treatments.tokens import SPECIAL
 from tests.pool import command, train_on_ranks
 from tests.sources import make_docstrings
 
@@ -62,6 +64,26 @@ def test_words_are_the_most_frequent_ones_of_the_training_split() -> None:
     numbers = dict(zip(["the", "cat"], [5, 6], strict=True))
     assert [word for word, _ in words.most_common(2)] == list(numbers)
     assert ids(tokenise, ["the dog CAT"]) == [[2, numbers["the"], 1, numbers["cat"], 3]]
+
+
+@pytest.mark.parametrize("model", ["bpe", "wordpiece", "word"])
+def test_a_training_gives_one_vocabulary_of_the_size_that_was_asked_for(model: Any) -> None:
+    texts = [str(path.read_text()) for path in sorted((ROOT / "harness" / "data").glob("*.py"))]
+    texts[0] += "[PAD] ##a"
+    states = {trained(texts, model=model, size=500).state()["tokenizer"] for _ in range(4)}
+    assert len(states) == 1  # the library's hashes differ within a process too
+    kept = json.loads(states.pop())
+    assert sorted(kept["model"]["vocab"].values()) == list(range(500))
+    assert [token["content"] for token in kept["added_tokens"]] == list(SPECIAL)
+
+
+def test_a_text_that_spells_a_special_token_is_text(tmp_path: Path) -> None:
+    tokenise = trained()
+    assert ids(tokenise, ["a [PAD] b"])[0].count(0) == 0
+    (tmp_path / "tokenizer.json").write_text(tokenise.state()["tokenizer"])
+    of_file = Tokenise(file=str(tmp_path))  # as transformers has it
+    of_file.finish()
+    assert ids(of_file, ["a [PAD] b"])[0].count(0) == 1
 
 
 @pytest.mark.parametrize("model", ["bpe", "wordpiece", "word"])
@@ -211,6 +233,17 @@ def test_settings_without_a_meaning_are_refused(make: Any, words: str) -> None:
         (lambda: BYTES({"note": ["a"]}), "Tokenise needs 'text' as text; samples have note"),
         (lambda: BYTES({"text": torch.ones(2)}), "Tokenise needs 'text' as text"),
         (lambda: Pad(length=2)({"tokens": [torch.ones(3)]}), "a sample of 3, longer than length"),
+        (lambda: trained(model="wordpiece", size=40), "size: 40: the characters .* set model: bpe"),
+        *(
+            (lambda one=one, value=value: Pad(value=value)({"tokens": [one]}), "value: .* not hold")
+            for one, value in (
+                (torch.ones(2, dtype=torch.int64), 0.5),
+                (torch.ones(2, dtype=torch.uint8), -100),
+                (torch.ones(2, dtype=torch.int64), float("nan")),
+                (torch.ones(2, dtype=torch.bool), 2),
+                (torch.ones(2, dtype=torch.float16), 1e9),
+            )
+        ),
         (lambda: Pad()({"tokens": [1, 2]}), "Pad needs arrays"),
         (lambda: Pad()({"tokens": [torch.ones(2, 3), torch.ones(2, 4)]}), "Pad needs arrays"),
     ],
@@ -227,6 +260,21 @@ def test_arrays_of_further_axes_are_padded_and_equal_ones_too() -> None:
     assert batch["x"][0, :, 0].tolist() == [1, 1, -1, -1]
     assert batch["m"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert Pad("x", length=5)({"x": torch.ones(2, 3)})["x"].shape == (2, 5)
+
+
+def test_padding_that_a_language_model_ignores_is_neither_learned_nor_measured() -> None:
+    texts = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([2, 7])]
+    task = LanguageModelling("tokens")
+    network = torch.nn.Embedding(9, 9).requires_grad_(False)  # of each token by itself
+    losses, items = [], []
+    for batch in ([texts[0]], [texts[1]], texts):
+        padded = Pad(value=-100)({"tokens": batch})
+        task.fit_to(outputs := task.forward(network, padded))
+        task.check(padded)
+        losses.append(float(task.loss_sum(outputs, padded)))
+        items.append(int(task.num_items(padded)))
+    assert items == [4, 1, 5]
+    assert losses[2] == pytest.approx(losses[0] + losses[1], rel=1e-6)
 
 
 SHORT = [
