@@ -73,12 +73,13 @@ def _since_epoch(
     timezone = cells.layout.timezone
     zone = datetime.UTC if timezone is None else ZoneInfo(timezone)
     seconds = np.full(len(dates), np.nan)
-    befores: dict[Hashable, datetime.datetime] = {}
+    befores: dict[Hashable, tuple[datetime.datetime, datetime.timedelta]] = {}
     twice, num_naive = [], 0
     for index, (date, key) in enumerate(zip(dates, keys, strict=True)):
         if date is None:
             continue
-        moment, before = date, befores.get(key, _EPOCH)
+        moment = date
+        before, step = befores.get(key, (None, _NO_TIME))
         if date.tzinfo is None:
             num_naive += 1
             moment = date.replace(tzinfo=zone)
@@ -89,24 +90,38 @@ def _since_epoch(
                 cells.refuse(name, index, f"{what}. Correct it, or set another timezone.")
             if shift > _NO_TIME:
                 twice.append(index)
-                if before - shift <= moment.astimezone(datetime.UTC) < before:
+                if before is not None and _is_again(moment, before, step, shift):
                     moment = later
-                if moment.astimezone(datetime.UTC) < before:
+                if before is not None and moment.astimezone(datetime.UTC) < before:
                     what = f"{date} occurs twice in {timezone}, and the rows are not in order"
                     cells.refuse(name, index, f"{what}. Sort the file by time, or store UTC.")
-        befores[key] = moment.astimezone(datetime.UTC)
-        seconds[index] = (befores[key] - _EPOCH).total_seconds()
+        now = moment.astimezone(datetime.UTC)
+        befores[key] = now, _NO_TIME if before is None else now - before
+        seconds[index] = (now - _EPOCH).total_seconds()
     if timezone is not None and num_naive == 0 and any(dates):
         cells.refuse(name, 0, "dates state their own time zone. Remove timezone.")
     if twice:
         warnings.warn(
             f"{cells.path}: {len(twice):,} times in {name!r} are in the hour that occurs twice "
             f"as clocks are put back in {timezone}, the first in row {cells.rows[twice[0]]}: the "
-            "first pass is taken to end where the times of a recording go back. Store UTC to be "
-            "sure.",
+            "first pass is taken to end where the times of a recording go back, or stand still "
+            "after a step as long. Store UTC to be sure.",
             stacklevel=2,
         )
     return seconds
+
+
+def _is_again(
+    moment: datetime.datetime,
+    before: datetime.datetime,
+    step: datetime.timedelta,
+    shift: datetime.timedelta,
+) -> bool:
+    """Whether a time of the hour that occurs twice is of its second pass: less than `shift` earlier
+    than the time before, or, of hourly rows, equal to it.
+    """
+    earlier = before - moment.astimezone(datetime.UTC)
+    return _NO_TIME < earlier <= shift or (earlier == _NO_TIME and step >= shift)
 
 
 def _joined(date: Any, time: Any) -> Any:

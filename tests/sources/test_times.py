@@ -195,10 +195,16 @@ def test_the_hour_that_occurs_twice_is_that_of_each_recording(tmp_path: Path) ->
 def test_a_row_repeated_in_the_hour_that_occurs_twice_is_no_second_pass(tmp_path: Path) -> None:
     texts = [f"2025-10-26 0{time}" for time in ("1:50", "2:10", "2:10", "2:30", "3:00")]
     with (
-        pytest.warns(UserWarning, match="2 times"),
+        pytest.warns(UserWarning, match="3 times"),
         pytest.raises(DataError, match=r"row 4, .* not later than"),
     ):
         of_zone(tmp_path / "a.csv", texts)
+    with pytest.warns(UserWarning, match="stand still after a step as long"):
+        hourly = of_zone(tmp_path / "a.csv", [f"2025-10-26 0{hour}:00" for hour in (1, 2, 2, 3)])
+    assert np.diff(times_of(hourly)).tolist() == [3600] * 3
+    with pytest.warns(UserWarning, match="2 times"):
+        old = of_zone(tmp_path / "a.csv", ["1968-09-22 00:10", "1968-09-22 00:30"])
+    assert np.diff(times_of(old)).tolist() == [1200]
 
 
 def test_times_that_a_zone_does_not_have_are_refused(tmp_path: Path) -> None:
