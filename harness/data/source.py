@@ -328,6 +328,14 @@ def order_of(source: Any) -> Order | None:
     return order
 
 
+def may_have_order(target: Any) -> bool:
+    """Whether the source that a target builds may have an order of its own; those of our classes
+    say so by their class.
+    """
+    is_ours = inspect.isclass(target) and target.__module__.startswith("harness.")
+    return not is_ours or hasattr(target, "order")
+
+
 def paths_of(source: Any) -> Sequence[Path] | None:
     """The files that a source reads; None if it does not list them."""
     return source.paths() if hasattr(source, "paths") else None

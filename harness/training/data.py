@@ -1,6 +1,5 @@
 """The data of a run, opened on every rank; rank 0 prepares and checks it, however long it takes."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,7 +26,7 @@ from harness.data.preparing import (
     prepare,
 )
 from harness.data.sampling import Balance, Order
-from harness.data.source import class_names_of, order_of, skipped_of
+from harness.data.source import class_names_of, may_have_order, order_of, skipped_of
 from harness.data.split import Split
 from harness.data.streams import Streamed
 from harness.durable import write_json
@@ -220,12 +219,10 @@ def restore_stream(train: Split, launch: Launch) -> None:
 
 def training_order(config: Config, sources: Sources, prepared: Preparation) -> Order | None:
     """The order that the source of the training split gives to its samples, which one that is in
-    the store is built for unless it is of a class of ours without one. No collectives. Raises
-    ConfigError.
+    the store is built for if it may have one. No collectives. Raises ConfigError.
     """
     target = components.find(config.data.train.source[TARGET])
-    is_ours = inspect.isclass(target) and target.__module__.startswith("harness.")
-    if "train" in prepared.stored and is_ours and not hasattr(target, "order"):
+    if "train" in prepared.stored and not may_have_order(target):
         return None
     order = order_of(sources["train"])
     if order is not None and config.data.train.balance is not None:
