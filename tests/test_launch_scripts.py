@@ -42,6 +42,14 @@ if os.environ.get("ACT") == "wait":
     place["told"] = told
 with open(f"told-{place['RANK']}.json", "w") as file:
     json.dump({"arguments": sys.argv, "place": place}, file)
+if not os.environ.get("ACT") and place["RANK"] in (None, "0"):
+    fields = "reason detail step epoch samples world_size launches best checkpoint exact".split()
+    outcome = dict(zip(fields, ["budget", "spent", 1, 1.0, 8, 1, 1, None, None, True]))
+    named = [one[9:] for one in sys.argv if one.startswith("run.name=")]
+    run = os.path.join("runs", *(named or ["digits"]))
+    os.makedirs(run, exist_ok=True)
+    with open(os.path.join(run, "outcome.json"), "w") as file:
+        json.dump({**outcome, "exact_reason": "", "time": {}}, file)
 sys.exit(3 if os.environ.get("ACT") == "fail" else 0)
 """
 
