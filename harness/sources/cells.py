@@ -296,6 +296,8 @@ class Cells:
         for index, cell in enumerate(cells):
             try:
                 values[index] = self._read_number(cell) if isinstance(cell, str) else cell
+            except OverflowError:  # an integer of JSON
+                values[index] = np.inf
             except (ValueError, TypeError):
                 if not is_empty(cell) and str(cell).strip() not in self.layout.marks:
                     self.refuse(

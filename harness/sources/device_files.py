@@ -103,7 +103,7 @@ def _parts_of(path: Path, within: Sequence[Path] = ()) -> list[Path]:
     lines = [line for line in lines if line and not line[0].startswith("#")]
     names = [name for name in dict.fromkeys(line[0] for line in lines[1:]) if name != "~"]
     for name in names:
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise DataError(
                 f"{path}: it names {name!r}. Put all files of a record into one folder."
             )

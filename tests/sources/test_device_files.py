@@ -97,6 +97,7 @@ def test_headers_that_name_other_folders_or_themselves_are_refused(tmp_path: Pat
             ("a 1 50 9\n../secret.edf 16\n", r"it names '\.\./secret\.edf'. Put all files"),
             (f"a 1 50 9\n{tmp_path}/secret.edf 16\n", "it names '/.*secret"),
             ("a 1 50 9\nsub/a.dat 16\n", "it names 'sub/a"),
+            ("a/1 1 50 9\n.. 9\n", r"it names '\.\.'"),
             ("a/1 1 50 9\na 9\n", "it is a segment of itself"),
             (" \n", "cannot be read: "),
         )
@@ -109,7 +110,7 @@ def test_headers_that_name_other_folders_or_themselves_are_refused(tmp_path: Pat
             series(path, ["II"])
     (tmp_path / "fine.csv").write_text("II\n" + "1\n" * 50)
     files = [str(tmp_path / "fine.csv"), str(tmp_path / "*/a.hea")]
-    with pytest.warns(UserWarning, match="5 of 6 files skipped"):
+    with pytest.warns(UserWarning, match="6 of 7 files skipped"):
         assert len(Series(files, ["II"], 50, 50, on_error="skip")) == 1
 
 

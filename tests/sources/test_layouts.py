@@ -96,6 +96,9 @@ def test_large_integers_are_exact_or_refused(tmp_path: Path) -> None:
         str(tmp_path / "c.csv"), [], {"n": "integer"}, thousands=".", decimal=",", separator=";"
     )
     assert table.__getitems__([0, 1])["n"].tolist() == [2**53 + 1, 1000]
+    (tmp_path / "e.jsonl").write_text(f'{{"n": 1{"0" * 400}}}\n')
+    with pytest.raises(DataError, match="row 1, column 'n': infinite"):
+        Table(str(tmp_path / "e.jsonl"), ["n"])
     for cell in ("9223372036854775808", "1e18", "9007199254740993.0"):
         (tmp_path / "d.csv").write_text(f"n\n1\n{cell}\n")
         with pytest.raises(DataError, match=rf"row 3, column 'n': {cell} is too large .* as text"):
