@@ -118,8 +118,8 @@ def _summarise(one: Survey, roles: Roles, surveys: list[Survey]) -> SplitSummary
     role = roles.classes[0] if roles.classes else None
     labels = None if role is None else one.labels(role.target)
     names = {} if role is None else class_names(surveys, role)
-    places = {"": np.arange(len(one.rows))} if labels is None else labels.rows_by_word()
-    by_name = {names.get(word, word): one.rows[at].tolist() for word, at in places.items()}
+    rows_by_word = {"": np.arange(len(one.rows))} if labels is None else labels.rows_by_word()
+    by_name = {names.get(word, word): one.rows[at].tolist() for word, at in rows_by_word.items()}
     rows = {name: by_name[name] for name in sorted(by_name, key=in_order)}
     some = {name: _spread(of, min(SOME, len(of))) for name, of in rows.items()}
     return SplitSummary(

@@ -56,9 +56,9 @@ class Mixing:
     def groups(self, positions: Integers) -> tuple[Integers, Integers]:
         """positions: (n,) -> the group (n,) of each draw, and how many it has had before (n,)."""
         period, before = self._period
-        rounds, places = np.divmod(positions, len(period))
-        groups = period[places]
-        return groups, rounds * np.array(self.shares, dtype=np.int64)[groups] + before[places]
+        rounds, offsets = np.divmod(positions, len(period))
+        groups = period[offsets]
+        return groups, rounds * np.array(self.shares, dtype=np.int64)[groups] + before[offsets]
 
     @cached_property
     def _period(self) -> tuple[Integers, Integers]:
@@ -73,12 +73,12 @@ class Mixing:
         ready: list[tuple[int, int, int]] = []  # (deadline, group, draw)
         released: list[tuple[int, int, int]] = [(0, group, 0) for group in range(len(self.shares))]
         groups, before = np.empty(length, np.int64), np.empty(length, np.int64)
-        for place in range(length):
-            while released and released[0][0] <= place:
+        for offset in range(length):
+            while released and released[0][0] <= offset:
                 _, group, draw = heapq.heappop(released)
                 heapq.heappush(ready, (-(-(draw + 1) * length // self.shares[group]), group, draw))
             _, group, draw = heapq.heappop(ready)
-            groups[place], before[place] = group, draw
+            groups[offset], before[offset] = group, draw
             if draw + 1 < self.shares[group]:
                 begin = (draw + 1) * length // self.shares[group]
                 heapq.heappush(released, (begin, group, draw + 1))

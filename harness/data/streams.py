@@ -38,9 +38,8 @@ class InOrder:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a stream from which it can be read on: `state`, what its `state_dict` gave before
-    the sample at `position` of the pass that began at `begin`; `digests` of some samples from there
-    on.
+    """Where a stream can be read on from: `state`, what its `state_dict` gave before the sample at
+    `position` of the pass that began at `begin`; `digests` of some samples from there on.
     """
 
     position: int
@@ -216,8 +215,8 @@ class Streamed:
         return compared
 
     def _keep(self, mark: Mark, read: Mapping[int, Any]) -> None:
-        places = range(mark.position, mark.position + _COMPARED)
-        digests = [digest_of(read[at]) for at in takewhile(read.__contains__, places)]
+        positions = range(mark.position, mark.position + _COMPARED)
+        digests = [digest_of(read[at]) for at in takewhile(read.__contains__, positions)]
         self.mark = Mark(mark.position, mark.begin, mark.state, digests)
         furthest = self._marks.get("furthest", self._marks["start"])
         self._marks["last"] = self.mark

@@ -62,7 +62,7 @@ class Texts(_Column):
         occurs = np.bincount(self.codes, minlength=len(self.words)) > 0
         if occurs.all():
             return self
-        words = [self.words[place] for place in np.flatnonzero(occurs).tolist()]
+        words = [self.words[code] for code in np.flatnonzero(occurs).tolist()]
         return Texts(words, (np.cumsum(occurs) - 1)[self.codes])
 
     def counts(self) -> Counter[str]:

@@ -240,14 +240,16 @@ class Cells:
         """N texts as `text_of` writes values, or `as_stored`, as names of files have to be; ""
         where one is missing and that is allowed.
         """
-        distinct, places = _distinct(self.stored(name))
+        distinct, numbering = _distinct(self.stored(name))
         words = Texts.of(
             [
-                cell if as_stored and type(cell) is str else self._text(name, cell, place, places)
-                for place, cell in enumerate(distinct)
+                cell
+                if as_stored and type(cell) is str
+                else self._text(name, cell, number, numbering)
+                for number, cell in enumerate(distinct)
             ]
         )
-        texts = Texts(words.words, words.codes[places])
+        texts = Texts(words.words, words.codes[numbering])
         if self.layout.missing == "refuse" and "" in words.words:
             what = "empty, expected text. Fill it in, or set missing: keep."
             self._refuse_where(name, texts.codes == words.words.index(""), what)
@@ -258,12 +260,12 @@ class Cells:
         cells = self.stored(name)
         return isinstance(cells, list) and any(isinstance(cell, bytes) for cell in cells)
 
-    def _text(self, name: str, cell: Any, place: int, places: NDArray[Any]) -> str:
+    def _text(self, name: str, cell: Any, number: int, numbering: NDArray[Any]) -> str:
         try:
             return "" if is_empty(cell) else text_of(cell, self.layout.decimal)
         except UnicodeDecodeError as error:
             what = f"{error}. Store text as UTF-8, or do not read the column."
-            self.refuse(name, int((places == place).argmax()), what)
+            self.refuse(name, int((numbering == number).argmax()), what)
 
     def _cast(self, cells: Any) -> NDArray[np.float64] | None:
         """Strings as `_convert` reads them, many times faster; None if one of them needs
@@ -389,18 +391,18 @@ def is_empty(cell: Any) -> bool:
 def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     """Cells of a column, equal texts or numbers once, and which of them each of the N cells is."""
     if isinstance(cells, np.ndarray):
-        numbers, places = np.unique(cells, return_inverse=True)
-        return listed(numbers), places
+        numbers, numbering = np.unique(cells, return_inverse=True)
+        return listed(numbers), numbering
     if isinstance(cells, list):
-        place_of: dict[Any, int] = {}
+        number_of: dict[Any, int] = {}
         found: list[Any] = []
-        places = np.empty(len(cells), dtype=np.int64)
+        numbering = np.empty(len(cells), dtype=np.int64)
         for index, cell in enumerate(cells):
             is_text = type(cell) is str  # others may be equal and written otherwise: 1 and True
-            places[index] = place_of.setdefault(cell, len(found)) if is_text else len(found)
-            if places[index] == len(found):
+            numbering[index] = number_of.setdefault(cell, len(found)) if is_text else len(found)
+            if numbering[index] == len(found):
                 found.append(cell)
-        return found, places
+        return found, numbering
     encoded = cells.dictionary_encode().unify_dictionaries()
     chunks = [chunk.indices.to_numpy() for chunk in encoded.chunks]
     words = encoded.chunk(0).dictionary.to_pylist() if chunks else []

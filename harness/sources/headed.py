@@ -16,7 +16,7 @@ from harness.sources.cells import Layout, number_or_none
 from harness.wording import did_you_mean, some
 
 Line = tuple[int, list[Any]]  # the number of a row, from 1, and its cells
-COMMENT: list[Any] = []  # in place of the cells of a row that is a comment
+COMMENT: list[Any] = []  # instead of the cells of a row that is a comment
 _SEPARATORS = (";", "\t", "|", ",")
 _LOOKED_THROUGH = 20  # rows searched for a header that is not where it should be
 
@@ -88,8 +88,8 @@ def rows_below(head: Head, layout: Layout, lines: Iterator[Line]) -> Iterator[Li
 
 def by_column(head: Head, kept: list[list[Any]]) -> dict[str, list[Any]]:
     """{name: cells} of some rows, of the columns to read."""
-    places = {name: head.names.index(name) for name in head.wanted}
-    return {name: [cells[place] for cells in kept] for name, place in places.items()}
+    columns = {name: head.names.index(name) for name in head.wanted}
+    return {name: [cells[column] for cells in kept] for name, column in columns.items()}
 
 
 def _pass_over(lines: Iterator[Line], last: int, row: int = 0) -> None:

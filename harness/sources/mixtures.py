@@ -59,14 +59,14 @@ class Concat(BatchSource):
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """B indices -> {name: (B, ...), or a list of B}"""
-        numbers, places = select_groups(np.asarray(indices, dtype=np.int64), self.sizes)
+        numbers, rows_in = select_groups(np.asarray(indices, dtype=np.int64), self.sizes)
         rows: list[NDArray[np.int64]] = []
         parts: dict[str, dict[str, Values]] = {}
         for number, (name, source) in enumerate(self.sources.items()):
             mine = np.flatnonzero(numbers == number)
             if len(mine):
                 where = f"sources.{name}"
-                parts[where] = read_samples(source, places[mine].tolist(), where)
+                parts[where] = read_samples(source, rows_in[mine].tolist(), where)
                 rows.append(mine)
         _require_alike(parts)
         back = np.argsort(np.concatenate(rows))
@@ -309,4 +309,4 @@ def _joined(columns: list[Values], back: NDArray[np.int64]) -> Any:
     if len(arrays) == len(columns) and len({column.shape[1:] for column in arrays}) == 1:
         return np.concatenate(arrays)[back]
     cells = list(chain.from_iterable(columns))
-    return [cells[place] for place in back.tolist()]
+    return [cells[index] for index in back.tolist()]

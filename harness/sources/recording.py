@@ -61,7 +61,7 @@ class Sheet:
         return Sheet(self.path, self.rows[span], self.values[:, span], labels, times)  # type: ignore[arg-type] # see above
 
     def take(self, rows: NDArray[np.int64]) -> "Sheet":
-        """The rows at these places, in that order."""
+        """The rows at these indices, in that order."""
         labels, times = (None if of is None else of[rows] for of in (self.labels, self.times))
         keys = None if self.keys is None else select(self.keys, rows)
         numbers = np.asarray(self.rows)[rows]

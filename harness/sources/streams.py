@@ -23,8 +23,9 @@ class MixedStream:
 
     sources and weights: two lists, or two mappings with the same names. A stream begins again when
     it ends; a source with a length gives all of its samples before any comes again, in an order
-    that `seed` decides. `seek` finds the places in all of them; a stream among them without `seek`
-    is read from its beginning to there, also if it has a `state_dict`, which no checkpoint keeps.
+    that `seed` decides. `seek` finds the positions in all of them; a stream among them without
+    `seek` is read from its beginning to there, also if it has a `state_dict`, which no checkpoint
+    keeps.
     Raises ConfigError and DataError.
     """
 
@@ -61,8 +62,6 @@ class MixedStream:
             groups, turn = self._mixing.groups(np.arange(first, first + _AT_ONCE))
             sizes = self._sizes[groups]
             rows = turns("mixed stream", self._seed, groups, turn, sizes)
-            for group, place, row in zip(
-                groups.tolist(), turn.tolist(), rows.tolist(), strict=True
-            ):
+            for group, draw, row in zip(groups.tolist(), turn.tolist(), rows.tolist(), strict=True):
                 part = self._parts[group]
-                yield part[place if isinstance(part, Streamed) else row]
+                yield part[draw if isinstance(part, Streamed) else row]

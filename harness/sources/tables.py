@@ -200,8 +200,8 @@ class _Reader:
         values: dict[str, Column] = {}
         if self.features:
             features = np.empty((len(frame), len(self.features)), np.float32)
-            for place, name in enumerate(self.features):
-                features[:, place] = frame.float32(name)
+            for column, name in enumerate(self.features):
+                features[:, column] = frame.float32(name)
             values["features"] = features
         elif not self.columns:
             raise ConfigError("features, columns: no column is read. Name at least one.")

@@ -99,9 +99,9 @@ def find_padded(path: Path, sheet: str) -> dict[tuple[int, int], int]:
         found = {}
         with book.open(f"xl/{part}") as file:
             for _, cell in ElementTree.iterparse(file):
-                place = _REFERENCE.fullmatch(cell.get("r", ""))
-                if cell.tag.endswith("}c") and place and cell.get("s") in width_of:
-                    found[int(place[2]), _number(place[1])] = width_of[cell.get("s", "")]
+                reference = _REFERENCE.fullmatch(cell.get("r", ""))
+                if cell.tag.endswith("}c") and reference and cell.get("s") in width_of:
+                    found[int(reference[2]), _number(reference[1])] = width_of[cell.get("s", "")]
                 if cell.tag.endswith("}row"):
                     cell.clear()
     return found
