@@ -4,5 +4,5 @@ A source has `__len__`, `__getitem__` and, to be read fast, `__getitems__(indice
 ...) array}`.
 
 What they share: `files` finds files by paths with {fields} in them, `split` says which sample is in
-which part, `frames` reads tables cell by cell.
+which part, `cells` holds their columns cell by cell.
 """

@@ -22,7 +22,7 @@ from harness.sources.split import Part, Rule
 Align = Literal["start", "centre"]
 Wave = NDArray[np.float32]
 Channels = int | Literal["mono"]
-_LOSSY = 1.5  # what decoders make of sound that was at most 1
+_LOSSY = 1.5  # the peak that decoders may give sound that was at most 1
 _LOSSY_FORMATS = ("OGG", "MP3")
 
 
@@ -33,19 +33,19 @@ class Recordings(Collection):
     A sample: `wave` (C, seconds x rate) float32 in [-1, 1] (floats beyond are kept, with a
     warning), and `label` int64 if the path has a {label}. Without `hop_s` the beginning of each
     recording; with it windows of `seconds`, one every `hop_s` seconds, up to its end, so that no
-    sound is left out; the last is filled up with silence. Shorter recordings are padded as
+    sound is left out; the last is padded with silence. Shorter recordings are padded as
     `WaveReader` describes.
 
     `files`: e.g. `speech/{label}/*.wav` or `digits/{label}_{speaker}_{take}.wav`, or
     `speech/metadata.csv`, a table that lists them; its `columns`, e.g. {age: number}, are
     added to samples (see `Collection`). Classes are numbered in the order of `classes`, by default
-    by name. All windows of a recording are in one part. Known of windows: "recording", "start" and
-    "stop", in samples at `rate_hz`.
+    by name. All windows of a recording are in one part. Known about windows: "recording", "start"
+    and "stop", in samples at `rate_hz`.
 
     `keep`: "memory" decodes every file at start-up, so that a corrupt file is found then (with
     `on_error: skip` it is skipped and named in `skipped`); "disk" checks headers only and decodes
-    a file when it is read: of WAV, FLAC and the like only the window, of others and with another
-    rate all of it. Raises a DataError that names the file.
+    a file when it is read: for WAV, FLAC and the like only the window, for others or with another
+    rate the whole file. Raises a DataError that names the file.
     """
 
     version = 2  # labels as harness.data.written.text_of writes values
@@ -156,10 +156,10 @@ class WaveReader:
         if is_container(file):
             rate_hz, frames = read_container(file, name)
             self._require(name, frames.shape[1], rate_hz)
-            return self._prepared(name, frames, rate_hz, lossy=True)
+            return self._prepare(name, frames, rate_hz, lossy=True)
         head = self._inspect(file, name)
-        frames = _decoded(file, name, 0, int(head.frames))
-        return self._prepared(name, frames, head.samplerate, lossy=head.format in _LOSSY_FORMATS)
+        frames = _decode(file, name, 0, int(head.frames))
+        return self._prepare(name, frames, head.samplerate, lossy=head.format in _LOSSY_FORMATS)
 
     def window(self, file: Path | bytes, name: str, begin: int) -> Wave:
         """The wave (C, T) from a sample on, counted at the requested rate."""
@@ -167,9 +167,9 @@ class WaveReader:
             head = self._inspect(file, name)
             if head.samplerate == self.rate_hz and head.format not in _LOSSY_FORMATS:
                 count = max(0, min(self.num_frames, int(head.frames) - begin))
-                frames = _decoded(file, name, begin, count)
-                return self.fitted(self._prepared(name, frames, self.rate_hz, lossy=False))
-        # Decoders of lossy formats do not give the same after a jump
+                frames = _decode(file, name, begin, count)
+                return self.fitted(self._prepare(name, frames, self.rate_hz, lossy=False))
+        # Decoders of lossy formats do not give the same samples after a seek
         return self.fitted(self.whole(file, name)[:, begin:])
 
     def check(self, file: Path | bytes, name: str) -> int:
@@ -192,15 +192,15 @@ class WaveReader:
         fitted[:, before : before + wave.shape[1]] = wave
         return fitted
 
-    def _prepared(
+    def _prepare(
         self, name: str, frames: NDArray[np.float32], rate_hz: int, *, lossy: bool
     ) -> Wave:
         """(T, C) as decoded -> (C, T) at the requested rate."""
         if len(frames) == 0:
-            raise _silent(name)
+            raise _no_sound(name)
         if not np.isfinite(frames).all():
             raise DataError(f"{name}: it contains NaN or infinite values. Remove it.")
-        self._tell_loud(name, frames, most=_LOSSY if lossy else 1.0)
+        self._warn_loud(name, frames, most=_LOSSY if lossy else 1.0)
         if self.channels == "mono":
             frames = frames.mean(axis=1, keepdims=True)
         if rate_hz != self.rate_hz:
@@ -214,18 +214,18 @@ class WaveReader:
         return frames.T
 
     def _inspect(self, file: Path | bytes, name: str) -> Any:
-        """What soundfile says of a recording. Raises DataError as `check`."""
+        """The header of a recording, by soundfile. Raises DataError as `check` does."""
         soundfile = _decoder()
         try:
             head = soundfile.info(decodable(file))
         except soundfile.SoundFileError as error:
             if (what := what_is(file, "sound")) is not None:
-                raise DataError(f"{name}: not a sound file that is read, but {what}") from error
+                raise DataError(f"{name}: not a supported sound file, but {what}") from error
             raise DataError(f"{name}: not a sound file: {error}. It may be truncated.") from error
         if head.format not in FORMATS:
             raise DataError(
-                f"{name}: {head.format_info}: whether such a file is whole cannot be told. Convert "
-                f"it to WAV or FLAC; read are {', '.join(FORMATS)}, M4A, MP4, WMA, WebM."
+                f"{name}: {head.format_info}: a truncated file in this format cannot be detected. "
+                f"Convert it to WAV or FLAC; {', '.join(FORMATS)}, M4A, MP4, WMA and WebM are read."
             )
         if is_cut(file):
             raise DataError(
@@ -233,7 +233,7 @@ class WaveReader:
             )
         self._require(name, head.channels, head.samplerate)
         if head.frames == 0:
-            raise _silent(name)
+            raise _no_sound(name)
         return head
 
     def _require(self, name: str, channels: int, rate_hz: int) -> None:
@@ -248,20 +248,20 @@ class WaveReader:
                 "change rate_hz."
             )
 
-    def _tell_loud(self, name: str, frames: Wave, most: float) -> None:
+    def _warn_loud(self, name: str, frames: Wave, most: float) -> None:
         """Warn once of floats beyond [-1, 1]."""
         loudest = float(np.abs(frames).max())
         if loudest > most and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"{name}: sound up to {loudest:.4g}, beyond [-1, 1]; it is kept as it is, and so "
-                "is that of any further file. If it was stored without being scaled, scale it with "
+                f"{name}: sound up to {loudest:.4g}, beyond [-1, 1]; it is kept unchanged, as "
+                "in any further file. If it was stored without being scaled, scale it with "
                 "harness.treatments.ToFloat: {key: wave, scale: ...}.",
                 stacklevel=2,
             )
 
 
-def _decoded(file: Path | bytes, name: str, begin: int, count: int) -> NDArray[np.float32]:
+def _decode(file: Path | bytes, name: str, begin: int, count: int) -> NDArray[np.float32]:
     """(count, C) from `begin` on. Raises DataError if there are fewer."""
     soundfile = _decoder()
     try:
@@ -278,7 +278,7 @@ def _decoded(file: Path | bytes, name: str, begin: int, count: int) -> NDArray[n
     return frames
 
 
-def _silent(name: str) -> DataError:
+def _no_sound(name: str) -> DataError:
     return DataError(f"{name}: it contains no sound. Remove it.")
 
 

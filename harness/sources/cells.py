@@ -32,7 +32,7 @@ _LIKELY_MARKS = {
 }
 DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:([., '\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.,]\d*)?")
-_STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are looked at
+_STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are compared
 Column = NDArray[Any] | Texts
 
 
@@ -43,13 +43,13 @@ class Layout:
     `sheet`: of Excel, by name or by number from 1. `header`: the row of the column names, from 1.
 
     `names`: the column names of a file that has none, whose row `header` is the first of data.
-    `skip_rows`: rows under the header that are not data, e.g. units. `comment`: how rows begin that
-    are passed over. `skip_footer`: filled rows at the end that are not data, e.g. totals. `escape`:
-    of CSV, before a character that is meant as it is. `time_unit`: of times that are numbers;
-    `time_format`: of dates that are text, as in strptime; `timezone`: of dates that do not state
-    one. `separator`, `decimal`, `thousands`,
-    `encoding`: of CSV. `missing`: empty cells, and in numeric columns those that hold one of the
-    `marks`, a word or a number such as -999, are rejected, or kept as NaN or "".
+    `skip_rows`: rows under the header that are not data, e.g. units. `comment`: rows that begin
+    with it are skipped. `skip_footer`: filled rows at the end that are not data, e.g. totals.
+    `escape`: of CSV, precedes a character that is taken literally. `time_unit`: of times that are
+    numbers; `time_format`: of dates that are text, as in strptime; `timezone`: of dates that do not
+    state one. `separator`, `decimal`, `thousands`, `encoding`: of CSV. `missing`: empty
+    cells, and in numeric columns those that hold one of the `marks`, a word or a number such as
+    -999, are rejected, or kept as NaN or "".
     """
 
     sheet: str | int = 1
@@ -139,8 +139,8 @@ def check_kinds(columns: Mapping[str, Any], others: Collection[str]) -> None:
         require_choice(f"columns.{name}", kind, get_args(Kind))
         if name in others:
             raise ConfigError(
-                f"columns.{name}: taken: samples already have a value of this name. Remove "
-                "it, or rename the column."
+                f"columns.{name}: samples already have a value of this name. Remove it, or "
+                "rename the column."
             )
 
 
@@ -218,7 +218,7 @@ class Cells:
         if not whole.all():
             what = f"{values[~whole][0]} is not an integer. Correct it, or read the column"
             self._refuse_where(name, ~whole, f"{what} as number.")
-        large = np.abs(values) >= 2**53  # of which float64 does not hold each
+        large = np.abs(values) >= 2**53  # float64 does not hold every one of these
         found = np.where(large, 0, values).astype(np.int64)
         if large.any():
             all_cells = listed(cells)
@@ -291,7 +291,7 @@ class Cells:
             numbers = pc.cast(pc.if_else(missing, None, trimmed), pa.float64())
         except pa.ArrowInvalid:
             return None
-        return np.array(numbers.to_numpy())  # what pyarrow gives cannot be written to
+        return np.array(numbers.to_numpy())  # pyarrow's own array is read-only
 
     def _convert(self, name: str, cells: list[Any]) -> NDArray[np.float64]:
         values = np.empty(len(cells))
@@ -352,8 +352,8 @@ class Cells:
 
 
 def lost_in_float32(values: NDArray[np.float64]) -> str | None:
-    """What float32 (7 digits) makes of numbers that are large beside their differences; None if it
-    distinguishes them well.
+    """What float32 (7 digits) makes of numbers that are large compared with their differences; None
+    if it distinguishes them well.
     """
     finite = values[np.isfinite(values)]
     if len(finite) < 2:
@@ -389,7 +389,7 @@ def is_empty(cell: Any) -> bool:
 
 
 def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
-    """Cells of a column, equal texts or numbers once, and which of them each of the N cells is."""
+    """The distinct texts or numbers of a column, and the index among them of each of N cells."""
     if isinstance(cells, np.ndarray):
         numbers, numbering = np.unique(cells, return_inverse=True)
         return listed(numbers), numbering
@@ -398,7 +398,7 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
         found: list[Any] = []
         numbering = np.empty(len(cells), dtype=np.int64)
         for index, cell in enumerate(cells):
-            is_text = type(cell) is str  # others may be equal and written otherwise: 1 and True
+            is_text = type(cell) is str  # others may be equal but written differently: 1 and True
             numbering[index] = number_of.setdefault(cell, len(found)) if is_text else len(found)
             if numbering[index] == len(found):
                 found.append(cell)

@@ -156,7 +156,7 @@ def listed_files(
 ) -> tuple[Files, list[Path]]:
     """The files that match the templates, or that the matching tables list, and those tables.
 
-    Bytes in a table that are no text, such as thumbnails, are no field unless they are asked for.
+    Bytes in a table that are not text, such as thumbnails, are not a field unless asked for.
     """
     found = find_files(templates, tell=tell)
     if not all(path.suffix.lower() in TABLES for path in found.paths):
@@ -164,7 +164,7 @@ def listed_files(
     listed: dict[Path, dict[str, str]] = {}
     wanted = {"label", *map(name_of, asked)}
     for number, table in enumerate(found.paths):
-        # Raises, naming the columns there are, if this one is missing
+        # Raises, and names the existing columns, if this one is missing
         read_cells(table, Layout(missing="keep"), [FILE_NAME])
         frame = read_cells(table, Layout(missing="keep"))
         of_path = {name: values[number] for name, values in found.fields.items()}
@@ -220,7 +220,7 @@ def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
                 raise ValueError
         except (ValueError, OverflowError) as error:
             raise DataError(
-                f"{files.paths[index]}: {text!r} as its {name!r} is not a number. Correct the "
+                f"{files.paths[index]}: its {name!r} is {text!r}, not a number. Correct the "
                 f"table, or remove {name} from columns."
             ) from error
     return values

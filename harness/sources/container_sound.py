@@ -18,7 +18,7 @@ from harness.sources.mistaken import what_is
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # the header object
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the file properties object
 _MATROSKA = b"\x1aE\xdf\xa3"
-# Of each type of samples: what is silence, and what is 1
+# For each sample type: the values of silence and of 1
 _SCALES = {"u1": (128, 2**7), "i2": (0, 2**15), "i4": (0, 2**31), "f4": (0, 1), "f8": (0, 1)}
 
 
@@ -29,7 +29,7 @@ def is_container(recording: Path | bytes) -> bool:
             head = file.read(16)
     except OSError:
         return False
-    if head[4:8] == b"ftyp":  # of pictures too
+    if head[4:8] == b"ftyp":  # pictures have it too
         return what_is(recording, "sound") is None
     return head[:4] == _MATROSKA or head == _ASF
 
@@ -54,7 +54,7 @@ def read_container(recording: Path | bytes, name: str) -> tuple[int, NDArray[np.
             for frame in container.decode(stream):
                 forms.add((frame.sample_rate, frame.layout.nb_channels, frame.format.name))
                 blocks.append(_as_floats(frame))
-    except (TypeError, AttributeError):  # of the code or of another PyAV, not of the file
+    except (TypeError, AttributeError):  # from this code or another PyAV, not from the file
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -62,7 +62,7 @@ def read_container(recording: Path | bytes, name: str) -> tuple[int, NDArray[np.
             f"{name}: cannot be decoded as sound: {reason}. It may be truncated."
         ) from error
     if len(forms) > 1:
-        raise DataError(f"{name}: its rate or channels change on the way. Convert it to FLAC.")
+        raise DataError(f"{name}: its rate or channels change midway. Convert it to FLAC.")
     if not blocks:
         raise DataError(f"{name}: it contains no sound. Remove it.")
     [(rate_hz, _, _)] = forms

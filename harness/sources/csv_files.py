@@ -1,4 +1,4 @@
-"""CSV: blocks of rows by pyarrow where they are as the format says, else by Python's strict reader,
+"""CSV: blocks of rows by pyarrow where they follow the format, else by Python's strict reader,
 which names what is wrong. Both give the same cells (tests compare them).
 """
 
@@ -46,7 +46,7 @@ def read_csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
             ) from error
         except TORN as error:
             raise DataError(f"{path}: cannot be unpacked: {error}. It may be truncated.") from error
-    cells = {name: _chunked([part[name] for part, _ in parts]) for name in head.wanted}
+    cells = {name: _concat([part[name] for part, _ in parts]) for name in head.wanted}
     return Cells(path, cells, np.concatenate([numbers for _, numbers in parts]), layout)
 
 
@@ -103,7 +103,7 @@ class _Rows(Iterator[Line]):
 
     def _read(self, text: Iterator[str]) -> None:
         self._text = text
-        self._next: str | None = None  # a line that was looked at
+        self._next: str | None = None  # a line that was read ahead
         self._lines = csv.reader(
             iter(self._take, None), delimiter=self.separator, strict=True, escapechar=self._escape
         )
@@ -133,7 +133,7 @@ class _Rows(Iterator[Line]):
     def go_on(self, text: str, file: TextIO) -> None:
         """Take the lines of `text`, then those that the file has left."""
         self._before = self.number
-        begun = StringIO(text + file.readline(), newline="")  # its last line may be a piece of one
+        begun = StringIO(text + file.readline(), newline="")  # its last line may be incomplete
         self._read(chain(begun, file))
 
 
@@ -164,10 +164,10 @@ def _parts(
 
 def _blocks(file: TextIO, *, hold: bool, begun: bool) -> Iterator[tuple[str, str, bool]]:
     """(text, what was read after it, whether it is the last): whole rows if quotes come in pairs.
-    No text at last where no row ends within a block.
+    The text is empty, and the last, where no row ends within a block.
 
-    hold: the last is at least as large as a block, or all there is. begun: whether a byte order
-    mark was taken.
+    hold: the last text is at least as large as a block, or the whole file. begun: whether a byte
+    order mark was already consumed.
     """
     held, left = "", "" if begun else file.read(1).removeprefix("\ufeff")
     while read := file.read(_BLOCK):
@@ -186,7 +186,7 @@ def _blocks(file: TextIO, *, hold: bool, begun: bool) -> Iterator[tuple[str, str
 
 
 def _end_of_rows(text: str) -> int:
-    """Where the last line ends that has an even number of quotes before its end."""
+    """The end of the last line that has an even number of quotes before its end."""
     end = text.rfind("\n") + 1
     quotes = text.count('"', 0, end)
     while quotes % 2:
@@ -289,7 +289,7 @@ def _are_empty(table: Any) -> NDArray[np.bool_]:
     return empty
 
 
-def _chunked(parts: list[Any]) -> Any:
+def _concat(parts: list[Any]) -> Any:
     # Loaded when used
     import pyarrow as pa
 

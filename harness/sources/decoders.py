@@ -42,11 +42,11 @@ def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
             f"{path}: its pixel format ({error}) has more than 8 bits, which would be "
             "rounded. Convert it to 8 bits: ffmpeg -i IN -pix_fmt yuv420p OUT."
         ) from error
-    except (TypeError, AttributeError):  # of the code or of another PyAV, not of the file
+    except (TypeError, AttributeError):  # from this code or another PyAV, not from the file
         raise
     except Exception as error:
         if (what := what_is(path, "film")) is not None:
-            raise DataError(f"{path}: not a film, but {what}") from error
+            raise DataError(f"{path}: not a video, but {what}") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise DataError(
             f"{path}: cannot be decoded as video: {reason}. It may be truncated."
@@ -64,7 +64,7 @@ def _read(av: Any, path: Path, choose: Choose) -> tuple[int, Frames]:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             kinds = ", ".join(sorted({one.type for one in container.streams})) or "no streams"
-            raise ValueError(f"it has no film, only {kinds}")
+            raise ValueError(f"it has no video, only {kinds}")
         if stream.codec_context is None or stream.format is None:
             raise ValueError("it does not say its codec or pixel format")
         _refuse_deep(stream.format.name)
@@ -88,7 +88,7 @@ def _upright(av: Any, frame: Any) -> Frames:
     """(H, W, 3), turned and mirrored by the frame's display matrix (ISO 14496-12, section 6.2.2),
     which maps a point (x, y) to (a x + c y, b x + d y).
     """
-    # One thread: a worker that is forked while others live waits for them for ever
+    # One thread: a worker that is forked while others run would wait for them forever
     pixels: Frames = frame.to_ndarray(format="rgb24", threads=1)
     matrix = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
     if matrix is None:
@@ -97,7 +97,7 @@ def _upright(av: Any, frame: Any) -> Frames:
     if a == d == 0:
         pixels, a, d = pixels.swapaxes(0, 1), c, b
     elif not b == c == 0:
-        raise ValueError("it is turned by an angle that is not a right one")
+        raise ValueError("it is rotated by an angle that is not a multiple of 90 degrees")
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 

@@ -1,4 +1,4 @@
-"""Recordings in the formats of medicine and of laboratories, as columns: EDF and BDF (pyedflib),
+"""Recordings in medical and laboratory formats, as columns: EDF and BDF (pyedflib),
 PhysioNet's WFDB (wfdb), HDF5 (h5py).
 """
 
@@ -32,8 +32,8 @@ def read_edf(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
                 name: np.asarray(file.readSignal(labels.index(name)), np.float64) for name in wanted
             }
     except (OSError, ValueError, UnicodeError) as error:
-        raise _unreadable(path, error) from error
-    return _timed(path, layout, columns, signals, rates)
+        raise _read_error(path, error) from error
+    return _add_time(path, layout, columns, signals, rates)
 
 
 def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -47,11 +47,11 @@ def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
         try:
             record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=True)
         except Exception as error:
-            raise _unreadable(path, error) from error
+            raise _read_error(path, error) from error
     labels = list(map(name_of, record.sig_name or ()))
     wanted = _select(path, labels, columns)
     signals = {name: record.p_signal[:, labels.index(name)] for name in wanted}
-    return _timed(path, layout, columns, signals, dict.fromkeys(wanted, record.fs))
+    return _add_time(path, layout, columns, signals, dict.fromkeys(wanted, record.fs))
 
 
 def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -73,13 +73,13 @@ def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
                 node = stored[name]
                 if node.external or node.is_virtual:
                     raise DataError(
-                        f"{path}: dataset {name!r} is made of other files, which are not read. "
-                        "Copy it into one file (h5repack), or name others."
+                        f"{path}: dataset {name!r} is stored in other files, which are not read. "
+                        "Copy it into one file (h5repack), or choose other datasets."
                     )
                 part = node if node.ndim == 1 else node[:, int(name.rpartition("/")[2])]
                 cells[name] = _of_dataset(path, name, part)
     except (OSError, RuntimeError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise _read_error(path, error) from error
     return Cells(path, cells, range(1, _length(path, cells) + 1), layout)
 
 
@@ -88,7 +88,7 @@ def with_parts(paths: Sequence[Path]) -> list[Path]:
     found = dict.fromkeys(paths)
     for path in paths:
         if path.suffix.lower() == ".hea":
-            with suppress(DataError, OSError):  # told by the reader
+            with suppress(DataError, OSError):  # reported by the reader
                 found |= {part: None for part in _parts_of(path) if part.is_file()}
     return list(found)
 
@@ -125,7 +125,7 @@ def _of_dataset(path: Path, name: str, values: Any) -> Any:
     if array.dtype.kind in "SO":
         return [cell.decode() if isinstance(cell, bytes) else cell for cell in array.tolist()]
     raise DataError(
-        f"{path}: dataset {name!r} holds {array.dtype}, neither numbers nor text. Name others."
+        f"{path}: dataset {name!r} holds {array.dtype}, neither numbers nor text. Choose another."
     )
 
 
@@ -139,7 +139,7 @@ def _select(path: Path, labels: list[str], columns: Collection[str] | None) -> l
     return signals or labels[:1]  # for the time alone
 
 
-def _timed(
+def _add_time(
     path: Path,
     layout: Layout,
     columns: Collection[str] | None,
@@ -148,7 +148,9 @@ def _timed(
 ) -> Cells:
     if len(set(rates.values())) > 1:
         told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-        raise DataError(f"{path}: signals of several rates (Hz): {told}. Read those of one rate.")
+        raise DataError(
+            f"{path}: signals with different rates (Hz): {told}. Read those of one rate."
+        )
     count = _length(path, signals)
     cells: dict[str, Any] = {
         name: of for name, of in signals.items() if columns is None or name in columns
@@ -162,12 +164,14 @@ def _length(path: Path, columns: dict[str, Any]) -> int:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
-        raise DataError(f"{path}: columns of several lengths: {told}. Read those of one length.")
+        raise DataError(
+            f"{path}: columns with different lengths: {told}. Read those of one length."
+        )
     return next(iter(lengths.values()), 0)
 
 
-def _unreadable(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path}: cannot be read: {error}. It may be truncated, or of another format.")
+def _read_error(path: Path, error: BaseException) -> DataError:
+    return DataError(f"{path}: cannot be read: {error}. It may be truncated, or in another format.")
 
 
 DEVICES = {

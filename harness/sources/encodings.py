@@ -27,7 +27,7 @@ def check_encoding(name: str) -> None:
 
 def why_undecoded(data: bytes, encoding: str) -> str | None:
     """Why the content of a file is not in a known encoding, by its byte order mark or its end, and
-    what to do; None if neither says it.
+    what to do; None if neither tells.
     """
     name = codecs.lookup(encoding).name
     marked = next((kind for mark, kind in _MARKS.items() if data.startswith(mark)), None)
@@ -49,7 +49,7 @@ def why_undecoded(data: bytes, encoding: str) -> str | None:
                 f"ends within a character of {encoding}. It may be truncated: bring the whole "
                 "file, or set encoding if it is in another, e.g. cp1252."
             )
-        if name.startswith(("utf-16", "utf-32")):  # whose lines cannot be told without decoding
+        if name.startswith(("utf-16", "utf-32")):  # whose lines cannot be found without decoding
             return f"byte {error.start} is not {encoding} ({error.reason}). Set encoding."
     except UnicodeError:
         return None

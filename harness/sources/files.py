@@ -34,7 +34,7 @@ class Files:
     fields: dict[str, list[str]]
 
     def present(self) -> list[Path]:
-        """All but links that lead nowhere, which only reading names, or skips."""
+        """All but dangling links, which are reported or skipped when files are read."""
         return [path for path in self.paths if not is_dangling(path)]
 
     def select_rows(self, rows: Rows) -> "Files":
@@ -50,8 +50,8 @@ def find_files(templates: str | Sequence[str], *, tell: bool = True) -> Files:
     """The files of paths such as `data/{label}/*.wav` or `data/{label}_{speaker}_{take}.wav`: * and
     ** as in a shell, {jpg,jpeg} for one of these words, a {field} within one file or folder name.
 
-    Several templates must have the same fields. Warns, if it shall `tell`, of files beside the
-    matches of a pattern whose ending differs only in how it is written. Raises
+    Several templates must have the same fields. With `tell`, warns of files beside the
+    matches of a pattern whose ending is only spelled differently. Raises
     DataError for a template that matches no file and for an empty {label} folder.
     """
     given = [templates] if isinstance(templates, str) else list(templates)
@@ -72,11 +72,11 @@ def find_files(templates: str | Sequence[str], *, tell: bool = True) -> Files:
     }
     if empty:
         raise DataError(
-            f"{several[0]}: the folder of {', '.join(map(repr, sorted(empty)))} holds no file. "
+            f"{several[0]}: the folder of {', '.join(map(repr, sorted(empty)))} holds no files. "
             "Add samples, or remove the folder."
         )
     if tell:
-        _tell_others(several, found, listing)
+        _warn_others(several, found, listing)
     return files_of(found)
 
 
@@ -126,8 +126,8 @@ def _alternatives(template: str, listing: Listing) -> list[str]:
 _ALIKE = (("jpg", "jpeg", "jpe"), ("tif", "tiff"), ("aif", "aiff"), ("mpg", "mpeg"))
 
 
-def _kin(ending: str) -> tuple[str, ...]:
-    return next((kin for kin in _ALIKE if ending in kin), (ending,))
+def _spellings(ending: str) -> tuple[str, ...]:
+    return next((words for words in _ALIKE if ending in words), (ending,))
 
 
 def _others(template: str, listing: Listing) -> dict[str, list[Path]]:
@@ -138,20 +138,20 @@ def _others(template: str, listing: Listing) -> dict[str, list[Path]]:
     pattern, globbed = _patterns(open_ended)
     own = f".{template.rpartition('.')[2]}"
     others: dict[str, list[Path]] = {}
-    for name in _listed(globbed, listing):
+    for name in _glob(globbed, listing):
         if not name.endswith(own) and re.fullmatch(pattern, name) and (path := Path(name)).suffix:
             others.setdefault(path.suffix[1:], []).append(path)
     return others
 
 
-def _tell_others(templates: Sequence[str], found: Mapping[Path, Any], listing: Listing) -> None:
-    # A path without wildcards is meant as it is: to look beside each of many would take for ever
+def _warn_others(templates: Sequence[str], found: Mapping[Path, Any], listing: Listing) -> None:
+    # A path without wildcards is meant literally; looking beside each of many would take forever
     for template in (one for one in templates if _WILD.search(one)):
         ending = template.rpartition(".")[2]
         others = {
             other: left
             for other, paths in _others(str(Path(template).expanduser()), listing).items()
-            if other.lower() in _kin(ending.lower())
+            if other.lower() in _spellings(ending.lower())
             and (left := [path for path in paths if path not in found and path.is_file()])
         }
         if others:
@@ -211,10 +211,10 @@ def _paths(template: str, listing: Listing) -> list[tuple[Path, re.Match[str]]]:
     if open_ended is not None and _WILD.search(open_ended.removesuffix("*")):
         globbed = _patterns(open_ended)[1]
     matches = re.compile(pattern).fullmatch
-    return [(Path(name), match) for name in _listed(globbed, listing) if (match := matches(name))]
+    return [(Path(name), match) for name in _glob(globbed, listing) if (match := matches(name))]
 
 
-def _listed(globbed: str, listing: Listing) -> list[str]:
+def _glob(globbed: str, listing: Listing) -> list[str]:
     if globbed not in listing:
         listing[globbed] = glob(globbed, recursive=True)
     return listing[globbed]

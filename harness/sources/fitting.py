@@ -1,4 +1,4 @@
-"""Pictures of one size, whatever their own."""
+"""Pictures brought to one size."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -14,7 +14,7 @@ Fit = Literal["crop", "pad", "stretch"]
 
 class Fitting:
     """Brings images to `size`: [height, width], by antialiased bilinear interpolation; "crop" cuts
-    off what stands out beyond the wanted shape, as much on either side, "pad" fills up with 0, and
+    off what exceeds the wanted shape, equally on both sides, "pad" fills with 0, and
     "stretch" changes the aspect ratio.
     """
 

@@ -18,7 +18,7 @@ from harness.wording import did_you_mean, some
 Line = tuple[int, list[Any]]  # the number of a row, from 1, and its cells
 COMMENT: list[Any] = []  # instead of the cells of a row that is a comment
 _SEPARATORS = (";", "\t", "|", ",")
-_LOOKED_THROUGH = 20  # rows searched for a header that is not where it should be
+_SEARCHED = 20  # rows searched for a header that is not where it should be
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def read_head(
         if ".csv" in map(str.lower, path.suffixes) and len(names) == 1:
             marks = {mark for mark in _SEPARATORS if mark in names[0]} - {layout.separator or ","}
         if columns is not None and not set(columns) <= set(names):
-            below = list(islice(lines, _LOOKED_THROUGH))
+            below = list(islice(lines, _SEARCHED))
             _refuse_separator(where, names, marks, [cell for _, cells in below for cell in cells])
             raise _no_header(path, names, layout.header, columns, [*above, *below])
-        wanted = _wanted(path, row, names, columns)
+        wanted = _select(path, row, names, columns)
         _pass_over(lines, row + layout.skip_rows, row)
         return Head(path, where, names, wanted, marks)
     raise _no_header(path, [], layout.header, columns or (), above)
@@ -78,7 +78,7 @@ def rows_below(head: Head, layout: Layout, lines: Iterator[Line]) -> Iterator[Li
         if len(cells) < len(head.names) or any(cell != "" for cell in cells[len(head.names) :]):
             raise DataError(
                 f"{head.path}: row {row}: {len(cells)} cells for {len(head.names)} columns. "
-                "Correct the row, or set header or separator; skip_footer passes over rows at the "
+                "Correct the row, or set header or separator; skip_footer skips rows at the "
                 "end."
             )
         if head.marks:
@@ -130,12 +130,12 @@ def _no_header(
     )
 
 
-def _wanted(
+def _select(
     path: Path, row: int, header: Sequence[str], columns: Collection[str] | None
 ) -> list[str]:
     """The names of a header to read."""
     if columns is None:
-        _tell_odd_header(path, row, header)
+        _warn_odd_header(path, row, header)
     wanted = [name for name in header if name and (columns is None or name in columns)]
     refuse_twins(path, wanted)
     return wanted
@@ -154,7 +154,7 @@ def _refuse_separator(
         )
 
 
-def _tell_odd_header(path: Path, row: int, header: Sequence[str]) -> None:
+def _warn_odd_header(path: Path, row: int, header: Sequence[str]) -> None:
     """Warn of column names that look like measurements: a file without them loses its first row.
 
     Whole numbers that go up by equal steps, such as years, are names.
@@ -165,7 +165,7 @@ def _tell_odd_header(path: Path, row: int, header: Sequence[str]) -> None:
     named = all(number.is_integer() for number in numbers) and len(steps) <= 1 and 0 not in steps
     if numbers and not named:
         warnings.warn(
-            f"{path}: row {row} is taken for column names, and looks like data: "
+            f"{path}: row {row} is used as column names, but looks like data: "
             f"{some(list(header), 6)}. If the file has no names, add a row of them; if they are in "
             "another row, set header.",
             stacklevel=2,

@@ -157,13 +157,13 @@ class Hub(BatchSource):
                 readers[column] = audio
         if image is not None and not any(isinstance(one, ImageReader) for one in readers.values()):
             raise ConfigError(
-                f"image: {self.path} has no image column among {', '.join(self.columns)}. Take it "
-                "out."
+                f"image: {self.path} has no image column among {', '.join(self.columns)}. "
+                "Remove it."
             )
         if audio is not None and audio not in readers.values():
             raise ConfigError(
-                f"audio: {self.path} has no sound column among {', '.join(self.columns)}. Take "
-                "it out."
+                f"audio: {self.path} has no sound column among {', '.join(self.columns)}. "
+                "Remove it."
             )
         return readers
 
@@ -206,7 +206,7 @@ class Hub(BatchSource):
             if pa.types.is_float64(cells.type):
                 ends = pc.min_max(cells).as_py()
                 wide = ends["min"] is not None and may_lose(ends["min"], ends["max"])
-                lost = lost_in_float32(cells.to_numpy()) if wide else None  # not copied for nothing
+                lost = lost_in_float32(cells.to_numpy()) if wide else None  # copied only if needed
                 if lost is not None:
                     narrowed[f"{self.path}, column {column!r}"] = lost
             if not pa.types.is_floating(cells.type):

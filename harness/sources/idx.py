@@ -18,7 +18,7 @@ from harness.sources.source import BatchSource, as_texts
 Part = Literal["all", "train", "val"]
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-# Directories of data sets that Debian and Ubuntu bring along
+# Directories of data sets that Debian and Ubuntu package
 _PACKAGES = {"fashion-mnist": "dataset-fashion-mnist"}
 
 

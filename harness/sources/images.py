@@ -15,7 +15,7 @@ from harness.sources.files import OnError, decodable, need
 from harness.sources.fitting import Fit, Fitting
 from harness.sources.mistaken import what_is
 from harness.sources.pixels import (
-    BeliedError,
+    HeaderError,
     check_maximum,
     is_turned,
     layout_of,
@@ -38,9 +38,9 @@ class Images(Collection):
 
     A sample: `image` (C, H, W), upright by its EXIF or XMP, and `label` int64 if the path has a
     {label}. 8-bit values stay uint8; 16-bit values, as from thermal cameras, become int32 without
-    loss, and so do those of PGM files with any maximum but 255; floats stay float32.
+    loss, and so do those of PGM files with any maximum other than 255; floats stay float32.
     `harness.treatments.ToFloat` or `ToDegrees` converts them for a network. Formats and depths
-    whose values Pillow would change (16 bits in colour, 4 bits, JPEG 2000 of 12) are rejected, and
+    whose values Pillow would change (16 bits in colour, 4 bits, 12-bit JPEG 2000) are rejected, and
     so are palettes and multi-page files.
 
     Images of other sizes are brought to `size`: [H, W], `fit`: "crop" (by default), "pad" or
@@ -48,14 +48,14 @@ class Images(Collection):
     and CMYK as Pillow does; alpha is dropped.
 
     `files`: e.g. `pictures/{label}/*.png`, or `pictures/metadata.csv`, a table that lists them;
-    `columns`, e.g. {age: number}, of what is said there are put into samples, as `Collection` says.
+    `columns`, e.g. {age: number}, are added to samples (see `Collection`).
     Classes are numbered as in `classes`, or else by name. `keep`: "memory" decodes every
     file at start-up, so that a corrupt file is found then (with `on_error: skip` it is skipped and
     named in `skipped`); "disk" checks headers only and decodes a file when it is read. Raises a
     DataError that names the file.
     """
 
-    version = 2  # upright, and the counts of PGM files as they are
+    version = 2  # upright, and the counts of PGM files unchanged
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class ImageReader:
             form = self._accept(name, image)
             try:
                 counts = _counts(image, self._mode)
-            except BeliedError as error:
+            except HeaderError as error:
                 raise DataError(f"{name}: cannot be decoded: {error}") from error
             except Exception as error:
                 raise DataError(
@@ -130,14 +130,14 @@ class ImageReader:
             return pillow.open(decodable(file))
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
             if (what := what_is(file, "image")) is not None:
-                raise DataError(f"{name}: not an image that is read, but {what}") from error
-            if (why := _why_belied(file)) is not None:
+                raise DataError(f"{name}: not a supported image, but {what}") from error
+            if (why := _header_mistake(file)) is not None:
                 raise DataError(f"{name}: cannot be decoded: {why}") from error
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
 
     def _accept(self, name: str, image: Any) -> tuple[str, bool]:
         """The mode of an image that can be read without loss, and whether it can be converted to
-        another, looked at only if it differs from that of the first.
+        another, checked only if it differs from that of the first.
         """
         try:
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -174,7 +174,7 @@ class ImageReader:
                 ways.append("Set size: [H, W], with fit: crop, pad or stretch.")
             if _kind(mode) != _kind(other):
                 can = both and convertible
-                ways.append("Set mode: RGB or L." if can else "Give those of one mode alone.")
+                ways.append("Set mode: RGB or L." if can else "Give images of one mode only.")
             raise DataError(
                 f"{name}: {size[0]} x {size[1]} {mode}, but {first} has "
                 f"{others[0]} x {others[1]} {other}. All images must have one size and mode. "
@@ -203,12 +203,12 @@ def _counts(image: Any, mode: Mode | None) -> NDArray[Any]:
     return counts.astype(_DTYPES[_depth(image.mode)])
 
 
-def _why_belied(file: Path | bytes) -> str | None:
-    """Why an image that Pillow cannot open is none by its own header."""
+def _header_mistake(file: Path | bytes) -> str | None:
+    """Why Pillow cannot open an image, by its header; None if the header does not tell."""
     try:
         with BytesIO(file) if isinstance(file, bytes) else file.open("rb") as opened:
             check_maximum(opened.read(_HEAD_BYTES))
-    except BeliedError as error:
+    except HeaderError as error:
         return str(error)
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""What a file that cannot be read as it should really is, by its first bytes."""
+"""What an unreadable file really is, by its first bytes."""
 
 import re
 from io import BytesIO
@@ -18,10 +18,10 @@ _BEGINNINGS = (
     (b"<html", _PAGE),
     (
         b"\xd0\xcf\x11\xe0",
-        "an encrypted workbook, or one of the old format .xls. Remove its password, and save it as "
+        "an encrypted workbook, or one in the old .xls format. Remove its password, and save it as "
         ".xlsx.",
     ),
-    (b"%pdf", "a PDF. Extract what it shows."),
+    (b"%pdf", "a PDF. Extract its content."),
     (b"\x1f\x8b", "compressed by gzip. Unpack it: gunzip."),
     (b"pk\x03\x04", "a zip archive. Unpack it, and give the files in it."),
 )
@@ -34,8 +34,8 @@ _AVIF = {b"avif", b"avis"}
 
 
 def what_is(file: Path | bytes, wanted: Kind) -> str | None:
-    """A file that should be of the kind `wanted` and is of another, in words, and what to do with
-    it; None if it is not recognised.
+    """What a file is that should be of the kind `wanted`, and what to do with it; None if it is not
+    recognised, or is of that kind.
     """
     try:
         with file.open("rb") if isinstance(file, Path) else BytesIO(file) as opened:
@@ -44,7 +44,7 @@ def what_is(file: Path | bytes, wanted: Kind) -> str | None:
         return None
     # ISO 14496-12, section 4.3: the size of the box, "ftyp", a brand, its version, other brands
     size = int.from_bytes(head[:4], "big")
-    if head[4:8] == b"ftyp" and size < 2**16:  # more are letters, of a text
+    if head[4:8] == b"ftyp" and size < 2**16:  # a larger size is the letters of a text
         brands = {head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4))}
         if brands & _AVIF:
             return None if wanted == "image" else "an AVIF picture. Give a file of another kind."

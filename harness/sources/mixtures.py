@@ -33,7 +33,7 @@ class Concat(BatchSource):
 
     sources: a list, or a mapping by names of your choice; without names they are called "0", "1",
     … Each sample is as its source gives it; all sources have to give the same names with the same
-    type and number of axes. Known of each sample: its "source", by name, and what any of the
+    type and number of axes. Known about each sample: its "source", by name, and what any of the
     sources knows, "" for samples of a source that does not know it.
 
     Raises ConfigError and DataError.
@@ -71,7 +71,7 @@ class Concat(BatchSource):
         _require_alike(parts)
         back = np.argsort(np.concatenate(rows))
         return {
-            name: _joined([part[name] for part in parts.values()], back)
+            name: _join([part[name] for part in parts.values()], back)
             for name in next(iter(parts.values()))
         }
 
@@ -110,14 +110,14 @@ class Concat(BatchSource):
         return {column: names for column, (_, names) in agreed.items()}
 
     def paths(self) -> list[Path] | None:
-        """Every file that is read; None if one of the sources does not tell."""
+        """Every file that is read; None if one of the sources does not say."""
         found = [paths_of(source) for source in self.sources.values()]
         told = [paths for paths in found if paths is not None]
         return list(chain.from_iterable(told)) if len(told) == len(found) else None
 
     @property
     def skipped(self) -> list[str]:
-        """What the sources left out."""
+        """What the sources skipped."""
         return list(chain.from_iterable(map(skipped_of, self.sources.values())))
 
     def _refuse_orders(self) -> None:
@@ -130,8 +130,8 @@ class Mixture(Concat):
     given its share of them to within one sample.
 
     sources and weights: two lists, or two mappings with the same names; weights of any sum, as
-    they are written (0.7 is seven tenths). Each source gives all of its samples before any comes
-    again, each time in another order; a source may be a mixture itself. Which sample comes when
+    they are written (0.7 is seven tenths). Each source gives all of its samples before it
+    repeats any, in a new order each time; a source may be a mixture itself. Which sample comes when
     depends on `run.seed` and its position in the training alone.
 
     As a source it has each sample once, as `Concat`: so it is evaluated, checked and stored, and
@@ -150,7 +150,7 @@ class Mixture(Concat):
         return self._order
 
     def _refuse_orders(self) -> None:
-        """Those of the sources are used."""
+        """Allowed: a mixture uses the orders of its sources."""
 
 
 class Subset(BatchSource):
@@ -177,7 +177,7 @@ class Subset(BatchSource):
         known = {name: select(texts, self._rows) for name, texts in known_of(source).items()}
         self._rows = self._rows[np.asarray(rows_of(part, split, known, len(self._rows)))]
         if len(self._rows) == 0:
-            raise DataError("no sample of the source is left. Choose others.")
+            raise DataError("no samples of the source are left. Choose others.")
         self._source = source
 
     def __len__(self) -> int:
@@ -196,12 +196,12 @@ class Subset(BatchSource):
         return class_names_of(self._source)
 
     def paths(self) -> Sequence[Path] | None:
-        """The files that the source reads; None if it does not tell."""
+        """The files that the source reads; None if it does not say."""
         return paths_of(self._source)
 
     @property
     def skipped(self) -> Sequence[str]:
-        """What the source left out."""
+        """What the source skipped."""
         return skipped_of(self._source)
 
 
@@ -303,7 +303,7 @@ def _require_alike(parts: Mapping[str, Mapping[str, Values]]) -> None:
                 )
 
 
-def _joined(columns: list[Values], back: NDArray[np.int64]) -> Any:
+def _join(columns: list[Values], back: NDArray[np.int64]) -> Any:
     """Columns one after another, in the order of `back`."""
     arrays = [column for column in columns if isinstance(column, np.ndarray)]
     if len(arrays) == len(columns) and len({column.shape[1:] for column in arrays}) == 1:

@@ -54,7 +54,7 @@ class Paired(BatchSource):
         return {**taken, self.by: self._values[indices]}
 
     def class_names(self) -> dict[str, list[str]]:
-        """Those of the column that pairs, as the first source names them."""
+        """Those of the column `by`, as the first source names them."""
         names = class_names_of(next(iter(self.sources.values())))
         return {self.by: names[self.by]} if self.by in names else {}
 

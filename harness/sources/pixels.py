@@ -19,7 +19,7 @@ _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 _LAYOUTS = {
     "PNG": ("L", "LA", "RGB", "RGBA", "I;16B"),
     "JPEG": ("L", "RGB"),
-    "MPO": ("L", "RGB"),  # JPEG, and further pictures behind the first
+    "MPO": ("L", "RGB"),  # JPEG, and further pictures after the first
     "BMP": ("L", "BGR", "BGRX", "BGRA"),
     "TGA": ("L", "BGR", "BGRA"),
     "WEBP": ("RGB", "RGBX", "RGBA"),
@@ -47,7 +47,7 @@ _NETPBM = re.compile(rb"P([2356])" + 3 * (_GAP + rb"(\d{1,9})") + rb"\s")
 _PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 
 
-class BeliedError(ValueError):
+class HeaderError(ValueError):
     """A Netpbm file is not as its header says; the message says what to do."""
 
 
@@ -66,7 +66,7 @@ def layout_of(image: Any) -> str:
 
 
 def why_inexact(image: Any) -> str | None:
-    """Why the values of an opened image could be others than those in its file; None if not."""
+    """Why the values of an opened image could differ from those in its file; None if not."""
     layout = layout_of(image)
     if "16" in layout and image.format != "PPM" and not layout.startswith("I"):
         return "16 bits in colour, which Pillow would round to 8"
@@ -114,7 +114,7 @@ def read_netpbm(data: bytes) -> NDArray[Any] | None:
     """The values in a PGM or PPM file as they are, (H, W) or (H, W, 3): uint8 if its maximum is
     255, int32 if it is another; None for another format.
 
-    https://netpbm.sourceforge.net/doc/pgm.html. Raises BeliedError.
+    https://netpbm.sourceforge.net/doc/pgm.html. Raises HeaderError.
     """
     head = _NETPBM.match(data)
     if head is None:
@@ -134,33 +134,33 @@ def read_netpbm(data: bytes) -> NDArray[Any] | None:
         left = rest[count * dtype.itemsize :]
         surplus = f"{len(left)} more bytes follow" if left.strip() else ""
     if surplus:
-        raise BeliedError(
+        raise HeaderError(
             f"its header declares {count} values, and {surplus}. Give one image per file, with "
-            "nothing behind it."
+            "nothing after it."
         )
     if len(values) < count:
-        raise BeliedError(
+        raise HeaderError(
             f"its header declares {count} values, and it holds only {len(values)}. It may be "
             "truncated."
         )
     if count and values.max() > maximum:
-        raise BeliedError(
-            f"it holds {values.max()}, and its header declares at most {maximum}. Correct one of "
+        raise HeaderError(
+            f"it holds {values.max()}, but its header declares at most {maximum}. Correct one of "
             "them."
         )
     return values[:count].reshape(shape).astype(np.uint8 if maximum == 255 else np.int32)
 
 
 def check_maximum(data: bytes) -> None:
-    """Raise BeliedError if data begin as a PGM or PPM whose values cannot be read by its header."""
+    """Raise HeaderError if data begin as a PGM or PPM whose values cannot be read by its header."""
     head = _NETPBM.match(data)
     if head is not None and not 1 <= int(head[4]) < 2**16:
-        raise BeliedError(f"its header declares a maximum of {head[4].decode()}. Correct it.")
+        raise HeaderError(f"its header declares a maximum of {head[4].decode()}. Correct it.")
 
 
 def is_turned(image: Any) -> bool:
     """Whether an opened image lies on its side, by its EXIF or XMP; decoded only if it is a PNG
-    that says so behind its pixels.
+    that says so after its pixels.
     """
     # Pillow gives the size of a TIFF as it is after turning
     if image.format == "TIFF":
@@ -183,7 +183,7 @@ def upright(image: Any) -> Any:
 
 
 def _has_late_texts(file: BinaryIO) -> bool:
-    """Whether a PNG has texts or EXIF behind its pixels."""
+    """Whether a PNG has texts or EXIF after its pixels."""
     offset, late = file.tell(), False
     file.seek(8)
     seen = False

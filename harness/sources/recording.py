@@ -84,7 +84,7 @@ class Reader:
     sort: bool = False
     duplicates: Duplicates = "refuse"
     channels_first: bool = False
-    # Whose rate the others must have
+    # The file and rate that all others must match
     _first: tuple[Path, float] | None = field(default=None, init=False)
     # Channels of files, and what float32 made of them
     narrowed: dict[str, str] = field(default_factory=dict, init=False)
@@ -114,7 +114,7 @@ class Reader:
     def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
         is_array = path.suffix.lower() in ARRAYS
-        sheet = self._read_array(path) if is_array else self._arranged(self._read_table(path))
+        sheet = self._read_array(path) if is_array else self._arrange(self._read_table(path))
         if sheet.values.shape[1] == 0:
             raise DataError(f"{path}: it has no rows. Remove it.")
         values = self.units.apply(sheet.values, self.channels, path, sheet.rows)
@@ -155,8 +155,8 @@ class Reader:
         times = seconds_of(frame, self.time, keys) if self.time else None
         return Sheet(path, frame.rows, values, labels, times, keys)
 
-    def _arranged(self, sheet: Sheet) -> Sheet:
-        """The rows sorted, and without repetitions, as asked for."""
+    def _arrange(self, sheet: Sheet) -> Sheet:
+        """The rows sorted and without repetitions, as requested."""
         rows = np.arange(sheet.values.shape[1])
         number_of: dict[tuple[str, ...], int] = {}
         keys = sheet.keys or [()] * len(rows)
@@ -239,14 +239,14 @@ class Reader:
         return np.stack([edges[:-1], edges[1:]], axis=1)[~missing[edges[:-1]]]
 
     def _refuse_unit(self, path: Path, steps: NDArray[np.float64]) -> None:
-        """Refuse times that are numbers of another unit, by the rate that is asked for."""
+        """Refuse times that are numbers of another unit, by the requested rate."""
         if self.rate_hz is None or len(steps) == 0:
             return
         times = float(np.median(steps)) * self.rate_hz
         for factor, unit in ((1e3, "ms"), (1e6, "us"), (1e9, "ns")):
             if abs(times / factor - 1) < _RATES_DIFFER:
                 raise DataError(
-                    f"{path}: rows are {times / self.rate_hz:g} s apart by {self._time!r}, and "
+                    f"{path}: rows are {times / self.rate_hz:g} s apart by {self._time!r}, but "
                     f"rate_hz is {self.rate_hz:g}. If these are {unit}, set time_unit: {unit}."
                 )
 
@@ -299,9 +299,9 @@ def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:
         key = sheet.keys[begin]
         if key in seen:
             raise DataError(
-                f"{sheet.path}: row {sheet.rows[begin]}: a recording ({', '.join(key)}) "
-                f"continues that ended before row {sheet.rows[seen[key]]}. Set sort: true if "
-                "several are written by turns, or add a column that distinguishes them."
+                f"{sheet.path}: row {sheet.rows[begin]}: the recording ({', '.join(key)}) "
+                f"continues, but ended before row {sheet.rows[seen[key]]}. Set sort: true if "
+                "several take turns, or add a column that distinguishes them."
             )
         seen[key] = end
     return [(key, begin, end) for begin, (key, end) in zip(begins, seen.items(), strict=True)]

@@ -46,8 +46,8 @@ class Series(BatchSource):
     (`time_unit`: ms, us, ns) or dates, in ISO 8601 or `time_format`, e.g. "%d/%m/%Y %H:%M:%S", or
     the columns of the date and the time of day; dates are in UTC, in `timezone` (Europe/Rome, with
     its daylight saving) or in the zone that they state. `sort` puts the rows of a recording
-    together, where devices write by turns, and in the order of time; `duplicates: drop` keeps one
-    of equal rows of one time. A
+    together, where devices take turns, and in the order of time; `duplicates: drop` keeps one
+    of several identical rows with the same time. A
     step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with an empty
     cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says whether to
     refuse gaps or to split there. By their times all recordings must have one rate, `rate_hz` if

@@ -10,7 +10,7 @@ from harness.sources.device_files import with_parts
 from harness.sources.files import Files
 
 Reading = TypeVar("Reading")
-_SETTLED_S = 2.0  # file systems count modification times in up to so many seconds
+_SETTLED_S = 2.0  # the coarsest precision of modification times in file systems
 _IN_USE: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
 
@@ -18,7 +18,7 @@ def shared(files: Files, settings: Hashable, read: Callable[[], Reading]) -> Rea
     """What `read` returns, or what it returned for the same files, fields of their paths and
     settings if that is in use.
 
-    Files that were modified in the last seconds are read anew: they may have changed again within
+    Files that were modified in the last seconds are read again: they may have changed again within
     the precision of their times.
     """
     states = _states_of(with_parts(files.paths))

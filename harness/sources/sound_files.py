@@ -1,4 +1,4 @@
-"""How long a sound file says that it is: libsndfile reads what is left of a truncated one to its
+"""The length that a sound file declares: libsndfile reads what is left of a truncated one to its
 end without an error, in most formats.
 """
 
@@ -58,7 +58,7 @@ def is_cut(recording: Path | bytes) -> bool:
 
 
 def _whole_length(file: BinaryIO, head: bytes, length: int) -> int:
-    """The least length of a whole file, by its header; 0 if that is unknown."""
+    """The minimum length of a complete file, by its header; 0 if that is unknown."""
     magic = head[:4]
     if magic in (b".snd", b"dns."):  # AU
         order: Literal["little", "big"] = "big" if magic == b".snd" else "little"
@@ -77,7 +77,7 @@ def _whole_length(file: BinaryIO, head: bytes, length: int) -> int:
 
 
 def _whole(head: bytes, chunks: _Chunks) -> int:
-    """What the outermost chunk says."""
+    """The length that the outermost chunk declares."""
     if head[:4] == b"caff":
         return 0
     if head[:4] == b"RF64":  # EBU Tech 3306: the true sizes follow in "ds64"

@@ -23,8 +23,8 @@ class MixedStream:
 
     sources and weights: two lists, or two mappings with the same names. A stream begins again when
     it ends; a source with a length gives all of its samples before any comes again, in an order
-    that `seed` decides. `seek` finds the positions in all of them; a stream among them without
-    `seek` is read from its beginning to there, also if it has a `state_dict`, which no checkpoint
+    that `seed` decides. `seek` finds the position in each of them; a stream among them without
+    `seek` is read from its beginning to there, even if it has a `state_dict`, which no checkpoint
     keeps.
     Raises ConfigError and DataError.
     """

@@ -44,7 +44,7 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
         )
     binary = (*EXCEL, *PACKED, *DEVICES)
     if path.suffix.lower() not in binary and (what := what_is(path, "table")) is not None:
-        raise DataError(f"{path}: not a table that is read, but {what}")
+        raise DataError(f"{path}: not a supported table, but {what}")
     columns = None if columns is None else list(map(name_of, columns))
     try:
         return reader(path, layout, columns)
@@ -148,7 +148,7 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
             pa.types.is_integer(column.type) and column.null_count == 0
         )
         if _is_text(column.type):
-            with suppress(pa.ArrowInvalid):  # bytes that are no text are named where they are used
+            with suppress(pa.ArrowInvalid):  # bytes that are not text are reported when used
                 cells[name] = column.cast(pa.string()).fill_null("")
                 continue
         # A null in floats becomes NaN

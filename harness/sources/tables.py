@@ -45,8 +45,8 @@ class Table(BatchSource):
 
     `sheet` (Excel) and `header` (Excel and CSV) count from 1; `skip_rows` under the header are not
     data, e.g. units, nor are the last `skip_footer` filled ones; rows that begin with `comment` are
-    passed over; `names` are those of a file that has none. CSV: `escape` precedes a character that
-    is meant as it is. `thousands`: a mark between groups of digits. Empty cells and, in numeric
+    skipped; `names` are those of a file that has none. CSV: `escape` precedes a character that
+    is taken literally. `thousands`: a mark between groups of digits. Empty cells and, in numeric
     columns, `missing_marks` (words, or numbers such as -999) are rejected, or with `missing: keep`
     NaN in numbers and "" in text. A file that cannot be read is an error, or is skipped with
     `on_error: skip`; the messages are in `skipped`. Raises DataError with file, row and column.
@@ -171,7 +171,7 @@ class _Reader:
         """Raises DataError with file, row and column."""
         found, read, skipped = read_each(files, self._read, self.on_error)
         tell_narrowed({name: lost for one in read for name, lost in one[3].items()})
-        values = {name: _joined([one[0][name] for one in read]) for name in read[0][0]}
+        values = {name: _join([one[0][name] for one in read]) for name in read[0][0]}
         known = {name: Texts.joined([one[1][name] for one in read]) for name in read[0][1]}
         file_of = np.repeat(np.arange(len(read)), [len(one[2]) for one in read])
         known |= {name: Texts.of(of).take(file_of) for name, of in found.fields.items()}
@@ -187,7 +187,7 @@ class _Reader:
         frame = read_cells(path, self.layout, self._wanted)
         asked = set(map(name_of, self._asked))
         if asked - set(frame.cells):
-            # Raises, naming the missing column and those there are
+            # Raises, and names the missing column and the existing ones
             read_cells(path, self.layout, self._asked)
         if self.features is None:
             self.features = [name for name in frame.cells if name not in asked]
@@ -213,7 +213,7 @@ class _Reader:
         return values, known, np.asarray(frame.rows, dtype=np.int64), narrowed
 
 
-def _joined(columns: Sequence[Any]) -> Column:
+def _join(columns: Sequence[Any]) -> Column:
     if isinstance(columns[0], Texts):
         return Texts.joined(columns)
     joined: Column = columns[0] if len(columns) == 1 else np.concatenate(columns)

@@ -85,7 +85,7 @@ class Bytes(BatchSource):
         if path.stat().st_size == 0:  # cannot be mapped
             return np.empty(0, np.uint8)
         if path.suffix.lower() == ".gz":
-            return np.frombuffer(_unpacked(path), dtype=np.uint8)
+            return np.frombuffer(_unpack(path), dtype=np.uint8)
         return np.memmap(path, dtype=np.uint8, mode="r")
 
 
@@ -93,7 +93,7 @@ class Characters(Bytes):
     """As `Bytes`, character by character: `tokens` are Unicode code points, which
     `harness.treatments.Vocabulary` maps to those of a vocabulary.
 
-    Held in memory, four bytes per character. A byte order mark is no character. Raises DataError
+    Held in memory, four bytes per character. A byte order mark is not a character. Raises DataError
     for a file in another encoding.
     """
 
@@ -112,7 +112,7 @@ class Characters(Bytes):
         super().__init__(files, length, part, held_out)
 
     def _read(self, path: Path) -> NDArray[np.uint32]:
-        data = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
+        data = _unpack(path) if path.suffix.lower() == ".gz" else path.read_bytes()
         try:
             # Unlike decode(), it does not guess the byte order of UTF-16
             text = codecs.getincrementaldecoder(self._encoding)().decode(data, final=True)
@@ -129,7 +129,7 @@ class Characters(Bytes):
         return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
 
 
-def _unpacked(path: Path) -> bytes:
+def _unpack(path: Path) -> bytes:
     try:
         with gzip.open(path) as file:
             return file.read()

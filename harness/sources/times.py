@@ -33,7 +33,7 @@ def seconds_of(
         return _numbers(cells, name)
     found = listed(stored)
     if len(names) == 2:
-        found = [_joined(*pair) for pair in zip(found, listed(cells.stored(names[1])), strict=True)]
+        found = [_join(*pair) for pair in zip(found, listed(cells.stored(names[1])), strict=True)]
     dates = []
     for index, cell in enumerate(found):
         dates.append(_date_or_none(cell) if form is None or not isinstance(cell, str) else None)
@@ -46,7 +46,7 @@ def seconds_of(
     for index, (date, cell) in enumerate(zip(dates, found, strict=True)):
         if date is None and isinstance(cell, str) and DAY_FIRST.match(cell.strip()):
             ways = "Set time_format, e.g. '%d/%m/%Y %H:%M:%S'"
-            cells.refuse(name, index, f"{cell!r} is a date of another form. {ways}.")
+            cells.refuse(name, index, f"{cell!r} is a date in another format. {ways}.")
         if date is None and are_dates and not is_empty(cell):
             cells.refuse(name, index, f"{cell!r} is not a date. Correct it.")
     if not are_dates:
@@ -67,8 +67,8 @@ def _since_epoch(
     keys: Sequence[Hashable],
 ) -> NDArray[np.float64]:
     """Dates in UTC, or those without a time zone in that of the layout; warns of those in the hour
-    that occurs twice, which are of its first pass until the times of their recording go back, and
-    refuses them where those go back in another way.
+    that occurs twice, which belong to its first pass until the times of their recording go back,
+    and refuses them where those go back in another way.
     """
     timezone = cells.layout.timezone
     zone = datetime.UTC if timezone is None else ZoneInfo(timezone)
@@ -90,7 +90,7 @@ def _since_epoch(
                 cells.refuse(name, index, f"{what}. Correct it, or set another timezone.")
             if shift > _NO_TIME:
                 twice.append(index)
-                if before is not None and _is_again(moment, before, step, shift):
+                if before is not None and _is_second_pass(moment, before, step, shift):
                     moment = later
                 if before is not None and moment.astimezone(datetime.UTC) < before:
                     what = f"{date} occurs twice in {timezone}, and the rows are not in order"
@@ -111,20 +111,20 @@ def _since_epoch(
     return seconds
 
 
-def _is_again(
+def _is_second_pass(
     moment: datetime.datetime,
     before: datetime.datetime,
     step: datetime.timedelta,
     shift: datetime.timedelta,
 ) -> bool:
-    """Whether a time of the hour that occurs twice is of its second pass: less than `shift` earlier
-    than the time before, or, of hourly rows, equal to it.
+    """Whether a time of the hour that occurs twice belongs to its second pass: less than `shift`
+    earlier than the time before, or, of hourly rows, equal to it.
     """
     earlier = before - moment.astimezone(datetime.UTC)
     return _NO_TIME < earlier <= shift or (earlier == _NO_TIME and step >= shift)
 
 
-def _joined(date: Any, time: Any) -> Any:
+def _join(date: Any, time: Any) -> Any:
     """The cells of a date and of a time of day as one."""
     if is_empty(date) or is_empty(time):
         return None

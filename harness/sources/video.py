@@ -21,8 +21,8 @@ _LUMA = np.array([299, 587, 114], dtype=np.uint32)
 
 
 class Clips(Collection):
-    """Clips of `frames` frames, one of `stride`, from video files (MP4, AVI, MKV, WebM, GIF and
-    other formats that ffmpeg reads).
+    """Clips of `frames` frames, every `stride`-th one, from video files (MP4, AVI, MKV, WebM, GIF
+    and other formats that ffmpeg reads).
 
     A sample: `clip` (C, T, H, W) uint8, RGB, or one channel with `grey`, and `label` int64 if the
     path has a {label}. With `clips: every` a file gives a clip every `step` frames, by default
@@ -32,7 +32,7 @@ class Clips(Collection):
 
     `files`, `columns`: see `Collection`; `split` divides whole files, so that overlapping clips are
     never in two parts. A file with fewer frames than a clip needs is treated as one that cannot be
-    decoded: `on_error` says how. `keep`: "memory" decodes everything at start-up; "disk" counts
+    decoded: `on_error` decides. `keep`: "memory" decodes everything at start-up; "disk" counts
     frames and decodes a clip when it is read, from the start of its file: for many short files
     rather than a few long ones. Raises DataError that names the file.
     """
@@ -67,7 +67,7 @@ class Clips(Collection):
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ConfigError(f"size: {list(size)}: give [height, width].")
         self.frames, self.stride = frames, stride
-        self._reach = np.arange(frames) * stride  # the frames of a clip, from its begin
+        self._reach = np.arange(frames) * stride  # the frames of a clip, relative to its first
         self._first_only, self._step = clips == "first", step or frames * stride
         self._size, self._grey = size, grey
         self._alike: tuple[Path, tuple[int, ...]] | None = (

@@ -22,10 +22,10 @@ MAX_CELLS = 500_000_000  # some formats repeat a filled cell without writing it 
 
 _REFERENCE = re.compile(r"([A-Z]{1,3})([0-9]{1,7})")
 _ZEROS = re.compile(r"(?:\[\$[^\]]*\])?(0{2,})(?:;.*)?")  # a format of leading zeros
-_VALUES = ("v", "is", "f")  # inside of a cell that holds something, not only a style
+_VALUES = ("v", "is", "f")  # inside a cell that holds something, not only a style
 _CHUNK_BYTES = 2**18
 
-# What zipfile and expat raise for a file that is damaged, encrypted, or packed otherwise
+# What zipfile and expat raise for a file that is damaged, encrypted, or compressed in another way
 _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -49,14 +49,14 @@ def check_workbook(path: Path) -> None:
                     "table as .parquet or .csv."
                 )
             if not any(one.filename.lower().startswith("xl/") for one in members):
-                raise ValueError("no member of it is a workbook's")
+                raise ValueError("it has none of a workbook's members")
             for member in members:
                 with book.open(member) as file:
                     _check_sheet(f"{path}: {member.filename}", _Extent(file))
     except _UNREADABLE as error:
         what = what_is(path, "table")
         if what is not None and "zip" not in what:  # a truncated workbook begins as a zip does
-            raise DataError(f"{path}: not a workbook that is read, but {what}") from error
+            raise DataError(f"{path}: not a supported workbook, but {what}") from error
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
         ) from error
@@ -174,7 +174,7 @@ class _Extent:
             self._column = 0
 
     def _refuse(self, *_: object) -> None:
-        raise ValueError("a member of it declares a document type")
+        raise ValueError("one of its members declares a document type")
 
 
 class _Repeated(_Extent):
@@ -211,6 +211,6 @@ def _check_sheet(where: str, extent: _Extent) -> None:
     ):
         raise DataError(
             f"{where}: {extent.count:,} filled cells in a sheet of {extent.num_cells:,}, up to "
-            f"{extent.last}: reading it would fill the memory with empty ones. Delete what stands "
-            "far from the table."
+            f"{extent.last}: reading it would fill the memory with empty ones. Delete the "
+            "cells far from the table."
         )

@@ -40,13 +40,13 @@ class FittedTreatment(Plain):
         return {name: values.tolist() for name, values in self._learned.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """state: as `state()` gave it."""
+        """state: as returned by `state()`."""
         self._learned = {
             name: torch.tensor(values, dtype=torch.float64) for name, values in state.items()
         }
 
     def _by_channel(self, values: Tensor, *names: str) -> list[Tensor]:
-        """What was learned under the names, in shapes that go with values (B, C, ...)."""
+        """The parameters of these names, in shapes that broadcast with values (B, C, ...)."""
         assert self._learned, "called before finish() or restore()"
         learned = [self._learned[name] for name in names]
         check_channels(values, self.key, len(learned[0]), "of the training split")
@@ -66,7 +66,7 @@ class Standardise(FittedTreatment):
         self._moments = Moments()
 
     def observe(self, batch: Batch) -> None:
-        """batch: as in a call."""
+        """batch: as for `__call__`."""
         self._moments.add(columns_of(batch, self.key))
 
     def finish(self) -> None:
@@ -101,7 +101,7 @@ class Rescale(FittedTreatment):
         self._least, self._largest = np.array(np.inf), np.array(-np.inf)
 
     def observe(self, batch: Batch) -> None:
-        """batch: as in a call."""
+        """batch: as for `__call__`."""
         columns = columns_of(batch, self.key)
         self._least = np.fmin(self._least, np.fmin.reduce(columns, initial=np.inf))
         self._largest = np.fmax(self._largest, np.fmax.reduce(columns, initial=-np.inf))

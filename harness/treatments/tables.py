@@ -58,7 +58,7 @@ class Encode:
         return {"categories": self.categories}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """state: as `state()` gave it."""
+        """state: as returned by `state()`."""
         self.categories: list[str] = list(state["categories"])
         # As it is written today too: earlier releases learned "1.0" where a table says "1" now
         today = {text_of(category): number for number, category in enumerate(self.categories)}
@@ -171,7 +171,7 @@ class Impute:
         return {"value": self._value.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """state: as `state()` gave it."""
+        """state: as returned by `state()`."""
         self._value = torch.tensor(state["value"], dtype=torch.float64)
 
     def __call__(self, batch: Batch) -> Batch:

@@ -35,7 +35,7 @@ class Vocabulary:
         self._numbers: NDArray[np.int64] | None = None
 
     def observe(self, batch: Batch) -> None:
-        """batch: as in a call."""
+        """batch: as for `__call__`."""
         codes, counts = np.unique(self._codes(batch), return_counts=True)
         self._counts.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
 
@@ -55,7 +55,7 @@ class Vocabulary:
         return {"characters": self.characters}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """state: as `state()` gave it."""
+        """state: as returned by `state()`."""
         self.characters: str = state["characters"]
         self._numbers = np.zeros(_CODES, dtype=np.int64)
         self._numbers[[ord(character) for character in self.characters]] = np.arange(

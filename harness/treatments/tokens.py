@@ -24,15 +24,16 @@ class Tokenise:
     int64 each, for `Pad`; cut to `length` tokens if that is given.
 
     `file`: a tokenizer.json, or a folder with one, such as that of a pretrained network. Or one is
-    trained on the training split: `size` tokens of the `model` bpe (byte by byte as GPT-2's, so
-    that no text is unknown), wordpiece (as BERT's) or word (the most frequent words), on its first
-    `learn_from` texts; 0 to 4 are [PAD], [UNK], [CLS], [SEP], [MASK]. `special`: whether to add the
-    tokens with which a text begins and ends. A text that spells one ("[PAD]") is text to a trained
-    tokenizer, and the token to that of a file, as in transformers. Either tokenizer is kept in
-    every checkpoint, and the file not read again. `size` has to match the network.
+    trained on the training split: `size` tokens of the `model` bpe (byte by byte like GPT-2's, so
+    that no text is unknown), wordpiece (like BERT's) or word (the most frequent words), on its
+    first `learn_from` texts; 0 to 4 are [PAD], [UNK], [CLS], [SEP], [MASK]. `special`: whether to
+    add the tokens with which a text begins and ends. A trained tokenizer treats a text that spells
+    one ("[PAD]") as plain text; one from a file reads it as that token, as in transformers. Either
+    tokenizer is kept in every checkpoint, and the file is not read again. `size` must match the
+    network.
 
-    Raises ConfigError, and DataError for a text that gives no token and for texts of more
-    characters than `size`.
+    Raises ConfigError, and DataError for a text that gives no tokens and for texts with more
+    distinct characters than `size`.
     """
 
     def __init__(
@@ -54,20 +55,19 @@ class Tokenise:
             )
         if file is not None and (model != "bpe" or lowercase or learn_from is not None):
             raise ConfigError(
-                "model, lowercase, learn_from: without effect on the tokenizer of a file. Remove "
-                "them."
+                "model, lowercase, learn_from: no effect on a tokenizer from a file. Remove them."
             )
         least = len(SPECIAL) + (_BYTES if model == "bpe" else 1)
         if size is not None and size < least:
             raise ConfigError(f"size: {size}: {model} needs at least {least}.")
         if length is not None and length < 1 + 2 * special:
-            raise ConfigError(f"length: {length}: leaves no token of the text. Increase it.")
+            raise ConfigError(f"length: {length}: leaves no room for the text. Increase it.")
         self.key, self.into = key, into
         self._file, self._model, self._size = file, model, size
         self._length, self._special, self._lowercase = length, special, lowercase
         self._wanted = 0 if file is not None else learn_from
         self._texts: list[str] = []
-        # Its threads would be forked with the data workers; these are the threads here
+        # The library's threads would be forked with the data workers, which already run in parallel
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     @staticmethod
@@ -77,15 +77,15 @@ class Tokenise:
 
     @property
     def ready(self) -> bool:
-        """Whether it has seen all the texts that it wants to."""
+        """Whether it has seen all the texts that it learns from."""
         return self._wanted is not None and len(self._texts) >= self._wanted
 
     def observe(self, batch: Batch) -> None:
-        """batch: as in a call."""
+        """batch: as for `__call__`."""
         self._texts += self._read(batch)
 
     def finish(self) -> None:
-        """Raises DataError for a file that is no tokenizer, and if there is no text."""
+        """Raises DataError for a file that is not a tokenizer, and if there is no text."""
         if self._file is not None:
             tokenizer = _load(_path(self._file))
         else:
@@ -102,7 +102,7 @@ class Tokenise:
         return {"tokenizer": self._state}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """state: as `state()` gave it."""
+        """state: as returned by `state()`."""
         self._state: str = state["tokenizer"]
         self._tokenizer = _library().Tokenizer.from_str(self._state)
         self._tokenizer.encode_special_tokens = self._file is None
@@ -118,7 +118,8 @@ class Tokenise:
         tokens = [torch.tensor(one.ids, dtype=torch.int64) for one in found]
         if empty := [text for text, one in zip(texts, tokens, strict=True) if len(one) == 0]:
             raise DataError(
-                f"{self.key}: the text {empty[0][:40]!r} gives no token. Remove it, or set special."
+                f"{self.key}: the text {empty[0][:40]!r} gives no tokens. Remove it, or set "
+                "special."
             )
         kept = {name: value for name, value in batch.items() if name != self.key}
         return {**kept, self.into: tokens}
@@ -134,13 +135,13 @@ class Tokenise:
 
 
 class Pad:
-    """Samples of several lengths as one array: B arrays (T_i, ...) -> (B, T, ...), filled up with
+    """Samples of several lengths as one array: B arrays (T_i, ...) -> (B, T, ...), padded with
     `value` at their ends; T is `length`, or without it the longest of the micro-batch.
 
-    `mask`: a name for (B, T) int64, 1 where there was something. A network sees the mask; what is
-    learned and measured does not. For tokens that `LanguageModelling` predicts, `value: -100`, its
-    `ignore_index`, keeps the padding out. Raises DataError for samples longer than `length`, or of
-    different further axes, and for a `value` that their type does not hold.
+    `mask`: a name for (B, T) int64, 1 at samples and 0 at padding. The network sees the mask; the
+    loss and the metrics do not. For tokens that `LanguageModelling` predicts, `value: -100`, its
+    `ignore_index`, keeps the padding out. Raises DataError for samples longer than `length`, or
+    that differ in their other axes, and for a `value` that their type cannot hold.
     """
 
     def __init__(
@@ -162,13 +163,13 @@ class Pad:
         if max(lengths) > length:
             raise DataError(
                 f"{self.key}: a sample of {max(lengths)}, longer than length: {length}. Cut it "
-                "before, e.g. by the length of Tokenise, or increase length."
+                "first, e.g. with the length of Tokenise, or increase length."
             )
         first = samples[0]
         if not _holds(first.dtype, self.value):
             kind = str(first.dtype).removeprefix("torch.")
             raise DataError(
-                f"{self.key}: value: {self.value}: {kind} does not hold it. Give another one."
+                f"{self.key}: value: {self.value}: {kind} cannot hold it. Give another one."
             )
         padded = torch.full((len(samples), length, *first.shape[1:]), self.value, dtype=first.dtype)
         for row, one in zip(padded, samples, strict=True):
@@ -222,14 +223,14 @@ def _load(path: Path) -> Any:
     try:
         return _library().Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
-        beside = ""
+        hint = ""
         if path.name == _FILE and path.parent.is_dir():
-            beside = (
-                " The folder of an older tokenizer gets one by transformers: "
+            hint = (
+                " For the folder of an older tokenizer, transformers writes one: "
                 "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
             )
         raise DataError(
-            f"{path}: {error.strerror}. Give a tokenizer.json, or a folder with one.{beside}"
+            f"{path}: {error.strerror}. Give a tokenizer.json, or a folder with one.{hint}"
         ) from error
     except Exception as error:  # tokenizers raises plain Exception
         raise DataError(
@@ -271,7 +272,7 @@ def _train(texts: Sequence[str], model: Model, size: int, *, lowercase: bool) ->
         ),
     }
     if model == "wordpiece":
-        options["special_tokens"] += _continuing(texts, normalizer)
+        options["special_tokens"] += _continuations(texts, normalizer)
     kind, pre_tokenizer, decoder, trainer = make[model]()
     tokenizer = library.Tokenizer(kind)
     tokenizer.normalizer = normalizer
@@ -294,9 +295,9 @@ def _train(texts: Sequence[str], model: Model, size: int, *, lowercase: bool) ->
     return library.Tokenizer.from_str(json.dumps(kept))
 
 
-def _continuing(texts: Sequence[str], normalizer: Any) -> list[str]:
-    """What continues a word by one character, sorted: left to itself, the trainer numbers these at
-    random, and which of equally frequent pieces it takes depends on the numbers.
+def _continuations(texts: Sequence[str], normalizer: Any) -> list[str]:
+    """The pieces that continue a word by one character, sorted: left to itself, the trainer numbers
+    them at random, and its choice among equally frequent pieces depends on the numbers.
     """
     split = _library().pre_tokenizers.BertPreTokenizer().pre_tokenize_str
     found: set[str] = set()

@@ -66,7 +66,9 @@ def test_signals_of_edf_are_in_their_units(tmp_path: Path) -> None:
     assert Table(str(edf(tmp_path / "a.bdf"))).features == ["EEG 0", "EEG 1"]
     mixed = edf(tmp_path / "b.edf", (100, 10))
     assert series(mixed, ["EEG 0"]).shape == (1, 400)
-    with pytest.raises(DataError, match=r"b\.edf: signals of several rates \(Hz\): EEG 0 100, EEG"):
+    with pytest.raises(
+        DataError, match=r"b\.edf: signals with different rates \(Hz\): EEG 0 100, EEG"
+    ):
         series(mixed, ["EEG 0", "EEG 1"])
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(DataError, match=r"a\.edf: cannot be read: .* truncated"):
@@ -126,7 +128,7 @@ def test_datasets_of_other_files_are_refused(tmp_path: Path) -> None:
         file["x"] = np.arange(9.0)
         file["link"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "x")
     for name in "ev":
-        with pytest.raises(DataError, match=rf"a\.h5: dataset '{name}' is made of other files"):
+        with pytest.raises(DataError, match=rf"a\.h5: dataset '{name}' is stored in other files"):
             Table(str(tmp_path / "a.h5"), [name])
     with pytest.raises(DataError, match="no column 'link', only e, v, x"):
         Table(str(tmp_path / "a.h5"), ["link"])
@@ -146,7 +148,7 @@ def test_datasets_of_hdf5_are_columns(tmp_path: Path) -> None:
     found = series(path, channels, recording=["who"])
     assert np.array_equal(found, np.float32([acc[:, 2], marks]))
     for names, what in (
-        (["imu/mark", "short"], r"columns of several lengths: imu/mark 100, short 5"),
+        (["imu/mark", "short"], r"columns with different lengths: imu/mark 100, short 5"),
         (["pairs"], r"dataset 'pairs' holds .* neither numbers nor text"),
         (["imu/acc/3"], r"no column 'imu/acc/3', only imu/acc/0"),
     ):

@@ -67,7 +67,7 @@ def test_several_patterns_give_each_file_once(tmp_path: Path) -> None:
 def test_a_class_without_a_file_is_named(tmp_path: Path) -> None:
     lay(tmp_path, "a/1.wav", "b/1.mp3")
     with pytest.raises(
-        DataError, match=r"the folder of 'b' holds no file\. Add samples, or remove the folder"
+        DataError, match=r"the folder of 'b' holds no files\. Add samples, or remove the folder"
     ):
         find_files(str(tmp_path / "{label}/*.wav"))
 

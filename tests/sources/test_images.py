@@ -257,12 +257,12 @@ def test_what_a_table_says_has_to_be_of_the_kind_that_is_asked_for(tmp_path: Pat
 
     refused(
         "file_name,age\n0.png,3\n1.png,old\n",
-        r"1\.png: 'old' as its 'age' is not a number",
+        r"1\.png: its 'age' is 'old', not a number",
         columns={"age": "number"},
     )
     refused(
         "file_name,age\n0.png,3\n1.png,3.5\n",
-        r"1\.png: '3\.5' as its 'age' is not a number",
+        r"1\.png: its 'age' is '3\.5', not a number",
         columns={"age": "integer"},
     )
     refused(
@@ -273,7 +273,11 @@ def test_what_a_table_says_has_to_be_of_the_kind_that_is_asked_for(tmp_path: Pat
         r"^columns\.sex: no such field; the fields are age",
         columns={"sex": "text"},
     )
-    refused("file_name,age\n0.png,3\n", r"^columns\.label: taken", columns={"label": "integer"})
+    refused(
+        "file_name,age\n0.png,3\n",
+        r"^columns\.label: samples already have",
+        columns={"label": "integer"},
+    )
     refused(
         "file_name,age\n0.png,3\n",
         r"^columns\.age: 'date' is not one of number, integer, text",

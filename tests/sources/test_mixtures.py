@@ -237,7 +237,7 @@ class NoLength:
         (lambda: Subset(Counted(3), [0.9, 2]), ConfigError, "indices: 0.9: must be an integer"),  # type: ignore[list-item] # refused
         (lambda: Subset(Counted(3), [False, True]), ConfigError, "indices: False: must be an int"),
         (lambda: Subset(Counted(3), stop=2.5), ConfigError, "stop: 2.5: must be an integer"),  # type: ignore[arg-type] # refused
-        (lambda: Subset(Counted(3), start=3), DataError, "no sample of the source is left"),
+        (lambda: Subset(Counted(3), start=3), DataError, "no samples of the source are left"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused_with_its_reason(

@@ -276,15 +276,15 @@ def test_netpbm_files_keep_their_values_whatever_their_maximum(
     assert found.transpose(1, 2, 0).reshape(shape).tolist() == np.reshape(values, shape).tolist()
 
 
-ALONE = r"Give one image per file, with nothing behind it\.$"
+ALONE = r"Give one image per file, with nothing after it\.$"
 
 
 @pytest.mark.parametrize("mode", [None, "L"])
 @pytest.mark.parametrize(
     ("file", "why"),
     [
-        (b"P2\n2 1\n100\n5 101\n", "it holds 101, and its header declares at most 100"),
-        (b"P5\n2 1\n300\n\0\1\2\0", "it holds 512, and its header declares at most 300"),
+        (b"P2\n2 1\n100\n5 101\n", "it holds 101, but its header declares at most 100"),
+        (b"P5\n2 1\n300\n\0\1\2\0", "it holds 512, but its header declares at most 300"),
         (
             b"P5\n2 2\n255\nabc",
             "its header declares 4 values, and it holds only 3\\. It may be trunc",
@@ -319,7 +319,7 @@ def test_netpbm_files_of_two_maxima_are_read_as_the_message_says(tmp_path: Path,
     assert pictures.tolist() == [[[[0, round(0x50 / 243 * 255), 255]]], [[[0, 0x50, 0xF3]]]]
     (tmp_path / "2.pgm").write_bytes(b"P5\n1 1\n65535\n\1\0")
     (tmp_path / "1.pgm").write_bytes(b"P5\n1 1\n255\n\1")
-    with pytest.raises(DataError, match=r"mode\. Give those of one mode alone\. Or skip"):
+    with pytest.raises(DataError, match=r"mode\. Give images of one mode only\. Or skip"):
         Images(files, keep=keep)
 
 

@@ -268,7 +268,7 @@ def test_a_file_can_hold_recordings_that_columns_tell_apart(tmp_path: Path) -> N
     with pytest.raises(
         DataError,
         match=(
-            rf"^{back}: row 20: a recording \(a, 1\) continues that ended before row 8\. Set "
+            rf"^{back}: row 20: the recording \(a, 1\) continues, but ended before row 8\. Set "
             r"sort: true"
         ),
     ):

@@ -525,8 +525,11 @@ def test_what_reads_excel_is_named_when_it_is_not_there(
             {"columns": {"colour": "category"}},
             r"^columns\.colour: 'category' is not one of number, integer, text",
         ),
-        ({"features": ["acid"], "columns": {"acid": "number"}}, r"^columns\.acid: taken"),
-        ({"columns": {"features": "text"}}, r"^columns\.features: taken"),
+        (
+            {"features": ["acid"], "columns": {"acid": "number"}},
+            r"^columns\.acid: samples already have",
+        ),
+        ({"columns": {"features": "text"}}, r"^columns\.features: samples already have"),
         ({"header": 0}, r"^header: 0: rows are counted from 1"),
         ({"missing": "drop"}, r"^missing: 'drop' is neither refuse nor keep"),
         ({"separator": ";;"}, r"^separator, decimal: "),

@@ -234,7 +234,7 @@ def test_dates_and_times_of_day_may_be_in_two_columns(tmp_path: Path, suffix: st
     series = Series(str(path), ["a"], 2, 1, time=["d", "t"], rate_hz=1, time_format=form)
     assert times_of(series) == [one.timestamp() for one in moments.dt.tz_localize("UTC")[:3]]
     if suffix == "csv":
-        with pytest.raises(DataError, match=r"row 2, column 'd': .* a date of another form"):
+        with pytest.raises(DataError, match=r"row 2, column 'd': .* a date in another format"):
             Series(str(path), ["a"], 2, 1, time=["d", "t"], rate_hz=1)
     with pytest.raises(ConfigError, match=r"time: \['a', 'b', 'c'\]"):
         Series(str(path), ["a"], 2, 1, time=["a", "b", "c"], rate_hz=1)

@@ -180,7 +180,9 @@ def test_an_error_of_the_code_does_not_blame_the_film(
 def test_a_film_that_is_aslant_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", numbered(6), "libx264", "yuv420p")
     turn(path, 0.7071, 0.7071, -0.7071, 0.7071)
-    with pytest.raises(DataError, match=r"a\.mp4: .* turned by an angle that is not a right one"):
+    with pytest.raises(
+        DataError, match=r"a\.mp4: .* rotated by an angle that is not a multiple of 90 degrees"
+    ):
         frames_of(path)
 
 
@@ -209,7 +211,7 @@ def test_sound_without_a_film_is_refused_by_name(tmp_path: Path) -> None:
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         sound.sample_rate = 16000
         container.mux([*stream.encode(sound), *stream.encode()])
-    with pytest.raises(DataError, match=r"a\.mp4: .* it has no film, only audio"):
+    with pytest.raises(DataError, match=r"a\.mp4: .* it has no video, only audio"):
         frames_of(path)
 
 

@@ -216,7 +216,7 @@ def test_no_more_is_read_than_is_learned_from() -> None:
         (lambda: Tokenise(file="x", lowercase=True), "model, lowercase, learn_from: without eff"),
         (lambda: Tokenise(size=260), "size: 260: bpe needs at least 261"),
         (lambda: Tokenise(size=300, model="sentences"), "model: 'sentences'"),  # type: ignore[arg-type]
-        (lambda: Tokenise(size=300, length=2), "length: 2: leaves no token of the text"),
+        (lambda: Tokenise(size=300, length=2), "length: 2: leaves no room for the text"),
         (lambda: Pad(length=0), "length: 0: must be at least 1"),
     ],
 )
@@ -229,7 +229,7 @@ def test_settings_without_a_meaning_are_refused(make: Any, words: str) -> None:
     ("use", "words"),
     [
         (lambda: trained(["", " "]), "text: no text to learn tokens from"),
-        (lambda: ids(trained(special=False), ["a", ""]), "text: the text '' gives no token"),
+        (lambda: ids(trained(special=False), ["a", ""]), "text: the text '' gives no tokens"),
         (lambda: BYTES({"note": ["a"]}), "Tokenise needs 'text' as text; samples have note"),
         (lambda: BYTES({"text": torch.ones(2)}), "Tokenise needs 'text' as text"),
         (lambda: Pad(length=2)({"tokens": [torch.ones(3)]}), "a sample of 3, longer than length"),
