@@ -224,8 +224,8 @@ class WaveReader:
             raise DataError(f"{name}: not a sound file: {error}. It may be truncated.") from error
         if head.format not in FORMATS:
             raise DataError(
-                f"{name}: {head.format_info}: a truncated file in this format cannot be detected. "
-                f"Convert it to WAV or FLAC; {', '.join(FORMATS)}, M4A, MP4, WMA and WebM are read."
+                f"{name}: {head.format_info}: whether such a file is whole cannot be told. Convert "
+                f"it to WAV or FLAC; read are {', '.join(FORMATS)}, M4A, MP4, WMA, WebM."
             )
         if is_cut(file):
             raise DataError(

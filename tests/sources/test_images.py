@@ -266,7 +266,9 @@ def test_what_a_table_says_has_to_be_of_the_kind_that_is_asked_for(tmp_path: Pat
         columns={"age": "integer"},
     )
     refused(
-        "file_name,age\n0.png,3\n1.png,\n", r"1\.png: '' as its 'age'", columns={"age": "number"}
+        "file_name,age\n0.png,3\n1.png,\n",
+        r"1\.png: its 'age' is '', not a number",
+        columns={"age": "number"},
     )
     refused(
         "file_name,age\n0.png,3\n",

@@ -213,7 +213,7 @@ def test_no_more_is_read_than_is_learned_from() -> None:
     [
         (lambda: Tokenise(), "file, size: give the file of a tokenizer, or the size"),
         (lambda: Tokenise(file="x", size=300), "file, size: give the file of a tokenizer, or"),
-        (lambda: Tokenise(file="x", lowercase=True), "model, lowercase, learn_from: without eff"),
+        (lambda: Tokenise(file="x", lowercase=True), "model, lowercase, learn_from: no effect"),
         (lambda: Tokenise(size=260), "size: 260: bpe needs at least 261"),
         (lambda: Tokenise(size=300, model="sentences"), "model: 'sentences'"),  # type: ignore[arg-type]
         (lambda: Tokenise(size=300, length=2), "length: 2: leaves no room for the text"),
@@ -235,7 +235,10 @@ def test_settings_without_a_meaning_are_refused(make: Any, words: str) -> None:
         (lambda: Pad(length=2)({"tokens": [torch.ones(3)]}), "a sample of 3, longer than length"),
         (lambda: trained(model="wordpiece", size=40), "size: 40: the characters .* set model: bpe"),
         *(
-            (lambda one=one, value=value: Pad(value=value)({"tokens": [one]}), "value: .* not hold")
+            (
+                lambda one=one, value=value: Pad(value=value)({"tokens": [one]}),
+                "value: .* cannot hold",
+            )
             for one, value in (
                 (torch.ones(2, dtype=torch.int64), 0.5),
                 (torch.ones(2, dtype=torch.uint8), -100),
