@@ -209,7 +209,7 @@ def extra_files_of(network: nn.Module) -> dict[str, str]:
     checkpoint's directory; {} for any other, and where it would find other tensors than its own,
     as with adapters.
     """
-    theirs = sys.modules.get("transformers.modeling_utils")  # else there is no network of theirs
+    theirs = sys.modules.get("transformers.modeling_utils")  # else no network is of its classes
     if theirs is None or not isinstance(network, theirs.PreTrainedModel):
         return {}
     try:

@@ -1,5 +1,5 @@
-"""Ranks that drift apart are found: each holds the same parameters, buffers and moments, or the run
-ends with the name of what differs.
+"""Detection of ranks that drift apart: all hold the same parameters, buffers and moments, or the
+run ends with the name of what differs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,8 +27,8 @@ def check_agreement(run: Run) -> None:
 
 
 def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, where: str) -> None:
-    """Compare a sum over the bits of each tensor, 8 bytes a tensor, between ranks; another value in
-    anywhere is found, another order of the same values is not.
+    """Compare a sum over the bits of each tensor, 8 bytes a tensor, between ranks: it finds
+    another value anywhere, but not another order of the same values.
 
     Called by every rank; the host waits. Raises RankError.
     """
@@ -37,7 +37,7 @@ def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, w
         raise RankError(
             f"{where}: {some(names)}: not the same on all ranks: something sets them from a rank's "
             "own data, such as an initialisation in the first forward pass. Compute it before the "
-            "training, or agree on it over ranks."
+            "training, or from values that all ranks share."
         )
 
 

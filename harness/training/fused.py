@@ -100,7 +100,7 @@ class FusedAdam:
 
 
 def _is_plain(step: Any) -> bool:
-    """Whether what stands in for the class's own step at most tells a schedule of torch's of it."""
+    """Whether `step` is the class's own, at most wrapped by a schedule of torch's."""
     return step is None or hasattr(step, "_wrapped_by_lr_sched")
 
 

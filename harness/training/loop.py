@@ -30,7 +30,7 @@ def fit(run: Run) -> Outcome:
     """Train until targets, a lack of improvement, divergence, the budget, a request or an
     interruption ends it. Called by every rank.
     """
-    # It was to end here, and was cut off before it could say so
+    # The run had ended here, but was cut off before it could record that
     if run.progress.verdict is not None and run.progress.verdict.stops:
         return conclude(run, run.progress.verdict, Request.NONE)
     batch, other = (run.feed.sample_batch(run.step + ahead) for ahead in (0, 1))
@@ -225,8 +225,8 @@ def without_undefined(
     if undefined:
         names = ", ".join(f"train/{name}" for name in undefined)
         run.tracker.warn(
-            f"step {run.step:,}: {names}: not defined on this interval's training samples, and "
-            "left out of it. Longer intervals (stop.every), or stop.train_metrics: full, have more."
+            f"step {run.step:,}: {names}: undefined on this interval's training samples, and "
+            "left out. For more samples set a longer stop.every, or stop.train_metrics: full."
         )
     return {name: value for name, value in values.items() if name not in undefined}
 
@@ -251,7 +251,7 @@ def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
         differing = [rank for rank, verdict in enumerate(verdicts) if verdict != verdicts[0]]
         if differing:
             raise RankError(
-                f"step {run.step}: ranks {differing} judged otherwise than rank 0: "
+                f"step {run.step}: ranks {differing} reached another verdict than rank 0: "
                 f"{verdicts[differing[0]]} against {verdicts[0]}."
             )
         verdict = Verdict.from_json(verdicts[0])

@@ -166,9 +166,9 @@ class Replicas:
         ]
         if without and isinstance(self.model, DistributedDataParallel) and not self._find_unused:
             raise ConfigError(
-                f"network: no gradient reaches {some(without)}, which several processes cannot "
-                "train. Freeze them, e.g. by parts, or use them; if a forward pass uses them at "
-                "times, set train.find_unused_parameters: true."
+                f"network: no gradient reaches {some(without)}, and several processes cannot "
+                "train that. Freeze them, e.g. by parts, or use them; if only some forward passes "
+                "do, set train.find_unused_parameters: true."
             )
 
     def _check_reduced(self) -> None:
@@ -215,7 +215,7 @@ def _hidden_buffers(network: nn.Module) -> Iterator[None]:
 
 def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
     """Rank 0's parameters and buffers on every rank, where an initialisation drew from something
-    else than the run's seed. Called by every rank.
+    other than the run's seed. Called by every rank.
     """
     tensors = {
         name: tensor.detach()
