@@ -124,7 +124,7 @@ def restore_optimizer(
     for states, read in _in_turn(rest["state"], tensors):
         for name, values in states.items():
             parameter, group = parameters[name]
-            placed = _placed(values, name, parameter, group, read, on_host)
+            placed = _place(values, name, parameter, group, read, on_host)
             optimizer.state[parameter] = {
                 key: _give(value, placed) for key, value in values.items()
             }
@@ -152,7 +152,7 @@ def _in_turn(
     yield batch, tensors.read(dict.fromkeys(_keys_in(batch)))
 
 
-def _placed(
+def _place(
     values: Any,
     name: str,
     parameter: Tensor,

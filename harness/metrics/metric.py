@@ -1,4 +1,4 @@
-"""What our own metrics are: torchmetrics' take seconds to import, and are loaded if one is named."""
+"""What our own metrics are: torchmetrics' take seconds to import, so they are loaded only if named."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from harness.checkpoint.state import optimizer_tensors
 from harness.errors import RankError
 from harness.ranks.ranks import Ranks
 from harness.training.optimizer import parameter_names
-from harness.training.parallel import differing
+from harness.training.parallel import find_differing
 from harness.training.run import Run
 from harness.wording import some
 
@@ -32,7 +32,7 @@ def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, w
 
     Called by every rank; the host waits. Raises RankError.
     """
-    names = differing(tensors, ranks, device)
+    names = find_differing(tensors, ranks, device)
     if names:
         raise RankError(
             f"{where}: {some(names)}: not the same on all ranks: something sets them from a rank's "

@@ -55,7 +55,7 @@ def fit(run: Run) -> Outcome:
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows
         if due.log:
             log_training(run)
-        if due.evaluate and not diverged(verdict):
+        if due.evaluate and not has_diverged(verdict):
             metrics = evaluate_splits(run, request)
             if metrics is None:  # left during it: the next launch begins with it
                 request = Request.INTERRUPTED
@@ -67,7 +67,7 @@ def fit(run: Run) -> Outcome:
             or ends
             or request == Request.INTERRUPTED
             or (verdict is not None and verdict.new_best)
-        ) and not diverged(verdict):
+        ) and not has_diverged(verdict):
             save(run, verdict, request)
         if ends or request == Request.INTERRUPTED:
             return conclude(run, verdict, request)
@@ -105,12 +105,12 @@ def train_step(run: Run) -> None:
 def leave_between_steps(run: Run) -> Outcome:
     """Save and leave where the samples of the next step do not come. One rank alone."""
     verdict = read_losses(run) if run.losses.has_unread() else None
-    if not diverged(verdict):
+    if not has_diverged(verdict):
         save(run, verdict, Request.INTERRUPTED)
     return conclude(run, verdict, Request.INTERRUPTED)
 
 
-def diverged(verdict: Verdict | None) -> bool:
+def has_diverged(verdict: Verdict | None) -> bool:
     """Whether the state is no longer worth keeping: the last good checkpoint stays the last."""
     return verdict is not None and verdict.reason == "diverged"
 

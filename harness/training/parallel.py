@@ -224,10 +224,10 @@ def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
     }
     if tensors:
         device = next(iter(tensors.values())).device
-        ranks.broadcast_in_place([tensors[name] for name in differing(tensors, ranks, device)])
+        ranks.broadcast_in_place([tensors[name] for name in find_differing(tensors, ranks, device)])
 
 
-def differing(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> list[str]:
+def find_differing(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> list[str]:
     """The names whose tensors are not the same on all ranks, by a sum over the bits of each: 8
     bytes a tensor are exchanged. Another value anywhere is found, another order of the same
     values is not. Called by every rank; the host waits.
