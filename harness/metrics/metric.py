@@ -1,4 +1,4 @@
-"""What our own metrics are: torchmetrics' take seconds to import, so they are loaded only if named."""
+"""What our own metrics are: torchmetrics' take seconds to import, so they load only if named."""
 
 from __future__ import annotations
 
