@@ -38,7 +38,7 @@ class HostMemory:
         self._use(torch.empty(0, dtype=torch.uint8))
 
     def reserve(self, size_bytes: int, pinned: bool) -> None:
-        """Have at least so much."""
+        """Grow to at least this many bytes."""
         if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
             self._use(torch.empty(0, dtype=torch.uint8))  # given back before more is taken
             self._use(torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned))
@@ -47,7 +47,7 @@ class HostMemory:
         self._memory, self._array, self.bytes = memory, memory.numpy(), bytes_of(memory)
 
     def fill(self, part: Part) -> None:
-        """Copy one part; from a GPU, begin to. Others run meanwhile: the interpreter is let go."""
+        """Copy one part; from a GPU, begin to. Others run meanwhile: the GIL is released."""
         tensor, begin = part.tensor, part.begin
         end = begin + tensor.nbytes
         if (
@@ -97,7 +97,7 @@ class Copy:
         self.held_s += time.monotonic() - began
         self._finished.set()
 
-    def changed(self) -> list[str]:
+    def find_changes(self) -> list[str]:
         """The names of what may have changed while it was copied. By another thread, once all is
         `ready`: it waits for the training's, but not long.
         """
@@ -118,7 +118,7 @@ class Copy:
     def _start_on_device(
         self, memory: HostMemory, files: Sequence[Sequence[Part]]
     ) -> list[Callable[[], None]]:
-        """On a stream of its own, after what the device was told so far; the waits of the files."""
+        """On a stream of its own, after the device's work so far; the waits of the files."""
         here = torch.accelerator.current_stream()
         aside = torch.Stream(here.device)
         aside.wait_stream(here)

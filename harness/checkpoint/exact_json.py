@@ -122,7 +122,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError(
             f"the key {next(key for key in found if [name for name, _ in pairs].count(key) > 1)!r} "
-            "comes twice"
+            "occurs twice"
         )
     return found
 

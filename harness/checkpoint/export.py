@@ -1,4 +1,4 @@
-"""The weights of a checkpoint as one safetensors file, for the world outside."""
+"""The weights of a checkpoint as one safetensors file, for use elsewhere."""
 
 import os
 import secrets
@@ -26,7 +26,7 @@ def export(checkpoint: Path, out: Path) -> int:
             f"{checkpoint}: {some(listed.problems, separator='; ')}. Export another checkpoint."
         )
     if out.exists():
-        raise CheckpointError(f"{out}: it exists. Remove it, or give another name.")
+        raise CheckpointError(f"{out}: already exists. Remove it, or give another name.")
     manifest = listed.manifest
     tensors = read_model(checkpoint, manifest)
     placement = placement_of(

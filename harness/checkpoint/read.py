@@ -80,7 +80,7 @@ class StoredTensors(Mapping[str, Tensor]):
         return {name: entry.spec.size_bytes for name, entry in self._entries.items()}
 
     def without(self, prefix: str) -> "StoredTensors":
-        """Those whose names do not begin so."""
+        """Those whose names do not begin with it."""
         kept = {name: one for name, one in self._entries.items() if not name.startswith(prefix)}
         return StoredTensors(self._path, kept, self._placements)
 
@@ -194,7 +194,7 @@ def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full"
     present = step_names(directory)
     if resume == "never" and present:
         raise CheckpointError(
-            f"{directory}: run.resume is never and there are checkpoints. Choose another run.dir "
+            f"{directory}: run.resume is never, but there are checkpoints. Choose another run.dir "
             "or set run.overwrite: true."
         )
     skipped: list[str] = []
@@ -208,12 +208,12 @@ def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full"
     if skipped:
         reasons = "\n".join(skipped)
         raise CheckpointError(
-            f"{directory}: there are checkpoints and none is valid:\n{reasons}\nFix them, or move "
+            f"{directory}: there are checkpoints, but none is valid:\n{reasons}\nFix them, or move "
             f"{directory} away to start over."
         )
     if resume == "must":
         raise CheckpointError(
-            f"{directory}: run.resume is must and there is no checkpoint. Set run.resume: auto to "
+            f"{directory}: run.resume is must, but there is no checkpoint. Set run.resume: auto to "
             "start afresh."
         )
     return Choice(None, [])
@@ -266,8 +266,8 @@ def load_trainer(path: Path) -> Any:
 
 @contextmanager
 def understanding(path: Path) -> Iterator[None]:
-    """Around what makes use of a checkpoint's documents: what is something else than a training
-    leaves, though its hash is right, is said as a CheckpointError.
+    """Around what uses a checkpoint's documents: one that a training would not have written,
+    though its hash is right, is reported as a CheckpointError.
     """
     try:
         yield

@@ -24,8 +24,8 @@ class Ranking:
 
 
 def ranking_of(facts: Mapping[str, Any]) -> Ranking | None:
-    """How the run that wrote a manifest ranked its checkpoints; None if by nothing, or if it does
-    not say so, as manifests of 0.1.0.
+    """How the run that wrote a manifest ranked its checkpoints; None if not at all, or if it does
+    not say so, like manifests of 0.1.0.
     """
     match facts.get(RANKED_BY):
         case (str() as metric, "max" | "min" as mode):

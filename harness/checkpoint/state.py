@@ -124,7 +124,7 @@ def restore_optimizer(
     for states, read in _in_turn(rest["state"], tensors):
         for name, values in states.items():
             parameter, group = parameters[name]
-            placed = _placed(values, name, parameter, group, read, on_host)
+            placed = _place(values, name, parameter, group, read, on_host)
             optimizer.state[parameter] = {
                 key: _give(value, placed) for key, value in values.items()
             }
@@ -152,7 +152,7 @@ def _in_turn(
     yield batch, tensors.read(dict.fromkeys(_keys_in(batch)))
 
 
-def _placed(
+def _place(
     values: Any,
     name: str,
     parameter: Tensor,
@@ -209,7 +209,7 @@ def extra_files_of(network: nn.Module) -> dict[str, str]:
     checkpoint's directory; {} for any other, and where it would find other tensors than its own,
     as with adapters.
     """
-    theirs = sys.modules.get("transformers.modeling_utils")  # else there is no network of theirs
+    theirs = sys.modules.get("transformers.modeling_utils")  # else no network is of its classes
     if theirs is None or not isinstance(network, theirs.PreTrainedModel):
         return {}
     try:

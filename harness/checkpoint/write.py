@@ -147,8 +147,8 @@ class CheckpointStore:
         if late:
             self._fail(
                 snapshot.step,
-                f"rank {late[0]} still writes the checkpoint before, after {self._timeout_s:.0f} "
-                "s. Look at its disk.",
+                f"rank {late[0]} is still writing the previous checkpoint after "
+                f"{self._timeout_s:.0f} s. Check its disk.",
                 started,
             )
             return
@@ -222,7 +222,7 @@ class CheckpointStore:
                 f"the last because: {self._failures[-1]}"
             )
 
-    def committed(self) -> Path | None:
+    def last_checkpoint(self) -> Path | None:
         """The last checkpoint that this process committed, or found in place of one; None before
         the first.
         """
@@ -245,7 +245,7 @@ class CheckpointStore:
         try:
             report = self._save(job, self._channel)
         except Exception as error:  # noqa: BLE001 - see above
-            # Whatever went wrong is reported, and the training goes on Errors that all ranks share
+            # Whatever went wrong is reported, and the training goes on. Errors that all ranks share
             # leave the channel in step. Anything else may be a collective that one of them gave up.
             self._channel_broken = self._channel_broken or not isinstance(error, HarnessError)
             shown = (
@@ -281,7 +281,7 @@ class CheckpointStore:
                 skipped=True,
             )
         records = channel.together(lambda: self._write(staged, temporary))
-        changed = [] if staged.copy is None else staged.copy.changed()
+        changed = [] if staged.copy is None else staged.copy.find_changes()
         held_s = job.stall_s + (0.0 if staged.copy is None else staged.copy.held_s)
         mine: dict[str, Any] = {"records": records, "pieces": staged.pieces, "changed": changed}
         gathered = channel.gather(mine)
@@ -290,8 +290,8 @@ class CheckpointStore:
             self._defers = False
             return SaveReport(
                 job.step,
-                error=f"{some(changed)}: changed by the step after it, before the optimizer's own "
-                "part, while it was copied. From now on copies are made before a step begins",
+                error=f"{some(changed)}: changed by the next step, before the optimizer's own "
+                "part, while it was being copied. From now on copies are made before a step begins",
                 stall_s=held_s,
                 total_s=time.monotonic() - job.started,
             )

@@ -109,7 +109,7 @@ def _add(name: str, found: dict[str, str]) -> None:
     try:
         tree = ast.parse(text)
     except SyntaxError:
-        # Who imports it does without it, or it would not have come this far.
+        # The importer does without it, or it would not have got this far.
         found[name] = _code(text)
         return
     found[name] = _code(_plain(tree).encode())

@@ -3,7 +3,7 @@
 A remembered hash counts as long as size, time of modification, time of change and inode are those
 it was taken at. A rewrite of the same size that sets the time of modification back still moves the
 time of change, which nobody can set; a file that changed within the two seconds before it was
-hashed is hashed again, since it may have changed once more without a clock's showing it (git's
+hashed is hashed again, since it may have changed once more without the clock showing it (git's
 "racy" entries).
 """
 

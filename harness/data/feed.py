@@ -272,8 +272,8 @@ def _await(
             end_workers()
             samples = dataset.samples_of(number).tolist()
             raise DataError(
-                f"{dataset.split.where}: data worker {worker} has not given samples "
-                f"{some(list(map(str, samples)))} for {waited_s:.0f} s. Its source "
+                f"{dataset.split.where}: data worker {worker} has not delivered samples "
+                f"{some(list(map(str, samples)))} after {waited_s:.0f} s. Its source "
                 "or a treatment hangs, e.g. on a lock or a server, or run.timeout_s is too short."
             )
 

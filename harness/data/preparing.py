@@ -87,7 +87,7 @@ class Preparation:
 
 @dataclass
 class Feedback:
-    """What a person and an interruption have to do with a preparation."""
+    """How a preparation reports progress and can be interrupted."""
 
     say: Callable[[str], None] = field(default=lambda text: None)
     check_leave: Callable[[], None] = field(default=lambda: None)

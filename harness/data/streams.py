@@ -180,10 +180,10 @@ class Streamed:
     def _begin_again(self) -> None:
         ended = f"{self._where}: the stream ends after {self._position - self._begin:,} samples"
         if self._position == self._begin:
-            raise DataError(f"{ended} of a pass. Give one that has some.")
+            raise DataError(f"{ended} of a pass. Give a stream that has samples.")
         if self._seeks:
             raise DataError(
-                f"{ended}, and one with `seek` has to go on, e.g. from its first sample again."
+                f"{ended}, and one with `seek` must go on, e.g. from its first sample again."
             )
         if not self._repeats:
             raise DataError(f"{ended}, and {self._num_samples:,} were asked for. Set samples.")
@@ -200,8 +200,8 @@ class Streamed:
             kept = False
         if not kept:
             raise DataError(
-                f"{self._where}: state_dict() of a {type(self._stream).__name__} gives what JSON "
-                "does not keep. Return numbers, texts, lists and dicts with texts as keys."
+                f"{self._where}: state_dict() of a {type(self._stream).__name__} returns what JSON "
+                "cannot hold. Return numbers, texts, lists and dicts with texts as keys."
             )
         return state
 

@@ -86,7 +86,7 @@ class IntervalMetrics:
         Called by every rank; the host waits.
 
         Raises DataError if a metric cannot be computed from what was seen, or with `or_nan` lets it
-        be NaN; ConfigError if it gives something else than tensors.
+        be NaN; ConfigError if it gives anything other than tensors.
         """
         self._fold()
         computed: dict[str, Tensor] = {}

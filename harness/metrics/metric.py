@@ -1,6 +1,4 @@
-"""What our own metrics are: torchmetrics' take seconds to import, and are loaded by those who name
-one.
-"""
+"""What our own metrics are: torchmetrics' take seconds to import, so they load only if named."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Fuse(nn.Module):
         require_choice("how", how, ("concat", "sum", "attend"))
         if (how == "attend") != (features is not None):
             raise ConfigError(
-                "features: the number of features of each encoder is for how: attend alone, "
+                "features: the number of features of each encoder is for how: attend only, "
                 "which needs it."
             )
         if len(encoders) == 0:

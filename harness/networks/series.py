@@ -96,7 +96,7 @@ class Recurrent(nn.Module):
         super().__init__()
         require_choice("cell", cell, ("gru", "lstm"))
         kind = nn.GRU if cell == "gru" else nn.LSTM
-        # Torch drops between layers only, and warns where there is no between
+        # Torch drops between layers only, and warns if there is only one
         between = dropout if num_layers > 1 else 0.0
         self.cells = kind(
             in_channels,

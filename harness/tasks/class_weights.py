@@ -13,8 +13,8 @@ class BalancedWeights:
     """Learns how often each class is a target in the training split; class c weighs N / (C n_c), as
     scikit-learn's "balanced" has it.
 
-    The mean of the weights over the split's N targets is 1, so that the loss is as large as
-    without. It learns like a treatment: micro-batches of the training split go through `observe`,
+    The mean of the weights over the split's N targets is 1, so that the loss keeps its
+    size. It learns like a treatment: micro-batches of the training split go through `observe`,
     then `finish`; `state` goes into a checkpoint and comes back by `restore`.
     """
 
@@ -39,7 +39,7 @@ class BalancedWeights:
             )
 
     def state(self) -> dict[str, Any]:
-        """How often each class came, by its number."""
+        """How often each class occurred, by its number."""
         return {"counts": {str(label): count for label, count in sorted(self._counts.items())}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ class BalancedWeights:
         self._counts = Counter({int(label): count for label, count in state["counts"].items()})
 
     def weights(self, num_classes: int) -> Sequence[float]:
-        """One a class.
+        """One per class.
 
         Raises DataError for a class without a target, whose weight would be infinite.
         """

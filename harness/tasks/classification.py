@@ -93,7 +93,7 @@ class Classification(BaseTask):
         self.num_classes: int | None = None
 
     def learners(self) -> dict[str, Learner]:
-        """What counts the classes, for weights that are balanced."""
+        """What counts the classes, for balanced weights."""
         return {} if self._balanced is None else {"class_weights": self._balanced}
 
     def fit_to(self, outputs: Any) -> None:
@@ -120,7 +120,7 @@ class Classification(BaseTask):
 
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         assert self._balanced is None or self._weights is not None, (
-            "the training split was to be observed before `fit_to`"
+            "the training split has to be observed before `fit_to`"
         )
         targets = batch[self.target]
         if outputs.shape != (len(targets), outputs.shape[1], *targets.shape[1:]):

@@ -44,7 +44,7 @@ def is_item(targets: Tensor, ignored: int | None) -> Tensor:
 
 
 def check_label_smoothing(value: float) -> None:
-    """Raise ConfigError for a label smoothing that cannot be."""
+    """Raise ConfigError for an invalid label smoothing."""
     if not 0 <= value < 1:
         raise ConfigError(f"label_smoothing: {value}: must be at least 0 and below 1.")
 

@@ -1,5 +1,5 @@
 """What a task learns from the training split before the first step; in a launch rank 0 learns,
-every rank takes over.
+and every rank takes over the result.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What every task has to say, and what ours share."""
+"""What every task provides, and what ours share."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Task(Protocol):
         """The scalars by which a training is judged, from what the metrics gave."""
 
     def chance(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
-        """What naming the most frequent class always would give, of the metrics whose infos say
+        """What always predicting the most frequent class would give, of the metrics whose infos say
         `has_chance`; a task without such metrics may lack this method.
         """
 
@@ -277,8 +277,8 @@ def require_tensor(batch: Batch, name: str, setting: str) -> None:
 
 
 def widen(outputs: Any) -> Any:
-    """In float32 at least: losses and probabilities in half precision would lose what small
-    differences say.
+    """In float32 at least: losses and probabilities in half precision would lose small
+    differences.
     """
     return map_tensors(
         lambda one: one.float() if one.dtype in (torch.float16, torch.bfloat16) else one, outputs

@@ -1,4 +1,4 @@
-"""When what happens: pure functions of the step and of what the ranks agreed on."""
+"""What happens when: pure functions of the step and of what the ranks agreed on."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -40,8 +40,8 @@ _NOTHING = Due(read=False, log=False, evaluate=False, save=False, compare=False)
 class Agenda:
     """The calendar of a run.
 
-    `save_every`: None for a save at each evaluation; `saves_on_request`: at none of either, because
-    rank 0 asks for them by the clock.
+    `save_every`: None to save at each evaluation; `saves_on_request`: to save at neither, because
+    rank 0 requests saves by the clock.
     """
 
     sampling: Sampling
@@ -58,8 +58,8 @@ class Agenda:
 
         The budget's last step is evaluated and saved wherever it falls.
 
-        `owed`: the previous launch left during this step's evaluation, and had done by then
-        what comes before it.
+        `owed`: the previous launch left during this step's evaluation, after everything
+        that comes before it.
         """
         last = self._last
         if (

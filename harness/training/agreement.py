@@ -1,5 +1,5 @@
-"""Ranks that drift apart are found: each holds the same parameters, buffers and moments, or the run
-ends with the name of what differs.
+"""Detection of ranks that drift apart: all hold the same parameters, buffers and moments, or the
+run ends with the name of what differs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from harness.checkpoint.state import optimizer_tensors
 from harness.errors import RankError
 from harness.ranks.ranks import Ranks
 from harness.training.optimizer import parameter_names
-from harness.training.parallel import differing
+from harness.training.parallel import find_differing
 from harness.training.run import Run
 from harness.wording import some
 
@@ -27,17 +27,17 @@ def check_agreement(run: Run) -> None:
 
 
 def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, where: str) -> None:
-    """Compare a sum over the bits of each tensor, 8 bytes a tensor, between ranks; another value in
-    anywhere is found, another order of the same values is not.
+    """Compare a sum over the bits of each tensor, 8 bytes a tensor, between ranks: it finds
+    another value anywhere, but not another order of the same values.
 
     Called by every rank; the host waits. Raises RankError.
     """
-    names = differing(tensors, ranks, device)
+    names = find_differing(tensors, ranks, device)
     if names:
         raise RankError(
             f"{where}: {some(names)}: not the same on all ranks: something sets them from a rank's "
             "own data, such as an initialisation in the first forward pass. Compute it before the "
-            "training, or agree on it over ranks."
+            "training, or from values that all ranks share."
         )
 
 

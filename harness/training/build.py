@@ -202,8 +202,8 @@ def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:
 
 
 def unsteady(feed: Feed, data: RunData, step: int) -> list[str]:
-    """Why a micro-batch that is fetched twice may come otherwise: what keeps a random state of its
-    own, which depends on all that was fetched before. No collectives. Raises DataError.
+    """Why a micro-batch that is fetched twice may differ: something keeps a random state of its
+    own, which depends on everything fetched before. No collectives. Raises DataError.
     """
     names = find_changes(feed.sample_batch(step), feed.sample_batch(step))
     if not names:
@@ -212,7 +212,7 @@ def unsteady(feed: Feed, data: RunData, step: int) -> list[str]:
     owners = {"source": split.source, "treatments": split.treatments}
     kept = list(generators_of(**owners)) or ["something"]
     return [
-        f"{some(names)} of data.train comes otherwise when it is fetched again ({some(kept)} keeps "
+        f"{some(names)} of data.train differs when it is fetched again ({some(kept)} keeps "
         "a random state of its own): draw from `seeds`"
     ]
 
@@ -230,7 +230,7 @@ def facts_of(config: Config, data: RunData, machines: list[dict[str, str]]) -> d
 
 
 def introduce(run: Run) -> None:
-    """Record the launch, and tell a person what begins, how its training metrics are to be read,
+    """Record the launch, and print what begins, how to read its training metrics,
     and what the stop settings say of the run so far.
     """
     run.tracker.console.expect(run.agenda.last_step(), run.config.stop.budget)
@@ -255,7 +255,7 @@ def introduce(run: Run) -> None:
     verdict = run.progress.verdict
     if verdict is not None:
         run.tracker.console.say(
-            f"on the history so far the stop settings say: {verdict.action}: {verdict.detail}"
+            f"for the history so far, the stop settings say: {verdict.action}: {verdict.detail}"
         )
 
 
@@ -276,14 +276,14 @@ def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> Ch
 
 
 def open_pace(config: Config, engine: Engine, ranks: Ranks, ledger: Ledger) -> Pace | None:
-    """On rank 0 the clock of saves, if they go by one."""
+    """On rank 0 the clock that times saves, if one does."""
     # About what each rank copies for one: weights and, as most optimizers have, two moments
     share_bytes = 3 * sum(one.nbytes for one in engine.network.parameters()) // ranks.size
     return pace_of(config.checkpoint, ledger, share_bytes) if ranks.is_first() else None
 
 
 def first_batch(split: Split, sampling: Sampling) -> Batch:
-    """A micro-batch to find out what the network makes of one: as in training, but without its
+    """A micro-batch for finding out what the network does with one: as in training, but without
     augmentation.
     """
     indices = np.arange(min(len(split), sampling.micro_size), dtype=np.int64)

@@ -13,7 +13,7 @@ from harness.tasks.task import Task
 
 
 def loss_errors_of(stop: StopSettings) -> set[str]:
-    """The splits of whose loss a standard error is asked."""
+    """The splits whose loss needs a standard error."""
     asked = {one.metric for one in stop.improvement if one.errors}
     return {metric.removesuffix("/loss") for metric in asked if metric.endswith("/loss")}
 
@@ -21,7 +21,7 @@ def loss_errors_of(stop: StopSettings) -> set[str]:
 def companions(
     stop: StopSettings, task: Task, computed: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, float]:
-    """By name, what the criteria need besides the metrics of an evaluation; {} without such.
+    """By name, what the criteria need besides the metrics of an evaluation; {} if nothing.
 
     `computed`: by split, what the task's metrics gave.
     """

@@ -11,8 +11,9 @@ MOST_SHAPES = 64  # of inputs, each of which is compiled by itself
 
 def compile_forward(network: nn.Module, device: torch.device, exact: bool) -> None:
     """Compile the network's forward pass, and with it the backward pass, where each is first run:
-    in the trial before the first step. The network stays the module that it is, with the names that
-    it has.
+    in the trial before the first step. The network remains the same module, with the same
+        names.
+
 
     exact: with kernels that do not depend on what a measurement found fastest. Raises ConfigError.
     """
@@ -50,6 +51,6 @@ def check_compiler(device: torch.device) -> None:
     except Exception as error:  # noqa: BLE001 - torch has several, and they are not public
         found = first_line(error)
     raise ConfigError(
-        f"train.compile: nothing compiles for {device.type} here: {found}. Install a C++ compiler "
+        f"train.compile: no compiler works for {device.type} here: {found}. Install a C++ compiler "
         "(g++) for the CPU or Triton for a GPU, or set train.compile: false."
     )

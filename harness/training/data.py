@@ -197,7 +197,7 @@ def learn_task(
 
 
 def balance_of(config: Config, sources: Sources, ranks: Ranks) -> Balance | None:
-    """What samples are drawn by, where classes are to come equally often.
+    """How samples are drawn, where all classes are to be equally frequent.
 
     Called by every rank. Raises ConfigError and DataError.
     """

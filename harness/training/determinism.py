@@ -88,7 +88,7 @@ def settle(ranks: Ranks, work: Callable[[], None], found: list[str]) -> None:
     if not refused:
         return
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Told once, by name; not at each step.
+    # Reported once, by name; not at each step.
     warnings.filterwarnings("ignore", _QUIET)
     mine: list[str] = []
     with record_nondeterminism(mine):
@@ -99,8 +99,8 @@ def settle(ranks: Ranks, work: Callable[[], None], found: list[str]) -> None:
 
 
 def operation_in(message: str) -> str | None:
-    """The operation that a warning or an error of torch says to be not deterministic; None if it
-    speaks of something else.
+    """The operation that a warning or an error of torch calls non-deterministic; None if it is
+    about something else.
     """
     for sentence in _SENTENCES:
         if match := sentence.search(message):
@@ -127,7 +127,7 @@ def record_nondeterminism(found: list[str]) -> Iterator[None]:
 
 
 def explain(error: RuntimeError, step: int | None) -> str | None:
-    """A message for an operation that was not met before the first step and has no deterministic
+    """A message for an operation that did not occur before the first step and has no deterministic
     kernel; None if the error is another one.
     """
     name = operation_in(str(error))
@@ -135,7 +135,7 @@ def explain(error: RuntimeError, step: int | None) -> str | None:
         return None
     where = "before the first step" if step is None else f"step {step:,}"
     return (
-        f"{where}: {name} has no deterministic kernel, and it was not met in the trial before the "
+        f"{where}: {name} has no deterministic kernel, and did not occur in the trial before the "
         f"first step ({first_line(error)}). Set run.exactness: none from the start of a run, or "
-        "take another operation."
+        "use another operation."
     )

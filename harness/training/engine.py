@@ -131,7 +131,7 @@ class Engine:
             wide = torch.promote_types(loss_sum.dtype, torch.float32)
             self.accelerator.backward(loss_sum * items.weight(wide))
         elif type(loss_sum) is Tensor and loss_sum.dim() == 0:
-            # What `torch.autograd.backward` comes to, after 20 us of looking at what it was given
+            # What `torch.autograd.backward` calls after 20 us of checking its arguments
             weights = (items.weight(loss_sum.dtype),)
             _engine_run_backward(
                 (loss_sum,), weights, False, False, (), allow_unreachable=True, accumulate_grad=True
@@ -155,7 +155,7 @@ class Engine:
         return norm.detach(), skipped
 
     def learning_rate(self) -> float:
-        """Of the first parameter group: of what no part has a rate for."""
+        """The rate of the first parameter group: of everything without a rate of its own."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def observe(self, metrics: Mapping[str, float]) -> None:
@@ -171,11 +171,11 @@ class Engine:
         leaves no trace but what a launch does once, and names the operations that are not
         deterministic.
 
-        DDP orders its gradient buckets by the first backward pass of a process; with three ranks
-        and more another order adds the gradients up otherwise. They are rebuilt in the forward that
+        DDP orders its gradient buckets by the first backward pass of a process; with three or more
+        ranks another order gives another sum. They are rebuilt in the forward that
         follows that backward, hence in the first real step: docs/decisions/0004-warm-up.md.
 
-        Names as well what a forward pass changes that no checkpoint holds. `other`: a micro-batch
+        Also names what a forward pass changes that no checkpoint holds. `other`: a micro-batch
         of other samples. Called by every rank. Raises ConfigError.
         """
         check_extra_states(self.network)
@@ -271,7 +271,7 @@ class Engine:
 
     def _probe(self, batch: Batch) -> None:
         self.network.eval()
-        # What is not deterministic the trial before the first step names.
+        # The trial before the first step names what is not deterministic.
         quiet = record_nondeterminism([])
         attempt = explain_errors("network", "a forward pass", batch)
         with preserve_random(), torch.no_grad(), quiet, attempt:

@@ -1,5 +1,5 @@
-"""What of the machine decides bits: kernels are chosen by it, so a run that goes on elsewhere may
-end otherwise. Written into each manifest, and compared on a resume.
+"""The facts of a machine that decide bits: it decides the choice of kernels, so a run that goes on
+elsewhere may end differently. Written into each manifest, and compared on a resume.
 """
 
 import os
@@ -39,7 +39,7 @@ def environment_of(device: torch.device) -> dict[str, str]:
 
 
 def driver_version() -> str:
-    """Of NVIDIA's kernel module, as Linux tells it; "unknown" elsewhere."""
+    """The version of NVIDIA's kernel module, as Linux reports it; "unknown" elsewhere."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
@@ -70,5 +70,5 @@ def differences(before: Sequence[Environment], now: Sequence[Environment]) -> li
 
 
 def _values(name: str, environments: Sequence[Environment]) -> str:
-    """The value of all ranks, or those that there are."""
+    """The value on all ranks, or each distinct one."""
     return ", ".join(sorted({one.get(name, "none") for one in environments}))

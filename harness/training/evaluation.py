@@ -134,7 +134,7 @@ def evaluate(
     num_items = sum(ranks.gather(total(items)))
     if num_items == 0:
         raise DataError(
-            f"{plan.split.where}: no item to evaluate: every target is ignored. Give a split with "
+            f"{plan.split.where}: nothing to evaluate: every target is ignored. Give a split with "
             "at least one item."
         )
     computed = metrics.compute(ranks)
@@ -166,7 +166,7 @@ def require_defined(values: Mapping[str, float], loss: float, where: str) -> Map
         raise DataError(
             f"{where}: {', '.join(undefined)} is undefined on this split (no sample of a class it "
             "needs?). "
-            "Take the metric out of task.metrics or give a split on which it is defined."
+            "Remove the metric from task.metrics or give a split on which it is defined."
         )
     return values
 

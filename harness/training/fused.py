@@ -57,8 +57,8 @@ class FusedAdam:
     @torch.no_grad()
     def step(self) -> bool:
         """Whether the step was made; False where it is the optimizer's own turn: something asked to
-        be called with it, its state is another, a parameter has no gradient, or a rate or beta is a
-        tensor.
+        be called with it, its state is another, a group has been added, a parameter has no
+        gradient, or a rate or beta is a tensor.
         """
         own: Any = self._optimizer
         gradients = [
@@ -72,6 +72,7 @@ class FusedAdam:
             or torch_optimizer._global_optimizer_post_hooks
             or not _is_plain(vars(own).get("step"))
             or own.state is not self._state
+            or len(own.param_groups) != len(self._groups)
             or any(_has_tensors(one.options) for one in self._groups)
             or list(map(len, gradients)) != [len(one.parameters) for one in self._groups]
         ):
@@ -100,7 +101,7 @@ class FusedAdam:
 
 
 def _is_plain(step: Any) -> bool:
-    """Whether what stands in for the class's own step at most tells a schedule of torch's of it."""
+    """Whether `step` is the class's own, at most wrapped by a schedule of torch's."""
     return step is None or hasattr(step, "_wrapped_by_lr_sched")
 
 

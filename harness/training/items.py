@@ -45,7 +45,7 @@ class Count:
 
 class Items:
     """Counts the items of each step's batch: once for all steps where the task says that all have
-    as many.
+    the same number.
     """
 
     def __init__(self, task: Task, ranks: Ranks, device: torch.device, num_slots: int) -> None:
@@ -58,8 +58,8 @@ class Items:
         self._always: Count | None = None
 
     def agree(self, batch: Batch) -> None:
-        """Find out whether each micro-batch has as many items. Called by every rank, before the
-        first step.
+        """Find out whether all micro-batches have equally many items. Called by every rank, before
+        the first step.
         """
         found = self._task.num_items(batch)
         each = self._ranks.gather(found if isinstance(found, int) else None)
@@ -69,17 +69,17 @@ class Items:
             self._always = Count(total.to(self._device), self._ranks.size)
 
     def of(self, batches: Sequence[Batch]) -> Count:
-        """Of the batch that these micro-batches of this rank are part of. Called by every rank.
+        """The number of items of the batch that these micro-batches of this rank are part of.
 
-        Raises ConfigError.
+        Called by every rank. Raises ConfigError.
         """
         found = [self._task.num_items(batch) for batch in batches]
         if self._always is not None:
             if any(one is not self._each and one != self._each for one in found):
                 raise ConfigError(
-                    f"task: {type(self._task).__name__}.num_items gave the int {self._each} before "
-                    f"the first step, and now {found}: an int says that each micro-batch has as "
-                    "many. Return a tensor."
+                    f"task: {type(self._task).__name__}.num_items returned the int {self._each} "
+                    f"before the first step, and now {found}: an int says that every micro-batch "
+                    "has the same number. Return a tensor."
                 )
             return self._always
         here = [

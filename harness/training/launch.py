@@ -54,7 +54,7 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
         with Interruption() as interruption:
             code = launch_among(interruption, path, overrides)
             if interruption.cause is not None:
-                # An exit code that says "in order" must not become that of a second signal
+                # An exit code that reports success must not become that of a second signal
                 interruption.stay_deaf()
             return code
     except KeyboardInterrupt:
@@ -69,8 +69,8 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
 
 def leave_process(code: int) -> NoReturn:
     """End this process with an exit code, also after a failure among several ranks, or where a
-    thread is held by a machine that is cut off: an end in order would take its library's objects
-    from under it, and abort.
+    thread is held by a machine that is cut off: an orderly exit would destroy its library's objects
+    under it, and abort.
     """
     if has_joined() or any(thread.name == NOTES for thread in threading.enumerate()):
         sys.stdout.flush()
@@ -129,7 +129,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
     """
     interruption.give_up_after(
         config.run.timeout_s + MEETING_SPARE_S,
-        f"RankError: {_connection_error(config, 'whoever is there does not answer')}",
+        f"RankError: {_connection_error(config, 'no answer')}",
     )
     connect_lazily(int(os.environ.get("WORLD_SIZE", "1")))
     try:
@@ -152,9 +152,8 @@ def _connection_error(config: Config, why: str) -> str:
     return (
         f"rank {rank}, before the first step: the {size} processes of this launch could not meet "
         f"at {address} within {config.run.timeout_s:.0f} s "
-        f"(run.timeout_s): {why}. Is that the machine of rank 0, its name known here, its port "
-        "free there and open to the others, and were all "
-        "processes started?"
+        f"(run.timeout_s): {why}. Is that the machine of rank 0, is its name known here, is its "
+        "port free there and open to the others, and were all processes started?"
     )
 
 
@@ -220,7 +219,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
 
 
 def tell_agent(message: str) -> None:
-    """Leave an error where torch's agent looks for it, to end its own report with; nothing without
+    """Leave an error where torch's agent looks for it, to end its own report; nothing without
     an agent.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")

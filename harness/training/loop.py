@@ -30,7 +30,7 @@ def fit(run: Run) -> Outcome:
     """Train until targets, a lack of improvement, divergence, the budget, a request or an
     interruption ends it. Called by every rank.
     """
-    # It was to end here, and was cut off before it could say so
+    # The run had ended here, but was cut off before it could record that
     if run.progress.verdict is not None and run.progress.verdict.stops:
         return conclude(run, run.progress.verdict, Request.NONE)
     batch, other = (run.feed.sample_batch(run.step + ahead) for ahead in (0, 1))
@@ -55,7 +55,7 @@ def fit(run: Run) -> Outcome:
         verdict = read_losses(run) if due.read else None  # the host waits here and in what follows
         if due.log:
             log_training(run)
-        if due.evaluate and not diverged(verdict):
+        if due.evaluate and not has_diverged(verdict):
             metrics = evaluate_splits(run, request)
             if metrics is None:  # left during it: the next launch begins with it
                 request = Request.INTERRUPTED
@@ -67,7 +67,7 @@ def fit(run: Run) -> Outcome:
             or ends
             or request == Request.INTERRUPTED
             or (verdict is not None and verdict.new_best)
-        ) and not diverged(verdict):
+        ) and not has_diverged(verdict):
             save(run, verdict, request)
         if ends or request == Request.INTERRUPTED:
             return conclude(run, verdict, request)
@@ -105,12 +105,12 @@ def train_step(run: Run) -> None:
 def leave_between_steps(run: Run) -> Outcome:
     """Save and leave where the samples of the next step do not come. One rank alone."""
     verdict = read_losses(run) if run.losses.has_unread() else None
-    if not diverged(verdict):
+    if not has_diverged(verdict):
         save(run, verdict, Request.INTERRUPTED)
     return conclude(run, verdict, Request.INTERRUPTED)
 
 
-def diverged(verdict: Verdict | None) -> bool:
+def has_diverged(verdict: Verdict | None) -> bool:
     """Whether the state is no longer worth keeping: the last good checkpoint stays the last."""
     return verdict is not None and verdict.reason == "diverged"
 
@@ -225,8 +225,8 @@ def without_undefined(
     if undefined:
         names = ", ".join(f"train/{name}" for name in undefined)
         run.tracker.warn(
-            f"step {run.step:,}: {names}: not defined on this interval's training samples, and "
-            "left out of it. Longer intervals (stop.every), or stop.train_metrics: full, have more."
+            f"step {run.step:,}: {names}: undefined on this interval's training samples, and "
+            "left out. For more samples set a longer stop.every, or stop.train_metrics: full."
         )
     return {name: value for name, value in values.items() if name not in undefined}
 
@@ -251,7 +251,7 @@ def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
         differing = [rank for rank, verdict in enumerate(verdicts) if verdict != verdicts[0]]
         if differing:
             raise RankError(
-                f"step {run.step}: ranks {differing} judged otherwise than rank 0: "
+                f"step {run.step}: ranks {differing} reached another verdict than rank 0: "
                 f"{verdicts[differing[0]]} against {verdicts[0]}."
             )
         verdict = Verdict.from_json(verdicts[0])

@@ -1,4 +1,4 @@
-"""What a machine refuses a training, as one message: files, disks, memory."""
+"""What the machine denies a training, as one message: files, disks, memory."""
 
 import errno
 import os
@@ -11,12 +11,12 @@ from harness.wording import first_line
 _ADVICE = {
     errno.EMFILE: "Raise the limit of open files (ulimit -n; now {files}), or use fewer data "
     "workers",
-    errno.ENFILE: "The machine has no file to open left: end what holds them",
+    errno.ENFILE: "The machine is at its limit of open files: end the processes that hold them",
     errno.ENOSPC: "Make room on that disk",
-    errno.EDQUOT: "Make room in that quota",
+    errno.EDQUOT: "Make room within that quota",
     errno.EROFS: "Make that disk writable: it may have been remounted after an error",
-    errno.EIO: "Look at that disk",
-    errno.ESTALE: "Look at the file server",
+    errno.EIO: "Check that disk",
+    errno.ESTALE: "Check the file server",
     errno.ENOMEM: "Give the process more memory",
 }
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory")

@@ -76,8 +76,8 @@ class NetworkState:
             before = None if kept is None else kept.values
             if _kind(tensor) != _kind(before):
                 raise ConfigError(
-                    f"network: a forward pass makes {_kind(tensor)} of the buffer {name}, which "
-                    f"was {_kind(before)}: no checkpoint of it could be loaded. Register it with "
+                    f"network: a forward pass turns the buffer {name} from {_kind(before)} into "
+                    f"{_kind(tensor)}: no checkpoint of it could be loaded. Register it with "
                     "the shape and type that it keeps."
                 )
 

@@ -88,14 +88,14 @@ def parameter_groups(network: nn.Module, parts: Parts) -> list[Group]:
 
 def check_options(optimizer: Optimizer, parts: Parts) -> None:
     """Raise ConfigError for a setting of a part that the optimizer does not know: torch would keep
-    it without a word.
+    it silently.
     """
     for path, settings in parts.items():
         for option in OPTIONS:
             if getattr(settings, option) is not None and option not in optimizer.defaults:
                 raise ConfigError(
                     f"parts.{path}.{option}: {type(optimizer).__name__} has no {option}. Leave it "
-                    "out, or take another optimizer."
+                    "out, or use another optimizer."
                 )
 
 
@@ -161,7 +161,7 @@ def adopt_changes(
     fresh: Sequence[Mapping[str, Any]],
     cycled: Sequence[str] = (),
 ) -> list[str]:
-    """Let what the config now says of the optimizer hold where it says something else than before;
+    """Apply what the config now says of the optimizer where it differs from before;
     returns what changed.
 
     built_before: an optimizer of the same network as the checkpoint's config makes it, without its

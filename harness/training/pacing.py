@@ -15,10 +15,10 @@ from harness.checkpoint.save_period import Failures, SavePeriod, choose_save_per
 from harness.checkpoint.settings import CheckpointConfig, SaveEvery
 from harness.rundir.ledger import Ledger
 
-_REMEMBERED = 9  # saves whose costs count
+_NUM_REMEMBERED = 9  # saves whose costs count
 # How fast a copy is taken to be until a save has been measured: slower than any memory
 _COPY_BYTES_PER_S = 1e9
-_TOLD_AGAIN = 1.25  # by what factor a period has to change to be told again
+_REPORT_FACTOR = 1.25  # by what a period has to change to be reported again
 
 
 class Pace:
@@ -36,8 +36,8 @@ class Pace:
         self._ledger = ledger
         self._clock = clock
         # Of the last saves: how long the loop was held, and that with what steps took longer
-        self._held_s = deque([share_bytes / _COPY_BYTES_PER_S], maxlen=_REMEMBERED)
-        self._costs_s = deque(self._held_s, maxlen=_REMEMBERED)
+        self._held_s = deque([share_bytes / _COPY_BYTES_PER_S], maxlen=_NUM_REMEMBERED)
+        self._costs_s = deque(self._held_s, maxlen=_NUM_REMEMBERED)
         self._durable_s = 0.0
         self._measured = 0
         self._told_s: float | None = None
@@ -102,7 +102,7 @@ class Pace:
     def news(self) -> SavePeriod | None:
         """The current period if it was not told yet, or is quite another by now."""
         now_s, told_s = self._period.seconds, self._told_s
-        if told_s is not None and told_s / _TOLD_AGAIN < now_s < told_s * _TOLD_AGAIN:
+        if told_s is not None and told_s / _REPORT_FACTOR < now_s < told_s * _REPORT_FACTOR:
             return None
         self._told_s = now_s
         return self._period

@@ -166,9 +166,9 @@ class Replicas:
         ]
         if without and isinstance(self.model, DistributedDataParallel) and not self._find_unused:
             raise ConfigError(
-                f"network: no gradient reaches {some(without)}, which several processes cannot "
-                "train. Freeze them, e.g. by parts, or use them; if a forward pass uses them at "
-                "times, set train.find_unused_parameters: true."
+                f"network: no gradient reaches {some(without)}, and several processes cannot "
+                "train that. Freeze them, e.g. by parts, or use them; if only some forward passes "
+                "do, set train.find_unused_parameters: true."
             )
 
     def _check_reduced(self) -> None:
@@ -215,7 +215,7 @@ def _hidden_buffers(network: nn.Module) -> Iterator[None]:
 
 def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
     """Rank 0's parameters and buffers on every rank, where an initialisation drew from something
-    else than the run's seed. Called by every rank.
+    other than the run's seed. Called by every rank.
     """
     tensors = {
         name: tensor.detach()
@@ -224,10 +224,10 @@ def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
     }
     if tensors:
         device = next(iter(tensors.values())).device
-        ranks.broadcast_in_place([tensors[name] for name in differing(tensors, ranks, device)])
+        ranks.broadcast_in_place([tensors[name] for name in find_differing(tensors, ranks, device)])
 
 
-def differing(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> list[str]:
+def find_differing(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> list[str]:
     """The names whose tensors are not the same on all ranks, by a sum over the bits of each: 8
     bytes a tensor are exchanged. Another value anywhere is found, another order of the same
     values is not. Called by every rank; the host waits.

@@ -29,7 +29,7 @@ def check_parts(network: nn.Module, parts: Parts) -> None:
             top = ", ".join([name for name in names if "." not in name][:_SHOWN])
             raise ConfigError(
                 f"parts.{path}: the network has no part of this "
-                f"name.{did_you_mean(path, names) or f' At its top there are {top}.'}"
+                f"name.{did_you_mean(path, names) or f' Its top-level parts are {top}.'}"
             )
 
 

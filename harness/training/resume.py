@@ -132,7 +132,7 @@ def compare_data(
 
 
 def restore_rest(loaded: LoadedState | None, run: Run) -> None:
-    """What else a checkpoint holds than weights and moments: the history, what the last launch
+    """What a checkpoint holds besides weights and moments: the history, what the last launch
     still had to do, and the ambient generators as they were; last, so that nothing draws after it.
 
     On another number of ranks the generators are those of the step's boundary. Called by every
@@ -182,7 +182,7 @@ def restore_history(
 
 
 def note_changes(loaded: LoadedState, run: Run) -> None:
-    """Tell what of the settings that decide how the run goes on differs from those that the
+    """Report which settings that decide how the run goes on differ from those that the
     checkpoint was made with.
     """
     assert run.launch.checkpoint is not None
@@ -197,7 +197,7 @@ def note_changes(loaded: LoadedState, run: Run) -> None:
 
 
 def note_environment(loaded: LoadedState, run: Run) -> None:
-    """Tell what of code and machines differs from those that wrote the checkpoint, and remember it:
+    """Report which code and machines differ from those that wrote the checkpoint, and remember it:
     the run is no longer exact. Called by every rank.
     """
     facts = loaded.manifest.facts
@@ -269,7 +269,7 @@ def finished_outcome(config: Config) -> Outcome | None:
 
 
 def say_finished(config: Config, outcome: Outcome) -> str:
-    """That a run is finished, which of the present settings it therefore does without, and what to
+    """A message: the run is finished, which present settings therefore have no effect, and what to
     do. Rank 0 only.
     """
     directory = config.run.dir
@@ -283,7 +283,7 @@ def say_finished(config: Config, outcome: Outcome) -> str:
     if not changes:
         return f"{words} {more}."
     return (
-        f"{words} It takes no more steps, so that these changes have no effect:\n  "
+        f"{words} It takes no more steps, so these changes have no effect:\n  "
         + "\n  ".join(changes)
         + f"\n{more} with them, or train anew: run.dir={free_name(directory)}."
     )
@@ -298,7 +298,7 @@ def free_name(directory: Path) -> Path:
 
 
 def refuse_another(before: Config, config: Config, name: str) -> None:
-    """Raise ConfigError if a checkpoint, by its config, is of another training than this config."""
+    """Raise ConfigError if a checkpoint, by its config, is not of this training."""
     other = identity_changes(before, config)
     if other:
         directory = config.run.dir

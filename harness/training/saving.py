@@ -146,7 +146,7 @@ def is_worth_saving(run: Run) -> bool:
     report_saves(run)
     reports: list[Any] = run.ranks.gather([run.interruption.age_s(), run.interruption.cause or ""])
     age_s, cause = max(reports)
-    run.interruption.ask(cause)  # where the word had not come yet
+    run.interruption.ask(cause)  # where the request had not arrived yet
     present, found = run.directory / "checkpoints" / step_name(run.step), run.launch.checkpoint
     if found is not None and found.resolve() == present.resolve():
         return False  # asked again before the first step of this launch
@@ -159,8 +159,8 @@ def is_worth_saving(run: Run) -> bool:
         f"takes {needed_s:.1f} s"
     )
     run.tracker.warn(
-        f"step {run.step:,} is not saved: {run.progress.unsaved}; the next launch does the steps "
-        "since the last checkpoint again"
+        f"step {run.step:,} is not saved: {run.progress.unsaved}; the next launch repeats the "
+        "steps since the last checkpoint"
     )
     return False
 
@@ -180,7 +180,7 @@ def is_save_due(run: Run) -> bool:
 
 
 def report_saves(run: Run) -> None:
-    """Tell of the saves that ended since the last call; too many failures in a row end the run on
+    """Report the saves that ended since the last call; too many failures in a row end the run on
     every rank. Called by every rank.
     """
     for report in run.store.reports():

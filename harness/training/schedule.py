@@ -37,8 +37,8 @@ def build_schedule(spec: Mapping[str, Any], optimizer: Optimizer) -> Any:
     ]
     if needed:
         raise ConfigError(
-            f"schedule: {target_of(spec)} is stepped with {', '.join(needed)}, and here a schedule "
-            "is stepped once an optimizer step, with nothing. To follow a metric use "
+            f"schedule: {target_of(spec)} needs {', '.join(needed)} at each step, but a schedule "
+            "is stepped once per optimizer step, without arguments. To follow a metric use "
             "harness.schedules.Plateau, or give your own a method observe(metrics)."
         )
     try:

@@ -80,8 +80,8 @@ class Stepper:
             if self._stepped:
                 raise
             raise ConfigError(
-                f"optimizer: {type(self._optimizer).__name__} cannot do its first step: "
-                f"{type(error).__name__}: {first_line(error)}. Fix its arguments, or take another "
+                f"optimizer: {type(self._optimizer).__name__} fails in its first step: "
+                f"{type(error).__name__}: {first_line(error)}. Fix its arguments, or use another "
                 "optimizer."
             ) from error
         if not self._stepped and self._scaler is None:
@@ -161,14 +161,14 @@ def check_contract(optimizer: Optimizer) -> None:
         )
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ConfigError(
-            f"optimizer: {name} takes sparse gradients alone, which are neither clipped nor summed "
-            "over ranks exactly. Use Adam and embeddings with sparse: false."
+            f"optimizer: {name} accepts only sparse gradients, which are neither clipped nor "
+            "summed over ranks exactly. Use Adam and embeddings with sparse: false."
         )
     for index, group in enumerate(optimizer.param_groups):
         rate = group.get("lr")
         if not isinstance(rate, int | float | Tensor):
             raise ConfigError(
                 f"optimizer.lr: {name} has no learning rate in its parameter group {index} ({rate})"
-                ", and rates are logged and followed by schedules. Give a number, and switch off "
+                ", but rates are logged and set by schedules. Give a number, and switch off "
                 "what chooses rates by itself (relative_step, warmup_init of Adafactor)."
             )

@@ -47,8 +47,8 @@ class Trace:
 
 
 def read_trace(path: Path) -> Iterator[dict[str, Any]]:
-    """The steps of a trace.jsonl; what is none, such as half a line that a crash left at the end,
-    is passed over. Raises ConfigError.
+    """The steps of a trace.jsonl; anything else, such as half a line left by a crash at the end,
+    is skipped. Raises ConfigError.
     """
     if not os.path.lexists(path):
         return

@@ -114,7 +114,7 @@ def put_in(network: nn.Module, weights: Mapping[str, Tensor], where: str, within
     common = [name for name in own if name in weights]
     if not common:
         raise CheckpointError(
-            f"{where}: none of its {len(weights)} tensors has a name of the network's "
+            f"{where}: none of its {len(weights)} tensors has a name in the network "
             f"({', '.join(list(own)[:3])}, ...)."
         )
     differing = [
@@ -137,7 +137,7 @@ def put_in(network: nn.Module, weights: Mapping[str, Tensor], where: str, within
     fresh = [name for name in own if name not in weights]
     unused = [name for name in weights if name not in own]
     return (
-        f"{where}: {len(common)} tensors put in; newly initialised: {some(fresh)}; not used: "
+        f"{where}: {len(common)} tensors loaded; newly initialised: {some(fresh)}; not used: "
         f"{some(unused)}"
     )
 

@@ -40,7 +40,7 @@ def choose_workers(fetch_s: float, obstacle: str | None, spare: int) -> tuple[in
 def settle_workers(
     settings: DataConfig, micro_size: int, split: Split, ranks: Ranks, console: Console
 ) -> int:
-    """As the config has it, or as rank 0 finds best; told where it matters.
+    """As the config has it, or as rank 0 finds best; reported where it matters.
 
     Called by every rank. Raises DataError.
     """
@@ -57,8 +57,8 @@ def settle_workers(
 
 
 def look_at(split: Split, micro_size: int) -> tuple[float, str | None]:
-    """Seconds that a micro-batch takes once what is opened at the first is open, and what speaks
-    against other processes. Raises DataError.
+    """Seconds that a micro-batch takes once what is opened at the first is open, and why
+    other processes cannot prepare it. Raises DataError.
     """
     if hasattr(split.source, "mark"):
         return math.inf, "a stream is read by one process"
@@ -71,11 +71,11 @@ def look_at(split: Split, micro_size: int) -> tuple[float, str | None]:
         if len(took) > 1 and not WORTH_S < min(took) < 10 * WORTH_S:
             break  # clear enough; another one settles what a busy machine blurs
     differs = find_changes(batches[0], batches[1])
-    return min(took), "it comes otherwise when it is fetched again" if differs else None
+    return min(took), "it differs when it is fetched again" if differs else None
 
 
 def num_cores() -> int:
-    """Of this machine, as far as this process may use them."""
+    """Cores of this machine that this process may use."""
     known = hasattr(os, "sched_getaffinity")  # Linux
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 

@@ -282,7 +282,7 @@ def test_if_there_are_checkpoints_and_none_is_valid_nothing_starts_over(
         with pytest.raises(
             CheckpointError,
             match=(
-                r"there are checkpoints and none is valid:\n.*step-00000002: skipped, not valid: "
+                r"there are checkpoints, but none is valid:\n.*step-00000002: skipped, not valid: "
                 r".*config\.yaml"
             ),
         ):

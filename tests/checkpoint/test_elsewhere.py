@@ -51,7 +51,7 @@ def test_an_exported_network_with_tied_weights_loads_by_safetensors_own_function
 def test_an_export_overwrites_nothing_and_takes_nothing_damaged(tmp_path: Path) -> None:
     save_steps(tmp_path, 1)
     (tmp_path / "out").touch()
-    with pytest.raises(CheckpointError, match="out: it exists"):
+    with pytest.raises(CheckpointError, match="out: already exists"):
         export(tmp_path / "step-00000001", tmp_path / "out")
     with pytest.raises(CheckpointError, match="No such file or directory"):
         export(tmp_path / "step-00000001", tmp_path / "nowhere" / "out")

@@ -233,7 +233,8 @@ def test_a_rank_whose_disk_hangs_does_not_hold_the_others_for_ever(tmp_path: Pat
     for _, reports in answers:
         assert sorted(step for step, error in reports if error is None) == [4]
         assert any(
-            "rank 1 still writes the checkpoint before" in (error or "") for _, error in reports
+            "rank 1 is still writing the previous checkpoint" in (error or "")
+            for _, error in reports
         )
     assert_is_step_of(tmp_path / "step-00000004", 4)
 

@@ -59,11 +59,11 @@ def test_what_is_not_there_is_an_error_that_says_what_is(
 
 
 def test_never_refuses_to_go_over_checkpoints(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"run\.resume is never and there are checkpoints"):
+    with pytest.raises(CheckpointError, match=r"run\.resume is never, but there are checkpoints"):
         choose(run / "checkpoints", "never")
     assert choose(tmp_path, "never").path is None
     assert choose(tmp_path / "nothing", "auto").path is None
-    with pytest.raises(CheckpointError, match=r"run\.resume is must and there is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"run\.resume is must, but there is no checkpoint"):
         choose(tmp_path, "must")
 
 

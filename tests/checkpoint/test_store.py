@@ -53,7 +53,7 @@ def save(store: CheckpointStore, step: int, **changes: Any) -> Any:
 
 def test_a_save_leaves_a_checkpoint_and_a_report(store: CheckpointStore, tmp_path: Path) -> None:
     report = save(store, 3)
-    assert report.path == store.committed() == tmp_path / "step-00000003"
+    assert report.path == store.last_checkpoint() == tmp_path / "step-00000003"
     assert (report.error, report.warning, report.skipped, report.deleted) == (None, None, False, [])
     assert 0 < report.stall_s < report.total_s
     assert report.size_bytes == sum(
@@ -143,7 +143,7 @@ def test_what_is_stored_is_what_was_there_when_save_returned(
     state.trainer["list"].append(2)
     held.set()
     store.wait()
-    path = store.committed()
+    path = store.last_checkpoint()
     assert path is not None
     assert_is_step(path, 1)
     loaded = loaded_from(path)
@@ -205,7 +205,7 @@ def test_a_write_to_what_is_copied_costs_that_save_and_no_other(
     slow_copies.set()
     store.wait()
     store.raise_if_failing()
-    assert "embed.weight: changed by the step after it" in (store.reports()[0].error or "")
+    assert "embed.weight: changed by the next step" in (store.reports()[0].error or "")
     slow_copies.clear()
     assert save(store, 2, stable=STABLE).error is None  # copied at once
     assert names_in(tmp_path) == ["latest", "step-00000002"]
@@ -258,7 +258,7 @@ def test_memory_is_used_again(store: CheckpointStore) -> None:
     assert store._stage._memory._memory.data_ptr() == memory
     large = torch.arange(1e5)
     save(store, 3, model={"large": large})
-    assert_same(loaded_from(store.committed() or Path()).model, {"large": large})
+    assert_same(loaded_from(store.last_checkpoint() or Path()).model, {"large": large})
 
 
 def test_a_large_share_is_written_into_several_files(
@@ -368,7 +368,9 @@ def test_a_failing_disk_costs_that_save_only(
     if report.error is not None:
         assert os.strerror(code) in report.error
         assert report.path is None
-    assert store.committed() == choose(tmp_path, "auto").path == tmp_path / f"step-0000000{last}"
+    assert (
+        store.last_checkpoint() == choose(tmp_path, "auto").path == tmp_path / f"step-0000000{last}"
+    )
     assert_is_step(tmp_path / f"step-0000000{last}", last)
     assert save(store, 3).error is None
     store.close()
@@ -471,7 +473,7 @@ def test_a_disk_that_hangs_holds_the_loop_for_a_limited_time(
     assert time.monotonic() - began < 5
     with pytest.raises(
         CheckpointError,
-        match=r"rank 0 still writes the checkpoint before, after 0 s\. Look at its disk\.",
+        match=r"rank 0 is still writing the previous checkpoint after 0 s\. Check its disk\.",
     ):
         store.raise_if_failing()
     let_go.set()

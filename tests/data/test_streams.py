@@ -169,8 +169,8 @@ class Ending(Seeking):
         (lambda: streamed(Plain(0))[0], "the stream ends after 0 samples of a pass"),
         (lambda: streamed(Plain(5), 9, repeats=False)[5], "ends after 5 samples, and 9 were asked"),
         (lambda: streamed(Broken())[1], "ValueError while reading sample 1 of the stream: torn"),
-        (lambda: streamed(Ending())[1], "one with `seek` has to go on"),
-        (lambda: streamed(Unsaved()), r"state_dict\(\) of a Unsaved gives what JSON does not keep"),
+        (lambda: streamed(Ending())[1], "one with `seek` must go on"),
+        (lambda: streamed(Unsaved()), r"state_dict\(\) of a Unsaved returns what JSON cannot hold"),
     ],
 )
 def test_what_is_wrong_with_a_stream_is_named(read: Any, words: str) -> None:

@@ -47,7 +47,7 @@ def test_a_worker_that_gives_nothing_is_named(tmp_path: Path, ranks: int, split:
     assert [one.exit_code for one in ends] == [2] * ranks
     said = ends[ranks - 1].stderr
     assert f"data.{split}: data worker " in said
-    assert "has not given samples " in said
+    assert "has not delivered samples " in said
     assert ("61" if split == "train" else "15") in said
     assert "Traceback" not in "".join(one.stderr for one in ends)
 

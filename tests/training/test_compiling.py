@@ -66,7 +66,9 @@ def test_a_machine_without_a_compiler_is_one_message(monkeypatch: pytest.MonkeyP
     import torch._inductor.config as settings
 
     monkeypatch.setattr(settings.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ConfigError, match=r"train.compile: nothing compiles for cpu here: .*g\+\+"):
+    with pytest.raises(
+        ConfigError, match=r"train.compile: no compiler works for cpu here: .*g\+\+"
+    ):
         check_compiler(torch.device("cpu"))
 
 

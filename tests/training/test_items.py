@@ -51,7 +51,7 @@ def test_an_int_that_changes_is_one_message() -> None:
     items = Items(Miscounts("x", "y"), Ranks(), torch.device("cpu"), 1)
     items.agree({"y": torch.zeros(4)})
     assert items.of([{"y": torch.zeros(4)}]) is items.of([{"y": torch.zeros(4)}])
-    with pytest.raises(ConfigError, match=r"Miscounts.num_items gave the int 4 .* now \[5\]"):
+    with pytest.raises(ConfigError, match=r"Miscounts.num_items returned the int 4 .* now \[5\]"):
         items.of([{"y": torch.zeros(5)}])
 
 

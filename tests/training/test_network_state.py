@@ -90,7 +90,7 @@ def test_a_treatment_with_a_random_state_of_its_own_is_named(tmp_path: Path) -> 
     finish(tmp_path / "run", 4, f"data.train.treatments=[{{{PARTS}.OwnJitter}}]")
     assert exact(tmp_path / "run") == (
         False,
-        "x of data.train comes otherwise when it is fetched again (treatments.0.rng keeps a random "
+        "x of data.train differs when it is fetched again (treatments.0.rng keeps a random "
         "state of its own): draw from `seeds`",
     )
 
@@ -135,8 +135,8 @@ def test_a_loss_that_keeps_state_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("grows", "makes (8,) torch.float32 of the buffer mean, which was (0,) torch.float32"),
-        ("begins as None", "makes (8,) torch.float32 of the buffer mean, which was None"),
+        ("grows", "turns the buffer mean from (0,) torch.float32 into (8,) torch.float32"),
+        ("begins as None", "turns the buffer mean from None into (8,) torch.float32"),
         ("extra dict", "get_extra_state of the network gives no tensor"),
     ],
 )

@@ -124,7 +124,7 @@ def test_tied_parameters_cannot_be_told_apart() -> None:
             ["parts={encodr: {freeze: true}}"],
             ["parts.encodr: the network has no part of this name. Did you mean encoder?"],
         ),
-        (["parts={x: {freeze: true}}"], ["parts.x", "At its top there are encoder, head."]),
+        (["parts={x: {freeze: true}}"], ["parts.x", "Its top-level parts are encoder, head."]),
         (
             ["parts={encoder: {freeze: true}, head: {freeze: true}}"],
             ["network: every parameter is frozen"],
@@ -164,7 +164,7 @@ def test_tied_parameters_cannot_be_told_apart() -> None:
         (
             ["network.idle=true"],
             [
-                "network: no gradient reaches idle.weight, idle.bias, which several processes "
+                "network: no gradient reaches idle.weight, idle.bias, and several processes "
                 "cannot train"
             ],
         ),
@@ -274,7 +274,7 @@ def test_parts_of_an_earlier_run_stay_as_they_were_to_the_bit_also_after_a_death
     (whole, _) = launch(tmp_path / "whole", 2, *origin, config=STORM)
     assert whole.exit_code == 0, whole.stderr
     assert (
-        f"parts.norm.init_from: {tmp_path / 'moved'}: 5 tensors put in; newly initialised: none; "
+        f"parts.norm.init_from: {tmp_path / 'moved'}: 5 tensors loaded; newly initialised: none; "
         "not used: none" in whole.stdout
     )
     after = weights(tmp_path / "whole")
@@ -303,7 +303,7 @@ def test_a_part_may_come_from_a_file_under_another_name(tmp_path: Path) -> None:
     )
     (end,) = train(tmp_path / "run", given, ranks=1)
     assert end.exit_code == 0, end.stderr
-    assert "1 tensors put in; newly initialised: head.bias; not used: head.scale" in end.stdout
+    assert "1 tensors loaded; newly initialised: head.bias; not used: head.scale" in end.stdout
     assert weights(tmp_path / "run")["head.weight"].eq(0.5).all()
     (end,) = train(tmp_path / "other", given.replace("backbone.", "trunk."), ranks=1)
     assert end.exit_code == 2

@@ -77,7 +77,7 @@ def test_what_a_pass_changes_for_once_costs_that_save_only(tmp_path: Path) -> No
         assert saved(one.path) == seen[one.step - 1], f"step {one.step}"
     (failed,) = [one for one in reports if one["error"]]
     assert failed["step"] == 4
-    assert failed["error"].startswith("weight: changed by the step after it")
+    assert failed["error"].startswith("weight: changed by the next step")
 
 
 def test_buffers_and_frozen_weights_are_those_of_the_step(tmp_path: Path) -> None:

@@ -159,6 +159,15 @@ def test_what_is_not_a_plain_fused_adam_steps_itself() -> None:
     direct = FusedAdam.of(rate)
     assert direct is not None
     assert not direct.step()
+    grown = torch.optim.AdamW([parameter], fused=True)
+    grown.step()
+    direct = FusedAdam.of(grown)
+    assert direct is not None
+    assert direct.step()
+    other = torch.nn.Parameter(torch.ones(2))
+    other.grad = torch.ones(2)
+    grown.add_param_group({"params": [other]})
+    assert not direct.step()
 
 
 def test_wide_moments_of_narrow_weights_stay_wide() -> None:

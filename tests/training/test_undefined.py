@@ -20,7 +20,7 @@ def test_a_metric_undefined_on_an_interval_is_left_out_and_told(tmp_path: Path) 
     asked += ["optimizer={_target_: torch.optim.SGD, lr: 0.01}", "stop.improvement=null"]
     (end,) = train_on_ranks(1, STORM, [*asked, "stop.every.steps=4", "stop.budget.steps=8"])
     assert end.exit_code == 0, end.stderr
-    said = "step 4: train/r2: not defined on this interval's training samples, and left out of it"
+    said = "step 4: train/r2: undefined on this interval's training samples, and left out. For more"
     assert said in end.stdout
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first, second = (record for record in records if record["kind"] == "eval")
