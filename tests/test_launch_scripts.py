@@ -320,6 +320,26 @@ def test_the_tools_made_for_it_find_nothing(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_slurm_finds_the_run_directory(elsewhere: Path) -> None:
+    """By the Python within the script, whose names nothing else uses."""
+    python = (LAUNCH / "slurm.sbatch").read_text().split("<<'PYTHON'\n")[1].split("PYTHON\n")[0]
+    found = [
+        subprocess.run(
+            [sys.executable, "-", "c.yaml", *overrides],
+            input=python,
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for overrides in (["run.dir=a b", "optimizer.lr=1"], ["run.nmae=x"])
+    ]
+    assert (found[0].returncode, found[0].stdout) == (0, "a b\n"), found[0].stderr
+    assert found[1].returncode == 2
+    assert found[1].stderr.startswith("ConfigError: ")
+
+
 def test_kubernetes_takes_each_exit_code_for_what_it_means() -> None:
     service, config, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     spec, pod = job["spec"], job["spec"]["template"]["spec"]

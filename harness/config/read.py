@@ -20,7 +20,7 @@ from harness.config.document import to_yaml
 from harness.config.mistakes import explain
 from harness.config.reading import Draft, raise_all
 from harness.config.schedules import find_schedule_mistakes
-from harness.config.schema import Config
+from harness.config.schema import Config, RunConfig
 from harness.data.settings import SPLITS
 from harness.errors import ConfigError
 from harness.hidden import Reference
@@ -88,16 +88,18 @@ def read_section(
     section: type[M],
     overrides: Sequence[str] = (),
     *,
+    alone: bool = True,
     stored: bool = False,
 ) -> M:
     """One section of a config by its class, e.g. StopSettings: without torch, and without checking
-    the others; overrides of others are mistakes. Raises ConfigError with all mistakes at once.
+    the others. Raises ConfigError with all mistakes at once.
 
-    stored: the config was stored by a run, perhaps somebody else's.
+    alone: overrides of other sections, which have no effect, are mistakes. stored: the config was
+    stored by a run, perhaps somebody else's.
     """
     name, info = next(item for item in Config.model_fields.items() if item[1].annotation is section)
     own = re.compile(rf"\s*{name}\s*[.=]")
-    foreign = [text for text in overrides if not own.match(text)]
+    foreign = [text for text in overrides if alone and not own.match(text)]
     taken = [text for text in overrides if text not in foreign]
     draft = reading.read(path, taken, stored=stored, links=not stored)
     message = f"only {name}.* has an effect here. Remove it, or fix the key."
@@ -113,6 +115,11 @@ def read_section(
     raise_all(draft.mistakes)
     value: M = getattr(found, name)
     return value
+
+
+def run_directory(path: Path, overrides: Sequence[str] = ()) -> Path:
+    """The run directory of a config, for launch/slurm.sbatch. Raises ConfigError."""
+    return read_section(path, RunConfig, overrides, alone=False).dir
 
 
 def read_values(path: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
