@@ -15,7 +15,8 @@ attend() {
   trap 'asked=1; [ ! -d "$run" ] || : >"$run/PREEMPT"; [ -z "$launcher" ] || kill -USR1 "$launcher" 2>/dev/null || true' TERM USR1 INT
   "$@" &
   launcher=$!
-  while kill -0 "$launcher" 2>/dev/null; do # a signal ends the wait, not the launcher
+  wait "$launcher" || launched=$?
+  while kill -0 "$launcher" 2>/dev/null; do # a signal ended the wait, not the launcher
     launched=0
     wait "$launcher" || launched=$?
   done

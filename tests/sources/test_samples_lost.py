@@ -165,9 +165,9 @@ def test_a_header_that_looks_like_data_is_told(tmp_path: Path, first: str, odd: 
         else:
             with pytest.raises(DataError, match="two columns are called '1'"):
                 Table(str(path))
-    assert [str(one.message).partition(": row 1 is taken for")[1] != "" for one in told] == (
-        [True] if odd else []
-    )
+    assert [
+        str(one.message).partition(": row 1 is used as column names")[1] != "" for one in told
+    ] == ([True] if odd else [])
 
 
 def counters(count: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
