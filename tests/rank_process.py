@@ -138,9 +138,9 @@ def stragglers() -> list[str]:
     gc.collect()  # ends the workers of loaders that nothing refers to any more
     if (prefetching := sys.modules.get("torch.utils._functools")) is not None:
         prefetching._prefetch_executor.shutdown()  # torch.compile's; they end with the interpreter
-    if (compiling := sys.modules.get("torch._inductor.async_compile")) is not None:
-        if compiling.AsyncCompile.pool.cache_info().currsize:
-            compiling.AsyncCompile.pool().shutdown()
+    compiling = sys.modules.get("torch._inductor.async_compile")
+    if compiling is not None and compiling.AsyncCompile.pool.cache_info().currsize:
+        compiling.AsyncCompile.pool().shutdown()
     deadline = time.monotonic() + THREADS_LIMIT_S
     threads = [
         thread
