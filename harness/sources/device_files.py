@@ -45,13 +45,15 @@ def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
         wfdb = need("wfdb", "devices", f"{path}: WFDB")
         _parts_of(path)
         try:
-            record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=True)
+            record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False)
         except Exception as error:
             raise _read_error(path, error) from error
     labels = list(map(name_of, record.sig_name or ()))
     wanted = _select(path, labels, columns)
-    signals = {name: record.p_signal[:, labels.index(name)] for name in wanted}
-    return _add_time(path, layout, columns, signals, dict.fromkeys(wanted, record.fs))
+    at = {name: labels.index(name) for name in wanted}
+    signals = {name: record.e_p_signal[number] for name, number in at.items()}
+    rates = {name: record.fs * record.samps_per_frame[number] for name, number in at.items()}
+    return _add_time(path, layout, columns, signals, rates)
 
 
 def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -122,10 +124,21 @@ def _of_dataset(path: Path, name: str, values: Any) -> Any:
         return array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind == "b":
         return array.tolist()
+    held = str(array.dtype)
     if array.dtype.kind in "SO":
-        return [cell.decode() if isinstance(cell, bytes) else cell for cell in array.tolist()]
+        cells = array.tolist()
+        try:
+            texts = [cell.decode() if isinstance(cell, bytes) else cell for cell in cells]
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: dataset {name!r} is not UTF-8 ({error}). Store it as UTF-8."
+            ) from error
+        others = [cell for cell in texts if not isinstance(cell, str)]
+        if not others:
+            return texts
+        held = f"cells of type {type(others[0]).__name__}"
     raise DataError(
-        f"{path}: dataset {name!r} holds {array.dtype}, neither numbers nor text. Choose another."
+        f"{path}: dataset {name!r} holds {held}, neither numbers nor text. Choose another."
     )
 
 

@@ -92,6 +92,20 @@ def test_records_of_wfdb_are_read_with_all_their_files(tmp_path: Path) -> None:
         series(path, ["V5"])
 
 
+def test_signals_of_wfdb_keep_their_own_rates(tmp_path: Path) -> None:
+    """Format 16 interleaves the samples of a frame: here two of `fast`, then one of `slow`."""
+    counts = DRAW.integers(-1000, 1000, (200, 3)).astype("<i2")
+    counts.tofile(tmp_path / "m.dat")
+    path = tmp_path / "m.hea"
+    path.write_text("m 2 50 200\nm.dat 16x2 200/mV 16 0 0 0 0 fast\nm.dat 16 200 16 0 0 0 0 slow\n")
+    fast = series(path, ["fast"], time="time", rate_hz=100)
+    assert np.allclose(fast[0], counts[:, :2].ravel() / 200, atol=1e-6)
+    slow = series(path, ["slow"], time="time", rate_hz=50)
+    assert np.allclose(slow[0], counts[:, 2] / 200, atol=1e-6)
+    with pytest.raises(DataError, match=r"m\.hea: .* different rates \(Hz\): fast 100, slow 50\."):
+        series(path, ["fast", "slow"])
+
+
 def test_headers_that_name_other_folders_or_themselves_are_refused(tmp_path: Path) -> None:
     edf(tmp_path / "secret.edf")
     for number, (header, what) in enumerate(
@@ -144,12 +158,18 @@ def test_datasets_of_hdf5_are_columns(tmp_path: Path) -> None:
         file["who"] = np.array([b"anna"] * 50 + [b"bert"] * 50)
         file["short"] = np.arange(5.0)
         file["pairs"] = np.zeros(100, dtype=[("a", "f4"), ("b", "f4")])
+        file.create_dataset("ragged", (100,), dtype=h5py.vlen_dtype(np.float32))
+        file.create_dataset("links", (100,), dtype=h5py.ref_dtype)
+        file["latin"] = np.array([b"J\xf6rg"] * 100)
     channels = ["imu/acc/2", "imu/mark"]
     found = series(path, channels, recording=["who"])
     assert np.array_equal(found, np.float32([acc[:, 2], marks]))
     for names, what in (
         (["imu/mark", "short"], r"columns with different lengths: imu/mark 100, short 5"),
         (["pairs"], r"dataset 'pairs' holds .* neither numbers nor text"),
+        (["ragged"], r"dataset 'ragged' holds cells of type ndarray, neither numbers nor text"),
+        (["links"], r"dataset 'links' holds cells of type Reference, neither numbers"),
+        (["latin"], r"dataset 'latin' is not UTF-8 \('utf-8' codec .* Store it as UTF-8"),
         (["imu/acc/3"], r"no column 'imu/acc/3', only imu/acc/0"),
     ):
         with pytest.raises(DataError, match=rf"a\.h5: {what}"):
