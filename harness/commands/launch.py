@@ -16,6 +16,7 @@ from signal import Signals
 
 import harness
 from harness.config.read import read_config
+from harness.data.sampling import slots_a_rank
 from harness.durable import replace_file
 from harness.errors import ConfigError, HarnessError, RankError
 from harness.rundir.outcome import DIVERGED, INTERRUPTED, Outcome, exit_code, read_outcome
@@ -92,11 +93,18 @@ def launch_training(
     """
     cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     here = _processes_here(processes, cpu=cpu)
-    os.environ.update(_environment(here, os.environ, cpu=cpu))
+    environment = os.environ | _environment(here, os.environ, cpu=cpu)
     if here * machines.nodes == 1:
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, str(TRAIN), str(path), *overrides])
-    directory = read_config(path, overrides).run.dir
+        command = [sys.executable, str(TRAIN), str(path), *overrides]
+        os.execve(sys.executable, command, environment)
+    config = read_config(path, overrides)
+    slots_a_rank(config.batch.size, config.batch.micro_size, here * machines.nodes)
+    os.environ.update(environment)
+    directory = config.run.dir
+    if machines.nodes > 1:
+        meeting = f"{machines.nodes} machines at {machines.host}:{machines.port}"
+        print(f"fermarsi launch: waiting for {meeting}, ten minutes at most", file=sys.stderr)
     before, report = _outcome(directory), io.StringIO()
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as settings:
         settings.write(_settings(here, machines))
@@ -187,9 +195,10 @@ def _run(
     try:
         ended = run_agent([*options, str(TRAIN), str(path), *overrides], report)
     except ConnectionError as error:
+        why = str(error).partition(". ")[0]  # the rest is about options of accelerate's
         raise RankError(
             f"machine {machines.node} ({socket.gethostname()}): the {machines.nodes} machines of "
-            f"this launch could not meet at {machines.host}:{machines.port}: {error}. Is that "
+            f"this launch could not meet at {machines.host}:{machines.port}: {why}. Is that "
             "machine 0, its name known here, its port free there and open to the others, and was "
             "the launch started on each?",
             origin_rank=0,

@@ -188,15 +188,8 @@ class Sampling:
         return self.size // self.micro_size
 
     def slots_of(self, rank: int, num_ranks: int) -> range:
-        """The consecutive slots that a rank works on."""
-        if self.num_slots % num_ranks:
-            raise ConfigError(
-                f"batch: {self.num_slots} slots (size {self.size} / micro_size {self.micro_size}) "
-                f"cannot be divided among {num_ranks} processes. "
-                f"Launch one of {', '.join(map(str, fitting_world_sizes(self.num_slots)))} "
-                "processes, or change batch.size or batch.micro_size."
-            )
-        share = self.num_slots // num_ranks
+        """The consecutive slots that a rank works on. Raises ConfigError."""
+        share = slots_a_rank(self.size, self.micro_size, num_ranks)
         return range(rank * share, (rank + 1) * share)
 
     def positions(self, step: int, slot: int) -> Integers:
@@ -248,6 +241,21 @@ class Sampling:
     def steps_for_samples(self, samples: int) -> int:
         """The first step after which at least `samples` samples were seen."""
         return -(-samples // self.size)
+
+
+def slots_a_rank(size: int, micro_size: int, num_ranks: int) -> int:
+    """How many micro-batches of each batch a rank works on. Raises ConfigError for a number of
+    ranks that does not divide them.
+    """
+    num_slots = size // micro_size
+    if num_slots % num_ranks:
+        raise ConfigError(
+            f"batch: {num_slots} slots (size {size} / micro_size {micro_size}) cannot be divided "
+            f"among {num_ranks} processes. Launch one of "
+            f"{', '.join(map(str, fitting_world_sizes(num_slots)))} processes, or change "
+            "batch.size or batch.micro_size."
+        )
+    return num_slots // num_ranks
 
 
 def fitting_world_sizes(num_slots: int) -> list[int]:

@@ -17,10 +17,10 @@ class Pulse:
     """An agreement that costs no wait: now and then a call starts a maximum over ranks, and the
     next call reads it.
 
-    A level that one rank raises is returned on every rank by the same later call: the next but one
-    where calls take longer than `within_s`, else so many calls later as fit into that time on the
-    slowest rank, 4 at most. The ranks agree on that number with each message; it begins with one
-    and grows slowly, for the first steps say little of those that follow.
+    A level that one rank raises is returned on every rank by the same later call: the next one
+    where calls take longer than `within_s`, else at most so many calls later as fit into that time
+    on the slowest rank, 4 at most. The ranks agree on that number with each message; it begins with
+    one and grows slowly, for the first steps say little of those that follow.
     """
 
     def __init__(

@@ -11,9 +11,7 @@ MOST_SHAPES = 64  # of inputs, each of which is compiled by itself
 
 def compile_forward(network: nn.Module, device: torch.device, exact: bool) -> None:
     """Compile the network's forward pass, and with it the backward pass, where each is first run:
-    in the trial before the first step. The network remains the same module, with the same
-        names.
-
+    in the trial before the first step. The network remains the same module, with the same names.
 
     exact: with kernels that do not depend on what a measurement found fastest. Raises ConfigError.
     """

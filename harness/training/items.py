@@ -75,7 +75,7 @@ class Items:
         """
         found = [self._task.num_items(batch) for batch in batches]
         if self._always is not None:
-            if any(one is not self._each and one != self._each for one in found):
+            if any(one != self._each for one in found):
                 raise ConfigError(
                     f"task: {type(self._task).__name__}.num_items returned the int {self._each} "
                     f"before the first step, and now {found}: an int says that every micro-batch "

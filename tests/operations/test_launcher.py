@@ -4,6 +4,7 @@ code; and what is left below our message under accelerate's launcher alone.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.commands.launch import Machines
+from harness.commands.launch import Machines, launch_training
 from harness.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,27 @@ def test_a_mistake_is_one_message_and_starts_nothing(tmp_path: Path) -> None:
     assert output.startswith("ConfigError: ")
     assert output.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_cannot_share_a_batch_are_refused_before_they_start() -> None:
+    with pytest.raises(ConfigError, match=r"4 slots .* cannot be divided among 3 processes"):
+        launch_training(SMALL, (), 3, Machines(), cpu=True, debug=False)
+
+
+def test_a_port_in_use_is_told_without_options_of_others() -> None:
+    """github.com/huggingface/accelerate/issues/508: which port, and what to do about it."""
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        head = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, output = run(*LAUNCH, "--nodes", "2", "--node", "0", "--head", head, SMALL)
+    assert code == 1
+    waiting, message = output.splitlines()
+    assert waiting == f"fermarsi launch: waiting for 2 machines at {head}, ten minutes at most"
+    assert message.startswith("RankError: machine 0 (")
+    assert "another process" in message
+    assert "its port free there" in message
+    assert "main_process_port" not in message
 
 
 def test_asked_to_leave_and_killed(tmp_path: Path) -> None:

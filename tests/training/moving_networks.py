@@ -63,6 +63,9 @@ class Late(nn.Linear):
         if self.training:
             self.count += 1
             if self.count == 4 * 4 + 1:
-                with torch.no_grad():
-                    self.weight.mul_(0.5)
+                self.change()
         return super().forward(x)
+
+    @torch.no_grad()
+    def change(self) -> None:
+        self.weight.mul_(0.5)
