@@ -65,6 +65,12 @@ Overrides = Annotated[
     typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]..."),
 ]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+HistoryPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
+    ),
+]
 AnyPath = Annotated[
     Path,
     typer.Argument(
@@ -200,12 +206,7 @@ def describe(
 
 @app.command()
 def replay(
-    history: Annotated[
-        Path,
-        typer.Argument(
-            help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
-        ),
-    ],
+    history: HistoryPath,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -225,8 +226,11 @@ def replay(
         bool, typer.Option("--suggest", help="Suggest patience and rate from this and more runs.")
     ] = False,
     regret: Annotated[
-        float, typer.Option(help="What share of its best a run may lose by a suggestion.", min=0.0)
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="With --suggest: what share of its best a run may lose; by default 0.01.", min=0.0
+        ),
+    ] = None,
 ) -> None:
     """What these stop settings would have decided on a recorded history."""
     from harness.commands.replay import replay_command
@@ -239,19 +243,15 @@ def replay(
             sweep or (),
             as_json=as_json,
             plot=plot,
-            suggest=regret if suggest else None,
+            suggest=suggest,
+            regret=regret,
         )
     )
 
 
 @app.command()
 def forecast(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
-        ),
-    ],
+    run: HistoryPath,
     config: Annotated[
         Path | None,
         typer.Option(

@@ -9,7 +9,8 @@ from typing import Any
 from harness.errors import ConfigError
 from harness.stopping.forecast import Outlook, Point, last_step, look_ahead
 from harness.stopping.history import History, read_history
-from harness.stopping.judges import best_metric
+from harness.stopping.judge import unknown_metric
+from harness.stopping.judges import best_metric, refuse
 from harness.stopping.replay import metric_infos
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import expand
@@ -61,8 +62,8 @@ def forecasts(history: History, settings: StopSettings, metric: str | None) -> I
         if metric in (None, name)
     ]
     if not wanted:
-        best = best_metric(settings, infos)
-        name = metric or (None if best is None else best[0])
+        best = None if metric else best_metric(settings, infos)
+        name = metric if best is None else best[0]
         wanted = [] if name is None else [(name, None)]
     if not wanted:
         raise ConfigError(f"{history.path}: no metric to forecast. Name one with --metric.")
@@ -74,9 +75,7 @@ def forecasts(history: History, settings: StopSettings, metric: str | None) -> I
             "a budget of steps, e.g. stop.budget.steps=10000."
         )
     for name, value in wanted:
-        if name not in infos:
-            known = ", ".join(infos)
-            raise ConfigError(f"{history.path}: there is no metric {name}. There are {known}.")
+        refuse([*unknown_metric(str(history.path), name, infos)])
         yield look_ahead(name, infos[name], _points(history, name), by, value)
 
 

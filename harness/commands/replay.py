@@ -25,11 +25,12 @@ def replay_command(
     *,
     as_json: bool = False,
     plot: Path | None = None,
-    suggest: float | None = None,
+    suggest: bool = False,
+    regret: float | None = None,
 ) -> int:
     """Print what settings would have decided; returns the exit code. `config` is optional for the
-    directory of a run. `suggest`: the regret borne by a suggestion from this history and those
-    among `overrides` that are paths. Raises ConfigError.
+    directory of a run. `suggest`: from this history and those among `overrides` that are paths,
+    at most at this `regret`, 0.01 by default. Raises ConfigError.
     """
     # What reads YAML and draws tables is not needed to replay
     from harness.commands.show import say
@@ -40,15 +41,19 @@ def replay_command(
         config = history / "config.yaml"
         if not config.is_file():
             raise ConfigError(f"{history}: no config.yaml in it. Give the settings with --config.")
-    if suggest is not None:
+    if regret is not None and not suggest:
+        raise ConfigError("--regret: no effect without --suggest. Give both, or drop it.")
+    if suggest:
         if sweep or as_json or plot:
             raise ConfigError("--suggest: not together with --sweep, --json or --plot. Drop those.")
         from harness.commands.suggest import suggestion
 
-        more = [Path(one) for one in overrides if "=" not in one]
-        changes = [one for one in overrides if "=" in one]
+        # Directories of runs are called lr=0.1 too
+        is_path = {one: "=" not in one or Path(one).exists() for one in overrides}
+        more = [Path(one) for one in overrides if is_path[one]]
+        changes = [one for one in overrides if not is_path[one]]
         settings = read_section(config, StopSettings, changes, stored=stored)
-        say("\n".join(suggestion([history, *more], settings, suggest)))
+        say("\n".join(suggestion([history, *more], settings, 0.01 if regret is None else regret)))
         return 0
     recorded = read_history(history)
     replays = []

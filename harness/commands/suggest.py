@@ -81,8 +81,10 @@ def _metric(history: History, settings: StopSettings) -> str:
 
 def _try(history: History, settings: StopSettings, setting: Setting) -> Tried:
     metric, (patience, rate) = _metric(history, settings), setting
+    info = metric_infos(history, settings).get(metric)
+    mode = None if info is None else info.mode
     given: Mapping[str, object] = {
-        "improvement": {"metric": metric, "patience": patience, "at_least": rate},
+        "improvement": {"metric": metric, "patience": patience, "at_least": rate, "mode": mode},
         "best": {"metric": metric},
         "warmup": settings.warmup,
     }
@@ -92,7 +94,7 @@ def _try(history: History, settings: StopSettings, setting: Setting) -> Tried:
     last = found.evaluations[-1].step
     stop = last if found.stop_index is None else found.evaluations[found.stop_index].step
     lost = abs(found.best_after.value - found.best.value)
-    return Tried(1 - stop / last, lost / (abs(found.best_after.value) or 1.0))
+    return Tried((last - stop) / (last or 1), lost / (abs(found.best_after.value) or 1.0))
 
 
 def _left_out(tried: Mapping[Setting, Sequence[Tried]], index: int, regret: float) -> Tried | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.data.source import as_columns, known_of, read_together
+from harness.data.source import array_of, as_columns, known_of, read_together
 from harness.errors import ConfigError, DataError, HarnessError
 from harness.wording import did_you_mean
 
@@ -29,7 +29,7 @@ def read_samples(source: Any, indices: Sequence[int], where: str) -> dict[str, V
     """
     try:
         columns = as_columns(read_together(source, indices))
-        return {name: _values(column) for name, column in columns.items()}
+        return {name: _values(name, column) for name, column in columns.items()}
     except HarnessError as error:
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:
@@ -99,13 +99,15 @@ def has_one_value(values: Values) -> bool:
     )
 
 
-def _values(column: Any) -> Values:
+def _values(name: str, column: Any) -> Values:
     if isinstance(column, torch.Tensor):
-        return column.numpy()
-    items = list(column) if isinstance(column, list | tuple) else None
+        return array_of(name, column)
+    items = None
+    if isinstance(column, list | tuple):
+        items = [array_of(name, one) if isinstance(one, torch.Tensor) else one for one in column]
     if items and all(isinstance(item, str) for item in items):
         return items
     if items is None or len({np.shape(item) for item in items}) == 1:
-        array = np.asarray(column)
+        array = np.asarray(column if items is None else items)
         return array if array.dtype.kind in "biuf" else array.tolist()
     return [np.asarray(item) for item in items]

@@ -29,6 +29,7 @@ from harness.data.settings import DataConfig, SplitConfig
 from harness.data.source import (
     Batch,
     Treatment,
+    array_of,
     has_length,
     is_ready,
     learns,
@@ -376,15 +377,18 @@ def _content(
     rows = []
     for _, batch in evaluation_batches(whole, FIT_SAMPLES, 0, 1, torch.device("cpu"), 0):
         feedback.check_leave()
-        rows.append({key: _bytes(value) for key, value in batch.items()})
+        rows.append({key: _bytes(f"data.{name}: {key}", value) for key, value in batch.items()})
     return digest(rows)
 
 
-def _bytes(value: Any) -> str:
+def _bytes(name: str, value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return digest([str(value.dtype), list(value.shape), value.numpy().tobytes().hex()])
+        return digest([str(value.dtype), list(value.shape), array_of(name, value).tobytes().hex()])
     return digest(
-        [_bytes(item) if isinstance(item, torch.Tensor | np.ndarray) else item for item in value]
+        [
+            _bytes(name, item) if isinstance(item, torch.Tensor | np.ndarray) else item
+            for item in value
+        ]
     )
 
 

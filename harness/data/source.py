@@ -292,6 +292,19 @@ def as_columns(read: Any) -> Mapping[str, Any]:
     return {name: [sample[name] for sample in read] for name in read[0]}
 
 
+def array_of(name: str, values: Any) -> NDArray[Any]:
+    """A tensor of samples as an array. Raises DataError for a type that numpy lacks."""
+    try:
+        array: NDArray[Any] = values.contiguous().numpy()
+    except TypeError as error:
+        kind = str(values.dtype).removeprefix("torch.")
+        raise DataError(
+            f"{name}: samples hold {kind}, which cannot be hashed or stored. Convert them to "
+            "float32 in the source; train.precision: bf16 computes in bfloat16."
+        ) from error
+    return array
+
+
 def gather_of(source: Source) -> Callable[[NDArray[np.int64]], Batch] | None:
     """The source's `gather`, or None."""
     gather: Callable[[NDArray[np.int64]], Batch] | None = getattr(source, "gather", None)

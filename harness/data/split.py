@@ -19,6 +19,7 @@ from harness.data.source import (
     Batch,
     Source,
     Treatment,
+    array_of,
     as_columns,
     gather_of,
     has_length,
@@ -118,7 +119,7 @@ class Split:
         ):
             digest.update(name.encode())
             digest.update(
-                value.contiguous().numpy().tobytes()
+                array_of(f"{self.where}: {name}", value).tobytes()
                 if isinstance(value, Tensor)
                 else repr(value).encode()
             )

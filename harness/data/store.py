@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from harness.data.feed import Patience, evaluation_batches
-from harness.data.source import known_of
+from harness.data.source import array_of, known_of
 from harness.data.split import Split
 from harness.durable import make_directory, read_json, sync_directory, write_json
 from harness.errors import DataError
@@ -275,7 +275,7 @@ def _next_shard(
             )
         for name, values in batch.items():
             items = (
-                list(values.numpy())
+                list(array_of(f"{split.where}: {name}", values))
                 if isinstance(values, torch.Tensor)
                 else [_plain(item, name, split.where) for item in values]
             )
@@ -290,7 +290,7 @@ def _next_shard(
 
 
 def _plain(item: Any, name: str, where: str) -> Any:
-    array = item.numpy() if isinstance(item, torch.Tensor) else item
+    array = array_of(f"{where}: {name}", item) if isinstance(item, torch.Tensor) else item
     if not isinstance(array, str) and not (
         isinstance(array, np.ndarray) and array.dtype.kind in "biuf" and array.ndim
     ):

@@ -1,5 +1,6 @@
 """The budget, and the interval between two evaluations."""
 
+import math
 from collections.abc import Iterator
 from typing import Self
 
@@ -43,6 +44,35 @@ class Budget(Section):
         return {
             unit: getattr(self, unit) for unit in self.given("epochs", "steps", "samples", "hours")
         }
+
+
+class Moment(Budget):
+    """A time of the training, in one unit."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        self._require_one("epochs", "steps", "samples", "hours")
+        return self
+
+    @property
+    def limit(self) -> tuple[str, float]:
+        """(unit, how many)."""
+        return next(iter(self.limits().items()))
+
+    def has_come(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation is at this time or after it."""
+        unit, when = self.limit
+        return position_of(evaluation)[unit] >= when
+
+    def problems(self, where: str, budget: Budget | None) -> Iterator[str]:
+        """The problem of a time that is later than the budget, in its unit."""
+        unit, when = self.limit
+        limit = math.inf if budget is None else budget.limits().get(unit, math.inf)
+        if when > limit:
+            yield (
+                f"{where}: {show(when)} {unit} are beyond the budget of {show(limit)}. Give an "
+                "earlier time."
+            )
 
 
 def time_left_s(

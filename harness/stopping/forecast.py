@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Self
@@ -10,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from harness.settings import Section
-from harness.stopping.budget import Budget, position_of
+from harness.stopping.budget import Budget, Moment, position_of
 from harness.stopping.improvement import Rate, share_of
 from harness.stopping.judge import Finding, Judge, unknown_metric
 from harness.stopping.targets import Target, expand
@@ -25,13 +24,13 @@ _EACH_UP_TO = 40
 _BAND = 0.95
 # One in 500: there are 512 draws
 _SUREST = 0.002
-_PERCENT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*")
+# Beyond it squares are infinite
+_LARGEST = 1e100
 
 
 def _chance(value: object) -> float:
     """A probability: 0.05, or a text like "5%"."""
-    found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-    number = float(found[1]) / 100 if found else value
+    number = share_of(value) or value
     if isinstance(number, bool) or not isinstance(number, int | float) or not _SUREST <= number < 1:
         raise ValueError(
             f"{value!r} is not a chance from {_SUREST} to below 1, like 5% or 0.05; a forecast "
@@ -57,7 +56,7 @@ class Forecast(Section):
     )
     chance_below: Chance = Field(0.05, description="What chance is too small, e.g. 5%.")
     for_: int = Field(3, ge=1, alias="for", description="At so many forecasts in a row.")
-    from_: Budget | None = Field(
+    from_: Moment | None = Field(
         None, alias="from", description="No forecast before; give one unit. null: 6 evaluations."
     )
     action: Literal["warn", "stop"] = Field(
@@ -71,8 +70,6 @@ class Forecast(Section):
             raise ValueError("metric and gain belong together")
         if isinstance(self.gain, str) and not share_of(self.gain):
             raise ValueError(f"gain: {self.gain!r} is not a gain like 0.01 or a share like 1%")
-        if self.from_ is not None and len(self.from_.limits()) > 1:
-            raise ValueError("from: give exactly one of epochs, steps, samples, hours")
         return self
 
     @property
@@ -131,11 +128,12 @@ def last_step(budget: Budget, evaluation: Evaluation) -> int | None:
     """
     position = position_of(evaluation)
     steps = [
-        limit if unit == "steps" else limit * evaluation.step / position[unit]
+        limit if unit == "steps" else limit * float(evaluation.step) / position[unit]
         for unit, limit in budget.limits().items()
         if unit == "steps" or position[unit] > 0
     ]
-    return round(min(steps)) if steps else None
+    first = min(steps, default=math.inf)
+    return round(first) if math.isfinite(first) else None
 
 
 def look_ahead(
@@ -169,7 +167,7 @@ def look_ahead(
     upper = math.inf if info.upper is None else info.upper
     bounds = (lower, upper) if sign > 0 else (-upper, -lower)
     found = extrapolate(past, sign * values, ahead, counts, bounds)
-    low, high = found.band(_BAND)
+    low, high = (min(max(edge, bounds[0]), bounds[1]) for edge in found.band(_BAND))
     return Outlook(
         metric,
         by,
@@ -185,6 +183,12 @@ def _why_not(points: Sequence[Point], by: int, mode: Mode) -> str:
         return f"{len(points)} of at least {FEWEST_POINTS} evaluations are there"
     if by <= points[-1].step:
         return "the budget is spent"
+    if not all(0 <= point.rate < _LARGEST for point in points):
+        return "the learning rate is not known at each evaluation"
+    if not any(point.rate for point in points):
+        return "the learning rate is 0"
+    if not all(abs(point.value) < _LARGEST for point in points):
+        return "it has values too large to be squared"
     fell = False
     for before, after in itertools.pairwise(points):
         if fell and after.rate > 1.01 * before.rate:
@@ -235,13 +239,15 @@ class ForecastJudge(Judge):
                 f"{where}: stop.targets has no target for {name}, but for {named}. Add one, or "
                 "give metric and gain."
             )
+        if self._settings.from_ is not None:
+            yield from self._settings.from_.problems("stop.forecast.from", self._budget)
 
     def metrics(self) -> set[str]:
         return set() if self._settings is None else {self._settings.name}
 
     def needs(self) -> Iterator[tuple[str, str]]:
         if self._settings is not None and self._settings.from_ is not None:
-            unit = next(iter(self._settings.from_.limits()))
+            unit, _ = self._settings.from_.limit
             if unit != "steps":
                 yield f"stop.forecast.from.{unit}", unit
 
@@ -274,11 +280,8 @@ class ForecastJudge(Judge):
 
     def _is_time(self, evaluation: Evaluation) -> bool:
         begin = None if self._settings is None else self._settings.from_
-        if begin is not None:
-            unit, when = next(iter(begin.limits().items()))
-            if position_of(evaluation)[unit] < when:
-                return False
-        return len(self._points) >= self._next
+        has_begun = begin is None or begin.has_come(evaluation)
+        return has_begun and len(self._points) >= self._next
 
     def _wanted(self, mode: Mode) -> float:
         """The value whose chance is asked for."""

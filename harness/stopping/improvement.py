@@ -307,8 +307,8 @@ class RunningCriterion:
         """
         raw = evaluation.metrics.get(self._metric)
         value = raw if raw is None or self._smooth is None else self._smooth.take(raw)
-        error = evaluation.metrics.get(error_of(self._metric))
-        self._error = error or 0.0
+        error = evaluation.metrics.get(error_of(self._metric), math.nan)
+        self._error = error if math.isfinite(error) else 0.0
         reference, reference_step = self._reference, self._reference_step
         self._name = "its previous"
         if self._from_best:
@@ -322,7 +322,7 @@ class RunningCriterion:
                 self._crept = False
             elif gain is not None and gain.amount > 0:
                 self._crept = True
-            if self._settings.errors and error is None and math.isfinite(value):
+            if self._settings.errors and not math.isfinite(error) and math.isfinite(value):
                 warning = (
                     f"{self._metric}: its standard error is not known at step "
                     f"{evaluation.step:,}, which was evaluated without `se`, or in fewer than 8 "

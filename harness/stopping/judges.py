@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from harness.errors import ConfigError
+from harness.settings import numbered
 from harness.stopping.budget import BudgetJudge
 from harness.stopping.divergence import DivergenceJudge
 from harness.stopping.forecast import ForecastJudge
 from harness.stopping.improvement import ImprovementJudge
-from harness.stopping.judge import Judge, problems_of
+from harness.stopping.judge import Judge, problems_of, unknown_metric
 from harness.stopping.milestones import MilestonesJudge
 from harness.stopping.overfitting import OverfittingJudge
 from harness.stopping.plateau import PlateauJudge
@@ -69,16 +70,19 @@ def metrics_of(settings: StopSettings, metrics: Metrics) -> set[str]:
 
 def best_metric(settings: StopSettings, metrics: Metrics) -> tuple[str, Mode] | None:
     """The metric by which checkpoints are ranked: `best`, or the first improvement's metric, or the
-    first target's (validation), or val/loss.
+    first target's (validation), or val/loss. Raises ConfigError for one that is not there.
     """
     if settings.best is not None:
-        name = settings.best.metric
+        where, name = "best.metric", settings.best.metric
     elif settings.improvement:
-        name = settings.improvement[0].metric
+        one = settings.improvement
+        where, name = f"{numbered('improvement', 0, one)}.metric", one[0].metric
     elif settings.targets:
-        name = expand(next(iter(settings.targets)), metrics)[-1]
+        target = next(iter(settings.targets))
+        where, name = f"targets.{target}", expand(target, metrics)[-1]
     elif "val/loss" in metrics:
-        name = "val/loss"
+        where, name = "best.metric", "val/loss"
     else:
         return None
+    refuse([*unknown_metric(f"stop.{where}", name, metrics)])
     return name, metrics[name].mode

@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from harness.settings import Section, numbered
-from harness.stopping.budget import Budget, position_of
+from harness.stopping.budget import Budget, Moment
 from harness.stopping.judge import Finding, Judge, problems_of
 from harness.stopping.targets import Target, target_problems
 from harness.stopping.verdict import SIGNS, Evaluation, MetricInfo, Metrics, show
@@ -49,15 +49,13 @@ class Milestone(Section):
         ),
     )
     at_most: float | None = Field(None, description="Reached by this value and any below.")
-    by: Budget = Field(
+    by: Moment = Field(
         description="By when: judged at the first interval's end at or after it; give one unit."
     )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         self._require_one("at_least", "at_most")
-        if len(self.by.limits()) > 1:
-            raise ValueError("by: give exactly one of epochs, steps, samples, hours")
         return self
 
     @property
@@ -65,11 +63,6 @@ class Milestone(Section):
         """How many times chance is asked for, None if a value is."""
         found = _CHANCE.fullmatch(self.at_least) if isinstance(self.at_least, str) else None
         return float(found[1]) if found else None
-
-    @property
-    def deadline(self) -> tuple[str, float]:
-        """(unit, how many) of `by`."""
-        return next(iter(self.by.limits().items()))
 
     def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
         """What is wrong with it for what its metric declares."""
@@ -86,8 +79,11 @@ class Milestone(Section):
 class RunningMilestone:
     """One milestone: whether it was reached yet, and the best value so far."""
 
-    def __init__(self, settings: Milestone) -> None:
+    def __init__(self, settings: Milestone, upper: float | None) -> None:
+        """`upper`: the largest value that the metric can take."""
         self._settings = settings
+        self._upper = math.inf if upper is None else upper
+        self._warned = False
         self._sign = SIGNS["min" if settings.at_least is None else "max"]
         self._reached = False
         # (value, step)
@@ -108,9 +104,16 @@ class RunningMilestone:
             return Finding()
         # Also by a value of before, when what chance gives was not recorded yet
         self._reached = self._best is not None and (self._best[0] - bar) * self._sign >= 0
-        unit, when = one.deadline
-        if self._reached or position_of(evaluation)[unit] < when:
+        if self._reached or not one.by.has_come(evaluation):
             return Finding()
+        if bar > self._upper:
+            # Also the best network would end by it
+            words = (
+                f"{one.metric} cannot reach {one.at_least}, {show(bar, self._upper)}: it is never "
+                f"above {show(self._upper)}. The milestone is not judged; lower its at_least."
+            )
+            warned, self._warned = self._warned, True
+            return Finding(warnings=() if warned else [words])
         return Finding(self._sentence(evaluation, bar))
 
     def _bar(self, evaluation: Evaluation) -> float | None:
@@ -122,7 +125,7 @@ class RunningMilestone:
         return bar if isinstance(self._settings.at_least, str | None) else self._settings.at_least
 
     def _sentence(self, evaluation: Evaluation, bar: float) -> str:
-        one, (unit, when) = self._settings, self._settings.deadline
+        one, (unit, when) = self._settings, self._settings.by.limit
         amount = f"{when:,}" if isinstance(when, int) else show(when)
         side = "at least" if one.at_most is None else "at most"
         times = one.times_chance
@@ -149,25 +152,24 @@ class MilestonesJudge(Judge):
         self._settings = settings
         self._budget = budget
         self._metrics = metrics
-        self._milestones = [RunningMilestone(one) for one in settings]
+        self._milestones = [
+            RunningMilestone(one, metrics[one.metric].upper)
+            for one in settings
+            if one.metric in metrics
+        ]
 
     def problems(self) -> Iterator[str]:
         yield from problems_of("milestones", self._settings, self._metrics)
-        limits = {} if self._budget is None else self._budget.limits()
         for index, one in enumerate(self._settings):
-            unit, when = one.deadline
-            if unit in limits and when > limits[unit]:
-                yield (
-                    f"stop.{numbered('milestones', index, self._settings)}.by: {show(when)} {unit} "
-                    f"are beyond the budget of {show(limits[unit])}. Give an earlier time."
-                )
+            where = f"stop.{numbered('milestones', index, self._settings)}.by"
+            yield from one.by.problems(where, self._budget)
 
     def metrics(self) -> set[str]:
         return {one.metric for one in self._settings}
 
     def needs(self) -> Iterator[tuple[str, str]]:
         for index, one in enumerate(self._settings):
-            unit = one.deadline[0]
+            unit, _ = one.by.limit
             if unit != "steps":
                 where = f"stop.{numbered('milestones', index, self._settings)}"
                 yield f"{where}.by.{unit}", unit
@@ -175,4 +177,7 @@ class MilestonesJudge(Judge):
     def take(self, evaluation: Evaluation) -> Finding:
         findings = [milestone.take(evaluation) for milestone in self._milestones]
         stops = [one.stop for one in findings if one.stop is not None]
-        return Finding(f"{'; '.join(stops)} (step {evaluation.step:,})" if stops else None)
+        return Finding(
+            f"{'; '.join(stops)} (step {evaluation.step:,})" if stops else None,
+            warnings=[warning for one in findings for warning in one.warnings],
+        )

@@ -30,13 +30,17 @@ class Plateau(Section):
 
 def slope_and_error(steps: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
     """The least-squares slope of values over steps, and its standard error by the residuals."""
+    # Of a height and a length of about 1 no square is infinite
+    width, height = (max(map(abs, column)) or 1.0 for column in (steps, values))
+    steps, values = [step / width for step in steps], [value / height for value in values]
     count = len(values)
     middle, mean = math.fsum(steps) / count, math.fsum(values) / count
     spread = math.fsum((step - middle) ** 2 for step in steps)
     pairs = list(zip(steps, values, strict=True))
     slope = math.fsum((step - middle) * (value - mean) for step, value in pairs) / spread
     squares = math.fsum((value - mean - slope * (step - middle)) ** 2 for step, value in pairs)
-    return slope, math.sqrt(squares / (count - 2) / spread)
+    unit = height / width
+    return slope * unit, math.sqrt(squares / (count - 2) / spread) * unit
 
 
 class RunningPlateau:

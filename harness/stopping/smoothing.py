@@ -63,8 +63,9 @@ class RunningSmooth:
             self._last.append(value)
             values = list(self._last)
             if self._settings.of == "mean":
-                return math.fsum(values) / len(values)
+                return statistics.mean(values)
             return statistics.median(values)
         before = value if self._average is None else self._average
-        self._average = keep * before + (1 - keep) * value
+        # A value that repeats leaves it as it is, to the bit
+        self._average = before + (1 - keep) * (value - before)
         return self._average

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.data.columns import column_of
 from harness.data.feed import Feed, evaluation_batches
 from harness.data.sampling import Sampling
 from harness.data.source import Batch
@@ -41,6 +42,11 @@ class Together(Numbers):
             "x": np.array(indices, dtype=np.float32),
             "name": [f"n{index}" for index in indices],
         }
+
+
+class Halves(Numbers):
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return {"x": torch.ones(2, dtype=torch.bfloat16), "name": f"n{index}"}
 
 
 def add_noise(batch: Batch, seeds: np.ndarray[Any, Any]) -> Batch:
@@ -106,6 +112,17 @@ def look_ahead() -> None:
 
 def evaluate_all() -> None:
     list(evaluation_batches(split(Numbers(29), add_ambient_noise), 4, 0, 1, CPU, 0))
+
+
+def test_types_that_numpy_lacks_are_refused_in_one_message() -> None:
+    source = Halves(8)
+    what = r"x: samples hold bfloat16, .* Convert them to float32 in the source; train\.precision"
+    with pytest.raises(DataError, match=rf"data\.train: {what}"):
+        split(source).fingerprint()
+    with pytest.raises(DataError, match=rf"data\.train: {what}"):
+        column_of(source, "name", "data.train")
+    as_floats = split(source, lambda batch: {"x": batch["x"].float()})
+    assert as_floats.fingerprint() == as_floats.fingerprint()
 
 
 def take_fingerprint() -> None:

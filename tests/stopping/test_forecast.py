@@ -109,12 +109,26 @@ def test_a_rate_that_runs_out_ends_the_rise() -> None:
             "as with warm restarts",
         ),
         (curve(lambda n: 0.5 + 0.2 * math.sin(n / 3), 20), "got worse for a time"),
+        ([p._replace(rate=0.0) for p in curve(rising, 20)], "the learning rate is 0"),
+        *(
+            (
+                [*curve(rising, 19), Point(2000, 0.8, rate)],
+                "the learning rate is not known at each",
+            )
+            for rate in (math.nan, math.inf, -0.1)
+        ),
+        ([p._replace(value=1e200 * p.value) for p in curve(rising, 20)], "values too large"),
     ],
 )
 def test_it_abstains_and_says_why(points: list[Point], words: str) -> None:
     found = look(points, value=0.9)
     assert found.chance is None
     assert words in found.words()
+
+
+def test_a_band_stays_within_what_the_metric_can_be() -> None:
+    low, high = look_ahead("val/accuracy", SHARE, curve(lambda n: 1 - 0.5 / n, 12), 6000).band
+    assert 0 <= low < high <= 1
 
 
 def test_warm_up_and_noise_are_no_reason_to_abstain() -> None:
@@ -231,6 +245,7 @@ def test_a_thousand_evaluations_are_fitted_two_hundred_times(
         ({"forecast": {**STOP, "chance_below": 5}}, "not a chance from 0.002"),
         ({"forecast": {**STOP, "chance_below": "0.1%"}}, "knows no smaller ones"),
         ({"forecast": {**STOP, "from": {"epochs": 1, "steps": 2}}}, "exactly one of epochs"),
+        ({"forecast": {**STOP, "from": {"epochs": 61}}}, "forecast.from: 61 epochs are beyond the"),
     ],
 )
 def test_what_cannot_take_effect_is_refused(given: dict[str, Any], message: str) -> None:
@@ -260,6 +275,16 @@ def test_the_command_forecasts_what_the_config_asks_for(
     assert app([*bare, "--json"], standalone_mode=False) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["metric"], told["chance"], told["by"]) == ("val/accuracy", None, 6000)
+    # What cannot be told in steps is no end
+    run.write_text(run.read_text().replace('"epoch": 12,', '"epoch": 1e-320,'))
+    with pytest.raises(ConfigError, match=r"its end is not known"):
+        app(asked, standalone_mode=False)
+    run.write_text(run.read_text().replace('"epoch": 1e-320,', '"epoch": 12,'))
+    other = [*asked, "stop.targets=null", "stop.forecast=null"]
+    with pytest.raises(ConfigError, match=r"stop\.best\.metric: there is no metric val/f1"):
+        app([*other, "stop.best.metric=val/f1"], standalone_mode=False)
+    with pytest.raises(ConfigError, match=r"no metric val/acuracy\. Did you mean val/accuracy"):
+        app([*other, "--metric", "val/acuracy"], standalone_mode=False)
     with pytest.raises(ConfigError, match=r"stop\.budget is not set"):
         app([*asked, "stop.budget=null", "stop.forecast=null"], standalone_mode=False)
     found = replay(read_history(run), StopSettings.model_validate(stop))

@@ -62,6 +62,14 @@ def by_chance(accuracy: float, chance: float) -> dict[str, float]:
     return {"val/accuracy": accuracy, "val/accuracy_by_chance": chance}
 
 
+def test_a_multiple_of_chance_that_no_network_can_reach_is_told_once_and_not_judged() -> None:
+    controller = StopController(settings(TWICE), INFOS)
+    verdicts = [controller.judge(evaluation(n, by_chance(0.99, 0.9))) for n in range(1, 5)]
+    assert not any(one.stops for one in verdicts)
+    (warning,) = [warning for one in verdicts for warning in one.warnings]
+    assert "val/accuracy cannot reach 1.2x chance, 1.08: it is never above 1" in warning
+
+
 @pytest.mark.parametrize(
     ("milestones", "values", "index"),
     [

@@ -65,6 +65,10 @@ def test_smoothed_values_are_those_of_their_definitions() -> None:
     # What is not finite does not spread
     assert smoothed([0.5, NAN, INF, 0.5], window=2)[3] == 0.5
     assert smoothed([0.5, NAN, 0.5], ema=0.6)[2] == 0.5
+    # Values that repeat stay, to the bit, and large ones end nothing
+    for value in (0.1, 0.7, 1 / 3, 1.7e308):
+        for how in ({"ema": 0.7}, {"window": 3, "of": "mean"}):
+            assert smoothed([value] * 9, **how) == [value] * 9
 
 
 def test_patience_takes_the_smoothed_value_and_best_and_targets_the_raw_one() -> None:
@@ -125,6 +129,8 @@ def test_a_gain_counts_from_its_standard_errors_on() -> None:
     # From the best that counted: small gains add up
     creeping = judge(settings(at_least="1 se"), [0.5, 0.51, 0.52], 0.01, 0.01, 0.01)
     assert [one.improved for one in creeping] == [True, False, True]
+    # An undefined error is none that is known
+    assert "its standard error is not known" in judge(stop, [0.0, 0.5], 0.0, NAN)[1].warnings[0]
     # Without noise any gain counts, and no gain does not
     assert not judge(stop, [0.5, 0.5 + 1e-12], 0.0, 0.0)[1].stops
     assert judge(stop, [0.5, 0.5], 0.0, 0.0)[1].stops

@@ -86,6 +86,8 @@ def test_overfitting_is_told_in_numbers() -> None:
         ([1.0, 1.0, 1.0, 1.0], None),  # too few values
         ([1.0, 2.0, 3.0, 4.0, 5.0], 4),
         ([9.0, 9.0, 5.0, 4.0, 3.0, 2.0], None),  # the last five alone
+        ([1e308, 2e307, 3e307, 4e307, 5e307, 9e307], 4),  # no square is infinite
+        ([1.5e308, 1.4e308, 1.3e308, 1.2e308, 1.1e308], None),
     ],
 )
 def test_a_plateau_is_a_slope_that_is_not_for_the_better(
