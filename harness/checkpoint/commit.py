@@ -157,7 +157,7 @@ def prune(directory: Path, retention: Retention, ranked_by: Ranking | None) -> l
             for one in list_checkpoints(directory, verify="full")
             if not one.path.name.endswith(OLD)
         ]
-        kept = [_kept_of(one.manifest) for one in valid if one.manifest is not None]
+        kept = [_kept_checkpoint(one.manifest) for one in valid if one.manifest is not None]
         if not kept:
             return []
         surplus = [
@@ -225,7 +225,7 @@ def _survey(directory: Path, known: Mapping[str, KeptCheckpoint]) -> dict[str, K
         elif not name.endswith(OLD):
             manifest = inspect(directory / name, step).manifest
             if manifest is not None:
-                found[name] = _kept_of(manifest)
+                found[name] = _kept_checkpoint(manifest)
     return found
 
 
@@ -238,10 +238,10 @@ def known_from(directory: Path, found: Path | None) -> dict[str, KeptCheckpoint]
         if found is None or found.resolve().parent != directory.resolve()
         else inspect(found).manifest
     )
-    return {} if manifest is None else {step_name(manifest.step): _kept_of(manifest)}
+    return {} if manifest is None else {step_name(manifest.step): _kept_checkpoint(manifest)}
 
 
-def _kept_of(manifest: Manifest) -> KeptCheckpoint:
+def _kept_checkpoint(manifest: Manifest) -> KeptCheckpoint:
     return KeptCheckpoint(manifest.step, manifest.epoch, dict(manifest.metrics))
 
 

@@ -265,7 +265,7 @@ def load_trainer(path: Path) -> Any:
 
 
 @contextmanager
-def understanding(path: Path) -> Iterator[None]:
+def document_errors(path: Path) -> Iterator[None]:
     """Around what uses a checkpoint's documents: one that a training would not have written,
     though its hash is right, is reported as a CheckpointError.
     """

@@ -52,7 +52,7 @@ class Mark:
         return dict(vars(self))
 
 
-class Streamed:
+class StreamSource:
     """The first `num_samples` samples of a stream as a source; with `repeats` more can be read, and
     a stream that ends begins again. Raises DataError.
     """

@@ -167,7 +167,7 @@ class Watch:
             count=heart.count,
             step=heart.step,
             phase=heart.phase,
-            waiting=heart.waiting or in_backward,
+            waiting=heart.is_waiting or in_backward,
             limit_s=limit if limit < float("inf") else None,
             held=_reason(frames),
             stack=[_short(one) for one in frames[:_MOST_FRAMES]],

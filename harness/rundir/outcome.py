@@ -40,7 +40,7 @@ class Outcome:
     time: Mapping[str, float]
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return self.reason != "interrupted"
 
     def to_json(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def read_status(run: Path) -> Status:
         return Status("unknown", str(error), 1)
     if outcome is None:
         return _without_outcome(run)
-    if not outcome.finished:
+    if not outcome.is_finished:
         return Status("interrupted", f"{run}: {outcome.detail}", INTERRUPTED)
     return Status("ended", f"{run}: {outcome.reason}: {outcome.detail}", 0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.written import named
+from harness.data.written import plain_name
 from harness.errors import ConfigError, DataError
 from harness.sources.source import Rows
 from harness.wording import did_you_mean

@@ -179,7 +179,7 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
         return None
     engine, check_leave = run.engine, run.interruption.check
     try:
-        with run.ledger.account("evaluation"), engine.stepper.evaluating():
+        with run.ledger.account("evaluation"), engine.stepper.evaluation_weights():
             results = {
                 split: evaluate(
                     engine.network, run.task, plan, run.ranks, engine.device, check_leave
