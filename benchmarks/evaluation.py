@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from step import MICRO_SIZE, NUM_SAMPLES, Noise
 
 from harness.data.split import Split
 from harness.networks import Mlp
@@ -31,26 +32,7 @@ from harness.ranks.ranks import Ranks
 from harness.tasks import Classification
 from harness.training.evaluation import EvaluationPlan, evaluate
 
-NUM_SAMPLES, SIZE = 4096, 32
 NETWORKS = {"tiny": [64, 64, 10], "1 ms": [64, 1024, 1024, 10]}
-
-
-class Noise:
-    """Samples of nothing, one by one or many at once."""
-
-    def __init__(self) -> None:
-        draw = np.random.default_rng(1)
-        self.x = draw.normal(size=(NUM_SAMPLES, 64)).astype(np.float32)
-        self.labels = draw.integers(0, 10, NUM_SAMPLES)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"x": self.x[index], "label": self.labels[index]}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
-        return {"x": self.x[indices], "label": self.labels[indices]}
 
 
 def bare(network: nn.Module, noise: Noise) -> tuple[float, float]:
@@ -59,7 +41,7 @@ def bare(network: nn.Module, noise: Noise) -> tuple[float, float]:
     loss_sum, right = torch.zeros(()), torch.zeros((), dtype=torch.int64)
     network.eval()
     with torch.no_grad():
-        for chosen in torch.arange(NUM_SAMPLES).split(SIZE):
+        for chosen in torch.arange(NUM_SAMPLES).split(MICRO_SIZE):
             logits, targets = network(x[chosen]), labels[chosen]
             loss_sum += nn.functional.cross_entropy(logits, targets, reduction="sum")
             right += (logits.argmax(1) == targets).sum()
@@ -86,7 +68,7 @@ def main() -> None:
     for name, dims in NETWORKS.items():
         network, noise, task = Mlp(dims), Noise(), Classification("x", "label")
         task.fit_to(torch.zeros(1, 10))
-        plan = EvaluationPlan(Split(noise, (), "noise", task.check), SIZE)
+        plan = EvaluationPlan(Split(noise, (), "noise", task.check), MICRO_SIZE)
         ours: Callable[[], object] = lambda: evaluate(network, task, plan, Ranks(), device)  # noqa: B023, E731 - called in this round
         its: Callable[[], object] = lambda: bare(network, noise)  # noqa: B023, E731 - the same
         ours(), its()

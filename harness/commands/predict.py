@@ -59,10 +59,11 @@ def predictions(trained: TrainedNetwork, split: Split) -> "Iterator[pd.DataFrame
     import pandas as pd
 
     known = {name: np.array(texts, dtype=object) for name, texts in known_of(split.source).items()}
+    target = getattr(trained.task, "target", None)
     held: list[pd.DataFrame] = []
     rows = 0
     for columns in _columns(trained, split):
-        held.append(pd.DataFrame(_beside(columns, known)))
+        held.append(pd.DataFrame(_with_known(columns, known, target)))
         rows += len(held[-1])
         if rows >= _CHUNK:
             yield pd.concat(held, ignore_index=True)
@@ -71,12 +72,18 @@ def predictions(trained: TrainedNetwork, split: Split) -> "Iterator[pd.DataFrame
         yield pd.concat(held, ignore_index=True)
 
 
-def _beside(columns: Mapping[str, Any], known: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """The columns, with what is known of these samples behind their index; a column of that name
-    says it better.
+def _with_known(
+    columns: Mapping[str, Any], known: Mapping[str, NDArray[Any]], target: object
+) -> dict[str, Any]:
+    """The columns, with what is known of these samples behind their index, as known_NAME where a
+    column has that name; the column of the target says itself what is known of it.
     """
     rows = columns["sample"]
-    others = {name: texts[rows] for name, texts in known.items() if name not in columns}
+    others = {
+        f"known_{name}" if name in columns else name: texts[rows]
+        for name, texts in known.items()
+        if name != target or name not in columns
+    }
     return {"sample": rows, **others, **columns}
 
 

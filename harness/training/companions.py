@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from harness.errors import ConfigError
 from harness.stopping.improvement import error_of
 from harness.stopping.milestones import chance_of
 from harness.stopping.settings import StopSettings
 from harness.tasks.task import Task
+from harness.wording import some
 
 
 def loss_errors_of(stop: StopSettings) -> set[str]:
@@ -23,20 +25,28 @@ def companions(
 ) -> dict[str, float]:
     """By name, what the criteria need besides the metrics of an evaluation; {} if nothing.
 
-    `computed`: by split, what the task's metrics gave.
+    `computed`: by split, what the task's metrics gave. Raises ConfigError for a task that does not
+    give a chance that its infos promise: the milestone would never be judged.
     """
     chances = {one.metric for one in stop.milestones if one.times_chance is not None}
     errors = {one.metric for one in stop.improvement if one.errors}
     found: dict[str, float] = {}
-    for split in {metric.partition("/")[0] for metric in chances | errors} & computed.keys():
+    for split, tables in computed.items():
         for asked, name_of, method in (
             (chances, chance_of, "chance"),
             (errors, error_of, "standard_errors"),
         ):
-            if any(metric.startswith(f"{split}/") for metric in asked) and hasattr(task, method):
-                found |= {
-                    name_of(f"{split}/{name}"): value
-                    for name, value in getattr(task, method)(computed[split]).items()
-                    if f"{split}/{name}" in asked
-                }
+            wanted = {metric for metric in asked if metric.startswith(f"{split}/")}
+            given = getattr(task, method)(tables) if wanted and hasattr(task, method) else {}
+            found |= {
+                name_of(metric): value
+                for name, value in given.items()
+                if (metric := f"{split}/{name}") in wanted
+            }
+    lacking = [one for one in sorted(chances) if chance_of(one) not in found]
+    if lacking:
+        raise ConfigError(
+            f"stop.milestones: {some(lacking)}: {type(task).__name__}.chance gives nothing for it, "
+            "though the task's infos say has_chance. Return it there, or give a number."
+        )
     return found

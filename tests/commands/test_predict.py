@@ -81,6 +81,16 @@ def test_files_classes_and_the_truth_by_their_names(
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
+def test_a_field_that_has_the_name_of_a_column_is_kept(shades: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd").symlink_to(shades / "pictures" / "shoe")
+    source = f"{{_target_: harness.sources.images.Images, files: '{tmp_path}/odd/{{sample}}.png'}}"
+    out = tmp_path / "found.csv"
+    done = command("predict", shades / "run", "--out", out, "--source", source)
+    assert done.exit_code == 0, done.stderr
+    table = read(out)
+    assert table["sample"].tolist() == table["known_sample"].tolist() == list(range(12))
+
+
 def test_pictures_without_labels(shades: Path, tmp_path: Path) -> None:
     """The run knows the names; the new files need none."""
     source = f"{{_target_: harness.sources.images.Images, files: '{shades}/pictures/boot/*.png'}}"
