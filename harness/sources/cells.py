@@ -98,6 +98,11 @@ class Layout:
             )
         check_encoding(self.encoding)
         check_timezone(self.timezone)
+        if self.time_format is not None and "%Z" in self.time_format.replace("%%", ""):
+            raise ConfigError(
+                f"time_format: {self.time_format!r}: Python reads names of time zones without "
+                "using them. Write the name instead of %Z, and set timezone."
+            )
         require_choice("time_unit", self.time_unit, get_args(TimeUnit))
         require_choice("missing", self.missing, get_args(Missing))
         mark = self.separator

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.texts import NumberTexts, Texts
-from harness.data.written import name_of, named
+from harness.data.written import name_of, plain_name
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
     MISSING,
@@ -80,7 +80,7 @@ class Table(BatchSource):
         escape: str | None = None,
         on_error: OnError = "stop",
     ) -> None:
-        self.columns = {named(name): kind for name, kind in (columns or {}).items()}
+        self.columns = {plain_name(name): kind for name, kind in (columns or {}).items()}
         self.features = None if features is None else list(map(plain_name, features))
         check_kinds(self.columns, ["features", *(self.features or ())])
         marks = tuple(map(str, missing_marks))

@@ -14,6 +14,7 @@ from harness.sources.cells import DAY_FIRST, Cells, as_list, is_empty
 
 _PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_LAST_YEAR = 9999
 _NO_TIME = datetime.timedelta()
 
 
@@ -78,6 +79,8 @@ def _since_epoch(
     for index, (date, key) in enumerate(zip(dates, keys, strict=True)):
         if date is None:
             continue
+        if not 1 < date.year < _LAST_YEAR:  # UTC may be in the year before or after
+            cells.refuse(name, index, f"{date}: give years from 2 to 9998. Correct it.")
         moment = date
         before, step = befores.get(key, (None, _NO_TIME))
         if date.tzinfo is None:

@@ -74,7 +74,7 @@ class Units:
 
     def __init__(self, units: Mapping[str, str], channels: Sequence[str]) -> None:
         self._of: dict[int, tuple[str, Unit, Unit]] = {}
-        for channel, text in ((named(channel), text) for channel, text in units.items()):
+        for channel, text in ((plain_name(channel), text) for channel, text in units.items()):
             if channel not in channels:
                 raise ConfigError(
                     f"units.{channel}: no such channel; the channels are "
