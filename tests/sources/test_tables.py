@@ -555,7 +555,7 @@ def test_dates_and_json_booleans_are_read_as_text_and_numbers(tmp_path: Path) ->
 
 def test_the_index_that_pandas_stores_in_parquet_is_no_feature(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    pd.DataFrame({"a": [1.0, 2.0, 3.0]}).iloc[[1, 0]].to_parquet(path)
+    pd.DataFrame({"a": [1.0, 2.0, 3.0]}).iloc[[1, 2, 0]].to_parquet(path)
     whole = Table(str(path))
     assert whole.features == ["a"]
     assert whole[0]["features"].tolist() == [2.0]
