@@ -172,7 +172,7 @@ def prune(directory: Path, retention: Retention, ranked_by: Ranking | None) -> l
 
 
 def set_aside_newer(directory: Path, step: int) -> list[str]:
-    """Rename the checkpoints after `step`, so that a run that goes on from there is not overtaken
+    """Rename the checkpoints after `step`, so that a run that resumes from there is not overtaken
     by its own past. Returns their names.
 
     For the holder of the run's lease. Raises CheckpointError. Leaves: the newest of them set aside,
@@ -230,7 +230,7 @@ def _survey(directory: Path, known: Mapping[str, KeptCheckpoint]) -> dict[str, K
 
 
 def known_from(directory: Path, found: Path | None) -> dict[str, KeptCheckpoint]:
-    """What a launch knows of the run's checkpoints when it begins: the one that it goes on from,
+    """What a launch knows of the run's checkpoints when it begins: the one that it resumes from,
     and may write again.
     """
     manifest = (

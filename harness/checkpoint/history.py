@@ -32,7 +32,7 @@ SHARED_FROM_BYTES = 2**16
 
 @dataclass(frozen=True)
 class _Prefix:
-    """Of the file: what one checkpoint vouches for. `digest`: SHA-256, to be gone on with."""
+    """What one checkpoint vouches for. `digest`: SHA-256, which the next save continues."""
 
     num_rows: int
     size_bytes: int

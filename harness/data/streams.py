@@ -148,7 +148,7 @@ class StreamSource:
             self._compared = mark
             return
         warnings.warn(
-            f"{self._where}: from its saved state the stream goes on with other samples than it "
+            f"{self._where}: from its saved state the stream continues with other samples than it "
             f"gave from position {mark.position:,} on; it is read again from its beginning, which "
             "takes longer. Its state_dict is incomplete (a shuffle buffer?).",
             stacklevel=2,

@@ -14,7 +14,7 @@ from harness.wording import first_line
 
 FILE = "outcome.json"
 DIVERGED = 3
-# EX_TEMPFAIL: to be continued
+# EX_TEMPFAIL: to be resumed
 INTERRUPTED = 75
 
 

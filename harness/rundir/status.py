@@ -53,6 +53,6 @@ def _without_outcome(run: Path) -> Status:
     where = f": {crash}" if crash is not None else ""
     return Status(
         "crashed",
-        f"{run}: did not end by itself{where}; launch it again to go on from its last checkpoint",
+        f"{run}: did not end by itself{where}; launch it again to resume from its last checkpoint",
         1,
     )

@@ -210,7 +210,7 @@ def balance_of(config: Config, sources: Sources, ranks: Ranks) -> Balance | None
 
 
 def restore_stream(train: Split, launch: Launch) -> None:
-    """Let a stream go on from where the checkpoint was, not from its beginning."""
+    """Let a stream resume from where the checkpoint was, not from its beginning."""
     if isinstance(train.source, StreamSource) and launch.checkpoint is not None:
         mark = load_trainer(launch.checkpoint).get("stream")
         if mark is not None:

@@ -127,7 +127,7 @@ def compare_data(
         raise CheckpointError(
             f"{checkpoint}: code of the run has changed since: {', '.join(edited)}. The samples "
             "are the same, but whether a step is the same is unknown. Take the change back, or set "
-            "run.accept: [code]: the run goes on with the new code, and says so."
+            "run.accept: [code]: the run continues with the new code, and says so."
         )
 
 
@@ -213,7 +213,7 @@ def note_environment(loaded: LoadedState, run: Run) -> None:
         run.tracker.warn(f"{run.directory}: {seam}: from here on bits may differ")
 
 
-# Of an optimizer in the checkpoint that a launch goes on from
+# Of an optimizer in the checkpoint that a launch resumes from
 _HOW_TO_TRUST = "name it in your own config and begin another run with run.init_from"
 
 
@@ -331,7 +331,7 @@ class Start:
 
 
 def find_start(config: Config) -> Start:
-    """Choose the checkpoint to go on from; nothing is written. Rank 0 only. Raises HarnessError."""
+    """Choose the checkpoint to resume from; writes nothing. Rank 0 only. Raises HarnessError."""
     directory = config.run.dir
     overwrite = config.run.resume == "never" and config.run.overwrite
     if overwrite and (directory / "checkpoints").exists():
