@@ -13,7 +13,7 @@ from torch import nn
 
 from harness import components
 from harness.bounded import parse_json, read_bytes
-from harness.checkpoint.read import read_manifest, understanding
+from harness.checkpoint.read import document_errors, read_manifest
 from harness.components import TARGET, target_of
 from harness.config import trust
 from harness.wording import Keys, dotted
@@ -56,7 +56,7 @@ def load_parts(checkpoint: Path) -> Parts:
     """What `dump_parts` left beside a checkpoint. Raises CheckpointError."""
     if FILE not in read_manifest(checkpoint).files:
         return {}
-    with understanding(checkpoint):
+    with document_errors(checkpoint):
         listed = parse_json(read_bytes(checkpoint / FILE))
         return {tuple(one["keys"]): {**one["component"]} for one in listed}
 
