@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.written import text_of
-from harness.sources.cells import DAY_FIRST, Cells, is_empty, listed
+from harness.sources.cells import DAY_FIRST, Cells, as_list, is_empty
 from harness.sources.dates import parse_date
 
 _PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -30,12 +30,12 @@ def seconds_of(
     Raises DataError with file, row and column.
     """
     name, form = names[0], cells.layout.time_format
-    stored = cells.stored(name)
+    stored = cells.raw(name)
     if isinstance(stored, np.ndarray) and form is None and len(names) == 1:
         return _numbers(cells, name)
-    found = listed(stored)
+    found = as_list(stored)
     if len(names) == 2:
-        found = [_join(*pair) for pair in zip(found, listed(cells.stored(names[1])), strict=True)]
+        found = [_join(*pair) for pair in zip(found, as_list(cells.raw(names[1])), strict=True)]
     dates = []
     for index, cell in enumerate(found):
         dates.append(_date_or_none(cell) if form is None or not isinstance(cell, str) else None)
