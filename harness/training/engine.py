@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.optim import Optimizer
 
-from harness import components
 from harness.config.schema import Config
 from harness.data.feed import to_device
 from harness.data.source import Batch
@@ -49,6 +48,7 @@ from harness.training.network_state import (
 )
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import Replicas, agree_on_start
+from harness.training.pretrained import Parts, build_network
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
 from harness.training.stable import stable_tensors, write_counts, writes_are_counted
 from harness.training.stepper import Stepper, has_modes
@@ -60,15 +60,23 @@ class Engine:
     joins the ranks.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator, task: Task, probe: Batch) -> None:
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        task: Task,
+        probe: Batch,
+        parts: Parts | None = None,
+    ) -> None:
         """`probe`: a micro-batch for a first forward pass, which tells the task the shape of the
-        outputs. Raises ConfigError.
+        outputs. `parts`: of the network, as a checkpoint keeps them. Raises ConfigError.
         """
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self._task = task
         seed_ambient(seed_for(config.run.seed, "network"))
-        self.network: nn.Module = components.build(config.network, "network").to(self.device)
+        built, self.kept_parts = build_network(config.network, parts or {})
+        self.network: nn.Module = built.to(self.device)
         give_buffers_memory(self.network)
         if config.train.channels_last:
             to_channels_last(self.network)
