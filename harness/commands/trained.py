@@ -26,6 +26,7 @@ from harness.data.split import Split
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
 from harness.tasks.task import Task
+from harness.training.pretrained import load_parts
 
 # Of a task, what an evaluation calls
 _TASK_METHODS = ("forward", "loss_sum", "num_items", "fit_to", "metrics", "update", "values")
@@ -64,7 +65,7 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> TrainedNetwork:
     `allow` adds prefixes of components and directories of files.
     """
     found = find_checkpoint(path)
-    config = read_config(found / "config.yaml", allow=allow)
+    config = read_config(found / "config.yaml", allow=allow, network=load_parts(found))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _network(config)
     loaded = load(found, rank=0, num_ranks=0, device=torch.device("cpu"))
