@@ -18,11 +18,12 @@ from torch.utils.data._utils import signal_handling
 from harness.data.feed import end_workers
 from harness.randomness import preserve_random
 
+
 @contextmanager
 def isolated() -> Iterator[None]:
     """Afterwards this process has the environment, module path, random states, settings of torch,
-    filters of warnings and signal handlers that it had, and none of the workers and the shared state
-    of Accelerate that were made inside; inside, no Accelerator is there yet.
+    filters of warnings and handler of SIGCHLD that it had, and none of the workers and the shared
+    state of Accelerate that were made inside; inside, no Accelerator is there yet.
     """
     with ExitStack() as stack:
         stack.callback(gc.collect)  # networks and moments hold each other in cycles
