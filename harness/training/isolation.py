@@ -16,7 +16,7 @@ from torch.utils import deterministic
 from torch.utils.data._utils import signal_handling
 
 from harness.data.feed import end_workers
-from harness.randomness import preserve_random
+from harness.randomness import accelerator_module, preserve_random
 
 
 @contextmanager
@@ -59,20 +59,21 @@ def _path() -> Callable[[], None]:
 def _torch() -> Callable[[], None]:
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = deterministic.fill_uninitialized_memory
+    fill = getattr(deterministic, "fill_uninitialized_memory")  # noqa: B009 - its stubs lack it
     benchmark = torch.backends.cudnn.benchmark
     products = torch.get_float32_matmul_precision()
     threads = torch.get_num_threads()
-    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    module = accelerator_module()
+    device = None if module is None else module.current_device()
 
     def restore() -> None:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-        setattr(deterministic, "fill_uninitialized_memory", fill)  # noqa: B010 - its stubs lack it
+        setattr(deterministic, "fill_uninitialized_memory", fill)  # noqa: B010 - see above
         torch.backends.cudnn.benchmark = benchmark
         torch.set_float32_matmul_precision(products)
         torch.set_num_threads(threads)
-        if device is not None:
-            torch.cuda.set_device(device)
+        if module is not None:
+            module.set_device(device)
 
     return restore
 

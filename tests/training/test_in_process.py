@@ -45,16 +45,12 @@ def train(directory: Path, overrides: list[str]) -> Outcome:
 
 
 def bits(directory: Path) -> list[Any]:
-    clock = {"elapsed_s", "hours"}
     records = [
-        {name: value for name, value in record.items() if name not in clock}
+        {name: value for name, value in record.items() if name != "elapsed_s"}
         for record in read_records(directory / "metrics.jsonl")
+        if record["kind"] != "event"
     ]
-    return [
-        trace(directory),
-        last_state(directory),
-        [one for one in records if "run_id" not in one],
-    ]
+    return [trace(directory), last_state(directory), records]
 
 
 def state_of_process() -> dict[str, Any]:
