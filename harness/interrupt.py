@@ -159,7 +159,7 @@ class Interruption:
                 keyboard += number == signal.SIGINT
             if keyboard > 1 and not self._over.wait(NOW_S):
                 self._end(
-                    "interrupted twice: leaving at once; launch again to go on from the last "
+                    "interrupted twice: leaving at once; launch again to resume from the last "
                     "checkpoint",
                     130,
                 )

@@ -26,11 +26,11 @@ def isolated() -> Iterator[None]:
     state of Accelerate that were made inside; inside, no Accelerator is there yet.
     """
     with ExitStack() as stack:
-        stack.callback(gc.collect)  # networks and moments hold each other in cycles
         for keep in (_environment, _path, _torch, _loaders, _accelerate):
             stack.callback(keep())
         stack.enter_context(preserve_random())
         stack.enter_context(warnings.catch_warnings())
+        stack.callback(gc.collect)  # networks and moments hold each other in cycles
         yield
 
 

@@ -87,6 +87,10 @@ def state_of_process() -> dict[str, Any]:
     }
 
 
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Any]:
+    return [(name, before[name], after[name]) for name in before if before[name] != after[name]]
+
+
 def train_twice(directory: Path) -> tuple[list[Any], list[float], list[Any]]:
     """What differs of the process afterwards, the seconds of each run, its bits."""
     # Whatever the first training of a process imports or starts for good is there
@@ -101,9 +105,7 @@ def train_twice(directory: Path) -> tuple[list[Any], list[float], list[Any]]:
     after = state_of_process()
     assert own.mixed_precision == "bf16"
     child.kill()
-    different = [
-        (name, before[name], after[name]) for name in before if before[name] != after[name]
-    ]
+    different = changes(before, after)
     seconds = [sum(v for k, v in one.time.items() if k.endswith("_s")) for one in outcomes]
     return different, seconds, [bits(directory / name) for name in ("plain", "other")]
 
@@ -208,12 +210,16 @@ def test_a_training_in_an_event_loop_leaves_the_loop_as_it_was(tmp_path: Path) -
     assert heard == [1]
 
 
-def test_a_failed_training_leaves_nothing_behind_either(tmp_path: Path) -> None:
+def fail_twice(directory: Path) -> list[Any]:
+    train(directory / "first", PLAIN)
     before = state_of_process()
-    with pytest.raises(ConfigError, match=r"batch.size: "):
-        train(tmp_path, ["batch.size=many"])
+    with pytest.raises(ConfigError, match=r"batch\.size: "):
+        train(directory, ["batch.size=many"])
     with pytest.raises(ConfigError, match="fails with a micro-batch"):
-        train(tmp_path, ["network={_target_: torch.nn.Linear, in_features: 3, out_features: 2}"])
-    after = state_of_process()
-    assert [name for name in before if before[name] != after[name]] == []
+        train(directory, ["network={_target_: torch.nn.Linear, in_features: 3, out_features: 2}"])
+    return changes(before, state_of_process())
+
+
+def test_a_failed_training_leaves_nothing_behind_either(tmp_path: Path) -> None:
+    assert on_ranks(1, fail_twice, tmp_path) == [[]]
     assert train(tmp_path, PLAIN).finished
