@@ -1,7 +1,6 @@
 """A training from wherever it stands to its end, on ranks that have met."""
 
 from contextlib import suppress
-from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -57,8 +56,7 @@ def train(
             with ledger.account("resume"):
                 start = ranks.decide(lambda: find_start(config), Start)
                 ranks.decide(lambda: prepare_directory(config, start, console))
-            checkpoint = None if start.checkpoint is None else Path(start.checkpoint)
-            launch = Launch(start.run_id, launches, checkpoint)
+            launch = Launch(start.run_id, launches, start.path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
             run.watch.finish_save = run.store.wait

@@ -157,7 +157,7 @@ def test_an_interrupt_saves_and_gives_the_outcome_and_the_run_goes_on(tmp_path: 
     at_step(8, tmp_path, lambda: os.kill(os.getpid(), signal.SIGINT))
     handler = signal.getsignal(signal.SIGINT)
     outcome = train(tmp_path, SLOW)
-    assert (outcome.reason, outcome.finished) == ("interrupted", False)
+    assert (outcome.reason, outcome.is_finished) == ("interrupted", False)
     assert "SIGINT came" in outcome.detail
     assert outcome.checkpoint is not None
     assert outcome.checkpoint.endswith(f"step-{outcome.step:08}")
@@ -206,7 +206,7 @@ def test_a_training_in_an_event_loop_leaves_the_loop_as_it_was(tmp_path: Path) -
         loop.remove_signal_handler(signal.SIGUSR2)
         return outcome
 
-    assert asyncio.run(cell()).finished
+    assert asyncio.run(cell()).is_finished
     assert heard == [1]
 
 
@@ -222,4 +222,4 @@ def fail_twice(directory: Path) -> list[Any]:
 
 def test_a_failed_training_leaves_nothing_behind_either(tmp_path: Path) -> None:
     assert on_ranks(1, fail_twice, tmp_path) == [[]]
-    assert train(tmp_path, PLAIN).finished
+    assert train(tmp_path, PLAIN).is_finished
