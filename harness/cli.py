@@ -33,7 +33,8 @@ track = typer.Typer(
 app.add_typer(track, name="track")
 
 data = typer.Typer(
-    help="Check a config's data, and build, inspect and prune its store.", no_args_is_help=True
+    help="Check and show a config's data, find suspect labels, build, inspect and prune its store.",
+    no_args_is_help=True,
 )
 app.add_typer(data, name="data")
 
@@ -385,6 +386,35 @@ def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = Fal
     from harness.commands.data import inspect_store
 
     show(inspect_store(config, overrides or ()), as_json)
+
+
+@data.command()
+def suspects(
+    path: AnyPath,
+    split: SplitName = "val",
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="With --split train: train as many networks, each of which judges the share of "
+            "the samples that it does not learn from.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The table to write, .csv; by default in the run. A page with pictures is written "
+            "beside it."
+        ),
+    ] = None,
+    as_json: Json = False,
+    allow: Allow = None,
+) -> None:
+    """Labels that are probably wrong, by a trained network and confident learning."""
+    with without_garbage_collection():
+        from harness.commands.suspects import find_suspects
+
+    show(find_suspects(path, split, folds, out, allow or ()), as_json)
 
 
 @data.command("prune")
