@@ -24,6 +24,7 @@ from harness.data.sampling import Sampling
 from harness.data.source import Batch
 from harness.data.split import Split
 from harness.errors import AbandonedError, LeavingError
+from harness.evaluation_table import Shown
 from harness.interrupt import Interruption
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import generators_of
@@ -67,13 +68,18 @@ def build(
     HarnessError.
     """
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
+    tracker.console.phase("preparing the data")
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
+    tracker.console.phase("building the network")
     engine = ranks.together(lambda: Engine(config, accelerator, task, probe))
     controller = ranks.together(lambda: controller_of(config, task))
+    shown = ranks.together(lambda: shown_of(config, task))
     with ledger.account("resume"):
+        if launch.checkpoint is not None:
+            tracker.console.phase(f"reading {launch.checkpoint.name}")
         loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
         if loaded is None:
             tell(ranks.together(lambda: start_weights(engine.network, config)), tracker)
@@ -111,13 +117,19 @@ def build(
     )
     engine.note_inexact(ranks, ranks.together(lambda: unsteady(run.feed, data, progress.step)))
     restore_rest(loaded, run)
-    introduce(run)
+    introduce(run, shown)
     return run
 
 
 def controller_of(config: Config, task: Task) -> StopController:
     """What ends the run. Raises ConfigError."""
     return StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
+
+
+def shown_of(config: Config, task: Task) -> Shown:
+    """What the console shows of evaluations. Raises ConfigError."""
+    metrics = known_metrics(task, config.data.evaluated_splits)
+    return Shown.of(config.stop, metrics, config.log.show)
 
 
 def tell(lines: Sequence[str], tracker: Tracker) -> None:
@@ -229,12 +241,12 @@ def facts_of(config: Config, data: RunData, machines: list[dict[str, str]]) -> d
     }
 
 
-def introduce(run: Run) -> None:
+def introduce(run: Run, shown: Shown) -> None:
     """Record the launch, and print what begins, how to read its training metrics,
     and what the stop settings say of the run so far.
     """
-    run.tracker.console.expect(run.agenda.last_step(), run.config.stop.budget)
-    wanted = run.config.stop.train_metrics
+    config, console = run.config, run.tracker.console
+    wanted = config.stop.train_metrics
     kinds = {
         "interval": "of the interval's own batches, while the network changes",
         "full": "a true evaluation of the training split",
@@ -247,16 +259,18 @@ def introduce(run: Run) -> None:
     launch = run.launch
     facts = {"launch": launch.number, "world_size": run.ranks.size, "run_id": launch.run_id}
     run.tracker.event("launch", run.position(), **facts, train_metrics=metrics)
-    run.tracker.console.say(
+    console.say(
         f"{run.directory}: launch {launch.number} on {run.ranks.size} x {len(run.slots)} slots of "
-        f"{run.sampling.micro_size} samples, "
-        f"{run.sampling.num_samples:,} an epoch; train/ metrics: {metrics}"
+        f"{run.sampling.micro_size} samples, {run.sampling.num_samples:,} an epoch"
     )
+    console.say(f"train/ metrics: {metrics}")
     verdict = run.progress.verdict
     if verdict is not None:
-        run.tracker.console.say(
+        console.say(
             f"for the history so far, the stop settings say: {verdict.action}: {verdict.detail}"
         )
+    console.phase("warm-up: the first pass through the network")
+    console.expect(run.agenda.last_step(), config.stop.budget, shown)
 
 
 def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> CheckpointStore:

@@ -4,6 +4,7 @@ message and an exit code.
 
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 
 from harness.config.read import read_config
 from harness.config.schema import Config
+from harness.console import Console, is_first_process
 from harness.data.feed import end_workers
 from harness.errors import (
     AbandonedError,
@@ -48,11 +50,16 @@ SURVIVORS_S = 3.0
 T = TypeVar("T")
 
 
-def launch(path: Path, overrides: Sequence[str]) -> int:
-    """Train by a config; the process's exit code. Called by every rank."""
+def launch(path: Path, overrides: Sequence[str], console: Console | None = None) -> int:
+    """Train by a config; the process's exit code. `console`: by default rank 0 has one.
+
+    Called by every rank.
+    """
+    console = console or Console(is_first_process())
+    console.again = command_again(path, overrides)
     try:
         with Interruption() as interruption:
-            code = launch_among(interruption, path, overrides)
+            code = launch_among(interruption, path, overrides, console)
             if interruption.cause is not None:
                 # An exit code that reports success must not become that of a second signal
                 interruption.stay_deaf()
@@ -72,26 +79,47 @@ def leave_process(code: int) -> NoReturn:
     thread is held by a machine that is cut off: an orderly exit would destroy its library's objects
     under it, and abort.
     """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # nobody reads it any more: Python would try again, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if has_joined() or any(thread.name == NOTES for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str]) -> int:
+def command_again(path: Path, overrides: Sequence[str]) -> str:
+    """What launches again what this process is part of; nothing for several machines, where only
+    their launcher knows.
+    """
+    size, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if size != here:
+        return ""
+    cpu = ["--cpu"] if os.environ.get("ACCELERATE_USE_CPU") else []
+    how = ["train"] if size == 1 else ["launch", *cpu, "--processes", str(size)]
+    return shlex.join(["fermarsi", *how, str(path), *overrides])
+
+
+def launch_among(
+    interruption: Interruption, path: Path, overrides: Sequence[str], console: Console
+) -> int:
     """The same, once signals no longer end the process."""
     ranks = Ranks()
     agent = under_agent(os.environ)
     try:
-        with (
-            without_garbage_collection()
-        ):  # a config names modules, and torch.compile's come with determinism
-            config = before_joining(lambda: read_config(path, overrides))
-            accelerator = before_joining(lambda: meet(config, interruption))
-        ranks = Ranks.join(config.run.timeout_s)
-        interruption.join(ranks.board(), ranks.rank)
-        code = exit_code(train(config, accelerator, ranks, interruption), under_agent=agent)
+        with console:
+            # A config names modules, and torch.compile's come with determinism
+            with without_garbage_collection():
+                console.phase(f"reading {path}")
+                config = before_joining(lambda: read_config(path, overrides))
+                if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+                    console.phase(f"waiting for all {size} processes")
+                accelerator = before_joining(lambda: meet(config, interruption))
+            ranks = Ranks.join(config.run.timeout_s)
+            interruption.join(ranks.board(), ranks.rank)
+            outcome = train(config, accelerator, ranks, interruption, console)
+        code = exit_code(outcome, under_agent=agent)
     except AbandonedError as error:
         fail(error, ranks)
         return 0 if agent else INTERRUPTED

@@ -32,9 +32,13 @@ LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wai
 
 
 def train(
-    config: Config, accelerator: Accelerator, ranks: Ranks, interruption: Interruption
+    config: Config,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    interruption: Interruption,
+    console: Console | None = None,
 ) -> Outcome:
-    """Run a training to its end, from wherever it stands.
+    """Run a training to its end, from wherever it stands. `console`: by default rank 0 has one.
 
     Called by every rank. Raises HarnessError.
     """
@@ -43,7 +47,7 @@ def train(
     lease = Lease(directory)
     tracker: Tracker | None = None
     run: Run | None = None
-    with Console(ranks.is_first()) as console:
+    with console or Console(ranks.is_first()) as console:
         launches = slowly(ranks, lambda: take(lease, console, directory, interruption))
         try:
             finished = ranks.decide(lambda: finished_outcome(config), Outcome)
@@ -76,7 +80,7 @@ def train(
             outcome = ranks.decide(
                 lambda: leave_early(config, launches, ranks.size, cause, ledger), Outcome
             )
-            console.outcome(outcome)
+            console.outcome(outcome, directory)
             return outcome
         finally:
             if tracker is not None:
