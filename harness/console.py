@@ -154,7 +154,7 @@ class Console:
     def outcome(self, outcome: Outcome, directory: Path) -> None:
         """The end: the best model, where it is, where the time went, and what to do next."""
         self.close()
-        if not outcome.finished:
+        if not outcome.is_finished:
             self._tell(f"interrupted: {outcome.detail}")
         best, time = outcome.best, outcome.time
         if best is not None:
@@ -169,7 +169,7 @@ class Console:
         )
         saved = (
             f"; about {clock(time['saved_s'])} of training saved before the budget's end"
-            if time["saved_s"] and outcome.finished
+            if time["saved_s"] and outcome.is_finished
             else ""
         )
         self._tell(
@@ -177,7 +177,7 @@ class Console:
             f"that count{saved}"
         )
         self._tell(f"run: {directory}")
-        if outcome.finished:
+        if outcome.is_finished:
             self._tell(f"next: fermarsi report {quote(str(directory))}")
         else:
             self._tell(f"next: {self.again or 'launch again'}")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from harness.checks.report import Report, SplitSummary
 from harness.checks.roles import Roles
 from harness.checks.survey import content_of
-from harness.commands.page import drawing, page, section
-from harness.commands.show import writing
+from harness.commands.page import figure_settings, page, section
+from harness.commands.show import write_errors
 from harness.data.columns import Values, read_samples
 from harness.wording import printable
 
@@ -54,7 +54,7 @@ def write_page(
         section(_FINDINGS, found=report.findings, notes=notes),
         section("<h2>Samples</h2>{{ counts }}", counts=_counts(report.summaries)),
     ]
-    with drawing():
+    with figure_settings():
         sections += [
             section(
                 "<h3>data.{{ name }}</h3>{{ samples }}",
@@ -63,7 +63,7 @@ def write_page(
             )
             for one in report.summaries
         ]
-    with writing("--html", path):
+    with write_errors("--html", path):
         path.write_text(page(title, sections), encoding="utf-8")
 
 

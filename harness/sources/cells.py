@@ -98,6 +98,11 @@ class Layout:
             )
         check_encoding(self.encoding)
         check_timezone(self.timezone)
+        if self.time_format is not None and "%Z" in self.time_format.replace("%%", ""):
+            raise ConfigError(
+                f"time_format: {self.time_format!r}: Python reads names of time zones without "
+                "using them. Write the name instead of %Z, and set timezone."
+            )
         require_choice("time_unit", self.time_unit, get_args(TimeUnit))
         require_choice("missing", self.missing, get_args(Missing))
         mark = self.separator
@@ -163,7 +168,7 @@ class Cells:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def stored(self, name: str) -> Any:
+    def raw(self, name: str) -> Any:
         """The cells of a column."""
         return self.cells[name_of(name)]
 
@@ -188,12 +193,12 @@ class Cells:
 
         Raises DataError with file, row and column of a cell that is not a number.
         """
-        cells = self.stored(name)
+        cells = self.raw(name)
         if isinstance(cells, np.ndarray):
             values = cells.astype(np.float64)  # a copy
         else:
             packed = None if isinstance(cells, list) else self._cast(cells)
-            values = self._convert(name, listed(cells)) if packed is None else packed
+            values = self._convert(name, as_list(cells)) if packed is None else packed
         if self._marked:
             values[np.isin(values, self._marked)] = np.nan
         if self.layout.missing == "refuse":
@@ -206,7 +211,7 @@ class Cells:
         """(N,) int64. Raises DataError as `numbers`, for a fraction or a missing value, and for a
         number that is too large.
         """
-        cells = self.stored(name)
+        cells = self.raw(name)
         if (
             isinstance(cells, np.ndarray)
             and np.can_cast(cells.dtype, np.int64)
@@ -221,7 +226,7 @@ class Cells:
         large = np.abs(values) >= 2**53  # float64 does not hold every one of these
         found = np.where(large, 0, values).astype(np.int64)
         if large.any():
-            all_cells = listed(cells)
+            all_cells = as_list(cells)
             for index in np.flatnonzero(large).tolist():
                 found[index] = self._exactly(name, index, all_cells[index])
         return found
@@ -240,7 +245,7 @@ class Cells:
         """N texts as `text_of` writes values, or `as_stored`, as names of files have to be; ""
         where one is missing and that is allowed.
         """
-        distinct, numbering = _distinct(self.stored(name))
+        distinct, numbering = _distinct(self.raw(name))
         words = Texts.of(
             [
                 cell
@@ -257,7 +262,7 @@ class Cells:
 
     def has_bytes(self, name: str) -> bool:
         """Whether a column holds bytes that are not UTF-8."""
-        cells = self.stored(name)
+        cells = self.raw(name)
         return isinstance(cells, list) and any(isinstance(cell, bytes) for cell in cells)
 
     def _text(self, name: str, cell: Any, number: int, numbering: NDArray[Any]) -> str:
@@ -392,7 +397,7 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     """The distinct texts or numbers of a column, and the index among them of each of N cells."""
     if isinstance(cells, np.ndarray):
         numbers, numbering = np.unique(cells, return_inverse=True)
-        return listed(numbers), numbering
+        return as_list(numbers), numbering
     if isinstance(cells, list):
         number_of: dict[Any, int] = {}
         found: list[Any] = []
@@ -409,7 +414,7 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     return words, np.concatenate([np.empty(0, np.int32), *chunks])
 
 
-def listed(cells: Any) -> list[Any]:
+def as_list(cells: Any) -> list[Any]:
     """The cells of a column as Python objects."""
     if isinstance(cells, list):
         return cells

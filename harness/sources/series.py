@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.written import named
+from harness.data.written import plain_name
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import MISSING, Layout, TimeUnit, tell_narrowed
 from harness.sources.device_files import with_parts
 from harness.sources.files import Files, OnError, class_names, find_files, read_each
 from harness.sources.recording import Bounds, Duplicates, Gaps, Reader, Track
-from harness.sources.shared import shared
+from harness.sources.shared import read_shared
 from harness.sources.source import BatchSource, select, span_columns
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.units import Units
@@ -23,7 +23,7 @@ Labels = Literal["pure", "majority"]
 
 
 @dataclass
-class _Reading:
+class _SeriesData:
     """The files that were read, their recordings, and messages about skipped ones."""
 
     files: Files
@@ -101,7 +101,7 @@ class Series(BatchSource):
         on_error: OnError = "stop",
     ) -> None:
         require_choice("labels", labels, get_args(Labels))
-        self.channels, self.length = list(map(named, channels)), length
+        self.channels, self.length = list(map(plain_name, channels)), length
         if length < 1 or stride < 1 or not channels:
             given = f"{length}, {stride}, {self.channels}"
             raise ConfigError(f"length, stride, channels: {given}: give at least one of each.")
@@ -167,13 +167,13 @@ class Series(BatchSource):
                 f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
             )
 
-        def read() -> _Reading:
-            reading = _Reading(*read_each(found, reader.read, on_error))
+        def read() -> _SeriesData:
+            reading = _SeriesData(*read_each(found, reader.read, on_error))
             tell_narrowed(reader.narrowed)
             return reading
 
         # Kept as long as one of the parts is in use
-        self._reading = shared(found, settings, read)
+        self._reading = read_shared(found, settings, read)
         found, tracks = self._reading.files, self._reading.tracks
         self.skipped, self._paths = self._reading.skipped, found.paths
         self._recordings = [one for of_file in tracks for one in of_file]

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.written import text_of
-from harness.sources.cells import DAY_FIRST, Cells, is_empty, listed
+from harness.sources.cells import DAY_FIRST, Cells, as_list, is_empty
 
 _PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_LAST_YEAR = 9999
 _NO_TIME = datetime.timedelta()
 
 
@@ -28,12 +29,12 @@ def seconds_of(
     Raises DataError with file, row and column.
     """
     name, form = names[0], cells.layout.time_format
-    stored = cells.stored(name)
+    stored = cells.raw(name)
     if isinstance(stored, np.ndarray) and form is None and len(names) == 1:
         return _numbers(cells, name)
-    found = listed(stored)
+    found = as_list(stored)
     if len(names) == 2:
-        found = [_join(*pair) for pair in zip(found, listed(cells.stored(names[1])), strict=True)]
+        found = [_join(*pair) for pair in zip(found, as_list(cells.raw(names[1])), strict=True)]
     dates = []
     for index, cell in enumerate(found):
         dates.append(_date_or_none(cell) if form is None or not isinstance(cell, str) else None)
@@ -78,6 +79,8 @@ def _since_epoch(
     for index, (date, key) in enumerate(zip(dates, keys, strict=True)):
         if date is None:
             continue
+        if not 1 < date.year < _LAST_YEAR:  # UTC may be in the year before or after
+            cells.refuse(name, index, f"{date}: give years from 2 to 9998. Correct it.")
         moment = date
         before, step = befores.get(key, (None, _NO_TIME))
         if date.tzinfo is None:

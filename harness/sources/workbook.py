@@ -68,7 +68,7 @@ def check_document(path: Path) -> None:
         with zipfile.ZipFile(path) as book, book.open("content.xml") as file:
             if book.getinfo("content.xml").file_size > MAX_XML_BYTES:
                 raise DataError(f"{path}: too large, unpacked. Give the table as .parquet or .csv.")
-            _check_sheet(str(path), _Repeated(file))
+            _check_sheet(str(path), _OdsExtent(file))
     except (*_UNREADABLE, KeyError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a spreadsheet."
@@ -177,7 +177,7 @@ class _Extent:
         raise ValueError("one of its members declares a document type")
 
 
-class _Repeated(_Extent):
+class _OdsExtent(_Extent):
     """The same of content.xml, whose cells and rows say how often they are repeated."""
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:

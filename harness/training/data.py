@@ -28,7 +28,7 @@ from harness.data.preparing import (
 from harness.data.sampling import Balance, Order
 from harness.data.source import class_names_of, may_have_order, order_of, skipped_of
 from harness.data.split import Split
-from harness.data.streams import Streamed
+from harness.data.streams import StreamSource
 from harness.durable import write_json
 from harness.errors import ConfigError
 from harness.interrupt import Interruption
@@ -210,8 +210,8 @@ def balance_of(config: Config, sources: Sources, ranks: Ranks) -> Balance | None
 
 
 def restore_stream(train: Split, launch: Launch) -> None:
-    """Let a stream go on from where the checkpoint was, not from its beginning."""
-    if isinstance(train.source, Streamed) and launch.checkpoint is not None:
+    """Let a stream resume from where the checkpoint was, not from its beginning."""
+    if isinstance(train.source, StreamSource) and launch.checkpoint is not None:
         mark = load_trainer(launch.checkpoint).get("stream")
         if mark is not None:
             train.source.restore(mark)

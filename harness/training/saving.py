@@ -72,7 +72,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
     )
     interval = run.train_metrics.state(run.ranks)
     exact, exact_reason = exactness(run)
-    with run.engine.stepper.evaluating() as trained:
+    with run.engine.stepper.evaluation_weights() as trained:
         yield Snapshot(
             step=run.step,
             epoch=run.sampling.epochs_done(run.step),

@@ -102,7 +102,7 @@ class Stepper:
         self._scale = None
 
     @contextmanager
-    def evaluating(self) -> Iterator[list[Tensor]]:
+    def evaluation_weights(self) -> Iterator[list[Tensor]]:
         """Inside, the weights are those that an optimizer with `eval()` means to be evaluated
         (schedule-free: averages); afterwards those that it trains, to the bit.
 

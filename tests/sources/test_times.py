@@ -260,3 +260,21 @@ def test_devices_that_write_by_turns_are_put_apart_and_in_order(tmp_path: Path) 
         Series(str(path), ["x"], 6, 6, sort=True, duplicates="drop", **settings)
     with pytest.raises(ConfigError, match=r"sort, duplicates: .* Set time"):
         Series(str(path), ["x"], 6, 6, sort=True)
+
+
+def test_names_of_time_zones_in_a_format_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("t,a\n2026-01-31 12:00 EST,1\n")
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 1, "time_format": "%Y-%m-%d %H:%M %Z"}
+    with pytest.raises(ConfigError, match=r"time_format: .* without using them\. .* set timezone"):
+        Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
+    literal = {**settings, "time_format": "%Y-%m-%d %H:%M EST", "timezone": "America/New_York"}
+    series = Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **literal)
+    assert times_of(series) == [pd.Timestamp("2026-01-31 17:00", tz="UTC").timestamp()]
+
+
+@pytest.mark.parametrize("year", ["0001", "9999"])
+def test_years_whose_neighbours_python_does_not_have_are_refused(tmp_path: Path, year: str) -> None:
+    (tmp_path / "a.csv").write_text(f"t,a\n{year}-01-01 00:00:00,1\n{year}-12-31 23:59:59,2\n")
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 1, "timezone": "Asia/Tokyo"}
+    with pytest.raises(DataError, match=rf"row 2, column 't': {year}-01-01 .*: give years from 2"):
+        Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
