@@ -31,7 +31,7 @@ PLAIN_EVERY_S = 10.0
 PLAIN_WIDTH = 119
 DRAW_EVERY_S = 0.25
 DRAW_SHARE = 0.01
-_BAR = (8, 30)  # characters
+_SHORTEST_BAR, _LONGEST_BAR = 6, 30  # characters
 WARNING = "warning: "
 
 
@@ -51,11 +51,11 @@ class Console:
     def __init__(self, enabled: bool, *, quiet: bool = False) -> None:
         """quiet: only warnings, and how the launch ended."""
         self._rich: RichConsole | None = None
-        self._is_live = False
+        self.is_live = False
         if enabled:
-            self._is_live = not quiet and _can_redraw()
+            self.is_live = not quiet and _can_redraw()
             self._rich = _Screen(
-                highlight=False, soft_wrap=True, force_terminal=None if self._is_live else False
+                highlight=False, soft_wrap=True, force_terminal=None if self.is_live else False
             )
         self.again = ""  # the command that launches again
         self._quiet = quiet
@@ -64,7 +64,7 @@ class Console:
         self._table = EvaluationTable(Shown())
         self._live: Live | None = None
         self._draw_at = self._plain_at = float("-inf")
-        self._progress_at = time.monotonic()
+        self._progress = ("", 0.0)  # of what, and when it was last told
         self._trains = False
         self._loss: float | None = None
         self._evaluated: Mapping[str, Any] | None = None  # a row whose verdict is still to come
@@ -79,18 +79,12 @@ class Console:
 
     def say(self, text: str) -> None:
         """Lines as they are; on a terminal broken between words."""
-        is_warning = text.startswith(WARNING)
-        if self._rich is None or (self._quiet and not is_warning):
-            return
-        text = printable(text)
-        if self._is_live:
-            text = "\n".join(_wrapped(line, self._rich.width) for line in text.split("\n"))
-        style = "bold red" if is_warning else ""
-        self._print(Text(text) if not style else Text.assemble((WARNING, style), text[9:]))
+        if not self._quiet or text.startswith(WARNING):
+            self._tell(text)
 
     def phase(self, what: str) -> None:
         """What begins now and may take long: a line of its own until training begins."""
-        if self._is_live:
+        if self.is_live:
             self._draw(Text(printable(f"{what} ...")))
         elif not self._trains:
             self.say(f"{what} ...")
@@ -105,7 +99,7 @@ class Console:
         if self._rich is None:
             return
         self._loss = record.get("train/loss_step")
-        if self._is_live:
+        if self.is_live:
             return
         now = time.monotonic()
         rate = "  ".join(self._rate(record, now)[:2])
@@ -134,7 +128,7 @@ class Console:
         record, self._evaluated = self._evaluated, None
         if self._rich is None or record is None or self._quiet:
             return
-        width = self._rich.width - 1 if self._is_live else PLAIN_WIDTH
+        width = self._rich.width - 1 if self.is_live else PLAIN_WIDTH
         for row in self._table.rows(record, verdict, best, width):
             style = "bold" if row.is_header or row.new_best else ""
             self._print(Text(printable(row.text.rstrip()), style=style))
@@ -145,11 +139,15 @@ class Console:
             return
         now = time.monotonic()
         words = f"{what}: {done:,} of {of:,} {unit}"
-        if self._is_live and now >= self._draw_at:
+        if self.is_live and now >= self._draw_at:
             self._draw(self._with_bar(done / max(of, 1), [words]))
-        elif not self._is_live and now - self._progress_at >= PLAIN_EVERY_S:
-            self._progress_at = now  # what is done sooner is not worth a line
-            self.say(words)
+        elif not self.is_live:
+            told, at = self._progress
+            if told == what and now - at < PLAIN_EVERY_S:  # what is done sooner is not worth a line
+                return
+            self._progress = (what, now)
+            if told == what:
+                self.say(words)
 
     def outcome(self, outcome: Outcome, directory: Path) -> None:
         """The end: the best model, where it is, where the time went, and what to do next."""
@@ -176,11 +174,11 @@ class Console:
             f"time: {clock(spent_s)}, of which {clock(time['compute_s'])} computing steps "
             f"that count{saved}"
         )
-        self._tell(f"run: {directory}")
+        self._tell(f"run: {directory}", breaks=False)
         if outcome.is_finished:
-            self._tell(f"next: fermarsi report {quote(str(directory))}")
+            self._tell(f"next: fermarsi report {quote(str(directory))}", breaks=False)
         else:
-            self._tell(f"next: {self.again or 'launch again'}")
+            self._tell(f"next: {self.again or 'launch again'}", breaks=False)
 
     def close(self) -> None:
         """Remove the live line."""
@@ -196,10 +194,15 @@ class Console:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _tell(self, text: str) -> None:
-        """As it is, also if quiet: commands and paths can be copied."""
-        if self._rich is not None:
-            self._print(Text(printable(text)))
+    def _tell(self, text: str, *, breaks: bool = True) -> None:
+        """Also if quiet. breaks: between words; commands are to be copied."""
+        if self._rich is None:
+            return
+        text = printable(text)
+        if self.is_live and breaks:
+            text = "\n".join(_wrapped(line, self._rich.width) for line in text.split("\n"))
+        cut = len(WARNING) if text.startswith(WARNING) else 0
+        self._print(Text.assemble((text[:cut], "bold red"), text[cut:]))
 
     def _print(self, text: Text) -> None:
         with self._while_read():
@@ -208,14 +211,16 @@ class Console:
 
     @contextmanager
     def _while_read(self) -> Iterator[None]:
-        """A terminal that was closed, or a full disk under a log, ends no training: it goes on in
-        silence.
+        """A terminal that was closed, or a full disk under a log, ends no training: what cannot be
+        written is dropped.
         """
         try:
             yield
         except OSError:
             if self._rich is not None:
-                self._rich.quiet = True
+                before, self._rich.quiet = self._rich.quiet, True
+                self._rich.print()
+                self._rich.quiet = before
 
     def _draw(self, line: Text) -> None:
         assert self._rich is not None
@@ -235,18 +240,20 @@ class Console:
         step, epoch = f"step {position['step']:,}", f"epoch {position['epoch']:.1f}"
         if self._last_step and position["step"]:
             last_epoch = position["epoch"] * self._last_step / position["step"]
-            step, epoch = f"{step}/{self._last_step:,}", f"{epoch}/{last_epoch:,.4g}"
-        loss = "" if self._loss is None else f"loss {self._loss:.4g}"
+            digits = 0 if last_epoch >= 10 else 1
+            step, epoch = f"{step}/{self._last_step:,}", f"{epoch}/{last_epoch:,.{digits}f}"
+        loss = "" if self._loss is None else f"loss {self._loss:.3g}"
         return self._with_bar(done, [step, epoch, left, rate, loss])
 
     def _with_bar(self, done: float | None, words: list[str]) -> Text:
         """A bar of what is done, as long as the words leave room."""
         assert self._rich is not None
-        text = "  ".join(filter(None, words))
-        shortest, longest = _BAR
-        length = min(longest, self._rich.width - 3 - len(text))
-        if done is None or length < shortest:
+        text, room = "  ".join(filter(None, words)), self._rich.width - 3
+        if room - len(text) < _SHORTEST_BAR:
+            text = text.replace(" samples/s", "/s")
+        if done is None or room - len(text) < _SHORTEST_BAR:
             return Text(text)
+        length = min(_LONGEST_BAR, room - len(text))
         full, empty = "\u2501\u2500" if "utf" in self._rich.encoding else "=-"
         filled = round(min(done, 1.0) * length)
         return Text.assemble((full * filled, "green"), empty * (length - filled), "  ", text)
@@ -281,7 +288,7 @@ def _can_redraw() -> bool:
         return False
     if RichConsole().is_jupyter:
         return True
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return sys.stdout.isatty() and (os.environ.get("TERM") or "dumb") not in ("dumb", "unknown")
 
 
 def _wrapped(line: str, width: int) -> str:

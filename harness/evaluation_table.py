@@ -1,6 +1,7 @@
 """The table of evaluations on the console: one aligned row each, of the metrics that matter."""
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -20,13 +21,13 @@ _NARROWEST = 9  # of a value, e.g. 1.234e-05
 @dataclass(frozen=True)
 class Shown:
     """What the table has: metrics by `split/name`, those that matter most first; targets by metric;
-    the metric that checkpoints are ranked by; those that patience is measured on.
+    the metric that checkpoints are ranked by; patience by the metric that it is for.
     """
 
     metrics: Sequence[str] = ()
     targets: Mapping[str, Target] = field(default_factory=dict)
     best: str | None = None
-    patience: Sequence[str] = ()
+    patience: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, stop: StopSettings, metrics: Metrics, wanted: Sequence[str]) -> Self:
@@ -51,12 +52,13 @@ class Shown:
             *(one.metric for one in stop.improvement),
             *(ranked_by or ())[:1],
             *sorted(metrics_of(stop, metrics)),
+            *(name for name in metrics if name.endswith("/loss")),
         ]
         return cls(
-            list(dict.fromkeys(names)) or [name for name in metrics if name.endswith("/loss")],
+            list(dict.fromkeys(names)),
             targets,
             None if ranked_by is None else ranked_by[0],
-            [one.metric for one in stop.improvement],
+            {one.metric: one.patience.count for one in stop.improvement},
         )
 
 
@@ -95,7 +97,7 @@ class EvaluationTable:
             *(self._value(metric, record.get(metric)) for metric in self._metrics),
         ]
         if self._shown.best is not None:
-            texts.append("" if best is None else show(best.value))
+            texts.append("" if best is None else self._value(best.metric, best.value))
         spent = {one.metric: one for one in verdict.criteria} if verdict is not None else {}
         texts += [
             f"{show(spent[metric].spent)}/{spent[metric].patience:,}" if metric in spent else ""
@@ -106,16 +108,16 @@ class EvaluationTable:
 
     def _header(self, record: Mapping[str, Any], width: int) -> Iterator[Row]:
         """Chooses the columns that fit."""
+        shown = self._shown
         before, after = [["step"], ["epoch"], ["time"]], []
-        if self._shown.best is not None:
-            after.append(["best", *_pieces(self._shown.best)])
-        several = len(self._shown.patience) > 1
-        after += [
-            ["stale", *(_pieces(metric) if several else ())] for metric in self._shown.patience
-        ]
-        fixed, free = [9, 7, 7], width
-        ends = [max(_NARROWEST if head[0] == "best" else 7, *map(len, head)) for head in after]
-        free -= sum(one + len(_GAP) for one in [*fixed, *ends]) - len(_GAP)
+        fixed, ends = [max(7, len(f"{record['step']:,}")), 7, 7], []
+        if shown.best is not None:
+            after.append(["best", *_pieces(shown.best)])
+            ends.append(max(_NARROWEST, *map(len, after[-1])))
+        for metric, count in shown.patience.items():
+            after.append(["stale", *(() if [*shown.patience] == [shown.best] else _pieces(metric))])
+            ends.append(max(2 * len(f"{count:,}") + 1, *map(len, after[-1])))
+        free = width + len(_GAP) - sum(one + len(_GAP) for one in [*fixed, *ends])
         heads: list[list[str]] = []
         widths: list[int] = []
         for metric in self._shown.metrics:
@@ -135,7 +137,8 @@ class EvaluationTable:
             self._told = True
             others = [name for name in record if "/" in name and name not in self._metrics]
             if others:
-                yield Row(f"in metrics.jsonl, not below: {some(others, 4)} (log.show)")
+                note = f"in metrics.jsonl, but not in this table (log.show): {some(others, 6)}"
+                yield from map(Row, textwrap.wrap(note, width, subsequent_indent="  "))
         for depth in range(deepest):
             yield Row(_line([one[depth] for one in lines], self._widths), is_header=True)
 

@@ -16,6 +16,7 @@ from signal import Signals
 
 import harness
 from harness.config.read import read_config
+from harness.console import Console
 from harness.data.sampling import slots_a_rank
 from harness.durable import replace_file
 from harness.errors import ConfigError, HarnessError, RankError
@@ -93,15 +94,19 @@ def launch_training(
     Raises HarnessError, ConfigError for a mistake in the config or without a GPU.
     """
     cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    here = _processes_here(processes, cpu=cpu)
-    environment = os.environ | _environment(here, os.environ, cpu=cpu)
     options = ["--quiet"] if quiet else []
+    with Console(True, quiet=quiet) as console:
+        if console.is_live:  # what is read here tells nothing in a file
+            console.phase(f"reading {path}")
+        here = _processes_here(processes, cpu=cpu)
+        environment = os.environ | _environment(here, os.environ, cpu=cpu)
+        if here * machines.nodes > 1:
+            config = read_config(path, overrides)
+            slots_a_rank(config.batch.size, config.batch.micro_size, here * machines.nodes)
     if here * machines.nodes == 1:
         sys.stdout.flush()
         command = [sys.executable, str(TRAIN), *options, str(path), *overrides]
         os.execve(sys.executable, command, environment)
-    config = read_config(path, overrides)
-    slots_a_rank(config.batch.size, config.batch.micro_size, here * machines.nodes)
     os.environ.update(environment)
     directory = config.run.dir
     if machines.nodes > 1:

@@ -321,6 +321,7 @@ class LogConfig(Section):
     )
     show: tuple[str, ...] = Field(
         (),
+        strict=False,
         description=(
             "Metrics that come first in the table of evaluations on the console, before those of "
             "the stop settings; all are recorded anyway."

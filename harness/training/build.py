@@ -1,6 +1,5 @@
 """From a config to a run: the only composition root."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +9,7 @@ from accelerate import Accelerator
 
 from harness import components
 from harness.checkpoint.manifest import CLASSES
+from harness.checkpoint.read import LoadedState
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.settings import SaveEvery
 from harness.checkpoint.state import extra_files_of
@@ -18,6 +18,7 @@ from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
 from harness.config.schedules import check_schedule_length
 from harness.config.schema import Config
+from harness.console import Console
 from harness.data.code import code_of
 from harness.data.feed import Feed, Patience, data_limit_s
 from harness.data.sampling import Sampling
@@ -68,7 +69,6 @@ def build(
     HarnessError.
     """
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
-    tracker.console.phase("preparing the data")
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
@@ -78,11 +78,7 @@ def build(
     controller = ranks.together(lambda: controller_of(config, task))
     shown = ranks.together(lambda: shown_of(config, task))
     with ledger.account("resume"):
-        if launch.checkpoint is not None:
-            tracker.console.phase(f"reading {launch.checkpoint.name}")
-        loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
-        if loaded is None:
-            tell(ranks.together(lambda: start_weights(engine.network, config)), tracker)
+        loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
     patience = training_patience(config, ranks, interruption)
@@ -132,10 +128,18 @@ def shown_of(config: Config, task: Task) -> Shown:
     return Shown.of(config.stop, metrics, config.log.show)
 
 
-def tell(lines: Sequence[str], tracker: Tracker) -> None:
-    """On the console."""
-    for line in lines:
-        tracker.console.say(line)
+def restore_weights(
+    config: Config, launch: Launch, engine: Engine, data: RunData, ranks: Ranks, console: Console
+) -> LoadedState | None:
+    """Those of the checkpoint, with the rest of its state; without one, those that the config
+    names. Called by every rank. Raises HarnessError.
+    """
+    if launch.checkpoint is not None:
+        console.phase(f"reading {launch.checkpoint.name}")
+        return ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
+    for line in ranks.together(lambda: start_weights(engine.network, config)):
+        console.say(line)
+    return None
 
 
 def run_info(config: Config, launch: Launch) -> RunInfo:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import torch
 from accelerate import Accelerator
 
 from harness.config.read import read_config
@@ -96,7 +97,7 @@ def command_again(path: Path, overrides: Sequence[str]) -> str:
     size, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if size != here:
         return ""
-    cpu = ["--cpu"] if os.environ.get("ACCELERATE_USE_CPU") else []
+    cpu = [] if torch.cuda.is_available() else ["--cpu"]
     how = ["train"] if size == 1 else ["launch", *cpu, "--processes", str(size)]
     return shlex.join(["fermarsi", *how, str(path), *overrides])
 
@@ -234,14 +235,25 @@ def fail(error: Exception, ranks: Ranks) -> int:
         if error.origin_rank == ranks.rank or (
             error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
         ):
-            print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr, flush=True)
+            who = (
+                f"rank {ranks.rank}: "
+                if ranks.rank and f"rank {ranks.rank}" not in str(error)
+                else ""
+            )
+            report(f"{type(error).__name__}: {who}{error}", ranks)
         return error.exit_code
     tell_agent("".join(traceback.format_exception(error)))
-    traceback.print_exception(error)
+    report("".join(traceback.format_exception(error)).rstrip(), ranks)
     if ranks.size > 1:
         words = f"{type(error).__name__}: {first_line(error)} (traceback above)"
-        print(printable(f"{where_in(ranks)}: {words}"), file=sys.stderr, flush=True)
+        report(f"{where_in(ranks)}: {words}", ranks)
     return 1
+
+
+def report(message: str, ranks: Ranks) -> None:
+    """On standard error, in a line of its own: rank 0 may have a live one on the same terminal."""
+    erase = "\r\x1b[K" if ranks.rank and sys.stderr.isatty() else ""
+    print(erase + printable(message), file=sys.stderr, flush=True)
 
 
 def tell_agent(message: str) -> None:

@@ -38,9 +38,8 @@ def train(
     interruption: Interruption,
     console: Console | None = None,
 ) -> Outcome:
-    """Run a training to its end, from wherever it stands. `console`: by default rank 0 has one.
-
-    Called by every rank. Raises HarnessError.
+    """Run a training to its end, from wherever it stands. Called by every rank; rank 0 has a
+    console. Raises HarnessError.
     """
     directory = config.run.dir
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=process_age_s())
