@@ -149,7 +149,7 @@ def report(run: RunPath) -> None:
 
 @app.command()
 def status(run: RunPath, as_json: Json = False) -> None:
-    """Whether a run has ended: exit code 0 ended, 75 to be continued, 1 crashed or unknown, 2 no
+    """Whether a run has ended: exit code 0 ended, 75 to be resumed, 1 crashed or unknown, 2 no
     such run.
     """
     from harness.rundir.status import read_status

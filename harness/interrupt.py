@@ -154,7 +154,7 @@ class Interruption:
                 keyboard += number == signal.SIGINT
             if keyboard > 1 and not self._over.wait(NOW_S):
                 _end(
-                    "interrupted twice: leaving at once; launch again to go on from the last "
+                    "interrupted twice: leaving at once; launch again to resume from the last "
                     "checkpoint",
                     130,
                 )

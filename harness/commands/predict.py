@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import components
-from harness.commands.show import writing
+from harness.commands.show import write_errors
 from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
 from harness.components import TARGET
 from harness.config.reading import parse_value
@@ -21,7 +21,7 @@ from harness.data.source import known_of
 from harness.data.split import Split
 from harness.durable import replace
 from harness.errors import ConfigError
-from harness.training.evaluation import evaluating
+from harness.training.evaluation import evaluation_mode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def write_predictions(
     trained = load_trained(path, allow)
     opened = open_split(trained, split, _read_source(source) if source else None)
     fit_task(trained, opened)
-    with writing("--out", out):
+    with write_errors("--out", out):
         count = write_tables(predictions(trained, opened), out)
     return f"{out}: {count:,} predictions of {trained.path}"
 
@@ -153,7 +153,7 @@ def _read_source(text: str) -> Mapping[str, Any]:
 def _columns(trained: TrainedNetwork, split: Split) -> Iterator[Mapping[str, Any]]:
     """The columns of each micro-batch, by name."""
     size = trained.micro_size
-    with evaluating(trained.network), torch.no_grad():
+    with evaluation_mode(trained.network), torch.no_grad():
         for block, batch in evaluation_batches(
             split, size, 0, 1, trained.device, trained.num_workers
         ):

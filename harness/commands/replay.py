@@ -191,9 +191,9 @@ def draw(replays: Sequence[Replay], history: History, path: Path) -> None:
     """Plot the metrics behind the verdicts, with a line where each set of settings stops. Raises
     ConfigError.
     """
-    from harness.commands.page import drawing
+    from harness.commands.page import figure_settings
 
-    with drawing():
+    with figure_settings():
         _draw(replays, history, path)
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from harness.commands.curve import Curve
-from harness.commands.page import drawing, figure_svg, page, section
+from harness.commands.page import figure_settings, figure_svg, page, section
 from harness.config.document import to_yaml
 from harness.config.read import read_section, read_values
 from harness.durable import replace_file
@@ -48,7 +48,7 @@ def write_report(directory: Path) -> Path:
     outcome = read_outcome(directory)
     config = directory / "config.yaml"
     targets = _targets(read_section(config, StopSettings, stored=True))
-    with drawing():
+    with figure_settings():
         sections = [
             _summary(outcome, history.last),
             section("<h2>Curves</h2>{{ curves }}", curves=_curves(history, targets)),

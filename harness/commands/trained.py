@@ -13,7 +13,7 @@ from torch import nn
 
 from harness import components
 from harness.checkpoint.manifest import CLASSES
-from harness.checkpoint.read import find_checkpoint, load, load_trainer, understanding
+from harness.checkpoint.read import document_errors, find_checkpoint, load, load_trainer
 from harness.checkpoint.state import restore_network
 from harness.components import TARGET
 from harness.config import trust
@@ -26,6 +26,7 @@ from harness.data.split import Split
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
 from harness.tasks.task import Task
+from harness.training.pretrained import load_parts
 
 # Of a task, what an evaluation calls
 _TASK_METHODS = ("forward", "loss_sum", "num_items", "fit_to", "metrics", "update", "values")
@@ -64,20 +65,20 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> TrainedNetwork:
     `allow` adds prefixes of components and directories of files.
     """
     found = find_checkpoint(path)
-    config = read_config(found / "config.yaml", allow=allow)
+    config = read_config(found / "config.yaml", allow=allow, network=load_parts(found))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _network(config)
     loaded = load(found, rank=0, num_ranks=0, device=torch.device("cpu"))
     restore_network(network, loaded)
-    with understanding(found):
+    with document_errors(found):
         trainer = load_trainer(found)
         learned = [TreatmentState(**one) for one in trainer.get("learned", ())]
         learners = trainer.get("task", {})
     task = _task(config)
-    with understanding(found):
+    with document_errors(found):
         restore_learners(task, learners)
     network = in_precision(network.to(device).eval(), config.train.precision, device)
-    with understanding(found):
+    with document_errors(found):
         names = class_names(loaded.manifest.facts, task)
     return TrainedNetwork(found, config, network, task, device, learned, allow, names)
 
@@ -147,7 +148,7 @@ def open_split(
     where = f"data.{name}" if source is None else "--source"
     if source is None:
         trust.check_files(spec.source, f"{where}.source", trained.allow)
-    with understanding(trained.path):
+    with document_errors(trained.path):
         treatments = build_treatments(data, name, trained.learned)
     check = trained.task.check if source is None else trained.task.check_input
     opened = (

@@ -242,6 +242,28 @@ class BatchConfig(Section):
         return self
 
 
+class EmaConfig(Section):
+    """An exponential moving average of the weights over the steps."""
+
+    decay: float = Field(
+        0.999, gt=0, lt=1, description="The share of the average that a step leaves as it is."
+    )
+    ramp: bool = Field(
+        True,
+        description=(
+            "Let the decay rise with the number n of updates, as min(decay, (1 + n) / (10 + n)), "
+            "so that the first weights do not count for 1 / (1 - decay) steps."
+        ),
+    )
+    evaluate: bool = Field(
+        True,
+        description=(
+            "Evaluate the averaged weights, and keep them as the model of each checkpoint. false: "
+            "only keep them beside the trained ones."
+        ),
+    )
+
+
 class TrainConfig(Section):
     """How a step is computed."""
 
@@ -284,6 +306,13 @@ class TrainConfig(Section):
         description=(
             "Keep the weights of convolutions, and images with them, with their channels last in "
             "memory, which is faster on GPUs."
+        ),
+    )
+    ema: EmaConfig | None = Field(
+        None,
+        description=(
+            "Average the trained weights over the steps. Buffers, such as BatchNorm's statistics, "
+            "stay the network's own. It identifies a run."
         ),
     )
 

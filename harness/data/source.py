@@ -96,6 +96,14 @@ class ClassNames(Protocol):
         ...
 
 
+class FilesBeside(Protocol):
+    """A treatment or task with files that other programs look for beside a network's weights."""
+
+    def files_beside(self) -> Mapping[str, str]:
+        """{file name: text}, e.g. a tokenizer.json; they lie in each checkpoint."""
+        ...
+
+
 class SourceFiles(Protocol):
     """A source that lists the files it reads; their bytes identify its content."""
 
@@ -242,6 +250,7 @@ TREATMENT_MEMBERS = (
     BatchTreatment,
     TrainingTreatment,
     ClassNames,
+    FilesBeside,
     FileFinder,
     ResultVersion,
 )
@@ -321,6 +330,12 @@ def class_names_of(owner: Any) -> dict[str, list[str]]:
     """{column: names in the order of their numbers} of a source or treatment; {} without any."""
     names = owner.class_names() if hasattr(owner, "class_names") else {}
     return {column: list(map(str, of)) for column, of in names.items()}
+
+
+def files_beside_of(owner: Any) -> Mapping[str, str]:
+    """{file name: text} of a treatment or task for beside the weights; {} without any."""
+    files: Mapping[str, str] = owner.files_beside() if hasattr(owner, "files_beside") else {}
+    return files
 
 
 def skipped_of(source: Any) -> Sequence[str]:

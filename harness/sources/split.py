@@ -256,7 +256,7 @@ def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[
     A key goes to the part in which the middle of its samples falls, so that shares are met as
     closely as whole keys allow. The rest is "train".
     """
-    texts = Texts.of(keys).used()
+    texts = Texts.of(keys).compact()
     which, counts = texts.codes, np.bincount(texts.codes)
     hashes = [_hash(key) for key in texts.words]
     order = np.array(sorted(range(len(hashes)), key=hashes.__getitem__))
@@ -302,7 +302,7 @@ def _columns(known: Known, names: Sequence[str]) -> list[Texts]:
                 f"split: no column {name!r} is known; the known columns are "
                 f"{', '.join(known) or 'none'}.{did_you_mean(name, known, quoted=True)}"
             )
-    return [Texts.of(found[name_of(name)]).used() for name in names]
+    return [Texts.of(found[name_of(name)]).compact() for name in names]
 
 
 def _together(columns: Sequence[Texts]) -> Texts:

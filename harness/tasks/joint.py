@@ -23,9 +23,8 @@ class Joint:
     `harness.networks.Parallel` gives them. Each sample is an item.
 
     The loss of a sample is the sum over heads of `weights` (1 where not given) times that head's
-    loss on it, itself the sum over the head's items
-    in the sample: an ignored target adds nothing. All heads name the same input. Metrics are the
-    heads' own, called `<head>_<metric>`.
+    loss on it, itself the sum over the head's items in the sample: an ignored target adds nothing.
+    All heads name the same input. Metrics are the heads' own, called `<head>_<metric>`.
     """
 
     def __init__(

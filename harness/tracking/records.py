@@ -73,7 +73,7 @@ def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:
         while True:
             last = ended.is_set()
             while (line := line + file.readline()).endswith(b"\n"):
-                record = _parsed(line)
+                record = _parse(line)
                 line = b""
                 if record is not None:
                     yield record
@@ -97,7 +97,7 @@ def evaluations(path: Path) -> Sequence[dict[str, Any]]:
     return [record for record in read_records(path) if record["kind"] == "eval"]
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         return _record(parse_json(line))
     except ValueError:

@@ -59,7 +59,7 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
             return code
     except KeyboardInterrupt:
         print(
-            "interrupted twice: leaving at once; launch again to go on from the last checkpoint",
+            "interrupted twice: leaving at once; launch again to resume from the last checkpoint",
             file=sys.stderr,
         )
         return 130
@@ -97,9 +97,7 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
         return 0 if agent else INTERRUPTED
     except LeavingError as leaving:  # before this launch held the run directory
         if ranks.is_first():
-            print(
-                f"interrupted: {leaving} before the launch began; to be continued", file=sys.stderr
-            )
+            print(f"interrupted: {leaving} before the launch began; to be resumed", file=sys.stderr)
         code = 0 if agent else INTERRUPTED
     except Exception as error:  # noqa: BLE001 - see above
         # A peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
@@ -180,7 +178,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         )
     if (refused := explain_machine_error(error)) is not None:
         error = RankError(
-            f"{where_in(ranks)}: {refused}, and launch again: the run goes on from "
+            f"{where_in(ranks)}: {refused}, and launch again: the run resumes from "
             "its last checkpoint.",
             origin_rank=ranks.rank,
         )
@@ -198,7 +196,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         error = RankError(
             f"{where_in(ranks)}: lost {who} ({first_line(error)}). It was killed, "
             "crashed or hangs, or its machine cannot be reached; "
-            "launch again to go on from the last checkpoint."
+            "launch again to resume from the last checkpoint."
         )
     ranks.publish_failure(error)
     if isinstance(error, HarnessError):

@@ -102,3 +102,53 @@ def test_numbers_that_excel_shows_with_zeros_keep_them(tmp_path: Path) -> None:
     book.save(tmp_path / "a.xlsx")
     numbers = Table(str(tmp_path / "a.xlsx"), ["zip"], sheet="data")
     assert numbers.__getitems__([0, 1])["features"].tolist() == [[123], [45678]]
+
+
+def test_errors_and_formulas_without_values_are_no_empty_cells(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    sheet: Any = book.active
+    for values in (["n", "t"], ["#DIV/0!", "a"], [2, "#N/A"], ["#N/A", "#REF!"]):
+        sheet.append(values)
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(DataError, match=r"row 2, column 'n': '#DIV/0!' .*add it to missing_marks"):
+        Table(str(tmp_path / "a.xlsx"), ["n"])
+    marks = ["#DIV/0!", "#N/A"]
+    table = Table(
+        str(tmp_path / "a.xlsx"), ["n"], {"t": "text"}, missing="keep", missing_marks=marks
+    )
+    read = table.__getitems__([0, 1, 2])  # the last row was lost, whose cells calamine has as ""
+    assert (str(read["features"].ravel().tolist()), read["t"]) == (
+        "[nan, 2.0, nan]",
+        ["a", "#N/A", "#REF!"],
+    )
+    sheet.append(["=1+1", "b"])  # whose value openpyxl does not compute
+    sheet.append([3, "c"])
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(DataError, match=r"row 5, column 'n': a formula whose value is not stored"):
+        Table(str(tmp_path / "a.xlsx"), ["n"], missing="keep", missing_marks=marks)
+    assert len(Table(str(tmp_path / "a.xlsx"), [], {"t": "text"})) == 5
+
+
+def test_formulas_that_excel_computed_are_values(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    sheet: Any = book.active
+    for values in (["n", "t"], [1, "x"], [2, "y"]):
+        sheet.append(values)
+    book.save(tmp_path / "plain.xlsx")
+    computed = {b'<c r="A2" t="n"><v>1</v></c>': b'<c r="A2"><f>2+3</f><v>5</v></c>'}
+    computed[b'<c r="A3" t="n"><v>2</v></c>'] = b'<c r="A3"><f>A2*2</f><v>10</v></c>'
+    with (
+        zipfile.ZipFile(tmp_path / "plain.xlsx") as plain,
+        zipfile.ZipFile(tmp_path / "a.xlsx", "w") as made,
+    ):
+        for name in plain.namelist():
+            content = plain.read(name)
+            if name.endswith("sheet1.xml"):
+                for before, after in computed.items():
+                    assert before in content
+                    content = content.replace(before, after)
+            made.writestr(name, content)
+    assert Table(str(tmp_path / "a.xlsx"), ["n"]).__getitems__([0, 1])["features"].tolist() == [
+        [5],
+        [10],
+    ]
