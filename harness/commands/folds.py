@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.commands.page import drawing, figure_svg, page, section
+from harness.commands.page import figure_settings, figure_svg, page, section
 from harness.commands.show import say, show
 from harness.commands.sweep import TABLE, objective, places_of
 from harness.config.document import to_yaml
@@ -75,7 +75,7 @@ def write(result: Folds) -> None:
     from matplotlib.figure import Figure
 
     path = result.directory / "folds.html"
-    with drawing():
+    with figure_settings():
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         axes = figure.subplots()
         for one in result.folds:

@@ -8,7 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from harness import components
-from harness.commands.page import drawing, figure_svg, page, section
+from harness.commands.page import figure_settings, figure_svg, page, section
 from harness.commands.show import say, show
 from harness.config.document import to_yaml
 from harness.config.read import plain, read_config
@@ -154,7 +154,7 @@ def write(result: Trials) -> None:
     path = result.directory / "sweep.html"
     try:
         result.write_parquet(result.directory / "trials.parquet")
-        with drawing():
+        with figure_settings():
             sections = [section("{{ drawn }}", drawn=_draw(result)), _table(result)]
         replace_file(path, page(f"fermarsi: {result.directory.name}", sections), sync=False)
     except OSError as error:

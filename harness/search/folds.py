@@ -139,7 +139,7 @@ def run_folds(
 
 def _check(job: _Job, directory: Path, say: Callable[[str], None]) -> None:
     outcome = read_outcome(directory / f"fold-{job.fold}")
-    if outcome is None or not outcome.finished or job.launched.exit_code() not in (0, 3):
+    if outcome is None or not outcome.is_finished or job.launched.exit_code() not in (0, 3):
         why = job.launched.error() or f"exit code {job.launched.exit_code()}"
         raise DataError(f"fold {job.fold}: {why}")
     say(f"fold {job.fold} ended ({outcome.reason}): {outcome.detail}")

@@ -180,7 +180,7 @@ class Sweep:
         elif course.decision == "pruned":
             self.study.tell(course.trial, "pruned")
             self.say(f"trial {number} pruned at {self._value(course.last)}")
-        elif outcome is not None and outcome.finished and code in (0, 3):
+        elif outcome is not None and outcome.is_finished and code in (0, 3):
             self._failures = 0
             if outcome.best is None:
                 self.study.tell(course.trial, "fail")

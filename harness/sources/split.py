@@ -215,7 +215,7 @@ class ByFold:
         if self._within is not None:
             parts = self._within.parts(known).astype("<U5")
         rows = np.flatnonzero(np.isin(parts, ("train", "val")))
-        mine = keys.take(rows).used()
+        mine = keys.take(rows).compact()
         if len(mine.words) < self._k:
             of = f"groups in {', '.join(map(repr, self._groups))}" if self._groups else "samples"
             raise DataError(
