@@ -130,13 +130,18 @@ def predict(
         str,
         typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=find_own_code),
     ] = "",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that predict, on GPUs by turns.")
+    ] = 1,
     allow: Allow = None,
 ) -> None:
-    """Write a trained network's predictions, one row per sample."""
+    """Write a trained network's predictions, one row per sample; killed, it is resumed by the same
+    command.
+    """
     with without_garbage_collection():
         from harness.commands.predict import write_predictions
 
-    say(write_predictions(path, split, source, out, allow or ()))
+    say(write_predictions(path, split, source, out, allow or (), processes))
 
 
 @app.command()
