@@ -340,6 +340,11 @@ class Start:
     notes: list[str]
     superseded: bool = False
 
+    @property
+    def path(self) -> Path | None:
+        """Of the checkpoint."""
+        return None if self.checkpoint is None else Path(self.checkpoint)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
