@@ -54,11 +54,18 @@ LAYERS = (
     ),
     ("harness.checks", "harness.config"),
     ("harness.training",),
+    ("harness.search",),
     ("harness.commands",),
     ("harness.cli",),
     ("harness.train",),
 )
-KNOW_CONFIG = ("harness.config", "harness.training", "harness.commands", "harness.cli")
+KNOW_CONFIG = (
+    "harness.config",
+    "harness.training",
+    "harness.search",
+    "harness.commands",
+    "harness.cli",
+)
 PURE = (
     "harness.errors",
     "harness.settings",
@@ -91,6 +98,7 @@ LATE = (
     "sklearn",
     "datasets",
     "matplotlib",
+    "optuna",
     "PIL",
     "timm",
     "av",

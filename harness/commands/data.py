@@ -167,6 +167,7 @@ def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> Che
         config.task,
         config.stop.targets,
         {name: Split(sources[name], (), f"data.{name}", _any_batch) for name in names},
+        thorough=True,
     )
     if html is not None:
         pictured = {name: sources[name] for name in names}

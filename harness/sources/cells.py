@@ -5,7 +5,6 @@ Every cell keeps its row as a person counts it, so that a message can name it.
 
 import re
 import warnings
-import zoneinfo
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 from harness.data.texts import Texts
 from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.dates import check_time_format, check_timezone
 from harness.sources.encodings import check_encoding
 from harness.sources.source import Rows
-from harness.wording import did_you_mean, some
+from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
@@ -28,6 +28,7 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 Kind = Literal["number", "integer", "text"]
 _LIKELY_MARKS = {
     *("-", "--", "---", "?", ".", "*", "x", "#n/a", "#na", "n.a.", "na", "n/a", "null", "none"),
+    *("#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"),
     *("nil", "missing", "unknown", "nat", "nan", "(null)", "\\n", "<na>", "k.a.", "n.d."),
 }
 DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
@@ -98,11 +99,7 @@ class Layout:
             )
         check_encoding(self.encoding)
         check_timezone(self.timezone)
-        if self.time_format is not None and "%Z" in self.time_format.replace("%%", ""):
-            raise ConfigError(
-                f"time_format: {self.time_format!r}: Python reads names of time zones without "
-                "using them. Write the name instead of %Z, and set timezone."
-            )
+        check_time_format(self.time_format or "")
         require_choice("time_unit", self.time_unit, get_args(TimeUnit))
         require_choice("missing", self.missing, get_args(Missing))
         mark = self.separator
@@ -121,19 +118,6 @@ class Layout:
                 f"separator, decimal: {mark!r} and {self.decimal!r}. Set separator to another "
                 "character, e.g. ';'."
             )
-
-
-def check_timezone(name: str | None) -> None:
-    """Raise ConfigError unless a time zone is known."""
-    try:
-        if name is not None:
-            zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-        known = zoneinfo.available_timezones()
-        raise ConfigError(
-            f"timezone: {name!r} is not known.{did_you_mean(str(name), known, quoted=True)} Give a "
-            "name of the tz database, e.g. Europe/Rome."
-        ) from error
 
 
 def check_kinds(columns: Mapping[str, Any], others: Collection[str]) -> None:
@@ -248,9 +232,7 @@ class Cells:
         distinct, numbering = _distinct(self.raw(name))
         words = Texts.of(
             [
-                cell
-                if as_stored and type(cell) is str
-                else self._text(name, cell, number, numbering)
+                self._text(name, cell, as_stored, number, numbering)
                 for number, cell in enumerate(distinct)
             ]
         )
@@ -265,10 +247,17 @@ class Cells:
         cells = self.raw(name)
         return isinstance(cells, list) and any(isinstance(cell, bytes) for cell in cells)
 
-    def _text(self, name: str, cell: Any, number: int, numbering: NDArray[Any]) -> str:
+    def _text(
+        self, name: str, cell: Any, as_stored: bool, number: int, numbering: NDArray[Any]
+    ) -> str:
         try:
-            return "" if is_empty(cell) else text_of(cell, self.layout.decimal)
-        except UnicodeDecodeError as error:
+            if as_stored and type(cell) is str:
+                return cell
+            text = "" if is_empty(cell) else text_of(cell, self.layout.decimal)
+            if not text.isascii():
+                text.encode()  # JSON may have half of a character: \ud800
+            return text
+        except UnicodeError as error:
             what = f"{error}. Store text as UTF-8, or do not read the column."
             self.refuse(name, int((numbering == number).argmax()), what)
 

@@ -47,7 +47,9 @@ class Series(BatchSource):
     the columns of the date and the time of day; dates are in UTC, in `timezone` (Europe/Rome, with
     its daylight saving) or in the zone that they state. `sort` puts the rows of a recording
     together, where devices take turns, and in the order of time; `duplicates: drop` keeps one
-    of several identical rows with the same time. A
+    of several identical rows with the same time. `long_format`: [channel, value], the columns of a
+    channel's name and of its value, where a file has a row for each value; those of one time and
+    recording make a row, in which a channel without a value is empty. A
     step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with an empty
     cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says whether to
     refuse gaps or to split there. By their times all recordings must have one rate, `rate_hz` if
@@ -98,6 +100,7 @@ class Series(BatchSource):
         sort: bool = False,
         duplicates: Duplicates = "refuse",
         channels_first: bool = False,
+        long_format: Sequence[str] = (),
         on_error: OnError = "stop",
     ) -> None:
         require_choice("labels", labels, get_args(Labels))
@@ -111,9 +114,10 @@ class Series(BatchSource):
         layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *rows, *times)
         of_time = [time] if isinstance(time, str) else list(time or ())
         timing = (of_time, gap_s, rate_hz, gaps, layout, sort, duplicates, channels_first)
+        long = tuple(map(plain_name, long_format))
         units_of = Units(units or {}, self.channels)
-        reader = Reader(self.channels, label, recording, units_of, *timing)
-        settings = (*timing[1:], tuple(of_time), tuple((units or {}).items()), on_error)
+        reader = Reader(self.channels, label, recording, units_of, *timing, long)
+        settings = (*timing[1:], long, tuple(of_time), tuple((units or {}).items()), on_error)
         names_of = (tuple(self.channels), label, tuple(recording))
         self._read(files, reader, on_error, (Series, *names_of, *settings))
         self.classes = self._number_classes(label, classes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.data.written import name_of
 from harness.errors import ConfigError, DataError
-from harness.sources.cells import Cells, Layout, check_timezone
+from harness.sources.cells import Cells, Layout
 from harness.sources.csv_files import (
     PACKED,
     TORN,
@@ -22,6 +22,7 @@ from harness.sources.csv_files import (
     read_csv,
     why_not_text,
 )
+from harness.sources.dates import check_timezone
 from harness.sources.device_files import DEVICES
 from harness.sources.excel_files import EXCEL, read_excel
 from harness.sources.headed import refuse_twins, select_names
@@ -187,6 +188,17 @@ def _is_text(kind: Any) -> bool:
 
 
 def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
+    # Loaded when used
+    import pyarrow as pa
+
+    if pa.types.is_time64(column.type):  # Python's times would lose nanoseconds
+        try:
+            column = column.cast(pa.time64("us"))
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{path}: column {name!r}: times of day are read to the microsecond ({error}). "
+                "Store them as integers, or do not read the column."
+            ) from error
     try:
         return list(column.to_pylist())
     except (OverflowError, ValueError):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from harness.data.written import text_of
 from harness.sources.cells import DAY_FIRST, Cells, as_list, is_empty
+from harness.sources.dates import parse_date
 
 _PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -40,7 +41,7 @@ def seconds_of(
         dates.append(_date_or_none(cell) if form is None or not isinstance(cell, str) else None)
         if form is not None and dates[-1] is None and not is_empty(cell):
             try:
-                dates[-1] = datetime.datetime.strptime(_digits(cell, form), form)
+                dates[-1] = parse_date(_digits(cell, form), form)
             except ValueError as error:
                 cells.refuse(name, index, f"{error}. Correct it, or set time_format.")
     are_dates = form is not None or len(names) == 2 or any(dates)
@@ -154,7 +155,7 @@ def _date_or_none(cell: Any) -> datetime.datetime | None:
     """The date of a cell, without a time zone if it states none."""
     if isinstance(cell, str) and cell.strip()[4:5] == "-":  # no number
         try:
-            cell = datetime.datetime.fromisoformat(cell.strip())
+            cell = parse_date(cell.strip(), None)
         except ValueError:
             return None
     if is_empty(cell):  # pandas' NaT is a datetime too

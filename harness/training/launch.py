@@ -32,6 +32,7 @@ from harness.imports import without_garbage_collection
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import connect_lazily, has_joined, is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
+from harness.rundir.ledger import process_age_s
 from harness.rundir.outcome import INTERRUPTED, exit_code
 from harness.training.compiling import MOST_SHAPES, has_too_many_shapes
 from harness.training.determinism import explain
@@ -110,16 +111,10 @@ def launch_among(
     agent = under_agent(os.environ)
     try:
         with console:
-            # A config names modules, and torch.compile's come with determinism
-            with without_garbage_collection():
-                console.phase(f"reading {path}")
-                config = before_joining(lambda: read_config(path, overrides))
-                if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
-                    console.phase(f"waiting for all {size} processes")
-                accelerator = before_joining(lambda: meet(config, interruption))
-            ranks = Ranks.join(config.run.timeout_s)
-            interruption.join(ranks.board(), ranks.rank)
-            outcome = train(config, accelerator, ranks, interruption, console)
+            config, accelerator, ranks = join(
+                interruption, lambda: read_aloud(path, overrides, console)
+            )
+            outcome = train(config, accelerator, ranks, interruption, process_age_s(), console)
         code = exit_code(outcome, under_agent=agent)
     except AbandonedError as error:
         fail(error, ranks)
@@ -134,6 +129,28 @@ def launch_among(
         return 0 if agent and code == INTERRUPTED else code
     leave()
     return code
+
+
+def read_aloud(path: Path, overrides: Sequence[str], console: Console) -> Config:
+    """The config; says what begins, before and after. Raises ConfigError."""
+    console.phase(f"reading {path}")
+    config = read_config(path, overrides)
+    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+        console.phase(f"waiting for all {size} processes")
+    return config
+
+
+def join(
+    interruption: Interruption, read: Callable[[], Config]
+) -> tuple[Config, Accelerator, Ranks]:
+    """Read the config and meet the other processes of the launch. Raises HarnessError."""
+    # A config names modules, and torch.compile's come with determinism
+    with without_garbage_collection():
+        config = before_joining(read)
+        accelerator = before_joining(lambda: meet(config, interruption))
+    ranks = Ranks.join(config.run.timeout_s)
+    interruption.join(ranks.board(), ranks.rank)
+    return config, accelerator, ranks
 
 
 def before_joining(work: Callable[[], T]) -> T:
@@ -190,10 +207,8 @@ def where_in(ranks: Ranks) -> str:
     return f"rank {ranks.rank}, " + ("before the first step" if step is None else f"step {step:,}")
 
 
-def fail(error: Exception, ranks: Ranks) -> int:
-    """Print the error on the rank it comes from, and there alone; returns the exit code, the same
-    on every rank.
-    """
+def worded(error: Exception, ranks: Ranks) -> Exception:
+    """The error in words for a user, where there are some."""
     if (
         isinstance(error, RuntimeError)
         and (words := explain(error, ranks.heartbeat.step)) is not None
@@ -211,6 +226,14 @@ def fail(error: Exception, ranks: Ranks) -> int:
             "its last checkpoint.",
             origin_rank=ranks.rank,
         )
+    return error
+
+
+def fail(error: Exception, ranks: Ranks) -> int:
+    """Print the error on the rank it comes from, and there alone; returns the exit code, the same
+    on every rank.
+    """
+    error = worded(error, ranks)
     cause = ranks.published_failure()
     if cause is not None and not isinstance(error, HarnessError) and is_lost_peer(error):
         tell_agent(f"{type(cause).__name__}: {cause}")

@@ -44,6 +44,7 @@ from harness.stopping.controller import StopController
 from harness.stopping.record import rows_by_column
 from harness.stopping.verdict import Verdict
 from harness.tasks.task import Task, known_metrics
+from harness.training.average import AVERAGED
 from harness.training.engine import Engine
 from harness.training.environment import differences
 from harness.training.optimizer import (
@@ -78,10 +79,9 @@ def load_state(
     loaded = replace(loaded, model={})  # the memory is needed for the moments
     with document_errors(launch.checkpoint):
         groups = regroup(loaded.trainer["optimizer"], engine.optimizer, names)
-        restore_optimizer(engine.optimizer, names, loaded.optimizer.without(TRAINED), groups)
-    if any(key.startswith(TRAINED) for key in loaded.optimizer):
-        parameters = engine.stepper.parameters()
-        engine.stepper.put_back([loaded.optimizer[TRAINED + names[one]] for one in parameters])
+        moments = loaded.optimizer.without(TRAINED).without(AVERAGED)
+        restore_optimizer(engine.optimizer, names, moments, groups)
+        restore_weights(engine, loaded)
     own = components.targets_in(config.optimizer)
     trust.check_code(before.optimizer, f"{launch.checkpoint}: optimizer", own, _HOW_TO_TRUST)
     built_before = build_optimizer(before.optimizer, engine.network, before.parts)
@@ -92,6 +92,24 @@ def load_state(
         schedule = loaded.trainer["schedule"] if same else None
         engine.restore_rest(schedule, loaded.trainer["scaler"], loaded.manifest.step)
     return loaded
+
+
+def restore_weights(engine: Engine, loaded: LoadedState) -> None:
+    """The trained weights and their averages, where the network was given others or only one of
+    them as the checkpoint's model.
+    """
+    stored, stepper = loaded.optimizer, engine.stepper
+    names, parameters = parameter_names(engine.network), stepper.parameters()
+    if stepper.average is not None and loaded.trainer["ema_updates"]:
+        stepper.average.restore(
+            [
+                stored[key] if (key := AVERAGED + names[one]) in stored else one
+                for one in parameters
+            ],
+            loaded.trainer["ema_updates"],
+        )
+    if any(key.startswith(TRAINED) for key in stored):
+        stepper.put_back([stored[TRAINED + names[one]] for one in parameters])
 
 
 def compare_data(
@@ -321,6 +339,11 @@ class Start:
     checkpoint: str | None
     notes: list[str]
     superseded: bool = False
+
+    @property
+    def path(self) -> Path | None:
+        """Of the checkpoint."""
+        return None if self.checkpoint is None else Path(self.checkpoint)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

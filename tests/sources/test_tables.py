@@ -451,7 +451,7 @@ CONTENTS: list[tuple[str, bytes, str]] = [
         b"PAR1 and so on",
         r"cannot be read: .* It may be truncated, or not a Parquet file",
     ),
-    ("a.xlsb", b"x", r"\.xlsb is not one of \.csv, \.tsv"),
+    ("a.sav", b"x", r"\.sav is not one of \.csv, \.tsv"),
     ("a.ods", b"x", r"cannot be read: .* truncated, or not a spreadsheet"),
     ("a.numbers", b"x", r"\.numbers is not one of \.csv, \.tsv"),
 ]
@@ -569,3 +569,19 @@ def test_a_time_zone_that_is_unknown_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 1, column 't': the time zone 'Mars/Phobos' is not"):
         Table(str(tmp_path / "a.parquet"), features=["a"], columns={"t": "text"})
     assert len(Table(str(tmp_path / "a.parquet"), features=["a"])) == 2
+
+
+def test_times_of_day_keep_all_their_digits_or_are_refused(tmp_path: Path) -> None:
+    for name, times in (("a", [1_000, 2_000]), ("b", [1, 2])):
+        table = pa.table({"t": pa.array(times, pa.time64("ns"))})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    read = Table(str(tmp_path / "a.parquet"), [], {"t": "text"})
+    assert read.known()["t"] == ["00:00:00.000001", "00:00:00.000002"]
+    with pytest.raises(DataError, match="'t': times of day are read to the microsecond"):
+        Table(str(tmp_path / "b.parquet"), [], {"t": "text"})
+
+
+def test_half_a_character_is_refused_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"t": "a"}\n{"t": "\\ud800"}\n')
+    with pytest.raises(DataError, match=r"row 2, column 't': .*surrogates not allowed"):
+        Table(str(tmp_path / "a.jsonl"), [], {"t": "text"})
