@@ -38,9 +38,8 @@ def train(
     age_s: float,
     console: Console | None = None,
 ) -> Outcome:
-    """Run a training to its end, from wherever it stands.
-
-    age_s: how long the launch has taken so far. Called by every rank. Raises HarnessError.
+    """Run a training to its end, from wherever it stands. age_s: how long the launch has taken so
+    far. Called by every rank. Raises HarnessError.
     """
     directory = config.run.dir
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=age_s)
