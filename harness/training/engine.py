@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from harness import components
 from harness.config.schema import Config
-from harness.data.feed import to_device
+from harness.data.delivery import to_device
 from harness.data.source import Batch
 from harness.errors import ConfigError, HarnessError
 from harness.metrics.interval import IntervalMetrics
