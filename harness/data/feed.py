@@ -7,10 +7,11 @@ import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -299,7 +300,9 @@ class _Loading:
                 loader = None
         if loader is None:
             loader = self._open()
+            others = set(multiprocessing.active_children())
             loaded = iter(loader)
+            _workers.update(one for one in multiprocessing.active_children() if one not in others)
         if self._lasting:
             self._loader = loader
         return loaded
@@ -367,18 +370,20 @@ class _Singles(Sampler[list[int]]):
         return ([number] for number in self._numbers())
 
 
-def end_workers(workers: Iterable[BaseProcess] | None = None) -> None:
-    """End the loaders' workers, None: all. They ignore SIGTERM, by which multiprocessing would end
-    them at exit, and it would then wait for them for ever.
+_workers: WeakSet[BaseProcess] = WeakSet()  # this process may have other children
+
+
+def end_workers(workers: Collection[BaseProcess] = _workers) -> None:
+    """End the loaders' workers. They ignore SIGTERM, by which multiprocessing would end them at
+    exit, and it would then wait for them for ever.
     """
     # Where a loader still lives, torch's own handler, in the main thread, takes a killed worker for
     # an accident
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
-    for child in multiprocessing.active_children() if workers is None else workers:
-        if child.daemon:
-            child.kill()
-            child.join()
+    for worker in [one for one in multiprocessing.active_children() if one in workers]:
+        worker.kill()
+        worker.join()
     if before is not None:
         signal.signal(signal.SIGCHLD, before)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.checkpoint.state import optimizer_tensors
 from harness.errors import RankError
 from harness.ranks.ranks import Ranks
+from harness.training.average import AVERAGED
 from harness.training.optimizer import parameter_names
 from harness.training.parallel import find_differing
 from harness.training.run import Run
@@ -45,4 +46,9 @@ def _state(run: Run) -> Iterator[tuple[str, Tensor]]:
     network = run.engine.network
     yield from network.named_parameters()
     yield from network.named_buffers()
-    yield from optimizer_tensors(run.engine.optimizer, parameter_names(network))[0].items()
+    names = parameter_names(network)
+    yield from optimizer_tensors(run.engine.optimizer, names)[0].items()
+    if run.engine.stepper.average is not None:
+        averages = run.engine.stepper.average.tensors
+        owners = [names[one] for one in run.engine.stepper.parameters()]
+        yield from ((f"{AVERAGED}{name}", one) for name, one in zip(owners, averages, strict=False))

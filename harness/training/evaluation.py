@@ -124,7 +124,7 @@ def evaluate(
     items: list[Tensor | int] = []
 
     def run_mine() -> None:
-        with preserve_random(), evaluating(network), torch.no_grad():
+        with preserve_random(), evaluation_mode(network), torch.no_grad():
             for block, batch in plan.feed(ranks, device):
                 check_leave()
                 ranks.heartbeat.enter(EVALUATION)
@@ -186,7 +186,7 @@ def undefined_in(values: Mapping[str, float], loss: float) -> list[str]:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode; afterwards each module is in the mode it had, with the
     buffers it had, which observers of quantisation change in this mode as well: a run must not
     depend on how often, or with how many ranks, it is evaluated.

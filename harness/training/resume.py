@@ -18,10 +18,10 @@ from harness.checkpoint.history import read_history
 from harness.checkpoint.read import (
     LoadedState,
     choose,
+    document_errors,
     load,
     load_trainer,
     read_manifest,
-    understanding,
 )
 from harness.checkpoint.state import restore_network, restore_optimizer
 from harness.components import target_of
@@ -44,6 +44,7 @@ from harness.stopping.controller import StopController
 from harness.stopping.record import rows_by_column
 from harness.stopping.verdict import Verdict
 from harness.tasks.task import Task, known_metrics
+from harness.training.average import AVERAGED
 from harness.training.engine import Engine
 from harness.training.environment import differences
 from harness.training.optimizer import (
@@ -70,28 +71,45 @@ def load_state(
         launch.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu")
     )
     if config.run.exactness != "none":
-        with understanding(launch.checkpoint):
+        with document_errors(launch.checkpoint):
             compare_data(config, launch.checkpoint, loaded.manifest.facts, data)
     restore_network(engine.network, loaded)
     before = read_stored(launch.checkpoint / "config.yaml")
     names = parameter_names(engine.network)
     loaded = replace(loaded, model={})  # the memory is needed for the moments
-    with understanding(launch.checkpoint):
+    with document_errors(launch.checkpoint):
         groups = regroup(loaded.trainer["optimizer"], engine.optimizer, names)
-        restore_optimizer(engine.optimizer, names, loaded.optimizer.without(TRAINED), groups)
-    if any(key.startswith(TRAINED) for key in loaded.optimizer):
-        parameters = engine.stepper.parameters()
-        engine.stepper.put_back([loaded.optimizer[TRAINED + names[one]] for one in parameters])
+        moments = loaded.optimizer.without(TRAINED).without(AVERAGED)
+        restore_optimizer(engine.optimizer, names, moments, groups)
+        restore_weights(engine, loaded)
     own = components.targets_in(config.optimizer)
     trust.check_code(before.optimizer, f"{launch.checkpoint}: optimizer", own, _HOW_TO_TRUST)
     built_before = build_optimizer(before.optimizer, engine.network, before.parts)
     cycled = cycled_options(engine.schedule)
     adopt_changes(engine.optimizer, built_before, engine.fresh_groups, cycled)
     same = _schedule_name(before) == _schedule_name(config)
-    with understanding(launch.checkpoint):
+    with document_errors(launch.checkpoint):
         schedule = loaded.trainer["schedule"] if same else None
         engine.restore_rest(schedule, loaded.trainer["scaler"], loaded.manifest.step)
     return loaded
+
+
+def restore_weights(engine: Engine, loaded: LoadedState) -> None:
+    """The trained weights and their averages, where the network was given others or only one of
+    them as the checkpoint's model.
+    """
+    stored, stepper = loaded.optimizer, engine.stepper
+    names, parameters = parameter_names(engine.network), stepper.parameters()
+    if stepper.average is not None and loaded.trainer["ema_updates"]:
+        stepper.average.restore(
+            [
+                stored[key] if (key := AVERAGED + names[one]) in stored else one
+                for one in parameters
+            ],
+            loaded.trainer["ema_updates"],
+        )
+    if any(key.startswith(TRAINED) for key in stored):
+        stepper.put_back([stored[TRAINED + names[one]] for one in parameters])
 
 
 def compare_data(
@@ -127,7 +145,7 @@ def compare_data(
         raise CheckpointError(
             f"{checkpoint}: code of the run has changed since: {', '.join(edited)}. The samples "
             "are the same, but whether a step is the same is unknown. Take the change back, or set "
-            "run.accept: [code]: the run goes on with the new code, and says so."
+            "run.accept: [code]: the run continues with the new code, and says so."
         )
 
 
@@ -145,7 +163,7 @@ def restore_rest(loaded: LoadedState | None, run: Run) -> None:
         run.ledger.resume(None)
     if loaded is not None:
         assert run.launch.checkpoint is not None
-        with understanding(run.launch.checkpoint):
+        with document_errors(run.launch.checkpoint):
             note_changes(loaded, run)
             note_environment(loaded, run)
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
@@ -158,7 +176,7 @@ def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
     """What `restore_rest` restores from trainer_state.json. No collectives."""
     assert run.launch.checkpoint is not None
     progress = run.progress
-    with understanding(run.launch.checkpoint):
+    with document_errors(run.launch.checkpoint):
         if run.ranks.is_first():
             run.ledger.resume(trainer["ledger"])
         progress.verdict = restore_history(run.controller, run.launch.checkpoint, trainer["stop"])
@@ -213,7 +231,7 @@ def note_environment(loaded: LoadedState, run: Run) -> None:
         run.tracker.warn(f"{run.directory}: {seam}: from here on bits may differ")
 
 
-# Of an optimizer in the checkpoint that a launch goes on from
+# Of an optimizer in the checkpoint that a launch resumes from
 _HOW_TO_TRUST = "name it in your own config and begin another run with run.init_from"
 
 
@@ -248,7 +266,7 @@ def finished_outcome(config: Config) -> Outcome | None:
     or has not begun. Rank 0 only.
     """
     outcome = read_outcome(config.run.dir)
-    if outcome is None or not outcome.finished or config.run.resume not in ("auto", "must"):
+    if outcome is None or not outcome.is_finished or config.run.resume not in ("auto", "must"):
         return None
     if outcome.reason == "stop_requested":
         return outcome if (config.run.dir / "STOP").exists() else None
@@ -260,7 +278,7 @@ def finished_outcome(config: Config) -> Outcome | None:
         return None
     task: Task = components.build(config.task, "task")
     controller = StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
-    with understanding(chosen.path):
+    with document_errors(chosen.path):
         verdict = restore_history(controller, chosen.path, load_trainer(chosen.path)["stop"])
     if verdict is None or not verdict.stops:
         return None
@@ -322,6 +340,11 @@ class Start:
     notes: list[str]
     superseded: bool = False
 
+    @property
+    def path(self) -> Path | None:
+        """Of the checkpoint."""
+        return None if self.checkpoint is None else Path(self.checkpoint)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -331,7 +354,7 @@ class Start:
 
 
 def find_start(config: Config) -> Start:
-    """Choose the checkpoint to go on from; nothing is written. Rank 0 only. Raises HarnessError."""
+    """Choose the checkpoint to resume from; writes nothing. Rank 0 only. Raises HarnessError."""
     directory = config.run.dir
     overwrite = config.run.resume == "never" and config.run.overwrite
     if overwrite and (directory / "checkpoints").exists():
@@ -348,7 +371,7 @@ def find_start(config: Config) -> Start:
     check_schedule(before, config, directory)
     refuse_another(before, config, choice.path.name)
     notes.append(f"{directory}: going on from {choice.path.name}")
-    with understanding(choice.path):
+    with document_errors(choice.path):
         return Start(str(load_trainer(choice.path)["run_id"]), str(choice.path), notes)
 
 
