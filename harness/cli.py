@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from harness.commands.arguments import ConfigPath, Json, Overrides, find_own_code
+from harness.commands.many import many
 from harness.commands.show import say, show
 from harness.errors import HarnessError
 from harness.imports import without_garbage_collection
@@ -26,6 +28,7 @@ app = typer.Typer(
 checkpoints = typer.Typer(
     help="List, verify and prune the checkpoints of a run.", no_args_is_help=True
 )
+app.add_typer(many)
 app.add_typer(checkpoints, name="checkpoints")
 track = typer.Typer(
     help="Send a run's records to Weights & Biases, TensorBoard or Trackio.", no_args_is_help=True
@@ -38,33 +41,15 @@ data = typer.Typer(
 )
 app.add_typer(data, name="data")
 
-T = TypeVar("T")
-
-
-def _find_own_code(given: T) -> T:
-    """Let a user's own config name modules of the working directory, last on the path; a run may be
-    somebody else's, and lie in that very directory.
-    """
-    if given:
-        sys.path.append(str(Path.cwd()))
-    return given
-
 
 def _allowed_prefixes(allow: list[str] | None) -> list[str]:
     """What the user allows, on the command line and in FERMARSI_ALLOW."""
     always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
     given = [one for one in [*(allow or ()), *always] if one]
-    _find_own_code([one for one in given if "/" not in one])
+    find_own_code([one for one in given if "/" not in one])
     return [one if "/" in one else one.replace(":", ".") for one in given]
 
 
-ConfigPath = Annotated[
-    Path, typer.Argument(help="A YAML config.", metavar="CONFIG", callback=_find_own_code)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]..."),
-]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 HistoryPath = Annotated[
     Path,
@@ -78,7 +63,6 @@ AnyPath = Annotated[
         help="A run directory (its best checkpoint) or a checkpoint.", metavar="RUN|CHECKPOINT"
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
@@ -92,13 +76,22 @@ Allow = Annotated[
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 
 
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print only warnings, errors and how the launch ended.")
+]
+
+
 @app.command()
-def train(config: ConfigPath, overrides: Overrides = None) -> None:
+def train(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Train until the end, or continue a run from its last checkpoint."""
     with without_garbage_collection():
+        from harness.console import Console, is_first_process
+
+        console = Console(is_first_process(), quiet=quiet)
+        console.phase("importing torch")
         from harness.training.launch import launch, leave_process
 
-    leave_process(launch(config, overrides or []))
+    leave_process(launch(config, overrides or [], console))
 
 
 @app.command("launch")
@@ -114,6 +107,7 @@ def launch_(
     head: Annotated[
         str, typer.Option(help="Machine 0 as the others reach it.", metavar="HOST[:PORT]")
     ] = "127.0.0.1",
+    quiet: Quiet = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the launcher's report of a failure.")
     ] = False,
@@ -123,7 +117,9 @@ def launch_(
 
     machines = Machines(nodes, node, head)
     raise typer.Exit(
-        launch_training(config, overrides or (), processes, machines, cpu=cpu, debug=debug)
+        launch_training(
+            config, overrides or (), processes, machines, cpu=cpu, quiet=quiet, debug=debug
+        )
     )
 
 
@@ -145,7 +141,7 @@ def predict(
     split: SplitName = "val",
     source: Annotated[
         str,
-        typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=_find_own_code),
+        typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=find_own_code),
     ] = "",
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that predict, on GPUs by turns.")
@@ -422,7 +418,7 @@ def prune_store(
     configs: Annotated[
         list[Path],
         typer.Argument(
-            help="YAML configs that share a store.", metavar="CONFIG...", callback=_find_own_code
+            help="YAML configs that share a store.", metavar="CONFIG...", callback=find_own_code
         ),
     ],
 ) -> None:

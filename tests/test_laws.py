@@ -37,6 +37,7 @@ LAYERS = (
     ("harness.components", "harness.rundir", "harness.ranks"),
     ("harness.settings",),
     ("harness.stopping",),
+    ("harness.evaluation_table",),
     (
         "harness.console",
         "harness.data",
@@ -53,11 +54,18 @@ LAYERS = (
     ),
     ("harness.checks", "harness.config"),
     ("harness.training",),
+    ("harness.search",),
     ("harness.commands",),
     ("harness.cli",),
     ("harness.train",),
 )
-KNOW_CONFIG = ("harness.config", "harness.training", "harness.commands", "harness.cli")
+KNOW_CONFIG = (
+    "harness.config",
+    "harness.training",
+    "harness.search",
+    "harness.commands",
+    "harness.cli",
+)
 PURE = (
     "harness.errors",
     "harness.settings",
@@ -90,6 +98,7 @@ LATE = (
     "sklearn",
     "datasets",
     "matplotlib",
+    "optuna",
     "PIL",
     "timm",
     "av",
