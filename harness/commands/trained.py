@@ -67,7 +67,7 @@ def load_trained(path: Path, allow: Sequence[str] = ()) -> TrainedNetwork:
     config = read_config(found / "config.yaml", allow=allow)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _network(config)
-    loaded = load(found, rank=0, num_ranks=0, device=torch.device("cpu"))
+    loaded = load(found, rank=0, num_ranks=0)
     restore_network(network, loaded)
     with understanding(found):
         trainer = load_trainer(found)

@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.checkpoint.state import optimizer_tensors
 from harness.errors import RankError
 from harness.ranks.ranks import Ranks
+from harness.training.engine import Engine
 from harness.training.optimizer import parameter_names
 from harness.training.parallel import find_differing
 from harness.training.run import Run
@@ -23,7 +24,7 @@ def check_agreement(run: Run) -> None:
     """
     run.progress.agreed = True
     where = f"step {run.step:,}"
-    compare(dict(_state(run)), run.ranks, run.engine.device, where)
+    compare(dict(state_of(run.engine)), run.ranks, run.engine.device, where)
 
 
 def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, where: str) -> None:
@@ -41,8 +42,8 @@ def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, w
         )
 
 
-def _state(run: Run) -> Iterator[tuple[str, Tensor]]:
-    network = run.engine.network
-    yield from network.named_parameters()
-    yield from network.named_buffers()
-    yield from optimizer_tensors(run.engine.optimizer, parameter_names(network))[0].items()
+def state_of(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """What all ranks have alike: parameters, buffers and moments by name."""
+    yield from engine.network.named_parameters()
+    yield from engine.network.named_buffers()
+    yield from optimizer_tensors(engine.optimizer, parameter_names(engine.network))[0].items()

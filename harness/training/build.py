@@ -43,10 +43,11 @@ from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
+from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
 from harness.training.pacing import Pace, pace_of
-from harness.training.resume import load_state, restore_rest
+from harness.training.resume import restore_rest
 from harness.training.run import Launch, Progress, Run
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
@@ -74,7 +75,7 @@ def build(
     engine = ranks.together(lambda: Engine(config, accelerator, task, probe))
     controller = ranks.together(lambda: controller_of(config, task))
     with ledger.account("resume"):
-        loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
+        loaded = load_state(config, launch, engine, data.keys, ranks)
         if loaded is None:
             tell(ranks.together(lambda: start_weights(engine.network, config)), tracker)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
