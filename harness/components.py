@@ -107,6 +107,17 @@ def target_of(spec: Mapping[Any, Any]) -> str:
     return str(spec[TARGET]).replace(":", ".")
 
 
+def replaced(value: Any, others: Mapping[Keys, Any], keys: Keys = ()) -> Any:
+    """A component, or anything that holds some, with others at the keys that lead to them."""
+    if keys in others:
+        return others[keys]
+    if isinstance(value, Mapping):
+        return {key: replaced(item, others, (*keys, key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [replaced(item, others, (*keys, index)) for index, item in enumerate(value)]
+    return value
+
+
 def without_stage(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A treatment's spec as its target takes it."""
     return {name: value for name, value in spec.items() if name != STAGE}

@@ -85,7 +85,7 @@ class Console:
 
     def outcome(self, outcome: Outcome) -> None:
         """The end: the best model, where it is, and where the time went."""
-        if not outcome.finished:
+        if not outcome.is_finished:
             self.say(f"interrupted: {outcome.detail}")
         best, time = outcome.best, outcome.time
         if best is not None:
@@ -100,7 +100,7 @@ class Console:
         )
         saved = (
             f"; about {_seconds(time['saved_s'])} of training saved before the budget's end"
-            if time["saved_s"] and outcome.finished
+            if time["saved_s"] and outcome.is_finished
             else ""
         )
         self.say(

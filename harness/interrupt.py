@@ -49,11 +49,14 @@ class Interruption:
     Threads hear of signals where the main thread is inside of a collective and runs no handlers,
     look once a second for the file, the launcher and the word of another rank, and pass the word
     on. Until `join`, it is a flag as well, but the process leaves alone if it cannot join within
-    JOIN_S. Must be entered in the main thread.
+    JOIN_S. Outside of the main thread, which alone may ask for signals, none is heard of.
+
+    owns_process: whether the process is there for this launch alone, and may be ended by it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, owns_process: bool = True) -> None:
         self.cause: str | None = None
+        self._owns_process = owns_process
         self._asked_at = 0.0
         self._asked = threading.Event()
         self._over = threading.Event()
@@ -68,8 +71,9 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
-        self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         self._start(self._watch)
         return self
 
@@ -77,7 +81,8 @@ class Interruption:
         for number, handler in self._before.items():
             # None: one that was installed from C
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.set_wakeup_fd(self._wakeup_before)
+        if self._before:
+            signal.set_wakeup_fd(self._wakeup_before)
         self._over.set()
         self._asked.set()
         os.write(self._writing, b"\0")
@@ -153,8 +158,8 @@ class Interruption:
                     self.ask(f"{signal.Signals(number).name} came")
                 keyboard += number == signal.SIGINT
             if keyboard > 1 and not self._over.wait(NOW_S):
-                _end(
-                    "interrupted twice: leaving at once; launch again to go on from the last "
+                self._end(
+                    "interrupted twice: leaving at once; launch again to resume from the last "
                     "checkpoint",
                     130,
                 )
@@ -168,9 +173,9 @@ class Interruption:
                 and self._meeting is not None
                 and time.monotonic() > self._meeting[0]
             ):
-                _end(self._meeting[1], 1)
+                self._end(self._meeting[1], 1)
             if not self._joined and self.age_s() > JOIN_S:
-                _end(
+                self._end(
                     f"{self.cause}, and the other processes of this launch did not: nothing was "
                     "begun",
                     0 if under_agent(os.environ) else 75,
@@ -184,6 +189,11 @@ class Interruption:
                 self.ask(word)
         if self.cause is not None:
             notes.post(_NOTE, f"{self.cause} (rank {rank})")
+
+    def _end(self, message: str, code: int) -> None:
+        if self._owns_process:
+            print(message, file=sys.stderr, flush=True)
+            os._exit(code)
 
 
 def granted_s(configured: float | None, cause: str, environment: Mapping[str, str]) -> float | None:
@@ -228,8 +238,3 @@ def _launcher() -> int | None:
     if not under_agent(os.environ) and "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return None
     return _IMPORTED[1] if os.getpid() == _IMPORTED[0] else os.getppid()
-
-
-def _end(message: str, code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
-    os._exit(code)

@@ -22,19 +22,19 @@ class Section(BaseModel):
         serialize_by_alias=True,
     )
 
-    def given(self, *names: str) -> list[str]:
+    def non_null(self, *names: str) -> list[str]:
         """Those of the fields `names` that are set."""
         return [name for name in names if getattr(self, name) is not None]
 
     def _require_one(self, *names: str) -> None:
-        given = self.given(*names)
+        given = self.non_null(*names)
         if len(given) != 1:
             raise ValueError(
                 f"give exactly one of {', '.join(names)} ({' and '.join(given) or 'none'} given)"
             )
 
 
-def numbered(name: str, index: int, among: Sequence[object]) -> str:
+def item_path(name: str, index: int, among: Sequence[object]) -> str:
     """How a user finds one of one or several settings."""
     return name if len(among) == 1 else f"{name}[{index}]"
 

@@ -4,7 +4,7 @@
 #   launch/attend.sh RUN COMMAND [ARGUMENT ...]      e.g. launch/attend.sh runs/digits launch/cpu.sh 2 configs/digits.yaml
 #
 # RUN is the run directory (run.dir) of what COMMAND trains. SIGTERM, SIGUSR1 and SIGINT, sent to this script, ask the run to save and leave.
-# Exit code, as of `fermarsi status RUN`: 0 ended; 75 saved, or asked to leave before it could: to be continued; 1 crashed; 2 never began.
+# Exit code, as of `fermarsi status RUN`: 0 ended; 75 saved, or asked to leave before it could: to be resumed; 1 crashed; 2 never began.
 # Can also be sourced, for its function.
 
 attend() {

@@ -157,7 +157,7 @@ def prune(directory: Path, retention: Retention, ranked_by: Ranking | None) -> l
             for one in list_checkpoints(directory, verify="full")
             if not one.path.name.endswith(OLD)
         ]
-        kept = [_kept_of(one.manifest) for one in valid if one.manifest is not None]
+        kept = [_kept_checkpoint(one.manifest) for one in valid if one.manifest is not None]
         if not kept:
             return []
         surplus = [
@@ -172,7 +172,7 @@ def prune(directory: Path, retention: Retention, ranked_by: Ranking | None) -> l
 
 
 def set_aside_newer(directory: Path, step: int) -> list[str]:
-    """Rename the checkpoints after `step`, so that a run that goes on from there is not overtaken
+    """Rename the checkpoints after `step`, so that a run that resumes from there is not overtaken
     by its own past. Returns their names.
 
     For the holder of the run's lease. Raises CheckpointError. Leaves: the newest of them set aside,
@@ -225,12 +225,12 @@ def _survey(directory: Path, known: Mapping[str, KeptCheckpoint]) -> dict[str, K
         elif not name.endswith(OLD):
             manifest = inspect(directory / name, step).manifest
             if manifest is not None:
-                found[name] = _kept_of(manifest)
+                found[name] = _kept_checkpoint(manifest)
     return found
 
 
 def known_from(directory: Path, found: Path | None) -> dict[str, KeptCheckpoint]:
-    """What a launch knows of the run's checkpoints when it begins: the one that it goes on from,
+    """What a launch knows of the run's checkpoints when it begins: the one that it resumes from,
     and may write again.
     """
     manifest = (
@@ -238,10 +238,10 @@ def known_from(directory: Path, found: Path | None) -> dict[str, KeptCheckpoint]
         if found is None or found.resolve().parent != directory.resolve()
         else inspect(found).manifest
     )
-    return {} if manifest is None else {step_name(manifest.step): _kept_of(manifest)}
+    return {} if manifest is None else {step_name(manifest.step): _kept_checkpoint(manifest)}
 
 
-def _kept_of(manifest: Manifest) -> KeptCheckpoint:
+def _kept_checkpoint(manifest: Manifest) -> KeptCheckpoint:
     return KeptCheckpoint(manifest.step, manifest.epoch, dict(manifest.metrics))
 
 

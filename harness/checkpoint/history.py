@@ -31,8 +31,8 @@ SHARED_FROM_BYTES = 2**16
 
 
 @dataclass(frozen=True)
-class _Beginning:
-    """Of the file: what one checkpoint vouches for. `digest`: SHA-256, to be gone on with."""
+class _Prefix:
+    """What one checkpoint vouches for. `digest`: SHA-256, which the next save continues."""
 
     num_rows: int
     size_bytes: int
@@ -47,7 +47,7 @@ class _Beginning:
         }
 
 
-_NOTHING = _Beginning(0, 0, hashlib.sha256())
+_NOTHING = _Prefix(0, 0, hashlib.sha256())
 
 
 class HistoryFile:
@@ -121,9 +121,7 @@ class HistoryFile:
             raise OSError(errno.EIO, "no longer what was written", str(path))
 
 
-def _append(
-    descriptor: int, written: _Beginning, history: Sequence[Any], num_rows: int
-) -> _Beginning:
+def _append(descriptor: int, written: _Prefix, history: Sequence[Any], num_rows: int) -> _Prefix:
     """Write and fsync the rows that follow what is `written`. Raises OSError, CheckpointError."""
     digest, end = written.digest.copy(), written.size_bytes
     for first in range(written.num_rows, num_rows, _ROWS_A_WRITE):
@@ -142,7 +140,7 @@ def _append(
             done += os.pwrite(descriptor, block[done:], end + done)
         end += done
     os.fsync(descriptor)
-    return _Beginning(num_rows, end, digest)
+    return _Prefix(num_rows, end, digest)
 
 
 def read_history(path: Path) -> list[Any] | None:

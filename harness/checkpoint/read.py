@@ -44,7 +44,7 @@ _DOCUMENTS = ("trainer", "config", "index", "beside", "history")
 
 @dataclass(frozen=True)
 class Choice:
-    """The checkpoint to go on from, None to start afresh; and why newer ones were skipped."""
+    """The checkpoint to resume from, None to start afresh; and why newer ones were skipped."""
 
     path: Path | None
     skipped: list[str]
@@ -226,7 +226,7 @@ def load_trainer(path: Path) -> Any:
 
 
 @contextmanager
-def understanding(path: Path) -> Iterator[None]:
+def document_errors(path: Path) -> Iterator[None]:
     """Around what uses a checkpoint's documents: one that a training would not have written,
     though its hash is right, is reported as a CheckpointError.
     """

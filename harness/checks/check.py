@@ -12,6 +12,7 @@ from harness.checks.classes import (
     count_classes,
     in_order,
 )
+from harness.checks.drift import Features, check_drift
 from harness.checks.leaks import (
     check_conflicts,
     check_duplicates,
@@ -21,12 +22,13 @@ from harness.checks.leaks import (
     check_time,
     columns_of_rules,
 )
+from harness.checks.near import Prints, check_near
 from harness.checks.numbers import check_numbers
 from harness.checks.parts import check_parts
 from harness.checks.report import Findings, Report, SplitSummary
 from harness.checks.roles import Role, Roles, roles_of
 from harness.checks.survey import Survey, survey
-from harness.data.settings import DataConfig
+from harness.data.settings import ChecksConfig, DataConfig, SplitConfig
 from harness.data.split import Split
 from harness.stopping.targets import Target
 
@@ -38,9 +40,12 @@ def check_data(
     task: Mapping[str, Any],
     targets: Mapping[str, Target],
     splits: Mapping[str, Split],
+    *,
+    thorough: bool = False,
 ) -> Report:
     """Check the splits' samples as their sources return them, before any treatment; `task` and
-    `targets` are the config's sections `task` and `stop.targets`.
+    `targets` are the config's sections `task` and `stop.targets`. `thorough`: near-duplicates and
+    drift as well, which no launch waits for.
 
     No collectives. Raises ConfigError and DataError.
     """
@@ -48,11 +53,14 @@ def check_data(
     specs = {name: getattr(data, name) for name in data.names if name in splits}
     sources = [spec.source for spec in specs.values()]
     given = [(name,) for name in settings.groups]
-    groups = list(dict.fromkeys([*given, *columns_of_rules("ByGroup", sources)]))
+    rules = [one for kind in ("ByGroup", "ByFold") for one in columns_of_rules(kind, sources)]
+    groups = list(dict.fromkeys([*given, *rules]))
     times = [name for (name,) in columns_of_rules("ByTime", sources)]
     if settings.time is not None:
         times = [settings.time]
     asked = [*(name for columns in groups for name in columns), *times]
+    findings = Findings(settings)
+    prints, features = _observers(settings, roles, specs, splits) if thorough else ({}, {})
     surveys = [
         survey(
             name,
@@ -62,10 +70,10 @@ def check_data(
             spec.treatments,
             asked,
             settings.ranges,
+            [of[name] for of in (prints, features) if of],
         )
         for name, spec in specs.items()
     ]
-    findings = Findings(settings)
     check_parts(data, findings)
     check_duplicates(surveys, findings)
     check_conflicts(surveys, roles, findings)
@@ -75,6 +83,10 @@ def check_data(
     check_overlaps(surveys, findings)
     for time in times:
         check_time(surveys, time, findings)
+    if prints:
+        check_near(surveys, list(prints.values()), findings)
+    if features:
+        check_drift(surveys, list(features.values()), roles, groups, findings)
     for one in surveys:
         check_numbers(one, specs[one.split].treatments, findings)
     for role in roles.classes:
@@ -82,6 +94,23 @@ def check_data(
         _check_classes(surveys, role, targets, findings, remedied=remedied)
     return Report(
         findings.sorted(), [_summarise(one, roles, surveys) for one in surveys], findings.notes
+    )
+
+
+def _observers(
+    settings: ChecksConfig,
+    roles: Roles,
+    specs: Mapping[str, SplitConfig],
+    splits: Mapping[str, Split],
+) -> tuple[dict[str, Prints], dict[str, Features]]:
+    """What near-duplicates and drift need of each split's samples; {} for a check that is off."""
+    steps: dict[str, Any] = {}
+    words = [role.target for role in roles.classes]
+    prints = {name: Prints(roles, spec.treatments, steps) for name, spec in specs.items()}
+    features = {name: Features(min(settings.samples, len(splits[name])), words) for name in specs}
+    return (
+        {} if settings.near_duplicates == "off" else prints,
+        {} if settings.drift == "off" else features,
     )
 
 

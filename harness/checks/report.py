@@ -16,7 +16,8 @@ class Finding:
     """One problem.
 
     `check`: its setting in data.checks; `count`: the number of samples, groups, channels or
-    classes; `examples`: some of them.
+    classes; `examples`: some of them; `pairs`: (split, row, split, row) of samples to be seen side
+    by side.
     """
 
     check: str
@@ -25,6 +26,7 @@ class Finding:
     message: str
     count: int
     examples: Sequence[str] = ()
+    pairs: Sequence[tuple[str, int, str, int]] = ()
 
     def __str__(self) -> str:
         shown = f" E.g. {'; '.join(self.examples)}." if self.examples else ""
@@ -107,6 +109,7 @@ class Findings:
         examples: Sequence[str] = (),
         *,
         at_most: Level = "error",
+        pairs: Sequence[tuple[str, int, str, int]] = (),
     ) -> None:
         """Add a finding if `count` is not 0 and the check is on."""
         level = getattr(self.settings, check)
@@ -119,6 +122,7 @@ class Findings:
                     message,
                     count,
                     tuple(examples[:SHOWN]),
+                    tuple(pairs[:SHOWN]),
                 )
             )
 

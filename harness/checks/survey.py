@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,13 @@ from harness.errors import ConfigError
 from harness.treatments import Join
 
 BLANK_SIZE = 8  # a sample of this many numbers, all equal, is blank rather than a duplicate
+
+
+class Observer(Protocol):
+    """Sees the samples that are read."""
+
+    def add(self, samples: Mapping[str, Values]) -> None:
+        """The next block of them."""
 
 
 @dataclass
@@ -92,8 +99,9 @@ def survey(
     treatments: Sequence[Mapping[str, Any]],
     asked: Sequence[str],
     ranges: Mapping[str, tuple[float, float]],
+    observers: Sequence[Observer] = (),
 ) -> Survey:
-    """Read at most `limit` samples.
+    """Read at most `limit` samples; `observers` see each block of them.
 
     `treatments`: the specs of the split's. `asked`: columns of one text per sample that must
     exist. Raises ConfigError and DataError.
@@ -111,6 +119,8 @@ def survey(
                 f"data.checks.ranges: samples of {where} have no {unknown[0]!r}, they have "
                 f"{', '.join(samples)}. Use one of these."
             )
+        for observer in observers:
+            observer.add(samples)
         found.digests += digests_of(samples, content_of(samples, roles, treatments))
         single = [name for name in targets if name in samples and has_one_value(samples[name])]
         for name in dict.fromkeys([*asked, *single]):

@@ -71,7 +71,7 @@ def build_store(path: Path, overrides: Sequence[str]) -> Listing:
     config, store = _read(path, overrides)
     with Console(enabled=True) as console:
         prepared = _prepare(config, Feedback(console.say, progress=console.progress))
-    return _listed(store, prepared)
+    return _listing(store, prepared)
 
 
 def inspect_store(path: Path, overrides: Sequence[str]) -> Listing:
@@ -79,7 +79,7 @@ def inspect_store(path: Path, overrides: Sequence[str]) -> Listing:
     HarnessError.
     """
     config, store = _read(path, overrides)
-    return _listed(store, _prepare(config, Feedback(), build=False))
+    return _listing(store, _prepare(config, Feedback(), build=False))
 
 
 def prune_store(paths: Sequence[Path]) -> list[Entry]:
@@ -115,7 +115,7 @@ def _prepare(config: Config, feedback: Feedback, *, build: bool = True) -> Prepa
     )
 
 
-def _listed(store: Store, prepared: Preparation) -> Listing:
+def _listing(store: Store, prepared: Preparation) -> Listing:
     used = {Path(entry).name: name for name, entry in prepared.stored.items()}
     rows = [StoreRow(entry, used.get(entry.key, "")) for entry in store.entries()]
     return Listing("store", COLUMNS, rows)
@@ -167,6 +167,7 @@ def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> Che
         config.task,
         config.stop.targets,
         {name: Split(sources[name], (), f"data.{name}", _any_batch) for name in names},
+        thorough=True,
     )
     if html is not None:
         pictured = {name: sources[name] for name in names}

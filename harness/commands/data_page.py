@@ -10,11 +10,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from harness.checks.report import Report, SplitSummary
+from harness.checks.report import Finding, Report, SplitSummary
 from harness.checks.roles import Roles
 from harness.checks.survey import content_of
-from harness.commands.page import drawing, page, section
-from harness.commands.show import writing
+from harness.commands.page import figure_settings, page, section
+from harness.commands.show import write_errors
 from harness.data.columns import Values, read_samples
 from harness.wording import printable
 
@@ -54,7 +54,12 @@ def write_page(
         section(_FINDINGS, found=report.findings, notes=notes),
         section("<h2>Samples</h2>{{ counts }}", counts=_counts(report.summaries)),
     ]
-    with drawing():
+    with figure_settings():
+        sections[1:1] = [
+            section("<h2>{{ check }}</h2>{{ drawn }}", check=one.check, drawn=drawn)
+            for one in report.findings
+            if (drawn := _side_by_side(one, sources, roles))
+        ]
         sections += [
             section(
                 "<h3>data.{{ name }}</h3>{{ samples }}",
@@ -63,7 +68,7 @@ def write_page(
             )
             for one in report.summaries
         ]
-    with writing("--html", path):
+    with write_errors("--html", path):
         path.write_text(page(title, sections), encoding="utf-8")
 
 
@@ -104,6 +109,22 @@ def _samples(one: SplitSummary, source: Any, roles: Roles) -> Markup:
     )
 
 
+def _side_by_side(finding: Finding, sources: Mapping[str, Any], roles: Roles) -> Markup:
+    """The pairs of samples of a finding, each in a row; empty if it has none that can be drawn."""
+    read: dict[str, dict[str, Values]] = {}
+    for split, row, other, other_row in finding.pairs:
+        both = [
+            read_samples(sources[name], [at], f"data.{name}")
+            for name, at in ((split, row), (other, other_row))
+        ]
+        shown = [key for key in content_of(both[0], roles) if _is_picture(both[0][key][0])]
+        if shown:
+            title = f"{split} {row:,} ~ {other} {other_row:,}"
+            read[title] = {shown[0]: [one[shown[0]][0] for one in both]}
+    key = next((key for of in read.values() for key in of), "")
+    return _figure(key, read) if read else Markup()
+
+
 def _is_picture(cell: Any) -> bool:
     array = np.asarray(cell)
     return array.dtype.kind in "biuf" and (array.ndim >= 2 or array.size > WIDEST_ROW)
@@ -126,13 +147,15 @@ def _figure(key: str, read: Mapping[str, Mapping[str, Values]]) -> Markup:
     from matplotlib.figure import Figure
 
     widest = max(len(samples[key]) for samples in read.values())
-    figure = Figure(figsize=(1.3 * widest + 1.5, 1.15 * len(read) + 0.2), layout="constrained")
+    names = [printable(name or key) for name in read]
+    width = 1.3 * widest + max(1.5, 0.1 * max(map(len, names)))
+    figure = Figure(figsize=(width, 1.15 * len(read) + 0.2), layout="constrained")
     axes = figure.subplots()
     for row, samples in enumerate(read.values()):
         for column, cell in enumerate(samples[key]):
             _draw(axes, np.asarray(cell), column, row)
     axes.set(xlim=(0, widest), ylim=(len(read), 0), xticks=[], yticks=np.arange(len(read)) + 0.45)
-    axes.set_yticklabels([printable(name or key) for name in read])
+    axes.set_yticklabels(names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     buffer = io.BytesIO()

@@ -141,7 +141,7 @@ def describe_network(
         name: Row(name, type(module).__name__) for name, module in engine.network.named_modules()
     }
     seed_ambient(seed_for(config.run.seed, "forward", 0, 0))
-    with _watching(engine.network, rows):
+    with _record_shapes(engine.network, rows):
         one = Count(torch.ones((), dtype=torch.int64, device=engine.device), 1)
         engine.forward_backward(to_device(batch, engine.device), one)
     named = list(engine.network.named_parameters())
@@ -185,7 +185,7 @@ def _micro_batch(config: Config, task: Task) -> Batch:
 
 
 @contextmanager
-def _watching(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
+def _record_shapes(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None]:
     """Record in `rows` the shapes that each module takes and returns in its first call."""
 
     def note(row: Row, args: Any, kwargs: Any, output: Any) -> None:

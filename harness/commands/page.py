@@ -48,7 +48,7 @@ def section(template: str, **values: Any) -> Markup:
 
 
 def figure_svg(figure: Any) -> Markup:
-    """A figure of matplotlib, made inside of `drawing`."""
+    """A figure of matplotlib, made inside of `figure_settings`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()
@@ -56,7 +56,7 @@ def figure_svg(figure: Any) -> Markup:
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
+def figure_settings() -> Iterator[None]:
     """Around all drawing: names are text, not formulas, whatever a matplotlibrc says, and may
     contain characters missing from the fonts.
     """

@@ -54,7 +54,7 @@ class Listing:
 
 
 @contextmanager
-def writing(option: str, path: Path) -> Iterator[None]:
+def write_errors(option: str, path: Path) -> Iterator[None]:
     """Turns a failure to write the file of an option into a ConfigError."""
     try:
         yield

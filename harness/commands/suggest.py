@@ -18,7 +18,7 @@ RATES = ("0%", "0.1%", "0.5%", "1%", "2%", "5%")
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """One run under one setting: the shares of its steps saved and of its best value lost."""
 
     saved: float
@@ -43,7 +43,7 @@ def suggestion(paths: Sequence[Path], settings: StopSettings, regret: float) -> 
     }
     allowed = sorted(
         (one for one in tried if _worst(tried[one]) <= regret),
-        key=lambda one: (-_saved(tried[one]), one[0]),
+        key=lambda one: (-_mean_saved(tried[one]), one[0]),
     )
     metric = _metric(histories[0], settings)
     if not allowed:
@@ -59,7 +59,7 @@ def suggestion(paths: Sequence[Path], settings: StopSettings, regret: float) -> 
     yield (
         f"suggested: stop.improvement={{metric: {metric}, at_least: {rate}, patience: {patience}}}"
     )
-    left_out = [_left_out(tried, index, regret) for index in range(len(paths))]
+    left_out = [_leave_one_out(tried, index, regret) for index in range(len(paths))]
     known = [one for one in left_out if one is not None]
     if known:
         saved, mean, largest = _numbers(known)
@@ -79,7 +79,7 @@ def _metric(history: History, settings: StopSettings) -> str:
     return found[0]
 
 
-def _try(history: History, settings: StopSettings, setting: Setting) -> Tried:
+def _try(history: History, settings: StopSettings, setting: Setting) -> Trial:
     metric, (patience, rate) = _metric(history, settings), setting
     info = metric_infos(history, settings).get(metric)
     mode = None if info is None else info.mode
@@ -94,10 +94,12 @@ def _try(history: History, settings: StopSettings, setting: Setting) -> Tried:
     last = found.evaluations[-1].step
     stop = last if found.stop_index is None else found.evaluations[found.stop_index].step
     lost = abs(found.best_after.value - found.best.value)
-    return Tried((last - stop) / (last or 1), lost / (abs(found.best_after.value) or 1.0))
+    return Trial((last - stop) / (last or 1), lost / (abs(found.best_after.value) or 1.0))
 
 
-def _left_out(tried: Mapping[Setting, Sequence[Tried]], index: int, regret: float) -> Tried | None:
+def _leave_one_out(
+    tried: Mapping[Setting, Sequence[Trial]], index: int, regret: float
+) -> Trial | None:
     """The run `index` under the setting that the others suggest; None if they suggest none."""
     others = {
         setting: [one for other, one in enumerate(runs) if other != index]
@@ -106,17 +108,17 @@ def _left_out(tried: Mapping[Setting, Sequence[Tried]], index: int, regret: floa
     allowed = [setting for setting, runs in others.items() if _worst(runs) <= regret]
     if not allowed:
         return None
-    return tried[min(allowed, key=lambda one: (-_saved(others[one]), one[0]))][index]
+    return tried[min(allowed, key=lambda one: (-_mean_saved(others[one]), one[0]))][index]
 
 
-def _saved(runs: Sequence[Tried]) -> float:
+def _mean_saved(runs: Sequence[Trial]) -> float:
     return statistics.fmean(one.saved for one in runs)
 
 
-def _worst(runs: Sequence[Tried]) -> float:
+def _worst(runs: Sequence[Trial]) -> float:
     return max(one.regret for one in runs)
 
 
-def _numbers(runs: Sequence[Tried]) -> tuple[str, str, str]:
+def _numbers(runs: Sequence[Trial]) -> tuple[str, str, str]:
     mean = statistics.fmean(one.regret for one in runs)
-    return f"{_saved(runs):.0%}", f"{mean:.2%}", f"{_worst(runs):.2%}"
+    return f"{_mean_saved(runs):.0%}", f"{mean:.2%}", f"{_worst(runs):.2%}"

@@ -71,7 +71,7 @@ def _identity(config: Config) -> Iterator[tuple[Keys, Any]]:
     yield from _leaves({name: dump["data"][name] for name in ("train", "val")}, ("data",))
     yield from _leaves({name: dump[name] for name in ("network", "task", "batch")}, ())
     yield from _leaves({TARGET: dump["optimizer"][TARGET]}, ("optimizer",))
-    for name in ("compile", "channels_last"):
+    for name in ("compile", "channels_last", "ema"):
         if getattr(config.train, name):
             yield ("train", name), True
     frozen = [path for path, part in config.parts.items() if part.freeze]

@@ -34,7 +34,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def read_config(
-    path: Path, overrides: Sequence[str] = (), *, allow: Sequence[str] | None = None
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    allow: Sequence[str] | None = None,
+    network: Mapping[Keys, Any] | None = None,
 ) -> Config:
     """A config file over its bases, with `key=value` overrides.
 
@@ -43,9 +47,12 @@ def read_config(
     allow: for somebody else's config, such as a checkpoint's: components that trust.py does not
     allow and that are not under these prefixes are refused, before anything of theirs is imported,
     and trackers, which nothing makes of it, are not looked at; no other file is read for it and
-    nothing is interpolated. None: the config is the user's own.
+    nothing is interpolated. None: the config is the user's own. network: other components for some
+    of the network's, by the keys that lead to them.
     """
     draft = _read(path, overrides, stored=allow is not None)
+    if network:
+        draft.tree["network"] = components.replaced(draft.tree.get("network"), network)
     config = _validate(Config, draft)
     for keys, spec, given in _components(draft.tree):
         # What is no component the schema has said

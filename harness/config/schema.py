@@ -7,7 +7,7 @@ docs/config.md is made from this file by docs/config_reference.py.
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -242,6 +242,28 @@ class BatchConfig(Section):
         return self
 
 
+class EmaConfig(Section):
+    """An exponential moving average of the weights over the steps."""
+
+    decay: float = Field(
+        0.999, gt=0, lt=1, description="The share of the average that a step leaves as it is."
+    )
+    ramp: bool = Field(
+        True,
+        description=(
+            "Let the decay rise with the number n of updates, as min(decay, (1 + n) / (10 + n)), "
+            "so that the first weights do not count for 1 / (1 - decay) steps."
+        ),
+    )
+    evaluate: bool = Field(
+        True,
+        description=(
+            "Evaluate the averaged weights, and keep them as the model of each checkpoint. false: "
+            "only keep them beside the trained ones."
+        ),
+    )
+
+
 class TrainConfig(Section):
     """How a step is computed."""
 
@@ -286,6 +308,30 @@ class TrainConfig(Section):
             "memory, which is faster on GPUs."
         ),
     )
+    recompute: Literal["auto"] | Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (),
+        description=(
+            "Modules that run again in the backward pass instead of keeping their activations, "
+            "which takes less memory, more time, and changes no bit: auto (the blocks that the "
+            "network repeats), or patterns of their names, e.g. [encoder.*]."
+        ),
+    )
+    ema: EmaConfig | None = Field(
+        None,
+        description=(
+            "Average the trained weights over the steps. Buffers, such as BatchNorm's statistics, "
+            "stay the network's own. It identifies a run."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _recomputes_once(self) -> Self:
+        if self.compile and self.recompute:
+            raise ValueError(
+                "recompute does not go with compile: the compiler chooses by itself what the "
+                "backward pass computes again. Leave one of them out"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -47,6 +47,7 @@ _KINDS = {
 _BUILDERS = {
     "timm.models._factory.create_model",
     "torchvision.models._api.get_model",
+    "transformers.modeling_utils.PreTrainedModel._from_config",
     "transformers.models.auto.auto_factory._BaseAutoModelClass.from_config",
     "transformers.models.auto.configuration_auto.AutoConfig.for_model",
 }

@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -241,7 +243,9 @@ def _batches(
         # Its own: iter() would draw from the ambient one
         generator=torch.Generator().manual_seed(0),
     )
+    others = set(multiprocessing.active_children())
     loaded = iter(loader)
+    _workers.update(one for one in multiprocessing.active_children() if one not in others)
     for count, number in enumerate(taken):
         worker = count % num_workers if num_workers else 0
         yield to_device(_unwrap(_await(loaded, dataset, number, worker, patience)), device)
@@ -288,6 +292,9 @@ class _Singles(Sampler[list[int]]):
         return ([number] for number in self._numbers)
 
 
+_workers: WeakSet[BaseProcess] = WeakSet()  # this process may have other children
+
+
 def end_workers() -> None:
     """End the loaders' workers: they ignore SIGTERM, by which multiprocessing would end them at
     exit, and it would then wait for them for ever.
@@ -296,10 +303,9 @@ def end_workers() -> None:
     # an accident
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-            child.join()
+    for worker in [one for one in multiprocessing.active_children() if one in _workers]:
+        worker.kill()
+        worker.join()
     if before is not None:
         signal.signal(signal.SIGCHLD, before)
 

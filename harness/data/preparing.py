@@ -42,7 +42,7 @@ from harness.data.source import (
 )
 from harness.data.split import Split
 from harness.data.store import EntrySource, Store
-from harness.data.streams import Streamed
+from harness.data.streams import StreamSource
 from harness.durable import read_json, write_json
 from harness.errors import ConfigError, HarnessError
 
@@ -107,7 +107,7 @@ class Sources:
     def __getitem__(self, name: str) -> Any:
         if name not in self._built:
             source = open_source(split_config(self._config, name), name)
-            if isinstance(source, Streamed) and self._config.store is not None:
+            if isinstance(source, StreamSource) and self._config.store is not None:
                 raise ConfigError(
                     f"data.store: data.{name}.source is a stream, which is not kept. Remove "
                     "data.store, or read the stream into files."
@@ -133,7 +133,7 @@ def open_source(split: SplitConfig, name: str) -> Any:
             f"{where}.samples, how many samples count as an epoch or are evaluated; or give it "
             "__len__() and __getitem__(index)."
         )
-    return Streamed(source, split.samples, f"{where}.source", repeats=name == "train")
+    return StreamSource(source, split.samples, f"{where}.source", repeats=name == "train")
 
 
 def split_config(config: DataConfig, name: str) -> SplitConfig:

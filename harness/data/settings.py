@@ -87,6 +87,25 @@ class ChecksConfig(Section):
     duplicates: Found = Field(
         "error", description="Samples of two splits that have the same content."
     )
+    near_duplicates: Found = Field(
+        "warn",
+        description=(
+            "`fermarsi data check` only: samples of two splits that are nearly the same, by "
+            "perceptual hashes of images and sound, or rounded numbers and texts."
+        ),
+    )
+    drift: Found = Field(
+        "warn",
+        description=(
+            "`fermarsi data check` only: features that are distributed differently in two splits."
+        ),
+    )
+    max_drift: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="The accepted difference between the shares of two splits.",
+    )
     conflicts: Found = Field(
         "warn", description="Samples with the same content and different classes."
     )

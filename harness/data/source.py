@@ -96,6 +96,14 @@ class ClassNames(Protocol):
         ...
 
 
+class FilesBeside(Protocol):
+    """A treatment or task with files that other programs look for beside a network's weights."""
+
+    def files_beside(self) -> Mapping[str, str]:
+        """{file name: text}, e.g. a tokenizer.json; they lie in each checkpoint."""
+        ...
+
+
 class SourceFiles(Protocol):
     """A source that lists the files it reads; their bytes identify its content."""
 
@@ -138,6 +146,23 @@ class OwnOrder(Protocol):
     @property
     def order(self) -> Order | None:
         """Which sample comes at which position of a training; None: shuffled in each epoch."""
+        ...
+
+
+class InvertibleTreatment(Protocol):
+    """A treatment of one array that can be undone, so that predictions of a target are written in
+    the target's own unit.
+    """
+
+    @property
+    def key(self) -> str:
+        """The name of the array that it treats."""
+        ...
+
+    def invert(self, values: Any) -> Any:
+        """values: a tensor of what the treatment gives, (B,) or (B, C, ...) -> what it was given,
+        as float64.
+        """
         ...
 
 
@@ -242,6 +267,8 @@ TREATMENT_MEMBERS = (
     BatchTreatment,
     TrainingTreatment,
     ClassNames,
+    InvertibleTreatment,
+    FilesBeside,
     FileFinder,
     ResultVersion,
 )
@@ -321,6 +348,24 @@ def class_names_of(owner: Any) -> dict[str, list[str]]:
     """{column: names in the order of their numbers} of a source or treatment; {} without any."""
     names = owner.class_names() if hasattr(owner, "class_names") else {}
     return {column: list(map(str, of)) for column, of in names.items()}
+
+
+def key_of(treatment: Any) -> str | None:
+    """The name of the one array that a treatment treats; None if it does not tell."""
+    key: str | None = getattr(treatment, "key", None)
+    return key
+
+
+def inverse_of(treatment: Any) -> Callable[[Any], Any] | None:
+    """What undoes a treatment; None if nothing does."""
+    invert: Callable[[Any], Any] | None = getattr(treatment, "invert", None)
+    return invert
+
+
+def files_beside_of(owner: Any) -> Mapping[str, str]:
+    """{file name: text} of a treatment or task for beside the weights; {} without any."""
+    files: Mapping[str, str] = owner.files_beside() if hasattr(owner, "files_beside") else {}
+    return files
 
 
 def skipped_of(source: Any) -> Sequence[str]:

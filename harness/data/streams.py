@@ -52,7 +52,7 @@ class Mark:
         return dict(vars(self))
 
 
-class Streamed:
+class StreamSource:
     """The first `num_samples` samples of a stream as a source; with `repeats` more can be read, and
     a stream that ends begins again. Raises DataError.
     """
@@ -148,7 +148,7 @@ class Streamed:
             self._compared = mark
             return
         warnings.warn(
-            f"{self._where}: from its saved state the stream goes on with other samples than it "
+            f"{self._where}: from its saved state the stream continues with other samples than it "
             f"gave from position {mark.position:,} on; it is read again from its beginning, which "
             "takes longer. Its state_dict is incomplete (a shuffle buffer?).",
             stacklevel=2,

@@ -45,7 +45,7 @@ class Texts(_Column):
         return cls([*code_of], codes)
 
     @classmethod
-    def joined(cls, columns: Sequence["Texts"]) -> "Texts":
+    def concat(cls, columns: Sequence["Texts"]) -> "Texts":
         """Columns one after another."""
         if len(columns) == 1:
             return columns[0]
@@ -57,7 +57,7 @@ class Texts(_Column):
         ]
         return cls(words.words, np.concatenate(parts))
 
-    def used(self) -> "Texts":
+    def compact(self) -> "Texts":
         """The same texts, with only those words that occur."""
         occurs = np.bincount(self.codes, minlength=len(self.words)) > 0
         if occurs.all():
@@ -74,7 +74,7 @@ class Texts(_Column):
 
     def rows_by_word(self) -> dict[str, NDArray[np.int64]]:
         """{word: where it occurs, ascending}, of those words that occur."""
-        texts = self.used()
+        texts = self.compact()
         ordered = np.argsort(texts.codes, kind="stable")
         parts = np.split(ordered, np.cumsum(np.bincount(texts.codes))[:-1])
         return dict(zip(texts.words, parts, strict=True)) if len(self) else {}
@@ -101,14 +101,14 @@ class Texts(_Column):
         return map(self.words.__getitem__, self.codes.tolist())
 
 
-class Written(_Column):
+class NumberTexts(_Column):
     """N numbers, as texts."""
 
     def __init__(self, values: NDArray[Any]) -> None:
         self.values = values
 
-    def take(self, rows: NDArray[Any]) -> "Written":
-        return Written(self.values[rows])
+    def take(self, rows: NDArray[Any]) -> "NumberTexts":
+        return NumberTexts(self.values[rows])
 
     def __len__(self) -> int:
         return len(self.values)

@@ -36,14 +36,14 @@ def text_of(value: Any, decimal: str = ".") -> str:
     return _read(str(value), decimal)
 
 
-def named(value: Any) -> str:
+def plain_name(value: Any) -> str:
     """A name in a config, as it is written; what is no text, such as 2019, as `text_of` says."""
     return value if isinstance(value, str) else text_of(value)
 
 
 def name_of(value: Any) -> str:
-    """A name in a config or a header for comparison: as `named`, in normal form C."""
-    return unicodedata.normalize("NFC", named(value))
+    """A name in a config or a header for comparison: as `plain_name`, in normal form C."""
+    return unicodedata.normalize("NFC", plain_name(value))
 
 
 def _read(text: str, decimal: str) -> str:

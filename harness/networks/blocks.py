@@ -77,9 +77,9 @@ class Mlp(nn.Sequential):
                 nn.Dropout(dropout),
             ]
         super().__init__(
-            *(layer for layer in layers if not _idle(layer)), nn.Linear(dims[-2], dims[-1])
+            *(layer for layer in layers if not _is_idle(layer)), nn.Linear(dims[-2], dims[-1])
         )
 
 
-def _idle(layer: nn.Module) -> bool:
+def _is_idle(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)

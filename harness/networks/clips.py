@@ -11,11 +11,11 @@ class ClipNet(nn.Sequential):
     """One convolution a stage, each after the first at half the time, height and width; then a mean
     over time and positions.
 
-    (B, in_channels, T, H, W) -> (B, out_features), or (B, widths[-1]) without. `factorised`: each 3
-    x 3 x 3 convolution is one over positions
-    followed by one over time, with an activation between them and about as many parameters: the
-    (2+1)D convolution of Tran et al., "A closer look at spatiotemporal convolutions for action
-    recognition", CVPR 2018, section 3.5. Otherwise plain 3-D convolutions.
+    (B, in_channels, T, H, W) -> (B, out_features), or (B, widths[-1]) without. `factorised`: each
+    3 x 3 x 3 convolution is one over positions followed by one over time, with an activation
+    between them and about as many parameters: the (2+1)D convolution of Tran et al., "A closer look
+    at spatiotemporal convolutions for action recognition", CVPR 2018, section 3.5. Otherwise plain
+    3-D convolutions.
     """
 
     def __init__(

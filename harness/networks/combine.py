@@ -69,11 +69,11 @@ class Fuse(nn.Module):
         fused: Tensor = self.head(
             torch.cat(encoded, 1)
             if self.how == "concat"
-            else self._together(torch.stack(encoded, 1))
+            else self._combine(torch.stack(encoded, 1))
         )
         return fused
 
-    def _together(self, encoded: Tensor) -> Tensor:
+    def _combine(self, encoded: Tensor) -> Tensor:
         """(B, encoders, F) -> (B, F)"""
         return (
             encoded.sum(1)

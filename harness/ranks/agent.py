@@ -34,7 +34,7 @@ def run_agent(arguments: Sequence[str], report: TextIO) -> AgentEnd:
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     try:
-        with _logging_to(report):
+        with _log_to(report):
             launch_command(launch_command_parser().parse_args(list(arguments)))
     except ChildFailedError as error:
         report.write(f"{error}\n")
@@ -52,7 +52,7 @@ def run_agent(arguments: Sequence[str], report: TextIO) -> AgentEnd:
 
 
 @contextmanager
-def _logging_to(report: TextIO) -> Iterator[None]:
+def _log_to(report: TextIO) -> Iterator[None]:
     """Let the agent's log go there instead of to the screen."""
     logger = logging.getLogger("torch.distributed")
     before, handler = logger.handlers, logging.StreamHandler(report)

@@ -90,7 +90,7 @@ class Heartbeat:
         self.count += 1
 
     @property
-    def waiting(self) -> bool:
+    def is_waiting(self) -> bool:
         """Whether the main thread is inside a collective."""
         return self._waiting_since is not None
 

@@ -167,7 +167,7 @@ class Watch:
             count=heart.count,
             step=heart.step,
             phase=heart.phase,
-            waiting=heart.waiting or in_backward,
+            waiting=heart.is_waiting or in_backward,
             limit_s=limit if limit < float("inf") else None,
             held=_reason(frames),
             stack=[_short(one) for one in frames[:_MOST_FRAMES]],
@@ -216,7 +216,7 @@ class Watch:
             )
         if self._leave and any(one.is_given_up for one in stuck):
             lines.append(
-                f"Stacks of all ranks: {self._directory}. Launch again to go on from the last "
+                f"Stacks of all ranks: {self._directory}. Launch again to resume from the last "
                 "checkpoint; with run.watch: warn it would only be named."
             )
         return "\n".join(lines)

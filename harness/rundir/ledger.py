@@ -106,7 +106,7 @@ class Ledger:
         Training time that is in `ledger.json` and not in the checkpoint was lost; the time since
         its last line was idle.
         """
-        left = self._left_behind()
+        left = self._read_previous()
         kept = kept or {}
         known = left["totals"] if left else kept
         for name in ACCOUNTS:
@@ -121,7 +121,7 @@ class Ledger:
                 0.0, self._wall() - left["wall_s"] - (self._clock() - self._began)
             )
 
-    def _left_behind(self) -> dict[str, Any] | None:
+    def _read_previous(self) -> dict[str, Any] | None:
         if self._path is None:
             return None
         try:

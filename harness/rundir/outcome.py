@@ -14,7 +14,7 @@ from harness.wording import first_line
 
 FILE = "outcome.json"
 DIVERGED = 3
-# EX_TEMPFAIL: to be continued
+# EX_TEMPFAIL: to be resumed
 INTERRUPTED = 75
 
 
@@ -40,7 +40,7 @@ class Outcome:
     time: Mapping[str, float]
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return self.reason != "interrupted"
 
     def to_json(self) -> dict[str, Any]:

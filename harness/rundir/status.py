@@ -32,7 +32,7 @@ def read_status(run: Path) -> Status:
         return Status("unknown", str(error), 1)
     if outcome is None:
         return _without_outcome(run)
-    if not outcome.finished:
+    if not outcome.is_finished:
         return Status("interrupted", f"{run}: {outcome.detail}", INTERRUPTED)
     return Status("ended", f"{run}: {outcome.reason}: {outcome.detail}", 0)
 
@@ -53,6 +53,6 @@ def _without_outcome(run: Path) -> Status:
     where = f": {crash}" if crash is not None else ""
     return Status(
         "crashed",
-        f"{run}: did not end by itself{where}; launch it again to go on from its last checkpoint",
+        f"{run}: did not end by itself{where}; launch it again to resume from its last checkpoint",
         1,
     )

@@ -112,7 +112,7 @@ class Recordings(Collection):
     def _window(self, index: int) -> Wave:
         number, begin = int(self._file_of[index]), int(self._begins[index])
         if self._waves is not None:
-            return self.reader.fitted(self._waves[number][:, begin:])
+            return self.reader.fit(self._waves[number][:, begin:])
         path = self.files.paths[number]
         return self.reader.window(path, str(path), begin)
 
@@ -149,7 +149,7 @@ class WaveReader:
 
     def read(self, file: Path | bytes, name: str) -> Wave:
         """The wave (C, T) of a recording, with the requested rate and length."""
-        return self.fitted(self.whole(file, name))
+        return self.fit(self.whole(file, name))
 
     def whole(self, file: Path | bytes, name: str) -> Wave:
         """The wave (C, T) of a recording, with the requested rate and its own length."""
@@ -168,9 +168,9 @@ class WaveReader:
             if head.samplerate == self.rate_hz and head.format not in _LOSSY_FORMATS:
                 count = max(0, min(self.num_frames, int(head.frames) - begin))
                 frames = _decode(file, name, begin, count)
-                return self.fitted(self._prepare(name, frames, self.rate_hz, lossy=False))
+                return self.fit(self._prepare(name, frames, self.rate_hz, lossy=False))
         # Decoders of lossy formats do not give the same samples after a seek
-        return self.fitted(self.whole(file, name)[:, begin:])
+        return self.fit(self.whole(file, name)[:, begin:])
 
     def check(self, file: Path | bytes, name: str) -> int:
         """How many samples a recording has at the requested rate, as its header declares.
@@ -182,7 +182,7 @@ class WaveReader:
         head = self._inspect(file, name)
         return -(-int(head.frames) * self.rate_hz // int(head.samplerate))
 
-    def fitted(self, wave: Wave) -> Wave:
+    def fit(self, wave: Wave) -> Wave:
         """(C, any T) -> (C, num_frames)."""
         surplus = wave.shape[1] - self.num_frames
         before = abs(surplus) // 2 if self._align == "centre" else 0

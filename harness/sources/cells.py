@@ -5,7 +5,6 @@ Every cell keeps its row as a person counts it, so that a message can name it.
 
 import re
 import warnings
-import zoneinfo
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 from harness.data.texts import Texts
 from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.dates import check_time_format, check_timezone
 from harness.sources.encodings import check_encoding
 from harness.sources.source import Rows
-from harness.wording import did_you_mean, some
+from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
@@ -28,6 +28,7 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 Kind = Literal["number", "integer", "text"]
 _LIKELY_MARKS = {
     *("-", "--", "---", "?", ".", "*", "x", "#n/a", "#na", "n.a.", "na", "n/a", "null", "none"),
+    *("#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"),
     *("nil", "missing", "unknown", "nat", "nan", "(null)", "\\n", "<na>", "k.a.", "n.d."),
 }
 DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
@@ -98,6 +99,7 @@ class Layout:
             )
         check_encoding(self.encoding)
         check_timezone(self.timezone)
+        check_time_format(self.time_format or "")
         require_choice("time_unit", self.time_unit, get_args(TimeUnit))
         require_choice("missing", self.missing, get_args(Missing))
         mark = self.separator
@@ -116,19 +118,6 @@ class Layout:
                 f"separator, decimal: {mark!r} and {self.decimal!r}. Set separator to another "
                 "character, e.g. ';'."
             )
-
-
-def check_timezone(name: str | None) -> None:
-    """Raise ConfigError unless a time zone is known."""
-    try:
-        if name is not None:
-            zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-        known = zoneinfo.available_timezones()
-        raise ConfigError(
-            f"timezone: {name!r} is not known.{did_you_mean(str(name), known, quoted=True)} Give a "
-            "name of the tz database, e.g. Europe/Rome."
-        ) from error
 
 
 def check_kinds(columns: Mapping[str, Any], others: Collection[str]) -> None:
@@ -163,7 +152,7 @@ class Cells:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def stored(self, name: str) -> Any:
+    def raw(self, name: str) -> Any:
         """The cells of a column."""
         return self.cells[name_of(name)]
 
@@ -188,12 +177,12 @@ class Cells:
 
         Raises DataError with file, row and column of a cell that is not a number.
         """
-        cells = self.stored(name)
+        cells = self.raw(name)
         if isinstance(cells, np.ndarray):
             values = cells.astype(np.float64)  # a copy
         else:
             packed = None if isinstance(cells, list) else self._cast(cells)
-            values = self._convert(name, listed(cells)) if packed is None else packed
+            values = self._convert(name, as_list(cells)) if packed is None else packed
         if self._marked:
             values[np.isin(values, self._marked)] = np.nan
         if self.layout.missing == "refuse":
@@ -206,7 +195,7 @@ class Cells:
         """(N,) int64. Raises DataError as `numbers`, for a fraction or a missing value, and for a
         number that is too large.
         """
-        cells = self.stored(name)
+        cells = self.raw(name)
         if (
             isinstance(cells, np.ndarray)
             and np.can_cast(cells.dtype, np.int64)
@@ -221,7 +210,7 @@ class Cells:
         large = np.abs(values) >= 2**53  # float64 does not hold every one of these
         found = np.where(large, 0, values).astype(np.int64)
         if large.any():
-            all_cells = listed(cells)
+            all_cells = as_list(cells)
             for index in np.flatnonzero(large).tolist():
                 found[index] = self._exactly(name, index, all_cells[index])
         return found
@@ -240,12 +229,10 @@ class Cells:
         """N texts as `text_of` writes values, or `as_stored`, as names of files have to be; ""
         where one is missing and that is allowed.
         """
-        distinct, numbering = _distinct(self.stored(name))
+        distinct, numbering = _distinct(self.raw(name))
         words = Texts.of(
             [
-                cell
-                if as_stored and type(cell) is str
-                else self._text(name, cell, number, numbering)
+                self._text(name, cell, as_stored, number, numbering)
                 for number, cell in enumerate(distinct)
             ]
         )
@@ -257,13 +244,20 @@ class Cells:
 
     def has_bytes(self, name: str) -> bool:
         """Whether a column holds bytes that are not UTF-8."""
-        cells = self.stored(name)
+        cells = self.raw(name)
         return isinstance(cells, list) and any(isinstance(cell, bytes) for cell in cells)
 
-    def _text(self, name: str, cell: Any, number: int, numbering: NDArray[Any]) -> str:
+    def _text(
+        self, name: str, cell: Any, as_stored: bool, number: int, numbering: NDArray[Any]
+    ) -> str:
         try:
-            return "" if is_empty(cell) else text_of(cell, self.layout.decimal)
-        except UnicodeDecodeError as error:
+            if as_stored and type(cell) is str:
+                return cell
+            text = "" if is_empty(cell) else text_of(cell, self.layout.decimal)
+            if not text.isascii():
+                text.encode()  # JSON may have half of a character: \ud800
+            return text
+        except UnicodeError as error:
             what = f"{error}. Store text as UTF-8, or do not read the column."
             self.refuse(name, int((numbering == number).argmax()), what)
 
@@ -392,7 +386,7 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     """The distinct texts or numbers of a column, and the index among them of each of N cells."""
     if isinstance(cells, np.ndarray):
         numbers, numbering = np.unique(cells, return_inverse=True)
-        return listed(numbers), numbering
+        return as_list(numbers), numbering
     if isinstance(cells, list):
         number_of: dict[Any, int] = {}
         found: list[Any] = []
@@ -409,7 +403,7 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     return words, np.concatenate([np.empty(0, np.int32), *chunks])
 
 
-def listed(cells: Any) -> list[Any]:
+def as_list(cells: Any) -> list[Any]:
     """The cells of a column as Python objects."""
     if isinstance(cells, list):
         return cells

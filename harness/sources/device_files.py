@@ -17,6 +17,7 @@ from harness.sources.cells import Cells, Layout
 from harness.sources.files import need
 from harness.sources.headed import select_names
 
+_OF_CF = ("_FillValue", "missing_value", "scale_factor", "add_offset")
 TIME = "time"  # the column of seconds since the beginning, where a file states its rate
 
 
@@ -25,6 +26,7 @@ def read_edf(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
     edf = need("pyedflib", "devices", f"{path}: EDF")
     try:
         with edf.EdfReader(str(path)) as file:
+            _refuse_more(path, file.datarecords_in_file)
             labels = list(map(name_of, file.getSignalLabels()))
             wanted = _select(path, labels, columns)
             rates = {name: file.getSampleFrequency(labels.index(name)) for name in wanted}
@@ -45,10 +47,17 @@ def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
         wfdb = need("wfdb", "devices", f"{path}: WFDB")
         _parts_of(path)
         try:
-            record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False)
+            record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False, physical=False)
+            _compare_checksums(path, record)
+            record.dac(expanded=True, inplace=True)
+        except DataError:
+            raise
         except Exception as error:
             raise _read_error(path, error) from error
-    labels = list(map(name_of, record.sig_name or ()))
+    labels = [  # header(5): the default of a description
+        name_of(name or f"record {record.record_name}, signal {number}")
+        for number, name in enumerate(record.sig_name or ())
+    ]
     wanted = _select(path, labels, columns)
     at = {name: labels.index(name) for name in wanted}
     signals = {name: record.e_p_signal[number] for name, number in at.items()}
@@ -61,7 +70,7 @@ def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
     hdf5 = need("h5py", "devices", f"{path}: HDF5")
     stored: dict[str, Any] = {}
 
-    def visit(name: str, node: Any) -> None:
+    def add(name: str, node: Any) -> None:
         if isinstance(node, hdf5.Dataset) and node.ndim == 1:
             stored[name_of(name)] = node
         elif isinstance(node, hdf5.Dataset) and node.ndim == 2:
@@ -69,17 +78,19 @@ def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
 
     try:
         with hdf5.File(path, "r") as file:
-            file.visititems(visit)
+            file.visititems(add)
+            for name in columns or ():  # links, and further names of a dataset
+                within = name.rpartition("/")[0]
+                for one in (name, within):
+                    if name not in stored and one:
+                        add(one, _follow(path, file, one))
             cells = {}
             for name in select_names(path, list(stored), columns):
                 node = stored[name]
                 if node.external or node.is_virtual:
-                    raise DataError(
-                        f"{path}: dataset {name!r} is stored in other files, which are not read. "
-                        "Copy it into one file (h5repack), or choose other datasets."
-                    )
+                    raise _elsewhere(path, name)
                 part = node if node.ndim == 1 else node[:, int(name.rpartition("/")[2])]
-                cells[name] = _of_dataset(path, name, part)
+                cells[name] = _decoded(path, name, node, _of_dataset(path, name, part))
     except (OSError, RuntimeError, ValueError) as error:
         raise _read_error(path, error) from error
     return Cells(path, cells, range(1, _length(path, cells) + 1), layout)
@@ -116,6 +127,88 @@ def _parts_of(path: Path, within: Sequence[Path] = ()) -> list[Path]:
     if path in within:
         raise DataError(f"{path}: it is a segment of itself. Correct the header.")
     return [one for at in headers for one in (at, *_parts_of(at, (*within, path)))]
+
+
+def _refuse_more(path: Path, count: int) -> None:
+    """Refuse an EDF file that holds more data records than its header declares; readers would leave
+    them out. https://www.edfplus.info/specs/edf.html
+    """
+    wide = 3 if path.suffix.lower() == ".bdf" else 2
+    with path.open("rb") as file:
+        head = file.read(256)
+        num_signals = int(head[252:256])
+        file.seek(256 + 216 * num_signals)
+        samples = [int(file.read(8)) for _ in range(num_signals)]
+    size = wide * sum(samples)
+    more = (path.stat().st_size - int(head[184:192])) // size - count
+    if more > 0:
+        raise DataError(
+            f"{path}: its header declares {count:,} data records, and {more:,} more follow. "
+            "Correct the number in bytes 236 to 243 of its header."
+        )
+
+
+def _compare_checksums(path: Path, record: Any) -> None:
+    """Raise DataError for signals other than those that were written, by the 16 bits of their sums
+    in the header (header(5)); 0 is written by programs that compute none.
+    """
+    declared = getattr(record, "checksum", None) or ()
+    if not any(getattr(record, "skew", None) or ()):
+        for name, sum_, signal in zip(record.sig_name, declared, record.e_d_signal, strict=False):
+            if sum_ and (found := int(signal.sum())) % 2**16 != sum_ % 2**16:
+                raise DataError(
+                    f"{path}: signal {name!r} has the checksum {found % 2**16}, and its header "
+                    f"declares {sum_ % 2**16}. Bring the files again, or correct the header."
+                )
+
+
+def _follow(path: Path, group: Any, name: str, links: int = 8) -> Any:
+    """What an HDF5 file has under a name, behind links if need be, or None. Raises DataError for
+    links into other files, which are not opened.
+    """
+    hdf5 = need("h5py", "devices", str(path))
+    node = group.file if name.startswith("/") else group
+    for part in filter(None, name.split("/")):
+        link = node.get(part, getlink=True) if isinstance(node, hdf5.Group) else None
+        if isinstance(link, hdf5.ExternalLink):
+            raise _elsewhere(path, name)
+        soft = isinstance(link, hdf5.SoftLink)
+        if link is None or (soft and not links):
+            return None
+        node = _follow(path, node, link.path, links - 1) if soft else node[part]
+    return node
+
+
+def _elsewhere(path: Path, name: str) -> DataError:
+    return DataError(
+        f"{path}: dataset {name!r} is stored in other files, which are not read. Copy it into one "
+        "file (h5repack), or choose other datasets."
+    )
+
+
+def _decoded(path: Path, name: str, node: Any, cells: Any) -> Any:
+    """What the cells of an HDF5 dataset stand for: names of an enumeration; numbers by the
+    conventions of CF, as in NetCDF (https://cfconventions.org, sections 2.5.1 and 8.1).
+    """
+    names = need("h5py", "devices", str(path)).check_enum_dtype(node.dtype)
+    if names is not None and isinstance(cells, np.ndarray):
+        of = {number: text for text, number in names.items()}
+        return [of.get(cell, cell) for cell in cells.tolist()]
+    if not isinstance(cells, np.ndarray):
+        return cells
+    found = {key: node.attrs[key] for key in _OF_CF if key in node.attrs}
+    if not found:
+        return cells
+    missing = [np.ravel(found[key]) for key in ("_FillValue", "missing_value") if key in found]
+    scale, offset = (
+        float(np.ravel(found.get(key, default))[0])
+        for key, default in (("scale_factor", 1), ("add_offset", 0))
+    )
+    values = cells
+    if (scale, offset) != (1, 0):
+        values = cells.astype(np.float64) * scale + offset
+    gone = np.isin(cells, np.concatenate(missing)) if missing else np.zeros(len(cells), np.bool_)
+    return np.where(gone, np.nan, values) if gone.any() else values
 
 
 def _of_dataset(path: Path, name: str, values: Any) -> Any:

@@ -186,5 +186,7 @@ def refuse_twins(where: Path | str, names: Sequence[str]) -> None:
 def select_names(path: Path, names: Sequence[str], columns: Collection[str] | None) -> list[str]:
     """The names of the columns to read, all of them if None. Raises DataError."""
     if columns is not None and not set(columns) <= set(names):
+        if not names:
+            raise DataError(f"{path}: it holds no columns. Give another file.")
         raise _no_header(path, names, 1, columns, [])
     return [name for name in names if columns is None or name in columns]

@@ -78,7 +78,7 @@ class Hub(BatchSource):
         self._data, self._paths = _load(path, split, settings)
         self.columns = _columns(self._data.features, columns, path)
         self._readers = self._keep_encoded(audio, image)
-        known = {} if rule is None else self._known(self._data, rule.columns)
+        known = {} if rule is None else self._known_columns(self._data, rule.columns)
         rows = rows_of(part, rule, known, len(self._data)).tolist()
         self._data = self._data.with_format("arrow")  # decodes nothing
         self._refuse_missing()
@@ -121,9 +121,9 @@ class Hub(BatchSource):
 
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts} of the columns that hold one text or integer per sample."""
-        return self._known(self._data.with_format(None), self._data.features)
+        return self._known_columns(self._data.with_format(None), self._data.features)
 
-    def _known(self, data: Any, columns: Iterable[str]) -> dict[str, list[str]]:
+    def _known_columns(self, data: Any, columns: Iterable[str]) -> dict[str, list[str]]:
         known = {}
         for column in columns:
             # `rows_of` reports a missing column

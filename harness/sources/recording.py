@@ -1,24 +1,23 @@
 """Reading a file of a measuring device: its recordings, their channels, labels, times and gaps."""
 
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.cells import Layout, lost_in_float32
+from harness.sources.arrays import is_array, load_array
+from harness.sources.cells import Cells, Layout, lost_in_float32
+from harness.sources.long_format import widen
 from harness.sources.source import Rows, select
 from harness.sources.table_files import read_cells
 from harness.sources.times import seconds_of
 from harness.sources.units import Units
 
 Bounds = NDArray[np.int64]
-ARRAYS = (".npy", ".npz")
 Gaps = Literal["refuse", "split"]
 Duplicates = Literal["refuse", "drop"]
 _RATES_DIFFER = 0.05  # relative difference from which two rates are not the same
@@ -84,6 +83,7 @@ class Reader:
     sort: bool = False
     duplicates: Duplicates = "refuse"
     channels_first: bool = False
+    long_format: Sequence[str] = ()  # the columns of a channel's name and of its value
     # The file and rate that all others must match
     _first: tuple[Path, float] | None = field(default=None, init=False)
     # Channels of files, and what float32 made of them
@@ -102,6 +102,11 @@ class Reader:
             self.duplicates == "drop" and not self.time
         ):
             raise ConfigError("sort, duplicates: rows are in no order. Set time.")
+        if self.long_format and (len(self.long_format) != 2 or not self.time):
+            raise ConfigError(
+                f"long_format: {list(self.long_format)}. Give the columns of the channel's name "
+                "and of its value, and set time, by which they belong together."
+            )
         require_choice("gaps", self.gaps, get_args(Gaps))
         require_choice("duplicates", self.duplicates, get_args(Duplicates))
         if self.gap_s is None and self.rate_hz is not None:
@@ -113,8 +118,8 @@ class Reader:
 
     def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
-        is_array = path.suffix.lower() in ARRAYS
-        sheet = self._read_array(path) if is_array else self._arrange(self._read_table(path))
+        is_plain = is_array(path)
+        sheet = self._read_array(path) if is_plain else self._arrange(self._read_table(path))
         if sheet.values.shape[1] == 0:
             raise DataError(f"{path}: it has no rows. Remove it.")
         values = self.units.apply(sheet.values, self.channels, path, sheet.rows)
@@ -147,20 +152,38 @@ class Reader:
         return recordings
 
     def _read_table(self, path: Path) -> Sheet:
-        named = [*self.channels, *self.recording, self.label, *self.time]
+        named = [*(self.long_format or self.channels), *self.recording, self.label, *self.time]
         frame = read_cells(path, self.layout, [name for name in named if name is not None])
-        values = np.stack([frame.numbers(name) for name in self.channels])
         labels = None if self.label is None else frame.texts(self.label).array()
         keys = list(zip(*(frame.texts(name) for name in self.recording), strict=True)) or None
         times = seconds_of(frame, self.time, keys) if self.time else None
+        if times is not None and self.long_format:
+            return self._widen(frame, labels, times, keys)
+        values = np.stack([frame.numbers(name) for name in self.channels])
         return Sheet(path, frame.rows, values, labels, times, keys)
+
+    def _widen(self, frame: Cells, labels: Any, times: NDArray[np.float64], keys: Any) -> Sheet:
+        """A row for each moment of a recording, of a table in long format."""
+        numbers = _number_of(keys, len(times)).astype(np.float64)
+        _, found = np.unique(np.stack([numbers, times]), axis=1, return_inverse=True)
+        moments, drop = found.ravel(), self.duplicates == "drop"
+        values, rows = widen(frame, self.long_format, self.channels, moments, drop=drop)
+        if labels is not None:
+            of_moment = dict(zip(moments[rows].tolist(), labels[rows].tolist(), strict=True))
+            for row, (moment, label) in enumerate(
+                zip(moments.tolist(), labels.tolist(), strict=True)
+            ):
+                if of_moment.get(moment, label) != label:
+                    what = f"{label!r}, but {of_moment[moment]!r} at the same time"
+                    frame.refuse(str(self.label), row, f"{what}. Correct one of them.")
+        empty = np.empty((0, len(times)))
+        sheet = Sheet(frame.path, frame.rows, empty, labels, times, keys).take(rows)
+        return replace(sheet, values=values)
 
     def _arrange(self, sheet: Sheet) -> Sheet:
         """The rows sorted and without repetitions, as requested."""
         rows = np.arange(sheet.values.shape[1])
-        number_of: dict[tuple[str, ...], int] = {}
-        keys = sheet.keys or [()] * len(rows)
-        numbers = np.array([number_of.setdefault(key, len(number_of)) for key in keys], np.int64)
+        numbers = _number_of(sheet.keys, len(rows))
         times = np.zeros(len(rows)) if sheet.times is None else sheet.times
         if self.sort:
             rows = np.lexsort((times, numbers))  # stable
@@ -178,18 +201,12 @@ class Reader:
         return sheet
 
     def _read_array(self, path: Path) -> Sheet:
-        if self.label is not None or self.time or self.recording:
+        if self.label is not None or self.time or self.recording:  # long_format needs time
             raise DataError(
                 f"{path}: an array has only channels. Remove label, time and recording, "
                 f"and put {{label}} into the path."
             )
-        try:
-            with path.open("rb") as file:  # numpy leaves a bad zip file open
-                array = _one_array(path, np.load(file, allow_pickle=False))
-        except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-            raise DataError(
-                f"{path}: cannot be read: {error}. It may be truncated, or not a numeric array."
-            ) from error
+        array = load_array(path, str(path))
         array = array[:, None] if array.ndim == 1 else array
         if self.channels_first and array.ndim == 2:
             array = array.T
@@ -270,19 +287,11 @@ class Reader:
             )
 
 
-def _one_array(path: Path, loaded: Any) -> NDArray[Any]:
-    """The array of an .npy file, or the only one of an .npz file."""
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        array: NDArray[Any] = loaded
-        return array
-    with loaded:
-        if len(loaded.files) != 1:
-            raise DataError(
-                f"{path}: the arrays {', '.join(loaded.files) or '(none)'}. Save each in a file of "
-                "its own."
-            )
-        only: NDArray[Any] = loaded[loaded.files[0]]
-        return only
+def _number_of(keys: list[tuple[str, ...]] | None, count: int) -> NDArray[np.int64]:
+    """Numbers for the keys of rows, (N,), in the order in which they appear."""
+    number_of: dict[tuple[str, ...], int] = {}
+    found = (number_of.setdefault(key, len(number_of)) for key in keys or [()] * count)
+    return np.fromiter(found, np.int64, count)
 
 
 def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:

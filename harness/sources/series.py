@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.written import named
+from harness.data.written import plain_name
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import MISSING, Layout, TimeUnit, tell_narrowed
 from harness.sources.device_files import with_parts
 from harness.sources.files import Files, OnError, class_names, find_files, read_each
 from harness.sources.recording import Bounds, Duplicates, Gaps, Reader, Track
-from harness.sources.shared import shared
+from harness.sources.shared import read_shared
 from harness.sources.source import BatchSource, select, span_columns
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.units import Units
@@ -23,7 +23,7 @@ Labels = Literal["pure", "majority"]
 
 
 @dataclass
-class _Reading:
+class _SeriesData:
     """The files that were read, their recordings, and messages about skipped ones."""
 
     files: Files
@@ -47,7 +47,9 @@ class Series(BatchSource):
     the columns of the date and the time of day; dates are in UTC, in `timezone` (Europe/Rome, with
     its daylight saving) or in the zone that they state. `sort` puts the rows of a recording
     together, where devices take turns, and in the order of time; `duplicates: drop` keeps one
-    of several identical rows with the same time. A
+    of several identical rows with the same time. `long_format`: [channel, value], the columns of a
+    channel's name and of its value, where a file has a row for each value; those of one time and
+    recording make a row, in which a channel without a value is empty. A
     step of more than `gap_s` (by default 1.5 / `rate_hz`) is a gap, and so is a row with an empty
     cell or one of the `missing_marks` (words, or numbers such as -200); `gaps` says whether to
     refuse gaps or to split there. By their times all recordings must have one rate, `rate_hz` if
@@ -98,10 +100,11 @@ class Series(BatchSource):
         sort: bool = False,
         duplicates: Duplicates = "refuse",
         channels_first: bool = False,
+        long_format: Sequence[str] = (),
         on_error: OnError = "stop",
     ) -> None:
         require_choice("labels", labels, get_args(Labels))
-        self.channels, self.length = list(map(named, channels)), length
+        self.channels, self.length = list(map(plain_name, channels)), length
         if length < 1 or stride < 1 or not channels:
             given = f"{length}, {stride}, {self.channels}"
             raise ConfigError(f"length, stride, channels: {given}: give at least one of each.")
@@ -111,9 +114,10 @@ class Series(BatchSource):
         layout = Layout(sheet, header, separator, decimal, encoding, "keep", marks, *rows, *times)
         of_time = [time] if isinstance(time, str) else list(time or ())
         timing = (of_time, gap_s, rate_hz, gaps, layout, sort, duplicates, channels_first)
+        long = tuple(map(plain_name, long_format))
         units_of = Units(units or {}, self.channels)
-        reader = Reader(self.channels, label, recording, units_of, *timing)
-        settings = (*timing[1:], tuple(of_time), tuple((units or {}).items()), on_error)
+        reader = Reader(self.channels, label, recording, units_of, *timing, long)
+        settings = (*timing[1:], long, tuple(of_time), tuple((units or {}).items()), on_error)
         names_of = (tuple(self.channels), label, tuple(recording))
         self._read(files, reader, on_error, (Series, *names_of, *settings))
         self.classes = self._number_classes(label, classes)
@@ -167,13 +171,13 @@ class Series(BatchSource):
                 f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
             )
 
-        def read() -> _Reading:
-            reading = _Reading(*read_each(found, reader.read, on_error))
+        def read() -> _SeriesData:
+            reading = _SeriesData(*read_each(found, reader.read, on_error))
             tell_narrowed(reader.narrowed)
             return reading
 
         # Kept as long as one of the parts is in use
-        self._reading = shared(found, settings, read)
+        self._reading = read_shared(found, settings, read)
         found, tracks = self._reading.files, self._reading.tracks
         self.skipped, self._paths = self._reading.skipped, found.paths
         self._recordings = [one for of_file in tracks for one in of_file]

@@ -14,7 +14,7 @@ _SETTLED_S = 2.0  # the coarsest precision of modification times in file systems
 _IN_USE: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
 
-def shared(files: Files, settings: Hashable, read: Callable[[], Reading]) -> Reading:
+def read_shared(files: Files, settings: Hashable, read: Callable[[], Reading]) -> Reading:
     """What `read` returns, or what it returned for the same files, fields of their paths and
     settings if that is in use.
 

@@ -9,7 +9,7 @@ import numpy as np
 from harness.data.mixing import Mixing, shares_of
 from harness.data.sampling import turns
 from harness.data.source import has_length
-from harness.data.streams import Streamed
+from harness.data.streams import StreamSource
 from harness.errors import ConfigError
 from harness.sources.mixtures import Named, named_parts, weights_of
 
@@ -40,7 +40,7 @@ class MixedStream:
         self._mixing = Mixing((1,) * len(shares), shares)
         self._seed = seed
         self._parts = [
-            source if has_length(source) else Streamed(source, _ENDLESS, name, repeats=True)
+            source if has_length(source) else StreamSource(source, _ENDLESS, name, repeats=True)
             for name, source in ((f"sources.{one}", of) for one, of in self.sources.items())
         ]
         for name, part in zip(self.sources, self._parts, strict=True):
@@ -48,7 +48,7 @@ class MixedStream:
                 raise ConfigError(f"sources.{name}: it is empty. Leave it out.")
         # A stream counts as one sample that is drawn again and again
         self._sizes = np.array(
-            [1 if isinstance(part, Streamed) else len(part) for part in self._parts]
+            [1 if isinstance(part, StreamSource) else len(part) for part in self._parts]
         )
         self._begin = 0
 
@@ -64,4 +64,4 @@ class MixedStream:
             rows = turns("mixed stream", self._seed, groups, turn, sizes)
             for group, draw, row in zip(groups.tolist(), turn.tolist(), rows.tolist(), strict=True):
                 part = self._parts[group]
-                yield part[draw if isinstance(part, Streamed) else row]
+                yield part[draw if isinstance(part, StreamSource) else row]

@@ -3,6 +3,7 @@ numbers.
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.written import name_of
-from harness.errors import DataError
+from harness.errors import ConfigError, DataError
 from harness.sources.cells import Cells, Layout
 from harness.sources.csv_files import (
     PACKED,
@@ -21,11 +22,13 @@ from harness.sources.csv_files import (
     read_csv,
     why_not_text,
 )
+from harness.sources.dates import check_timezone
 from harness.sources.device_files import DEVICES
 from harness.sources.excel_files import EXCEL, read_excel
 from harness.sources.headed import refuse_twins, select_names
 from harness.sources.mistaken import what_is
 
+_OF_PANDAS = re.compile(r"__index_level_\d+__")  # row numbers that nobody asked pandas to store
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 
 
@@ -131,6 +134,8 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
     try:
         with pq.ParquetFile(path) as file:
             stored = _leaves(file.schema_arrow)
+            if columns is None:  # as those without a name in CSV
+                stored = [name for name in stored if not _OF_PANDAS.fullmatch(name)]
             names = select_names(path, list(map(name_of, stored)), columns)
             refuse_twins(path, names)
             wanted = {name_of(name): name for name in stored if name_of(name) in names}
@@ -183,6 +188,17 @@ def _is_text(kind: Any) -> bool:
 
 
 def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
+    # Loaded when used
+    import pyarrow as pa
+
+    if pa.types.is_time64(column.type):  # Python's times would lose nanoseconds
+        try:
+            column = column.cast(pa.time64("us"))
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{path}: column {name!r}: times of day are read to the microsecond ({error}). "
+                "Store them as integers, or do not read the column."
+            ) from error
     try:
         return list(column.to_pylist())
     except (OverflowError, ValueError):
@@ -191,10 +207,19 @@ def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
                 cell.as_py()
             except (OverflowError, ValueError) as error:
                 raise DataError(
-                    f"{path}: row {row}, column {name!r}: {error} (a date after the year 9999?). "
-                    "Correct it, or do not read the column."
+                    f"{path}: row {row}, column {name!r}: {_why_unread(cell, error)}. Correct it, "
+                    "or do not read the column."
                 ) from error
         raise
+
+
+def _why_unread(cell: Any, error: Exception) -> str:
+    zone = getattr(cell.type, "tz", None)
+    try:
+        check_timezone(zone if zone and zone[0] not in "+-" else None)
+    except ConfigError:
+        return f"the time zone {zone!r} is not known"
+    return f"{error} (a date before the year 1 or after 9999?)"
 
 
 def _json(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:

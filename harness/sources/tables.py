@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.texts import Texts, Written
-from harness.data.written import name_of, named
+from harness.data.texts import NumberTexts, Texts
+from harness.data.written import name_of, plain_name
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
     MISSING,
@@ -25,7 +25,7 @@ from harness.sources.cells import (
 )
 from harness.sources.device_files import with_parts
 from harness.sources.files import Files, OnError, find_files, read_each
-from harness.sources.shared import shared
+from harness.sources.shared import read_shared
 from harness.sources.source import BatchSource
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.table_files import read_cells
@@ -35,7 +35,7 @@ _Samples = tuple[dict[str, Column], dict[str, Texts], NDArray[np.int64], dict[st
 
 class Table(BatchSource):
     """Rows of .csv, .tsv, .txt (also with .gz, .zst, .bz2, .xz), .parquet, .jsonl, .json, .xlsx,
-    .xlsm, .xls or .ods files, held in memory, once for all parts of a table.
+    .xlsm, .xlsb, .xls or .ods files, held in memory, once for all parts of a table.
 
     A sample: `features` (D,) float32, the columns of that list in order (none if it is empty), and
     each of `columns` under its own name, of its kind: number (float32), integer (int64) or text,
@@ -80,8 +80,8 @@ class Table(BatchSource):
         escape: str | None = None,
         on_error: OnError = "stop",
     ) -> None:
-        self.columns = {named(name): kind for name, kind in (columns or {}).items()}
-        self.features = None if features is None else list(map(named, features))
+        self.columns = {plain_name(name): kind for name, kind in (columns or {}).items()}
+        self.features = None if features is None else list(map(plain_name, features))
         check_kinds(self.columns, ["features", *(self.features or ())])
         marks = tuple(map(str, missing_marks))
         rows = (thousands, comment, skip_rows, names, skip_footer, escape)
@@ -91,7 +91,7 @@ class Table(BatchSource):
         reader = _Reader(
             layout, self.features, self.columns, rule_columns, set(found.fields), on_error
         )
-        whole = shared(found, reader.settings, lambda: reader.read(found))
+        whole = read_shared(found, reader.settings, lambda: reader.read(found))
         self.features, self.skipped, self._paths = whole.features, whole.skipped, whole.paths
         # Parts of one table share its values, and differ in their rows
         self._whole = whole
@@ -110,11 +110,11 @@ class Table(BatchSource):
         """{column: (N,) texts}"""
         whole = self._whole
         texts = {
-            name: column if isinstance(column, Texts) else Written(column)
+            name: column if isinstance(column, Texts) else NumberTexts(column)
             for name, column in whole.values.items()
             if self.columns.get(name, "number") != "number"
         }
-        origins = {"path": whole.path_of, "row": Written(whole.rows)}
+        origins = {"path": whole.path_of, "row": NumberTexts(whole.rows)}
         known = {**origins, **texts, **whole.known}
         return {name: column.take(self._chosen) for name, column in known.items()}
 
@@ -172,7 +172,7 @@ class _Reader:
         found, read, skipped = read_each(files, self._read, self.on_error)
         tell_narrowed({name: lost for one in read for name, lost in one[3].items()})
         values = {name: _join([one[0][name] for one in read]) for name in read[0][0]}
-        known = {name: Texts.joined([one[1][name] for one in read]) for name in read[0][1]}
+        known = {name: Texts.concat([one[1][name] for one in read]) for name in read[0][1]}
         file_of = np.repeat(np.arange(len(read)), [len(one[2]) for one in read])
         known |= {name: Texts.of(of).take(file_of) for name, of in found.fields.items()}
         values |= {name: known[name] for name in self.columns if name in self.of_paths}
@@ -215,6 +215,6 @@ class _Reader:
 
 def _join(columns: Sequence[Any]) -> Column:
     if isinstance(columns[0], Texts):
-        return Texts.joined(columns)
+        return Texts.concat(columns)
     joined: Column = columns[0] if len(columns) == 1 else np.concatenate(columns)
     return joined

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.written import text_of
-from harness.sources.cells import DAY_FIRST, Cells, is_empty, listed
+from harness.sources.cells import DAY_FIRST, Cells, as_list, is_empty
+from harness.sources.dates import parse_date
 
 _PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_LAST_YEAR = 9999
 _NO_TIME = datetime.timedelta()
 
 
@@ -28,18 +30,18 @@ def seconds_of(
     Raises DataError with file, row and column.
     """
     name, form = names[0], cells.layout.time_format
-    stored = cells.stored(name)
+    stored = cells.raw(name)
     if isinstance(stored, np.ndarray) and form is None and len(names) == 1:
         return _numbers(cells, name)
-    found = listed(stored)
+    found = as_list(stored)
     if len(names) == 2:
-        found = [_join(*pair) for pair in zip(found, listed(cells.stored(names[1])), strict=True)]
+        found = [_join(*pair) for pair in zip(found, as_list(cells.raw(names[1])), strict=True)]
     dates = []
     for index, cell in enumerate(found):
         dates.append(_date_or_none(cell) if form is None or not isinstance(cell, str) else None)
         if form is not None and dates[-1] is None and not is_empty(cell):
             try:
-                dates[-1] = datetime.datetime.strptime(_digits(cell, form), form)
+                dates[-1] = parse_date(_digits(cell, form), form)
             except ValueError as error:
                 cells.refuse(name, index, f"{error}. Correct it, or set time_format.")
     are_dates = form is not None or len(names) == 2 or any(dates)
@@ -78,6 +80,8 @@ def _since_epoch(
     for index, (date, key) in enumerate(zip(dates, keys, strict=True)):
         if date is None:
             continue
+        if not 1 < date.year < _LAST_YEAR:  # UTC may be in the year before or after
+            cells.refuse(name, index, f"{date}: give years from 2 to 9998. Correct it.")
         moment = date
         before, step = befores.get(key, (None, _NO_TIME))
         if date.tzinfo is None:
@@ -151,7 +155,7 @@ def _date_or_none(cell: Any) -> datetime.datetime | None:
     """The date of a cell, without a time zone if it states none."""
     if isinstance(cell, str) and cell.strip()[4:5] == "-":  # no number
         try:
-            cell = datetime.datetime.fromisoformat(cell.strip())
+            cell = parse_date(cell.strip(), None)
         except ValueError:
             return None
     if is_empty(cell):  # pandas' NaT is a datetime too

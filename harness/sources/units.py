@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.written import named
+from harness.data.written import plain_name
 from harness.errors import ConfigError, DataError
 from harness.sources.source import Rows
 from harness.wording import did_you_mean
@@ -74,7 +74,7 @@ class Units:
 
     def __init__(self, units: Mapping[str, str], channels: Sequence[str]) -> None:
         self._of: dict[int, tuple[str, Unit, Unit]] = {}
-        for channel, text in ((named(channel), text) for channel, text in units.items()):
+        for channel, text in ((plain_name(channel), text) for channel, text in units.items()):
             if channel not in channels:
                 raise ConfigError(
                     f"units.{channel}: no such channel; the channels are "

@@ -4,6 +4,7 @@ would ask for 549 GB.
 """
 
 import re
+import struct
 import zipfile
 import zlib
 from functools import cache
@@ -20,10 +21,16 @@ MAX_EMPTY = 10_000_000  # cells of a rectangle, unless one in so many is filled:
 MIN_FILLED = 1 / 20
 MAX_CELLS = 500_000_000  # some formats repeat a filled cell without writing it again
 
+# (row, column) from 1, and the text of an error such as #N/A, or NO_VALUE
+Unread = dict[tuple[int, int], str]
+# As openpyxl and other programs write formulas, which compute nothing; compared by identity
+NO_VALUE = "a formula whose value is not stored"
+
 _REFERENCE = re.compile(r"([A-Z]{1,3})([0-9]{1,7})")
 _ZEROS = re.compile(r"(?:\[\$[^\]]*\])?(0{2,})(?:;.*)?")  # a format of leading zeros
 _VALUES = ("v", "is", "f")  # inside a cell that holds something, not only a style
 _CHUNK_BYTES = 2**18
+_BINARY = ".bin"  # members of .xlsb
 
 # What zipfile and expat raise for a file that is damaged, encrypted, or compressed in another way
 _UNREADABLE = (
@@ -33,16 +40,20 @@ _UNREADABLE = (
     ValueError,
     RuntimeError,
     expat.ExpatError,
+    struct.error,
 )
 
 
-def check_workbook(path: Path) -> None:
-    """Raise DataError for a file that is no workbook, or one that would fill the memory with empty
-    cells.
+def check_workbook(path: Path) -> dict[str, Unread]:
+    """{member: the cells of its sheet that readers leave empty}. Raises DataError for a file that
+    is no workbook, or one that would fill the memory with empty cells.
     """
+    unread = {}
     try:
         with zipfile.ZipFile(path) as book:
-            members = [one for one in book.infolist() if one.filename.lower().endswith(".xml")]
+            members = [
+                one for one in book.infolist() if one.filename.lower().endswith((".xml", _BINARY))
+            ]
             if sum(one.file_size for one in members) > MAX_XML_BYTES:
                 raise DataError(
                     f"{path}: its members unpack to more than {MAX_XML_BYTES:,} bytes. Give the "
@@ -51,8 +62,13 @@ def check_workbook(path: Path) -> None:
             if not any(one.filename.lower().startswith("xl/") for one in members):
                 raise ValueError("it has none of a workbook's members")
             for member in members:
+                is_xml = not member.filename.lower().endswith(_BINARY)
+                if not is_xml and not member.filename.lower().startswith("xl/worksheets/"):
+                    continue
                 with book.open(member) as file:
-                    _check_sheet(f"{path}: {member.filename}", _Extent(file))
+                    extent = _Extent(file) if is_xml else _RecordExtent(file)
+                _check_sheet(f"{path}: {member.filename}", extent)
+                unread[member.filename] = extent.unread
     except _UNREADABLE as error:
         what = what_is(path, "table")
         if what is not None and "zip" not in what:  # a truncated workbook begins as a zip does
@@ -60,6 +76,7 @@ def check_workbook(path: Path) -> None:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
         ) from error
+    return unread
 
 
 def check_document(path: Path) -> None:
@@ -68,23 +85,16 @@ def check_document(path: Path) -> None:
         with zipfile.ZipFile(path) as book, book.open("content.xml") as file:
             if book.getinfo("content.xml").file_size > MAX_XML_BYTES:
                 raise DataError(f"{path}: too large, unpacked. Give the table as .parquet or .csv.")
-            _check_sheet(str(path), _Repeated(file))
+            _check_sheet(str(path), _OdsExtent(file))
     except (*_UNREADABLE, KeyError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a spreadsheet."
         ) from error
 
 
-def find_padded(path: Path, sheet: str) -> dict[tuple[int, int], int]:
-    """{(row, column) of a number shown with leading zeros, as by the format 00000: its width}, both
-    from 1. The file was checked.
-    """
+def member_of(path: Path, sheet: str) -> str:
+    """The member of a workbook that holds a sheet. The file was checked."""
     with zipfile.ZipFile(path) as book:
-        if "xl/styles.xml" not in book.namelist():
-            return {}
-        width_of = _padded_styles(ElementTree.fromstring(book.read("xl/styles.xml")))
-        if not width_of:
-            return {}
         tree = ElementTree.fromstring(book.read("xl/workbook.xml"))
         links = ElementTree.fromstring(book.read("xl/_rels/workbook.xml.rels"))
         target_of = {link.get("Id"): link.get("Target", "") for link in links}
@@ -95,9 +105,22 @@ def find_padded(path: Path, sheet: str) -> dict[tuple[int, int], int]:
             for key, value in one.attrib.items()
             if key.endswith("}id")
         ]
-        part = targets[0].removeprefix("/xl/") if targets else ""
+    part = targets[0].removeprefix("/xl/") if targets else ""
+    return f"xl/{part}"
+
+
+def find_padded(path: Path, member: str) -> dict[tuple[int, int], int]:
+    """{(row, column) of a number shown with leading zeros, as by the format 00000: its width}, both
+    from 1, in a sheet. The file was checked.
+    """
+    with zipfile.ZipFile(path) as book:
+        if "xl/styles.xml" not in book.namelist():
+            return {}
+        width_of = _padded_styles(ElementTree.fromstring(book.read("xl/styles.xml")))
+        if not width_of:
+            return {}
         found = {}
-        with book.open(f"xl/{part}") as file:
+        with book.open(member) as file:
             for _, cell in ElementTree.iterparse(file):
                 reference = _REFERENCE.fullmatch(cell.get("r", ""))
                 if cell.tag.endswith("}c") and reference and cell.get("s") in width_of:
@@ -122,16 +145,21 @@ def _padded_styles(styles: ElementTree.Element) -> dict[str, int]:
 
 
 class _Extent:
-    """The rectangle around the filled cells of a sheet, and how many there are."""
+    """The rectangle around the filled cells of a sheet, how many there are, and the `unread`."""
 
     def __init__(self, file: BinaryIO | Any) -> None:
         self.count = 0
+        self.unread: Unread = {}
+        self._type = ""
         self._row = self._column = 0
         self._is_open = False
         # Rows and columns that have something in them
         self._rows: set[int] = set()
         self._columns: set[int] = set()
-        parser = expat.ParserCreate()
+        self._parse(file)
+
+    def _parse(self, file: BinaryIO | Any) -> None:
+        self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler = self._start
         parser.StartDoctypeDeclHandler = self._refuse
         while chunk := file.read(_CHUNK_BYTES):
@@ -156,6 +184,12 @@ class _Extent:
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         kind = name if name == "c" else name.rpartition(":")[2]
+        if kind in ("c", "row"):
+            self._parser.CharacterDataHandler = None
+        elif kind == "f" and self._type != "str":  # one that is "" is stored as nothing
+            self.unread[self._row, self._column] = NO_VALUE
+        elif kind == "v" and (self._type == "e" or (self._row, self._column) in self.unread):
+            self._parser.CharacterDataHandler = self._value
         if kind in _VALUES and self._is_open:
             self._is_open = False
             self.count += 1
@@ -167,17 +201,25 @@ class _Extent:
                 self._column += 1
             else:
                 self._row, self._column = int(reference[2]), _number(reference[1])
-            self._is_open = True
+            self._is_open, self._type = True, attributes.get("t", "")
         elif kind == "row":
             number = attributes.get("r", "")
             self._row = int(number) if number.isdecimal() else self._row + 1
             self._column = 0
 
+    def _value(self, text: str) -> None:
+        cell = self._row, self._column
+        if self._type == "e" and text.strip():
+            before = self.unread.get(cell, NO_VALUE)
+            self.unread[cell] = text if before is NO_VALUE else before + text
+        elif text.strip():
+            self.unread.pop(cell, None)
+
     def _refuse(self, *_: object) -> None:
         raise ValueError("one of its members declares a document type")
 
 
-class _Repeated(_Extent):
+class _OdsExtent(_Extent):
     """The same of content.xml, whose cells and rows say how often they are repeated."""
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
@@ -197,6 +239,35 @@ class _Repeated(_Extent):
             self._column += count
 
 
+class _RecordExtent(_Extent):
+    """The same of a sheet of .xlsb: records of a type, a size and a content ([MS-XLSB] 2.1.4)."""
+
+    def _parse(self, file: BinaryIO | Any) -> None:
+        data: bytes = file.read()
+        at, row = 0, 0
+        while at < len(data):
+            kind, at = _leb128(data, at)
+            size, at = _leb128(data, at)
+            if kind == 0:  # BrtRowHdr
+                row = struct.unpack_from("<I", data, at)[0] + 1
+            elif 2 <= kind <= 11:  # cells with a value, from BrtCellRk to BrtFmlaError
+                self.count += 1
+                self._rows.add(row)
+                self._columns.add(struct.unpack_from("<I", data, at)[0] + 1)
+            at += size
+
+
+def _leb128(data: bytes, at: int) -> tuple[int, int]:
+    """A number in bytes of 7 bits, the lowest first, and where it ends."""
+    number = shift = 0
+    while True:
+        (byte,) = struct.unpack_from("B", data, at)
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at
+
+
 @cache
 def _number(letters: str) -> int:
     number = 0
@@ -206,11 +277,16 @@ def _number(letters: str) -> int:
 
 
 def _check_sheet(where: str, extent: _Extent) -> None:
-    if extent.num_cells > MAX_EMPTY and (
-        extent.count < MIN_FILLED * extent.num_cells or extent.num_cells > MAX_CELLS
-    ):
+    if extent.num_cells > MAX_EMPTY:
+        refuse_sparse(where, extent.count, extent.num_cells, extent.last)
+
+
+def refuse_sparse(where: str, count: int, num_cells: int, last: str) -> None:
+    """Raise DataError for a sheet of many cells of which few, or too many, are filled; `last`:
+    the cell in its corner.
+    """
+    if count < MIN_FILLED * num_cells or num_cells > MAX_CELLS:
         raise DataError(
-            f"{where}: {extent.count:,} filled cells in a sheet of {extent.num_cells:,}, up to "
-            f"{extent.last}: reading it would fill the memory with empty ones. Delete the "
-            "cells far from the table."
+            f"{where}: {count:,} filled cells in a sheet of {num_cells:,}, up to {last}: reading "
+            "it would fill the memory with empty ones. Delete the cells far from the table."
         )

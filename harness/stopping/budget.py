@@ -42,7 +42,8 @@ class Budget(Section):
     def limits(self) -> dict[str, float]:
         """The limits that are set, by their unit."""
         return {
-            unit: getattr(self, unit) for unit in self.given("epochs", "steps", "samples", "hours")
+            unit: getattr(self, unit)
+            for unit in self.non_null("epochs", "steps", "samples", "hours")
         }
 
 

@@ -112,7 +112,7 @@ def extrapolate(
     """The posterior of a curve (n,) of at least 3 increasing times, where more is
     better, at future times (F,); it stays within `bounds`.
     """
-    points, heights, weights = _thinned(times, values)
+    points, heights, weights = _thin(times, values)
     # Of a height of about 0 nothing cancels
     level = float(heights[-1])
     heights = heights - level
@@ -214,7 +214,7 @@ def effective_times(steps: Array, rates: Array, future: Array) -> tuple[Array, A
     return past, past[-1] + gained + still * ahead
 
 
-def _thinned(times: Array, values: Array) -> tuple[Array, Array, Array]:
+def _thin(times: Array, values: Array) -> tuple[Array, Array, Array]:
     """At most _MOST_POINTS (times, values, how many each is of): averages of neighbours."""
     if len(times) <= _MOST_POINTS:
         return times, values, np.ones(len(times))

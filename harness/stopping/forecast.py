@@ -265,7 +265,7 @@ class ForecastJudge(Judge):
             return Finding()
         self._next = len(self._points) + max(1, len(self._points) // _EACH_UP_TO)
         info = self._metrics[one.name]
-        outlook = look_ahead(one.name, info, self._points, by, self._wanted(info.mode))
+        outlook = look_ahead(one.name, info, self._points, by, self._goal(info.mode))
         small = outlook.chance is not None and outlook.chance < one.chance_below
         self._small = self._small + 1 if small else 0
         words = outlook.words()
@@ -283,7 +283,7 @@ class ForecastJudge(Judge):
         has_begun = begin is None or begin.has_come(evaluation)
         return has_begun and len(self._points) >= self._next
 
-    def _wanted(self, mode: Mode) -> float:
+    def _goal(self, mode: Mode) -> float:
         """The value whose chance is asked for."""
         one = self._settings
         assert one is not None

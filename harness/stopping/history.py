@@ -88,7 +88,7 @@ def read_history(path: Path) -> History:
     return History(
         source,
         [_evaluation(step, values) for step, values in records.items()],
-        _known(list(records.values())),
+        _known_units(list(records.values())),
     )
 
 
@@ -197,7 +197,7 @@ def _evaluation(step: int, values: Mapping[str, float]) -> Evaluation:
     )
 
 
-def _known(records: list[dict[str, float]]) -> frozenset[str]:
+def _known_units(records: list[dict[str, float]]) -> frozenset[str]:
     return frozenset(
         name
         for name in ("epoch", "samples", "hours", "lr")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import Field, PlainValidator, field_serializer, field_validator, model_validator
 
 from harness.errors import ConfigError
-from harness.settings import Section, numbered
+from harness.settings import Section, item_path
 from harness.stopping.judge import Finding, Judge, Need, enough, problems_of, wrong_mode
 from harness.stopping.patience import Patience, RunningPatience
 from harness.stopping.smoothing import RunningSmooth, Smooth
@@ -227,7 +227,7 @@ class ImprovementJudge(Judge):
 
     def needs(self) -> Iterator[tuple[str, str]]:
         for index, one in enumerate(self._settings):
-            where = f"stop.{numbered('improvement', index, self._settings)}"
+            where = f"stop.{item_path('improvement', index, self._settings)}"
             if one.patience.unit in ("epochs", "samples"):
                 yield f"{where}.patience", one.patience.unit
             if one.cooldown:
@@ -388,7 +388,7 @@ class RunningCriterion:
             )
             return f"{verdict.metric} {words}{tail}"
         compared = self._comparison(verdict.gain, verdict.needed, verdict.reference)
-        asked = self._asked(verdict.needed)
+        asked = self._words_of_bar(verdict.needed)
         return f"{verdict.metric} {compared} (step {verdict.reference_step:,}){asked}{tail}"
 
     def _comparison(self, gain: float, needed: float, reference: float) -> str:
@@ -405,7 +405,7 @@ class RunningCriterion:
             return f"{'gained' if gain > 0 else 'lost'} {amount} on {name}"
         return f"{'fell' if gain > 0 else 'rose'} by {amount} from {name}"
 
-    def _asked(self, needed: float) -> str:
+    def _words_of_bar(self, needed: float) -> str:
         if self._settings.errors:
             times = show(self._settings.errors)
             return f" where {show(needed, digits=3)} was asked, {times} standard errors of the gain"

@@ -5,7 +5,7 @@ in this folder with its settings and its judge, a field in settings.py, a line i
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from harness.settings import numbered
+from harness.settings import item_path
 from harness.stopping.verdict import CriterionVerdict, Evaluation, MetricInfo, Metrics, Mode
 from harness.wording import closest
 
@@ -107,7 +107,7 @@ class OnMetric(Protocol):
 def problems_of(kind: str, settings: Sequence[OnMetric], metrics: Metrics) -> Iterator[str]:
     """What is wrong with one or several settings of `stop.<kind>`."""
     for index, one in enumerate(settings):
-        where = f"stop.{numbered(kind, index, settings)}"
+        where = f"stop.{item_path(kind, index, settings)}"
         yield from unknown_metric(f"{where}.metric", one.metric, metrics)
         if one.metric in metrics:
             yield from one.problems(where, metrics[one.metric])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from harness.errors import ConfigError
-from harness.settings import numbered
+from harness.settings import item_path
 from harness.stopping.budget import BudgetJudge
 from harness.stopping.divergence import DivergenceJudge
 from harness.stopping.forecast import ForecastJudge
@@ -76,7 +76,7 @@ def best_metric(settings: StopSettings, metrics: Metrics) -> tuple[str, Mode] | 
         where, name = "best.metric", settings.best.metric
     elif settings.improvement:
         one = settings.improvement
-        where, name = f"{numbered('improvement', 0, one)}.metric", one[0].metric
+        where, name = f"{item_path('improvement', 0, one)}.metric", one[0].metric
     elif settings.targets:
         target = next(iter(settings.targets))
         where, name = f"targets.{target}", expand(target, metrics)[-1]

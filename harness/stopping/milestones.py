@@ -11,7 +11,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
-from harness.settings import Section, numbered
+from harness.settings import Section, item_path
 from harness.stopping.budget import Budget, Moment
 from harness.stopping.judge import Finding, Judge, problems_of
 from harness.stopping.targets import Target, target_problems
@@ -161,7 +161,7 @@ class MilestonesJudge(Judge):
     def problems(self) -> Iterator[str]:
         yield from problems_of("milestones", self._settings, self._metrics)
         for index, one in enumerate(self._settings):
-            where = f"stop.{numbered('milestones', index, self._settings)}.by"
+            where = f"stop.{item_path('milestones', index, self._settings)}.by"
             yield from one.by.problems(where, self._budget)
 
     def metrics(self) -> set[str]:
@@ -171,7 +171,7 @@ class MilestonesJudge(Judge):
         for index, one in enumerate(self._settings):
             unit, _ = one.by.limit
             if unit != "steps":
-                where = f"stop.{numbered('milestones', index, self._settings)}"
+                where = f"stop.{item_path('milestones', index, self._settings)}"
                 yield f"{where}.by.{unit}", unit
 
     def take(self, evaluation: Evaluation) -> Finding:

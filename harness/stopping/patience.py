@@ -31,7 +31,7 @@ class Patience(Section):
     @property
     def unit(self) -> str:
         """The unit that is given."""
-        return self.given("intervals", "epochs", "steps", "samples")[0]
+        return self.non_null("intervals", "epochs", "steps", "samples")[0]
 
     @property
     def count(self) -> int:

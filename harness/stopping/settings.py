@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from harness.settings import Section, numbered
+from harness.settings import Section, item_path
 from harness.stopping.best import BestMetric
 from harness.stopping.budget import Budget, Every
 from harness.stopping.divergence import Divergence, Spike
@@ -169,7 +169,7 @@ class StopSettings(Section):
                 and criterion.metric.startswith("train/")
                 and self.train_metrics == "interval"
             ):
-                where = numbered("improvement", index, self.improvement)
+                where = item_path("improvement", index, self.improvement)
                 problems.append(
                     f"{where}.at_least: there is no standard error of metrics of an interval's own "
                     "batches, while the network changes; set train_metrics, or name a val/ metric"
@@ -177,7 +177,7 @@ class StopSettings(Section):
             unit, count = criterion.patience.unit, criterion.patience.count
             length = getattr(self.every, unit, None)
             if length is not None and count % length:
-                where = numbered("improvement", index, self.improvement)
+                where = item_path("improvement", index, self.improvement)
                 problems.append(
                     f"{where}.patience: {count} {unit} are not a whole number of intervals of "
                     f"{length} {unit}; give a multiple of {length}"

@@ -13,9 +13,9 @@ class BalancedWeights:
     """Learns how often each class is a target in the training split; class c weighs N / (C n_c), as
     scikit-learn's "balanced" has it.
 
-    The mean of the weights over the split's N targets is 1, so that the loss keeps its
-    size. It learns like a treatment: micro-batches of the training split go through `observe`,
-    then `finish`; `state` goes into a checkpoint and comes back by `restore`.
+    The mean of the weights over the split's N targets is 1, so that the loss keeps its scale. It
+    learns like a treatment: micro-batches of the training split go through `observe`, then
+    `finish`; `state` goes into a checkpoint and comes back by `restore`.
     """
 
     def __init__(self, target: str, ignored: int | None) -> None:

@@ -23,9 +23,8 @@ class Joint:
     `harness.networks.Parallel` gives them. Each sample is an item.
 
     The loss of a sample is the sum over heads of `weights` (1 where not given) times that head's
-    loss on it, itself the sum over the head's items
-    in the sample: an ignored target adds nothing. All heads name the same input. Metrics are the
-    heads' own, called `<head>_<metric>`.
+    loss on it, itself the sum over the head's items in the sample: an ignored target adds nothing.
+    All heads name the same input. Metrics are the heads' own, called `<head>_<metric>`.
     """
 
     def __init__(
@@ -151,6 +150,13 @@ class Joint:
             f"{name}_{column}": value
             for name, task in self.heads.items()
             for column, value in task.predictions(outputs[name], batch).items()
+        }
+
+    def targets_of(self) -> dict[str, str]:
+        return {
+            f"{name}_{column}": target
+            for name, task in self.heads.items()
+            for column, target in task.targets_of().items()
         }
 
 

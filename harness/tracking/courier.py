@@ -81,7 +81,7 @@ def deliver(
     if (
         held is not None
         and ended is not None
-        and (ended.finished or held.evaluated or held.step < ended.step)
+        and (ended.is_finished or held.evaluated or held.step < ended.step)
     ):
         backend.row(held)
         sent += 1

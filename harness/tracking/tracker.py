@@ -117,7 +117,7 @@ class Tracker:
             _FAILED_S
             if outcome is None
             else self._timeout_s
-            if outcome.finished
+            if outcome.is_finished
             else min(_INTERRUPTED_S, self._timeout_s)
         )
         until = time.monotonic() + limit_s

@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.checkpoint.state import optimizer_tensors
 from harness.errors import RankError
 from harness.ranks.ranks import Ranks
+from harness.training.average import AVERAGED
 from harness.training.engine import Engine
 from harness.training.optimizer import parameter_names
 from harness.training.parallel import find_differing
@@ -43,7 +44,12 @@ def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, w
 
 
 def state_of(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """What all ranks have alike: parameters, buffers and moments by name."""
+    """What all ranks have alike: parameters, buffers, moments and averages by name."""
     yield from engine.network.named_parameters()
     yield from engine.network.named_buffers()
-    yield from optimizer_tensors(engine.optimizer, parameter_names(engine.network))[0].items()
+    names = parameter_names(engine.network)
+    yield from optimizer_tensors(engine.optimizer, names)[0].items()
+    if engine.stepper.average is not None:
+        averages = engine.stepper.average.tensors
+        owners = [names[one] for one in engine.stepper.parameters()]
+        yield from ((f"{AVERAGED}{name}", one) for name, one in zip(owners, averages, strict=False))

@@ -1,6 +1,6 @@
 """From a config to a run: the only composition root."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,7 +21,7 @@ from harness.config.schema import Config
 from harness.data.code import code_of
 from harness.data.feed import Feed, Patience, data_limit_s
 from harness.data.sampling import Sampling
-from harness.data.source import Batch
+from harness.data.source import Batch, files_beside_of
 from harness.data.split import Split
 from harness.errors import AbandonedError, LeavingError
 from harness.interrupt import Interruption
@@ -35,7 +35,7 @@ from harness.rundir.lease import Lease
 from harness.rundir.ledger import Ledger
 from harness.stopping.controller import StopController
 from harness.stopping.settings import TrainSample
-from harness.tasks.task import Task, known_metrics
+from harness.tasks.task import Task, known_metrics, targets_of
 from harness.tracking.courier import RunInfo
 from harness.tracking.tracker import Tracker
 from harness.training.agenda import Agenda
@@ -47,6 +47,7 @@ from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
 from harness.training.pacing import Pace, pace_of
+from harness.training.pretrained import dump_parts, resumed_parts
 from harness.training.resume import restore_rest
 from harness.training.run import Launch, Progress, Run
 from harness.training.trace import Trace
@@ -72,7 +73,7 @@ def build(
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
-    engine = ranks.together(lambda: Engine(config, accelerator, task, probe))
+    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch))
     controller = ranks.together(lambda: controller_of(config, task))
     with ledger.account("resume"):
         loaded = load_state(config, launch, engine, data.keys, ranks)
@@ -106,7 +107,7 @@ def build(
         ledger=ledger,
         note=StepNote(config.run.dir if ranks.is_first() else None),
         facts=facts_of(config, data, environments(ranks, engine.device)),
-        extra_files=extra_files_of(engine.network),
+        extra_files=ranks.together(lambda: files_beside(engine, data, task, tracker.console.say)),
         learned=[asdict(one) for one in data.learned],
         progress=progress,
     )
@@ -114,6 +115,14 @@ def build(
     restore_rest(loaded, run)
     introduce(run)
     return run
+
+
+def open_engine(
+    config: Config, accelerator: Accelerator, task: Task, probe: Batch, launch: Launch
+) -> Engine:
+    """The network to be trained, without what it once began from. Raises HarnessError."""
+    kept = resumed_parts(launch.checkpoint, config.network)
+    return Engine(config, accelerator, task, probe, kept)
 
 
 def controller_of(config: Config, task: Task) -> StopController:
@@ -247,12 +256,18 @@ def introduce(run: Run) -> None:
     )
     launch = run.launch
     facts = {"launch": launch.number, "world_size": run.ranks.size, "run_id": launch.run_id}
+    names = run.facts[CLASSES]
+    known = {name: names[of] for name, of in targets_of(run.task).items() if of in names}
+    facts |= {CLASSES: known} if known else {}
     run.tracker.event("launch", run.position(), **facts, train_metrics=metrics)
     run.tracker.console.say(
         f"{run.directory}: launch {launch.number} on {run.ranks.size} x {len(run.slots)} slots of "
         f"{run.sampling.micro_size} samples, "
         f"{run.sampling.num_samples:,} an epoch; train/ metrics: {metrics}"
     )
+    if run.engine.recomputed:
+        names = some(run.engine.recomputed)
+        run.tracker.console.say(f"{run.directory}: the backward pass runs {names} again")
     verdict = run.progress.verdict
     if verdict is not None:
         run.tracker.console.say(
@@ -281,6 +296,22 @@ def open_pace(config: Config, engine: Engine, ranks: Ranks, ledger: Ledger) -> P
     # About what each rank copies for one: weights and, as most optimizers have, two moments
     share_bytes = 3 * sum(one.nbytes for one in engine.network.parameters()) // ranks.size
     return pace_of(config.checkpoint, ledger, share_bytes) if ranks.is_first() else None
+
+
+def files_beside(
+    engine: Engine, data: RunData, task: Task, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Texts by name that lie beside the weights of each checkpoint, so that it can be used without
+    what the run began from.
+    """
+    files = {**extra_files_of(engine.network), **dump_parts(engine.kept_parts)}
+    for number, owner in enumerate([*data.treatments, task]):
+        for name, text in files_beside_of(owner).items():
+            if files.setdefault(name, text) != text:
+                other = f"{type(owner).__name__}-{number}.{name}"
+                files[other] = text
+                say(f"another {name} lies beside checkpoints already: this one is called {other}")
+    return files
 
 
 def first_batch(split: Split, sampling: Sampling) -> Batch:

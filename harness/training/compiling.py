@@ -1,5 +1,8 @@
 """torch.compile of a network's forward pass, so that an interrupted run ends with the same bits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -26,6 +29,24 @@ def compile_forward(network: nn.Module, device: torch.device, exact: bool) -> No
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._inductor.config.deterministic = exact
     network.compile(dynamic=False)
+
+
+@contextmanager
+def compiler_kept() -> Iterator[None]:
+    """Afterwards the compiler has the settings that it had, and nothing of what it compiled."""
+    import torch._dynamo
+    import torch._inductor.config
+
+    dynamo, inductor = torch._dynamo.config, torch._inductor.config
+    with (
+        dynamo.patch(
+            recompile_limit=dynamo.recompile_limit,
+            fail_on_recompile_limit_hit=dynamo.fail_on_recompile_limit_hit,
+        ),
+        inductor.patch(deterministic=inductor.deterministic),
+    ):
+        yield
+    torch.compiler.reset()
 
 
 def has_too_many_shapes(error: BaseException) -> bool:

@@ -22,13 +22,14 @@ from harness.data.preparing import (
     Preparation,
     Sources,
     TreatmentState,
+    build_treatments,
     open_splits,
     prepare,
 )
 from harness.data.sampling import Balance, Order
-from harness.data.source import class_names_of, may_have_order, order_of, skipped_of
+from harness.data.source import Treatment, class_names_of, may_have_order, order_of, skipped_of
 from harness.data.split import Split
-from harness.data.streams import Streamed
+from harness.data.streams import StreamSource
 from harness.durable import write_json
 from harness.errors import ConfigError
 from harness.interrupt import Interruption
@@ -42,14 +43,16 @@ from harness.training.workers import settle_workers
 
 @dataclass(frozen=True)
 class RunData:
-    """The splits for training, a digest of each, what treatments learned, what is drawn evenly,
-    the order that the source of the training split gives, the names of classes by column, how many
-    workers prepare micro-batches.
+    """The splits for training, a digest of each, what treatments learned, all treatments of the
+    training split (the store may have done some), what is drawn evenly, the order that the source
+    of the training split gives, the names of classes by column, how many workers prepare
+    micro-batches.
     """
 
     splits: Mapping[str, Split]
     keys: Mapping[str, str]
     learned: Sequence[TreatmentState]
+    treatments: Sequence[Treatment]
     balance: Balance | None
     order: Order | None
     class_names: Mapping[str, Sequence[str]]
@@ -91,12 +94,16 @@ def open_data(
     ranks.together(lambda: restore_stream(splits["train"], launch))
     balance = balance_of(config, sources, ranks)
     order = ranks.together(lambda: training_order(config, sources, prepared))
-    names_of = ranks.decide(lambda: class_names(sources, train, launch))
+    treatments = ranks.together(lambda: build_treatments(config.data, "train", prepared.learned))
+    names_of = ranks.decide(lambda: class_names(sources, treatments, launch))
     workers = settle_workers(config.data, config.batch.micro_size, train, ranks, console)
-    return RunData(splits, keys, prepared.learned, balance, order, names_of, workers)
+    learned_by = prepared.learned
+    return RunData(splits, keys, learned_by, treatments, balance, order, names_of, workers)
 
 
-def class_names(sources: Sources, train: Split, launch: Launch) -> Mapping[str, Sequence[str]]:
+def class_names(
+    sources: Sources, treatments: Sequence[Treatment], launch: Launch
+) -> Mapping[str, Sequence[str]]:
     """The names of classes by column, in the order of their numbers: as the source of the training
     split and its treatments give them when the run begins, and as its checkpoints keep them then.
 
@@ -106,7 +113,7 @@ def class_names(sources: Sources, train: Split, launch: Launch) -> Mapping[str, 
         kept: Mapping[str, Sequence[str]] = read_manifest(launch.checkpoint).facts.get(CLASSES, {})
         return kept
     found = class_names_of(sources["train"])
-    for treatment in train.treatments:
+    for treatment in treatments:
         found |= class_names_of(treatment)
     return found
 
@@ -210,8 +217,8 @@ def balance_of(config: Config, sources: Sources, ranks: Ranks) -> Balance | None
 
 
 def restore_stream(train: Split, launch: Launch) -> None:
-    """Let a stream go on from where the checkpoint was, not from its beginning."""
-    if isinstance(train.source, Streamed) and launch.checkpoint is not None:
+    """Let a stream resume from where the checkpoint was, not from its beginning."""
+    if isinstance(train.source, StreamSource) and launch.checkpoint is not None:
         mark = load_trainer(launch.checkpoint).get("stream")
         if mark is not None:
             train.source.restore(mark)

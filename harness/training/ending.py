@@ -30,7 +30,7 @@ def leave_early(
     outcome = Outcome(
         reason="interrupted",
         detail=(
-            f"{cause} before the first step of launch {launches}; to be continued from "
+            f"{cause} before the first step of launch {launches}; to be resumed from "
             f"{found or 'the beginning'}."
         ),
         step=0 if manifest is None else manifest.step,
@@ -86,7 +86,7 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
             raise CheckpointError(
                 f"{run.directory}: the training is over ({reason}: {detail}) and the checkpoint of "
                 f"its last step {run.step} could not be saved: "
-                "see the warnings above. Fix the disk and launch again: the run goes on from its "
+                "see the warnings above. Fix the disk and launch again: the run resumes from its "
                 "last checkpoint."
             )
     else:
@@ -96,7 +96,7 @@ def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
             kept = f"NOT saved ({why}), the last checkpoint is {checkpoint}"
         reason, detail = (
             "interrupted",
-            f"{run.interruption.cause} at step {run.step:,}: {kept}; to be continued.",
+            f"{run.interruption.cause} at step {run.step:,}: {kept}; to be resumed.",
         )
     best = run.controller.best()
     path = None if best is None else run.directory / "checkpoints" / step_name(best.step)

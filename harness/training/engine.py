@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.optim import Optimizer
 
-from harness import components
 from harness.config.schema import Config
 from harness.data.feed import to_device
 from harness.data.source import Batch
@@ -34,6 +33,7 @@ from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
+from harness.training.average import WeightAverage
 from harness.training.compiling import compile_forward
 from harness.training.determinism import operation_in, record_nondeterminism, settle
 from harness.training.items import Count, Items
@@ -48,9 +48,11 @@ from harness.training.network_state import (
 )
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import Replicas, agree_on_start
+from harness.training.pretrained import Parts, build_network
+from harness.training.recompute import recompute
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
 from harness.training.stable import stable_tensors, write_counts, writes_are_counted
-from harness.training.stepper import Stepper
+from harness.training.stepper import Stepper, has_modes
 from harness.wording import first_line, origin
 
 
@@ -59,15 +61,23 @@ class Engine:
     joins the ranks.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator, task: Task, probe: Batch) -> None:
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        task: Task,
+        probe: Batch,
+        parts: Parts | None = None,
+    ) -> None:
         """`probe`: a micro-batch for a first forward pass, which tells the task the shape of the
-        outputs. Raises ConfigError.
+        outputs. `parts`: of the network, as a checkpoint keeps them. Raises ConfigError.
         """
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self._task = task
         seed_ambient(seed_for(config.run.seed, "network"))
-        self.network: nn.Module = components.build(config.network, "network").to(self.device)
+        built, self.kept_parts = build_network(config.network, parts or {})
+        self.network: nn.Module = built.to(self.device)
         give_buffers_memory(self.network)
         if config.train.channels_last:
             to_channels_last(self.network)
@@ -76,11 +86,16 @@ class Engine:
         self._find_unused = config.train.find_unused_parameters
         network_parts.check_parts(self.network, self._parts)
         network_parts.freeze(self.network, self._parts)
+        self.recomputed = recompute(self.network, config.train.recompute)
         self._probe(to_device(probe, self.device))
         if config.train.compile:
             compile_forward(self.network, self.device, config.run.exactness != "none")
         self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
-        self.stepper = Stepper(self.optimizer, accelerator.scaler, config.train.clip_grad_norm)
+        ema = config.train.ema
+        average = None if ema is None else WeightAverage(ema)
+        self.stepper = Stepper(
+            self.optimizer, accelerator.scaler, config.train.clip_grad_norm, average
+        )
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         # As the config made them: a schedule changes them when it is built
         self.fresh_groups = copy_options(self.optimizer)
@@ -222,9 +237,14 @@ class Engine:
         """The names, by role in a checkpoint, of what stays as it is until the next optimizer step;
         none if that cannot be relied on.
         """
-        if not self._writes_are_counted:
+        if not self._writes_are_counted or has_modes(self.optimizer):
             return {}
-        return stable_tensors(self.network, self.optimizer, optimizer_keys, self._changed_in_passes)
+        found = stable_tensors(
+            self.network, self.optimizer, optimizer_keys, self._changed_in_passes
+        )
+        if self.stepper.evaluated_averages():
+            del found["model"]  # each save gives back other weights
+        return found
 
     def scaler_state(self) -> dict[str, Any] | None:
         """The loss scaler's state, None without fp16."""

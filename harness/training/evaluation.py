@@ -116,7 +116,7 @@ def evaluate(
             plan.patience,
             preserve=False,  # all of it is, below, and each forward pass seeds anew
         )
-        with preserve_random(), evaluating(network), torch.no_grad():
+        with preserve_random(), evaluation_mode(network), torch.no_grad():
             for block, batch in batches:
                 check_leave()
                 ranks.heartbeat.enter(EVALUATION)
@@ -178,7 +178,7 @@ def undefined_in(values: Mapping[str, float], loss: float) -> list[str]:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode; afterwards each module is in the mode it had, with the
     buffers it had, which observers of quantisation change in this mode as well: a run must not
     depend on how often, or with how many ranks, it is evaluated.

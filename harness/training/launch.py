@@ -29,6 +29,7 @@ from harness.imports import without_garbage_collection
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import connect_lazily, has_joined, is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
+from harness.rundir.ledger import process_age_s
 from harness.rundir.outcome import INTERRUPTED, exit_code
 from harness.training.compiling import MOST_SHAPES, has_too_many_shapes
 from harness.training.determinism import explain
@@ -59,7 +60,7 @@ def launch(path: Path, overrides: Sequence[str]) -> int:
             return code
     except KeyboardInterrupt:
         print(
-            "interrupted twice: leaving at once; launch again to go on from the last checkpoint",
+            "interrupted twice: leaving at once; launch again to resume from the last checkpoint",
             file=sys.stderr,
         )
         return 130
@@ -84,22 +85,15 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
     ranks = Ranks()
     agent = under_agent(os.environ)
     try:
-        with (
-            without_garbage_collection()
-        ):  # a config names modules, and torch.compile's come with determinism
-            config = before_joining(lambda: read_config(path, overrides))
-            accelerator = before_joining(lambda: meet(config, interruption))
-        ranks = Ranks.join(config.run.timeout_s)
-        interruption.join(ranks.board(), ranks.rank)
-        code = exit_code(train(config, accelerator, ranks, interruption), under_agent=agent)
+        config, accelerator, ranks = join(interruption, lambda: read_config(path, overrides))
+        outcome = train(config, accelerator, ranks, interruption, process_age_s())
+        code = exit_code(outcome, under_agent=agent)
     except AbandonedError as error:
         fail(error, ranks)
         return 0 if agent else INTERRUPTED
     except LeavingError as leaving:  # before this launch held the run directory
         if ranks.is_first():
-            print(
-                f"interrupted: {leaving} before the launch began; to be continued", file=sys.stderr
-            )
+            print(f"interrupted: {leaving} before the launch began; to be resumed", file=sys.stderr)
         code = 0 if agent else INTERRUPTED
     except Exception as error:  # noqa: BLE001 - see above
         # A peer's failure breaks collectives anywhere; a bug of our own is shown in full by `fail`
@@ -107,6 +101,19 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
         return 0 if agent and code == INTERRUPTED else code
     leave()
     return code
+
+
+def join(
+    interruption: Interruption, read: Callable[[], Config]
+) -> tuple[Config, Accelerator, Ranks]:
+    """Read the config and meet the other processes of the launch. Raises HarnessError."""
+    # A config names modules, and torch.compile's come with determinism
+    with without_garbage_collection():
+        config = before_joining(read)
+        accelerator = before_joining(lambda: meet(config, interruption))
+    ranks = Ranks.join(config.run.timeout_s)
+    interruption.join(ranks.board(), ranks.rank)
+    return config, accelerator, ranks
 
 
 def before_joining(work: Callable[[], T]) -> T:
@@ -163,10 +170,8 @@ def where_in(ranks: Ranks) -> str:
     return f"rank {ranks.rank}, " + ("before the first step" if step is None else f"step {step:,}")
 
 
-def fail(error: Exception, ranks: Ranks) -> int:
-    """Print the error on the rank it comes from, and there alone; returns the exit code, the same
-    on every rank.
-    """
+def worded(error: Exception, ranks: Ranks) -> Exception:
+    """The error in words for a user, where there are some."""
     if (
         isinstance(error, RuntimeError)
         and (words := explain(error, ranks.heartbeat.step)) is not None
@@ -180,10 +185,18 @@ def fail(error: Exception, ranks: Ranks) -> int:
         )
     if (refused := explain_machine_error(error)) is not None:
         error = RankError(
-            f"{where_in(ranks)}: {refused}, and launch again: the run goes on from "
+            f"{where_in(ranks)}: {refused}, and launch again: the run resumes from "
             "its last checkpoint.",
             origin_rank=ranks.rank,
         )
+    return error
+
+
+def fail(error: Exception, ranks: Ranks) -> int:
+    """Print the error on the rank it comes from, and there alone; returns the exit code, the same
+    on every rank.
+    """
+    error = worded(error, ranks)
     cause = ranks.published_failure()
     if cause is not None and not isinstance(error, HarnessError) and is_lost_peer(error):
         tell_agent(f"{type(cause).__name__}: {cause}")
@@ -198,7 +211,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
         error = RankError(
             f"{where_in(ranks)}: lost {who} ({first_line(error)}). It was killed, "
             "crashed or hangs, or its machine cannot be reached; "
-            "launch again to go on from the last checkpoint."
+            "launch again to resume from the last checkpoint."
         )
     ranks.publish_failure(error)
     if isinstance(error, HarnessError):

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness import components
-from harness.checkpoint.read import LoadedState, load, understanding
+from harness.checkpoint.read import LoadedState, document_errors, load
 from harness.checkpoint.state import restore_network, restore_optimizer
 from harness.config import trust
 from harness.config.read import read_stored
@@ -14,6 +16,7 @@ from harness.config.schema import Config
 from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
 from harness.training.agreement import state_of
+from harness.training.average import AVERAGED
 from harness.training.engine import Engine
 from harness.training.optimizer import (
     TRAINED,
@@ -28,7 +31,7 @@ from harness.training.run import Launch
 from harness.training.schedule import cycled_options
 from harness.wording import some
 
-# Of an optimizer in the checkpoint that a launch goes on from
+# Of an optimizer in the checkpoint that a launch resumes from
 _HOW_TO_TRUST = "name it in your own config and begin another run with run.init_from"
 
 
@@ -46,7 +49,7 @@ def load_state(
 
     def open_checkpoint() -> tuple[LoadedState, dict[str, Any]]:
         loaded = load(checkpoint, rank=ranks.rank, num_ranks=ranks.size)
-        with understanding(checkpoint):
+        with document_errors(checkpoint):
             if config.run.exactness != "none":
                 compare_data(config, checkpoint, loaded.manifest.facts, data)
             return loaded, regroup(loaded.trainer["optimizer"], engine.optimizer, names)
@@ -54,15 +57,32 @@ def load_state(
     names = parameter_names(engine.network)
     loaded, groups = ranks.together(open_checkpoint)
     restore_network(engine.network, loaded, ranks)
-    with understanding(checkpoint):
-        moments = loaded.optimizer.without(TRAINED)
+    with document_errors(checkpoint):
+        moments = loaded.optimizer.without(TRAINED).without(AVERAGED)
         restore_optimizer(engine.optimizer, names, moments, groups, ranks)
-        if any(key.startswith(TRAINED) for key in loaded.optimizer):
-            trained = {TRAINED + names[one]: one for one in engine.stepper.parameters()}
-            loaded.optimizer.fill(trained, ranks)
+        restore_weights(engine, loaded, ranks)
     _require_alike(checkpoint, engine, ranks)
     ranks.together(lambda: _restore_options(config, checkpoint, loaded, engine))
     return loaded
+
+
+def restore_weights(engine: Engine, loaded: LoadedState, ranks: Ranks) -> None:
+    """The trained weights and their averages, where the network was given others or only one of
+    them as the checkpoint's model. Called by every rank.
+    """
+    stored, average = loaded.optimizer, engine.stepper.average
+    names, parameters = parameter_names(engine.network), engine.stepper.parameters()
+    if average is not None and loaded.trainer["ema_updates"]:
+        kept = {key: one for one in parameters if (key := AVERAGED + names[one]) in stored}
+        room = {
+            key: torch.empty_like(one, dtype=stored.kind(key)[0], requires_grad=False)
+            for key, one in kept.items()
+        }
+        stored.fill(room, ranks)
+        averages = [room.get(AVERAGED + names[one], one) for one in parameters]
+        average.restore(averages, loaded.trainer["ema_updates"])
+    if any(key.startswith(TRAINED) for key in stored):
+        stored.fill({TRAINED + names[one]: one for one in parameters}, ranks)
 
 
 def _require_alike(checkpoint: Path, engine: Engine, ranks: Ranks) -> None:
@@ -86,6 +106,6 @@ def _restore_options(config: Config, checkpoint: Path, loaded: LoadedState, engi
     cycled = cycled_options(engine.schedule)
     adopt_changes(engine.optimizer, built_before, engine.fresh_groups, cycled)
     same = schedule_name(before) == schedule_name(config)
-    with understanding(checkpoint):
+    with document_errors(checkpoint):
         schedule = loaded.trainer["schedule"] if same else None
         engine.restore_rest(schedule, loaded.trainer["scaler"], loaded.manifest.step)

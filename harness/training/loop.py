@@ -179,7 +179,7 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
         return None
     engine, check_leave = run.engine, run.interruption.check
     try:
-        with run.ledger.account("evaluation"), engine.stepper.evaluating():
+        with run.ledger.account("evaluation"), engine.stepper.evaluation_weights():
             results = {
                 split: evaluate(
                     engine.network, run.task, plan, run.ranks, engine.device, check_leave
@@ -267,6 +267,6 @@ def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
 
 def is_extra(run: Run) -> bool:
     """Whether the evaluation of this step is due only because a budget or a request ends here: a
-    run that goes on from it is to end as one that never had it.
+    run that resumes from it is to end as one that never had it.
     """
     return not run.agenda.falls(run.agenda.evaluate_every, run.step)

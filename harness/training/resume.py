@@ -17,10 +17,10 @@ from harness.checkpoint.history import read_history
 from harness.checkpoint.read import (
     LoadedState,
     choose,
+    document_errors,
     find_damage,
     load_trainer,
     read_manifest,
-    understanding,
 )
 from harness.components import target_of
 from harness.config.identity import course_changes, identity_changes, rate_changes
@@ -79,7 +79,7 @@ def compare_data(
         raise CheckpointError(
             f"{checkpoint}: code of the run has changed since: {', '.join(edited)}. The samples "
             "are the same, but whether a step is the same is unknown. Take the change back, or set "
-            "run.accept: [code]: the run goes on with the new code, and says so."
+            "run.accept: [code]: the run continues with the new code, and says so."
         )
 
 
@@ -97,7 +97,7 @@ def restore_rest(loaded: LoadedState | None, run: Run) -> None:
         run.ledger.resume(None)
     if loaded is not None:
         assert run.launch.checkpoint is not None
-        with understanding(run.launch.checkpoint):
+        with document_errors(run.launch.checkpoint):
             note_changes(loaded, run)
             note_environment(loaded, run)
     seed_ambient(seed_for(run.sampling.seed, "update", run.step - 1))
@@ -110,7 +110,7 @@ def restore_records(trainer: Mapping[str, Any], run: Run) -> None:
     """What `restore_rest` restores from trainer_state.json. No collectives."""
     assert run.launch.checkpoint is not None
     progress = run.progress
-    with understanding(run.launch.checkpoint):
+    with document_errors(run.launch.checkpoint):
         if run.ranks.is_first():
             run.ledger.resume(trainer["ledger"])
         progress.verdict = restore_history(run.controller, run.launch.checkpoint, trainer["stop"])
@@ -196,7 +196,7 @@ def finished_outcome(config: Config) -> Outcome | None:
     or has not begun. Rank 0 only.
     """
     outcome = read_outcome(config.run.dir)
-    if outcome is None or not outcome.finished or config.run.resume not in ("auto", "must"):
+    if outcome is None or not outcome.is_finished or config.run.resume not in ("auto", "must"):
         return None
     if outcome.reason == "stop_requested":
         return outcome if (config.run.dir / "STOP").exists() else None
@@ -208,7 +208,7 @@ def finished_outcome(config: Config) -> Outcome | None:
         return None
     task: Task = components.build(config.task, "task")
     controller = StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
-    with understanding(chosen.path):
+    with document_errors(chosen.path):
         verdict = restore_history(controller, chosen.path, load_trainer(chosen.path)["stop"])
     if verdict is None or not verdict.stops:
         return None
@@ -270,6 +270,11 @@ class Start:
     notes: list[str]
     superseded: bool = False
 
+    @property
+    def path(self) -> Path | None:
+        """Of the checkpoint."""
+        return None if self.checkpoint is None else Path(self.checkpoint)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -279,7 +284,7 @@ class Start:
 
 
 def agree_on_checkpoint(config: Config, ranks: Ranks) -> Start:
-    """Where all ranks go on: each verifies its share of the hashes, and what one finds damaged is
+    """Where all ranks resume: each verifies its share of the hashes, and what one finds damaged is
     so for all. Called by every rank. Raises HarnessError.
     """
     damage: dict[str, list[str]] = {}
@@ -296,7 +301,7 @@ def agree_on_checkpoint(config: Config, ranks: Ranks) -> Start:
 
 
 def find_start(config: Config, damage: Mapping[str, Sequence[str]] | None = None) -> Start:
-    """Choose the checkpoint to go on from, by all but the hashes of its tensors, and by the
+    """Choose the checkpoint to resume from, by all but the hashes of its tensors, and by the
     `damage` that these have shown; nothing is written. Rank 0 only. Raises HarnessError.
     """
     directory = config.run.dir
@@ -315,7 +320,7 @@ def find_start(config: Config, damage: Mapping[str, Sequence[str]] | None = None
     check_schedule(before, config, directory)
     refuse_another(before, config, choice.path.name)
     notes.append(f"{directory}: going on from {choice.path.name}")
-    with understanding(choice.path):
+    with document_errors(choice.path):
         return Start(str(load_trainer(choice.path)["run_id"]), str(choice.path), notes)
 
 

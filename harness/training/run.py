@@ -31,7 +31,7 @@ from harness.training.trace import Trace
 
 @dataclass(frozen=True)
 class Launch:
-    """One process group's life within a run: its number, and the checkpoint that it went on from,
+    """One process group's life within a run: its number, and the checkpoint that it resumed from,
     None at the beginning of a run.
     """
 

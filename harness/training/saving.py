@@ -20,6 +20,7 @@ from harness.stopping.verdict import Verdict
 from harness.tasks.learning import learner_states
 from harness.training.agenda import Request
 from harness.training.agreement import check_agreement
+from harness.training.average import AVERAGED
 from harness.training.exactness import exactness
 from harness.training.optimizer import TRAINED, parameter_names
 from harness.training.run import Run
@@ -72,7 +73,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
     )
     interval = run.train_metrics.state(run.ranks)
     exact, exact_reason = exactness(run)
-    with run.engine.stepper.evaluating() as trained:
+    with run.engine.stepper.evaluation_weights() as trained:
         yield Snapshot(
             step=run.step,
             epoch=run.sampling.epochs_done(run.step),
@@ -81,7 +82,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             exact=exact,
             exact_reason=exact_reason,
             model=run.engine.sharing.state_dict(),
-            optimizer=optimizer | trained_weights(run, trained),
+            optimizer=optimizer | trained_weights(run, trained) | average_tensors(run),
             rng=capture_random(run.engine.generators),
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
             metrics=dict(run.controller.latest_metrics(run.step)),
@@ -94,12 +95,30 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
 
 
 def trained_weights(run: Run, trained: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The weights that an optimizer with modes trains, by their key next to its state."""
+    """The trained weights where others are evaluated, by their key next to the optimizer's
+    state.
+    """
     names = parameter_names(run.engine.network)
     parameters = run.engine.stepper.parameters()
     return {
         f"{TRAINED}{names[parameter]}": weight
         for parameter, weight in zip(parameters, trained, strict=False)
+    }
+
+
+def average_tensors(run: Run) -> dict[str, Tensor]:
+    """The averages of weights that the model's tensors do not hold to the bit, by their key next to
+    the optimizer's state.
+    """
+    stepper = run.engine.stepper
+    average = stepper.average
+    if average is None:
+        return {}
+    names = parameter_names(run.engine.network)
+    return {
+        f"{AVERAGED}{names[parameter]}": tensor
+        for parameter, tensor in zip(stepper.parameters(), average.tensors, strict=False)
+        if not average.is_evaluated or tensor.dtype != parameter.dtype
     }
 
 
@@ -117,6 +136,7 @@ def trainer_state(
 ) -> dict[str, Any]:
     """Everything but tensors that a run needs to go on."""
     engine = run.engine
+    average = engine.stepper.average
     return {
         "run_id": run.launch.run_id,
         "step": run.step,
@@ -124,6 +144,7 @@ def trainer_state(
         "optimizer": optimizer_rest,
         "schedule": None if engine.schedule is None else engine.schedule.state_dict(),
         "scaler": engine.scaler_state(),
+        "ema_updates": 0 if average is None else average.num_updates,
         "losses": run.losses.state(),
         "train_metrics": interval,
         "ledger": run.ledger.totals(),

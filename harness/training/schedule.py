@@ -66,7 +66,7 @@ def restore_schedule(schedule: Any, state: Mapping[str, Any] | None, steps: int)
     """Put the state of a schedule back.
 
     state: None if the checkpoint's schedule was another, or there was none: one of ours is a
-    function of the steps and goes on from their number.
+    function of the steps and resumes from their number.
     """
     if state is not None:
         schedule.load_state_dict(dict(state))

@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 
 from harness.data.code import attributes_used
 from harness.training.optimizer import parameter_names
-from harness.training.stepper import has_modes
 
 # Ways to a tensor's memory along which torch counts no writes
 _UNCOUNTED = frozenset({"data", "data_ptr", "numpy", "untyped_storage"})
@@ -35,8 +34,6 @@ def stable_tensors(
 
     Neither buffers nor frozen weights, which a network may move by itself, as averages of others.
     """
-    if has_modes(optimizer):  # which gives back other weights after each save
-        return {}
     names = parameter_names(network)
     trained = {names[one] for group in optimizer.param_groups for one in group["params"]}
     owners = {names[one] for one in optimizer.state if one in names}

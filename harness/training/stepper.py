@@ -15,6 +15,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from harness.errors import ConfigError
+from harness.training.average import WeightAverage
 from harness.training.fused import FusedAdam
 from harness.wording import first_line
 
@@ -23,9 +24,19 @@ class Stepper:
     """Steps one optimizer. Raises ConfigError for one that cannot be stepped here."""
 
     def __init__(
-        self, optimizer: Optimizer, scaler: GradScaler | None, clip_grad_norm: float | None
+        self,
+        optimizer: Optimizer,
+        scaler: GradScaler | None,
+        clip_grad_norm: float | None,
+        average: WeightAverage | None = None,
     ) -> None:
         check_contract(optimizer)
+        if average is not None and has_modes(optimizer):
+            raise ConfigError(
+                f"train.ema: {type(optimizer).__name__} averages the weights that it trains by "
+                "itself. Leave train.ema out, or use another optimizer."
+            )
+        self.average = average
         self._optimizer = optimizer
         self._scaler = scaler
         self._clip_grad_norm = clip_grad_norm
@@ -87,7 +98,10 @@ class Stepper:
         if not self._stepped and self._scaler is None:
             self._fused = FusedAdam.of(self._optimizer)  # from now on, with the state that it made
         self._stepped = True
-        return norm, self._scaler is not None and self._update_scale(self._scaler)
+        skipped = self._scaler is not None and self._update_scale(self._scaler)
+        if self.average is not None and not skipped:
+            self.average.update(self.parameters())
+        return norm, skipped
 
     def forget_gradients(self) -> None:
         """Set them to None."""
@@ -102,22 +116,30 @@ class Stepper:
         self._scale = None
 
     @contextmanager
-    def evaluating(self) -> Iterator[list[Tensor]]:
-        """Inside, the weights are those that an optimizer with `eval()` means to be evaluated
-        (schedule-free: averages); afterwards those that it trains, to the bit.
+    def evaluation_weights(self) -> Iterator[list[Tensor]]:
+        """Inside, the weights are those to be evaluated: their average with train.ema, or what an
+        optimizer with `eval()` means (schedule-free: averages); afterwards those that are trained,
+        to the bit.
 
-        Gives the latter in the order of `parameters`; none for an optimizer without modes.
+        Gives the latter in the order of `parameters`; none where they are evaluated themselves.
         """
-        if not has_modes(self._optimizer):
+        averages = self.evaluated_averages()
+        if not averages and not has_modes(self._optimizer):
             yield []
             return
         trained = [one.detach().clone() for one in self.parameters()]
+        if averages:
+            self.put_back(averages)
         set_training(self._optimizer, training=False)
         try:
             yield trained
         finally:
             set_training(self._optimizer, training=True)
             self.put_back(trained)
+
+    def evaluated_averages(self) -> Sequence[Tensor]:
+        """The averages of the weights if they are evaluated in their place, once there are any."""
+        return self.average.tensors if self.average and self.average.is_evaluated else []
 
     def put_back(self, weights: Sequence[Tensor]) -> None:
         """Overwrite the parameters, in the order of `parameters`."""

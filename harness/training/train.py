@@ -1,7 +1,6 @@
 """A training from wherever it stands to its end, on ranks that have met."""
 
 from contextlib import suppress
-from pathlib import Path
 
 from accelerate import Accelerator
 
@@ -12,7 +11,7 @@ from harness.interrupt import Interruption
 from harness.ranks.ranks import Ranks
 from harness.ranks.slowly import slowly
 from harness.rundir.lease import Lease
-from harness.rundir.ledger import Ledger, process_age_s
+from harness.rundir.ledger import Ledger
 from harness.rundir.outcome import Outcome
 from harness.tracking.tracker import Tracker
 from harness.training.build import build
@@ -31,14 +30,18 @@ LEAVING_S = 2.0  # for a save in flight when this rank fails: the others may wai
 
 
 def train(
-    config: Config, accelerator: Accelerator, ranks: Ranks, interruption: Interruption
+    config: Config,
+    accelerator: Accelerator,
+    ranks: Ranks,
+    interruption: Interruption,
+    age_s: float,
 ) -> Outcome:
     """Run a training to its end, from wherever it stands.
 
-    Called by every rank. Raises HarnessError.
+    age_s: how long the launch has taken so far. Called by every rank. Raises HarnessError.
     """
     directory = config.run.dir
-    ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=process_age_s())
+    ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=age_s)
     lease = Lease(directory)
     tracker: Tracker | None = None
     run: Run | None = None
@@ -52,8 +55,7 @@ def train(
             with ledger.account("resume"):
                 start = agree_on_checkpoint(config, ranks)
                 ranks.decide(lambda: prepare_directory(config, start, console))
-            checkpoint = None if start.checkpoint is None else Path(start.checkpoint)
-            launch = Launch(start.run_id, launches, checkpoint)
+            launch = Launch(start.run_id, launches, start.path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
             run.watch.finish_save = run.store.wait

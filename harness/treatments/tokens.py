@@ -17,6 +17,9 @@ Model = Literal["bpe", "wordpiece", "word"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # 0 to 4 of a trained vocabulary
 _BYTES = 256
 _FILE = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+# What else transformers reads of a tokenizer's folder
+_BESIDE = (_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
 class Tokenise:
@@ -72,8 +75,8 @@ class Tokenise:
 
     @staticmethod
     def paths_of(file: str | None = None, **_: Any) -> list[Path]:
-        """The file of the tokenizer, if there is one."""
-        return [] if file is None else [_path(file)]
+        """The file of the tokenizer, if there is one, and those beside it."""
+        return [] if file is None else [_path(file), *_beside(_path(file))]
 
     @property
     def ready(self) -> bool:
@@ -95,15 +98,29 @@ class Tokenise:
             texts = self._texts[: self._wanted]
             tokenizer = _train(texts, self._model, self._size, lowercase=self._lowercase)
         self._texts = []
-        self.restore({"tokenizer": tokenizer.to_str()})
+        files = [] if self._file is None else _beside(_path(self._file))
+        beside = {one.name: one.read_text(encoding="utf-8") for one in files}
+        self.restore({"tokenizer": tokenizer.to_str(), **({"beside": beside} if beside else {})})
 
     def state(self) -> dict[str, Any]:
-        """{tokenizer: the text of a tokenizer.json}"""
-        return {"tokenizer": self._state}
+        """{tokenizer: the text of a tokenizer.json; beside: {name: text} of files beside it}"""
+        return {"tokenizer": self._state, **({"beside": self._beside} if self._beside else {})}
+
+    def files_beside(self) -> dict[str, str]:
+        """What `AutoTokenizer.from_pretrained` reads."""
+        words = self._tokenizer.get_vocab()
+        roles = ("pad", "unk", "cls", "sep", "mask")
+        special = {f"{role}_token": f"[{role.upper()}]" for role in roles}
+        config: dict[str, Any] = {name: word for name, word in special.items() if word in words}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if self._length is not None:
+            config["model_max_length"] = self._length
+        return {_FILE: self._state, _CONFIG: json.dumps(config, indent=2) + "\n", **self._beside}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """state: as returned by `state()`."""
         self._state: str = state["tokenizer"]
+        self._beside: dict[str, str] = {**state.get("beside", {})}
         self._tokenizer = _library().Tokenizer.from_str(self._state)
         self._tokenizer.encode_special_tokens = self._file is None
         self._tokenizer.no_padding()
@@ -217,6 +234,10 @@ def _library() -> Any:
 def _path(file: str) -> Path:
     path = Path(file).expanduser()
     return path / _FILE if path.is_dir() else path
+
+
+def _beside(path: Path) -> list[Path]:
+    return [one for name in _BESIDE if (one := path.with_name(name)).is_file()]
 
 
 def _load(path: Path) -> Any:

@@ -38,7 +38,7 @@ SMALL = (
 )
 
 
-# -- 1: commands that only look, and launches that go on from it
+# -- 1: commands that only look, and launches that resume from it
 
 
 @pytest.mark.parametrize("action", ["list", "verify", "prune"])

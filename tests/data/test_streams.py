@@ -18,7 +18,7 @@ from harness.data.preparing import Sources
 from harness.data.sampling import Sampling, fitting_world_sizes
 from harness.data.settings import DataConfig
 from harness.data.split import Split
-from harness.data.streams import InOrder, Streamed, digest_of
+from harness.data.streams import InOrder, StreamSource, digest_of
 from harness.errors import ConfigError, DataError
 from harness.sources.streams import MixedStream
 from tests.data.stream_parts import Plain, Seeking, Stateful, hugging_face
@@ -30,8 +30,8 @@ SMALL = Path(__file__).parents[1] / "training" / "small.yaml"
 CPU = torch.device("cpu")
 
 
-def streamed(stream: Any, num_samples: int = 10**6, *, repeats: bool = True) -> Streamed:
-    return Streamed(stream, num_samples, "data.train.source", repeats=repeats)
+def source(stream: Any, num_samples: int = 10**6, *, repeats: bool = True) -> StreamSource:
+    return StreamSource(stream, num_samples, "data.train.source", repeats=repeats)
 
 
 def points(samples: list[Any]) -> list[list[float]]:
@@ -47,12 +47,12 @@ def points(samples: list[Any]) -> list[list[float]]:
 def test_any_position_holds_its_sample_however_one_comes_to_it(
     make: Any, count: int, asked: list[list[int]]
 ) -> None:
-    stream, blobs = streamed(make(count)), Blobs(count)
+    stream, blobs = source(make(count)), Blobs(count)
     for positions in asked:
         expected = [blobs.points[position % count].tolist() for position in positions]
         assert points(stream.__getitems__(positions)) == expected
     if stream.mark is not None:
-        went_on = streamed(make(count))
+        went_on = source(make(count))
         went_on.restore(json.loads(json.dumps(stream.mark.to_json())))
         position = stream.mark.position
         assert points([went_on[position]]) == [blobs.points[position % count].tolist()]
@@ -75,7 +75,7 @@ def test_ranks_share_a_stream_without_overlap_from_any_step_on(
         got: list[list[float]] = []
         feeds = []
         for rank in range(ranks):
-            split = Split(streamed(make(100)), (), "data.train", lambda batch: None)
+            split = Split(source(make(100)), (), "data.train", lambda batch: None)
             feeds.append(Feed(split, sampling, sampling.slots_of(rank, ranks), CPU, 0, step))
         for _ in range(2):
             for feed in feeds:
@@ -87,7 +87,7 @@ def test_ranks_share_a_stream_without_overlap_from_any_step_on(
 @pytest.mark.parametrize("make", [Plain, Seeking, Stateful, hugging_face])
 def test_workers_give_what_one_process_gives(make: Any) -> None:
     sampling = Sampling(100, 8, 2, 3, order=InOrder())
-    split = Split(streamed(make()), (), "data.train", lambda batch: None)
+    split = Split(source(make()), (), "data.train", lambda batch: None)
     feed = Feed(split, sampling, range(1, 3), CPU, 2, 5)
     blobs = Blobs(1000)
     for step in range(5, 8):
@@ -116,13 +116,13 @@ def test_samples_of_any_values_are_told_apart() -> None:
 
 def test_how_much_of_a_stream_is_read() -> None:
     seeking = Seeking(10**5)
-    assert points([streamed(seeking)[9 * 10**4]]) == [seeking.blobs.points[9 * 10**4].tolist()]
+    assert points([source(seeking)[9 * 10**4]]) == [seeking.blobs.points[9 * 10**4].tolist()]
     assert seeking.read == 1
-    first = streamed(Stateful())
+    first = source(Stateful())
     first.__getitems__([500, 501])
     assert first.mark is not None
     stateful = Stateful()
-    second = streamed(stateful)
+    second = source(stateful)
     second.restore(first.mark.to_json())
     second.__getitems__([504, 505])
     assert stateful.read == 6
@@ -134,7 +134,7 @@ def test_how_much_of_a_stream_is_read() -> None:
 
 @pytest.mark.parametrize("make", [lambda: Stateful(wrong=True), lambda: hugging_face(100, True)])
 def test_an_incomplete_state_is_found_out_and_the_stream_read_again(make: Any) -> None:
-    first, second = streamed(make()), streamed(make())
+    first, second = source(make()), source(make())
     first.__getitems__(list(range(37)))
     wanted = first.__getitems__([37, 38, 39])
     assert first.mark is not None
@@ -164,13 +164,22 @@ class Ending(Seeking):
 @pytest.mark.parametrize(
     ("read", "words"),
     [
-        (lambda: streamed(iter([1])), "a list_iterator has no length, and no __iter__ that begins"),
-        (lambda: streamed(object()), "a object has no length, and no __iter__"),
-        (lambda: streamed(Plain(0))[0], "the stream ends after 0 samples of a pass"),
-        (lambda: streamed(Plain(5), 9, repeats=False)[5], "ends after 5 samples, and 9 were asked"),
-        (lambda: streamed(Broken())[1], "ValueError while reading sample 1 of the stream: torn"),
-        (lambda: streamed(Ending())[1], "one with `seek` must go on"),
-        (lambda: streamed(Unsaved()), r"state_dict\(\) of a Unsaved returns what JSON cannot hold"),
+        (
+            lambda: source(iter([1])),
+            "a list_iterator has no length, and no __iter__ that begins",
+        ),
+        (lambda: source(object()), "a object has no length, and no __iter__"),
+        (lambda: source(Plain(0))[0], "the stream ends after 0 samples of a pass"),
+        (
+            lambda: source(Plain(5), 9, repeats=False)[5],
+            "ends after 5 samples, and 9 were asked",
+        ),
+        (lambda: source(Broken())[1], "ValueError while reading sample 1 of the stream: torn"),
+        (lambda: source(Ending())[1], "one with `seek` must go on"),
+        (
+            lambda: source(Unsaved()),
+            r"state_dict\(\) of a Unsaved returns what JSON cannot hold",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_stream_is_named(read: Any, words: str) -> None:
@@ -179,7 +188,7 @@ def test_what_is_wrong_with_a_stream_is_named(read: Any, words: str) -> None:
 
 
 def test_an_evaluation_reads_a_stream_once_on_any_number_of_ranks() -> None:
-    split = Split(streamed(Plain(50), 50, repeats=False), (), "data.val", lambda batch: None)
+    split = Split(source(Plain(50), 50, repeats=False), (), "data.val", lambda batch: None)
     for ranks in (1, 3):
         rows = [
             batch["x"]
@@ -194,7 +203,7 @@ def test_streams_are_mixed_by_weights_and_sought() -> None:
         parts = {"a": Plain(7), "b": Seeking(1000, 1), "c": Blobs(12, 2)}
         return MixedStream(parts, {"a": 0.5, "b": 0.3, "c": 0.2})
 
-    samples = points(streamed(mixed()).__getitems__(list(range(120))))
+    samples = points(source(mixed()).__getitems__(list(range(120))))
     where = {
         tuple(row.tolist()): name
         for name, blobs in (("a", Blobs(7)), ("b", Blobs(1000, 1)), ("c", Blobs(12, 2)))
@@ -209,7 +218,7 @@ def test_streams_are_mixed_by_weights_and_sought() -> None:
     sized = [tuple(sample) for sample, name in zip(samples, names, strict=True) if name == "c"]
     assert len(set(sized[:12])) == len(set(sized[12:24])) == 12
     assert sized[:12] != sized[12:24]
-    sought = streamed(mixed())
+    sought = source(mixed())
     assert points(sought.__getitems__([77, 119, 5])) == [samples[at] for at in (77, 119, 5)]
     with pytest.raises(ConfigError, match="weights: 0, and the sources are 0, 1"):
         MixedStream([Counted(2), Counted(3)], [1])

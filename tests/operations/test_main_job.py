@@ -1,5 +1,5 @@
 """The main job as users start it: through accelerate's launcher, by path, by module, from anywhere;
-stopped, killed, gone on with.
+stopped, killed, continued with.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Every schedule goes on with the rates it had, however the run was cut."""
+"""Every schedule continues with the rates it had, however the run was cut."""
 
 import json
 from collections.abc import Sequence

@@ -144,7 +144,7 @@ def test_datasets_of_other_files_are_refused(tmp_path: Path) -> None:
     for name in "ev":
         with pytest.raises(DataError, match=rf"a\.h5: dataset '{name}' is stored in other files"):
             Table(str(tmp_path / "a.h5"), [name])
-    with pytest.raises(DataError, match="no column 'link', only e, v, x"):
+    with pytest.raises(DataError, match="dataset 'link' is stored in other files"):
         Table(str(tmp_path / "a.h5"), ["link"])
     assert Table(str(tmp_path / "a.h5"), ["x"])[8]["features"].tolist() == [8]
 
@@ -177,3 +177,66 @@ def test_datasets_of_hdf5_are_columns(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(DataError, match=r"a\.h5: cannot be read: .* truncated"):
         Table(str(path), ["short"])
+
+
+def test_records_beyond_those_that_an_edf_declares_are_told(tmp_path: Path) -> None:
+    path = edf(tmp_path / "a.edf")
+    content = bytearray(path.read_bytes())
+    path.write_bytes(bytes(content) + b"\0" * 10)  # not a whole one
+    assert series(path, ["EEG 0"]).shape == (1, 400)
+    content[236:244] = b"3       "
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"a\.edf: its header declares 3 data records, and 1 more"):
+        series(path, ["EEG 0"])
+
+
+def test_signals_of_wfdb_are_those_of_their_checksums(tmp_path: Path) -> None:
+    counts = DRAW.integers(-1000, 1000, (200, 2)).astype("<i2")
+    counts.tofile(tmp_path / "r.dat")
+    path, sums = tmp_path / "r.hea", counts.astype(np.int64).sum(axis=0)
+    lines = [f"r.dat 16 200 16 0 0 {sum_ - 2**16} 0" for sum_ in sums.tolist()]
+    path.write_text("\n".join(["r 2 50 200", *lines, ""]))
+    found = series(path, ["record r, signal 1"])  # as header(5) calls those without a name
+    assert np.allclose(found[0], counts[:, 1] / 200, atol=1e-6)
+    path.write_text("\n".join(["r 2 50 150", *lines, ""]))
+    with pytest.raises(
+        DataError, match=r"r\.hea: signal None has the checksum \d+, and its header"
+    ):
+        series(path, ["record r, signal 1"])
+
+
+def test_datasets_mean_what_their_attributes_say(tmp_path: Path) -> None:
+    counts = np.array([1, 2, -999, 4], np.int16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        packed = file.create_dataset("packed", data=counts)
+        packed.attrs["scale_factor"], packed.attrs["add_offset"] = 0.5, np.array([10.0])
+        packed.attrs["_FillValue"] = np.int16(-999)
+        file.create_dataset("plain", data=counts).attrs["missing_value"] = np.int16(-1)
+        kinds = h5py.enum_dtype({"walk": 0, "run": 1})
+        file.create_dataset("act", data=np.array([1, 0, 1, 1]), dtype=kinds)
+        file["link"] = h5py.SoftLink("/plain")
+        file["again"] = file["plain"]
+        file.create_dataset("wide", data=np.arange(8).reshape(4, 2))
+        file["wide link"] = h5py.SoftLink("/wide")
+        file["away"] = h5py.ExternalLink("b.h5", "/x")
+        file["round"] = h5py.SoftLink("round")
+        file["behind"] = h5py.SoftLink("/away")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["x"] = counts
+    path = str(tmp_path / "a.h5")
+    asked = ["packed", "plain", "link", "again", "wide link/1"]
+    table = Table(path, asked, {"act": "text"}, missing="keep")
+    read = table.__getitems__([0, 1, 2, 3])
+    packed = [10.5, 11, np.nan, 12]
+    wanted = np.stack([packed, counts, counts, counts, [1, 3, 5, 7]], axis=1)
+    np.testing.assert_array_equal(read["features"], wanted)
+    assert read["act"] == ["run", "walk", "run", "run"]
+    for name in ("away", "behind"):
+        with pytest.raises(DataError, match=r"'/?away' is stored in other files"):
+            Table(path, [name])
+    with pytest.raises(DataError, match="no column 'round', only"):
+        Table(path, ["round"])
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["deep"] = np.zeros((2, 2, 2))
+    with pytest.raises(DataError, match=r"c\.h5: it holds no columns"):
+        Table(str(tmp_path / "c.h5"), ["deep"])

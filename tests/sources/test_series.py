@@ -438,3 +438,52 @@ def test_arrays_that_are_no_recordings_are_named(tmp_path: Path) -> None:
 def test_a_mistake_in_the_settings_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Series(**{"files": "a.csv", "channels": CHANNELS, "length": 2, "stride": 1, **arguments})
+
+
+def test_a_table_with_a_row_for_each_value_is_what_pandas_pivots(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {"device": device, "t": t / 10, "channel": channel, "value": draw.normal(), "act": act}
+        for device, act in (("b", "run"), ("a", "walk"))
+        for t in range(20)
+        for channel in ("y", "temp", "x")
+    ]
+    frame = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    path, settings = str(tmp_path / "a.csv"), {"time": "t", "rate_hz": 10, "label": "act"}
+    frame.to_csv(path, index=False)
+    made: dict[str, Any] = {
+        "recording": ["device"],
+        "sort": True,
+        "long_format": ["channel", "value"],
+        **settings,
+    }
+    series = Series(path, ["x", "y"], 20, 20, **made)
+    wide = frame.pivot(index=["device", "t"], columns="channel", values="value")[["x", "y"]]
+    known = series.known()
+    for number, device in enumerate(known["device"]):
+        read = wide.loc[device].to_numpy(np.float32).T
+        np.testing.assert_array_equal(series[number]["series"], read)
+    assert (known["device"], known["label"]) in [
+        (["a", "b"], ["walk", "run"]),
+        (["b", "a"], ["run", "walk"]),
+    ]
+    gone = frame.drop(frame[(frame["t"] == 1.0) & (frame["channel"] == "x")].index[:1])
+    gone.to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"an empty cell\. Fill the gap, or set gaps: split"):
+        Series(path, ["x", "y"], 20, 20, **made)
+    assert len(Series(path, ["y"], 20, 20, **made)) == 2
+    pd.concat([frame, frame[:1]]).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"row 122, column 'value': a second value of"):
+        Series(path, ["x", "y", "temp"], 20, 20, **made)
+    twice = Series(path, ["x", "y"], 20, 20, duplicates="drop", **made)
+    assert len(twice) == 2
+    pd.concat([frame, frame[:1].assign(value=9)]).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"row 122, column 'value': another value of"):
+        Series(path, ["x", "y", "temp"], 20, 20, duplicates="drop", **made)
+    frame.assign(act=[*frame["act"][:-1], "sit"]).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"column 'act': '\w+', but '\w+' at the same time"):
+        Series(path, ["x", "y", "temp"], 20, 20, **made)
+    with pytest.raises(DataError, match="no row of the channel 'z', only of"):
+        Series(path, ["x", "z"], 20, 20, **made)
+    with pytest.raises(ConfigError, match=r"long_format: .* set time"):
+        Series(path, ["x"], 20, 20, long_format=["channel", "value"])

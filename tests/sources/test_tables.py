@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -449,7 +451,7 @@ CONTENTS: list[tuple[str, bytes, str]] = [
         b"PAR1 and so on",
         r"cannot be read: .* It may be truncated, or not a Parquet file",
     ),
-    ("a.xlsb", b"x", r"\.xlsb is not one of \.csv, \.tsv"),
+    ("a.sav", b"x", r"\.sav is not one of \.csv, \.tsv"),
     ("a.ods", b"x", r"cannot be read: .* truncated, or not a spreadsheet"),
     ("a.numbers", b"x", r"\.numbers is not one of \.csv, \.tsv"),
 ]
@@ -549,3 +551,37 @@ def test_dates_and_json_booleans_are_read_as_text_and_numbers(tmp_path: Path) ->
     )
     for name in ("a.jsonl", "b.parquet"):
         assert Table(str(tmp_path / name), ["on"], {"day": "text"})[0]["day"] == "2026-11-24"
+
+
+def test_the_index_that_pandas_stores_in_parquet_is_no_feature(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"a": [1.0, 2.0, 3.0]}).iloc[[1, 2, 0]].to_parquet(path)
+    whole = Table(str(path))
+    assert whole.features == ["a"]
+    assert whole[0]["features"].tolist() == [2.0]
+    named = Table(str(path), features=["__index_level_0__"])
+    assert named[0]["features"].tolist() == [1.0]
+
+
+def test_a_time_zone_that_is_unknown_is_named(tmp_path: Path) -> None:
+    stamps = pa.array([0, 1], pa.timestamp("s", tz="Mars/Phobos"))
+    pq.write_table(pa.table({"t": stamps, "a": [1.0, 2.0]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 1, column 't': the time zone 'Mars/Phobos' is not"):
+        Table(str(tmp_path / "a.parquet"), features=["a"], columns={"t": "text"})
+    assert len(Table(str(tmp_path / "a.parquet"), features=["a"])) == 2
+
+
+def test_times_of_day_keep_all_their_digits_or_are_refused(tmp_path: Path) -> None:
+    for name, times in (("a", [1_000, 2_000]), ("b", [1, 2])):
+        table = pa.table({"t": pa.array(times, pa.time64("ns"))})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    read = Table(str(tmp_path / "a.parquet"), [], {"t": "text"})
+    assert read.known()["t"] == ["00:00:00.000001", "00:00:00.000002"]
+    with pytest.raises(DataError, match="'t': times of day are read to the microsecond"):
+        Table(str(tmp_path / "b.parquet"), [], {"t": "text"})
+
+
+def test_half_a_character_is_refused_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"t": "a"}\n{"t": "\\ud800"}\n')
+    with pytest.raises(DataError, match=r"row 2, column 't': .*surrogates not allowed"):
+        Table(str(tmp_path / "a.jsonl"), [], {"t": "text"})

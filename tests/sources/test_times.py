@@ -1,5 +1,6 @@
 """Times and arrays as devices store them; pandas says what the times are."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,76 @@ def test_devices_that_write_by_turns_are_put_apart_and_in_order(tmp_path: Path) 
         Series(str(path), ["x"], 6, 6, sort=True, duplicates="drop", **settings)
     with pytest.raises(ConfigError, match=r"sort, duplicates: .* Set time"):
         Series(str(path), ["x"], 6, 6, sort=True)
+
+
+def test_names_of_time_zones_in_a_format_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("t,a\n2026-01-31 12:00 EST,1\n")
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 1, "time_format": "%Y-%m-%d %H:%M %Z"}
+    with pytest.raises(ConfigError, match=r"time_format: .* ignores names of time zones\. "):
+        Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
+    literal = {**settings, "time_format": "%Y-%m-%d %H:%M EST", "timezone": "America/New_York"}
+    series = Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **literal)
+    assert times_of(series) == [pd.Timestamp("2026-01-31 17:00", tz="UTC").timestamp()]
+
+
+@pytest.mark.parametrize("year", ["0001", "9999"])
+def test_years_whose_neighbours_python_does_not_have_are_refused(tmp_path: Path, year: str) -> None:
+    (tmp_path / "a.csv").write_text(f"t,a\n{year}-01-01 00:00:00,1\n{year}-12-31 23:59:59,2\n")
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 1, "timezone": "Asia/Tokyo"}
+    with pytest.raises(DataError, match=rf"row 2, column 't': {year}-01-01 .*: give years from 2"):
+        Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("form", "texts", "expected"),
+    [  # what strptime makes of 15 by %H%M is 01:05, pvlib's reader of SRML was wrong in this way
+        ("%Y%m%d %H%M", ["20200101 5", "20200101 15", "20200101 130", "20200101 1530"], None),
+        ("%d%m%Y", ["1012026", "11012026", "1112026"], None),
+        ("%m/%d/%Y %H:%M", ["01/31/1988 23:00", "01/31/1988 24:00"], None),  # as in TMY3
+        ("%Y%m%d %H%M", ["20200228 2300", "20200229 2400"], ["202002282300", "202003010000"]),
+        (None, ["1988-12-31 23:00:00", "1988-12-31 24:00:00"], ["198812312300", "198901010000"]),
+        ("%d/%m/%Y %H:%M:%S.%f", ["01/01/2026 00:00:00.1234567"], None),  # .NET's seven digits
+    ],
+)
+def test_times_without_zeros_and_those_of_24_hours_are_what_was_meant(
+    tmp_path: Path, form: str | None, texts: list[str], expected: list[str] | None
+) -> None:
+    meant = {
+        "20200101 5": "202001010005",
+        "20200101 15": "202001010015",
+        "20200101 130": "202001010130",
+        "20200101 1530": "202001011530",
+        "1012026": "202601010000",
+        "11012026": "202601110000",
+        "1112026": "202611010000",
+        "01/31/1988 23:00": "198801312300",
+        "01/31/1988 24:00": "198802010000",
+        "01/01/2026 00:00:00.1234567": "2026-01-01 00:00:00.123456",
+    }
+    (tmp_path / "a.csv").write_text("t,a\n" + "".join(f"{text},1\n" for text in texts))
+    settings: dict[str, Any] = {"time": "t", "gap_s": 1e9, "time_format": form}
+    series = Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
+    wanted = [pd.Timestamp(text) for text in expected or map(meant.__getitem__, texts)]
+    assert times_of(series) == [moment.tz_localize("UTC").timestamp() for moment in wanted]
+
+
+@pytest.mark.parametrize("text", ["1/2/26-130", "1126 5"])
+def test_digits_that_could_be_two_dates_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(f"t,a\n{text},1\n")
+    form = "%d/%m/%y-%H%M" if "-" in text else "%d%m%y,%H"
+    settings: dict[str, Any] = {"time": "t", "gap_s": 1e9, "time_format": form}
+    with pytest.raises(DataError, match=r"row 2, column 't': .* Correct it, or set time_format"):
+        Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        ("%d/%m/%Y %H:%M %p", "ignores %p beside %H. Use %I"),
+        ("%d/%m/%Y %I:%M", "%I needs %p"),
+        ("%Y-%W", "ignores weeks"),
+    ],
+)
+def test_forms_of_dates_that_python_would_not_use_are_refused(form: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{form!r}: ") + f".*{why}"):
+        Series("a.csv", ["a"], 1, 1, time="t", gap_s=1, time_format=form)

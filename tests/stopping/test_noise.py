@@ -158,7 +158,7 @@ def test_what_cannot_take_effect_is_refused(improvement: dict[str, Any], message
 
 
 def test_an_error_that_an_evaluation_does_not_know_is_told() -> None:
-    """It ended the launch: also one that goes on with this setting, and in place of divergence."""
+    """It ended the launch: also one resumed with this setting, and in place of divergence."""
     first, second = judge(settings(at_least="2 se"), [0.5, 0.6])
     assert "its standard error is not known at step 100," in first.warnings[0]
     assert "in fewer than 8 micro-batches" in second.warnings[0]

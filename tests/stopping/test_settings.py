@@ -224,7 +224,7 @@ def test_patience_keeps_its_unit_and_number(unit: str, count: int) -> None:
 
 def test_the_parts_that_others_use() -> None:
     assert Every(steps=5).epochs is None
-    assert Budget(epochs=2, hours=1.5).given("epochs", "steps", "samples", "hours") == [
+    assert Budget(epochs=2, hours=1.5).non_null("epochs", "steps", "samples", "hours") == [
         "epochs",
         "hours",
     ]

@@ -1,5 +1,5 @@
 """What a machine does to a training or to a command: whatever it is, it ends in order or with one
-message, and the run goes on with the bits of one that was left in peace.
+message, and the run continues with the bits of one that was left in peace.
 """
 
 import json

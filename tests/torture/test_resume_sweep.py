@@ -30,7 +30,7 @@ STEPS = 40
     ids=str,
 )
 def test_a_kill_at_every_step(tmp_path: Path, ranks: int, stride: int, extra: list[str]) -> None:
-    """One run, killed in one step after the other; each launch goes on from its checkpoints."""
+    """One run, killed in one step after the other; each launch resumes from its checkpoints."""
     reference, run = tmp_path / "reference", tmp_path / "run"
     finish(reference, ranks, *extra)
     assert len(trace(reference)) == STEPS

@@ -20,7 +20,7 @@ from harness.errors import ConfigError
 from harness.networks.attention import Gpt
 from harness.randomness import seed_ambient, seed_for
 from harness.training import parts as network_parts
-from harness.training.evaluation import evaluating
+from harness.training.evaluation import evaluation_mode
 from harness.training.optimizer import parameter_groups
 from tests.pool import Launched, train_on_ranks
 from tests.resume.parts import Blobs
@@ -97,7 +97,7 @@ def test_a_frozen_part_is_as_in_an_evaluation_also_after_one() -> None:
         ]
         assert network.encoder[3].training
         assert network.head.training
-        with evaluating(network):
+        with evaluation_mode(network):
             assert not any(module.training for module in network.modules())
 
 

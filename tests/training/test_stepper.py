@@ -1,4 +1,4 @@
-"""Every optimizer of torch that our contract allows goes on with the bits it had."""
+"""Every optimizer of torch that our contract allows continues with the bits it had."""
 
 import inspect
 from pathlib import Path

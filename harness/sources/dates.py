@@ -1,0 +1,80 @@
+"""Dates that are text: their forms and time zones."""
+
+import datetime
+import re
+import zoneinfo
+
+from harness.errors import ConfigError
+from harness.wording import did_you_mean
+
+_ANY = datetime.datetime(2000, 1, 1)
+_MIDNIGHT = re.compile(r"(?<![\d:/.-])24(?=(:?00)+(\.0+)?(?!\d))")
+_DIGITS = "%[YmdHMSjyI]"  # numbers of a fixed width
+
+
+def check_time_format(form: str) -> None:
+    """Raise ConfigError for directives that strptime reads without using them."""
+    used = set(re.findall("%(.)", form.replace("%%", "")))
+    why = None
+    if "Z" in used:
+        why = "names of time zones. Write the name instead of %Z, and set timezone"
+    if "p" in used and "I" not in used:
+        why = "%p beside %H. Use %I"
+    if used & {"U", "W"} and not ("Y" in used and used & {"a", "A", "w"}):
+        why = "weeks (%U, %W) that come without %Y and a day (%a, %A, %w)"
+    if why is not None:
+        raise ConfigError(f"time_format: {form!r}: Python ignores {why}.")
+    if "I" in used and "p" not in used:
+        raise ConfigError(f"time_format: {form!r}: %I needs %p, or use %H.")
+
+
+def check_timezone(name: str | None) -> None:
+    """Raise ConfigError unless a time zone is known."""
+    try:
+        if name is not None:
+            zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        known = zoneinfo.available_timezones()
+        raise ConfigError(
+            f"timezone: {name!r} is not known.{did_you_mean(str(name), known, quoted=True)} Give a "
+            "name of the tz database, e.g. Europe/Rome."
+        ) from error
+
+
+def parse_date(text: str, form: str | None) -> datetime.datetime:
+    """A date in a form, or in ISO 8601; 24:00 is midnight at the end of a day. Numbers that stand
+    together, such as %H%M, must have all digits, or be alone, where zeros before them may be
+    missing: 15 is 00:15. Raises ValueError.
+    """
+    if form is None:
+        read = datetime.datetime.fromisoformat
+    else:
+        # Digits beyond those that %f reads
+        text = re.sub(r"(\.\d{6})\d+", r"\1", text) if "%f" in form else text
+        words, forms = text.split(" "), form.split(" ")
+        if len(words) == len(forms):
+            text = " ".join(map(_padded, words, forms))
+        of_form = form
+
+        def read(text: str) -> datetime.datetime:
+            return datetime.datetime.strptime(text, of_form)
+
+    try:
+        return read(text)
+    except ValueError:
+        early, count = _MIDNIGHT.subn("00", text)
+        if count != 1:
+            raise
+        return read(early) + datetime.timedelta(days=1)
+
+
+def _padded(word: str, form: str) -> str:
+    joined = re.findall(f"(?:{_DIGITS}){{2,}}", form)
+    if not joined:
+        return word
+    width = len(_ANY.strftime(joined[0]))
+    if joined[0] == form and word.isdecimal():
+        return word.zfill(width)
+    if len(joined) > 1 or not re.search(rf"(?<!\d)\d{{{width}}}(?!\d)", word):
+        raise ValueError(f"{word!r} does not have the digits of {joined[0]}, zeros included")
+    return word

@@ -1,0 +1,171 @@
+"""A network that was fine-tuned comes back without what it was fine-tuned from."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from harness.commands.evaluate import evaluate_split
+from harness.commands.predict import write_predictions
+from harness.errors import ConfigError
+from harness.training import pretrained
+from tests.pool import train_on_ranks
+
+WORDS = ["good", "fine", "great", "bad", "poor", "awful", "film", "the", "was", "a"]
+AUTO = "transformers.AutoModelForSequenceClassification.from_pretrained"
+CONFIG = """
+run: {{name: reviews, seed: 3}}
+data:
+  checks: {{duplicates: warn, overlaps: warn, conflicts: warn}}
+  train: &split
+    source:
+      _target_: harness.sources.tables.Table
+      files: "{root}/reviews.csv"
+      features: []
+      columns: {{text: text, mood: text}}
+    treatments:
+      - {{_target_: harness.treatments.Encode, key: mood, optional: true}}
+      - {{_target_: harness.treatments.Tokenise, file: "{root}/base", length: 8}}
+      - {{_target_: harness.treatments.Pad, length: 8, mask: mask}}
+  val: *split
+network: {network}
+task:
+  _target_: harness.tasks.Classification
+  input: {{input_ids: tokens, attention_mask: mask}}
+  target: mood
+batch: {{size: 8, micro_size: 4}}
+optimizer: {{_target_: torch.optim.AdamW, lr: 0.01}}
+stop: {{every: {{steps: 4}}, budget: {{steps: 8}}}}
+checkpoint: {{every: {{steps: 4}}}}
+"""
+SIZES = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 16,
+}
+
+
+class Mood(nn.Module):
+    """A network of a user's own around a pretrained one."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        found = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        return self.head(found.last_hidden_state[:, 0])
+
+
+def prepare(root: Path, network: str) -> Path:
+    """A base with a vocabulary of its own in another order than BERT's, reviews and a config."""
+    (root / "base").mkdir(parents=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (root / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    transformers.BertTokenizer(str(root / "vocab.txt")).save_pretrained(root / "base")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=len(vocabulary), **SIZES)
+    transformers.BertModel(config).save_pretrained(root / "base")
+    draw = np.random.default_rng(0)
+    rows = []
+    for _ in range(24):
+        mood = int(draw.integers(2))
+        words = [*draw.choice(WORDS[6:], 3), draw.choice(WORDS[3 * mood : 3 * mood + 3])]
+        rows.append({"text": " ".join(words), "mood": ["glad", "sad"][mood]})
+    pd.DataFrame(rows).to_csv(root / "reviews.csv", index=False)
+    path = root / "reviews.yaml"
+    path.write_text(CONFIG.format(root=root, network=network))
+    return path
+
+
+def train(config: Path, *overrides: str) -> None:
+    (end,) = train_on_ranks(1, config, list(overrides))
+    assert end.exit_code == 0, end.stderr
+
+
+def evaluate(checkpoint: Path, root: Path, *allow: str) -> dict[str, float]:
+    return dict(evaluate_split(checkpoint, "val", [f"{root}/", *allow]).values)
+
+
+def predict(checkpoint: Path, root: Path) -> pd.DataFrame:
+    write_predictions(checkpoint, "val", "", root / "found.parquet", [f"{root}/"])
+    return pd.read_parquet(root / "found.parquet")
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers: the head is new
+def test_a_fine_tuned_network_is_loaded_and_trained_further_without_its_base(
+    tmp_path: Path,
+) -> None:
+    """Known: "Can't load the configuration of '/old/path'" (transformers, many); a tokenizer of
+    another vocabulary beside a checkpoint.
+    """
+    network = f"{{_target_: {AUTO}, pretrained_model_name_or_path: {tmp_path}/base}}"
+    config = prepare(tmp_path, network)
+    old, new = tmp_path / "run", tmp_path / "elsewhere" / "run"
+    train(config, f"run.dir={old}")
+    whole = old / "checkpoints" / "step-00000008"
+    values, rows = evaluate(whole, tmp_path), predict(whole, tmp_path)
+    sentence = "the film was great"
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")(sentence)["input_ids"]
+
+    shutil.rmtree(tmp_path / "base")
+    shutil.copytree(old, new, symlinks=True)
+    moved = new / "checkpoints" / whole.name
+    assert evaluate(moved, tmp_path) == values
+    pd.testing.assert_frame_equal(predict(moved, tmp_path), rows)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(moved, local_files_only=True)
+    assert tokenizer(sentence)["input_ids"] == tokens
+    assert transformers.AutoConfig.from_pretrained(moved).vocab_size == len(tokenizer)
+
+    shutil.rmtree(moved)
+    (new / "outcome.json").unlink()
+    train(config, f"run.dir={new}")
+    for name in ("model-00001-of-00001.safetensors", "network.json", "tokenizer_config.json"):
+        assert (moved / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers: as above
+def test_a_network_of_one_s_own_around_a_pretrained_one(tmp_path: Path) -> None:
+    encoder = (
+        "{_target_: transformers.AutoModel.from_pretrained, add_pooling_layer: false, "
+        f"pretrained_model_name_or_path: {tmp_path}/base, attn_implementation: eager}}"
+    )
+    own = f"{{_target_: tests.training.test_pretrained.Mood, encoder: {encoder}}}"
+    run = tmp_path / "run"
+    train(prepare(tmp_path, own), f"run.dir={run}", "stop.budget.steps=4")
+    shutil.rmtree(tmp_path / "base")
+    [kept] = json.loads((run / "checkpoints" / "step-00000004" / "network.json").read_text())
+    assert kept["keys"] == ["encoder"]
+    assert kept["component"]["add_pooling_layer"] is False
+    assert kept["component"]["attn_implementation"] == "eager"
+    assert evaluate(run, tmp_path, "tests")["accuracy"] > 0.4
+    with pytest.raises(ConfigError, match=r"test_pretrained\.Mood is code from elsewhere"):
+        evaluate(run, tmp_path)
+
+
+def test_other_networks_keep_what_they_are_built_by() -> None:
+    timm = {"_target_": "timm.create_model", "model_name": "resnet10t", "pretrained": False}
+    network, parts = pretrained.build_network(timm, {})
+    assert isinstance(network, nn.Module)
+    assert parts == {}
+    assert pretrained.dump_parts(parts) == {}
+
+
+def test_what_is_kept_may_come_from_anybody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = {(): {"_target_": "os.system", "command": "true"}}
+    monkeypatch.setattr(pretrained, "load_parts", lambda checkpoint: evil)
+    spec = {"_target_": "transformers.AutoModel.from_pretrained"}
+    with pytest.raises(ConfigError, match=r"os\.system is code from elsewhere"):
+        pretrained.resumed_parts(tmp_path, spec)
