@@ -34,7 +34,7 @@ LAYERS = (
         "harness.interrupt",
         "harness.randomness",
     ),
-    ("harness.components", "harness.rundir", "harness.ranks"),
+    ("harness.components", "harness.objects", "harness.rundir", "harness.ranks"),
     ("harness.settings",),
     ("harness.stopping",),
     (
@@ -54,10 +54,17 @@ LAYERS = (
     ("harness.checks", "harness.config"),
     ("harness.training",),
     ("harness.commands",),
+    ("harness.api",),
     ("harness.cli",),
     ("harness.train",),
 )
-KNOW_CONFIG = ("harness.config", "harness.training", "harness.commands", "harness.cli")
+KNOW_CONFIG = (
+    "harness.config",
+    "harness.training",
+    "harness.commands",
+    "harness.api",
+    "harness.cli",
+)
 PURE = (
     "harness.errors",
     "harness.settings",
