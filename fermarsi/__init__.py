@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         RankError,
     )
     from harness.rundir.outcome import Outcome
-    from harness.sources.arrays import Arrays
+    from harness.sources.given import Arrays
 
 __all__ = [
     "EXAMPLES",
@@ -67,7 +67,7 @@ _MODULES = {
         "RankError",
     ),
     "harness.rundir.outcome": ("Outcome",),
-    "harness.sources.arrays": ("Arrays",),
+    "harness.sources.given": ("Arrays",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

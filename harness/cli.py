@@ -9,10 +9,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from harness.commands.arguments import ConfigPath, Json, Overrides, find_own_code
+from harness.commands.many import many
 from harness.commands.show import say, show
 from harness.errors import HarnessError
 from harness.imports import without_garbage_collection
@@ -26,6 +28,7 @@ app = typer.Typer(
 checkpoints = typer.Typer(
     help="List, verify and prune the checkpoints of a run.", no_args_is_help=True
 )
+app.add_typer(many)
 app.add_typer(checkpoints, name="checkpoints")
 track = typer.Typer(
     help="Send a run's records to Weights & Biases, TensorBoard or Trackio.", no_args_is_help=True
@@ -37,33 +40,15 @@ data = typer.Typer(
 )
 app.add_typer(data, name="data")
 
-T = TypeVar("T")
-
-
-def _find_own_code(given: T) -> T:
-    """Let a user's own config name modules of the working directory, last on the path; a run may be
-    somebody else's, and lie in that very directory.
-    """
-    if given:
-        sys.path.append(str(Path.cwd()))
-    return given
-
 
 def _allowed_prefixes(allow: list[str] | None) -> list[str]:
     """What the user allows, on the command line and in FERMARSI_ALLOW."""
     always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
     given = [one for one in [*(allow or ()), *always] if one]
-    _find_own_code([one for one in given if "/" not in one])
+    find_own_code([one for one in given if "/" not in one])
     return [one if "/" in one else one.replace(":", ".") for one in given]
 
 
-ConfigPath = Annotated[
-    Path, typer.Argument(help="A YAML config.", metavar="CONFIG", callback=_find_own_code)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]..."),
-]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
 HistoryPath = Annotated[
     Path,
@@ -77,7 +62,6 @@ AnyPath = Annotated[
         help="A run directory (its best checkpoint) or a checkpoint.", metavar="RUN|CHECKPOINT"
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
@@ -144,15 +128,20 @@ def predict(
     split: SplitName = "val",
     source: Annotated[
         str,
-        typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=_find_own_code),
+        typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=find_own_code),
     ] = "",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that predict, on GPUs by turns.")
+    ] = 1,
     allow: Allow = None,
 ) -> None:
-    """Write a trained network's predictions, one row per sample."""
+    """Write a trained network's predictions, one row per sample; killed, it is resumed by the same
+    command.
+    """
     with without_garbage_collection():
         from harness.commands.predict import write_predictions
 
-    say(write_predictions(path, split, source, out, allow or ()))
+    say(write_predictions(path, split, source, out, allow or (), processes))
 
 
 @app.command()
@@ -387,7 +376,7 @@ def prune_store(
     configs: Annotated[
         list[Path],
         typer.Argument(
-            help="YAML configs that share a store.", metavar="CONFIG...", callback=_find_own_code
+            help="YAML configs that share a store.", metavar="CONFIG...", callback=find_own_code
         ),
     ],
 ) -> None:

@@ -7,20 +7,29 @@ objects of the class. Only this process has them.
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakValueDictionary
 
 from harness.errors import ConfigError
 
 TAKE = "harness.objects.take"
-_present: ContextVar[Mapping[str, Any]] = ContextVar("present", default={})  # noqa: B039 - never changed
+Key = tuple[str, str, str, str]  # at, name, source, state
+Objects = dict[Key, Any]
+
+_present: ContextVar[Mapping[Key, Any]] = ContextVar("present", default={})  # noqa: B039 - a constant
+# Those that are still in use elsewhere
+_known: WeakValueDictionary[Key, Any] = WeakValueDictionary()
 
 
 @contextmanager
-def present(objects: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, in this thread, `take` finds these, by where they stand in a config."""
+def present(objects: Mapping[Key, Any]) -> Iterator[None]:
+    """Inside, in this thread, `take` finds these; afterwards as long as the caller keeps them."""
     token = _present.set(objects)
+    for key, value in objects.items():
+        with suppress(TypeError):  # a list, a number
+            _known[key] = value
     try:
         yield
     finally:
@@ -29,10 +38,21 @@ def present(objects: Mapping[str, Any]) -> Iterator[None]:
 
 def take(at: str, name: str, source: str, state: str) -> Any:
     """The object; a network is copied, so that the given one stays as it is. Raises ConfigError."""
-    found = _present.get().get(at)
+    given, key = _present.get(), (at, name, source, state)
+    found = given[key] if key in given else _known.get(key)
     if found is None:
+        others = [other for other in given if other[0] == at]
+        why = (
+            f"the one that was given is another: {dict(zip(_WORDS, others[0][1:], strict=True))}"
+            if others
+            else "this process does not have it"
+        )
+        how = "fermarsi.load(run, network=...)" if at == "network" else "the same fermarsi.Config"
         raise ConfigError(
-            f"the run was made with an object of Python, an instance of {name}, which this process "
-            f"does not have. Give it: fermarsi.load(run, network=...) for a network."
+            f"the run was made with an object of Python, an instance of {name} (source {source}, "
+            f"state {state}), and {why}. Give it: {how}."
         )
     return copy.deepcopy(found) if hasattr(found, "load_state_dict") else found
+
+
+_WORDS = ("name", "source", "state")

@@ -18,13 +18,12 @@ from harness.config.reading import PYTHON
 from harness.config.schema import Config as ReadConfig
 from harness.data.notebook import digest_of, is_of_main
 from harness.errors import ConfigError
-from harness.objects import TAKE, present
+from harness.objects import TAKE, Objects, present
 from harness.wording import Keys, dotted
 
 Overrides = Mapping[str, Any] | Sequence[str]
 Section = Mapping[str, Any]
 Component = Mapping[str, Any] | type | Callable[..., Any] | object
-Objects = dict[str, Any]
 
 _COMPONENTS = ("network", "task", "optimizer", "schedule")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -65,7 +64,7 @@ class Config:
     ) -> None:
         sections = dict(locals())
         self.base = None if base is None else Path(base)
-        self.objects: Objects = {}
+        self.objects = Objects()
         self.tree: dict[str, Any] = {
             name: plain(value, (name,), self.objects)
             for name, value in sections.items()
@@ -81,7 +80,7 @@ class Config:
     def require_importable(self, why: str) -> None:
         """Raise ConfigError if only this process has some of it."""
         main = [spec for spec in components.components_in(self.tree) if SOURCE in spec]
-        mine = [*self.objects, *(str(spec[TARGET]) for spec in main)]
+        mine = [*(at for at, *_ in self.objects), *(str(spec[TARGET]) for spec in main)]
         if mine:
             raise ConfigError(
                 f"{', '.join(mine)}: {why}, and only this process has what is an object or defined "
@@ -108,16 +107,11 @@ def plain(value: Any, keys: Keys, objects: Objects) -> Any:
         return None  # see above
     if _is_component(keys) and isinstance(value, type | FunctionType):
         return _named(value, keys)
-    at = dotted(keys)
-    objects[at] = value
     kind = value if isinstance(value, type) else type(value)
-    return {
-        TARGET: TAKE,
-        "at": at,
-        "name": f"{kind.__module__}.{kind.__qualname__}",
-        "source": _source_of(value, kind),
-        "state": _state_of(value),
-    }
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    key = (dotted(keys), name, _source_of(value, kind), _state_of(value))
+    objects[key] = value
+    return {TARGET: TAKE, **dict(zip(("at", "name", "source", "state"), key, strict=True))}
 
 
 def texts(overrides: Overrides, objects: Objects) -> list[str]:

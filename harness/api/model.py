@@ -14,14 +14,15 @@ from torch import nn
 from harness import components
 from harness.api.config import plain
 from harness.commands.evaluate import SplitMetrics, evaluate_trained
-from harness.commands.predict import predictions
+from harness.commands.prediction_rows import PredictionTables
 from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
 from harness.components import TARGET
-from harness.data.preparing import build_treatments
+from harness.data.preparing import build_treatments, split_config
 from harness.errors import ConfigError
-from harness.objects import present
-from harness.sources.arrays import Arrays
+from harness.objects import Objects, present
+from harness.sources.given import Arrays
 from harness.sources.tables import Table
+from harness.tasks.task import targets_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ class Model:
             fit_task(self._trained, opened)
             import pandas as pd
 
-            tables = list(predictions(self._trained, opened))
+            tables = list(PredictionTables(self._trained, opened, split))
             found = pd.concat(tables, ignore_index=True)
         if isinstance(inputs, pd.DataFrame):
             found = found.drop(columns=["path", "row"], errors="ignore").set_index(inputs.index)
@@ -88,7 +89,7 @@ class Model:
         """The component of a source that has these samples."""
         import pandas as pd
 
-        spec = getattr(self.config.data, split, self.config.data.val).source
+        spec = split_config(self.config.data, split).source
         target = components.find(spec[TARGET])
         paths = _paths(inputs)
         if isinstance(inputs, pd.DataFrame) and target is Table:
@@ -108,7 +109,7 @@ class Model:
             known = self._without_targets(spec, None)
             yield {**known, **place, "files": files}
         else:
-            objects: dict[str, Any] = {}
+            objects = Objects()
             source = plain(Arrays(**self._fields(inputs)), ("predict",), objects)
             with present(objects):
                 yield source
@@ -134,7 +135,7 @@ class Model:
         """A source's settings for new samples: all of them, and none of the columns that say what
         is to be predicted, but for those that a frame has.
         """
-        targets = {getattr(self._trained.task, "target", None)} - {*(columns or ())}
+        targets = {*targets_of(self._trained.task).values()} - {*(columns or ())}
         found = dict(spec)
         if isinstance(columns_of := spec.get("columns"), Mapping):
             found["columns"] = {
@@ -160,7 +161,7 @@ def load(
     code that the run names, and directories of files, as --allow: a run may be somebody else's.
     Raises HarnessError.
     """
-    objects: dict[str, Any] = {}
+    objects = Objects()
     if network is not None:
         plain(network, ("network",), objects)
     with present(objects):

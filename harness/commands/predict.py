@@ -1,38 +1,78 @@
-"""`fermarsi predict`: the predictions of a trained network for each sample."""
+"""`fermarsi predict`: the predictions of a trained network for each sample, in a file.
 
+Tables of some rows are written beside the file, by one process or several, and joined in order when
+all are there: a command that was killed is resumed by the same command.
+"""
+
+import hashlib
+import os
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from harness import components
+from harness.bounded import read_json
+from harness.checkpoint.manifest import MANIFEST
+from harness.commands.prediction_rows import PredictionTables
 from harness.commands.show import write_errors
 from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
 from harness.components import TARGET
 from harness.config.reading import parse_value
-from harness.data.feed import evaluation_batches
-from harness.data.source import known_of
 from harness.data.split import Split
-from harness.durable import replace
-from harness.errors import ConfigError
-from harness.training.evaluation import evaluation_mode
+from harness.durable import replace, write_json
+from harness.errors import ConfigError, HarnessError, RankError, error_from_json
+from harness.wording import some
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
 SUFFIXES = (".parquet", ".csv", ".jsonl")
-_CHUNK = 16_384  # rows that are held before they are written
+_WORK = "work.json"
+
+
+@dataclass(frozen=True)
+class PredictionRequest:
+    """What is predicted, from what, and into which file."""
+
+    path: Path
+    split: str
+    source: str
+    out: Path
+    allow: tuple[str, ...] = ()
+
+    def open(self) -> tuple[TrainedNetwork, Split, PredictionTables]:
+        """The network, the samples and their predictions. Raises HarnessError."""
+        trained = load_trained(self.path, self.allow)
+        spec = _read_source(self.source) if self.source else None
+        split = open_split(trained, self.split, spec)
+        fit_task(trained, split)
+        return trained, split, PredictionTables(trained, split, self.split)
+
+    @property
+    def directory(self) -> Path:
+        """Where tables lie until they are joined."""
+        return self.out.with_name(f".{self.out.name}.parts")
+
+    def part(self, number: int) -> Path:
+        """The file of one table."""
+        return self.directory / f"{number:08}{self.out.suffix}"
 
 
 def write_predictions(
-    path: Path, split: str, source: str, out: Path, allow: Sequence[str] = ()
+    path: Path,
+    split: str,
+    source: str,
+    out: Path,
+    allow: Sequence[str] = (),
+    processes: int = 1,
 ) -> str:
     """Write the predictions of a run's best checkpoint, or of a checkpoint, on a split of its
     config, or on another source, given as YAML; returns what was done. Raises HarnessError.
@@ -43,95 +83,148 @@ def write_predictions(
         raise ConfigError(f"--out: {out}: give a name that ends in {', '.join(SUFFIXES)}.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: {out}: there is no directory {out.parent}. Create it.")
-    trained = load_trained(path, allow)
-    opened = open_split(trained, split, _read_source(source) if source else None)
-    fit_task(trained, opened)
+    request = PredictionRequest(path, split, source, out, tuple(allow))
+    trained, opened, tables = request.open()
+    count = tables.count
     with write_errors("--out", out):
-        count = write_tables(predictions(trained, opened), out)
-    return f"{out}: {count:,} predictions of {trained.path}"
+        kept = _begin(request, trained, opened)
+        left = [number for number in range(count) if not request.part(number).exists()]
+        if processes == 1 or len(left) == 1:
+            _write(request, tables, left)
+        else:
+            _write_together(request, left, min(processes, len(left)))
+        join_tables([request.part(number) for number in range(count)], out)
+        shutil.rmtree(request.directory)
+    text = f"{out}: {len(opened):,} predictions of {trained.path}"
+    if kept:
+        text += f"; {kept:,} of {count:,} tables were there from an earlier command"
+    if odd := tables.not_invertible:
+        text += f"; {some(odd)} is as the treatments give it: one of them has no invert()"
+    return text
 
 
-def predictions(trained: TrainedNetwork, split: Split) -> "Iterator[pd.DataFrame]":
-    """Tables of at most about _CHUNK rows, one row per sample, in the source's order: its index,
-    what the source knows of it (such as its path), its target, if it has one, and the task's
-    predictions; classes by their names where the run has names. Raises DataError.
+def _begin(request: PredictionRequest, trained: TrainedNetwork, split: Split) -> int:
+    """Make the directory of the tables, or keep that of an earlier command with the same work;
+    returns how many tables it has.
     """
-    import pandas as pd
-
-    known = {name: np.array(texts, dtype=object) for name, texts in known_of(split.source).items()}
-    target = getattr(trained.task, "target", None)
-    held: list[pd.DataFrame] = []
-    rows = 0
-    for columns in _columns(trained, split):
-        held.append(pd.DataFrame(_with_known(columns, known, target)))
-        rows += len(held[-1])
-        if rows >= _CHUNK:
-            yield pd.concat(held, ignore_index=True)
-            held, rows = [], 0
-    if held:
-        yield pd.concat(held, ignore_index=True)
+    directory, work = request.directory, directory_work(request, trained, split)
+    try:
+        same = read_json(directory / _WORK) == work
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        write_json(directory / _WORK, work, sync=False)
+    return len(list(directory.glob(f"[0-9]*{request.out.suffix}")))
 
 
-def _with_known(
-    columns: Mapping[str, Any], known: Mapping[str, NDArray[Any]], target: object
-) -> dict[str, Any]:
-    """The columns, with what is known of these samples behind their index, as known_NAME where a
-    column has that name; the column of the target says itself what is known of it.
-    """
-    rows = columns["sample"]
-    others = {
-        f"known_{name}" if name in columns else name: texts[rows]
-        for name, texts in known.items()
-        if name != target or name not in columns
+def directory_work(
+    request: PredictionRequest, trained: TrainedNetwork, split: Split
+) -> Mapping[str, Any]:
+    """What the tables of a directory follow from, as JSON values."""
+    manifest = (trained.path / MANIFEST).read_bytes()
+    return {
+        "checkpoint": hashlib.sha256(manifest).hexdigest(),
+        "split": request.split,
+        "source": request.source,
+        "samples": len(split),
+        "content": split.fingerprint(),
+        "micro_size": trained.micro_size,
+        "device": trained.device.type,
     }
-    return {"sample": rows, **others, **columns}
 
 
-def write_tables(tables: "Iterator[pd.DataFrame]", out: Path) -> int:
-    """Write tables of the same columns one after the other; returns the number of rows. Raises
-    OSError, and what the tables raise; nothing is left then.
+def _write(request: PredictionRequest, tables: PredictionTables, numbers: Sequence[int]) -> None:
+    """Write some of the tables, each whole or not at all."""
+    for number in numbers:
+        table = tables.table(number)
+        path = request.part(number)
+        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+        _WRITERS[path.suffix](table, temporary, number)
+        replace(temporary, path)
+
+
+def _write_together(request: PredictionRequest, numbers: Sequence[int], processes: int) -> None:
+    """The same by several processes, each with its own network. Raises HarnessError."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        shares = [
+            pool.submit(_write_share, request, numbers[index::processes], index, processes)
+            for index in range(processes)
+        ]
+        try:
+            for share in shares:
+                if (error := share.result()) is not None:
+                    raise error_from_json(error)
+        except BrokenProcessPool as error:
+            raise RankError(
+                "predict: a process was killed, perhaps for want of memory. Run the same command "
+                "again, with fewer --processes: the tables that are written are kept."
+            ) from error
+
+
+def _write_share(
+    request: PredictionRequest, numbers: Sequence[int], index: int, processes: int
+) -> Mapping[str, Any] | None:
+    """In a process of its own; returns the error, if there was one."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index % torch.cuda.device_count())
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    try:
+        _, _, tables = request.open()
+        _write(request, tables, numbers)
+    except HarnessError as error:
+        return error.to_json()
+    return None
+
+
+def join_tables(paths: Sequence[Path], out: Path) -> None:
+    """Join tables of the same columns, each in a file of its own, in order; `out` is there when it
+    is whole. Raises OSError.
     """
     temporary = out.with_name(f".{out.name}-{secrets.token_hex(4)}")
-    count = 0
     try:
-        with ExitStack() as stack:
-            write = _WRITERS[out.suffix](temporary, stack)
-            for table in tables:
-                write(table)
-                count += len(table)
+        if out.suffix == ".parquet":
+            _join_parquet(paths, temporary)
+        else:
+            with temporary.open("xb") as whole:
+                for path in paths:
+                    with path.open("rb") as part:
+                        shutil.copyfileobj(part, whole)
         replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
-    return count
 
 
-def _parquet(path: Path, stack: ExitStack) -> "Callable[[pd.DataFrame], None]":
+def _join_parquet(paths: Sequence[Path], out: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    writers: list[Any] = []
-
-    def write(table: "pd.DataFrame") -> None:
-        schema = writers[0].schema if writers else None
-        rows = pa.Table.from_pandas(table, schema=schema, preserve_index=False)
-        if not writers:
-            writers.append(stack.enter_context(parquet.ParquetWriter(path, rows.schema)))
-        writers[0].write_table(rows)
-
-    return write
+    # A column of which one table has no value has no type there
+    schemas = [parquet.read_schema(path).remove_metadata() for path in paths]
+    schema = pa.unify_schemas(schemas, promote_options="permissive")
+    with parquet.ParquetWriter(out, schema) as writer:
+        for path in paths:
+            writer.write_table(parquet.read_table(path).cast(schema))
 
 
-def _csv(path: Path, stack: ExitStack) -> "Callable[[pd.DataFrame], None]":
-    file = stack.enter_context(path.open("x", newline=""))
-    return lambda table: table.to_csv(file, index=False, header=file.tell() == 0)
+def _parquet(table: "pd.DataFrame", path: Path, number: int) -> None:
+    table.to_parquet(path, index=False)
 
 
-def _jsonl(path: Path, stack: ExitStack) -> "Callable[[pd.DataFrame], None]":
-    file = stack.enter_context(path.open("x"))
-    return lambda table: table.to_json(file, orient="records", lines=True, double_precision=15)
+def _csv(table: "pd.DataFrame", path: Path, number: int) -> None:
+    table.to_csv(path, index=False, header=number == 0)
 
 
-_WRITERS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}
+def _jsonl(table: "pd.DataFrame", path: Path, number: int) -> None:
+    table.to_json(path, orient="records", lines=True, double_precision=15)
+
+
+_WRITERS: Mapping[str, Callable[["pd.DataFrame", Path, int], None]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".jsonl": _jsonl,
+}
 
 
 def _read_source(text: str) -> Mapping[str, Any]:
@@ -148,38 +241,3 @@ def _read_source(text: str) -> Mapping[str, Any]:
     if problems:
         raise ConfigError("\n".join(problems))
     return spec
-
-
-def _columns(trained: TrainedNetwork, split: Split) -> Iterator[Mapping[str, Any]]:
-    """The columns of each micro-batch, by name."""
-    size = trained.micro_size
-    with evaluation_mode(trained.network), torch.no_grad():
-        for block, batch in evaluation_batches(
-            split, size, 0, 1, trained.device, trained.num_workers
-        ):
-            columns = trained.task.predictions(trained.task.forward(trained.network, batch), batch)
-            target = str(getattr(trained.task, "target", None))
-            of_classes = ("predicted", target)
-            if target in batch and target not in columns and isinstance(batch[target], Tensor):
-                columns = {target: batch[target], **columns}
-            count = len(next(iter(columns.values())))
-            rows = np.arange(block * size, block * size + count)
-            yield {"sample": rows, **dict(_flat(columns, trained.class_names, of_classes))}
-
-
-def _flat(
-    columns: Mapping[str, Tensor], names: Sequence[str], of_classes: Collection[str]
-) -> Iterator[tuple[str, Any]]:
-    """Columns (B,) as they are, but for those `of_classes` where classes have names; (B, C) as C
-    columns, more axes as lists. A number that is none of a class, such as -100, has an empty name.
-    """
-    named = np.array([*names, ""], dtype=object)
-    for name, values in columns.items():
-        array = values.float().cpu().numpy() if values.is_floating_point() else values.cpu().numpy()
-        if array.ndim == 2:
-            ends = names if len(names) == array.shape[1] else range(array.shape[1])
-            yield from ((f"{name}_{end}", array[:, at]) for at, end in enumerate(ends))
-        elif array.ndim == 1 and array.dtype.kind in "iu" and names and name in of_classes:
-            yield name, named[np.where((array >= 0) & (array < len(names)), array, len(names))]
-        else:
-            yield name, array if array.ndim == 1 else list(array.tolist())

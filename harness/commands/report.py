@@ -21,7 +21,7 @@ from harness.rundir.ledger import ACCOUNTS
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import expand
-from harness.tracking.records import METRICS, read_records
+from harness.tracking.records import METRICS, class_names, read_records
 from harness.tracking.tables import read_table
 from harness.wording import printable
 
@@ -29,6 +29,7 @@ from harness.wording import printable
 MAX_CURVES = 60
 MAX_CLASSES = 1000
 _MAX_TABLES = 12
+_MOST_NAMES = 40  # beside a matrix
 _LARGEST = 1e100  # that can be drawn
 _SUMMARY = """<p class=reason><b>{{ reason }}</b>: {{ detail }}</p>
 <table>{% for name, value in rows.items() %}<tr><th>{{ name }}<td>{{ value }}{% endfor %}</table>"""
@@ -59,7 +60,7 @@ def write_report(directory: Path) -> Path:
                 section(
                     "<h2>At step {{ step }}</h2>{{ tables }}",
                     step=f"{history.evaluation['step']:,}",
-                    tables=_confusions(directory, tables),
+                    tables=_confusions(directory, tables, history.classes),
                 )
             )
         if outcome is not None:
@@ -110,13 +111,14 @@ class RecordSummary:
     """What a report shows of a run's records, in bounded memory whatever their number.
 
     `training`, `evaluated`: curves by metric; `last`: the last record; `evaluation`: the last
-    evaluation, {} without one.
+    evaluation, {} without one; `classes`: names by table, where the run knows them.
     """
 
     training: dict[str, Curve] = field(default_factory=dict)
     evaluated: dict[str, Curve] = field(default_factory=dict)
     last: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "RecordSummary":
@@ -124,6 +126,8 @@ class RecordSummary:
         found = cls()
         for record in read_records(path):
             found.last = record
+            if record.get("event") == "launch":
+                found.classes = class_names(record)
             if record["kind"] == "train":
                 # Before 0.2 both means were called train/loss.
                 _extend(found.training, record, ("train/loss", "train/loss_step"))
@@ -166,7 +170,9 @@ def _curves(history: RecordSummary, targets: Mapping[str, float]) -> Markup:
     return figure_svg(figure) + section("<p>{{ left_out }}</p>", left_out=left_out)
 
 
-def _confusions(directory: Path, tables: Mapping[str, Any]) -> Markup:
+def _confusions(
+    directory: Path, tables: Mapping[str, Any], classes: Mapping[str, Sequence[str]]
+) -> Markup:
     """Of the tables that are square and small enough to read."""
     matrices = {
         name: matrix
@@ -180,6 +186,11 @@ def _confusions(directory: Path, tables: Mapping[str, Any]) -> Markup:
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set(title=printable(name)[:80], xlabel="predicted", ylabel="true")
+        names = classes.get(name.partition("/")[2], ())
+        if len(names) == len(matrix) <= _MOST_NAMES:
+            shown = [printable(one)[:20] for one in names]
+            axes.set_xticks(range(len(names)), shown, rotation=90, fontsize=7)
+            axes.set_yticks(range(len(names)), shown, fontsize=7)
         if len(matrix) <= 20:
             for row, column in np.argwhere(matrix):
                 axes.text(

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,22 @@ from harness.config import trust
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.feed import evaluation_batches
-from harness.data.preparing import TreatmentState, build_treatments, open_source
+from harness.data.preparing import (
+    Feedback,
+    Sources,
+    TreatmentState,
+    build_treatments,
+    count_once,
+    open_source,
+    prepare,
+)
 from harness.data.settings import SPLITS
+from harness.data.source import as_columns, key_of, read_together
 from harness.data.split import Split
+from harness.data.store import EntrySource
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
-from harness.tasks.task import Task
+from harness.tasks.task import Task, targets_of
 from harness.training.pretrained import load_parts
 
 # Of a task, what an evaluation calls
@@ -44,6 +54,7 @@ class TrainedNetwork:
     learned: Sequence[TreatmentState]
     allow: Sequence[str]
     class_names: Sequence[str] = ()  # of the task's target, in the order of their numbers
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)  # the same by column
 
     @property
     def num_workers(self) -> int:
@@ -82,16 +93,18 @@ def load_trained(
         restore_learners(task, learners)
     network = in_precision(network.to(device).eval(), config.train.precision, device)
     with document_errors(found):
-        names = class_names(loaded.manifest.facts, task)
-    return TrainedNetwork(found, config, network, task, device, learned, allow, names)
+        classes = class_names(loaded.manifest.facts)
+    names = classes.get(str(getattr(task, "target", None)), ())
+    return TrainedNetwork(found, config, network, task, device, learned, allow, names, classes)
 
 
-def class_names(facts: Mapping[str, Any], task: Task) -> list[str]:
-    """The names of the task's classes, by a manifest; [] if it has none. Raises TypeError."""
-    names = facts.get(CLASSES, {}).get(getattr(task, "target", None), [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{CLASSES}: {names!r} are no names")
-    return names
+def class_names(facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """{column: names of its classes} by a manifest. Raises TypeError."""
+    classes: dict[str, list[str]] = facts.get(CLASSES, {})
+    for names in classes.values():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"{CLASSES}: {names!r} are no names")
+    return classes
 
 
 def _network(config: Config) -> nn.Module:
@@ -153,16 +166,34 @@ def open_split(
         trust.check_files(spec.source, f"{where}.source", trained.allow)
     with document_errors(trained.path):
         treatments = build_treatments(data, name, trained.learned)
-    check = trained.task.check if source is None else trained.task.check_input
-    opened = (
-        open_source(spec, name) if source is None else components.build(source, f"{where}.source")
-    )
-    return Split(
-        opened,
-        treatments,
-        where,
-        check,
-    )
+    if source is not None:
+        opened = components.build(source, f"{where}.source")
+        found = as_columns(read_together(opened, [0])).keys() if len(opened) else ()
+        lacks = {*targets_of(trained.task).values()} - {*found}
+        # Nothing is to be done to targets that new samples do not have
+        treatments = [one for one in treatments if key_of(one) not in lacks]
+        return Split(opened, treatments, where, trained.task.check_input)
+    entry = _stored(trained, name)
+    if entry is not None:
+        done = count_once(spec.treatments, treatments)
+        return Split(EntrySource(entry), treatments[done:], where, trained.task.check)
+    return Split(open_source(spec, name), treatments, where, trained.task.check)
+
+
+def _stored(trained: TrainedNetwork, name: str) -> Path | None:
+    """The entry of the config's store that holds a split ready, if there is a store here that may
+    be read, with one for the files as they are.
+    """
+    data = trained.config.data
+    if data.store is None or not data.store.dir.is_dir():
+        return None
+    try:
+        trust.check_files({"dir": f"{data.store.dir}/"}, "data.store", trained.allow)
+    except ConfigError:
+        return None  # samples are the same without it
+    memo, sources = data.store.dir, Sources(data)
+    found = prepare(data, [name], sources, trained.learned, memo, Feedback(), build=False)
+    return Path(found.stored[name]) if name in found.stored else None
 
 
 def fit_task(trained: TrainedNetwork, split: Split) -> None:

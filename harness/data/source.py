@@ -149,6 +149,23 @@ class OwnOrder(Protocol):
         ...
 
 
+class InvertibleTreatment(Protocol):
+    """A treatment of one array that can be undone, so that predictions of a target are written in
+    the target's own unit.
+    """
+
+    @property
+    def key(self) -> str:
+        """The name of the array that it treats."""
+        ...
+
+    def invert(self, values: Any) -> Any:
+        """values: a tensor of what the treatment gives, (B,) or (B, C, ...) -> what it was given,
+        as float64.
+        """
+        ...
+
+
 class ResultVersion(Protocol):
     """A source or treatment whose class numbers the versions of its results."""
 
@@ -250,6 +267,7 @@ TREATMENT_MEMBERS = (
     BatchTreatment,
     TrainingTreatment,
     ClassNames,
+    InvertibleTreatment,
     FilesBeside,
     FileFinder,
     ResultVersion,
@@ -330,6 +348,18 @@ def class_names_of(owner: Any) -> dict[str, list[str]]:
     """{column: names in the order of their numbers} of a source or treatment; {} without any."""
     names = owner.class_names() if hasattr(owner, "class_names") else {}
     return {column: list(map(str, of)) for column, of in names.items()}
+
+
+def key_of(treatment: Any) -> str | None:
+    """The name of the one array that a treatment treats; None if it does not tell."""
+    key: str | None = getattr(treatment, "key", None)
+    return key
+
+
+def inverse_of(treatment: Any) -> Callable[[Any], Any] | None:
+    """What undoes a treatment; None if nothing does."""
+    invert: Callable[[Any], Any] | None = getattr(treatment, "invert", None)
+    return invert
 
 
 def files_beside_of(owner: Any) -> Mapping[str, str]:

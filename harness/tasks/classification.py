@@ -178,6 +178,9 @@ class Classification(BaseTask):
         """`predicted`: (B, ...) class numbers; `probability`: (B, C, ...)."""
         return {"predicted": outputs.argmax(1), "probability": widen(outputs).softmax(1)}
 
+    def targets_of(self) -> dict[str, str]:
+        return dict.fromkeys(("predicted", "probability", "confusion"), self.target)
+
 
 def confusion_values(table: Tensor) -> dict[str, float]:
     """accuracy, balanced accuracy and macro F1 of a table (C, C) of counts [target][predicted]; NaN

@@ -152,6 +152,13 @@ class Joint:
             for column, value in task.predictions(outputs[name], batch).items()
         }
 
+    def targets_of(self) -> dict[str, str]:
+        return {
+            f"{name}_{column}": target
+            for name, task in self.heads.items()
+            for column, target in task.targets_of().items()
+        }
+
 
 def _of(head: str, values: Mapping[str, T]) -> dict[str, T]:
     return {

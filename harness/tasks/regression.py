@@ -123,6 +123,9 @@ class Regression(BaseTask):
         """`predicted`: the outputs (B, ...)."""
         return {"predicted": widen(outputs)}
 
+    def targets_of(self) -> dict[str, str]:
+        return {"predicted": self.target}
+
 
 def _long_axes(values: Tensor) -> list[int]:
     return [length for length in values.shape[1:] if length != 1]

@@ -85,6 +85,12 @@ class Task(Protocol):
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Columns (B, ...) for a table of predictions."""
 
+    def targets_of(self) -> dict[str, str]:
+        """Which target the columns of predictions and the tables of metrics speak of, by their
+        names: that target's classes name theirs, and its unit is theirs. A task may lack this
+        method.
+        """
+
 
 def known_metrics(task: Task, splits: Sequence[str]) -> dict[str, MetricInfo]:
     """What the stop settings may name: the task's metrics on each of the splits that are evaluated,
@@ -94,6 +100,11 @@ def known_metrics(task: Task, splits: Sequence[str]) -> dict[str, MetricInfo]:
     if "loss" in infos:  # by micro-batches of the evaluation
         infos["loss"] = dataclasses.replace(infos["loss"], has_error=True)
     return {f"{split}/{name}": info for split in splits for name, info in infos.items()}
+
+
+def targets_of(task: Task) -> Mapping[str, str]:
+    """{column or table: target} of a task; {} of one that does not tell."""
+    return task.targets_of() if hasattr(task, "targets_of") else {}
 
 
 Input = str | Sequence[str] | Mapping[str, str]
@@ -165,6 +176,9 @@ class BaseTask(Task):
         return {}
 
     def standard_errors(self, computed: Mapping[str, Tensor]) -> dict[str, float]:
+        return {}
+
+    def targets_of(self) -> dict[str, str]:
         return {}
 
     def infos(self) -> dict[str, MetricInfo]:

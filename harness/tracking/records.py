@@ -97,6 +97,16 @@ def evaluations(path: Path) -> Sequence[dict[str, Any]]:
     return [record for record in read_records(path) if record["kind"] == "eval"]
 
 
+def class_names(launch: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """{table: names of its classes} of a launch's record; {} if it has none."""
+    found = launch.get("classes", {})
+    is_whole = isinstance(found, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+        for names in found.values()
+    )
+    return found if is_whole else {}
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         return _record(parse_json(line))

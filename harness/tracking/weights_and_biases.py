@@ -6,14 +6,14 @@ writes the whole history so far: the newest file is the run, older ones are pref
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from harness.rundir.outcome import Outcome
 from harness.tracking.courier import RunInfo
-from harness.tracking.records import Row
+from harness.tracking.records import Row, class_names
 from harness.tracking.settings import WandbConfig
 from harness.wording import first_line, own_version
 
@@ -49,6 +49,7 @@ class WandbRun:
         self._lacks = 0
         self._row: Row | None = None
         self._tables: Mapping[str, Any] = {}
+        self._classes: Mapping[str, Sequence[str]] = {}
         self._launches: list[dict[str, Any]] = []
 
     def begin(self) -> int:
@@ -114,6 +115,7 @@ class WandbRun:
         as references.
         """
         if record["event"] == "launch":
+            self._classes = class_names(record)
             self._launches.append(
                 {
                     "launch": record["launch"],
@@ -191,8 +193,11 @@ class WandbRun:
         }
         for name, matrix in self._tables.items():
             if isinstance(matrix, list) and len(matrix) <= _LARGEST_TABLE:
+                numbers = list(map(str, range(len(matrix))))
+                known = self._classes.get(name.partition("/")[2], ())
+                names = known if len(known) == len(matrix) else numbers
                 cells = [
-                    [str(true), str(predicted), count]
+                    [names[true], names[predicted], count]
                     for true, row in enumerate(matrix)
                     for predicted, count in enumerate(row)
                 ]

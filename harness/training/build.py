@@ -35,7 +35,7 @@ from harness.rundir.lease import Lease
 from harness.rundir.ledger import Ledger
 from harness.stopping.controller import StopController
 from harness.stopping.settings import TrainSample
-from harness.tasks.task import Task, known_metrics
+from harness.tasks.task import Task, known_metrics, targets_of
 from harness.tracking.courier import RunInfo
 from harness.tracking.tracker import Tracker
 from harness.training.agenda import Agenda
@@ -255,12 +255,18 @@ def introduce(run: Run) -> None:
     )
     launch = run.launch
     facts = {"launch": launch.number, "world_size": run.ranks.size, "run_id": launch.run_id}
+    names = run.facts[CLASSES]
+    known = {name: names[of] for name, of in targets_of(run.task).items() if of in names}
+    facts |= {CLASSES: known} if known else {}
     run.tracker.event("launch", run.position(), **facts, train_metrics=metrics)
     run.tracker.console.say(
         f"{run.directory}: launch {launch.number} on {run.ranks.size} x {len(run.slots)} slots of "
         f"{run.sampling.micro_size} samples, "
         f"{run.sampling.num_samples:,} an epoch; train/ metrics: {metrics}"
     )
+    if run.engine.recomputed:
+        names = some(run.engine.recomputed)
+        run.tracker.console.say(f"{run.directory}: the backward pass runs {names} again")
     verdict = run.progress.verdict
     if verdict is not None:
         run.tracker.console.say(

@@ -79,6 +79,11 @@ class Standardise(FittedTreatment):
         mean, std = self._by_channel(values, "mean", "std")
         return ((values.double() - mean) / std).float()
 
+    def invert(self, values: Tensor) -> Tensor:
+        """Back to the unit of the data, in float64."""
+        mean, std = self._by_channel(values, "mean", "std")
+        return values.double() * std + mean
+
 
 class Rescale(FittedTreatment):
     """Scales each channel or column of (B, C, ...) so that its minimum and maximum in the training
@@ -117,6 +122,12 @@ class Rescale(FittedTreatment):
         width = torch.where(largest > least, largest - least, 1.0)
         scaled = (values.double() - least) / width * (self.high - self.low) + self.low
         return (scaled.clamp(self.low, self.high) if self.clip else scaled).float()
+
+    def invert(self, values: Tensor) -> Tensor:
+        """Back to the unit of the data, in float64; what was clipped stays so."""
+        least, largest = self._by_channel(values, "least", "largest")
+        width = torch.where(largest > least, largest - least, 1.0)
+        return (values.double() - self.low) / (self.high - self.low) * width + least
 
 
 class Moments:

@@ -94,6 +94,10 @@ class ToFloat(Plain):
     def treat(self, values: Tensor) -> Tensor:
         return (values * self.scale).float()
 
+    def invert(self, values: Tensor) -> Tensor:
+        """Back to the numbers of the data, in float64."""
+        return values.double() / self.scale
+
 
 class ToDegrees(Plain):
     """Counts of a thermal camera to degrees, in float32: counts x scale + offset.
@@ -111,6 +115,10 @@ class ToDegrees(Plain):
 
     def treat(self, values: Tensor) -> Tensor:
         return (values.double() * self.scale + self.offset).float()
+
+    def invert(self, values: Tensor) -> Tensor:
+        """Back to counts, in float64."""
+        return (values.double() - self.offset) / self.scale
 
 
 class Normalise(Plain):
@@ -136,6 +144,11 @@ class Normalise(Plain):
             check_channels(values, self.key, num_channels, "of mean and std")
         centred = values.float() - by_channel(self._mean, values)
         return centred / by_channel(self._std, values)
+
+    def invert(self, values: Tensor) -> Tensor:
+        """Back to the unit of the data, in float64."""
+        scaled = values.double() * by_channel(self._std, values)
+        return scaled + by_channel(self._mean, values)
 
 
 class AddNoise(Random):

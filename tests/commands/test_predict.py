@@ -1,15 +1,18 @@
 """`fermarsi predict` writes a table that one can use: names of files and classes, what is true."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from harness.commands import predict
+from harness.commands import predict, report
+from harness.commands.prediction_rows import ROWS, PredictionTables
+from harness.commands.trained import load_trained, open_split
+from harness.data.store import EntrySource
 from tests.pool import command, train_on_ranks
 
 CONFIG = """
@@ -110,32 +113,157 @@ def test_what_cannot_be_written_is_refused_before_anything(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("suffix", predict.SUFFIXES)
-def test_tables_are_joined_as_they_come(tmp_path: Path, suffix: str) -> None:
+def test_tables_are_joined_in_order(tmp_path: Path, suffix: str) -> None:
     whole = pd.DataFrame(
         {
             "sample": np.arange(10),
             "predicted": ["boot", "", "shoe,\n"] * 3 + ["é"],
             "probability": np.linspace(0, 1, 10).astype(np.float32),
             "values": [[number, 2.5] for number in range(10)],
+            "note": [None] * 4 + ["seen"] * 6,  # of no type in the first table
         }
     )
+    parts = [tmp_path / f"{number}{suffix}" for number in range(3)]
+    for number, (part, rows) in enumerate(zip(parts, ([0, 4], [4, 9], [9, 10]), strict=True)):
+        predict._WRITERS[suffix](whole[slice(*rows)], part, number)
     out = tmp_path / f"found{suffix}"
-    assert predict.write_tables(iter([whole[:4], whole[4:9], whole[9:]]), out) == 10
+    predict.join_tables(parts, out)
     found = read(out)
     assert found["sample"].tolist() == list(range(10))
     assert found["predicted"].fillna("").tolist() == whole["predicted"].tolist()
     assert found["probability"].astype(np.float32).tolist() == whole["probability"].tolist()
+    assert found["note"].isna().tolist() == [True] * 4 + [False] * 6
 
 
-def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
+PRICES = """
+run: {{name: prices, seed: 1}}
+data:
+  checks: {{duplicates: warn}}
+  store: {{dir: "{root}/store"}}
+  train: &split
+    source:
+      _target_: harness.sources.tables.Table
+      files: "{root}/flats.csv"
+      features: [rooms, area]
+      columns: {{price: number}}
+    treatments:
+      - {{_target_: harness.treatments.Standardise, key: features}}
+      - {{_target_: harness.treatments.Standardise, key: price}}
+  val: *split
+network: {{_target_: harness.networks.Mlp, dims: [2, 1]}}
+task: {{_target_: harness.tasks.Regression, input: features, target: price}}
+batch: {{size: 4096, micro_size: 512}}
+optimizer: {{_target_: torch.optim.AdamW, lr: 0.3}}
+stop: {{every: {{steps: 20}}, budget: {{steps: 20}}}}
+"""
+FLATS = 2 * ROWS + 1000  # three tables, the last one shorter
+
+
+@pytest.fixture(scope="module")
+def prices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learns prices in euros, standardised; its table and its store beside it."""
+    root = tmp_path_factory.mktemp("prices")
+    draw = np.random.default_rng(0)
+    rooms, area = draw.integers(1, 6, FLATS), draw.uniform(20, 200, FLATS)
+    table = {"rooms": rooms, "area": area.round(1), "price": (rooms * 1e4 + area * 3e3).round()}
+    pd.DataFrame(table).to_csv(root / "flats.csv", index=False)
+    (root / "prices.yaml").write_text(PRICES.format(root=root))
+    (end,) = train_on_ranks(1, root / "prices.yaml", [f"run.dir={root / 'run'}"])
+    assert end.exit_code == 0, end.stderr
+    return root
+
+
+def test_several_processes_give_each_sample_once_in_order_and_in_its_own_unit(prices: Path) -> None:
+    """Known: predictions under DDP come in another order and with the padded samples twice
+    (pytorch-lightning 10618), and standardised targets stay so (skorch, darts).
+    """
+    for processes in (1, 2):
+        out = prices / f"{processes}.parquet"
+        said = predict.write_predictions(prices / "run", "val", "", out, [f"{prices}/"], processes)
+        assert f"{FLATS:,} predictions" in said
+    found = read(prices / "1.parquet")
+    pd.testing.assert_frame_equal(found, read(prices / "2.parquet"))
+    flats = pd.read_csv(prices / "flats.csv")
+    assert found["sample"].tolist() == list(range(FLATS))
+    np.testing.assert_allclose(found["price"], flats["price"], rtol=1e-6)
+    # The line that the network is, in euros, by the rules of standardisation
+    weights = load_trained(prices / "run", [f"{prices}/"]).network.state_dict()
+    weight, bias = (weights[name].double().numpy() for name in sorted(weights, reverse=True))
+    inputs, target = flats[["rooms", "area"]], flats["price"]
+    standardised = ((inputs - inputs.mean()) / inputs.std(ddof=0)).to_numpy() @ weight.T + bias
+    euros = standardised[:, 0] * target.std(ddof=0) + target.mean()
+    np.testing.assert_allclose(found["predicted"], euros, rtol=1e-4)
+
+
+def test_new_flats_have_no_price_yet(prices: Path, tmp_path: Path) -> None:
+    flats = pd.read_csv(prices / "flats.csv")[:100].drop(columns="price")
+    flats.to_csv(tmp_path / "new.csv", index=False)
+    source = (
+        f"{{_target_: harness.sources.tables.Table, files: {tmp_path}/new.csv, "
+        "features: [rooms, area]}"
+    )
+    asked = ["--source", source, "--out", tmp_path / "new.csv.parquet", "--allow", f"{prices}/"]
+    done = command("predict", prices / "run", *asked)
+    assert done.exit_code == 0, done.stderr
+    found = read(tmp_path / "new.csv.parquet")
+    known = read(prices / "1.parquet")[:100]
+    np.testing.assert_allclose(found["predicted"], known["predicted"], rtol=1e-5)
+
+
+def test_a_command_that_was_killed_is_resumed(
+    prices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    table = PredictionTables.table
+
+    def die_at_the_third(self: PredictionTables, number: int) -> pd.DataFrame:
+        if number == 2 and not made.count(2):
+            made.append(2)
+            raise KeyboardInterrupt
+        made.append(number)
+        return table(self, number)
+
+    monkeypatch.setattr(PredictionTables, "table", die_at_the_third)
     out = tmp_path / "found.csv"
     out.write_text("old")
-
-    def tables() -> Iterator[pd.DataFrame]:
-        yield pd.DataFrame({"sample": [0]})
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        predict.write_tables(tables(), out)
-    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    asked = (prices / "run", "val", "", out, [f"{prices}/"])
+    with pytest.raises(KeyboardInterrupt):
+        predict.write_predictions(*asked)
     assert out.read_text() == "old"
+    said = predict.write_predictions(*asked)
+    assert "2 of 3 tables were there" in said
+    assert made == [0, 1, 2, 2]
+    assert read(out)["sample"].tolist() == list(range(FLATS))
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_tables_of_other_work_are_not_taken(prices: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found.csv"
+    left = tmp_path / ".found.csv.parts"
+    left.mkdir()
+    (left / "00000000.csv").write_text("sample,predicted\n0,1\n")
+    (left / "work.json").write_text("{}")
+    said = predict.write_predictions(prices / "run", "val", "", out, [f"{prices}/"])
+    assert "earlier" not in said
+    assert len(read(out)) == FLATS
+
+
+def test_the_store_is_used_where_it_is_there(prices: Path) -> None:
+    trained = load_trained(prices / "run", [f"{prices}/"])
+    assert isinstance(open_split(trained, "val").source, EntrySource)
+    elsewhere = load_trained(prices / "run", [f"{prices}/flats.csv/"])
+    assert not isinstance(open_split(elsewhere, "val").source, EntrySource)
+
+
+def test_the_report_names_the_classes(shades: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    original = report.figure_svg
+    monkeypatch.setattr(
+        report, "figure_svg", lambda figure: drawn.append(figure) or original(figure)
+    )
+    report.write_report(shades / "run")
+    [matrix] = [
+        axes for figure in drawn for axes in figure.axes if axes.get_title() == "val/confusion"
+    ]
+    for labels in (matrix.get_xticklabels(), matrix.get_yticklabels()):
+        assert [one.get_text() for one in labels] == ["boot", "shoe"]
