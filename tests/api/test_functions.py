@@ -93,7 +93,7 @@ def test_mistakes_are_those_of_the_commands(tmp_path: Path) -> None:
         (lambda: fermarsi.launch(config(tmp_path, Net()), processes=2), "Put the class into"),
         (lambda: fermarsi.read_run(tmp_path / "no"), "no config.yaml"),
         (lambda: fermarsi.Arrays(x=[1, 2], y=[1]), "all of one length"),
-        (lambda: fermarsi.Arrays(x=[[1], [1, 2]]), "different lengths"),
+        (lambda: fermarsi.Arrays(x=[[1], [1, 2]]), "rows of one length"),
     ):
         with pytest.raises(fermarsi.HarnessError, match=words):
             make()
