@@ -37,7 +37,8 @@ def _array(name: str, values: Any) -> NDArray[Any]:
     try:
         array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     except ValueError as error:
-        raise DataError(f"arrays: {name}: {first_line(error).rstrip(".")}. Give rows of one length.") from error
+        why = first_line(error).rstrip(".")
+        raise DataError(f"arrays: {name}: {why}. Give rows of one length.") from error
     if array.ndim == 0 or (array.dtype.kind == "O" and not all(isinstance(x, str) for x in array)):
         raise DataError(
             f"arrays: {name}: a {type(values).__name__} of neither numbers nor texts alone. Is "
