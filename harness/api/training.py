@@ -93,16 +93,17 @@ def _run(arguments: list[str]) -> tuple[int, HarnessError | None]:
     assert process.stdout is not None
     error: HarnessError | None = None
     with process:
-        while True:
-            try:
-                for line in process.stdout:
-                    print(line, end="")
-                    if match := _ERROR.match(line):
-                        told = {"type": match[1], "message": match[2].strip(), "origin_rank": None}
-                        error = error_from_json(told)
-                return process.wait(), error
-            except KeyboardInterrupt:
-                process.send_signal(signal.SIGINT)
-            except BaseException:
+        try:
+            while True:
+                try:
+                    for line in process.stdout:
+                        print(line, end="")
+                        if match := _ERROR.match(line):
+                            told = {"type": match[1], "message": match[2].strip()}
+                            error = error_from_json({**told, "origin_rank": None})
+                    return process.wait(), error
+                except KeyboardInterrupt:
+                    process.send_signal(signal.SIGINT)
+        finally:
+            if process.poll() is None:
                 process.terminate()
-                raise
