@@ -289,13 +289,6 @@ def has_state(stream: Any) -> bool:
     return hasattr(stream, "state_dict") and hasattr(stream, "load_state_dict")
 
 
-def has_inner_marks(stream: Any) -> bool:
-    """Whether a stream that seeks draws from others, and gives their marks by `inner_marks` and
-    takes them back by `restore`.
-    """
-    return hasattr(stream, "inner_marks") and can_seek(stream)
-
-
 def read_together(source: Source, indices: Sequence[int]) -> Any:
     """B samples: {name: (B, ...)} or a list of B samples, as the source returns them."""
     if (gather := gather_of(source)) is not None:

@@ -22,7 +22,7 @@ import torch.utils.data._utils.worker as torch_worker
 from torch import Tensor
 
 from harness.data.sampling import Integers
-from harness.data.source import can_seek, has_inner_marks, has_state
+from harness.data.source import can_seek, has_state
 from harness.errors import DataError, HarnessError
 
 _COMPARED = 4  # samples: of a shuffle buffer one alone may be the same by chance
@@ -74,7 +74,8 @@ class StreamSource:
         self._where, self._repeats = where, repeats
         self._seeks = can_seek(stream)
         self._saves = not self._seeks and has_state(stream)
-        self._nests = has_inner_marks(stream)
+        # Draws from other streams, whose marks it gives and takes back by `restore`
+        self._nests = self._seeks and hasattr(stream, "inner_marks")
         # A stream within another is read sample by sample, and marked when that asks
         self._inner = inner
         self._settled: Mark | None = None
