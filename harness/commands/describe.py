@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from harness import components
 from harness.config.read import read_config
 from harness.config.schema import Config
-from harness.data.feed import to_device
+from harness.data.delivery import to_device
 from harness.data.preparing import Feedback, Preparation, Sources, fit, open_splits
 from harness.data.sampling import fitting_world_sizes
 from harness.data.source import Batch
