@@ -75,13 +75,22 @@ Allow = Annotated[
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 
 
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print only warnings, errors and how the launch ended.")
+]
+
+
 @app.command()
-def train(config: ConfigPath, overrides: Overrides = None) -> None:
+def train(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Train until the end, or continue a run from its last checkpoint."""
     with without_garbage_collection():
+        from harness.console import Console, is_first_process
+
+        console = Console(is_first_process(), quiet=quiet)
+        console.phase("importing torch")
         from harness.training.launch import launch, leave_process
 
-    leave_process(launch(config, overrides or []))
+    leave_process(launch(config, overrides or [], console))
 
 
 @app.command("launch")
@@ -97,6 +106,7 @@ def launch_(
     head: Annotated[
         str, typer.Option(help="Machine 0 as the others reach it.", metavar="HOST[:PORT]")
     ] = "127.0.0.1",
+    quiet: Quiet = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the launcher's report of a failure.")
     ] = False,
@@ -106,7 +116,9 @@ def launch_(
 
     machines = Machines(nodes, node, head)
     raise typer.Exit(
-        launch_training(config, overrides or (), processes, machines, cpu=cpu, debug=debug)
+        launch_training(
+            config, overrides or (), processes, machines, cpu=cpu, quiet=quiet, debug=debug
+        )
     )
 
 

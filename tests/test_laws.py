@@ -37,6 +37,7 @@ LAYERS = (
     ("harness.components", "harness.objects", "harness.rundir", "harness.ranks"),
     ("harness.settings",),
     ("harness.stopping",),
+    ("harness.evaluation_table",),
     (
         "harness.console",
         "harness.data",

@@ -36,17 +36,17 @@ def train(
     ranks: Ranks,
     interruption: Interruption,
     age_s: float,
+    console: Console | None = None,
 ) -> Outcome:
-    """Run a training to its end, from wherever it stands.
-
-    age_s: how long the launch has taken so far. Called by every rank. Raises HarnessError.
+    """Run a training to its end, from wherever it stands. age_s: how long the launch has taken so
+    far. Called by every rank. Raises HarnessError.
     """
     directory = config.run.dir
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=age_s)
     lease = Lease(directory)
     tracker: Tracker | None = None
     run: Run | None = None
-    with Console(ranks.is_first()) as console:
+    with console or Console(ranks.is_first()) as console:
         launches = slowly(ranks, lambda: take(lease, console, directory, interruption))
         try:
             finished = ranks.decide(lambda: finished_outcome(config), Outcome)
@@ -78,7 +78,7 @@ def train(
             outcome = ranks.decide(
                 lambda: leave_early(config, launches, ranks.size, cause, ledger), Outcome
             )
-            console.outcome(outcome)
+            console.outcome(outcome, directory)
             return outcome
         finally:
             if tracker is not None:
