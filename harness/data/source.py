@@ -104,6 +104,14 @@ class FilesBeside(Protocol):
         ...
 
 
+class Decoder(Protocol):
+    """A source or treatment whose numbers stand for text, such as tokens."""
+
+    def decode(self, column: str, values: NDArray[Any]) -> str | None:
+        """The text of a sample's numbers (T,); None for columns that it does not make."""
+        ...
+
+
 class SourceFiles(Protocol):
     """A source that lists the files it reads; their bytes identify its content."""
 
@@ -252,6 +260,7 @@ SOURCE_MEMBERS = (
     ArrayReader,
     KnownColumns,
     ClassNames,
+    Decoder,
     SourceFiles,
     FileFinder,
     SkippedFiles,
@@ -267,6 +276,7 @@ TREATMENT_MEMBERS = (
     BatchTreatment,
     TrainingTreatment,
     ClassNames,
+    Decoder,
     InvertibleTreatment,
     FilesBeside,
     FileFinder,
@@ -366,6 +376,12 @@ def files_beside_of(owner: Any) -> Mapping[str, str]:
     """{file name: text} of a treatment or task for beside the weights; {} without any."""
     files: Mapping[str, str] = owner.files_beside() if hasattr(owner, "files_beside") else {}
     return files
+
+
+def decoded(owner: Any, column: str, values: NDArray[Any]) -> str | None:
+    """The text of a sample's numbers, by a source or treatment; None if it knows none."""
+    text: str | None = owner.decode(column, values) if hasattr(owner, "decode") else None
+    return text
 
 
 def skipped_of(source: Any) -> Sequence[str]:
