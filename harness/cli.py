@@ -5,24 +5,53 @@ Each imports what it needs when it is called, so that none waits for torch unnec
 
 import errno
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from harness.commands.arguments import (
+    Allow,
+    AnyPath,
+    ConfigPath,
+    HistoryPath,
+    Json,
+    Overrides,
+    RunPath,
+    SplitName,
+    find_own_code,
+)
 from harness.commands.show import say, show
 from harness.errors import HarnessError
 from harness.imports import without_garbage_collection
-from harness.wording import printable, short_repr
+from harness.tools import tools
+from harness.wording import own_version, printable, short_repr
 
 app = typer.Typer(
     help="Train for as long as it pays, keep the best model, resume exactly.",
     no_args_is_help=True,
-    add_completion=False,
+    pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        say(f"fermarsi {own_version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def before(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", callback=_say_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Options of no command."""
+
+
 checkpoints = typer.Typer(
     help="List, verify and prune the checkpoints of a run.", no_args_is_help=True
 )
@@ -32,63 +61,11 @@ track = typer.Typer(
 )
 app.add_typer(track, name="track")
 
+app.add_typer(tools)
 data = typer.Typer(
     help="Check a config's data, and build, inspect and prune its store.", no_args_is_help=True
 )
 app.add_typer(data, name="data")
-
-T = TypeVar("T")
-
-
-def _find_own_code(given: T) -> T:
-    """Let a user's own config name modules of the working directory, last on the path; a run may be
-    somebody else's, and lie in that very directory.
-    """
-    if given:
-        sys.path.append(str(Path.cwd()))
-    return given
-
-
-def _allowed_prefixes(allow: list[str] | None) -> list[str]:
-    """What the user allows, on the command line and in FERMARSI_ALLOW."""
-    always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
-    given = [one for one in [*(allow or ()), *always] if one]
-    _find_own_code([one for one in given if "/" not in one])
-    return [one if "/" in one else one.replace(":", ".") for one in given]
-
-
-ConfigPath = Annotated[
-    Path, typer.Argument(help="A YAML config.", metavar="CONFIG", callback=_find_own_code)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]..."),
-]
-RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
-HistoryPath = Annotated[
-    Path,
-    typer.Argument(
-        help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
-    ),
-]
-AnyPath = Annotated[
-    Path,
-    typer.Argument(
-        help="A run directory (its best checkpoint) or a checkpoint.", metavar="RUN|CHECKPOINT"
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Allow = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Trust components of the run whose dotted path begins with this, or, with a /, files "
-        "in this directory; repeatable. FERMARSI_ALLOW, separated by colons, does the same "
-        "for all commands.",
-        metavar="PREFIX|DIR/",
-        callback=_allowed_prefixes,
-    ),
-]
-SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
 
 
 @app.command()
@@ -144,7 +121,7 @@ def predict(
     split: SplitName = "val",
     source: Annotated[
         str,
-        typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=_find_own_code),
+        typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=find_own_code),
     ] = "",
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that predict, on GPUs by turns.")
@@ -294,30 +271,6 @@ def trace(
     raise typer.Exit(code)
 
 
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """What this machine offers, what is missing, and how to fix it."""
-    from harness.commands.doctor import diagnose
-
-    findings, code = diagnose()
-    show(findings, as_json)
-    raise typer.Exit(code)
-
-
-@app.command()
-def export(
-    path: AnyPath,
-    out: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT")],
-) -> None:
-    """Write a checkpoint's model as one safetensors file."""
-    from harness.checkpoint.export import export
-    from harness.checkpoint.read import find_checkpoint
-
-    found = find_checkpoint(path)
-    export(found, out)
-    say(f"{out}: the model of {found}")
-
-
 @checkpoints.command("list")
 def list_them(run: RunPath, as_json: Json = False) -> None:
     """The checkpoints of a run, valid or not, oldest first."""
@@ -392,7 +345,7 @@ def prune_store(
     configs: Annotated[
         list[Path],
         typer.Argument(
-            help="YAML configs that share a store.", metavar="CONFIG...", callback=_find_own_code
+            help="YAML configs that share a store.", metavar="CONFIG...", callback=find_own_code
         ),
     ],
 ) -> None:

@@ -54,6 +54,7 @@ LAYERS = (
     ("harness.checks", "harness.config"),
     ("harness.training",),
     ("harness.commands",),
+    ("harness.tools",),
     ("harness.cli",),
     ("harness.train",),
 )
