@@ -23,14 +23,14 @@ from harness.commands.arguments import (
     SplitName,
     find_own_code,
 )
+from harness.commands.many import many
 from harness.commands.show import say, show
+from harness.commands.tools import tools
 from harness.errors import HarnessError
 from harness.imports import without_garbage_collection
-from harness.tools import tools
 from harness.wording import own_version, printable, short_repr
 
 app = typer.Typer(
-    help="Train for as long as it pays, keep the best model, resume exactly.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -49,7 +49,7 @@ def before(
         typer.Option("--version", help="Print it.", callback=_say_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Options of no command."""
+    """Train for as long as it pays, keep the best model, resume exactly."""
 
 
 checkpoints = typer.Typer(
@@ -61,6 +61,7 @@ track = typer.Typer(
 )
 app.add_typer(track, name="track")
 
+app.add_typer(many)
 app.add_typer(tools)
 data = typer.Typer(
     help="Check a config's data, and build, inspect and prune its store.", no_args_is_help=True

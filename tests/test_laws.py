@@ -53,12 +53,18 @@ LAYERS = (
     ),
     ("harness.checks", "harness.config"),
     ("harness.training",),
+    ("harness.search",),
     ("harness.commands",),
-    ("harness.tools",),
     ("harness.cli",),
     ("harness.train",),
 )
-KNOW_CONFIG = ("harness.config", "harness.training", "harness.commands", "harness.cli")
+KNOW_CONFIG = (
+    "harness.config",
+    "harness.training",
+    "harness.search",
+    "harness.commands",
+    "harness.cli",
+)
 PURE = (
     "harness.errors",
     "harness.settings",
@@ -91,6 +97,7 @@ LATE = (
     "sklearn",
     "datasets",
     "matplotlib",
+    "optuna",
     "PIL",
     "timm",
     "av",

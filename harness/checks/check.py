@@ -53,7 +53,8 @@ def check_data(
     specs = {name: getattr(data, name) for name in data.names if name in splits}
     sources = [spec.source for spec in specs.values()]
     given = [(name,) for name in settings.groups]
-    groups = list(dict.fromkeys([*given, *columns_of_rules("ByGroup", sources)]))
+    rules = [one for kind in ("ByGroup", "ByFold") for one in columns_of_rules(kind, sources)]
+    groups = list(dict.fromkeys([*given, *rules]))
     times = [name for (name,) in columns_of_rules("ByTime", sources)]
     if settings.time is not None:
         times = [settings.time]

@@ -47,7 +47,9 @@ def _parts_of(source: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
         if rule is not None and isinstance(spec.get("part"), str) and TARGET in rule:
             # `split` of a table is its rule, of a dataset a name
             named = [spec.get(name) for name in _DATA if not isinstance(spec.get(name), Mapping)]
-            yield spec["part"], (spec.get(TARGET), *named, spec.get("data_files")), rule
+            inner = rule.get("within")  # of folds
+            kept = inner if isinstance(inner, Mapping) and TARGET in inner else rule
+            yield spec["part"], (spec.get(TARGET), *named, spec.get("data_files")), kept
 
 
 def _default_share(rule: Mapping[str, Any], part: str) -> float:

@@ -5,7 +5,6 @@ No torch, so that it starts fast.
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -73,14 +72,16 @@ def replay_command(
 
 def _parse_sweep(text: str) -> list[tuple[str, str]]:
     """`a=1,2` -> [("a", "1"), ("a", "2")]; commas inside brackets do not separate."""
+    from harness.search.space import split_values
+
     key, equals, values = text.partition("=")
-    choices = re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+", values)
+    choices = split_values(values)
     if not equals or not key.strip() or not choices:
         raise ConfigError(
             f"--sweep {text}: not of the form key=value,value. Write for example --sweep "
             "stop.improvement.patience=1,3,5."
         )
-    return [(key.strip(), choice.strip()) for choice in choices]
+    return [(key.strip(), choice) for choice in choices]
 
 
 def story(one: Replay) -> list[str]:

@@ -7,7 +7,7 @@ docs/config.md is made from this file by docs/config_reference.py.
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -308,6 +308,14 @@ class TrainConfig(Section):
             "memory, which is faster on GPUs."
         ),
     )
+    recompute: Literal["auto"] | Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (),
+        description=(
+            "Modules that run again in the backward pass instead of keeping their activations, "
+            "which takes less memory, more time, and changes no bit: auto (the blocks that the "
+            "network repeats), or patterns of their names, e.g. [encoder.*]."
+        ),
+    )
     ema: EmaConfig | None = Field(
         None,
         description=(
@@ -315,6 +323,15 @@ class TrainConfig(Section):
             "stay the network's own. It identifies a run."
         ),
     )
+
+    @model_validator(mode="after")
+    def _recomputes_once(self) -> Self:
+        if self.compile and self.recompute:
+            raise ValueError(
+                "recompute does not go with compile: the compiler chooses by itself what the "
+                "backward pass computes again. Leave one of them out"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -21,6 +21,7 @@ from harness.wording import did_you_mean, some
 Part = Literal["all", "train", "val", "test"]
 Known = Mapping[str, Sequence[str]]
 _PARTS = ("train", "val", "test")
+ROW = "number of the sample"  # a column that rules with `by_row` may ask for
 
 
 class Rule(Protocol):
@@ -178,6 +179,76 @@ class Stratified:
         return parts
 
 
+class ByFold:
+    """Cross-validation: of `k` folds of nearly equal size number `fold`, counted from 1, is "val",
+    the others are "train".
+
+    `column`: whole groups, as in ByGroup, the largest first into the smallest fold so far, as
+    sklearn's GroupKFold does; without it, samples one by one in the order of their numbers' hashes,
+    with `stratify` the same share of each of that column's values in each fold. `within`: a rule,
+    of whose "train" and "val" the folds are made; its "test" stays.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        fold: int,
+        column: str | Sequence[str] | None = None,
+        stratify: str | None = None,
+        within: Rule | None = None,
+    ) -> None:
+        if not k >= 2 or not 1 <= fold <= k:
+            raise ConfigError(f"k, fold: {k} and {fold}: k is at least 2, and fold 1 to k.")
+        if column and stratify:
+            raise ConfigError("column, stratify: whole groups are not stratified. Remove one.")
+        self._groups = [column] if isinstance(column, str) else list(column or ())
+        self._strata = [] if stratify is None else [stratify]
+        self._within = within
+        self._k, self._fold = k, fold
+        inner = [] if within is None else list(within.columns)
+        self.columns = [*self._groups, *self._strata, *inner]
+        self.by_row = not self._groups
+
+    def parts(self, known: Known) -> NDArray[np.str_]:
+        keys = _together(_columns(known, self._groups or [ROW]))
+        parts = np.full(len(keys), "train", dtype="<U5")
+        if self._within is not None:
+            parts = self._within.parts(known).astype("<U5")
+        rows = np.flatnonzero(np.isin(parts, ("train", "val")))
+        mine = keys.take(rows).compact()
+        if len(mine.words) < self._k:
+            of = f"groups in {', '.join(map(repr, self._groups))}" if self._groups else "samples"
+            raise DataError(
+                f"split: {len(mine.words)} {of} are too few for {self._k} folds. Set a smaller k."
+            )
+        strata = [text.take(rows) for text in _columns(known, self._strata)]
+        folds = _dealt(mine, self._k, strata[0] if strata else None)
+        parts[rows] = np.where(folds == self._fold - 1, "val", "train")
+        return parts
+
+
+def _dealt(keys: Texts, k: int, strata: Texts | None) -> NDArray[np.int64]:
+    """keys (N,) -> (N,) numbers of folds from 0."""
+    counts = np.bincount(keys.codes)
+    hashes = [_hash(word) for word in keys.words]
+    folds = np.zeros(len(counts), dtype=np.int64)
+    if counts.max() == 1:
+        stratum = dict(zip(keys.codes.tolist(), strata or [""] * len(keys), strict=True))
+        order = sorted(range(len(counts)), key=lambda one: (stratum[one], hashes[one]))
+        folds[order] = np.arange(len(counts)) % k
+    else:
+        sizes = [0] * k
+        for one in sorted(range(len(counts)), key=lambda one: (-counts[one], hashes[one])):
+            folds[one] = sizes.index(min(sizes))
+            sizes[folds[one]] += int(counts[one])
+    dealt: NDArray[np.int64] = folds[keys.codes]
+    return dealt
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
 def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[np.str_]:
     """keys (N,) -> (N,) parts: keys, in the order of their hashes, fill the parts in the order of
     `shares`; the samples of a key stay together.
@@ -187,7 +258,7 @@ def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[
     """
     texts = Texts.of(keys).compact()
     which, counts = texts.codes, np.bincount(texts.codes)
-    hashes = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in texts.words]
+    hashes = [_hash(key) for key in texts.words]
     order = np.array(sorted(range(len(hashes)), key=hashes.__getitem__))
     middle = np.empty(len(counts))
     middle[order] = np.cumsum(counts[order]) - counts[order] / 2
@@ -210,6 +281,8 @@ def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[
             f"part: {part!r} needs a rule. Set split, e.g. {{_target_: "
             f"harness.sources.split.ByGroup, column: ...}}."
         )
+    if getattr(rule, "by_row", False):
+        known = {**known, ROW: list(map(str, range(count)))}
     parts = rule.parts(known)
     rows = np.flatnonzero(parts == part)
     if len(rows) == 0:

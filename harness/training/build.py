@@ -264,6 +264,9 @@ def introduce(run: Run) -> None:
         f"{run.sampling.micro_size} samples, "
         f"{run.sampling.num_samples:,} an epoch; train/ metrics: {metrics}"
     )
+    if run.engine.recomputed:
+        names = some(run.engine.recomputed)
+        run.tracker.console.say(f"{run.directory}: the backward pass runs {names} again")
     verdict = run.progress.verdict
     if verdict is not None:
         run.tracker.console.say(

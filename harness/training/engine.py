@@ -16,7 +16,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.optim import Optimizer
 
 from harness.config.schema import Config
-from harness.data.feed import to_device
+from harness.data.delivery import to_device
 from harness.data.source import Batch
 from harness.errors import ConfigError, HarnessError
 from harness.metrics.interval import IntervalMetrics
@@ -49,6 +49,7 @@ from harness.training.network_state import (
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import Replicas, agree_on_start
 from harness.training.pretrained import Parts, build_network
+from harness.training.recompute import recompute
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
 from harness.training.stable import stable_tensors, write_counts, writes_are_counted
 from harness.training.stepper import Stepper, has_modes
@@ -85,6 +86,7 @@ class Engine:
         self._find_unused = config.train.find_unused_parameters
         network_parts.check_parts(self.network, self._parts)
         network_parts.freeze(self.network, self._parts)
+        self.recomputed = recompute(self.network, config.train.recompute)
         self._probe(to_device(probe, self.device))
         if config.train.compile:
             compile_forward(self.network, self.device, config.run.exactness != "none")

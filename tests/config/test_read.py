@@ -390,7 +390,8 @@ def test_an_unknown_key_that_resembles_none_lists_those_that_there_are() -> None
     assert (
         mistake("train.qqq=3")
         == "override train.qqq=3: train.qqq: no such key. Known keys: channels_last, "
-        "clip_grad_norm, compile, ema, find_unused_parameters, matmul_precision, precision."
+        "clip_grad_norm, compile, ema, find_unused_parameters, matmul_precision, precision, "
+        "recompute."
     )
 
 

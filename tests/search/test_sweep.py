@@ -1,0 +1,114 @@
+"""Sweeps: the trials that Optuna proposes are runs, whatever happens to the sweep."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from harness.cli import app
+from harness.rundir.outcome import read_outcome
+from tests.pool import train_on_ranks
+
+CONFIG = Path(__file__).parent / "sweep.yaml"
+OVER = ["--over", "optimizer.lr=1e-3..3e-2:log", "--over", "network.dims=[6,16,3],[6,8,3]"]
+
+
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+
+def sweep(directory: Path, *options: str, code: int = 0) -> None:
+    asked = ["sweep", str(CONFIG), *OVER, "--dir", str(directory), "--cpu", *options]
+    assert app(asked, standalone_mode=False) == code
+
+
+def result(directory: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(directory / "trials.parquet").to_pylist()
+    return rows
+
+
+def weights(run: Path) -> list[bytes]:
+    newest = max((run / "checkpoints").glob("step-*"))
+    return [path.read_bytes() for path in sorted(newest.glob("model-*.safetensors"))]
+
+
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [
+        {name: value for name, value in one.items() if name != "elapsed_s"}
+        for one in found
+        if one["kind"] == "eval"
+    ]
+
+
+@pytest.mark.torture
+def test_a_sweep_killed_in_the_middle_goes_on_as_one_that_was_not(tmp_path: Path) -> None:
+    options = ["--trials", "3", "--sampler", "tpe", "--seed", "1"]
+    sweep(tmp_path / "whole", *options)
+    killed = tmp_path / "killed"
+    command = ["sweep", str(CONFIG), *OVER, "--dir", str(killed), "--cpu", *options]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from harness.cli import main; main()", *command],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    metrics = killed / "trial-0001" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"eval"' in metrics.read_text()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with (killed / "study.journal").open("ab") as file:  # half a line, as a kill may leave it
+        file.write(b'{"op_code": 6, "wor')
+    sweep(killed, *options)
+    mine, theirs = result(killed), result(tmp_path / "whole")
+    assert mine == theirs
+    assert [one["state"] for one in mine] == ["complete"] * 3
+    assert len({one["optimizer.lr"] for one in mine}) == 3
+    for number in range(3):
+        run = f"trial-{number:04}"
+        assert weights(killed / run) == weights(tmp_path / "whole" / run)
+        assert evaluations(killed / run) == evaluations(tmp_path / "whole" / run)
+    outcome = read_outcome(killed / "trial-0001")
+    assert outcome is not None
+    assert outcome.launches == 2
+    assert "<svg" in (killed / "sweep.html").read_text()
+
+
+def test_asha_pauses_trials_and_goes_on_with_the_best_to_the_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(tmp_path, "--trials", "4", "--prune", "asha", "--eta", "2", "--at-once", "2")
+    said = capsys.readouterr().out
+    rows = result(tmp_path)
+    complete = [one for one in rows if one["state"] == "complete"]
+    assert len(complete) == 1
+    (best,) = complete
+    run = tmp_path / f"trial-{best['trial']:04}"
+    outcome = read_outcome(run)
+    assert outcome is not None
+    assert outcome.reason == "budget"
+    assert outcome.launches > 1  # it was paused, more than once
+    assert f"trial {best['trial']} pauses" in said
+    others = [one for one in rows if one is not best]
+    assert {one["state"] for one in others} == {"pruned"}
+    # Each rung is a power of 2; half of those on a rung went on
+    assert sorted(one["evaluations"] for one in others) == [1, 1, 2]
+    dims = best["network.dims"]
+    given = [f"optimizer.lr={best['optimizer.lr']!r}", f"network.dims={dims}"]
+    plain = tmp_path / "plain"
+    (launched,) = train_on_ranks(1, CONFIG, [*given, f"run.dir={plain}"])
+    assert launched.exit_code == 0
+    assert weights(run) == weights(plain)
+    assert evaluations(run) == evaluations(plain)
