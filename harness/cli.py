@@ -19,6 +19,7 @@ from harness.commands.arguments import (
     HistoryPath,
     Json,
     Overrides,
+    Quiet,
     RunPath,
     SplitName,
     find_own_code,
@@ -70,12 +71,16 @@ app.add_typer(data, name="data")
 
 
 @app.command()
-def train(config: ConfigPath, overrides: Overrides = None) -> None:
+def train(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Train until the end, or continue a run from its last checkpoint."""
     with without_garbage_collection():
+        from harness.console import Console, is_first_process
+
+        console = Console(is_first_process(), quiet=quiet)
+        console.phase("importing torch")
         from harness.training.launch import launch, leave_process
 
-    leave_process(launch(config, overrides or []))
+    leave_process(launch(config, overrides or [], console))
 
 
 @app.command("launch")
@@ -91,6 +96,7 @@ def launch_(
     head: Annotated[
         str, typer.Option(help="Machine 0 as the others reach it.", metavar="HOST[:PORT]")
     ] = "127.0.0.1",
+    quiet: Quiet = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the launcher's report of a failure.")
     ] = False,
@@ -100,7 +106,9 @@ def launch_(
 
     machines = Machines(nodes, node, head)
     raise typer.Exit(
-        launch_training(config, overrides or (), processes, machines, cpu=cpu, debug=debug)
+        launch_training(
+            config, overrides or (), processes, machines, cpu=cpu, quiet=quiet, debug=debug
+        )
     )
 
 

@@ -59,3 +59,6 @@ Allow = Annotated[
     ),
 ]
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print only warnings, errors and how the launch ended.")
+]

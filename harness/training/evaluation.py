@@ -64,6 +64,11 @@ class EvaluationPlan:
             )
         return self._feeds[key]
 
+    def num_micro_batches(self, num_ranks: int) -> int:
+        """Of a rank, at most."""
+        num_samples = len(self.split) if self.samples is None else len(self.samples)
+        return math.ceil(num_samples / self.size / num_ranks)
+
 
 def evaluation_plans(
     config: Config, splits: Mapping[str, Split], num_workers: int, interruption: Interruption
