@@ -25,6 +25,7 @@ from harness.commands.arguments import (
     find_own_code,
 )
 from harness.commands.many import many
+from harness.commands.of_data import data
 from harness.commands.show import say, show
 from harness.commands.tools import tools
 from harness.errors import HarnessError
@@ -64,9 +65,6 @@ app.add_typer(track, name="track")
 
 app.add_typer(many)
 app.add_typer(tools)
-data = typer.Typer(
-    help="Check a config's data, and build, inspect and prune its store.", no_args_is_help=True
-)
 app.add_typer(data, name="data")
 
 
@@ -309,60 +307,6 @@ def prune(
 
     for path in prune_run(run, keep_last, keep_best):
         say(f"{path}: deleted")
-
-
-@data.command()
-def check(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    as_json: Json = False,
-    page: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="Also write a page with pictures of some samples.", metavar="FILE"
-        ),
-    ] = None,
-) -> None:
-    """Check for leaks between splits, invalid numbers and imbalance; exit code 2 if there is what
-    `data.checks` calls an error.
-    """
-    from harness.commands.data import check_config
-
-    result = check_config(config, overrides or (), page)
-    show(result, as_json)
-    raise typer.Exit(result.exit_code)
-
-
-@data.command()
-def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Apply one-time treatments, and keep the result in the config's store."""
-    from harness.commands.data import build_store
-
-    show(build_store(config, overrides or ()), as_json)
-
-
-@data.command()
-def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """The entries of the config's store, and which of them its splits use."""
-    from harness.commands.data import inspect_store
-
-    show(inspect_store(config, overrides or ()), as_json)
-
-
-@data.command("prune")
-def prune_store(
-    configs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="YAML configs that share a store.", metavar="CONFIG...", callback=find_own_code
-        ),
-    ],
-) -> None:
-    """Delete the store entries that no split of these configs uses."""
-    from harness.commands.data import prune_store
-
-    for entry in prune_store(configs):
-        say(f"{entry.path}: deleted ({entry.size_bytes / 1e6:,.1f} MB)")
 
 
 @track.command()

@@ -19,7 +19,7 @@ def find_own_code(given: T) -> T:
     return given
 
 
-def _allowed_prefixes(allow: list[str] | None) -> list[str]:
+def allowed_prefixes(allow: list[str] | None) -> list[str]:
     """What the user allows, on the command line and in FERMARSI_ALLOW."""
     always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
     given = [one for one in [*(allow or ()), *always] if one]
@@ -55,7 +55,7 @@ Allow = Annotated[
         "in this directory; repeatable. FERMARSI_ALLOW, separated by colons, does the same "
         "for all commands.",
         metavar="PREFIX|DIR/",
-        callback=_allowed_prefixes,
+        callback=allowed_prefixes,
     ),
 ]
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
