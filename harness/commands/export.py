@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from harness.checkpoint.export import export
-from harness.checkpoint.read import find_checkpoint, load
+from harness.checkpoint.read import find_checkpoint, read_manifest, read_model
 from harness.checkpoint.state import same_bits
 from harness.commands.trained import TrainedNetwork, load_trained, open_split
 from harness.data.source import of_batch
@@ -286,13 +286,12 @@ def _compare_weights(checkpoint: Path, out: Path) -> None:
     """Raises CheckpointError."""
     from safetensors.torch import load_file
 
-    model = load(checkpoint, rank=0, num_ranks=0, device=torch.device("cpu"))
+    model = read_model(checkpoint, read_manifest(checkpoint))
     found = load_file(out)
-    aliases = model.manifest.aliases
     wrong = [
         name
-        for name, tensor in model.model.items()
-        if name not in aliases and not (name in found and same_bits(found[name], tensor))
+        for name, tensor in model.items()
+        if name not in found or not same_bits(found[name], tensor)
     ]
-    if wrong or len(found) != len(model.model) - len(aliases):
+    if wrong or len(found) != len(model):
         raise CheckpointError(f"{out}: other tensors were read back: {', '.join(wrong[:5])}.")
