@@ -141,7 +141,7 @@ class Engine:
         """
         try:
             return self._forward_backward(batch, items)
-        except Exception as error:
+        except (RuntimeError, MemoryError) as error:
             note_shapes(error, batch)
             raise
 
