@@ -20,6 +20,10 @@ from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin
 TARGET = "_target_"
 
 
+# The code of a component of `__main__`, by a digest (data/notebook.py)
+SOURCE = "_source_"
+
+
 # Of a treatment: an argument of the harness, not of the target (data/preparing.py)
 STAGE = "_stage_"
 
@@ -39,7 +43,7 @@ def build(
     arguments = {
         name: _build_nested(value, f"{where}.{name}", {one: given[one] for one in inherit})
         for name, value in spec.items()
-        if name != TARGET
+        if name not in (TARGET, SOURCE)
     }
     try:
         return find(spec[TARGET])(**arguments, **given)
@@ -196,7 +200,7 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Mistake]
         parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):  # some classes written in C do not tell their signature
         return
-    arguments = [name for name in spec if name != TARGET]
+    arguments = [name for name in spec if name not in (TARGET, SOURCE)]
     for mistake in _argument_mistakes(path, parameters, arguments, given):
         yield Mistake((*keys, *mistake.keys), mistake.message)
 

@@ -5,25 +5,29 @@ Everything is measured: from one real forward and backward pass and one optimize
 """
 
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness import components
 from harness.config.read import read_config
 from harness.config.schema import Config
-from harness.data.feed import to_device
+from harness.data.delivery import to_device
 from harness.data.preparing import Feedback, Preparation, Sources, fit, open_splits
 from harness.data.sampling import fitting_world_sizes
 from harness.data.source import Batch
-from harness.randomness import seed_ambient, seed_for
+from harness.randomness import preserve_random, seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task
 from harness.training.engine import Engine
@@ -74,11 +78,15 @@ class Row:
 class Description:
     """`total`: of the whole network, hence what each rank holds.
 
-    `unreached`: trained parameters that no gradient reaches.
+    `activation_bytes`: of a micro-batch, what its forward pass keeps for the backward pass;
+    `average_bytes`: of the average that train.ema keeps; `unreached`: trained parameters that no
+    gradient reaches.
     """
 
     rows: Sequence[Row]
     total: Row
+    activation_bytes: int
+    average_bytes: int
     unreached: Sequence[str]
     micro_size: int
     num_slots: int
@@ -101,9 +109,16 @@ class Description:
         yield table
         total = self.total
         whole = total.weight_bytes + total.gradient_bytes + total.optimizer_bytes
+        average = (
+            f" and an average of {size_text(self.average_bytes)}" if self.average_bytes else ""
+        )
         yield (
-            f"each process holds all {size_text(whole)}, whatever the number of processes; "
-            "activations kept for the backward pass are extra"
+            f"each process holds all {size_text(whole)}{average}, whatever the number of processes"
+        )
+        yield (
+            f"between forward and backward pass it also keeps {size_text(self.activation_bytes)} "
+            f"of activations, {size_text(round(self.activation_bytes / self.micro_size))} a sample;"
+            " train.recompute keeps less"
         )
         sizes = ", ".join(map(str, self.world_sizes))
         yield (
@@ -141,9 +156,14 @@ def describe_network(
         name: Row(name, type(module).__name__) for name, module in engine.network.named_modules()
     }
     seed_ambient(seed_for(config.run.seed, "forward", 0, 0))
+    batch = to_device(batch, engine.device)
+    with preserve_random(), LiveMemory() as memory:
+        loss = task.loss_sum(task.forward(engine.sharing.model, batch), batch)
+        activation_bytes = memory.live_bytes
+    del loss
     with _record_shapes(engine.network, rows):
         one = Count(torch.ones((), dtype=torch.int64, device=engine.device), 1)
-        engine.forward_backward(to_device(batch, engine.device), one)
+        engine.forward_backward(batch, one)
     named = list(engine.network.named_parameters())
     gradients = {parameter: _bytes(parameter.grad) for _, parameter in named}
     unreached = [
@@ -168,6 +188,8 @@ def describe_network(
     return Description(
         _fold(rows, depth),
         total,
+        activation_bytes,
+        0 if engine.stepper.average is None else _bytes(engine.stepper.average.tensors),
         unreached,
         config.batch.micro_size,
         slots,
@@ -207,6 +229,32 @@ def _record_shapes(network: nn.Module, rows: Mapping[str, Row]) -> Iterator[None
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
+    """The memory of the tensors that were made inside and are still alive, on any device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch's
+        self.live_bytes = 0
+        self._seen: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        before = [one.untyped_storage() for one in tree_leaves(args) if isinstance(one, Tensor)]
+        for storage in before:  # of what was there already
+            self._seen.setdefault(storage, 0)
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor) and (storage := one.untyped_storage()) not in self._seen:
+                self._seen[storage] = storage.nbytes()
+                self.live_bytes += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        return made
+
+    def _forget(self, size_bytes: int) -> None:
+        self.live_bytes -= size_bytes
 
 
 def _fold(rows: Mapping[str, Row], depth: int | None) -> list[Row]:

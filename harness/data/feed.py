@@ -2,13 +2,12 @@
 
 import atexit
 import functools
-import itertools
 import math
 import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -17,9 +16,9 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from harness.data.delivery import copies_to, one_ahead, packed, to_device
 from harness.data.sampling import Sampling
 from harness.data.source import Batch, mark_of
 from harness.data.split import Split
@@ -146,17 +145,32 @@ class Feed:
         self._device = device
         # The numbers know nothing of this feed: in a cycle the workers would only end when it is
         # collected, and not in order.
-        numbers = _numbers(slots, sampling.num_slots, first_step)
-        self._batches = _batches(self._dataset, numbers, device, num_workers, patience)
+        numbers = functools.partial(_numbers, slots, sampling.num_slots, first_step)
+        # A step takes all of its micro-batches at once: as many are made ready under the one before
+        ahead = 1 + -(-len(slots) // max(num_workers, 1))
+        self._batches = iter(
+            _Loading(self._dataset, numbers, device, num_workers, patience, ahead=ahead)
+        )
 
     def next_step(self) -> list[Batch]:
-        """The micro-batches of this rank's slots, in order, on the device. Raises DataError, and
-        what the patience's `check` raises.
+        """The micro-batches of this rank's slots, in order, on the CPU. Raises DataError, and what
+        the patience's `check` raises.
         """
         batches = [next(self._batches) for _ in self._slots]
         for batch in batches:
             self.mark = batch.pop(_MARK, self.mark)
         return batches
+
+    def deliver(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        """These micro-batches on the device. On a GPU each is copied under what computes with the
+        one before it, and no more of them take memory there; the host waits for none.
+        """
+        copies = copies_to(self._device)
+        if copies is not None:
+            return one_ahead(batches, copies.start)
+        if self._device.type == "cpu":
+            return iter(batches)
+        return (to_device(batch, self._device) for batch in batches)
 
     def sample_batch(self, step: int) -> Batch:
         """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
@@ -175,6 +189,47 @@ def _numbers(slots: range, num_slots: int, step: int) -> Iterator[int]:
         step += 1
 
 
+class EvaluationFeed:
+    """The micro-batches of a rank's consecutive share of a split's blocks, each sample exactly once
+    over all ranks, pass after pass: workers live on between them.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        rank: int,
+        num_ranks: int,
+        device: torch.device,
+        num_workers: int,
+        chosen: NDArray[np.int64] | None = None,
+        patience: Patience = FOREVER,
+        *,
+        preserve: bool = True,
+        lasting: bool = True,
+    ) -> None:
+        """preserve: as in `Split.fetch`; lasting: whether there is more than one pass."""
+        blocks = _Blocks(split, size, chosen, preserve)
+        self._mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
+        self._device = device
+        self._loading = _Loading(
+            blocks, self._mine.__iter__, device, num_workers, patience, lasting=lasting
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        """(block number, micro-batch on the device). Raises DataError."""
+        if len(self._mine) == 0:
+            return
+        copies = copies_to(self._device)
+        for block, batch in zip(self._mine, self._loading, strict=True):
+            if copies is not None:
+                yield block, copies.start(batch)()
+            elif self._device.type == "cpu":
+                yield block, batch
+            else:
+                yield block, to_device(batch, self._device)
+
+
 def evaluation_batches(
     split: Split,
     size: int,
@@ -184,71 +239,90 @@ def evaluation_batches(
     num_workers: int,
     chosen: NDArray[np.int64] | None = None,
     patience: Patience = FOREVER,
-    *,
-    preserve: bool = True,
 ) -> Iterator[tuple[int, Batch]]:
-    """(block number, micro-batch on the device) for this rank's consecutive share of a split's
-    blocks; each sample exactly once over all ranks.
-
-    preserve: as in `Split.fetch`.
-    """
-    blocks = _Blocks(split, size, chosen, preserve)
-    mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
-    if len(mine) == 0:
-        return
-    yield from zip(mine, _batches(blocks, mine, device, num_workers, patience), strict=True)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`; from pinned memory the host does not wait."""
-    return {name: _move(value, device) for name, value in batch.items()}
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    """Tensors, in lists and dicts too, such as the boxes of each image."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if type(value) is list:
-        return [_move(item, device) for item in value]
-    if type(value) is dict:
-        return {key: _move(item, device) for key, item in value.items()}
-    return value
-
-
-def _batches(
-    dataset: _Slots | _Blocks,
-    numbers: Iterable[int],
-    device: torch.device,
-    num_workers: int,
-    patience: Patience,
-) -> Iterator[Batch]:
-    """Micro-batches on the device, in the order of `numbers`."""
-    if num_workers == 0 and device.type == "cpu":
-        # Nothing to move or to look ahead for: a DataLoader takes longer than a micro-batch
-        for number in numbers:
-            yield _unwrap(dataset[number])
-        return
-    if num_workers:
-        _end_workers_at_exit()
-    # The loader draws its numbers ahead of what is taken from it
-    drawn, taken = itertools.tee(numbers)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=_Singles(drawn),  # the dataset's items are whole micro-batches
-        collate_fn=_only,
-        num_workers=num_workers,
-        worker_init_fn=_begin_worker if num_workers else None,
-        pin_memory=device.type == "cuda",
-        timeout=_LOOK_S if num_workers else 0,
-        # Its own: iter() would draw from the ambient one
-        generator=torch.Generator().manual_seed(0),
+    """One pass of an `EvaluationFeed`."""
+    return iter(
+        EvaluationFeed(
+            split, size, rank, num_ranks, device, num_workers, chosen, patience, lasting=False
+        )
     )
-    others = set(multiprocessing.active_children())
-    loaded = iter(loader)
-    _workers.update(one for one in multiprocessing.active_children() if one not in others)
-    for count, number in enumerate(taken):
-        worker = count % num_workers if num_workers else 0
-        yield to_device(_unwrap(_await(loaded, dataset, number, worker, patience)), device)
+
+
+class _Loading:
+    """The micro-batches of a dataset by number, made in this process or in workers, which a lasting
+    one keeps for its next pass.
+    """
+
+    def __init__(
+        self,
+        dataset: _Slots | _Blocks,
+        numbers: Callable[[], Iterator[int]],
+        device: torch.device,
+        num_workers: int,
+        patience: Patience,
+        *,
+        ahead: int = 2,
+        lasting: bool = False,
+    ) -> None:
+        """ahead: how many each worker makes before they are asked for, at least."""
+        self._dataset = dataset
+        self._numbers = numbers
+        self._device = device
+        self._num_workers = num_workers
+        self._patience = patience
+        self._ahead = ahead
+        self._lasting = lasting
+        self._loader: DataLoader[Any] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """In the order of the numbers, in pinned memory where there is a GPU."""
+        dataset = self._dataset
+        if self._num_workers == 0 and self._device.type == "cpu":
+            # Nothing to move or to look ahead for: a DataLoader takes longer than a micro-batch
+            for number in self._numbers():
+                yield _unwrap(dataset[number])
+            return
+        loaded = self._begin()
+        for count, number in enumerate(self._numbers()):
+            worker = count % self._num_workers if self._num_workers else 0
+            yield _unwrap(_await(loaded, dataset, number, worker, self._patience))
+
+    def _begin(self) -> Iterator[Any]:
+        loader, self._loader = self._loader, None
+        if loader is not None:
+            try:
+                loaded = iter(loader)
+            except RuntimeError as error:  # its workers do not answer soon enough: others will
+                if not _timed_out(error):
+                    raise
+                # torch would give each five seconds to end
+                end_workers(loader._iterator._workers)  # type: ignore[union-attr] # torch's
+                loader = None
+        if loader is None:
+            loader = self._open()
+            others = set(multiprocessing.active_children())
+            loaded = iter(loader)
+            _workers.update(one for one in multiprocessing.active_children() if one not in others)
+        if self._lasting:
+            self._loader = loader
+        return loaded
+
+    def _open(self) -> DataLoader[Any]:
+        if self._num_workers:
+            _end_workers_at_exit()
+        return DataLoader(
+            self._dataset,
+            batch_sampler=_Singles(self._numbers),  # the dataset's items are whole micro-batches
+            collate_fn=_packed if self._num_workers else _only,
+            num_workers=self._num_workers,
+            prefetch_factor=self._ahead if self._num_workers else None,
+            persistent_workers=self._lasting and self._num_workers > 0,
+            worker_init_fn=_begin_worker if self._num_workers else None,
+            pin_memory=self._device.type == "cuda",
+            timeout=_LOOK_S if self._num_workers else 0,
+            # Its own: iter() would draw from the ambient one
+            generator=torch.Generator().manual_seed(0),
+        )
 
 
 _LOOK_S = 1.0  # between two looks at what asks to leave, while a data worker is waited for
@@ -263,7 +337,7 @@ def _await(
         try:
             return next(loaded)
         except RuntimeError as error:
-            if not str(error).startswith("DataLoader timed out"):
+            if not _timed_out(error):
                 raise
         waited_s = time.monotonic() - begun
         try:
@@ -282,28 +356,32 @@ def _await(
             )
 
 
+def _timed_out(error: RuntimeError) -> bool:
+    return str(error).startswith("DataLoader timed out")
+
+
 class _Singles(Sampler[list[int]]):
     """Numbers, one at a time and possibly without end, in the form of batches."""
 
-    def __init__(self, numbers: Iterable[int]) -> None:
+    def __init__(self, numbers: Callable[[], Iterator[int]]) -> None:
         self._numbers = numbers
 
     def __iter__(self) -> Iterator[list[int]]:
-        return ([number] for number in self._numbers)
+        return ([number] for number in self._numbers())
 
 
 _workers: WeakSet[BaseProcess] = WeakSet()  # this process may have other children
 
 
-def end_workers() -> None:
-    """End the loaders' workers: they ignore SIGTERM, by which multiprocessing would end them at
+def end_workers(workers: Collection[BaseProcess] = _workers) -> None:
+    """End the loaders' workers. They ignore SIGTERM, by which multiprocessing would end them at
     exit, and it would then wait for them for ever.
     """
     # Where a loader still lives, torch's own handler, in the main thread, takes a killed worker for
     # an accident
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
-    for worker in [one for one in multiprocessing.active_children() if one in _workers]:
+    for worker in [one for one in multiprocessing.active_children() if one in workers]:
         worker.kill()
         worker.join()
     if before is not None:
@@ -317,6 +395,10 @@ def _end_workers_at_exit() -> None:
 
 def _only(items: list[Any]) -> Any:
     return items[0]
+
+
+def _packed(items: list[Any]) -> Any:
+    return packed(items[0])
 
 
 def _begin_worker(worker: int) -> None:

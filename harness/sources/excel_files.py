@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
+from harness.sources import workbook
 from harness.sources.cells import Cells, Layout
 from harness.sources.files import need
 from harness.sources.headed import COMMENT, Line, by_column, read_head, rows_below
@@ -21,7 +22,7 @@ from harness.sources.workbook import (
 )
 from harness.wording import did_you_mean
 
-EXCEL = (".xlsx", ".xlsm", ".xls", ".ods")
+EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
 
 
 def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -35,7 +36,7 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
 
     is_xml = path.suffix.lower() in (".xlsx", ".xlsm")
     unread = {}
-    if is_xml:
+    if is_xml or path.suffix.lower() == ".xlsb":
         unread = check_workbook(path)
     elif path.suffix.lower() == ".ods":
         check_document(path)
@@ -50,6 +51,8 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
                     f"{path}: no sheet {named!r}, only {', '.join(sheets)}."
                     f"{did_you_mean(str(named), sheets, quoted=True)} Set sheet to one of them."
                 )
+            if path.suffix.lower() == ".xls":
+                _refuse_sparse(path, book.book.get_sheet_by_name(named))
             grid = pd.read_excel(
                 book, sheet_name=named, header=None, dtype=object, keep_default_na=False
             ).to_numpy(dtype=object)
@@ -82,6 +85,14 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
                     "LibreOffice and save it, or store values."
                 )
     return Cells(path, cells, [row for row, _ in kept], layout)
+
+
+def _refuse_sparse(path: Path, sheet: Any) -> None:
+    """As `check_workbook`, for a sheet that calamine holds."""
+    height, width = (index + 1 for index in sheet.end or (0, 0))
+    if height * width > workbook.MAX_EMPTY:
+        count = sum(cell != "" for row in sheet.iter_rows() for cell in row)
+        workbook.refuse_sparse(str(path), count, height * width, f"row {height}")
 
 
 def _with_unread(grid: NDArray[Any], unread: Unread) -> NDArray[Any]:

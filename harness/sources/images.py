@@ -1,6 +1,8 @@
 """Image files, one per sample, with their original values."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -9,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.arrays import as_image, is_array, load_array
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.files import OnError, decodable, need
 from harness.sources.fitting import Fit, Fitting
-from harness.sources.mistaken import what_is
+from harness.sources.flir import MARK, FlirError, read_thermogram
+from harness.sources.mistaken import is_heic, what_is
 from harness.sources.pixels import (
     HeaderError,
     check_maximum,
@@ -27,13 +31,15 @@ from harness.sources.pixels import (
 from harness.sources.split import Part, Rule
 
 Mode = Literal["RGB", "L"]
+Layout = Literal["HWC", "CHW"]
+Radiometric = Literal["counts", "degC"]
 # Torch supports few operations on uint16
 _HEAD_BYTES = 1024
 _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": np.float32}
 
 
 class Images(Collection):
-    """PNG, TIFF, JPEG, PGM and other files (docs/data/images.md), all of one size, channel
+    """PNG, TIFF, JPEG, PGM, .npy and other files (docs/data/images.md), all of one size, channel
     count and data type.
 
     A sample: `image` (C, H, W), upright by its EXIF or XMP, and `label` int64 if the path has a
@@ -46,6 +52,10 @@ class Images(Collection):
     Images of other sizes are brought to `size`: [H, W], `fit`: "crop" (by default), "pad" or
     "stretch", see `Fitting`. `mode`: "RGB" or "L" converts pictures of 8 bits and less, palettes
     and CMYK as Pillow does; alpha is dropped.
+
+    `layout`: of arrays with three axes (.npy, .npz). `radiometric`: of JPEG files of FLIR cameras,
+    "counts" of the sensor (int32, of one camera) or "degC", the temperatures that they stand for
+    by the constants in each file (float32).
 
     `files`: e.g. `pictures/{label}/*.png`, or `pictures/metadata.csv`, a table that lists them;
     `columns`, e.g. {age: number}, are added to samples (see `Collection`).
@@ -69,8 +79,10 @@ class Images(Collection):
         mode: Mode | None = None,
         keep: Keep = "memory",
         on_error: OnError = "stop",
+        layout: Layout | None = None,
+        radiometric: Radiometric | None = None,
     ) -> None:
-        self.reader = ImageReader(size, fit, mode)
+        self.reader = ImageReader(size, fit, mode, layout, radiometric)
         super().__init__("image", files, part, split, classes, keep, on_error, columns)
 
 
@@ -80,14 +92,27 @@ class ImageReader:
     """
 
     def __init__(
-        self, size: Sequence[int] | None = None, fit: Fit | None = None, mode: Mode | None = None
+        self,
+        size: Sequence[int] | None = None,
+        fit: Fit | None = None,
+        mode: Mode | None = None,
+        layout: Layout | None = None,
+        radiometric: Radiometric | None = None,
     ) -> None:
         if fit is not None and size is None:
             raise ConfigError(f"fit: {fit!r} has no effect without size. Set size: [H, W].")
         if mode is not None:
             require_choice("mode", mode, get_args(Mode))
+        if layout is not None:
+            require_choice("layout", layout, get_args(Layout))
+        if radiometric is not None:
+            require_choice("radiometric", radiometric, get_args(Radiometric))
+            if mode is not None:
+                raise ConfigError("mode, radiometric: counts have no mode. Remove one of them.")
         self._fitting = None if size is None else Fitting(size, fit or "crop")
-        self._mode = mode
+        self._mode, self._layout, self._radiometric = mode, layout, radiometric
+        self._camera: tuple[str, tuple[float, ...]] | None = None  # of the first file
+        self._told = False  # that pictures are in false colours
         _decoder()
         # The name, size and mode that all others must match, and whether it can be converted
         self._first: tuple[str, tuple[int, int], str, bool] | None = None
@@ -96,6 +121,8 @@ class ImageReader:
         """Refuse an image that, by its header, cannot be read without loss or differs from the
         first.
         """
+        if self._read_numbers(file, name) is not None:
+            return
         with self._open(file, name) as image:
             form = self._accept(name, image)
             try:
@@ -108,6 +135,47 @@ class ImageReader:
 
     def read(self, file: Path | bytes, name: str) -> NDArray[Any]:
         """The values (C, H, W) of an image, upright."""
+        values = self._read_numbers(file, name)
+        if values is None:
+            values = self._read_picture(file, name)
+        return values if self._fitting is None else self._fitting(values)
+
+    def _read_numbers(self, file: Path | bytes, name: str) -> NDArray[Any] | None:
+        """The values of an array, or of a radiometric JPEG if that is wanted."""
+        if is_array(file):
+            if self._mode is not None:
+                raise DataError(f"{name}: an array, which has no mode. Remove mode.")
+            values = as_image(load_array(file, name), name, self._layout)
+        elif self._radiometric is not None:
+            values = self._read_thermogram(file, name)
+        else:
+            return None
+        channels, height, width = values.shape
+        self._compare(name, (width, height), f"{values.dtype} in {channels} channels", False)
+        return values
+
+    def _read_thermogram(self, file: Path | bytes, name: str) -> NDArray[Any]:
+        try:
+            data = file if isinstance(file, bytes) else file.read_bytes()
+            found = read_thermogram(data)
+        except (OSError, FlirError) as error:
+            raise DataError(f"{name}: {error}. It may be truncated.") from error
+        if found is None:
+            raise DataError(
+                f"{name}: no counts of a FLIR camera in it. Remove radiometric, or give JPEG files "
+                "as the camera writes them."
+            )
+        if self._radiometric == "degC":
+            return found.degrees()[None]
+        self._camera = self._camera or (name, found.camera)
+        if found.camera != self._camera[1]:
+            raise DataError(
+                f"{name}: counts of another camera or range than {self._camera[0]}. Set "
+                "radiometric: degC."
+            )
+        return found.counts.astype(np.int32)[None]
+
+    def _read_picture(self, file: Path | bytes, name: str) -> NDArray[Any]:
         with self._open(file, name) as image:
             form = self._accept(name, image)
             try:
@@ -121,26 +189,26 @@ class ImageReader:
             # Only a decodable image can be the first
             self._compare(name, (counts.shape[1], counts.shape[0]), *form)
         values = counts[None] if counts.ndim == 2 else counts.transpose(2, 0, 1)
-        values = np.ascontiguousarray(values)
-        return values if self._fitting is None else self._fitting(values)
+        return np.ascontiguousarray(values)
 
     def _open(self, file: Path | bytes, name: str) -> Any:
         pillow = _decoder()
         try:
             return pillow.open(decodable(file))
+        except pillow.UnidentifiedImageError as error:
+            if is_heic(file):
+                return _open_heic(file, name)
+            raise _unopened(file, name, error) from error
         except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
-            if (what := what_is(file, "image")) is not None:
-                raise DataError(f"{name}: not a supported image, but {what}") from error
-            if (why := _header_mistake(file)) is not None:
-                raise DataError(f"{name}: cannot be decoded: {why}") from error
-            raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
+            raise _unopened(file, name, error) from error
 
     def _accept(self, name: str, image: Any) -> tuple[str, bool]:
         """The mode of an image that can be read without loss, and whether it can be converted to
         another, checked only if it differs from that of the first.
         """
+        self._tell_false_colours(name, image)
         try:
-            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            pages = 1 if image.format in ("MPO", "HEIF") else getattr(image, "n_frames", 1)
         except Exception as error:
             raise DataError(f"{name}: not an image: {error}. It may be truncated.") from error
         if pages != 1:
@@ -161,6 +229,17 @@ class ImageReader:
         mode = layout_of(image) if image.format == "PPM" else str(image.mode)
         other = self._first is None or _kind(mode) != _kind(self._first[2])
         return mode, other and why_no_picture(image) is None
+
+    def _tell_false_colours(self, name: str, image: Any) -> None:
+        segments = getattr(image, "applist", ())
+        if self._told or not any(data.startswith(MARK) for _, data in segments):
+            return
+        self._told = True
+        warnings.warn(
+            f"{name}: holds the counts of a thermal camera; its picture is in false colours, on a "
+            "scale of its own. To read counts or temperatures: radiometric: counts or degC.",
+            stacklevel=2,
+        )
 
     def _compare(self, name: str, size: tuple[int, int], mode: str, convertible: bool) -> None:
         if self._first is None:
@@ -201,6 +280,28 @@ def _counts(image: Any, mode: Mode | None) -> NDArray[Any]:
     if image.mode == "I" and unsigned and counts.min(initial=0) < 0:
         raise ValueError(f"counts above {2**31 - 1}")
     return counts.astype(_DTYPES[_depth(image.mode)])
+
+
+def _unopened(file: Path | bytes, name: str, error: Exception) -> DataError:
+    if (what := what_is(file, "image")) is not None:
+        return DataError(f"{name}: not a supported image, but {what}")
+    if (why := _header_mistake(file)) is not None:
+        return DataError(f"{name}: cannot be decoded: {why}")
+    return DataError(f"{name}: not an image: {error}. It may be truncated.")
+
+
+def _open_heic(file: Path | bytes, name: str) -> Any:
+    try:
+        heif = import_module("pillow_heif")
+    except ImportError as error:
+        raise DataError(
+            f"{name}: a HEIC photo, which needs pillow-heif, which is not installed. Install it: "
+            "pip install pillow-heif. Or convert it to JPEG or PNG."
+        ) from error
+    try:
+        return heif.HeifImageFile(decodable(file))
+    except (OSError, ValueError, SyntaxError, RuntimeError) as error:
+        raise DataError(f"{name}: a HEIC photo that cannot be read: {error}.") from error
 
 
 def _header_mistake(file: Path | bytes) -> str | None:

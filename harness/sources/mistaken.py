@@ -42,14 +42,11 @@ def what_is(file: Path | bytes, wanted: Kind) -> str | None:
             head = opened.read(_HEAD_BYTES)
     except OSError:
         return None
-    # ISO 14496-12, section 4.3: the size of the box, "ftyp", a brand, its version, other brands
-    size = int.from_bytes(head[:4], "big")
-    if head[4:8] == b"ftyp" and size < 2**16:  # a larger size is the letters of a text
-        brands = {head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4))}
+    if (brands := _brands(head)) is not None:
         if brands & _AVIF:
             return None if wanted == "image" else "an AVIF picture. Give a file of another kind."
         if head[8:12] in _HEIC:
-            return "a HEIC photo, which is not read. Convert it to JPEG or PNG."
+            return None if wanted == "image" else "a HEIC photo. Give a file of another kind."
         return _film("an MP4 or M4A file", wanted)
     for begin, what in _FILMS:
         if head.startswith(begin):
@@ -58,6 +55,25 @@ def what_is(file: Path | bytes, wanted: Kind) -> str | None:
         return "a pointer of Git LFS, not the file itself. Fetch it: git lfs pull."
     begun = head.lstrip().lower()
     return next((what for begin, what in _BEGINNINGS if begun.startswith(begin)), None)
+
+
+def is_heic(file: Path | bytes) -> bool:
+    """Whether a file is a HEIC photo."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            head = opened.read(_HEAD_BYTES)
+    else:
+        head = file[:_HEAD_BYTES]
+    return head[8:12] in _HEIC and not (_brands(head) or _AVIF) & _AVIF
+
+
+def _brands(head: bytes) -> set[bytes] | None:
+    """The brands of a file of the family of MP4; None for another."""
+    # ISO 14496-12, section 4.3: the size of the box, "ftyp", a brand, its version, other brands
+    size = int.from_bytes(head[:4], "big")
+    if head[4:8] != b"ftyp" or size >= 2**16:  # a larger size is the letters of a text
+        return None
+    return {head[at : at + 4] for at in (8, *range(16, min(size, len(head)), 4))}
 
 
 def _film(what: str, wanted: Kind) -> str | None:

@@ -25,6 +25,10 @@ _LAYOUTS = {
     "WEBP": ("RGB", "RGBX", "RGBA"),
     "GIF": ("L",),
     "AVIF": ("RGB", "RGBA"),
+    "HEIF": ("L", "RGB", "RGBA"),  # .heic, the main picture of several
+    "SGI": ("L", "R", "RGB", "RGBA"),  # R: in planes
+    "PCX": ("L", "RGB;L"),
+    "QOI": ("RGB", "RGBA"),
     "JPEG2000": ("L", "LA", "RGB", "RGBA", "I;16"),
     "PPM": ("L", "RGB", "I;16", "RGB;16", "F;32F", "F;32BF"),
 }
@@ -59,9 +63,9 @@ def layout_of(image: Any) -> str:
     if (maximum := _netpbm_maximum(image)) is not None:
         grey, colour = ("L", "RGB") if maximum == 255 else ("I;16", "RGB;16")
         return grey if _head(image, 2) in (b"P2", b"P5") else colour
-    if image.format in ("GIF", "JPEG2000") or not image.tile:
+    arguments = image.tile[0][3] if image.tile else None
+    if image.format in ("GIF", "JPEG2000") or not arguments:
         return str(image.mode)
-    arguments = image.tile[0][3]
     return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
@@ -103,7 +107,7 @@ def why_no_picture(image: Any) -> str | None:
 
 
 def _why_other_depth(image: Any, wanted: set[int]) -> str | None:
-    depths_in = {"AVIF": _avif_depths, "JPEG2000": _jpeg2000_depths}.get(image.format)
+    depths_in = _DEPTHS_IN.get(image.format)
     if depths_in is not None and (found := depths_in(image)) != wanted:
         bits = " and ".join(map(str, sorted(found))) or "unknown"
         return f"a {image.format} image of {bits} bits, which Pillow would rescale"
@@ -249,3 +253,20 @@ def _jpeg2000_depths(image: Any) -> set[int]:
     count = int.from_bytes(head[40:42], "big")
     found = [head[42 + 3 * number :][:3] for number in range(count)]
     return {one[0] + 1 if one[1:] == b"\1\1" and one[0] < 128 else 0 for one in found}
+
+
+def _heif_depths(image: Any) -> set[int]:
+    return {image.info["bit_depth"]}
+
+
+def _sgi_depths(image: Any) -> set[int]:
+    """Byte 3 of the header: the SGI Image File Format, version 1.00."""
+    return {8 * _head(image, 4)[3]}
+
+
+_DEPTHS_IN = {
+    "AVIF": _avif_depths,
+    "HEIF": _heif_depths,
+    "JPEG2000": _jpeg2000_depths,
+    "SGI": _sgi_depths,
+}

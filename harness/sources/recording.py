@@ -1,16 +1,15 @@
 """Reading a file of a measuring device: its recordings, their channels, labels, times and gaps."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.arrays import is_array, load_array
 from harness.sources.cells import Cells, Layout, lost_in_float32
 from harness.sources.long_format import widen
 from harness.sources.source import Rows, select
@@ -19,7 +18,6 @@ from harness.sources.times import seconds_of
 from harness.sources.units import Units
 
 Bounds = NDArray[np.int64]
-ARRAYS = (".npy", ".npz")
 Gaps = Literal["refuse", "split"]
 Duplicates = Literal["refuse", "drop"]
 _RATES_DIFFER = 0.05  # relative difference from which two rates are not the same
@@ -120,8 +118,8 @@ class Reader:
 
     def read(self, path: Path) -> list[Track]:
         """The recordings of a file. Raises DataError with file, row and column."""
-        is_array = path.suffix.lower() in ARRAYS
-        sheet = self._read_array(path) if is_array else self._arrange(self._read_table(path))
+        is_plain = is_array(path)
+        sheet = self._read_array(path) if is_plain else self._arrange(self._read_table(path))
         if sheet.values.shape[1] == 0:
             raise DataError(f"{path}: it has no rows. Remove it.")
         values = self.units.apply(sheet.values, self.channels, path, sheet.rows)
@@ -208,13 +206,7 @@ class Reader:
                 f"{path}: an array has only channels. Remove label, time and recording, "
                 f"and put {{label}} into the path."
             )
-        try:
-            with path.open("rb") as file:  # numpy leaves a bad zip file open
-                array = _one_array(path, np.load(file, allow_pickle=False))
-        except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
-            raise DataError(
-                f"{path}: cannot be read: {error}. It may be truncated, or not a numeric array."
-            ) from error
+        array = load_array(path, str(path))
         array = array[:, None] if array.ndim == 1 else array
         if self.channels_first and array.ndim == 2:
             array = array.T
@@ -300,21 +292,6 @@ def _number_of(keys: list[tuple[str, ...]] | None, count: int) -> NDArray[np.int
     number_of: dict[tuple[str, ...], int] = {}
     found = (number_of.setdefault(key, len(number_of)) for key in keys or [()] * count)
     return np.fromiter(found, np.int64, count)
-
-
-def _one_array(path: Path, loaded: Any) -> NDArray[Any]:
-    """The array of an .npy file, or the only one of an .npz file."""
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        array: NDArray[Any] = loaded
-        return array
-    with loaded:
-        if len(loaded.files) != 1:
-            raise DataError(
-                f"{path}: the arrays {', '.join(loaded.files) or '(none)'}. Save each in a file of "
-                "its own."
-            )
-        only: NDArray[Any] = loaded[loaded.files[0]]
-        return only
 
 
 def _runs(sheet: Sheet) -> list[tuple[tuple[str, ...], int, int]]:

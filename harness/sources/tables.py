@@ -35,7 +35,7 @@ _Samples = tuple[dict[str, Column], dict[str, Texts], NDArray[np.int64], dict[st
 
 class Table(BatchSource):
     """Rows of .csv, .tsv, .txt (also with .gz, .zst, .bz2, .xz), .parquet, .jsonl, .json, .xlsx,
-    .xlsm, .xls or .ods files, held in memory, once for all parts of a table.
+    .xlsm, .xlsb, .xls or .ods files, held in memory, once for all parts of a table.
 
     A sample: `features` (D,) float32, the columns of that list in order (none if it is empty), and
     each of `columns` under its own name, of its kind: number (float32), integer (int64) or text,

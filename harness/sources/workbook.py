@@ -4,6 +4,7 @@ would ask for 549 GB.
 """
 
 import re
+import struct
 import zipfile
 import zlib
 from functools import cache
@@ -29,6 +30,7 @@ _REFERENCE = re.compile(r"([A-Z]{1,3})([0-9]{1,7})")
 _ZEROS = re.compile(r"(?:\[\$[^\]]*\])?(0{2,})(?:;.*)?")  # a format of leading zeros
 _VALUES = ("v", "is", "f")  # inside a cell that holds something, not only a style
 _CHUNK_BYTES = 2**18
+_BINARY = ".bin"  # members of .xlsb
 
 # What zipfile and expat raise for a file that is damaged, encrypted, or compressed in another way
 _UNREADABLE = (
@@ -38,6 +40,7 @@ _UNREADABLE = (
     ValueError,
     RuntimeError,
     expat.ExpatError,
+    struct.error,
 )
 
 
@@ -48,7 +51,9 @@ def check_workbook(path: Path) -> dict[str, Unread]:
     unread = {}
     try:
         with zipfile.ZipFile(path) as book:
-            members = [one for one in book.infolist() if one.filename.lower().endswith(".xml")]
+            members = [
+                one for one in book.infolist() if one.filename.lower().endswith((".xml", _BINARY))
+            ]
             if sum(one.file_size for one in members) > MAX_XML_BYTES:
                 raise DataError(
                     f"{path}: its members unpack to more than {MAX_XML_BYTES:,} bytes. Give the "
@@ -57,8 +62,11 @@ def check_workbook(path: Path) -> dict[str, Unread]:
             if not any(one.filename.lower().startswith("xl/") for one in members):
                 raise ValueError("it has none of a workbook's members")
             for member in members:
+                is_xml = not member.filename.lower().endswith(_BINARY)
+                if not is_xml and not member.filename.lower().startswith("xl/worksheets/"):
+                    continue
                 with book.open(member) as file:
-                    extent = _Extent(file)
+                    extent = _Extent(file) if is_xml else _RecordExtent(file)
                 _check_sheet(f"{path}: {member.filename}", extent)
                 unread[member.filename] = extent.unread
     except _UNREADABLE as error:
@@ -148,6 +156,9 @@ class _Extent:
         # Rows and columns that have something in them
         self._rows: set[int] = set()
         self._columns: set[int] = set()
+        self._parse(file)
+
+    def _parse(self, file: BinaryIO | Any) -> None:
         self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler = self._start
         parser.StartDoctypeDeclHandler = self._refuse
@@ -228,6 +239,35 @@ class _OdsExtent(_Extent):
             self._column += count
 
 
+class _RecordExtent(_Extent):
+    """The same of a sheet of .xlsb: records of a type, a size and a content ([MS-XLSB] 2.1.4)."""
+
+    def _parse(self, file: BinaryIO | Any) -> None:
+        data: bytes = file.read()
+        at, row = 0, 0
+        while at < len(data):
+            kind, at = _leb128(data, at)
+            size, at = _leb128(data, at)
+            if kind == 0:  # BrtRowHdr
+                row = struct.unpack_from("<I", data, at)[0] + 1
+            elif 2 <= kind <= 11:  # cells with a value, from BrtCellRk to BrtFmlaError
+                self.count += 1
+                self._rows.add(row)
+                self._columns.add(struct.unpack_from("<I", data, at)[0] + 1)
+            at += size
+
+
+def _leb128(data: bytes, at: int) -> tuple[int, int]:
+    """A number in bytes of 7 bits, the lowest first, and where it ends."""
+    number = shift = 0
+    while True:
+        (byte,) = struct.unpack_from("B", data, at)
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at
+
+
 @cache
 def _number(letters: str) -> int:
     number = 0
@@ -237,11 +277,16 @@ def _number(letters: str) -> int:
 
 
 def _check_sheet(where: str, extent: _Extent) -> None:
-    if extent.num_cells > MAX_EMPTY and (
-        extent.count < MIN_FILLED * extent.num_cells or extent.num_cells > MAX_CELLS
-    ):
+    if extent.num_cells > MAX_EMPTY:
+        refuse_sparse(where, extent.count, extent.num_cells, extent.last)
+
+
+def refuse_sparse(where: str, count: int, num_cells: int, last: str) -> None:
+    """Raise DataError for a sheet of many cells of which few, or too many, are filled; `last`:
+    the cell in its corner.
+    """
+    if count < MIN_FILLED * num_cells or num_cells > MAX_CELLS:
         raise DataError(
-            f"{where}: {extent.count:,} filled cells in a sheet of {extent.num_cells:,}, up to "
-            f"{extent.last}: reading it would fill the memory with empty ones. Delete the "
-            "cells far from the table."
+            f"{where}: {count:,} filled cells in a sheet of {num_cells:,}, up to {last}: reading "
+            "it would fill the memory with empty ones. Delete the cells far from the table."
         )

@@ -16,7 +16,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.optim import Optimizer
 
 from harness.config.schema import Config
-from harness.data.feed import to_device
+from harness.data.delivery import to_device
 from harness.data.source import Batch
 from harness.errors import ConfigError, HarnessError
 from harness.metrics.interval import IntervalMetrics

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.config.schema import Config
-from harness.data.feed import FOREVER, Patience, data_limit_s, evaluation_batches
+from harness.data.feed import FOREVER, EvaluationFeed, Patience, data_limit_s
 from harness.data.sampling import Permutation
 from harness.data.split import Split
 from harness.errors import DataError
@@ -46,6 +47,28 @@ class EvaluationPlan:
     samples: NDArray[np.int64] | None = None
     patience: Patience = FOREVER
     errors: frozenset[str] = frozenset()
+    _feeds: dict[Any, EvaluationFeed] = field(default_factory=dict, init=False, repr=False)
+
+    def feed(self, ranks: Ranks, device: torch.device) -> EvaluationFeed:
+        """This rank's micro-batches, the same object for each evaluation. No collectives."""
+        key = (ranks.rank, ranks.size, device)
+        if key not in self._feeds:
+            self._feeds[key] = EvaluationFeed(
+                self.split,
+                self.size,
+                ranks.rank,
+                ranks.size,
+                device,
+                self.num_workers,
+                self.samples,
+                self.patience,
+                preserve=False,  # `evaluate` preserves all, and each forward pass seeds anew
+            )
+        return self._feeds[key]
+
+    def num_micro_batches(self, num_ranks: int) -> int:
+        """Of a rank, at most."""
+        return math.ceil(self.num_samples / self.size / num_ranks)
 
     @property
     def num_samples(self) -> int:
@@ -120,19 +143,8 @@ def evaluate(
     counts_hits = bool(plan.errors - {"loss"}) and hasattr(task, "hits")
 
     def run_mine() -> None:
-        batches = evaluation_batches(
-            plan.split,
-            plan.size,
-            ranks.rank,
-            ranks.size,
-            device,
-            plan.num_workers,
-            plan.samples,
-            plan.patience,
-            preserve=False,  # all of it is, below, and each forward pass seeds anew
-        )
         with preserve_random(), evaluation_mode(network), torch.no_grad():
-            for block, batch in batches:
+            for block, batch in plan.feed(ranks, device):
                 check_leave()
                 ranks.heartbeat.enter(EVALUATION)
                 seed_ambient(seed_for(0, "evaluation forward", block))

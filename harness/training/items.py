@@ -69,7 +69,8 @@ class Items:
             self._always = Count(total.to(self._device), self._ranks.size)
 
     def of(self, batches: Sequence[Batch]) -> Count:
-        """The number of items of the batch that these micro-batches of this rank are part of.
+        """The number of items of the batch that these micro-batches of this rank, still on the CPU,
+        are part of.
 
         Called by every rank. Raises ConfigError.
         """
@@ -82,12 +83,7 @@ class Items:
                     "has the same number. Return a tensor."
                 )
             return self._always
-        here = [
-            torch.full((), one, dtype=torch.int64, device=self._device)
-            if isinstance(one, int)
-            else one
-            for one in found
-        ]
+        here = [torch.as_tensor(one).to(self._device, non_blocking=True) for one in found]
         number = torch.stack(here).sum() if len(here) > 1 else here[0].clone()
         return Count(number, self._ranks.size, self._ranks.start_sum(number))
 

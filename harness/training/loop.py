@@ -4,9 +4,10 @@ Every event of a training happens in `fit`, in order: step, read the losses, log
 save, stop. All ranks take the same branches.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from harness.errors import LeavingError, RankError
 from harness.randomness import seed_ambient, seed_for
@@ -19,7 +20,7 @@ from harness.training.agenda import Request
 from harness.training.agreement import check_agreement
 from harness.training.companions import companions
 from harness.training.ending import conclude
-from harness.training.evaluation import evaluate, undefined_in
+from harness.training.evaluation import EvaluationPlan, evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
 from harness.training.saving import check_saving, finish_copy, is_save_due, report_saves, save
@@ -86,7 +87,7 @@ def train_step(run: Run) -> None:
     with run.ledger.account("compute"):
         items = run.engine.items.of(batches)
         loss_sums = []
-        for slot, batch in zip(run.slots, batches, strict=True):
+        for slot, batch in zip(run.slots, run.feed.deliver(batches), strict=True):
             seed_ambient(seed_for(run.sampling.seed, "forward", run.step, slot))
             with run.engine.accumulate(last=slot == run.slots[-1]):
                 outputs, loss_sum = run.engine.forward_backward(batch, items)
@@ -181,12 +182,12 @@ def evaluate_splits(run: Run, request: Request) -> Measured | None:
     run.progress.evaluation_due = True
     if request == Request.INTERRUPTED:
         return None
-    engine, check_leave = run.engine, run.interruption.check
+    engine = run.engine
     try:
         with run.ledger.account("evaluation"), engine.stepper.evaluation_weights():
             results = {
                 split: evaluate(
-                    engine.network, run.task, plan, run.ranks, engine.device, check_leave
+                    engine.network, run.task, plan, run.ranks, engine.device, look(run, split, plan)
                 )
                 for split, plan in run.plans.items()
             }
@@ -224,6 +225,17 @@ def evaluate_splits(run: Run, request: Request) -> Measured | None:
         record, {name: table.numpy() for name, table in tables.items() if table.dim() == 2}
     )
     return values, deviations
+
+
+def look(run: Run, split: str, plan: EvaluationPlan) -> Callable[[], None]:
+    """What is called before each micro-batch of an evaluation on this rank."""
+    number, of = itertools.count(), plan.num_micro_batches(run.ranks.size)
+
+    def look_at_next() -> None:
+        run.interruption.check()
+        run.tracker.console.progress(f"evaluating {split}", next(number), of, "micro-batches")
+
+    return look_at_next
 
 
 def without_undefined(
@@ -272,7 +284,7 @@ def judge(run: Run, measured: Measured, request: Request) -> Verdict:
         verdict = run.ranks.decide(
             lambda: run.controller.judge(evaluation, requested=requested), Verdict
         )
-    run.tracker.verdict(verdict, run.position())
+    run.tracker.verdict(verdict, run.position(), run.controller.best())
     if not extra:
         run.engine.observe(metrics)
     return verdict

@@ -46,6 +46,13 @@ def test_memory_is_what_one_counts_by_hand(optimizer: str, state_bytes: int) -> 
     )
 
 
+def test_activations_and_averages_are_what_one_counts_by_hand() -> None:
+    """Of a sample: what ReLU gives, log-probabilities, and at most as much again of the latter."""
+    found = described("network.dims=[64, 512, 10]", "train.ema={decay: 0.9}")
+    assert 4 * (512 + 10) <= found["activation_bytes"] / 8 <= 4 * (512 + 3 * 10)
+    assert found["average_bytes"] == 4 * (64 * 512 + 512 + 512 * 10 + 10)
+
+
 def test_shapes_flow_and_what_is_frozen_takes_weights_alone() -> None:
     found = described("parts={'1': {freeze: true}}", "network.norm=batch")
     rows = {row["name"]: row for row in found["rows"]}

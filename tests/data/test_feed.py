@@ -1,6 +1,10 @@
 """From a source to micro-batches."""
 
+import os
+import signal
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +12,8 @@ import pytest
 import torch
 
 from harness.data.columns import column_of
-from harness.data.feed import Feed, evaluation_batches
+from harness.data.delivery import one_ahead
+from harness.data.feed import EvaluationFeed, Feed, evaluation_batches
 from harness.data.sampling import Sampling
 from harness.data.source import Batch
 from harness.data.split import Split
@@ -69,8 +74,9 @@ def steps_of(
     count: int = 6,
     rank: int = 0,
     ranks: int = 1,
+    size: int = 12,
 ) -> list[list[Batch]]:
-    sampling = Sampling(num_samples=len(source), size=12, micro_size=3, seed=3)
+    sampling = Sampling(num_samples=len(source), size=size, micro_size=3, seed=3)
     feed = Feed(
         split(source, *treatments), sampling, sampling.slots_of(rank, ranks), CPU, workers, first
     )
@@ -175,6 +181,101 @@ def test_an_evaluation_sees_each_sample_once_over_all_ranks(
             assert batch["x"][0] == block * size
             seen += batch["x"].tolist()
     assert seen == list(range(count))
+
+
+class Told(Together):
+    """Says which process made a sample."""
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
+        return {**super().__getitems__(indices), "process": np.full(len(indices), os.getpid())}
+
+
+def test_workers_live_on_between_evaluations_also_after_one_that_was_left() -> None:
+    feed = EvaluationFeed(split(Told(29), add_ambient_noise), 4, 0, 1, CPU, 2)
+    seen = [[batch for _, batch in feed] for _ in range(2)]
+    next(iter(feed))
+    seen.append([batch for _, batch in feed])
+    processes = {int(batch["process"][0]) for each in seen for batch in each}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    alone = [b for _, b in EvaluationFeed(split(Told(29), add_ambient_noise), 4, 0, 1, CPU, 0)]
+    for each in seen:
+        for name in ("x", "noise"):
+            assert torch.equal(
+                torch.cat([b[name] for b in each]), torch.cat([b[name] for b in alone])
+            )
+            assert [b[name].dtype for b in each] == [b[name].dtype for b in alone]
+
+
+def test_workers_that_do_not_answer_between_evaluations_are_replaced() -> None:
+    """They are told of the next pass and have to answer, which torch waits for once."""
+    feed = EvaluationFeed(split(Told(9)), 4, 0, 1, CPU, 1)
+    (first,) = {int(batch["process"][0]) for _, batch in feed}
+    os.kill(first, signal.SIGSTOP)
+    again = [batch for _, batch in feed]
+    assert torch.cat([batch["x"] for batch in again]).tolist() == list(range(9))
+    assert first not in {int(batch["process"][0]) for batch in again}
+
+
+KINDS = {
+    "small": torch.arange(6).reshape(2, 3),
+    "large": torch.zeros(2, 2**17),
+    "odd": torch.ones(2, 2, dtype=torch.bfloat16),
+    "complex": torch.ones(2, dtype=torch.complex64),
+    "channels": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    "expanded": torch.ones(1, 3).expand(2, 3),
+    "none": torch.zeros(2, 0),
+    "nested": [{"boxes": torch.rand(3, 4)}, {"boxes": torch.rand(1, 4)}],
+    "text": ["a", "b"],
+}
+
+
+def give_kinds(batch: Batch) -> Batch:
+    return dict(KINDS)
+
+
+def test_what_a_worker_sends_is_what_it_made() -> None:
+    ((here,),) = steps_of(Numbers(3), give_kinds, count=1, size=3)
+    ((sent,),) = steps_of(Numbers(3), give_kinds, count=1, size=3, workers=1)
+    for name, value in here.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(sent[name], value)
+            assert (sent[name].dtype, sent[name].stride()) == (value.dtype, value.stride()), name
+    sent["small"].add_(1)  # by a network, as it may
+    assert sent["text"] == ["a", "b"]
+    pairs = zip(sent["nested"], here["nested"], strict=True)
+    assert all(torch.equal(one["boxes"], other["boxes"]) for one, other in pairs)
+
+
+def test_a_step_is_made_ready_while_the_one_before_is_worked_on(tmp_path: Path) -> None:
+    """All of its micro-batches, of which torch's own look-ahead covers two a worker."""
+    made = tmp_path / "made"
+
+    def note(batch: Batch) -> Batch:
+        with made.open("a") as file:
+            file.write("one\n")
+        return batch
+
+    sampling = Sampling(num_samples=29, size=24, micro_size=3, seed=3)
+    feed = Feed(split(Numbers(29), note), sampling, range(8), CPU, 1, 0)
+    feed.next_step()
+    deadline = time.monotonic() + 30
+    while len(made.read_text().split()) < 16:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_next_copy_begins_before_the_one_before_it_is_used_and_no_other_does() -> None:
+    events: list[str] = []
+
+    def start(number: int) -> Callable[[], int]:
+        events.append(f"copy {number}")
+        return lambda: number
+
+    for number in one_ahead(range(3), start):
+        events.append(f"use {number}")
+    assert events == ["copy 0", "copy 1", "use 0", "copy 2", "use 1", "use 2"]
+    assert list(one_ahead([], start)) == []
 
 
 def test_treatments_for_training_only_are_left_out_of_an_evaluation() -> None:

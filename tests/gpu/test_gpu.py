@@ -5,14 +5,20 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from harness.checkpoint.read import list_checkpoints
+from harness.data import delivery
+from harness.data.feed import Feed
+from harness.data.sampling import Sampling
+from harness.data.split import Split
 from tests.training.test_stable import saved
 
 pytestmark = [
@@ -120,6 +126,75 @@ def test_fp16_goes_through_its_overflows(tmp_path: Path) -> None:
 def test_no_step_makes_the_host_wait(tmp_path: Path, precision: str) -> None:
     asked = [f"train.precision={precision}", "log.trace=false", "data.num_workers=2"]
     assert train(tmp_path / "run", *asked, SYNC="error") == [0]
+
+
+def test_no_counted_item_makes_the_host_wait(tmp_path: Path) -> None:
+    """Items of several micro-batches a step, which are counted before they are on the GPU."""
+    task = "task={_target_: harness.tasks.Classification, input: x, target: label, ignore_index: 0}"
+    asked = [task, "log.trace=false", "data.num_workers=2"]
+    assert train(tmp_path / "run", *asked, SYNC="error") == [0]
+
+
+def delivered(width: int) -> Iterator[tuple[Feed, list[dict[str, Any]]]]:
+    """A feed, and the micro-batches of each of four steps: 16, each a tensor of one number."""
+
+    class Numbers:
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, index: int) -> Mapping[str, Any]:
+            return {"x": np.full(width, index, dtype=np.float32)}
+
+    plan = Sampling(num_samples=64, size=16, micro_size=1, seed=3)
+    source = Split(Numbers(), (), "data.train", lambda batch: None)
+    feed = Feed(source, plan, range(16), torch.device("cuda"), 0, 0)
+    for _ in range(4):
+        yield feed, feed.next_step()
+
+
+def test_micro_batches_come_by_a_stream_of_their_own_one_ahead() -> None:
+    """Each is whole when a slow computation reads it, and not all of a step take memory at once."""
+    width = 4 * 2**20  # 16 MiB each
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    streams = set()
+    to_device = delivery.to_device
+
+    def seen(batch: Any, device: torch.device) -> Any:
+        streams.add(torch.cuda.current_stream().cuda_stream)
+        return to_device(batch, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delivery, "to_device", seen)
+        for feed, batches in delivered(width):
+            expected = [float(batch["x"][0, 0]) for batch in batches]
+            sums = []
+            for batch in feed.deliver(batches):
+                torch.cuda._sleep(2_000_000)  # type: ignore[no-untyped-call] # torch's
+                sums.append(batch["x"].max())
+                del batch
+                torch.cuda.synchronize()  # as a host that is not ahead
+            assert torch.stack(sums).tolist() == expected
+    assert torch.cuda.current_stream().cuda_stream not in streams
+    assert torch.cuda.max_memory_allocated() - before < 4 * 4 * width
+
+
+def test_memory_is_not_used_again_before_it_was_read() -> None:
+    """The host is far ahead: many copies are begun while the first micro-batch is computed with."""
+    for feed, batches in delivered(1024):
+        expected = [float(batch["x"][0, 0]) for batch in batches]
+        sums = []
+        for batch in feed.deliver(batches):
+            torch.cuda._sleep(20_000_000)  # type: ignore[no-untyped-call] # torch's
+            sums.append(batch["x"].max())
+            del batch
+        assert torch.stack(sums).tolist() == expected
+
+
+def test_micro_batches_lie_in_pinned_memory() -> None:
+    _, batches = next(delivered(8))
+    assert all(batch["x"].is_pinned() for batch in batches)
 
 
 def test_a_hidden_wait_would_be_found(tmp_path: Path) -> None:

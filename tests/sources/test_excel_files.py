@@ -1,6 +1,7 @@
 """Spreadsheets of older Excel and of LibreOffice, and numbers that are shown with zeros."""
 
 import base64
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ import openpyxl
 import pytest
 
 from harness.errors import DataError
+from harness.sources import workbook
 from harness.sources.tables import Table
 
 # n, t, d; 1.5, "a", 2026-01-31; 2, "ü", 2026-02-01 12:00, written by xlwt 1.3
@@ -24,6 +26,18 @@ XLS = (
     b"cx(Drbb6B*Q7gE%3G}Rz9>Vii{ZF*+6(qpqvO~l#dNbI*;_X7mh2sJdvj*SaJ?lxT^QV$5Tmjak5p6IJ%1qt4Gj$"
     b"q4Gj$qjn;zT`=@i;Hr#u^y3hOF?>b9FHT{{SWpM~I^c3hn;(p|)%;S7h`Lh8&;k`?&(Z~B<sBoBi&tn=>9LIFi`A"
     b"h%DME&nsv!nU<mQb_(*P4m*ANT(gW^UP("
+)
+# n, 1.5 and, in row 5001, 2, in the third column
+FAR_XLS = (
+    b"c-rk)J!lj`6#iy%m;2#z*~?voL<mQ~s4<P$*d(ihrZPkuMFrh>S4hGo9BH)BXgr98AXq6jfiyOWHvXW6b{0ZJ3qcU>"
+    b"w6qcwERtK_dpC=BF+~nE7@2RGZ{EInZ+@6Jvpe%<IaQv2*j>RI450;8KZe#iouU*AUK~)l@3R=>QA)nWmO?B_6WJQZ"
+    b"v$od}o<pAR3N#*sUJ?VJD4oF+MkWjS>?Y!n^ubfyhe2Y6d!$LCOM2BId|o&$yd;*-g%614rtl!ymenaNyCePkO%$Kh"
+    b"y;7D0*ZWv}K8R*7I`N95_{uF+vkl{5@q#z;Zx-}~5?BDu+i<>+FM1PYWM~2x@ZHY>--4C;B5U=Vt5+cXk4AlD9sO+`"
+    b"0%qW!lK?Lvfu$BM2_ffAdn@#=%(hFZ5a;bzmaEgST-zj!6T~^Ri=2{Rc4$Lhx&QU;(XmnYtY~Iri>}qUgWHCWtL#C}"
+    b"Nh!IJX68=xi^m?}Yf|fWk-LR66oQoZjdmL0$gJ30m(o6JXP@AmyR%N-MRMuOu_ryH&+cxL7l$jCGK=rsdGykUB}e}J"
+    b"%wj+dsJnL<Pu(C_X3>8X?)q&5h-$}-%{O1GcB~>UVoI1T)EbM+Ixe~tPV1V*T$;z<Xfc=8WWjX}=?*;N=4g}og*YrM"
+    b"EG#T6EG#T6wgmX+SDRmcJ`jY>p(0}Lbyg`=?KR1Ni{qH2XPOSChf$!sh>K0d&o+crP?y@EPjFwzI6<u!F^)0m$9U86"
+    b"ONT;LKb{RcI)82nHQRo*nSTD|_J0EM`@I7"
 )
 ODS = "application/vnd.oasis.opendocument.spreadsheet"
 
@@ -44,6 +58,40 @@ def document(path: Path, rows: str) -> Path:
             "</office:spreadsheet></office:body></office:document-content>",
         )
     return path
+
+
+def binary_book(path: Path, cells: dict[tuple[int, int], float | str]) -> str:
+    """An .xlsb, of rows and columns from 0, as [MS-XLSB] says."""
+
+    def record(kind: int, content: bytes = b"") -> bytes:
+        types = [kind] if kind < 128 else [kind & 0x7F | 0x80, kind >> 7]
+        assert len(content) < 128
+        return bytes([*types, len(content)]) + content
+
+    def text(words: str) -> bytes:
+        return struct.pack("<I", len(words)) + words.encode("utf-16-le")
+
+    rows, before = b"", -1
+    for (row, column), value in sorted(cells.items()):
+        if row != before:
+            rows += record(0, struct.pack("<I", row).ljust(25, b"\0"))
+        before, place = row, struct.pack("<II", column, 0)
+        written = (6, text(value)) if isinstance(value, str) else (5, struct.pack("<d", value))
+        rows += record(written[0], place + written[1])
+    sheet = record(129) + record(148, bytes(16)) + record(145) + rows + record(146) + record(130)
+    bundle = record(156, struct.pack("<II", 0, 1) + text("rId1") + text("data"))
+    of = "http://schemas.openxmlformats.org"
+    with zipfile.ZipFile(path, "w") as book:
+        whole = record(131) + record(143) + bundle + record(144) + record(132)
+        book.writestr("xl/workbook.bin", whole)
+        book.writestr("xl/worksheets/sheet1.bin", sheet)
+        book.writestr(
+            "xl/_rels/workbook.bin.rels",
+            f'<Relationships xmlns="{of}/package/2006/relationships"><Relationship Id="rId1" '
+            f'Type="{of}/officeDocument/2006/relationships/worksheet" '
+            'Target="worksheets/sheet1.bin"/></Relationships>',
+        )
+    return str(path)
 
 
 def row(*cells: Any, repeated: int = 1) -> str:
@@ -152,3 +200,26 @@ def test_formulas_that_excel_computed_are_values(tmp_path: Path) -> None:
         [5],
         [10],
     ]
+
+
+def test_binary_workbooks_are_read_unless_they_would_fill_the_memory(tmp_path: Path) -> None:
+    cells: dict[tuple[int, int], float | str] = {(0, 0): "n", (0, 1): "t", (1, 0): 1.5, (1, 1): "a"}
+    path = binary_book(tmp_path / "a.xlsb", {**cells, (2, 0): 2.0, (2, 1): "ü"})
+    table = Table(path, ["n"], {"t": "text"}, sheet="data")
+    assert table.__getitems__([0, 1])["features"].tolist() == [[1.5], [2]]
+    assert table.known()["t"] == ["a", "ü"]
+    path = binary_book(tmp_path / "b.xlsb", {**cells, (1048575, 16383): 1.0})  # 549 GB to calamine
+    with pytest.raises(DataError, match=r"5 filled cells in a sheet of 17,179,869,184, up to XFD1"):
+        Table(path, ["n"])
+    (tmp_path / "c.xlsb").write_bytes((tmp_path / "a.xlsb").read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"c\.xlsb: cannot be read: .* truncated"):
+        Table(str(tmp_path / "c.xlsb"), ["n"])
+
+
+def test_a_cell_far_away_in_an_old_workbook_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.xls").write_bytes(zlib.decompress(base64.b85decode(FAR_XLS)))
+    monkeypatch.setattr(workbook, "MAX_EMPTY", 10_000)
+    with pytest.raises(DataError, match=r"3 filled cells in a sheet of 15,003, up to row 5001"):
+        Table(str(tmp_path / "a.xls"), ["n"], missing="keep")

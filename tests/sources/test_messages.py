@@ -61,8 +61,8 @@ READERS: dict[str, Read] = {
                 ("text", "a.txt"),
             )
         ),
-        ("image", "a.heic", HEIC, r"a HEIC photo.* Convert it to JPEG or PNG"),
-        ("image", "a.jpg", HEIC, r"a HEIC photo.* Convert it to JPEG or PNG"),
+        ("image", "a.heic", HEIC, r"a HEIC photo that cannot be read"),
+        ("image", "a.jpg", HEIC, r"a HEIC photo that cannot be read"),
         ("sound", "a.m4a", M4A, r"cannot be decoded as sound: .* It may be truncated\.$"),
         ("image", "a.avif", AVIF, r"not an image: .* It may be truncated\.$"),
         ("image", "a.avif", AVIF_LATE, r"not an image: .* It may be truncated\.$"),

@@ -5,6 +5,7 @@ libjpeg, or what the test itself wrote byte by byte.
 
 import io
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,6 +126,12 @@ def tga(pixels: NDArray[Any], kind: int, flags: int) -> bytes:
         (COUNTS, "PNG", {}, "gray16le"),
         (COLOUR, "BMP", {}, "rgb24"),
         (GREY, "GIF", {"optimize": False}, "gray"),
+        (GREY, "SGI", {}, "gray"),
+        (COLOUR, "SGI", {}, "rgb24"),
+        (ALPHA, "SGI", {}, "rgba"),
+        (COLOUR, "PCX", {}, "rgb24"),
+        (COLOUR, "QOI", {}, "rgb24"),
+        (ALPHA, "QOI", {}, "rgba"),
         (COLOUR, "WEBP", {"lossless": True}, "rgb24"),
         (ALPHA, "WEBP", {"lossless": True, "exact": True}, "rgba"),
         (GREY, "JPEG2000", {}, "gray"),
@@ -226,9 +234,8 @@ CHANGED_BY_PILLOW: list[tuple[bytes, str]] = [
     (png(np.zeros((2, 2, 2), np.uint16), 16, 4), "16 bits in colour"),
     (png(np.zeros((2, 2, 4), np.uint16), 16, 6), "16 bits in colour"),
     (tga(np.zeros((2, 2, 2), np.uint8), 2, 0), "a TGA image of mode RGBA from BGRA;15Z"),
-    (written(COLOUR, "PCX"), "a PCX image"),
     (written(COUNTS, "IM"), "a IM image"),
-    (written(GREY, "SGI"), "a SGI image"),
+    (written(COLOUR, "SGI", bpc=2), "a SGI image of 16 bits"),
     (written(np.zeros((16, 16, 3), np.uint8), "ICO"), "a ICO image"),
     (b"P4\n8 1\n\xaa", "an image of mode 1"),
 ]
@@ -523,3 +530,53 @@ def test_exif_that_is_torn_stops_no_picture() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert read(data).tolist() == COLOUR.tolist()
+
+
+def heic(pixels: NDArray[Any], **settings: Any) -> bytes:
+    """Without loss: of the colours as they are, not as brightness and two differences."""
+    file = io.BytesIO()
+    picture = pillow_heif.from_pillow(Image.fromarray(pixels.repeat(16, 0).repeat(16, 1)))
+    picture.save(file, quality=-1, chroma=444, matrix_coefficients=0, **settings)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("pixels", "layout"), [(GREY, "gray"), (COLOUR, "rgb24")])
+def test_photos_of_phones_are_read_as_ffmpeg_reads_them(pixels: NDArray[Any], layout: str) -> None:
+    data = heic(pixels)
+    np.testing.assert_array_equal(read(data), pixels.repeat(16, 0).repeat(16, 1))
+    np.testing.assert_array_equal(read(data), by_ffmpeg(data, layout))
+
+
+def test_photos_of_phones_are_named_where_they_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deep = pillow_heif.from_bytes("RGB;16", (64, 64), bytes(64 * 64 * 6))
+    file = io.BytesIO()
+    deep.save(file, quality=-1)
+    with pytest.raises(DataError, match="a HEIF image of 10 bits, which Pillow would rescale"):
+        read(file.getvalue())
+    with pytest.raises(DataError, match=r"it: .*(HEIC|decoded)"):
+        read(heic(COLOUR)[:2000])
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r"a HEIC photo, which needs pillow-heif.*pip install"):
+        read(heic(COLOUR))
+
+
+def test_every_format_that_pillow_writes_is_read_as_written_or_refused() -> None:
+    """But for those that lose something when they are written."""
+    Image.init()
+    lossy = {"JPEG", "MPO", "AVIF", "WEBP", "HEIF"}
+    draw = np.random.default_rng(4)
+    floats = draw.normal(size=(16, 16)).astype(np.float32)
+    seen = set()
+    for pixels in (*(each.repeat(3, 0) for each in (GREY, COLOUR, ALPHA, COUNTS)), floats):
+        for kind in sorted(set(Image.SAVE) - lossy):
+            try:
+                data = written(pixels, kind)
+                found = read(data)
+            except (OSError, ValueError, TypeError, DataError):  # of the writer, and of ours
+                continue
+            if found.shape == pixels.shape:  # PPM and BMP are written without alpha
+                np.testing.assert_array_equal(found, pixels)
+                seen.add(kind)
+    assert seen >= {"BMP", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF"}

@@ -451,7 +451,7 @@ CONTENTS: list[tuple[str, bytes, str]] = [
         b"PAR1 and so on",
         r"cannot be read: .* It may be truncated, or not a Parquet file",
     ),
-    ("a.xlsb", b"x", r"\.xlsb is not one of \.csv, \.tsv"),
+    ("a.sav", b"x", r"\.sav is not one of \.csv, \.tsv"),
     ("a.ods", b"x", r"cannot be read: .* truncated, or not a spreadsheet"),
     ("a.numbers", b"x", r"\.numbers is not one of \.csv, \.tsv"),
 ]

@@ -1,0 +1,118 @@
+"""Micro-batches from workers, and to the device: to a GPU on a stream of their own."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from harness.data.source import Batch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Copies:
+    """Copies to a GPU on a stream of their own, from pinned memory; the host waits for none."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch's
+
+    def start(self, batch: Batch) -> Callable[[], Batch]:
+        """Begin to copy a micro-batch. Gives what hands it over to the stream that computes."""
+        if any(one.layout != torch.strided for one in _tensors(batch)):
+            return lambda: to_device(batch, self._device)  # whose memory no stream can be told of
+        with torch.cuda.stream(self._stream):
+            moved = to_device(batch, self._device)
+            copied = self._stream.record_event()
+
+        def hand_over() -> Batch:
+            computing = torch.cuda.current_stream(self._device)
+            computing.wait_event(copied)
+            # Its memory, once let go of, is used again after what was asked of it by then
+            for tensor in _tensors(moved):
+                tensor.record_stream(computing)
+            return moved
+
+        return hand_over
+
+
+@functools.cache
+def copies_to(device: torch.device) -> Copies | None:
+    """Those of this process, None for a device without streams of ours."""
+    return Copies(device) if device.type == "cuda" else None
+
+
+def one_ahead(items: Iterable[T], start: Callable[[T], Callable[[], R]]) -> Iterator[R]:
+    """What `start` begins with each item and its result finishes: the next one is begun before one
+    is finished, and no more.
+    """
+    begun: list[Callable[[], R]] = []  # nothing else here holds what was yielded
+    for item in items:
+        begun.append(start(item))
+        if len(begun) == 2:
+            yield begun.pop(0)()
+    if begun:
+        yield begun.pop()()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`; from pinned memory the host does not wait."""
+    return {
+        name: _map(one, lambda t: t.to(device, non_blocking=True)) for name, one in batch.items()
+    }
+
+
+class _ByValue:
+    """A tensor that goes through a pipe as it is, and is a tensor again at the other end."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._array = tensor.numpy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.from_numpy, (self._array,)
+
+
+# By shared memory, its receiver connects to the sender for each tensor: 5 waits a micro-batch
+# instead of one. More than this is sooner copied once than four times.
+_MOST_BY_VALUE = 2**19  # bytes
+_BY_VALUE = {torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16}
+_BY_VALUE |= {torch.int8, torch.uint8, torch.bool}
+
+
+def packed(batch: Any) -> Any:
+    """A micro-batch as a worker sends it."""
+    return _map(batch, lambda one: _ByValue(one) if _is_plain(one) else one)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) is Tensor
+        and tensor.nbytes <= _MOST_BY_VALUE
+        and (tensor.device.type, tensor.layout) == ("cpu", torch.strided)
+        and tensor.dtype in _BY_VALUE
+        and tensor.is_contiguous()
+        and not (tensor.requires_grad or tensor.is_neg())
+    )
+
+
+def _map(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """With its tensors changed, in lists and dicts too, such as the boxes of each image."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if type(value) is list:
+        return [_map(item, change) for item in value]
+    if type(value) is dict:
+        return {key: _map(item, change) for key, item in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those that `_map` changes."""
+    if isinstance(value, Tensor):
+        yield value
+    elif type(value) in (list, dict):
+        for item in value.values() if type(value) is dict else value:
+            yield from _tensors(item)
