@@ -82,7 +82,7 @@ def load_trained(
     config = read_config(found / "config.yaml", allow=allow, network=load_parts(found))
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _network(config)
-    loaded = load(found, rank=0, num_ranks=0, device=torch.device("cpu"))
+    loaded = load(found, rank=0, num_ranks=0)
     restore_network(network, loaded)
     with document_errors(found):
         trainer = load_trainer(found)

@@ -18,8 +18,7 @@ from harness.training.build import build
 from harness.training.ending import leave_early
 from harness.training.loop import fit, leave_between_steps
 from harness.training.resume import (
-    Start,
-    find_start,
+    agree_on_checkpoint,
     finished_outcome,
     prepare_directory,
     say_finished,
@@ -54,7 +53,7 @@ def train(
                 console.say(ranks.decide(lambda: say_finished(config, finished)))
                 return finished
             with ledger.account("resume"):
-                start = ranks.decide(lambda: find_start(config), Start)
+                start = agree_on_checkpoint(config, ranks)
                 ranks.decide(lambda: prepare_directory(config, start, console))
             launch = Launch(start.run_id, launches, start.path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
