@@ -46,11 +46,12 @@ from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
+from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
 from harness.training.pacing import Pace, pace_of
 from harness.training.pretrained import dump_parts, resumed_parts
-from harness.training.resume import load_state, restore_rest
+from harness.training.resume import restore_rest
 from harness.training.run import Launch, Progress, Run
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
@@ -146,7 +147,7 @@ def restore_weights(
     """
     if launch.checkpoint is not None:
         console.phase(f"reading {launch.checkpoint.name}")
-        return ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
+        return load_state(config, launch, engine, data.keys, ranks)
     for line in ranks.together(lambda: start_weights(engine.network, config)):
         console.say(line)
     return None

@@ -18,8 +18,7 @@ from harness.training.build import build
 from harness.training.ending import leave_early
 from harness.training.loop import fit, leave_between_steps
 from harness.training.resume import (
-    Start,
-    find_start,
+    agree_on_checkpoint,
     finished_outcome,
     prepare_directory,
     say_finished,
@@ -51,10 +50,10 @@ def train(
         try:
             finished = ranks.decide(lambda: finished_outcome(config), Outcome)
             if finished is not None:
-                console.say(ranks.decide(lambda: say_finished(config, finished)))
+                console.tell(ranks.decide(lambda: say_finished(config, finished)))
                 return finished
             with ledger.account("resume"):
-                start = ranks.decide(lambda: find_start(config), Start)
+                start = agree_on_checkpoint(config, ranks)
                 ranks.decide(lambda: prepare_directory(config, start, console))
             launch = Launch(start.run_id, launches, start.path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
