@@ -250,40 +250,6 @@ class TrainingTreatment(Protocol):
         ...
 
 
-# Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
-SOURCE_MEMBERS = (
-    Source,
-    Stream,
-    SeekableStream,
-    StatefulStream,
-    BatchReader,
-    ArrayReader,
-    KnownColumns,
-    ClassNames,
-    Decoder,
-    SourceFiles,
-    FileFinder,
-    SkippedFiles,
-    CompositeSource,
-    OwnOrder,
-    ResultVersion,
-)
-TREATMENT_MEMBERS = (
-    PlainTreatment,
-    RandomTreatment,
-    Learner,
-    EarlyLearner,
-    BatchTreatment,
-    TrainingTreatment,
-    ClassNames,
-    Decoder,
-    InvertibleTreatment,
-    FilesBeside,
-    FileFinder,
-    ResultVersion,
-)
-
-
 def has_length(source: Any) -> bool:
     """Whether a source knows its number of samples; one that does not is a stream."""
     return hasattr(source, "__len__")
