@@ -38,12 +38,13 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness.checkpoint.format import bytes_of
-from harness.checkpoint.read import choose, load
+from harness.checkpoint.read import choose, find_damage, load
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.stage import Snapshot
-from harness.checkpoint.state import optimizer_tensors
+from harness.checkpoint.state import optimizer_tensors, restore_network, restore_optimizer
 from harness.checkpoint.write import CheckpointStore
 from harness.ranks.ranks import Ranks
+from harness.ranks.slowly import together_slowly
 from harness.training.agreement import compare
 
 CHUNK_BYTES = 8 * 2**20
@@ -69,12 +70,16 @@ class State:
             parameter.grad = torch.ones_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.moments, self.rest = optimizer_tensors(
-            self.optimizer, {parameter: name for name, parameter in self.network.named_parameters()}
-        )
+        self.find_moments()
         self.size_bytes = sum(
             tensor.nbytes
             for tensor in [*self.network.state_dict().values(), *self.moments.values()]
+        )
+
+    def find_moments(self) -> None:
+        """They are others after each load."""
+        self.moments, self.rest = optimizer_tensors(
+            self.optimizer, {parameter: name for name, parameter in self.network.named_parameters()}
         )
 
     def pass_through(self) -> None:
@@ -177,11 +182,20 @@ def fermarsi(state: State, ranks: Ranks, directory: Path, repeats: int) -> dict[
         assert report.error is None, report.error
         return report.stall_s, report.total_s
 
+    names = {parameter: name for name, parameter in state.network.named_parameters()}
+
     def restore() -> None:
-        path = ranks.decide(lambda: str(choose(directory / "run", "auto").path))
-        cpu = torch.device("cpu")
-        loaded = load(Path(path), rank=ranks.rank, num_ranks=ranks.size, device=cpu)
-        loaded.optimizer.read(loaded.optimizer)
+        """As a launch does it, from the choice to the last moment."""
+        path = Path(
+            ranks.decide(lambda: str(choose(directory / "run", "auto", verify="size").path))
+        )
+        found = together_slowly(ranks, lambda: find_damage(path, ranks.rank, ranks.size))
+        assert not any(ranks.gather(found))
+        loaded = load(path, rank=ranks.rank, num_ranks=ranks.size)
+        restore_network(state.network, loaded, ranks)
+        rest = loaded.trainer["optimizer"]
+        restore_optimizer(state.optimizer, names, loaded.optimizer, rest, ranks)
+        state.find_moments()
 
     limits = Limits(state.size_bytes, ranks, directory)
 

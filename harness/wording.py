@@ -103,6 +103,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / size:.3g} {unit}"
 
 
+def clock(seconds: float) -> str:
+    """A time as clocks show it: 1:02, 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, cut to 200 characters, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

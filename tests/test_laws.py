@@ -34,9 +34,10 @@ LAYERS = (
         "harness.interrupt",
         "harness.randomness",
     ),
-    ("harness.components", "harness.rundir", "harness.ranks"),
+    ("harness.components", "harness.objects", "harness.rundir", "harness.ranks"),
     ("harness.settings",),
     ("harness.stopping",),
+    ("harness.evaluation_table",),
     (
         "harness.console",
         "harness.data",
@@ -55,6 +56,7 @@ LAYERS = (
     ("harness.training",),
     ("harness.search",),
     ("harness.commands",),
+    ("harness.api",),
     ("harness.cli",),
     ("harness.train",),
 )
@@ -63,6 +65,7 @@ KNOW_CONFIG = (
     "harness.training",
     "harness.search",
     "harness.commands",
+    "harness.api",
     "harness.cli",
 )
 PURE = (
@@ -371,6 +374,37 @@ def test_commands_that_read_records_do_not_wait_for_torch() -> None:
         timeout=60,
     )
     assert not {"torch", *LATE} & set(done.stdout.split())
+
+
+def test_fermarsi_offers_names_and_loads_nothing_before_they_are_used() -> None:
+    import fermarsi
+
+    code = (
+        "import sys; own = set(sys.modules); import fermarsi; print(*set(sys.modules) - own); "
+        "fermarsi.read_run; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=HARNESS.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    at_import, with_records = (set(line.split()) for line in done.stdout.splitlines())
+    packages = {name.partition(".")[0] for name in at_import}
+    assert packages - sys.stdlib_module_names == {"fermarsi"}
+    assert not {"torch", *LATE} & with_records
+    tree = ast.parse(Path(fermarsi.__file__).read_text())
+    typed = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("harness")
+        for alias in node.names
+    }
+    assert {"EXAMPLES", *typed} == set(fermarsi.__all__) <= set(dir(fermarsi))
+    assert all(getattr(fermarsi, name).__doc__ for name in typed)
+    assert (Path(fermarsi.__file__).parent / "py.typed").exists()
 
 
 def test_wandb_is_imported_in_tracking_alone() -> None:

@@ -72,7 +72,7 @@ def assign(model: Mapping[str, Spec], optimizer: Mapping[str, Spec], num_ranks: 
     ]
     whole.sort(key=lambda item: (-item[1].spec.size_bytes, item[0], item[1].name))
     for (role, piece), rank in zip(
-        whole, _spread([piece.spec.size_bytes for _, piece in whole], num_ranks), strict=True
+        whole, spread([piece.spec.size_bytes for _, piece in whole], num_ranks), strict=True
     ):
         shares[rank].add(role, piece)
     _fill(
@@ -86,13 +86,13 @@ def divide(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
     ordered = sorted(pieces, key=lambda piece: (-piece.spec.size_bytes, piece.key))
     groups: list[list[Piece]] = [[] for _ in range(count)]
     for piece, index in zip(
-        ordered, _spread([piece.spec.size_bytes for piece in ordered], count), strict=True
+        ordered, spread([piece.spec.size_bytes for piece in ordered], count), strict=True
     ):
         groups[index].append(piece)
     return [group for group in groups if group]
 
 
-def _spread(sizes: Sequence[int], count: int) -> list[int]:
+def spread(sizes: Sequence[int], count: int) -> list[int]:
     """For each size, largest first, the bin it goes into: the lightest (Graham's
     longest-processing-time rule).
     """

@@ -6,7 +6,6 @@ No header is parsed and no size believed before it was compared with the manifes
 checked first: no lie makes us allocate much.
 """
 
-import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from harness.bounded import open_regular, read_bytes
 from harness.checkpoint import exact_json
 from harness.checkpoint.files import prefix_sha256
-from harness.checkpoint.format import Placement, bytes_of
 from harness.checkpoint.manifest import (
     HISTORY,
     MANIFEST,
@@ -30,10 +27,10 @@ from harness.checkpoint.manifest import (
     TRAINER_STATE,
     FileEntry,
     Manifest,
-    TensorEntry,
     parse_manifest,
 )
 from harness.checkpoint.pointers import target_of
+from harness.checkpoint.stored import NUM_READERS, StoredTensors, owners_of
 from harness.errors import CheckpointError
 from harness.wording import first_line, some
 
@@ -43,8 +40,6 @@ OLD = ".old"
 _STEP = re.compile(r"step-([0-9]{8,18})(\.old)?")
 # What is small, and parsed: hashed whenever a checkpoint is looked at
 _DOCUMENTS = ("trainer", "config", "index", "beside", "history")
-_NUM_READERS = 4
-_CHUNK_BYTES = 32 * 2**20  # of a file, read by one thread in one go
 
 
 @dataclass(frozen=True)
@@ -55,57 +50,15 @@ class Choice:
     skipped: list[str]
 
 
-class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of a checkpoint, on the CPU; each is read when it is asked for, and kept by nobody.
-    Raises CheckpointError then.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        entries: Mapping[str, TensorEntry],
-        placements: Mapping[str, Placement],
-    ) -> None:
-        self._path = path
-        self._entries = entries
-        self._placements = placements
-
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Several of them at once, which is faster."""
-        chosen = {name: self._entries[name] for name in names}
-        return _read_tensors(self._path, chosen, self._placements)
-
-    def sizes_bytes(self) -> dict[str, int]:
-        """How large each is."""
-        return {name: entry.spec.size_bytes for name, entry in self._entries.items()}
-
-    def without(self, prefix: str) -> "StoredTensors":
-        """Those whose names do not begin with it."""
-        kept = {name: one for name, one in self._entries.items() if not name.startswith(prefix)}
-        return StoredTensors(self._path, kept, self._placements)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.read([name])[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
 @dataclass(frozen=True)
 class LoadedState:
-    """A checkpoint: the model in memory, moments as they are asked for. `rng` is None if it was
-    written by another number of ranks.
+    """A checkpoint: tensors are read as they are asked for. `rng` is None if it was written by
+    another number of ranks.
     """
 
     manifest: Manifest
     trainer: Any
-    model: dict[str, Tensor]
+    model: StoredTensors
     optimizer: StoredTensors
     rng: dict[str, Tensor] | None
 
@@ -182,15 +135,24 @@ def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> Che
     return CheckpointInfo(path, manifest.step, None if problems else manifest, problems)
 
 
-def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full") -> Choice:
+def choose(
+    directory: Path,
+    resume: str | int | Path,
+    *,
+    verify: Verify = "full",
+    damage: Mapping[str, Sequence[str]] | None = None,
+) -> Choice:
     """The checkpoint that `resume` asks for: "auto", "must", "never", a step, a path (also relative
     to `directory`, e.g. "best").
+
+    damage: what `find_damage` has found, by the checkpoint's path.
 
     Raises CheckpointError if it is not there, is not valid, or if there are checkpoints and none is
     valid.
     """
+    damage = damage or {}
     if isinstance(resume, Path) or resume not in ("auto", "must", "never"):
-        return _choose_one(directory, resume, verify)
+        return _choose_one(directory, resume, verify, damage)
     present = step_names(directory)
     if resume == "never" and present:
         raise CheckpointError(
@@ -200,11 +162,10 @@ def choose(directory: Path, resume: str | int | Path, *, verify: Verify = "full"
     skipped: list[str] = []
     for step, name in reversed(present):
         listed = inspect(directory / name, step, verify)
-        if listed.manifest is not None:
+        problems = [*listed.problems, *damage.get(str(listed.path), ())]
+        if not problems:
             return Choice(listed.path, skipped)
-        skipped.append(
-            f"{listed.path}: skipped, not valid: {some(listed.problems, 3, separator='; ')}"
-        )
+        skipped.append(f"{listed.path}: skipped, not valid: {some(problems, 3, separator='; ')}")
     if skipped:
         reasons = "\n".join(skipped)
         raise CheckpointError(
@@ -224,7 +185,7 @@ def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
     newest valid one. Raises CheckpointError.
     """
     if (path / MANIFEST).exists():
-        return _choose_one(path.parent, path.resolve(), verify).path or path
+        return _choose_one(path.parent, path.resolve(), verify, {}).path or path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     best = target_of(directory, "best")
     if best is not None and inspect(best, verify=verify).manifest is not None:
@@ -278,10 +239,9 @@ def document_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> LoadedState:
-    """What is in a checkpoint, the model on `device`, the rest on the CPU.
-
-    Hashes are `choose`'s to verify. Raises CheckpointError.
+def load(path: Path, *, rank: int, num_ranks: int) -> LoadedState:
+    """What is in a checkpoint. Hashes are `choose`'s or `find_damage`'s to verify. Raises
+    CheckpointError.
     """
     manifest = read_manifest(path)
     problems = _problems(path, manifest, "size")
@@ -290,14 +250,11 @@ def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Load
             f"{path}: {some(problems, separator='; ')}. Resume from another checkpoint."
         )
     placements = manifest.placements()
-    model = {
-        name: tensor.to(device)
-        for name, tensor in _read_tensors(path, manifest.model, placements).items()
-    }
-    model |= {alias: model[name] for alias, name in manifest.aliases.items()}
+    names = {alias: manifest.model[name] for alias, name in manifest.aliases.items()}
+    model = StoredTensors(path, manifest.model | names, placements)
     optimizer = StoredTensors(path, manifest.optimizer, placements)
     rng = (
-        _read_tensors(path, manifest.rng[rank], placements)
+        StoredTensors(path, manifest.rng[rank], placements).read()
         if num_ranks == manifest.world_size
         else None
     )
@@ -306,10 +263,15 @@ def load(path: Path, *, rank: int, num_ranks: int, device: torch.device) -> Load
 
 def read_model(path: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The network's tensors on the CPU, tied ones once. Raises CheckpointError."""
-    return _read_tensors(path, manifest.model, manifest.placements())
+    return StoredTensors(path, manifest.model, manifest.placements()).read()
 
 
-def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Choice:
+def _choose_one(
+    directory: Path,
+    resume: str | int | Path,
+    verify: Verify,
+    damage: Mapping[str, Sequence[str]],
+) -> Choice:
     by_step = isinstance(resume, int) or (isinstance(resume, str) and resume.isdecimal())
     wanted = (
         Path(step_name(int(str(resume))))
@@ -324,31 +286,45 @@ def _choose_one(directory: Path, resume: str | int | Path, verify: Verify) -> Ch
     if by_step and not path.exists() and path.with_name(path.name + OLD).exists():
         path = path.with_name(path.name + OLD)
     listed = inspect(path.resolve(), verify=verify)
-    if listed.manifest is None:
+    problems = [*listed.problems, *damage.get(str(listed.path), ())]
+    if problems:
         present = ", ".join(name for _, name in step_names(directory)) or "none"
         raise CheckpointError(
-            f"run.resume: {path}: {some(listed.problems, separator='; ')}. In {directory} there "
+            f"run.resume: {path}: {some(problems, separator='; ')}. In {directory} there "
             f"are: {present}."
         )
     return Choice(listed.path, [])
 
 
+def find_damage(path: Path, rank: int, num_ranks: int) -> list[str]:
+    """Compare the hashes of this rank's share of a checkpoint's tensor files; the ranks together
+    have them all. Raises CheckpointError if there is no checkpoint for this rank.
+    """
+    manifest = read_manifest(path)
+    owners = owners_of(manifest.placements(), num_ranks)
+    mine = [name for name, owner in owners.items() if owner == rank]
+    return _problems_of(path, manifest, "full", mine)
+
+
 def _problems(path: Path, manifest: Manifest, verify: Verify) -> list[str]:
     """What is wrong with the files of a checkpoint whose manifest is sound."""
-    placements = manifest.placements()
     shards = [name for name in os.listdir(path) if name.endswith((".safetensors", ".index.json"))]
     found = [
         f"{name}: not of this checkpoint" for name in sorted(shards) if name not in manifest.files
     ]
+    return found + _problems_of(path, manifest, verify, manifest.files)
+
+
+def _problems_of(path: Path, manifest: Manifest, verify: Verify, names: Iterable[str]) -> list[str]:
+    placements = manifest.placements()
 
     def check(name: str) -> str | None:
         head = placements[name].head if name in placements else b""
         return _problem(path / name, manifest.files[name], head, verify)
 
-    largest_first = sorted(manifest.files, key=lambda name: -manifest.files[name].size_bytes)
-    with ThreadPoolExecutor(_NUM_READERS) as pool:
-        found += [problem for problem in pool.map(check, largest_first) if problem is not None]
-    return found
+    largest_first = sorted(names, key=lambda name: -manifest.files[name].size_bytes)
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        return [problem for problem in pool.map(check, largest_first) if problem is not None]
 
 
 def _problem(path: Path, entry: FileEntry, head: bytes, verify: Verify) -> str | None:
@@ -368,62 +344,3 @@ def _problem(path: Path, entry: FileEntry, head: bytes, verify: Verify) -> str |
     except OSError as error:
         return f"{path.name}: {error.strerror}"
     return None
-
-
-def _read_tensors(
-    path: Path, entries: Mapping[str, TensorEntry], placements: Mapping[str, Placement]
-) -> dict[str, Tensor]:
-    """Each tensor in memory of its own, as fresh ones are, so that no kernel meets another
-    alignment. Raises CheckpointError.
-    """
-    tensors = {
-        name: torch.empty(entry.shape, dtype=entry.spec.torch_dtype)
-        for name, entry in entries.items()
-    }
-    reads: dict[str, list[tuple[int, memoryview]]] = {}
-    for name, entry in entries.items():
-        for piece in entry.parts:
-            target = (
-                tensors[name]
-                if piece.rows is None
-                else tensors[name][piece.rows[0] : piece.rows[1]]
-            )
-            reads.setdefault(piece.file, []).append(
-                (placements[piece.file].begins[piece.key], bytes_of(target))
-            )
-    try:
-        with ThreadPoolExecutor(_NUM_READERS) as pool:
-            for _ in pool.map(lambda read: _read_into(path / read[0], read[1]), _in_chunks(reads)):
-                pass
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error}. Resume from another checkpoint."
-        ) from error
-    return tensors
-
-
-def _in_chunks(
-    reads: Mapping[str, Sequence[tuple[int, memoryview]]],
-) -> list[tuple[str, list[tuple[int, memoryview]]]]:
-    """The reads of each file in stretches of a size that keeps all readers busy to the end."""
-    chunks: list[tuple[str, list[tuple[int, memoryview]]]] = []
-    for file, of_file in reads.items():
-        size_bytes = _CHUNK_BYTES
-        for begin, target in sorted(of_file, key=lambda read: read[0]):
-            if size_bytes >= _CHUNK_BYTES:
-                chunks.append((file, []))
-                size_bytes = 0
-            chunks[-1][1].append((begin, target))
-            size_bytes += len(target)
-    return chunks
-
-
-def _read_into(path: Path, reads: Sequence[tuple[int, memoryview]]) -> None:
-    with open_regular(path) as file:
-        for begin, target in reads:
-            done = 0
-            while done < len(target):
-                count = os.preadv(file.fileno(), [target[done:]], begin + done)
-                if count == 0:
-                    raise OSError(errno.EIO, "ends early", str(path))
-                done += count

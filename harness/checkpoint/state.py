@@ -17,11 +17,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from harness.checkpoint.layout import find_aliases
-from harness.checkpoint.read import LoadedState, StoredTensors
+from harness.checkpoint.read import LoadedState
+from harness.checkpoint.stored import StoredTensors
 from harness.errors import CheckpointError
+from harness.ranks.ranks import Ranks
 from harness.wording import some
 
-_BATCH_BYTES = 256 * 2**20  # of moments that are read at once
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key
 # What torch's schedulers add to the parameter groups
 _OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
@@ -92,13 +93,44 @@ def restore_optimizer(
     names: Mapping[Tensor, str],
     tensors: Mapping[str, Tensor],
     rest: Mapping[str, Any],
+    ranks: Ranks | None = None,
 ) -> None:
     """Put back what `optimizer_tensors` took: dtypes, hyper-parameters and non-tensor state
     exactly, tensors on their parameter's device.
 
-    Stored ones are read so many at a time: where they go to a GPU, the host never holds all of
-    them; others are used, not copied, where they already lie as fresh ones would.
+    Stored ones are read to where they stay. ranks: called by every rank.
+
     Raises CheckpointError naming what differs; nothing is changed then.
+    """
+    parameters = (ranks or Ranks()).together(
+        lambda: _parameters_of(optimizer, names, tensors, rest)
+    )
+    placed = {
+        key: made
+        for name, values in rest["state"].items()
+        for key, made in _make_room(values, name, *parameters[name], tensors, rest["on_host"])
+    }
+    fill(placed, tensors, ranks)
+    for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
+        for key, value in saved["values"].items():
+            group[key] = _put_into(group.get(key), _give(value, tensors))
+    optimizer.state.clear()
+    for name, values in rest["state"].items():
+        optimizer.state[parameters[name][0]] = {
+            key: _give(value, placed) for key, value in values.items()
+        }
+    for owner, values in rest["shared"].items():
+        optimizer.state[owner] = _give(values, tensors)
+
+
+def _parameters_of(
+    optimizer: Optimizer,
+    names: Mapping[Tensor, str],
+    tensors: Mapping[str, Tensor],
+    rest: Mapping[str, Any],
+) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """The optimizer's parameters and their groups by name, which the checkpoint must fit. Raises
+    CheckpointError.
     """
     if rest["class"] != type(optimizer).__name__:
         raise CheckpointError(
@@ -116,92 +148,98 @@ def restore_optimizer(
     _check_names(
         "optimizer's state", rest["state"].keys() & parameters.keys(), rest["state"].keys()
     )
-    for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
-        for key, value in saved["values"].items():
-            group[key] = _put_into(group.get(key), _give(value, tensors))
-    on_host = set(rest["on_host"])
-    optimizer.state.clear()
-    for states, read in _in_turn(rest["state"], tensors):
-        for name, values in states.items():
-            parameter, group = parameters[name]
-            placed = _place(values, name, parameter, group, read, on_host)
-            optimizer.state[parameter] = {
-                key: _give(value, placed) for key, value in values.items()
-            }
-    for owner, values in rest["shared"].items():
-        optimizer.state[owner] = _give(values, tensors)
+    return parameters
 
 
-def _in_turn(
-    states: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Tensor]]]:
-    """The states of parameters with their tensors, as many at a time as are read at once."""
-    if not isinstance(tensors, StoredTensors):
-        yield states, tensors
+def fill(
+    targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], ranks: Ranks | None = None
+) -> None:
+    """Put in the values of those names; stored ones are read. ranks: called by every rank."""
+    if isinstance(tensors, StoredTensors):
+        tensors.fill(targets, ranks)
         return
-    sizes_bytes = tensors.sizes_bytes()
-    batch: dict[str, Any] = {}
-    left = _BATCH_BYTES
-    for name, values in states.items():
-        size_bytes = sum(sizes_bytes[key] for key in _keys_in(values))
-        if batch and size_bytes > left:
-            yield batch, tensors.read(dict.fromkeys(_keys_in(batch)))
-            batch, left = {}, _BATCH_BYTES
-        batch[name] = values
-        left -= size_bytes
-    yield batch, tensors.read(dict.fromkeys(_keys_in(batch)))
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])
 
 
-def _place(
+def _make_room(
     values: Any,
     name: str,
     parameter: Tensor,
     group: Mapping[str, Any],
-    read: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     on_host: Collection[str],
-) -> dict[str, Tensor]:
-    """The tensors of one parameter's state where torch has them: the count of steps is on the CPU
-    unless a kernel on the device reads it.
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors without values for one parameter's state, where and as an optimizer makes them: with
+    the parameter's strides, which choose kernels; the count of steps is on the CPU unless a kernel
+    on the device reads it.
     """
-    keys = list(_keys_in(values))
-    on_device = {key for key in keys if key not in on_host and not key.startswith("step/")}
-    if group.get("fused") or group.get("capturable"):
-        on_device.add(f"step/{name}")
-    cpu = torch.device("cpu")
-    return {
-        key: _as_fresh(read[key], parameter, parameter.device if key in on_device else cpu)
-        for key in keys
+    reads_steps = bool(group.get("fused") or group.get("capturable"))
+    for key in _keys_in(values):
+        is_count = key == f"step/{name}"
+        on_device = reads_steps if is_count else key not in on_host
+        device = parameter.device if on_device else torch.device("cpu")
+        dtype, shape = kind_of(tensors, key)
+        yield (
+            key,
+            torch.empty_like(parameter, dtype=dtype, device=device, requires_grad=False)
+            if shape == parameter.shape
+            else torch.empty(shape, dtype=dtype, device=device),
+        )
+
+
+def kind_of(tensors: Mapping[str, Tensor], name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+    """The dtype and shape of one; a stored one is not read."""
+    if isinstance(tensors, StoredTensors):
+        return tensors.kind(name)
+    return tensors[name].dtype, tuple(tensors[name].shape)
+
+
+def restore_network(network: nn.Module, loaded: LoadedState, ranks: Ranks | None = None) -> None:
+    """Read a checkpoint's weights and buffers into the network's own memory.
+
+    ranks: called by every rank. Raises CheckpointError naming what differs; nothing is changed
+    then.
+    """
+    state: dict[str, Tensor] = network.state_dict()
+    (ranks or Ranks()).together(lambda: _check_network(state, loaded.model))
+    tensors = (network.named_parameters, network.named_buffers)
+    live = {
+        name: one
+        for named in tensors
+        for name, one in named(remove_duplicate=False)
+        if not is_lazy(one)
     }
+    tied = find_aliases({name: own for name, own in state.items() if not is_lazy(own)})
+    for name, own in state.items():
+        if name in live and find_aliases({"live": live[name], "own": own}):
+            state[name] = live[name]  # which a module does not copy to itself
+        else:
+            # Lazy layers take the shapes that they are given; extra states go to their modules
+            dtype, shape = loaded.model.kind(name)
+            state[name] = torch.empty(shape, dtype=dtype)
+    fill({name: one for name, one in state.items() if name not in tied}, loaded.model, ranks)
+    # `state` also carries the versions of its modules
+    network.load_state_dict(state)
 
 
-def restore_network(network: nn.Module, loaded: LoadedState) -> None:
-    """Put a checkpoint's weights and buffers into the network's own memory.
-
-    Raises CheckpointError naming what differs; nothing is changed then.
-    """
-    state = network.state_dict()
-    _check_names("network", state.keys(), loaded.model.keys())
-    # Lazy layers take the shapes that they are given
+def _check_network(state: Mapping[str, Tensor], stored: StoredTensors) -> None:
+    _check_names("network", state.keys(), stored.keys())
     made = {name: own for name, own in state.items() if not is_lazy(own)}
     for name, own in made.items():
-        tensor = loaded.model[name]
-        here, there = f"{own.dtype} {tuple(own.shape)}", f"{tensor.dtype} {tuple(tensor.shape)}"
+        here, there = (own.dtype, tuple(own.shape)), stored.kind(name)
         if here != there:
             raise CheckpointError(
-                f"network: {name} is {here}, in the checkpoint {there}. Build the network that was "
-                "saved."
+                f"network: {name} is {here[0]} {here[1]}, in the checkpoint {there[0]} {there[1]}. "
+                "Build the network that was saved."
             )
     for alias, name in find_aliases(made).items():
-        if loaded.model[alias] is not loaded.model[name] and not same_bits(
-            loaded.model[alias], loaded.model[name]
-        ):
+        if not stored.are_one(alias, name) and not same_bits(stored[alias], stored[name]):
             raise CheckpointError(
                 f"network: {alias} is tied to {name}, and in the checkpoint they differ. Build the "
                 "network that was saved."
             )
-    state.update(loaded.model)
-    # Copies in place; `state` also carries the versions of its modules
-    network.load_state_dict(state)
 
 
 def extra_files_of(network: nn.Module) -> dict[str, str]:
@@ -278,18 +316,6 @@ def _put_into(present: Any, value: Any) -> Any:
         with torch.no_grad():
             return present.copy_(value)
     return value
-
-
-def _as_fresh(tensor: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
-    """`tensor` where and as an optimizer makes its state: with its parameter's strides, which
-    choose kernels.
-    """
-    if tensor.shape != parameter.shape or parameter.is_contiguous():
-        return tensor.to(device)
-    with torch.no_grad():
-        return torch.empty_like(
-            parameter, dtype=tensor.dtype, device=device, requires_grad=False
-        ).copy_(tensor)
 
 
 def _check_groups(

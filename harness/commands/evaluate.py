@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.commands.trained import fit_task, load_trained, open_split
+from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
 from harness.ranks.ranks import Ranks
 from harness.training.evaluation import EvaluationPlan, evaluate
 
@@ -36,7 +36,11 @@ def evaluate_split(path: Path, name: str, allow: Sequence[str] = ()) -> SplitMet
     """The metrics of a run's best checkpoint, or of a checkpoint, on a split of its config, e.g.
     "test". Raises HarnessError.
     """
-    trained = load_trained(path, allow)
+    return evaluate_trained(load_trained(path, allow), name)
+
+
+def evaluate_trained(trained: TrainedNetwork, name: str) -> SplitMetrics:
+    """The same of a network that is loaded. Raises HarnessError."""
     split = open_split(trained, name)
     fit_task(trained, split)
     plan = EvaluationPlan(split, trained.micro_size, trained.num_workers)

@@ -16,6 +16,7 @@ from signal import Signals
 
 import harness
 from harness.config.read import read_config
+from harness.console import Console
 from harness.data.sampling import slots_a_rank
 from harness.durable import replace_file
 from harness.errors import ConfigError, HarnessError, RankError
@@ -81,25 +82,31 @@ def launch_training(
     machines: Machines,
     *,
     cpu: bool,
+    quiet: bool,
     debug: bool,
 ) -> int:
     """Train by a config; the exit code: of the training (0, 2, 3, 75), of the process that failed
     first, or 128 and the signal that killed it.
 
     processes: on this machine, by default one a GPU; alone, one becomes this process. cpu: also by
-    ACCELERATE_USE_CPU. debug: the agent's report is shown.
+    ACCELERATE_USE_CPU. quiet: as of `fermarsi train`. debug: the agent's report is shown.
 
     Raises HarnessError, ConfigError for a mistake in the config or without a GPU.
     """
     cpu = cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    here = _processes_here(processes, cpu=cpu)
-    environment = os.environ | _environment(here, os.environ, cpu=cpu)
+    options = ["--quiet"] if quiet else []
+    with Console(True, quiet=quiet) as console:
+        if console.is_live:  # what is read here tells nothing in a file
+            console.phase(f"reading {path}")
+        here = _processes_here(processes, cpu=cpu)
+        environment = os.environ | _environment(here, os.environ, cpu=cpu)
+        if here * machines.nodes > 1:
+            config = read_config(path, overrides)
+            slots_a_rank(config.batch.size, config.batch.micro_size, here * machines.nodes)
     if here * machines.nodes == 1:
         sys.stdout.flush()
-        command = [sys.executable, str(TRAIN), str(path), *overrides]
+        command = [sys.executable, str(TRAIN), *options, str(path), *overrides]
         os.execve(sys.executable, command, environment)
-    config = read_config(path, overrides)
-    slots_a_rank(config.batch.size, config.batch.micro_size, here * machines.nodes)
     os.environ.update(environment)
     directory = config.run.dir
     if machines.nodes > 1:
@@ -109,7 +116,8 @@ def launch_training(
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as settings:
         settings.write(_settings(here, machines))
         settings.flush()
-        code, words = _run(settings.name, path, overrides, machines, report)
+        training = [*options, str(path), *overrides]
+        code, words = _run(settings.name, training, machines, report)
     after = _outcome(directory)
     if not code:  # under the agent, processes that were asked to leave end with 0
         unsaid = after is None or (code is None and after == before)
@@ -175,9 +183,10 @@ def _settings(here: int, machines: Machines) -> str:
 
 
 def _run(
-    settings: str, path: Path, overrides: Sequence[str], machines: Machines, report: io.StringIO
+    settings: str, training: Sequence[str], machines: Machines, report: io.StringIO
 ) -> tuple[int | None, str]:
-    """(exit code, what went wrong); the code is None after a signal to this process.
+    """(exit code, what went wrong); the code is None after a signal to this process. training: its
+    arguments.
 
     Raises RankError if the machines do not meet.
     """
@@ -193,7 +202,7 @@ def _run(
         options += [machines.port, "--main_process_ip", machines.host]
         options += ["--machine_rank", str(machines.node), "--rdzv_conf", meeting]
     try:
-        ended = run_agent([*options, str(TRAIN), str(path), *overrides], report)
+        ended = run_agent([*options, str(TRAIN), *training], report)
     except ConnectionError as error:
         why = str(error).partition(". ")[0]  # the rest is about options of accelerate's
         raise RankError(

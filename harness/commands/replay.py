@@ -33,13 +33,7 @@ def replay_command(
     """
     # What reads YAML and draws tables is not needed to replay
     from harness.commands.show import say
-    from harness.config.read import read_section
 
-    stored = config is None
-    if config is None:
-        config = history / "config.yaml"
-        if not config.is_file():
-            raise ConfigError(f"{history}: no config.yaml in it. Give the settings with --config.")
     if regret is not None and not suggest:
         raise ConfigError("--regret: no effect without --suggest. Give both, or drop it.")
     if suggest:
@@ -51,15 +45,10 @@ def replay_command(
         is_path = {one: "=" not in one or Path(one).exists() for one in overrides}
         more = [Path(one) for one in overrides if is_path[one]]
         changes = [one for one in overrides if not is_path[one]]
-        settings = read_section(config, StopSettings, changes, stored=stored)
+        settings = read_stop(history, config, changes)
         say("\n".join(suggestion([history, *more], settings, 0.01 if regret is None else regret)))
         return 0
-    recorded = read_history(history)
-    replays = []
-    for label in map(dict, itertools.product(*map(_parse_sweep, sweep))):
-        changes = [*overrides, *(f"{key}={value}" for key, value in label.items())]
-        settings = read_section(config, StopSettings, changes, stored=stored)
-        replays.append(replay(recorded, settings, label))
+    recorded, replays = replay_all(history, config, overrides, sweep)
     if as_json:
         listed = [{"settings": one.label, **one.to_json()} for one in replays]
         print(json.dumps({"sweep": listed} if sweep else replays[0].to_json()))
@@ -68,6 +57,33 @@ def replay_command(
     if plot is not None:
         draw(replays, recorded, plot)
     return 0
+
+
+def replay_all(
+    history: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    sweep: Sequence[str] = (),
+) -> tuple[History, list[Replay]]:
+    """A recorded history, and what each set of settings would have decided. Raises ConfigError."""
+    tried = []
+    for label in map(dict, itertools.product(*map(_parse_sweep, sweep))):
+        changes = [*overrides, *(f"{key}={value}" for key, value in label.items())]
+        tried.append((read_stop(history, config, changes), label))
+    recorded = read_history(history)
+    return recorded, [replay(recorded, settings, label) for settings, label in tried]
+
+
+def read_stop(history: Path, config: Path | None, overrides: Sequence[str]) -> StopSettings:
+    """The stop settings of a config, by default of the run itself. Raises ConfigError."""
+    from harness.config.read import read_section
+
+    if config is not None:
+        return read_section(config, StopSettings, overrides)
+    stored = history / "config.yaml"
+    if not stored.is_file():
+        raise ConfigError(f"{history}: no config.yaml in it. Give the settings with --config.")
+    return read_section(stored, StopSettings, overrides, stored=True)
 
 
 def _parse_sweep(text: str) -> list[tuple[str, str]]:

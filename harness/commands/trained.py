@@ -72,17 +72,20 @@ class TrainedNetwork:
         return self.config.evaluation.micro_size or self.config.batch.micro_size
 
 
-def load_trained(path: Path, allow: Sequence[str] = ()) -> TrainedNetwork:
-    """Build the network of a run or checkpoint and put its weights in. Raises HarnessError.
+def load_trained(
+    path: Path, allow: Sequence[str] = (), device: torch.device | None = None
+) -> TrainedNetwork:
+    """Build the network of a run or checkpoint and put its weights in; `device`: by default a GPU
+    if there is one. Raises HarnessError.
 
     A checkpoint is data: the components that its config may name are limited, see trust.py;
     `allow` adds prefixes of components and directories of files.
     """
     found = find_checkpoint(path)
     config = read_config(found / "config.yaml", allow=allow, network=load_parts(found))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = _network(config)
-    loaded = load(found, rank=0, num_ranks=0, device=torch.device("cpu"))
+    loaded = load(found, rank=0, num_ranks=0)
     restore_network(network, loaded)
     with document_errors(found):
         trainer = load_trainer(found)

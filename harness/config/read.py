@@ -21,6 +21,7 @@ from harness.config.mistakes import explain
 from harness.config.reading import Draft, raise_all
 from harness.config.schedules import find_schedule_mistakes
 from harness.config.schema import Config, RunConfig
+from harness.data.notebook import find_change
 from harness.data.settings import SPLITS
 from harness.errors import ConfigError
 from harness.hidden import Reference
@@ -39,8 +40,9 @@ def read_config(
     *,
     allow: Sequence[str] | None = None,
     network: Mapping[Keys, Any] | None = None,
+    over: Mapping[Any, Any] | None = None,
 ) -> Config:
-    """A config file over its bases, with `key=value` overrides.
+    """A config file over its bases, with `key=value` overrides; `over` as in `reading.read`.
 
     Raises ConfigError with all mistakes at once.
 
@@ -50,7 +52,7 @@ def read_config(
     nothing is interpolated. None: the config is the user's own. network: other components for some
     of the network's, by the keys that lead to them.
     """
-    draft = _read(path, overrides, stored=allow is not None)
+    draft = _read(path, overrides, stored=allow is not None, over=over)
     if network:
         draft.tree["network"] = components.replaced(draft.tree.get("network"), network)
     config = _validate(Config, draft)
@@ -79,14 +81,21 @@ def read_stored(path: Path) -> Config:
     return config
 
 
-def _read(path: Path, overrides: Sequence[str], *, stored: bool) -> Draft:
+def _read(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    stored: bool,
+    over: Mapping[Any, Any] | None = None,
+) -> Draft:
     """The whole of a config, resolved, not yet validated."""
-    draft = reading.read(path, overrides, stored=stored)
+    draft = reading.read(path, overrides, stored=stored, over=over)
     _name_run(draft)
     if stored:
         draft.take_literally()
     else:
         draft.interpolate()
+    _name_losses(draft.tree.get("task"))
     return draft
 
 
@@ -173,6 +182,15 @@ def _name_run(draft: Draft) -> None:
             run["dir"] = f"runs/{run['name']}"
 
 
+def _name_losses(task: Any) -> None:
+    """Let `loss: mine.pinball` of our tasks mean the function, or an instance of the class."""
+    for one in components.components_in(task):
+        loss = one.get("loss")
+        ours = components.target_of(one).startswith("harness.tasks.")
+        if ours and isinstance(loss, str) and isinstance(one, dict):
+            one["loss"] = {TARGET: loss}
+
+
 def _components(tree: Mapping[str, Any]) -> Iterator[tuple[Keys, Any, Collection[str]]]:
     """Each component of a config with its keys and the arguments that the harness passes."""
     for name, given in _GIVEN.items():
@@ -209,10 +227,21 @@ def _check_component(
         except ConfigError as error:
             draft.mistakes.append(Mistake((), str(error), draft.origin(keys)))
             return
+    for inner, nested in [((), spec), *components.inside(spec, ())]:
+        if TARGET in nested and (change := _change_of(nested)) is not None:
+            draft.add((*keys, *inner), change)
     inherit = given if keys[0] == "schedule" else ()
     for mistake in components.find_mistakes(spec, given, inherit):
         if not draft.has_mistake((*keys, *mistake.keys)):
             draft.add((*keys, *mistake.keys), mistake.message)
+
+
+def _change_of(spec: Mapping[Any, Any]) -> str | None:
+    try:
+        change = find_change(spec)
+    except ConfigError as error:
+        return str(error)
+    return None if change is None else f"{change}."
 
 
 def _check_schedule(draft: Draft, spec: Mapping[str, Any], config: Config) -> None:

@@ -9,7 +9,7 @@ and line.
 import functools
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,10 +280,19 @@ def _escape(keys: Keys, token: re.Match[str]) -> str:
     return f"\\{token[0]}" if is_secret(token, keys) else token[0]
 
 
+PYTHON = Path("fermarsi.Config")
+
+
 def read(
-    path: Path, overrides: Sequence[str] = (), *, stored: bool = False, links: bool = True
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    stored: bool = False,
+    links: bool = True,
+    over: Mapping[Any, Any] | None = None,
 ) -> Draft:
-    """A config file over its bases, with overrides, not yet interpolated.
+    """A config file over its bases, with overrides, not yet interpolated. `over`: what is merged
+    over the file, or there instead of one if `path` is PYTHON.
 
     stored: it is what a run has left, perhaps somebody else's: a regular file, without a base, and
     unless `links` no link, which could show another file.
@@ -292,7 +301,7 @@ def read(
     draft = Draft(path)
     layers: list[tuple[dict[Any, Any], dict[Keys, str]]] = []
     files: list[Path] = []
-    following: Path | None = path
+    following: Path | None = None if over is not None and path == PYTHON else path
     while following is not None:
         if following.resolve() in [file.resolve() for file in files]:
             raise ConfigError(
@@ -318,6 +327,8 @@ def read(
         following = None if base is None else files[-1].parent / Path(base).expanduser()
     for tree, origins in reversed(layers):
         draft.merge(tree, origins)
+    if over is not None:
+        draft.merge(dict(over), dict.fromkeys(_keys_of(over, ()), str(PYTHON)))
     for text in overrides:
         draft.override(text)
     return draft
@@ -410,6 +421,13 @@ def _parse_keys(name: str) -> Keys:
         return ()
     keys = tuple(int(match[1]) if match[1] else match[2] for match in found)
     return () if not keys or not isinstance(keys[0], str) or keys[0][0] in "-+~" else keys
+
+
+def _keys_of(value: Any, keys: Keys) -> Iterator[Keys]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield (*keys, key)
+            yield from _keys_of(item, (*keys, key))
 
 
 def _texts(value: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:

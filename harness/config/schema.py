@@ -365,6 +365,14 @@ class LogConfig(Section):
         Every(steps=20),
         description="How often losses are read and recorded.",
     )
+    show: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description=(
+            "Metrics that come first in the table of evaluations on the console, before those of "
+            "the stop settings; all are recorded anyway."
+        ),
+    )
     trace: bool = Field(
         False,
         description=(

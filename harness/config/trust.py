@@ -18,8 +18,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.components import TARGET, inside, target_of, walk
+from harness.data.notebook import MAIN, find_change
 from harness.errors import ConfigError
 from harness.hidden import Reference
+from harness.objects import TAKE
 from harness.wording import Keys, Mistake, short_repr
 
 OWN = (
@@ -159,7 +161,11 @@ def is_directory(allowed: str) -> bool:
 def _refusal(spec: Mapping[str, Any], allow: Sequence[str]) -> Mistake | None:
     """Why somebody else's config may not name this component, with the keys of what is wrong."""
     path = target_of(spec)
-    if _is_under(path, allow):
+    if _is_under(path, allow) or path == TAKE:  # which gives what this process has been given
+        return None
+    if _is_under(path, (MAIN,)):
+        if (change := find_change(spec)) is not None:
+            raise ConfigError(f"{change}.")
         return None
     if not _is_under(path, (*OWN, *LIBRARIES)):
         return Mistake((TARGET,), f"{path} is code from elsewhere")

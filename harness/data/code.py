@@ -66,7 +66,7 @@ def module_version(module: ModuleType | None) -> str:
     if len(found) <= 1:
         return next(iter(found.values()), "")
     # With what it imports of the user's own, which is in what the module gives
-    return _code(repr(sorted(found.items())).encode())
+    return code_digest(repr(sorted(found.items())).encode())
 
 
 def edits(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -97,7 +97,8 @@ def _add(name: str, found: dict[str, str]) -> None:
     """A module, and what it imports of the same kind: not the standard library, not the harness."""
     top = name.partition(".")[0]
     installed = top in found and not _is_code(found[top])
-    if name in found or installed or top in ("harness", "torch") or top in sys.stdlib_module_names:
+    not_theirs = top in ("harness", "torch", "__main__")  # see notebook.py
+    if name in found or installed or not_theirs or top in sys.stdlib_module_names:
         return
     file = _file(name)
     if file is None and _folders(name):
@@ -110,9 +111,9 @@ def _add(name: str, found: dict[str, str]) -> None:
         tree = ast.parse(text)
     except SyntaxError:
         # The importer does without it, or it would not have got this far.
-        found[name] = _code(text)
+        found[name] = code_digest(text)
         return
-    found[name] = _code(_plain(tree).encode())
+    found[name] = code_digest(without_docstrings(tree).encode())
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -128,12 +129,13 @@ def _add(name: str, found: dict[str, str]) -> None:
                 _add(one, found)
 
 
-def _code(text: bytes) -> str:
+def code_digest(text: bytes) -> str:
+    """How code is told from other code."""
     return f"code {hashlib.sha256(text).hexdigest()[:16]}"
 
 
-def _plain(tree: ast.Module) -> str:
-    """The tree without what changes nothing: docstrings (comments and layout are not in it)."""
+def without_docstrings(tree: ast.Module) -> str:
+    """A tree as text, without what changes nothing: docstrings (it has no comments and layout)."""
     for node in ast.walk(tree):
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:

@@ -59,7 +59,9 @@ class StreamSource:
 
     order = InOrder()
 
-    def __init__(self, stream: Any, num_samples: int, where: str, *, repeats: bool) -> None:
+    def __init__(
+        self, stream: Any, num_samples: int, where: str, *, repeats: bool, inner: bool = False
+    ) -> None:
         if not isinstance(stream, Iterable) or isinstance(stream, Iterator):
             raise DataError(
                 f"{where}: a {type(stream).__name__} has no length, and no __iter__ that begins "
@@ -72,6 +74,13 @@ class StreamSource:
         self._where, self._repeats = where, repeats
         self._seeks = can_seek(stream)
         self._saves = not self._seeks and has_state(stream)
+        # Draws from other streams, whose marks it gives and takes back by `restore`
+        self._nests = self._seeks and hasattr(stream, "inner_marks")
+        # A stream within another is read sample by sample, and marked when that asks
+        self._inner = inner
+        self._settled: Mark | None = None
+        # A mark, and the digests of the samples behind it so far
+        self._pending: tuple[Mark, list[str]] | None = None
         start = Mark(0, 0, self._state())
         self._marks = {"start": start}
         self.mark: Mark | None = None  # of the samples that were read last
@@ -90,8 +99,10 @@ class StreamSource:
         for position in sorted(set(indices)):
             if position != self._position or self._process != os.getpid():
                 self._go_to(position)
-            if self._saves and not read:
+            if self._saves and not read and not self._inner:
                 mark = self._here()
+            if self._nests and not read:
+                self.mark = Mark(position, 0, self._stream.inner_marks())
             read[position] = self._next()
             # Where a pass ended before the first sample, the state would end it again
             if len(read) == 1 and mark is not None and self._begin != mark.begin:
@@ -104,8 +115,24 @@ class StreamSource:
         """Go on from a mark of an earlier launch, if the stream gives the same samples there as it
         did then.
         """
+        if self._nests:
+            self._stream.restore(mark["state"])
+            return
         self._marks["restored"] = Mark(**mark)
         self._go_to(self._marks["restored"].position)
+
+    def settled_mark(self) -> Mark | None:
+        """A mark at or before the position, of a stream within another, once the samples behind it
+        are known; it begins another.
+        """
+        if self._process != os.getpid() or self._samples is None:
+            return self._marks.get("restored")
+        if self._nests:
+            return Mark(self._position, 0, self._stream.inner_marks())
+        if self._saves and self._pending is None and (here := self._here()) is not None:
+            self._pending = here, []
+        settled = self._settled or self._marks.get("restored")
+        return settled if settled is not None and settled.position <= self._position else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_samples": None, "_process": 0}
@@ -115,6 +142,7 @@ class StreamSource:
         # Read to compare them with those of a mark, and not yet given; where the pass of each began
         self._ahead: deque[tuple[Any, int]] = deque()
         self._compared: Mark | None = None
+        self._pending = None
         self._process, self._position, self._begin = 0, -1, 0
 
     def _go_to(self, position: int) -> None:
@@ -138,6 +166,7 @@ class StreamSource:
     def _load(self, mark: Mark) -> None:
         """Begin to read from a mark, or from the start if that gives other samples now."""
         self._ahead.clear()
+        self._pending = None
         if self._saves:
             self._stream.load_state_dict(copy.deepcopy(mark.state))
         self._samples, self._position, self._begin = iter(self._stream), mark.position, mark.begin
@@ -153,10 +182,22 @@ class StreamSource:
             "takes longer. Its state_dict is incomplete (a shuffle buffer?).",
             stacklevel=2,
         )
-        self._marks = {"start": self._marks["start"]}
+        self._marks, self._settled = {"start": self._marks["start"]}, None
         self._load(self._marks["start"])
 
     def _next(self) -> Any:
+        """The next sample, whose digest the pending mark gets."""
+        sample = self._read()
+        if self._pending is not None:
+            mark, digests = self._pending
+            digests.append(digest_of(sample))
+            if len(digests) == _COMPARED:
+                self._pending = None
+                self._settled = Mark(mark.position, mark.begin, mark.state, digests)
+                self._keep_mark(self._settled)
+        return sample
+
+    def _read(self) -> Any:
         assert self._samples is not None
         if self._ahead:
             sample, self._begin = self._ahead.popleft()
@@ -166,7 +207,7 @@ class StreamSource:
             sample = next(self._samples)
         except StopIteration:
             self._begin_again()
-            return self._next()
+            return self._read()
         except HarnessError:
             raise
         except Exception as error:
@@ -218,9 +259,12 @@ class StreamSource:
         positions = range(mark.position, mark.position + _COMPARED)
         digests = [digest_of(read[at]) for at in takewhile(read.__contains__, positions)]
         self.mark = Mark(mark.position, mark.begin, mark.state, digests)
+        self._keep_mark(self.mark)
+
+    def _keep_mark(self, mark: Mark) -> None:
         furthest = self._marks.get("furthest", self._marks["start"])
-        self._marks["last"] = self.mark
-        self._marks["furthest"] = max(self.mark, furthest, key=lambda mark: mark.position)
+        self._marks["last"] = mark
+        self._marks["furthest"] = max(mark, furthest, key=lambda mark: mark.position)
 
 
 def digest_of(sample: Any) -> str:

@@ -229,6 +229,13 @@ class Ranks:
                 ):
                     tensor.copy_(chunk.view_as(tensor))
 
+    def broadcast_from(self, source: int, octets: Tensor) -> None:
+        """One rank's bytes into every rank's tensor of as many, on the CPU or on the ranks' own
+        devices. Called by every rank.
+        """
+        with self.heartbeat:
+            dist.broadcast(octets, source, group=self._group if octets.is_cpu else None)
+
     def start_maximum(self, tensor: Tensor) -> "dist.Work | None":
         """Begin an element-wise maximum over ranks in place on the control group; `wait()` on the
         result before reading. Called by every rank.

@@ -1,4 +1,4 @@
-"""Long work of rank 0 that its peers wait for."""
+"""Long work of a rank that its peers wait for."""
 
 import threading
 from collections.abc import Callable
@@ -35,19 +35,37 @@ def slowly(
     """
     if ranks.size == 1:
         return ranks.decide(work, kind)
-    result: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised on every rank below
-            result.set_exception(error)
-
-    if ranks.is_first():
-        # A daemon: if a peer is lost meanwhile, this rank leaves at once, and nothing waits for the
-        # work to end.
-        threading.Thread(target=run, name="fermarsi-slowly", daemon=True).start()
+    result = _start(work) if ranks.is_first() else Future()
     heard_s = min(heard_s, ranks.timeout_s / 3)
     while not ranks.decide(lambda: bool(wait([result], heard_s).done)):
         pass
     return ranks.decide(result.result, kind)
+
+
+def together_slowly(ranks: Ranks, work: Callable[[], T], *, heard_s: float = HEARD_S) -> T:
+    """Like `ranks.together`, for work of all ranks that may take longer than a rank waits for
+    another.
+    """
+    if ranks.size == 1:
+        return work()
+    result = _start(work)
+    heard_s = min(heard_s, ranks.timeout_s / 3)
+    while not all(ranks.gather(bool(wait([result], heard_s).done))):
+        pass
+    return ranks.together(result.result)
+
+
+def _start(work: Callable[[], T]) -> Future[T]:
+    """Run it in a thread. A daemon: if a peer is lost meanwhile, this rank leaves at once, and
+    nothing waits for the work to end.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised on every rank
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="fermarsi-slowly", daemon=True).start()
+    return result

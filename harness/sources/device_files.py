@@ -13,43 +13,58 @@ from numpy.typing import NDArray
 
 from harness.data.written import name_of
 from harness.errors import DataError
+from harness.sources.annotations import Annotation, annotations_of_edf, annotations_of_wfdb, hold
 from harness.sources.cells import Cells, Layout
 from harness.sources.files import need
 from harness.sources.headed import select_names
 
 _OF_CF = ("_FillValue", "missing_value", "scale_factor", "add_offset")
+_OF_EDF, _OF_WFDB = ("annotation",), ("symbol", "aux_note")  # columns of annotations
 TIME = "time"  # the column of seconds since the beginning, where a file states its rate
 
 
 def read_edf(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
-    """Signals by label, in their physical units, and `time`. Raises DataError."""
+    """Signals by label, in their physical units, `time` and `annotation`. Raises DataError."""
     edf = need("pyedflib", "devices", f"{path}: EDF")
     try:
         with edf.EdfReader(str(path)) as file:
             _refuse_more(path, file.datarecords_in_file)
             labels = list(map(name_of, file.getSignalLabels()))
-            wanted = _select(path, labels, columns)
+            wanted = _select(path, labels, columns, _OF_EDF)
+            notes = annotations_of_edf(file) if columns and "annotation" in columns else {}
             rates = {name: file.getSampleFrequency(labels.index(name)) for name in wanted}
             signals = {
                 name: np.asarray(file.readSignal(labels.index(name)), np.float64) for name in wanted
             }
     except (OSError, ValueError, UnicodeError) as error:
         raise _read_error(path, error) from error
-    return _add_time(path, layout, columns, signals, rates)
+    return _add_time(path, layout, columns, signals, rates, notes)
 
 
 def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     """Signals of a record (.hea and its files) by name, in their physical units, NaN where the
-    record marks none, and `time`. Raises DataError.
+    record marks none, `time`, and of its annotations (.atr) `symbol` and `aux_note`. Raises
+    DataError.
     """
+    notes = {}
     with warnings.catch_warnings():  # of wfdb, about how it calls pandas
         warnings.simplefilter("ignore")
         wfdb = need("wfdb", "devices", f"{path}: WFDB")
         _parts_of(path)
         try:
-            record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False, physical=False)
-            _compare_checksums(path, record)
-            record.dac(expanded=True, inplace=True)
+            record = wfdb.rdrecord(
+                str(path.with_suffix("")), smooth_frames=False, physical=False, m2s=False
+            )
+            segments = getattr(record, "segments", None)
+            # Each with its own gains; None where there are no signals
+            for one in [record] if segments is None else segments:
+                if getattr(one, "e_d_signal", None) is not None:
+                    _compare_checksums(path, one)
+                    one.dac(expanded=True, inplace=True)
+            if segments is not None:
+                record = record.multi_to_single(physical=True, expanded=True)
+            if columns and not set(_OF_WFDB).isdisjoint(columns):
+                notes = annotations_of_wfdb(wfdb.rdann(str(path.with_suffix("")), "atr"), record.fs)
         except DataError:
             raise
         except Exception as error:
@@ -58,11 +73,11 @@ def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
         name_of(name or f"record {record.record_name}, signal {number}")
         for number, name in enumerate(record.sig_name or ())
     ]
-    wanted = _select(path, labels, columns)
+    wanted = _select(path, labels, columns, _OF_WFDB)
     at = {name: labels.index(name) for name in wanted}
     signals = {name: record.e_p_signal[number] for name, number in at.items()}
     rates = {name: record.fs * record.samps_per_frame[number] for name, number in at.items()}
-    return _add_time(path, layout, columns, signals, rates)
+    return _add_time(path, layout, columns, signals, rates, notes)
 
 
 def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -102,6 +117,8 @@ def with_parts(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.suffix.lower() == ".hea":
             with suppress(DataError, OSError):  # reported by the reader
+                if (notes := path.with_suffix(".atr")).is_file():
+                    found[notes] = None
                 found |= {part: None for part in _parts_of(path) if part.is_file()}
     return list(found)
 
@@ -235,8 +252,10 @@ def _of_dataset(path: Path, name: str, values: Any) -> Any:
     )
 
 
-def _select(path: Path, labels: list[str], columns: Collection[str] | None) -> list[str]:
-    names = labels if TIME in labels else [*labels, TIME]
+def _select(
+    path: Path, labels: list[str], columns: Collection[str] | None, notes: Sequence[str]
+) -> list[str]:
+    names = [*labels, *(name for name in (TIME, *notes) if name not in labels)]
     wanted = select_names(path, names, columns)
     for name in wanted:
         if labels.count(name) > 1:
@@ -251,6 +270,7 @@ def _add_time(
     columns: Collection[str] | None,
     signals: dict[str, NDArray[np.float64]],
     rates: dict[str, float],
+    notes: dict[str, list[Annotation]],
 ) -> Cells:
     if len(set(rates.values())) > 1:
         told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
@@ -263,6 +283,9 @@ def _add_time(
     }
     if columns is not None and TIME in columns and TIME not in signals:
         cells[TIME] = np.arange(count) / next(iter(rates.values()))
+    for name, found in notes.items():
+        if columns is not None and name in columns and name not in signals:
+            cells[name] = hold(path, found, count, next(iter(rates.values())))
     return Cells(path, cells, range(1, count + 1), layout)
 
 

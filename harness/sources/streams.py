@@ -23,9 +23,8 @@ class MixedStream:
 
     sources and weights: two lists, or two mappings with the same names. A stream begins again when
     it ends; a source with a length gives all of its samples before any comes again, in an order
-    that `seed` decides. `seek` finds the position in each of them; a stream among them without
-    `seek` is read from its beginning to there, even if it has a `state_dict`, which no checkpoint
-    keeps.
+    that `seed` decides. `seek` finds the position in each of them; one without `seek` is read on
+    from its state in the checkpoint if it has a `state_dict`, else from its beginning.
     Raises ConfigError and DataError.
     """
 
@@ -40,7 +39,9 @@ class MixedStream:
         self._mixing = Mixing((1,) * len(shares), shares)
         self._seed = seed
         self._parts = [
-            source if has_length(source) else StreamSource(source, _ENDLESS, name, repeats=True)
+            source
+            if has_length(source)
+            else StreamSource(source, _ENDLESS, name, repeats=True, inner=True)
             for name, source in ((f"sources.{one}", of) for one, of in self.sources.items())
         ]
         for name, part in zip(self.sources, self._parts, strict=True):
@@ -55,6 +56,22 @@ class MixedStream:
     def seek(self, position: int) -> None:
         """Make the next `__iter__` begin with the sample at `position`."""
         self._begin = position
+
+    def inner_marks(self) -> dict[str, Any]:
+        """{name: where a stream among the sources can be read on from, as JSON values}"""
+        marks = {name: part.settled_mark() for name, part in self._streams()}
+        return {name: mark.to_json() for name, mark in marks.items() if mark is not None}
+
+    def restore(self, marks: Mapping[str, Any]) -> None:
+        """Let the streams go on from marks of an earlier launch."""
+        for name, part in self._streams():
+            if name in marks:
+                part.restore(marks[name])
+
+    def _streams(self) -> Iterator[tuple[str, StreamSource]]:
+        for name, part in zip(self.sources, self._parts, strict=True):
+            if isinstance(part, StreamSource):
+                yield name, part
 
     def __iter__(self) -> Iterator[Any]:
         begin, self._begin = self._begin, 0

@@ -1,8 +1,6 @@
 """Text files as tokens."""
 
 import codecs
-import gzip
-import zlib
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.csv_files import PACKED, TORN, is_packed
 from harness.sources.encodings import check_encoding, why_undecoded
 from harness.sources.files import refuse_dangling
 from harness.sources.mistaken import is_pointer, what_is
@@ -27,12 +26,13 @@ class Bytes(BatchSource):
     A sample: `tokens` (length + 1,) int64 in 0 … 255, for `harness.tasks.LanguageModelling`; a
     window begins with the last byte of the one before it. No window spans two files. `files`: a
     path, a pattern such as texts/*.txt, or a list of them; the files of a pattern are sorted by
-    name; .gz files are unpacked. `part`: "val" is the last `held_out` share of each file's windows,
-    "train" the others. Raises DataError for a file that is missing or shorter than a window.
+    name; .gz, .zst, .bz2 and .xz files are unpacked. `part`: "val" is the last `held_out` share of
+    each file's windows, "train" the others. Raises DataError for a file that is missing or shorter
+    than a window.
     """
 
     unit: ClassVar[str] = "bytes"
-    version = 2  # .gz unpacked, byte order marks dropped by Characters
+    version = 3  # .zst, .bz2 and .xz unpacked
 
     def __init__(
         self, files: str | Sequence[str], length: int, part: Part = "all", held_out: float = 0.1
@@ -84,7 +84,7 @@ class Bytes(BatchSource):
         """(length of the file,) integers."""
         if path.stat().st_size == 0:  # cannot be mapped
             return np.empty(0, np.uint8)
-        if path.suffix.lower() == ".gz":
+        if is_packed(path):
             return np.frombuffer(_unpack(path), dtype=np.uint8)
         return np.memmap(path, dtype=np.uint8, mode="r")
 
@@ -112,7 +112,7 @@ class Characters(Bytes):
         super().__init__(files, length, part, held_out)
 
     def _read(self, path: Path) -> NDArray[np.uint32]:
-        data = _unpack(path) if path.suffix.lower() == ".gz" else path.read_bytes()
+        data = _unpack(path) if is_packed(path) else path.read_bytes()
         try:
             # Unlike decode(), it does not guess the byte order of UTF-16
             text = codecs.getincrementaldecoder(self._encoding)().decode(data, final=True)
@@ -131,9 +131,9 @@ class Characters(Bytes):
 
 def _unpack(path: Path) -> bytes:
     try:
-        with gzip.open(path) as file:
-            return file.read()
-    except (EOFError, OSError, zlib.error) as error:
+        with PACKED[path.suffix.lower()](path) as file:
+            return bytes(file.read())
+    except (*TORN, OSError) as error:
         raise DataError(f"{path}: cannot be unpacked: {error}. It may be truncated.") from error
 
 

@@ -12,7 +12,7 @@ from harness.checkpoint.write import SaveReport
 from harness.console import Console
 from harness.errors import CheckpointError
 from harness.rundir.outcome import Outcome
-from harness.stopping.verdict import Verdict
+from harness.stopping.verdict import Best, Verdict
 from harness.tracking.backends import open_backends
 from harness.tracking.courier import Courier, RunInfo
 from harness.tracking.records import METRICS, cut_back
@@ -73,14 +73,12 @@ class Tracker:
         self._write("eval", {**record, **({"tables": kept} if kept else {})})
         self.console.evaluation(record)
 
-    def verdict(self, verdict: Verdict, position: Mapping[str, Any]) -> None:
-        """A verdict of the stop controller."""
+    def verdict(
+        self, verdict: Verdict, position: Mapping[str, Any], best: Best | None = None
+    ) -> None:
+        """A verdict of the stop controller. best: of the run so far."""
         self._write("event", {**position, "event": "verdict", "verdict": verdict.to_json()})
-        for warning in verdict.warnings:
-            self.console.say(f"warning: {warning}")
-        if verdict.stops:
-            self.console.close()
-            self.console.say(f"stop: {verdict.reason}: {verdict.detail}")
+        self.console.verdict(verdict, best)
 
     def save(self, report: SaveReport, position: Mapping[str, Any]) -> None:
         """The result of a save."""
@@ -106,9 +104,11 @@ class Tracker:
 
     def finish(self, outcome: Outcome, position: Mapping[str, Any]) -> None:
         """The end of the launch: record the outcome and send pending records."""
+        if self._path is None:
+            return
         self._write("event", {**position, "event": "outcome", "outcome": outcome.to_json()})
         self.close(outcome)
-        self.console.outcome(outcome)
+        self.console.outcome(outcome, self._path.parent)
 
     def close(self, outcome: Outcome | None = None) -> None:
         """Send pending records within a time limit; also called when a launch fails."""

@@ -11,6 +11,7 @@ from harness.checkpoint.state import optimizer_tensors
 from harness.errors import RankError
 from harness.ranks.ranks import Ranks
 from harness.training.average import AVERAGED
+from harness.training.engine import Engine
 from harness.training.optimizer import parameter_names
 from harness.training.parallel import find_differing
 from harness.training.run import Run
@@ -24,7 +25,7 @@ def check_agreement(run: Run) -> None:
     """
     run.progress.agreed = True
     where = f"step {run.step:,}"
-    compare(dict(_state(run)), run.ranks, run.engine.device, where)
+    compare(dict(state_of(run.engine)), run.ranks, run.engine.device, where)
 
 
 def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, where: str) -> None:
@@ -42,13 +43,13 @@ def compare(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device, w
         )
 
 
-def _state(run: Run) -> Iterator[tuple[str, Tensor]]:
-    network = run.engine.network
-    yield from network.named_parameters()
-    yield from network.named_buffers()
-    names = parameter_names(network)
-    yield from optimizer_tensors(run.engine.optimizer, names)[0].items()
-    if run.engine.stepper.average is not None:
-        averages = run.engine.stepper.average.tensors
-        owners = [names[one] for one in run.engine.stepper.parameters()]
+def state_of(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """What all ranks have alike: parameters, buffers, moments and averages by name."""
+    yield from engine.network.named_parameters()
+    yield from engine.network.named_buffers()
+    names = parameter_names(engine.network)
+    yield from optimizer_tensors(engine.optimizer, names)[0].items()
+    if engine.stepper.average is not None:
+        averages = engine.stepper.average.tensors
+        owners = [names[one] for one in engine.stepper.parameters()]
         yield from ((f"{AVERAGED}{name}", one) for name, one in zip(owners, averages, strict=False))

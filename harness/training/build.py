@@ -1,6 +1,6 @@
 """From a config to a run: the only composition root."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from harness import components
 from harness.checkpoint.manifest import CLASSES
+from harness.checkpoint.read import LoadedState
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.settings import SaveEvery
 from harness.checkpoint.state import extra_files_of
@@ -18,12 +19,14 @@ from harness.config.document import to_yaml
 from harness.config.identity import config_hashes
 from harness.config.schedules import check_schedule_length
 from harness.config.schema import Config
+from harness.console import Console
 from harness.data.code import code_of
 from harness.data.feed import Feed, Patience, data_limit_s
 from harness.data.sampling import Sampling
 from harness.data.source import Batch, files_beside_of
 from harness.data.split import Split
 from harness.errors import AbandonedError, LeavingError
+from harness.evaluation_table import Shown
 from harness.interrupt import Interruption
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import generators_of
@@ -43,11 +46,12 @@ from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
+from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
 from harness.training.pacing import Pace, pace_of
 from harness.training.pretrained import dump_parts, resumed_parts
-from harness.training.resume import load_state, restore_rest
+from harness.training.resume import restore_rest
 from harness.training.run import Launch, Progress, Run
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
@@ -72,12 +76,12 @@ def build(
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
+    tracker.console.phase("building the network")
     engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch))
     controller = ranks.together(lambda: controller_of(config, task))
+    shown = ranks.together(lambda: shown_of(config, task))
     with ledger.account("resume"):
-        loaded = ranks.together(lambda: load_state(config, launch, engine, data.keys, ranks))
-        if loaded is None:
-            tell(ranks.together(lambda: start_weights(engine.network, config)), tracker)
+        loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
     patience = training_patience(config, ranks, interruption)
@@ -112,7 +116,7 @@ def build(
     )
     engine.note_inexact(ranks, ranks.together(lambda: unsteady(run.feed, data, progress.step)))
     restore_rest(loaded, run)
-    introduce(run)
+    introduce(run, shown)
     return run
 
 
@@ -129,10 +133,24 @@ def controller_of(config: Config, task: Task) -> StopController:
     return StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
 
 
-def tell(lines: Sequence[str], tracker: Tracker) -> None:
-    """On the console."""
-    for line in lines:
-        tracker.console.say(line)
+def shown_of(config: Config, task: Task) -> Shown:
+    """What the console shows of evaluations. Raises ConfigError."""
+    metrics = known_metrics(task, config.data.evaluated_splits)
+    return Shown.of(config.stop, metrics, config.log.show)
+
+
+def restore_weights(
+    config: Config, launch: Launch, engine: Engine, data: RunData, ranks: Ranks, console: Console
+) -> LoadedState | None:
+    """Those of the checkpoint, with the rest of its state; without one, those that the config
+    names. Called by every rank. Raises HarnessError.
+    """
+    if launch.checkpoint is not None:
+        console.phase(f"reading {launch.checkpoint.name}")
+        return load_state(config, launch, engine, data.keys, ranks)
+    for line in ranks.together(lambda: start_weights(engine.network, config)):
+        console.say(line)
+    return None
 
 
 def run_info(config: Config, launch: Launch) -> RunInfo:
@@ -238,12 +256,12 @@ def facts_of(config: Config, data: RunData, machines: list[dict[str, str]]) -> d
     }
 
 
-def introduce(run: Run) -> None:
+def introduce(run: Run, shown: Shown) -> None:
     """Record the launch, and print what begins, how to read its training metrics,
     and what the stop settings say of the run so far.
     """
-    run.tracker.console.expect(run.agenda.last_step(), run.config.stop.budget)
-    wanted = run.config.stop.train_metrics
+    config, console = run.config, run.tracker.console
+    wanted = config.stop.train_metrics
     kinds = {
         "interval": "of the interval's own batches, while the network changes",
         "full": "a true evaluation of the training split",
@@ -259,19 +277,21 @@ def introduce(run: Run) -> None:
     known = {name: names[of] for name, of in targets_of(run.task).items() if of in names}
     facts |= {CLASSES: known} if known else {}
     run.tracker.event("launch", run.position(), **facts, train_metrics=metrics)
-    run.tracker.console.say(
+    console.say(
         f"{run.directory}: launch {launch.number} on {run.ranks.size} x {len(run.slots)} slots of "
-        f"{run.sampling.micro_size} samples, "
-        f"{run.sampling.num_samples:,} an epoch; train/ metrics: {metrics}"
+        f"{run.sampling.micro_size} samples, {run.sampling.num_samples:,} an epoch"
     )
+    console.say(f"train/ metrics: {metrics}")
     if run.engine.recomputed:
         names = some(run.engine.recomputed)
-        run.tracker.console.say(f"{run.directory}: the backward pass runs {names} again")
+        console.say(f"{run.directory}: the backward pass runs {names} again")
     verdict = run.progress.verdict
     if verdict is not None:
-        run.tracker.console.say(
+        console.say(
             f"for the history so far, the stop settings say: {verdict.action}: {verdict.detail}"
         )
+    console.phase("warm-up: the first pass through the network")
+    console.expect(run.agenda.last_step(), config.stop.budget, shown)
 
 
 def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> CheckpointStore:

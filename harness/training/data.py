@@ -71,6 +71,7 @@ def open_data(
 
     Called by every rank. Raises HarnessError.
     """
+    console.phase("preparing the data")
     names = ("train", "val") if config.data.val is not None else ("train",)
     sources = Sources(config.data)
     prepared = slowly(

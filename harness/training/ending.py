@@ -56,6 +56,7 @@ def conclude(run: Run, verdict: Verdict | None, request: Request) -> Outcome:
     finished, and another launch goes on.
     """
     run.ranks.heartbeat.enter(END)
+    run.tracker.console.phase("waiting for the last save")
     with run.ledger.account("checkpoint_stall"):
         run.store.wait()
     report_saves(run)

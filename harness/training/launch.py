@@ -4,6 +4,7 @@ message and an exit code.
 
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -13,10 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import torch
 from accelerate import Accelerator
 
 from harness.config.read import read_config
 from harness.config.schema import Config
+from harness.console import Console, is_first_process
 from harness.data.feed import end_workers
 from harness.errors import (
     AbandonedError,
@@ -49,11 +52,16 @@ SURVIVORS_S = 3.0
 T = TypeVar("T")
 
 
-def launch(path: Path, overrides: Sequence[str]) -> int:
-    """Train by a config; the process's exit code. Called by every rank."""
+def launch(path: Path, overrides: Sequence[str], console: Console | None = None) -> int:
+    """Train by a config; the process's exit code. `console`: by default rank 0 has one.
+
+    Called by every rank.
+    """
+    console = console or Console(is_first_process())
+    console.again = command_again(path, overrides)
     try:
         with Interruption() as interruption:
-            code = launch_among(interruption, path, overrides)
+            code = launch_among(interruption, path, overrides, console)
             if interruption.cause is not None:
                 # An exit code that reports success must not become that of a second signal
                 interruption.stay_deaf()
@@ -73,20 +81,40 @@ def leave_process(code: int) -> NoReturn:
     thread is held by a machine that is cut off: an orderly exit would destroy its library's objects
     under it, and abort.
     """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # nobody reads it any more: Python would try again, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if has_joined() or any(thread.name == NOTES for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str]) -> int:
+def command_again(path: Path, overrides: Sequence[str]) -> str:
+    """What launches again what this process is part of; nothing for several machines, where only
+    their launcher knows.
+    """
+    size, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if size != here:
+        return ""
+    cpu = [] if torch.cuda.is_available() else ["--cpu"]
+    how = ["train"] if size == 1 else ["launch", *cpu, "--processes", str(size)]
+    return shlex.join(["fermarsi", *how, str(path), *overrides])
+
+
+def launch_among(
+    interruption: Interruption, path: Path, overrides: Sequence[str], console: Console
+) -> int:
     """The same, once signals no longer end the process."""
     ranks = Ranks()
     agent = under_agent(os.environ)
     try:
-        config, accelerator, ranks = join(interruption, lambda: read_config(path, overrides))
-        outcome = train(config, accelerator, ranks, interruption, process_age_s())
+        with console:
+            config, accelerator, ranks = join(
+                interruption, lambda: read_aloud(path, overrides, console)
+            )
+            outcome = train(config, accelerator, ranks, interruption, process_age_s(), console)
         code = exit_code(outcome, under_agent=agent)
     except AbandonedError as error:
         fail(error, ranks)
@@ -101,6 +129,15 @@ def launch_among(interruption: Interruption, path: Path, overrides: Sequence[str
         return 0 if agent and code == INTERRUPTED else code
     leave()
     return code
+
+
+def read_aloud(path: Path, overrides: Sequence[str], console: Console) -> Config:
+    """The config; says what begins, before and after. Raises ConfigError."""
+    console.phase(f"reading {path}")
+    config = read_config(path, overrides)
+    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+        console.phase(f"waiting for all {size} processes")
+    return config
 
 
 def join(
@@ -183,7 +220,7 @@ def worded(error: Exception, ranks: Ranks) -> Exception:
             "inputs, each of which is compiled by itself. Pad them to one length, or a few, or set "
             "train.compile: false from the start of a run."
         )
-    if (refused := explain_machine_error(error)) is not None:
+    if (refused := explain_machine_error(error, ranks.heartbeat.phase)) is not None:
         error = RankError(
             f"{where_in(ranks)}: {refused}, and launch again: the run resumes from "
             "its last checkpoint.",
@@ -221,14 +258,25 @@ def fail(error: Exception, ranks: Ranks) -> int:
         if error.origin_rank == ranks.rank or (
             error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
         ):
-            print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr, flush=True)
+            who = (
+                f"rank {ranks.rank}: "
+                if ranks.rank and f"rank {ranks.rank}" not in str(error)
+                else ""
+            )
+            report(f"{type(error).__name__}: {who}{error}", ranks)
         return error.exit_code
     tell_agent("".join(traceback.format_exception(error)))
-    traceback.print_exception(error)
+    report("".join(traceback.format_exception(error)).rstrip(), ranks)
     if ranks.size > 1:
         words = f"{type(error).__name__}: {first_line(error)} (traceback above)"
-        print(printable(f"{where_in(ranks)}: {words}"), file=sys.stderr, flush=True)
+        report(f"{where_in(ranks)}: {words}", ranks)
     return 1
+
+
+def report(message: str, ranks: Ranks) -> None:
+    """On standard error, in a line of its own: rank 0 may have a live one on the same terminal."""
+    erase = "\r\x1b[K" if ranks.rank and sys.stderr.isatty() else ""
+    print(erase + printable(message), file=sys.stderr, flush=True)
 
 
 def tell_agent(message: str) -> None:

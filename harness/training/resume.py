@@ -5,12 +5,11 @@ Nothing here is a collective.
 
 import os
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from harness import components
 from harness.checkpoint.commit import set_aside_newer
@@ -19,13 +18,11 @@ from harness.checkpoint.read import (
     LoadedState,
     choose,
     document_errors,
-    load,
+    find_damage,
     load_trainer,
     read_manifest,
 )
-from harness.checkpoint.state import restore_network, restore_optimizer
 from harness.components import target_of
-from harness.config import trust
 from harness.config.identity import course_changes, identity_changes, rate_changes
 from harness.config.read import read_stored, resolved_yaml
 from harness.config.schema import Config
@@ -36,6 +33,7 @@ from harness.errors import CheckpointError, ConfigError
 from harness.interrupt import PREEMPT, Interruption
 from harness.randomness import restore_random, seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
+from harness.ranks.slowly import together_slowly
 from harness.rundir.crashes import FILE as STEP_NOTE
 from harness.rundir.crashes import check_crashes
 from harness.rundir.lease import Lease
@@ -44,72 +42,8 @@ from harness.stopping.controller import StopController
 from harness.stopping.record import rows_by_column
 from harness.stopping.verdict import Verdict
 from harness.tasks.task import Task, known_metrics
-from harness.training.average import AVERAGED
-from harness.training.engine import Engine
 from harness.training.environment import differences
-from harness.training.optimizer import (
-    TRAINED,
-    adopt_changes,
-    build_optimizer,
-    parameter_names,
-    regroup,
-)
-from harness.training.run import Launch, Run
-from harness.training.schedule import cycled_options
-
-
-def load_state(
-    config: Config, launch: Launch, engine: Engine, data: Mapping[str, str], ranks: Ranks
-) -> LoadedState | None:
-    """Read the chosen checkpoint and put its weights and moments in.
-
-    Raises CheckpointError, also if `data` (fingerprints by split) has changed.
-    """
-    if launch.checkpoint is None:
-        return None
-    loaded = load(
-        launch.checkpoint, rank=ranks.rank, num_ranks=ranks.size, device=torch.device("cpu")
-    )
-    if config.run.exactness != "none":
-        with document_errors(launch.checkpoint):
-            compare_data(config, launch.checkpoint, loaded.manifest.facts, data)
-    restore_network(engine.network, loaded)
-    before = read_stored(launch.checkpoint / "config.yaml")
-    names = parameter_names(engine.network)
-    loaded = replace(loaded, model={})  # the memory is needed for the moments
-    with document_errors(launch.checkpoint):
-        groups = regroup(loaded.trainer["optimizer"], engine.optimizer, names)
-        moments = loaded.optimizer.without(TRAINED).without(AVERAGED)
-        restore_optimizer(engine.optimizer, names, moments, groups)
-        restore_weights(engine, loaded)
-    own = components.targets_in(config.optimizer)
-    trust.check_code(before.optimizer, f"{launch.checkpoint}: optimizer", own, _HOW_TO_TRUST)
-    built_before = build_optimizer(before.optimizer, engine.network, before.parts)
-    cycled = cycled_options(engine.schedule)
-    adopt_changes(engine.optimizer, built_before, engine.fresh_groups, cycled)
-    same = _schedule_name(before) == _schedule_name(config)
-    with document_errors(launch.checkpoint):
-        schedule = loaded.trainer["schedule"] if same else None
-        engine.restore_rest(schedule, loaded.trainer["scaler"], loaded.manifest.step)
-    return loaded
-
-
-def restore_weights(engine: Engine, loaded: LoadedState) -> None:
-    """The trained weights and their averages, where the network was given others or only one of
-    them as the checkpoint's model.
-    """
-    stored, stepper = loaded.optimizer, engine.stepper
-    names, parameters = parameter_names(engine.network), stepper.parameters()
-    if stepper.average is not None and loaded.trainer["ema_updates"]:
-        stepper.average.restore(
-            [
-                stored[key] if (key := AVERAGED + names[one]) in stored else one
-                for one in parameters
-            ],
-            loaded.trainer["ema_updates"],
-        )
-    if any(key.startswith(TRAINED) for key in stored):
-        stepper.put_back([stored[TRAINED + names[one]] for one in parameters])
+from harness.training.run import Run
 
 
 def compare_data(
@@ -231,10 +165,6 @@ def note_environment(loaded: LoadedState, run: Run) -> None:
         run.tracker.warn(f"{run.directory}: {seam}: from here on bits may differ")
 
 
-# Of an optimizer in the checkpoint that a launch resumes from
-_HOW_TO_TRUST = "name it in your own config and begin another run with run.init_from"
-
-
 SUPERSEDED = (
     "checkpoints",
     "config.yaml",
@@ -353,8 +283,27 @@ class Start:
         return cls(**value)
 
 
-def find_start(config: Config) -> Start:
-    """Choose the checkpoint to resume from; writes nothing. Rank 0 only. Raises HarnessError."""
+def agree_on_checkpoint(config: Config, ranks: Ranks) -> Start:
+    """Where all ranks resume: each verifies its share of the hashes, and what one finds damaged is
+    so for all. Called by every rank. Raises HarnessError.
+    """
+    damage: dict[str, list[str]] = {}
+    while True:
+        start = ranks.decide(lambda: find_start(config, damage), Start)
+        if start.checkpoint is None or config.checkpoint.verify == "size":
+            return start
+        look = partial(find_damage, Path(start.checkpoint), ranks.rank, ranks.size)
+        mine = together_slowly(ranks, look)
+        problems = [problem for found in ranks.gather(mine) for problem in found]
+        if not problems:
+            return start
+        damage[start.checkpoint] = sorted(problems)
+
+
+def find_start(config: Config, damage: Mapping[str, Sequence[str]] | None = None) -> Start:
+    """Choose the checkpoint to resume from, by all but the hashes of its tensors, and by the
+    `damage` that these have shown; nothing is written. Rank 0 only. Raises HarnessError.
+    """
     directory = config.run.dir
     overwrite = config.run.resume == "never" and config.run.overwrite
     if overwrite and (directory / "checkpoints").exists():
@@ -363,7 +312,7 @@ def find_start(config: Config) -> Start:
     crash = check_crashes(directory, config.run.max_crashes)
     if crash is not None:
         notes.append(f"warning: {directory}: in the previous launch, {crash}")
-    choice = choose(directory / "checkpoints", config.run.resume, verify=config.checkpoint.verify)
+    choice = choose(directory / "checkpoints", config.run.resume, verify="size", damage=damage)
     notes += [f"warning: {reason}" for reason in choice.skipped]
     if choice.path is None:
         return Start(secrets.token_hex(4), None, notes)
@@ -399,7 +348,8 @@ def prepare_directory(config: Config, start: Start, console: Console) -> None:
         ) from error
 
 
-def _schedule_name(config: Config) -> str | None:
+def schedule_name(config: Config) -> str | None:
+    """The schedule's dotted path, None without one."""
     return None if config.schedule is None else target_of(config.schedule)
 
 
@@ -409,7 +359,7 @@ def check_schedule(before: Config, now: Config, directory: Path) -> None:
     Torch's schedules store their arguments and compute each rate from the one before; ours are
     functions of the step and the present config.
     """
-    own = (_schedule_name(now) or "").startswith("harness.schedules.")
+    own = (schedule_name(now) or "").startswith("harness.schedules.")
     if own or (before.schedule is None and now.schedule is None):
         return
     changed = [] if before.schedule == now.schedule else ["schedule"]

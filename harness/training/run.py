@@ -100,10 +100,13 @@ class Run:
     progress: Progress
 
     def begin_step(self) -> None:
-        """Note the step that is worked on, for messages and for the launch after a crash."""
+        """Note the step that is worked on, for messages, for people, and for the launch after a
+        crash.
+        """
         self.ranks.heartbeat.step = self.step + 1
         self.ranks.heartbeat.enter(DATA)
         self.note.begin(self.step + 1)
+        self.tracker.console.tick(self.position)
 
     @property
     def directory(self) -> Path:

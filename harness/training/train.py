@@ -18,8 +18,7 @@ from harness.training.build import build
 from harness.training.ending import leave_early
 from harness.training.loop import fit, leave_between_steps
 from harness.training.resume import (
-    Start,
-    find_start,
+    agree_on_checkpoint,
     finished_outcome,
     prepare_directory,
     say_finished,
@@ -36,25 +35,25 @@ def train(
     ranks: Ranks,
     interruption: Interruption,
     age_s: float,
+    console: Console | None = None,
 ) -> Outcome:
-    """Run a training to its end, from wherever it stands.
-
-    age_s: how long the launch has taken so far. Called by every rank. Raises HarnessError.
+    """Run a training to its end, from wherever it stands. age_s: how long the launch has taken so
+    far. Called by every rank. Raises HarnessError.
     """
     directory = config.run.dir
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=age_s)
     lease = Lease(directory)
     tracker: Tracker | None = None
     run: Run | None = None
-    with Console(ranks.is_first()) as console:
+    with console or Console(ranks.is_first()) as console:
         launches = slowly(ranks, lambda: take(lease, console, directory, interruption))
         try:
             finished = ranks.decide(lambda: finished_outcome(config), Outcome)
             if finished is not None:
-                console.say(ranks.decide(lambda: say_finished(config, finished)))
+                console.tell(ranks.decide(lambda: say_finished(config, finished)))
                 return finished
             with ledger.account("resume"):
-                start = ranks.decide(lambda: find_start(config), Start)
+                start = agree_on_checkpoint(config, ranks)
                 ranks.decide(lambda: prepare_directory(config, start, console))
             launch = Launch(start.run_id, launches, start.path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
@@ -78,7 +77,7 @@ def train(
             outcome = ranks.decide(
                 lambda: leave_early(config, launches, ranks.size, cause, ledger), Outcome
             )
-            console.outcome(outcome)
+            console.outcome(outcome, directory)
             return outcome
         finally:
             if tracker is not None:

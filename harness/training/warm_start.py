@@ -95,7 +95,7 @@ def rename(
 def read_weights(path: Path, where: str) -> dict[str, Tensor]:
     """Weights by name from a run, a checkpoint, or a safetensors file. Raises CheckpointError."""
     if path.is_dir():
-        return load(find_checkpoint(path), rank=0, num_ranks=0, device=torch.device("cpu")).model
+        return load(find_checkpoint(path), rank=0, num_ranks=0).model.read()
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

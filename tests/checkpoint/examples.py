@@ -94,7 +94,7 @@ def save_steps(
 
 
 def loaded_from(path: Path, rank: int = 0, num_ranks: int = 1) -> LoadedState:
-    return load(path, rank=rank, num_ranks=num_ranks, device=torch.device("cpu"))
+    return load(path, rank=rank, num_ranks=num_ranks)
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

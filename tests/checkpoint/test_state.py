@@ -1,6 +1,6 @@
 """Optimizers and networks come back exactly, or not at all."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from harness.checkpoint import state as state_module
-from harness.checkpoint.read import LoadedState, StoredTensors
+from harness.checkpoint.read import LoadedState
 from harness.checkpoint.state import optimizer_tensors, restore_network, restore_optimizer
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_same, loaded_from, same_bits, snapshot, store_in
@@ -111,39 +110,6 @@ def through_disk(directory: Path, net: nn.Module, optimizer: Optimizer) -> Loade
 def restore(net: nn.Module, optimizer: Optimizer, loaded: LoadedState) -> None:
     restore_network(net, loaded)
     restore_optimizer(optimizer, names_of(net), loaded.optimizer, loaded.trainer["optimizer"])
-
-
-def test_moments_are_read_so_many_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    net = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(5)))
-    optimizer = AdamW(net.parameters())
-    net(torch.ones(2, 8)).sum().backward()
-    optimizer.step()
-    tensors, rest = optimizer_tensors(optimizer, names_of(net))
-    state = snapshot(
-        1, model=net.state_dict(), optimizer=tensors, trainer={"optimizer": rest}, history=[]
-    )
-    store = store_in(tmp_path)
-    store.save(state, None)
-    store.close()
-    loaded = loaded_from(tmp_path / "step-00000001")
-    read: list[int] = []
-    original = StoredTensors.read
-
-    def count(self: StoredTensors, names: Iterable[str]) -> dict[str, Tensor]:
-        found = original(self, names)
-        read.append(sum(one.nbytes for one in found.values()))
-        return found
-
-    monkeypatch.setattr(StoredTensors, "read", count)
-    monkeypatch.setattr(state_module, "_BATCH_BYTES", 1100)
-    other = AdamW(net.parameters())
-    restore_optimizer(other, names_of(net), loaded.optimizer, loaded.trainer["optimizer"])
-    assert read == [1032, 1032, 516]  # two moments of 256 bytes and a count a parameter
-    for parameter in net.parameters():
-        for key, expected in optimizer.state[parameter].items():
-            assert torch.equal(other.state[parameter][key], expected)
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 
+from harness.sources.streams import MixedStream
 from tests.resume.parts import Blobs
 
 
@@ -68,3 +69,15 @@ def hugging_face(count: int = 1000, shuffled: bool = False) -> Any:
     stream = datasets.Dataset.from_dict(rows).to_iterable_dataset(num_shards=4)
     stream = stream.with_format("numpy")
     return stream.shuffle(seed=3, buffer_size=20) if shuffled else stream
+
+
+def mixed(count: int = 1000) -> MixedStream:
+    """Of streams of all kinds, one of them a mixture itself, and a source with a length."""
+    inner = MixedStream([Stateful(count // 3, 4), Seeking(count, 5)], [2, 1])
+    parts = {
+        "stateful": Stateful(count // 2, 1),
+        "seeking": Seeking(count, 2),
+        "blobs": Blobs(12, 3),
+        "inner": inner,
+    }
+    return MixedStream(parts, {"stateful": 0.4, "seeking": 0.2, "blobs": 0.1, "inner": 0.3})

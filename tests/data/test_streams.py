@@ -21,7 +21,7 @@ from harness.data.split import Split
 from harness.data.streams import InOrder, StreamSource, digest_of
 from harness.errors import ConfigError, DataError
 from harness.sources.streams import MixedStream
-from tests.data.stream_parts import Plain, Seeking, Stateful, hugging_face
+from tests.data.stream_parts import Plain, Seeking, Stateful, hugging_face, mixed
 from tests.pool import train_on_ranks
 from tests.resume.parts import Blobs
 from tests.sources.test_mixtures import Counted
@@ -224,6 +224,52 @@ def test_streams_are_mixed_by_weights_and_sought() -> None:
         MixedStream([Counted(2), Counted(3)], [1])
 
 
+def stateful_parts(stream: MixedStream) -> list[Stateful]:
+    """Those within a mixture of streams, and within the mixtures in it."""
+    parts: list[Stateful] = []
+    for part in stream.sources.values():
+        if isinstance(part, MixedStream):
+            parts += stateful_parts(part)
+        elif isinstance(part, Stateful):
+            parts.append(part)
+    return parts
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(1, 9)), min_size=1, max_size=5),
+    st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_mixed_streams_resume_on_any_ranks_without_reading_from_the_start(
+    launches: list[tuple[int, int]], ends: bool
+) -> None:
+    """Each launch: its ranks, and after how many steps it is interrupted."""
+    count = 30 if ends else 1000  # whether streams end within a launch
+    sampling = Sampling(10**6, 12, 2, 3, order=InOrder())
+    whole, mark = source(mixed(count)), None
+    wanted, got, begin = [], [], 0
+    for ranks, steps in launches:
+        feeds, streams = [], []
+        for rank in range(ranks):
+            streams.append(mixed(count))
+            split = Split(source(streams[-1]), (), "data.train", lambda batch: None)
+            if mark is not None:
+                split.source.restore(json.loads(json.dumps(mark)))  # type: ignore[attr-defined] # of streams
+            slots = sampling.slots_of(rank, ranks)
+            feeds.append(Feed(split, sampling, slots, CPU, 0, begin))
+        for _ in range(steps):
+            for feed in feeds:
+                got += [row for batch in feed.next_step() for row in batch["x"].tolist()]
+        mark = feeds[0].mark
+        wanted += points(whole.__getitems__(list(range(12 * begin, 12 * (begin + steps)))))
+        begin += steps
+        for stream in () if ends else streams:
+            for part in stateful_parts(stream):
+                # What it gives, what marks are compared with, and two steps that precede
+                assert part.read <= 12 * (steps + 2) + 8
+    assert got == wanted
+
+
 def launch(directory: Path, ranks: int, source: str, *more: str, die_at: str = "") -> Any:
     """The trace, and the passes through the stream that the launch says."""
     options = [
@@ -242,11 +288,12 @@ def launch(directory: Path, ranks: int, source: str, *more: str, die_at: str = "
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_killed_training_of_a_stream_goes_on_exactly(tmp_path: Path) -> None:
-    whole = launch(tmp_path / "whole", 2, "Stateful")
+@pytest.mark.parametrize("source", ["Stateful", pytest.param("mixed", marks=pytest.mark.torture)])
+def test_a_killed_training_of_a_stream_goes_on_exactly(tmp_path: Path, source: str) -> None:
+    whole = launch(tmp_path / "whole", 2, source)
     assert len(whole) == 12
-    launch(tmp_path / "cut", 2, "Stateful", die_at="1:7")
-    assert launch(tmp_path / "cut", 2, "Stateful") == whole
+    launch(tmp_path / "cut", 2, source, die_at="1:7")
+    assert launch(tmp_path / "cut", 2, source) == whole
 
 
 @pytest.mark.torture

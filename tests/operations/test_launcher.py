@@ -66,7 +66,7 @@ def test_a_mistake_is_one_message_and_starts_nothing(tmp_path: Path) -> None:
 
 def test_processes_that_cannot_share_a_batch_are_refused_before_they_start() -> None:
     with pytest.raises(ConfigError, match=r"4 slots .* cannot be divided among 3 processes"):
-        launch_training(SMALL, (), 3, Machines(), cpu=True, debug=False)
+        launch_training(SMALL, (), 3, Machines(), cpu=True, quiet=False, debug=False)
 
 
 def test_a_port_in_use_is_told_without_options_of_others() -> None:

@@ -1,5 +1,7 @@
 """EDF, WFDB and HDF5 beside what their specifications, read by hand, say that they hold."""
 
+import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,85 @@ def test_datasets_mean_what_their_attributes_say(tmp_path: Path) -> None:
         file["deep"] = np.zeros((2, 2, 2))
     with pytest.raises(DataError, match=r"c\.h5: it holds no columns"):
         Table(str(tmp_path / "c.h5"), ["deep"])
+
+
+def sleep(path: Path, *notes: tuple[float, float, str]) -> None:
+    """An EDF+ file of 10 s with annotations: onset, duration, text."""
+    with pyedflib.EdfWriter(str(path), 1, pyedflib.FILETYPE_EDFPLUS) as file:
+        file.setSignalHeader(0, pyedflib.highlevel.make_signal_header("EEG", sample_frequency=10))
+        file.writeSamples([np.zeros(100)])
+        for note in notes:
+            file.writeAnnotation(*note)
+
+
+def test_annotations_of_edf_are_labels_of_their_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.edf"
+    with pyedflib.EdfWriter(str(path), 1, pyedflib.FILETYPE_EDFPLUS) as file:
+        file.setSignalHeader(
+            0, {**pyedflib.highlevel.make_signal_header("EEG", sample_frequency=10)}
+        )
+        file.writeSamples([np.zeros(100)])
+        for note in ((1.0, 2.0, "N1"), (3.0, 3.05, "N2"), (8.0, -1, "wake")):
+            file.writeAnnotation(*note)
+    table = Table(str(path), ["EEG"], {"annotation": "text"}, missing="keep")
+    rows = np.arange(100) / 10  # by hand
+    held = np.select(
+        [(rows >= 1) & (rows < 3), (rows >= 3) & (rows < 6.05), rows >= 8], ["N1", "N2", "wake"], ""
+    )
+    assert table.known()["annotation"] == held.tolist()
+    series = Series(str(path), ["EEG"], 10, 10, label="annotation")
+    assert series.known()["label"] == ["N1", "N1", "N2", "N2", "N2", "wake", "wake"]
+    assert Table(str(path)).features == ["EEG"]
+    with pyedflib.EdfWriter(str(path), 1, pyedflib.FILETYPE_EDFPLUS) as file:
+        file.setSignalHeader(
+            0, {**pyedflib.highlevel.make_signal_header("EEG", sample_frequency=10)}
+        )
+        file.writeSamples([np.zeros(100)])
+        file.writeAnnotation(1.0, 2.0, "N1")
+        file.writeAnnotation(2.0, 1.0, "arousal")
+    with pytest.raises(DataError, match="annotations 'N1' and 'arousal' hold at once, at 2 s"):
+        Series(str(path), ["EEG"], 10, 10, label="annotation")
+
+
+def test_annotations_of_wfdb_are_labels_until_the_next(tmp_path: Path) -> None:
+    signal = DRAW.normal(size=(200, 1))
+    with warnings.catch_warnings():  # of pandas, about how wfdb calls it
+        warnings.simplefilter("ignore")
+        wfdb = importlib.import_module("wfdb")
+        wfdb.wrsamp("r", 50, ["mV"], ["II"], signal, fmt=["16"], write_dir=str(tmp_path))
+        samples, notes = np.array([20, 50, 120]), ["(N", "", "(AFIB"]
+        wfdb.wrann("r", "atr", samples, ["+", "V", "+"], aux_note=notes, write_dir=str(tmp_path))
+    path = tmp_path / "r.hea"
+    table = Table(str(path), ["II"], {"aux_note": "text", "symbol": "text"}, missing="keep")
+    assert table.known()["aux_note"] == [""] * 20 + ["(N"] * 100 + ["(AFIB"] * 80
+    assert table.known()["symbol"] == [""] * 20 + ["+"] * 30 + ["V"] * 70 + ["+"] * 80
+    assert Series.paths_of(str(path)) == [path, tmp_path / "r.atr", tmp_path / "r.dat"]
+    (tmp_path / "r.atr").unlink()
+    with pytest.raises(DataError, match=r"r\.hea: cannot be read: .*r\.atr"):
+        Table(str(path), ["II"], {"symbol": "text"})
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_segments_of_wfdb_keep_their_own_gains(tmp_path: Path, variable: bool) -> None:
+    counts = DRAW.integers(-1000, 1000, (100, 1)).astype("<i2")
+    values = []
+    for number, gain in ((1, 200), (2, 50)):
+        counts.tofile(tmp_path / f"s{number}.dat")
+        sum_ = int(counts.sum()) % 2**16
+        line = f"s{number}.dat 16 {gain}(0)/mV 16 0 0 {sum_} 0 II\n"
+        (tmp_path / f"s{number}.hea").write_text(f"s{number} 1 50 100\n{line}")
+        values.append(counts[:, 0] / gain)
+    layout, segments = "", "s1 100\ns2 100\n"
+    if variable:
+        (tmp_path / "r_layout.hea").write_text("r_layout 1 50 0\n~ 0 200/mV 16 0 0 0 0 II\n")
+        layout, segments = "r_layout 0\n", "s1 100\n~ 50\ns2 100\n"
+        values.insert(1, np.full(50, np.nan))
+    path = tmp_path / "r.hea"
+    number = segments.count("\n") + variable
+    path.write_text(f"r/{number} 1 50 {250 if variable else 200}\n{layout}{segments}")
+    table = Table(str(path), ["II"], missing="keep")
+    found = table.__getitems__(list(range(len(table))))["features"].ravel()
+    np.testing.assert_allclose(found, np.concatenate(values), atol=1e-6)
+    (tmp_path / "s2.dat").write_bytes(counts[::-1].tobytes()[:-2] + b"\0\0")
+    with pytest.raises(DataError, match=r"r\.hea: signal 'II' has the checksum"):
+        Table(str(path), ["II"], missing="keep")

@@ -1,7 +1,9 @@
 """Text as bytes and as characters, and language models of it."""
 
+import bz2
 import gzip
 import json
+import lzma
 import math
 from collections import Counter
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -81,21 +84,25 @@ def test_packed_texts_and_those_with_a_byte_order_mark_are_the_plain_ones(tmp_pa
         ("mark.txt", text.encode("utf-8-sig")),
         ("packed.txt.gz", gzip.compress(text.encode())),
         ("both.txt.gz", gzip.compress(text.encode("utf-8-sig"))),
+        ("packed.txt.zst", pa.compress(text.encode(), "zstd", asbytes=True)),
+        ("packed.txt.bz2", bz2.compress(text.encode())),
+        ("packed.txt.xz", lzma.compress(text.encode())),
     ):
         (tmp_path / name).write_bytes(data)
         both = [Characters(str(tmp_path / one), 7) for one in ("plain.txt", name)]
         rows = [one.__getitems__(list(range(len(one))))["tokens"] for one in both]
         assert rows[0].tolist() == rows[1].tolist()
-    found = Bytes(str(tmp_path / "packed.txt.gz"), 5)
-    tokens = found.__getitems__(list(range(len(found))))["tokens"]
-    assert (
-        bytes(tokens[:, 1:].astype(np.uint8).reshape(-1))
-        == text.encode()[1 : 1 + tokens.shape[0] * 5]
-    )
-    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(text.encode())[:-20])
-    for source in (Bytes, Characters):
-        with pytest.raises(DataError, match=r"cut\.txt\.gz: cannot be unpacked: .* be trunc"):
-            source(str(tmp_path / "cut.txt.gz"), 5)
+    for ending in ("gz", "zst", "bz2", "xz"):
+        found = Bytes(str(tmp_path / f"packed.txt.{ending}"), 5)
+        tokens = found.__getitems__(list(range(len(found))))["tokens"]
+        read = bytes(tokens[:, 1:].astype(np.uint8).reshape(-1))
+        assert read == text.encode()[1 : 1 + tokens.shape[0] * 5]
+    for ending in ("gz", "zst", "bz2", "xz"):
+        whole = (tmp_path / f"packed.txt.{ending}").read_bytes()
+        (tmp_path / f"cut.txt.{ending}").write_bytes(whole[:-20])
+        for source in (Bytes, Characters):
+            with pytest.raises(DataError, match=r"cut\.txt\.\w+: cannot be unpacked: .* truncated"):
+                source(str(tmp_path / f"cut.txt.{ending}"), 5)
 
 
 def test_a_text_of_another_encoding_is_named(tmp_path: Path) -> None:

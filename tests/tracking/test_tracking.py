@@ -43,7 +43,7 @@ def test_only_the_first_rank_writes(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == ""
     Tracker(tmp_path, Console(True), enabled=True).train(record)
     assert lines(tmp_path / "metrics.jsonl") == [{"kind": "train", **record}]
-    assert "train/loss_step 2" in capsys.readouterr().out
+    assert "loss 2" in capsys.readouterr().out
 
 
 def test_a_record_that_cannot_be_written_is_a_warning(

@@ -52,7 +52,6 @@ def weights(run: Path) -> dict[str, Tensor]:
         list_checkpoints(run / "checkpoints")[-1].path,
         rank=0,
         num_ranks=0,
-        device=torch.device("cpu"),
     ).model
 
 
@@ -262,9 +261,7 @@ def test_parts_of_an_earlier_run_stay_as_they_were_to_the_bit_also_after_a_death
     tmp_path: Path,
 ) -> None:
     finish(tmp_path / "earlier", 1, "stop.budget.steps=10")
-    earlier = load(
-        find_checkpoint(tmp_path / "earlier"), rank=0, num_ranks=0, device=torch.device("cpu")
-    ).model
+    earlier = load(find_checkpoint(tmp_path / "earlier"), rank=0, num_ranks=0).model
     assert int(earlier["norm.num_batches_tracked"]) > 0
     shutil.copytree(tmp_path / "earlier", tmp_path / "moved")
     origin = [

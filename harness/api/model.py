@@ -1,0 +1,193 @@
+"""A trained network, and what it says of new data."""
+
+import inspect
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from harness import components
+from harness.api.config import plain
+from harness.commands.evaluate import SplitMetrics, evaluate_trained
+from harness.commands.prediction_rows import PredictionTables
+from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
+from harness.components import TARGET
+from harness.data.preparing import build_treatments, split_config
+from harness.errors import ConfigError
+from harness.objects import Objects, present
+from harness.sources.given import Arrays
+from harness.sources.tables import Table
+from harness.tasks.task import targets_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_PLACE = {"part": "all", "split": None}
+
+
+class Model:
+    """A trained network with all that belongs to it, from `load`.
+
+    `path`: of its checkpoint; `network`: the torch module, in evaluation mode; `class_names`: in
+    the order of their numbers, () where there are none; `config`: of its run.
+    """
+
+    def __init__(self, trained: TrainedNetwork) -> None:
+        self._trained = trained
+        self.path = trained.path
+        self.config = trained.config
+        self.network: nn.Module = trained.network
+        self.class_names = tuple(trained.class_names)
+
+    @property
+    def device(self) -> torch.device:
+        return self._trained.device
+
+    def treatments(self, split: str = "val") -> Sequence[Any]:
+        """Those of a split, with what they learned, in their order."""
+        return build_treatments(self.config.data, split, self._trained.learned)
+
+    def predict(self, inputs: Any = None, *, split: str = "val") -> "pd.DataFrame":
+        """One row a sample, in the order given: its index, what is known of it, its true value if
+        there is one, and the task's predictions; classes by their names, probabilities by class.
+
+        inputs: a file, or several, read as the split's source reads its own; a pandas frame, whose
+        rows are samples and whose index stays, with the columns that the run's table has; a
+        mapping {field: (N, ...) array}, or one array for the network's only input, as the source
+        would give them; or None: the split itself. The split's treatments are applied. Raises
+        HarnessError.
+        """
+        with ExitStack() as stack:
+            source = None if inputs is None else stack.enter_context(self._source(inputs, split))
+            opened = open_split(self._trained, split, source)
+            fit_task(self._trained, opened)
+            import pandas as pd
+
+            tables = list(PredictionTables(self._trained, opened, split))
+            found = pd.concat(tables, ignore_index=True)
+        if isinstance(inputs, pd.DataFrame):
+            found = found.drop(columns=["path", "row"], errors="ignore").set_index(inputs.index)
+        paths = _paths(inputs)
+        if len(paths) == len(found) and "path" in found:
+            # A source sorts its files
+            where = {Path(path).absolute(): row for row, path in enumerate(found["path"])}
+            found = found.iloc[[where[path.absolute()] for path in paths]].reset_index(drop=True)
+            found["sample"] = range(len(found))
+        return found
+
+    def evaluate(self, split: str = "val") -> SplitMetrics:
+        """The metrics on a split of the run's config; `values` by name. Raises HarnessError."""
+        return evaluate_trained(self._trained, split)
+
+    @contextmanager
+    def _source(self, inputs: Any, split: str) -> Iterator[Mapping[str, Any]]:
+        """The component of a source that has these samples."""
+        import pandas as pd
+
+        spec = split_config(self.config.data, split).source
+        target = components.find(spec[TARGET])
+        paths = _paths(inputs)
+        if isinstance(inputs, pd.DataFrame) and target is Table:
+            with tempfile.TemporaryDirectory(prefix="fermarsi-") as directory:
+                file = Path(directory) / "frame.parquet"
+                inputs.to_parquet(file, index=False)
+                yield {**self._without_targets(spec, list(inputs.columns)), "files": str(file)}
+        elif paths:
+            takes = inspect.signature(target).parameters
+            if "files" not in takes:
+                raise ConfigError(
+                    f"predict: {spec[TARGET]}, the source of data.{split}, reads no files. Give a "
+                    "mapping of arrays."
+                )
+            files = [str(path.absolute()) for path in paths]
+            place = {name: value for name, value in _PLACE.items() if name in takes}
+            known = self._without_targets(spec, None)
+            yield {**known, **place, "files": files}
+        else:
+            objects = Objects()
+            source = plain(Arrays(**self._fields(inputs)), ("predict",), objects)
+            with present(objects):
+                yield source
+
+    def _fields(self, inputs: Any) -> Mapping[str, Any]:
+        """Samples by field."""
+        import pandas as pd
+
+        if isinstance(inputs, pd.DataFrame):
+            return {str(name): inputs[name].to_numpy() for name in inputs.columns}
+        if isinstance(inputs, Mapping):
+            return inputs
+        field = getattr(self._trained.task, "input", None)
+        if not isinstance(field, str):
+            raise ConfigError(
+                "predict: the network has several inputs. Give a mapping {field: array}."
+            )
+        return {field: inputs}
+
+    def _without_targets(
+        self, spec: Mapping[str, Any], columns: Sequence[str] | None
+    ) -> dict[str, Any]:
+        """A source's settings for new samples: all of them, and none of the columns that say what
+        is to be predicted, but for those that a frame has.
+        """
+        targets = {*targets_of(self._trained.task).values()} - {*(columns or ())}
+        found = dict(spec)
+        if isinstance(columns_of := spec.get("columns"), Mapping):
+            found["columns"] = {
+                name: kind for name, kind in columns_of.items() if name not in targets
+            }
+        if columns is not None:
+            found |= _PLACE
+        found.pop("classes", None)
+        return found
+
+
+def load(
+    run: str | PathLike[str],
+    *,
+    network: nn.Module | None = None,
+    device: str | torch.device | None = None,
+    allow: Sequence[str] = (),
+) -> Model:
+    """The network of a run, its best, or of a checkpoint, with its treatments and class names.
+
+    network: one of the class that was given to the training as an object; weights come from the
+    run, and it stays as it is. device: a GPU if there is one. allow: dotted prefixes of your own
+    code that the run names, and directories of files, as --allow: a run may be somebody else's.
+    Raises HarnessError.
+    """
+    objects = Objects()
+    if network is not None:
+        plain(network, ("network",), objects)
+    with present(objects):
+        return Model(
+            load_trained(Path(run), allow, None if device is None else torch.device(device))
+        )
+
+
+def evaluate(
+    run: str | PathLike[str],
+    split: str = "val",
+    *,
+    network: nn.Module | None = None,
+    device: str | torch.device | None = None,
+    allow: Sequence[str] = (),
+) -> SplitMetrics:
+    """The metrics of a run's best checkpoint, or of a checkpoint, on a split of its config; as
+    `load(...).evaluate(split)`. Raises HarnessError.
+    """
+    return load(run, network=network, device=device, allow=allow).evaluate(split)
+
+
+def _paths(inputs: Any) -> list[Path]:
+    """The files, if that is what the inputs are."""
+    if isinstance(inputs, str | PathLike):
+        return [Path(fspath(inputs))]
+    if isinstance(inputs, list | tuple) and inputs:
+        return [Path(one) for one in inputs if isinstance(one, str | PathLike)]
+    return []

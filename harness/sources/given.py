@@ -1,0 +1,47 @@
+"""Arrays that a program has in memory."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import DataError
+from harness.sources.source import BatchSource
+from harness.wording import first_line
+
+
+class Arrays(BatchSource):
+    """Arrays, tensors or lists of one length, each a field of the samples by its name, e.g.
+    `Arrays(image=images, label=labels)`: N values, or (N, ...) numbers.
+
+    Numbers keep their type, but for 64-bit floats, which become float32. For configs made in Python
+    (docs/python-api.md). Raises DataError.
+    """
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = {name: _array(name, values) for name, values in fields.items()}
+        sizes = {name: len(values) for name, values in self._fields.items()}
+        if len(set(sizes.values())) != 1:
+            raise DataError(f"arrays: {sizes or 'none'}: give at least one, all of one length.")
+
+    def __len__(self) -> int:
+        return len(next(iter(self._fields.values())))
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """{name: (B, ...) array, or a list of B texts}"""
+        read = {name: values[indices] for name, values in self._fields.items()}
+        return {name: of.tolist() if of.dtype.kind in "OU" else of for name, of in read.items()}
+
+
+def _array(name: str, values: Any) -> NDArray[Any]:
+    try:
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except ValueError as error:
+        why = first_line(error).rstrip(".")
+        raise DataError(f"arrays: {name}: {why}. Give rows of one length.") from error
+    if array.ndim == 0 or (array.dtype.kind == "O" and not all(isinstance(x, str) for x in array)):
+        raise DataError(
+            f"arrays: {name}: a {type(values).__name__} of neither numbers nor texts alone. Is "
+            "something missing in it?"
+        )
+    return array.astype(np.float32) if array.dtype == np.float64 else array
