@@ -5,7 +5,6 @@ Each imports what it needs when it is called, so that none waits for torch unnec
 
 import errno
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,71 +12,60 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.arguments import ConfigPath, Json, Overrides, find_own_code
+from harness.commands.arguments import (
+    Allow,
+    AnyPath,
+    ConfigPath,
+    HistoryPath,
+    Json,
+    Overrides,
+    Quiet,
+    RunPath,
+    SplitName,
+    find_own_code,
+)
 from harness.commands.many import many
+from harness.commands.of_data import data
 from harness.commands.show import say, show
+from harness.commands.tools import tools
 from harness.errors import HarnessError
 from harness.imports import without_garbage_collection
-from harness.wording import printable, short_repr
+from harness.wording import own_version, printable, short_repr
 
 app = typer.Typer(
-    help="Train for as long as it pays, keep the best model, resume exactly.",
     no_args_is_help=True,
-    add_completion=False,
+    pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        say(f"fermarsi {own_version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def before(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", callback=_say_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Train for as long as it pays, keep the best model, resume exactly."""
+
+
 checkpoints = typer.Typer(
     help="List, verify and prune the checkpoints of a run.", no_args_is_help=True
 )
-app.add_typer(many)
 app.add_typer(checkpoints, name="checkpoints")
 track = typer.Typer(
     help="Send a run's records to Weights & Biases, TensorBoard or Trackio.", no_args_is_help=True
 )
 app.add_typer(track, name="track")
 
-data = typer.Typer(
-    help="Check a config's data, and build, inspect and prune its store.", no_args_is_help=True
-)
+app.add_typer(many)
+app.add_typer(tools)
 app.add_typer(data, name="data")
-
-
-def _allowed_prefixes(allow: list[str] | None) -> list[str]:
-    """What the user allows, on the command line and in FERMARSI_ALLOW."""
-    always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
-    given = [one for one in [*(allow or ()), *always] if one]
-    find_own_code([one for one in given if "/" not in one])
-    return [one if "/" in one else one.replace(":", ".") for one in given]
-
-
-RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
-HistoryPath = Annotated[
-    Path,
-    typer.Argument(
-        help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
-    ),
-]
-AnyPath = Annotated[
-    Path,
-    typer.Argument(
-        help="A run directory (its best checkpoint) or a checkpoint.", metavar="RUN|CHECKPOINT"
-    ),
-]
-Allow = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Trust components of the run whose dotted path begins with this, or, with a /, files "
-        "in this directory; repeatable. FERMARSI_ALLOW, separated by colons, does the same "
-        "for all commands.",
-        metavar="PREFIX|DIR/",
-        callback=_allowed_prefixes,
-    ),
-]
-SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
-
-
-Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Print only warnings, errors and how the launch ended.")
-]
 
 
 @app.command()
@@ -290,30 +278,6 @@ def trace(
     raise typer.Exit(code)
 
 
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """What this machine offers, what is missing, and how to fix it."""
-    from harness.commands.doctor import diagnose
-
-    findings, code = diagnose()
-    show(findings, as_json)
-    raise typer.Exit(code)
-
-
-@app.command()
-def export(
-    path: AnyPath,
-    out: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT")],
-) -> None:
-    """Write a checkpoint's model as one safetensors file."""
-    from harness.checkpoint.export import export
-    from harness.checkpoint.read import find_checkpoint
-
-    found = find_checkpoint(path)
-    export(found, out)
-    say(f"{out}: the model of {found}")
-
-
 @checkpoints.command("list")
 def list_them(run: RunPath, as_json: Json = False) -> None:
     """The checkpoints of a run, valid or not, oldest first."""
@@ -343,60 +307,6 @@ def prune(
 
     for path in prune_run(run, keep_last, keep_best):
         say(f"{path}: deleted")
-
-
-@data.command()
-def check(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    as_json: Json = False,
-    page: Annotated[
-        Path | None,
-        typer.Option(
-            "--html", help="Also write a page with pictures of some samples.", metavar="FILE"
-        ),
-    ] = None,
-) -> None:
-    """Check for leaks between splits, invalid numbers and imbalance; exit code 2 if there is what
-    `data.checks` calls an error.
-    """
-    from harness.commands.data import check_config
-
-    result = check_config(config, overrides or (), page)
-    show(result, as_json)
-    raise typer.Exit(result.exit_code)
-
-
-@data.command()
-def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Apply one-time treatments, and keep the result in the config's store."""
-    from harness.commands.data import build_store
-
-    show(build_store(config, overrides or ()), as_json)
-
-
-@data.command()
-def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """The entries of the config's store, and which of them its splits use."""
-    from harness.commands.data import inspect_store
-
-    show(inspect_store(config, overrides or ()), as_json)
-
-
-@data.command("prune")
-def prune_store(
-    configs: Annotated[
-        list[Path],
-        typer.Argument(
-            help="YAML configs that share a store.", metavar="CONFIG...", callback=find_own_code
-        ),
-    ],
-) -> None:
-    """Delete the store entries that no split of these configs uses."""
-    from harness.commands.data import prune_store
-
-    for entry in prune_store(configs):
-        say(f"{entry.path}: deleted ({entry.size_bytes / 1e6:,.1f} MB)")
 
 
 @track.command()

@@ -1,5 +1,6 @@
-"""Arguments that several commands share."""
+"""Arguments that commands share."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -18,6 +19,14 @@ def find_own_code(given: T) -> T:
     return given
 
 
+def allowed_prefixes(allow: list[str] | None) -> list[str]:
+    """What the user allows, on the command line and in FERMARSI_ALLOW."""
+    always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
+    given = [one for one in [*(allow or ()), *always] if one]
+    find_own_code([one for one in given if "/" not in one])
+    return [one if "/" in one else one.replace(":", ".") for one in given]
+
+
 ConfigPath = Annotated[
     Path, typer.Argument(help="A YAML config.", metavar="CONFIG", callback=find_own_code)
 ]
@@ -25,4 +34,31 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]..."),
 ]
+RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+HistoryPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
+    ),
+]
+AnyPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A run directory (its best checkpoint) or a checkpoint.", metavar="RUN|CHECKPOINT"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Trust components of the run whose dotted path begins with this, or, with a /, files "
+        "in this directory; repeatable. FERMARSI_ALLOW, separated by colons, does the same "
+        "for all commands.",
+        metavar="PREFIX|DIR/",
+        callback=allowed_prefixes,
+    ),
+]
+SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print only warnings, errors and how the launch ended.")
+]

@@ -1,19 +1,17 @@
 """The checks' report as one self-contained HTML page, with pictures of samples of each class."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from harness.checks.report import Finding, Report, SplitSummary
 from harness.checks.roles import Roles
 from harness.checks.survey import content_of
 from harness.commands.page import figure_settings, page, section
+from harness.commands.pictures import TABLE, draw, figure_png, is_picture
 from harness.commands.show import write_errors
 from harness.data.columns import Values, read_samples
 from harness.wording import printable
@@ -21,24 +19,12 @@ from harness.wording import printable
 # Shown of a split
 CLASSES = 30
 
-# Samples with at most this many numbers are shown as numbers; larger ones are plotted
-WIDEST_ROW = 32
-
-_RGB = (3, 4)
-
 _FINDINGS = """<h2>Findings</h2>
 {% if found %}<table>{% for one in found -%}
 <tr><td class={{ one.level }}>{{ one.level }}<td>{{ one.check }}<td>{{ one.message }}<ul>
 {%- for example in one.examples %}<li>{{ example }}{% endfor %}</ul>{% endfor %}</table>
 {% else %}<p class=reason>No problems found.</p>{% endif %}
 <ul>{% for note in notes %}<li>{{ note }}{% endfor %}</ul>"""
-_TABLE = (
-    "<table><tr>{% for one in head %}<th>{{ one }}{% endfor %}"
-    "{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}{% endfor %}{% endfor %}</table>"
-)
-
-
-Cell = NDArray[Any]
 
 
 def write_page(
@@ -81,7 +67,7 @@ def _counts(looked: Sequence[SplitSummary]) -> Markup:
         [name, *(f"{one.classes.get(name, 0):,} ({_share(one, name):.1%})" for one in looked)]
         for name in names
     ]
-    return section(_TABLE, head=["class", *(f"data.{one.split}" for one in looked)], rows=rows)
+    return section(TABLE, head=["class", *(f"data.{one.split}" for one in looked)], rows=rows)
 
 
 def _share(one: SplitSummary, name: str) -> float:
@@ -93,7 +79,7 @@ def _samples(one: SplitSummary, source: Any, roles: Roles) -> Markup:
     where = f"data.{one.split}"
     read = {name: read_samples(source, one.some[name], where) for name in names}
     first = next(iter(read.values()))
-    drawable = [key for key, cells in first.items() if _is_picture(cells[0])]
+    drawable = [key for key, cells in first.items() if is_picture(cells[0])]
     pictures = [key for key in content_of(first, roles) if key in drawable]
     drawn = [
         section("<p>{{ key }}</p>{{ drawn }}", key=key, drawn=_figure(key, read))
@@ -117,17 +103,12 @@ def _side_by_side(finding: Finding, sources: Mapping[str, Any], roles: Roles) ->
             read_samples(sources[name], [at], f"data.{name}")
             for name, at in ((split, row), (other, other_row))
         ]
-        shown = [key for key in content_of(both[0], roles) if _is_picture(both[0][key][0])]
+        shown = [key for key in content_of(both[0], roles) if is_picture(both[0][key][0])]
         if shown:
             title = f"{split} {row:,} ~ {other} {other_row:,}"
             read[title] = {shown[0]: [one[shown[0]][0] for one in both]}
     key = next((key for of in read.values() for key in of), "")
     return _figure(key, read) if read else Markup()
-
-
-def _is_picture(cell: Any) -> bool:
-    array = np.asarray(cell)
-    return array.dtype.kind in "biuf" and (array.ndim >= 2 or array.size > WIDEST_ROW)
 
 
 def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> Markup:
@@ -137,7 +118,7 @@ def _table(read: Mapping[str, Mapping[str, Values]], keys: Sequence[str]) -> Mar
         for name, samples in read.items()
         for cells in zip(*(samples[key] for key in keys), strict=True)
     ]
-    return section(_TABLE, head=["class", *keys], rows=rows)
+    return section(TABLE, head=["class", *keys], rows=rows)
 
 
 def _figure(key: str, read: Mapping[str, Mapping[str, Values]]) -> Markup:
@@ -153,53 +134,9 @@ def _figure(key: str, read: Mapping[str, Mapping[str, Values]]) -> Markup:
     axes = figure.subplots()
     for row, samples in enumerate(read.values()):
         for column, cell in enumerate(samples[key]):
-            _draw(axes, np.asarray(cell), column, row)
+            draw(axes, np.asarray(cell), column, row)
     axes.set(xlim=(0, widest), ylim=(len(read), 0), xticks=[], yticks=np.arange(len(read)) + 0.45)
     axes.set_yticklabels(names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return section(
-        '<img alt="samples of {{ key }}" src="data:image/png;base64,{{ data }}">',
-        key=key,
-        data=base64.b64encode(buffer.getvalue()).decode(),
-    )
-
-
-def _draw(axes: Any, cell: Cell, column: int, row: int) -> None:
-    """Into the square [column, column + 0.9] x [row, row + 0.9]; y points down."""
-    if cell.ndim >= 3:
-        axes.imshow(
-            _picture(cell),
-            cmap="gray",
-            extent=(column, column + 0.9, row + 0.9, row),
-            interpolation="nearest",
-        )
-        return
-    lines = cell.reshape(-1, cell.shape[-1])[:8].astype(float)
-    lines = np.where(np.isfinite(lines), lines, np.nan)
-    low, high = np.nanmin(lines, initial=np.inf), np.nanmax(lines, initial=-np.inf)
-    for channel, line in enumerate(lines):
-        height = (line - low) / max(high - low, 1e-12)
-        axes.plot(
-            np.linspace(column, column + 0.9, len(line)),
-            row + 0.8 - 0.7 * height,
-            linewidth=0.6,
-            color=f"C{channel}",
-        )
-
-
-def _picture(cell: Cell) -> Cell:
-    """(C, H, W), or of a clip (C, T, H, W) or (T, C, H, W) the middle one -> (H, W) or (H, W, 3) in
-    [0, 1].
-    """
-    if cell.ndim > 3:
-        cell = (
-            cell[:, cell.shape[1] // 2] if cell.shape[0] in (1, *_RGB) else cell[cell.shape[0] // 2]
-        )
-    cell = cell.reshape(-1, *cell.shape[-2:]).astype(float)
-    cell = np.where(np.isfinite(cell), cell, np.nan)
-    low, high = np.nanmin(cell, initial=np.inf), np.nanmax(cell, initial=-np.inf)
-    scaled: Cell = np.nan_to_num((cell - low) / max(high - low, 1e-12))
-    return scaled[:3].transpose(1, 2, 0) if len(scaled) in _RGB else scaled[0]
+    return figure_png(figure, f"samples of {key}")

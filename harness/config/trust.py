@@ -161,9 +161,11 @@ def is_directory(allowed: str) -> bool:
 def _refusal(spec: Mapping[str, Any], allow: Sequence[str]) -> Mistake | None:
     """Why somebody else's config may not name this component, with the keys of what is wrong."""
     path = target_of(spec)
-    # What the user's own process holds, and classes of it whose code is the one that is named
-    of_user = path == TAKE or (_is_under(path, (MAIN,)) and find_change(spec) is None)
-    if of_user or _is_under(path, allow):
+    if _is_under(path, allow) or path == TAKE:  # which gives what this process has been given
+        return None
+    if _is_under(path, (MAIN,)):
+        if (change := find_change(spec)) is not None:
+            raise ConfigError(f"{change}.")
         return None
     if not _is_under(path, (*OWN, *LIBRARIES)):
         return Mistake((TARGET,), f"{path} is code from elsewhere")

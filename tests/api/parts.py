@@ -1,5 +1,9 @@
 """A network as a user's module has it."""
 
+import os
+import signal
+import time
+
 from torch import Tensor, nn
 
 
@@ -15,3 +19,18 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.drop(self.body(x).relu()))
         return out
+
+
+class Impatient(Net):
+    """Interrupts the process twice within its thirtieth forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        for _ in range(2 * (self.calls == 30)):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+        return super().forward(x)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import fermarsi
-from tests.api.parts import Net
+from tests.api.parts import Impatient, Net
 
 rng = np.random.default_rng(3)
 LABELS = np.arange(64) % 3
@@ -97,6 +97,15 @@ def test_mistakes_are_those_of_the_commands(tmp_path: Path) -> None:
     ):
         with pytest.raises(fermarsi.HarnessError, match=words):
             make()
+
+
+def test_a_second_interrupt_is_an_exception_and_the_process_lives(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    more = {"stop.budget.steps": 100}
+    with pytest.raises(KeyboardInterrupt):
+        fermarsi.train(config(tmp_path, Impatient()), more)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert fermarsi.train(config(tmp_path / "next", Net)).is_finished
 
 
 def test_a_trained_network_is_let_go(tmp_path: Path) -> None:

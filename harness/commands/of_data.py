@@ -1,0 +1,106 @@
+"""`fermarsi data`: its commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.commands.arguments import (
+    Allow,
+    AnyPath,
+    ConfigPath,
+    Json,
+    Overrides,
+    SplitName,
+    find_own_code,
+)
+from harness.commands.show import say, show
+from harness.imports import without_garbage_collection
+
+data = typer.Typer(
+    help="Check and show a config's data, find suspect labels, build, inspect and prune its store.",
+    no_args_is_help=True,
+)
+
+
+@data.command()
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", help="Also write a page with pictures of some samples.", metavar="FILE"
+        ),
+    ] = None,
+) -> None:
+    """Check for leaks, near-duplicates and drift between splits, invalid numbers and imbalance;
+    exit code 2 if there is what `data.checks` calls an error.
+    """
+    from harness.commands.data import check_config
+
+    result = check_config(config, overrides or (), page)
+    show(result, as_json)
+    raise typer.Exit(result.exit_code)
+
+
+@data.command()
+def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Apply one-time treatments, and keep the result in the config's store."""
+    from harness.commands.data import build_store
+
+    show(build_store(config, overrides or ()), as_json)
+
+
+@data.command()
+def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """The entries of the config's store, and which of them its splits use."""
+    from harness.commands.data import inspect_store
+
+    show(inspect_store(config, overrides or ()), as_json)
+
+
+@data.command()
+def suspects(
+    path: AnyPath,
+    split: SplitName = "val",
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="With --split train: train as many networks, each of which judges the share of "
+            "the samples that it does not learn from.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The table to write, .csv; by default in the run. A page with pictures is written "
+            "beside it."
+        ),
+    ] = None,
+    as_json: Json = False,
+    allow: Allow = None,
+) -> None:
+    """Labels that are probably wrong, by a trained network and confident learning."""
+    with without_garbage_collection():
+        from harness.commands.suspects import find_suspects
+
+    show(find_suspects(path, split, folds, out, allow or ()), as_json)
+
+
+@data.command("prune")
+def prune_store(
+    configs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="YAML configs that share a store.", metavar="CONFIG...", callback=find_own_code
+        ),
+    ],
+) -> None:
+    """Delete the store entries that no split of these configs uses."""
+    from harness.commands.data import prune_store
+
+    for entry in prune_store(configs):
+        say(f"{entry.path}: deleted ({entry.size_bytes / 1e6:,.1f} MB)")
