@@ -23,7 +23,7 @@ data = typer.Typer(
 )
 
 
-@data.command()
+@data.command(epilog="Example: fermarsi data check configs/digits.yaml --html check.html")
 def check(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -45,7 +45,7 @@ def check(
     raise typer.Exit(result.exit_code)
 
 
-@data.command()
+@data.command(epilog="Example: fermarsi data build CONFIG data.store.dir=runs/store")
 def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Apply one-time treatments, and keep the result in the config's store."""
     from harness.commands.data import build_store
@@ -53,7 +53,7 @@ def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False
     show(build_store(config, overrides or ()), as_json)
 
 
-@data.command()
+@data.command(epilog="Example: fermarsi data inspect CONFIG")
 def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """The entries of the config's store, and which of them its splits use."""
     from harness.commands.data import inspect_store
@@ -90,7 +90,7 @@ def suspects(
     show(find_suspects(path, split, folds, out, allow or ()), as_json)
 
 
-@data.command("prune")
+@data.command("prune", epilog="Example: fermarsi data prune configs/a.yaml configs/b.yaml")
 def prune_store(
     configs: Annotated[
         list[Path],
