@@ -52,9 +52,17 @@ def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
         wfdb = need("wfdb", "devices", f"{path}: WFDB")
         _parts_of(path)
         try:
-            record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False, physical=False)
-            _compare_checksums(path, record)
-            record.dac(expanded=True, inplace=True)
+            record = wfdb.rdrecord(
+                str(path.with_suffix("")), smooth_frames=False, physical=False, m2s=False
+            )
+            segments = getattr(record, "segments", None)
+            # Each with its own gains; None where there are no signals
+            for one in [record] if segments is None else segments:
+                if getattr(one, "e_d_signal", None) is not None:
+                    _compare_checksums(path, one)
+                    one.dac(expanded=True, inplace=True)
+            if segments is not None:
+                record = record.multi_to_single(physical=True, expanded=True)
             if columns and not set(_OF_WFDB).isdisjoint(columns):
                 notes = annotations_of_wfdb(wfdb.rdann(str(path.with_suffix("")), "atr"), record.fs)
         except DataError:
