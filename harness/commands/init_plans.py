@@ -237,6 +237,26 @@ def _target(table: "pd.DataFrame", target: str | None, path: Path) -> str:
     return chosen
 
 
+def _to_features(
+    numbers: Sequence[str], categories: Sequence[str], sizes: Mapping[Any, Any], *, holes: bool
+) -> list[dict[str, Any]]:
+    """The treatments by which columns become one array; `sizes`: of one-hot codes, by category."""
+    treatments: list[dict[str, Any]] = []
+    if numbers and holes:
+        treatments.append({"_target_": f"{_TREATMENT}Impute", "value": "median", "mark": True})
+    if numbers:
+        treatments.append({"_target_": f"{_TREATMENT}Standardise"})
+    for name in categories:
+        treatments += [
+            {"_target_": f"{_TREATMENT}Encode", "key": name, "others": True},
+            {"_target_": f"{_TREATMENT}OneHot", "key": name, "size": int(sizes[name])},
+        ]
+    if categories:
+        keys = [*(["features"] if numbers else []), *categories]
+        treatments.append({"_target_": f"{_TREATMENT}Join", "keys": keys})
+    return treatments
+
+
 def plan_table(path: Path, target: str | None) -> Plan:
     """Rows with a target, some cells missing. Raises ConfigError."""
     table = _read(path)
@@ -258,19 +278,7 @@ def plan_table(path: Path, target: str | None) -> Plan:
     holes = bool(table[[*numbers, *categories]].isna().any().any())
     wide = table[categories].nunique() + table[categories].isna().any() + 1
     inputs = len(numbers) * (2 if holes else 1) + int(wide.sum())
-    treatments: list[dict[str, Any]] = []
-    if numbers and holes:
-        treatments.append({"_target_": f"{_TREATMENT}Impute", "value": "median", "mark": True})
-    if numbers:
-        treatments.append({"_target_": f"{_TREATMENT}Standardise"})
-    for name in categories:
-        treatments += [
-            {"_target_": f"{_TREATMENT}Encode", "key": name, "others": True},
-            {"_target_": f"{_TREATMENT}OneHot", "key": name, "size": int(wide[name])},
-        ]
-    if categories:
-        keys = [*(["features"] if numbers else []), *categories]
-        treatments.append({"_target_": f"{_TREATMENT}Join", "keys": keys})
+    treatments = _to_features(numbers, categories, wide.to_dict(), holes=holes)
     if is_class:
         own = {"_target_": f"{_TREATMENT}Encode", "key": target, "optional": True}
         split = _stratified(target, [*numbers, *categories])
