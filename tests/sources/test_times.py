@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import pytest
 
@@ -338,3 +339,20 @@ def test_digits_that_could_be_two_dates_are_refused(tmp_path: Path, text: str) -
 def test_forms_of_dates_that_python_would_not_use_are_refused(form: str, why: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{form!r}: ") + f".*{why}"):
         Series("a.csv", ["a"], 1, 1, time="t", gap_s=1, time_format=form)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "xlsx"])
+def test_durations_are_seconds(tmp_path: Path, ending: str) -> None:
+    elapsed = pd.to_timedelta([0, 1.5, 90_000, 90_001.25], unit="s")
+    frame, path = pd.DataFrame({"t": elapsed, "a": 1.0}), tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        frame.to_parquet(path)
+    else:
+        book = openpyxl.Workbook()
+        sheet: Any = book.active
+        for row in [["t", "a"], *([one.to_pytimedelta(), 1] for one in elapsed)]:
+            sheet.append(row)
+        book.save(path)
+    settings: dict[str, Any] = {"time": "t", "gap_s": 1e9}
+    read = times_of(Series(str(path), ["a"], 1, 1, **settings))
+    assert read == pytest.approx(elapsed.total_seconds().tolist(), abs=1e-6)
