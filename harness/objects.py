@@ -29,7 +29,7 @@ def present(objects: Mapping[Key, Any]) -> Iterator[None]:
     token = _present.set(objects)
     for key, value in objects.items():
         with suppress(TypeError):  # a list, a number
-            _known[key] = value
+            _known.setdefault(key, value)
     try:
         yield
     finally:
