@@ -16,46 +16,56 @@ from harness.commands.arguments import (
     Allow,
     AnyPath,
     ConfigPath,
+    HistoryPath,
     Json,
     Overrides,
+    Quiet,
+    RunPath,
     SplitName,
     find_own_code,
 )
 from harness.commands.many import many
 from harness.commands.of_data import data
 from harness.commands.show import say, show
+from harness.commands.tools import tools
 from harness.errors import HarnessError
 from harness.imports import without_garbage_collection
-from harness.wording import printable, short_repr
+from harness.wording import own_version, printable, short_repr
 
 app = typer.Typer(
-    help="Train for as long as it pays, keep the best model, resume exactly.",
     no_args_is_help=True,
-    add_completion=False,
+    pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        say(f"fermarsi {own_version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def before(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", callback=_say_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Train for as long as it pays, keep the best model, resume exactly."""
+
+
 checkpoints = typer.Typer(
     help="List, verify and prune the checkpoints of a run.", no_args_is_help=True
 )
-app.add_typer(many)
 app.add_typer(checkpoints, name="checkpoints")
 track = typer.Typer(
     help="Send a run's records to Weights & Biases, TensorBoard or Trackio.", no_args_is_help=True
 )
 app.add_typer(track, name="track")
 
+app.add_typer(many)
+app.add_typer(tools)
 app.add_typer(data, name="data")
-
-
-RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
-HistoryPath = Annotated[
-    Path,
-    typer.Argument(
-        help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
-    ),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Print only warnings, errors and how the launch ended.")
-]
 
 
 @app.command()
@@ -266,30 +276,6 @@ def trace(
     comparison, code = compare(run, other)
     say(comparison)
     raise typer.Exit(code)
-
-
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """What this machine offers, what is missing, and how to fix it."""
-    from harness.commands.doctor import diagnose
-
-    findings, code = diagnose()
-    show(findings, as_json)
-    raise typer.Exit(code)
-
-
-@app.command()
-def export(
-    path: AnyPath,
-    out: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT")],
-) -> None:
-    """Write a checkpoint's model as one safetensors file."""
-    from harness.checkpoint.export import export
-    from harness.checkpoint.read import find_checkpoint
-
-    found = find_checkpoint(path)
-    export(found, out)
-    say(f"{out}: the model of {found}")
 
 
 @checkpoints.command("list")

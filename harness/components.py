@@ -9,7 +9,10 @@ module works like ours. `check` imports the module of a target but calls nothing
 import importlib
 import inspect
 import pkgutil
+import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +21,7 @@ from harness.hidden import Reference
 from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin, short_repr
 
 TARGET = "_target_"
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 # The code of a component of `__main__`, by a digest (data/notebook.py)
@@ -37,6 +41,8 @@ def build(
     inherit: which of `given` the nested components get too, where they take them. Raises
     ConfigError that says where and what; a HarnessError of the target keeps its type.
     """
+    if is_function(spec, where):
+        return partial(find(spec[TARGET]), **{k: v for k, v in spec.items() if k != TARGET})
     mistakes = [mistake.within(where) for mistake in _misfits(spec, (), given)]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -52,8 +58,35 @@ def build(
     except Exception as error:  # a target may raise anything for arguments it does not like
         raise ConfigError(
             f"{where}: {spec[TARGET]} cannot be built: {type(error).__name__}: {error} "
-            f"({origin(error)}). Check its arguments.{_slip(spec, where)}"
+            f"({origin(error)}). Check its arguments.{_timm_name(error)}{_slip(spec, where)}"
         ) from error
+
+
+def _timm_name(error: Exception) -> str:
+    """A hint at the network of timm that was meant, where it knows none of the name."""
+    unknown = re.match(r"Unknown model \((.*)\)", str(error))
+    if unknown is None or "timm" not in sys.modules:
+        return ""
+    return did_you_mean(unknown[1], sys.modules["timm"].list_models())
+
+
+def is_function(spec: Mapping[str, Any], where: str) -> bool:
+    """Whether a component is a function that is to be handed over, not called: a `loss` that still
+    needs the outputs and the target.
+    """
+    if where.rpartition(".")[2] != "loss":
+        return False
+    try:
+        target = find(spec[TARGET])
+        if not inspect.isroutine(target):
+            return False
+        parameters = inspect.signature(target).parameters.values()
+    except (ConfigError, TypeError):  # said by `_misfits`
+        return False
+    except ValueError:  # a function written in C that does not tell its signature
+        return True
+    open_ = [one for one in parameters if one.default is one.empty and one.name not in spec]
+    return len([one for one in open_ if one.kind in _BY_POSITION]) == 2
 
 
 def _slip(spec: Mapping[str, Any], where: str) -> str:
@@ -84,8 +117,10 @@ def find_mistakes(
     yield from _misfits(spec, (), given)
     if isinstance(spec, Mapping):
         for keys, nested in inside(spec, ()):
-            if TARGET in nested:
+            if TARGET in nested and not is_function(nested, dotted(keys)):
                 yield from _misfits(nested, keys, _inherited_names(nested, inherit))
+            elif TARGET in nested:
+                continue
             else:
                 # `target` or `targets` are valid names within an argument.
                 special = [key for key in nested if isinstance(key, str) and key.strip("_") != key]

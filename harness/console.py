@@ -80,7 +80,7 @@ class Console:
     def say(self, text: str) -> None:
         """Lines as they are; on a terminal broken between words."""
         if not self._quiet or text.startswith(WARNING):
-            self._tell(text)
+            self.tell(text)
 
     def phase(self, what: str) -> None:
         """What begins now and may take long: a line of its own until training begins."""
@@ -122,7 +122,7 @@ class Console:
             self.say(f"{WARNING}{warning}")
         if verdict.stops:
             self.close()
-            self._tell(f"stop: {verdict.reason}: {verdict.detail}")
+            self.tell(f"stop: {verdict.reason}: {verdict.detail}")
 
     def _show_evaluation(self, verdict: Verdict | None, best: Best | None) -> None:
         record, self._evaluated = self._evaluated, None
@@ -153,10 +153,10 @@ class Console:
         """The end: the best model, where it is, where the time went, and what to do next."""
         self.close()
         if not outcome.is_finished:
-            self._tell(f"interrupted: {outcome.detail}")
+            self.tell(f"interrupted: {outcome.detail}")
         best, time = outcome.best, outcome.time
         if best is not None:
-            self._tell(
+            self.tell(
                 f"best: {best['metric']} {best['value']:.6g} at step {best['step']:,}: "
                 f"{best['checkpoint'] or 'its checkpoint was deleted'}"
             )
@@ -170,15 +170,15 @@ class Console:
             if time["saved_s"] and outcome.is_finished
             else ""
         )
-        self._tell(
+        self.tell(
             f"time: {clock(spent_s)}, of which {clock(time['compute_s'])} computing steps "
             f"that count{saved}"
         )
-        self._tell(f"run: {directory}", breaks=False)
+        self.tell(f"run: {directory}", breaks=False)
         if outcome.is_finished:
-            self._tell(f"next: fermarsi report {quote(str(directory))}", breaks=False)
+            self.tell(f"next: fermarsi report {quote(str(directory))}", breaks=False)
         else:
-            self._tell(f"next: {self.again or 'launch again'}", breaks=False)
+            self.tell(f"next: {self.again or 'launch again'}", breaks=False)
 
     def close(self) -> None:
         """Remove the live line."""
@@ -194,7 +194,7 @@ class Console:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _tell(self, text: str, *, breaks: bool = True) -> None:
+    def tell(self, text: str, *, breaks: bool = True) -> None:
         """Also if quiet. breaks: between words; commands are to be copied."""
         if self._rich is None:
             return

@@ -16,11 +16,13 @@ RANKED_BY = "ranked_by"
 class Ranking:
     """How checkpoints are ranked: by a metric of their manifests.
 
-    An earlier one wins a tie; NaN is never best.
+    An earlier one wins a tie; NaN is never best. `chosen`: the step of the best, where noise has a
+    say in it.
     """
 
     metric: str
     mode: Literal["max", "min"]
+    chosen: int | None = None
 
 
 def ranking_of(facts: Mapping[str, Any]) -> Ranking | None:
@@ -30,6 +32,8 @@ def ranking_of(facts: Mapping[str, Any]) -> Ranking | None:
     match facts.get(RANKED_BY):
         case (str() as metric, "max" | "min" as mode):
             return Ranking(metric, mode)
+        case (str() as metric, "max" | "min" as mode, int() as chosen):
+            return Ranking(metric, mode, chosen)
     return None
 
 
@@ -79,7 +83,8 @@ def best_first(checkpoints: Sequence[KeptCheckpoint], ranked_by: Ranking | None)
         return []
     sign = -1.0 if ranked_by.mode == "max" else 1.0
     values = [(sign * one.metrics.get(ranked_by.metric, math.nan), one.step) for one in checkpoints]
-    return [step for value, step in sorted(pair for pair in values if not math.isnan(pair[0]))]
+    ranked = [step for value, step in sorted(pair for pair in values if not math.isnan(pair[0]))]
+    return sorted(ranked, key=lambda step: step != ranked_by.chosen)
 
 
 def _stretch(checkpoint: KeptCheckpoint, every: Every) -> int:

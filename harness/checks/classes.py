@@ -1,7 +1,8 @@
 """The number of samples of each class, and the accuracy of a constant prediction."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from harness.stopping.targets import Target
 from harness.wording import some
 
 Counts = Mapping[str, Counter[str]]
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+_MANY = 50  # classes
 
 
 def count_classes(surveys: Sequence[Survey], role: Role) -> Counts:
@@ -51,6 +54,19 @@ def in_order(name: str) -> tuple[bool, int, str]:
     return (False, int(number), name) if number.isdecimal() else (True, 0, name)
 
 
+def have_fractions(labels: Collection[str]) -> bool:
+    """Whether all are numbers, and some no whole ones."""
+    numbers = [float(one) for one in labels if _NUMBER.fullmatch(one)]
+    return len(numbers) == len(labels) and any(not one.is_integer() for one in numbers)
+
+
+def _are_measured(counts: Counts) -> bool:
+    """Whether there are so many numbers that most are there once or twice, as of measurements."""
+    labels = set().union(*counts.values())
+    samples = sum(of.total() for of in counts.values())
+    return len(labels) > _MANY and samples < 3 * len(labels) and all(map(_NUMBER.fullmatch, labels))
+
+
 def check_missing(counts: Counts, role: Role, names: Mapping[str, str], findings: Findings) -> None:
     """Classes that a split lacks: one that is missing in training cannot be learned; one that is
     missing in another split is only not measured.
@@ -67,6 +83,8 @@ def check_missing(counts: Counts, role: Role, names: Mapping[str, str], findings
             f"Present in data.{' and data.'.join(others)}. Split by "
             "harness.sources.split.Stratified, or add samples."
         )
+        if have_fractions(everywhere) or _are_measured(counts):
+            advice = "Numbers to be predicted are no classes: use harness.tasks.Regression."
         findings.add(
             "missing_classes",
             [split],

@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Arguments that commands share."""
 
 import os
 import sys
@@ -19,16 +19,6 @@ def find_own_code(given: T) -> T:
     return given
 
 
-ConfigPath = Annotated[
-    Path, typer.Argument(help="A YAML config.", metavar="CONFIG", callback=find_own_code)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]..."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
 def allowed_prefixes(allow: list[str] | None) -> list[str]:
     """What the user allows, on the command line and in FERMARSI_ALLOW."""
     always = os.environ.get("FERMARSI_ALLOW", "").split(os.pathsep)
@@ -37,12 +27,27 @@ def allowed_prefixes(allow: list[str] | None) -> list[str]:
     return [one if "/" in one else one.replace(":", ".") for one in given]
 
 
+ConfigPath = Annotated[
+    Path, typer.Argument(help="A YAML config.", metavar="CONFIG", callback=find_own_code)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings to change, e.g. train.precision=bf16.", metavar="[KEY=VALUE]..."),
+]
+RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+HistoryPath = Annotated[
+    Path,
+    typer.Argument(
+        help="A run, a metrics.jsonl, or a CSV of evaluations.", metavar="RUN|JSONL|CSV"
+    ),
+]
 AnyPath = Annotated[
     Path,
     typer.Argument(
         help="A run directory (its best checkpoint) or a checkpoint.", metavar="RUN|CHECKPOINT"
     ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
@@ -54,3 +59,6 @@ Allow = Annotated[
     ),
 ]
 SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print only warnings, errors and how the launch ended.")
+]

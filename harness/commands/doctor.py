@@ -5,13 +5,12 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
-import time
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
+from harness.commands.doctor_machine import examine_machine
+from harness.commands.doctor_trials import try_collective, try_decoders
+from harness.commands.finding import Finding
 from harness.commands.show import Listing
 
 REQUIRED = (
@@ -24,51 +23,45 @@ REQUIRED = (
     "pydantic",
     "omegaconf",
 )
-
-
+# What decoders need is told by decoding
 EXTRAS = {
-    "torchvision": "images",
-    "soundfile": "audio",
-    "av": "video",
-    "python_calamine": "tables",
     "timm": "images",
+    "transformers": "text",
+    "tokenizers": "text",
+    "pyedflib": "devices",
+    "wfdb": "devices",
+    "h5py": "devices",
+    "optuna": "search",
+    "onnxscript": "export",
+    "cleanlab": "labels",
+    "ipywidgets": "notebook",
+    "tensorboard": "tracking",
+    "trackio": "tracking",
 }
 
 
-_PROBE_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result. `good` is False only for what a training requires."""
-
-    what: str
-    found: str
-    to_do: str = ""
-    good: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def cells(self) -> tuple[str, ...]:
-        """What, found, to do."""
-        return self.what, self.found, self.to_do
-
-
-def diagnose() -> tuple[Listing, int]:
-    """All findings, and the exit code: 2 if a training cannot run here."""
-    findings = examine()
+def diagnose(directory: Path) -> tuple[Listing, int]:
+    """All findings for runs in a directory, and the exit code: 2 if a training cannot run here."""
+    findings = examine(directory)
     code = 0 if all(finding.good for finding in findings) else 2
-    return Listing("fermarsi doctor", ("what", "found", "to do"), findings), code
+    columns = ("", "what", "found", "to do")
+    return Listing(f"fermarsi doctor, for runs in {directory}", columns, findings), code
 
 
-def examine() -> list[Finding]:
-    """Check everything; takes about as long as importing torch."""
+def examine(directory: Path) -> list[Finding]:
+    """Check everything; takes about as long as importing torch in three processes."""
     packages = [_package(name) for name in REQUIRED]
     findings = [_python(), *packages]
     if all(finding.good for finding in packages):
-        findings += [_processors(), *_devices(), _determinism()]
-    return [*findings, *map(_extra, EXTRAS), _disk(), _program("accelerate"), _wandb()]
+        findings += [_processors(), *_devices(), _determinism(), try_collective(), *try_decoders()]
+    return [
+        *findings,
+        *map(_extra, EXTRAS),
+        *examine_machine(directory),
+        _program("accelerate"),
+        _wandb(),
+        _slurm(),
+    ]
 
 
 def _python() -> Finding:
@@ -114,6 +107,16 @@ def _devices() -> list[Finding]:
     import torch
 
     if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi"):
+            built = torch.version.cuda or "none"
+            return [
+                Finding(
+                    "GPU",
+                    f"there is a driver, and torch, built for CUDA {built}, uses none",
+                    "install a torch for the driver's CUDA (nvidia-smi shows it), or train with "
+                    "--cpu",
+                )
+            ]
         return [
             Finding(
                 "GPU",
@@ -137,30 +140,8 @@ def _determinism() -> Finding:
     value = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     return Finding(
         "CUBLAS_WORKSPACE_CONFIG",
-        value or "unset",
-        "" if value else "set by fermarsi at the start of a run",
-    )
-
-
-def _disk() -> Finding:
-    """How fast the disk of the working directory makes bytes durable: a lower bound for a save."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=Path.cwd()) as file:
-            begun = time.monotonic()
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-            rate = _PROBE_BYTES / (time.monotonic() - begun)
-    except OSError as error:
-        return Finding(
-            "disk",
-            f"{Path.cwd()}: {error.strerror}",
-            "set run.dir to a writable directory",
-        )
-    return Finding(
-        "disk",
-        f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free, write + fsync {rate / 1e6:.0f} "
-        "MB/s",
+        value or "unset: set at the start of a run",
+        "",
     )
 
 
@@ -181,3 +162,10 @@ def _wandb() -> Finding:
         "found" if there else "none",
         "" if there else "run `wandb login`, or track offline: tracking.wandb.mode=offline",
     )
+
+
+def _slurm() -> Finding:
+    if "SLURM_JOB_ID" in os.environ:
+        return Finding("Slurm", f"in job {os.environ['SLURM_JOB_ID']}")
+    found = shutil.which("sbatch")
+    return Finding("Slurm", f"{found}: submit launch/slurm.sbatch" if found else "none")

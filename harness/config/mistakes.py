@@ -23,6 +23,31 @@ ANY_KEY = "*"
 _COMPONENTS = ("network", "task", "optimizer", "schedule")
 
 
+# What other tools call it, where no key of ours is alike
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("epochs", "max_epochs", "num_epochs", "n_epochs", "num_train_epochs"),
+        "stop.budget.epochs",
+    ),
+    **dict.fromkeys(("max_steps", "num_steps", "total_steps", "iterations"), "stop.budget.steps"),
+    **dict.fromkeys(("batch_size", "train_batch_size", "global_batch_size"), "batch.size"),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "gradient_accumulation_steps", "accumulate_grad_batches"),
+        "batch.micro_size, of which as many as make batch.size are accumulated",
+    ),
+    **dict.fromkeys(("learning_rate", "base_lr", "lr"), "optimizer.lr"),
+    **dict.fromkeys(("fp16", "bf16", "amp", "mixed_precision"), "train.precision"),
+    **dict.fromkeys(("max_norm", "max_grad_norm", "gradient_clip_val"), "train.clip_grad_norm"),
+    **dict.fromkeys(("output_dir", "save_dir", "default_root_dir"), "run.dir"),
+    **dict.fromkeys(("eval_steps", "val_check_interval"), "stop.every.steps"),
+    **dict.fromkeys(("early_stopping_patience", "patience"), "stop.improvement.patience"),
+    **dict.fromkeys(("logging_steps", "log_every_n_steps"), "log.every.steps"),
+    "weight_decay": "optimizer.weight_decay",
+    "save_total_limit": "checkpoint.keep_last",
+    "save_top_k": "checkpoint.keep_best",
+    "resume_from_checkpoint": "run.resume",
+    "metric_for_best_model": "stop.best.metric",
+}
 _EXPECTED = {
     "bool_type": "true or false",
     "int_type": "a whole number",
@@ -126,6 +151,8 @@ def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
     """Which key was meant: a similar sibling, or a key with the same ending elsewhere; if none, the
     siblings.
     """
+    if (ours := _ELSEWHERE.get(str(keys[-1]).lower())) is not None:
+        return f" Did you mean {ours}?"
     rest: Keys = ()
     while isinstance(value, dict) and len(value) == 1 and TARGET not in value:
         ((key, value),) = value.items()

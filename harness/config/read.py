@@ -95,6 +95,7 @@ def _read(
         draft.take_literally()
     else:
         draft.interpolate()
+    _name_losses(draft.tree.get("task"))
     return draft
 
 
@@ -179,6 +180,15 @@ def _name_run(draft: Draft) -> None:
             run["name"] = draft.path.stem
         if run.get("dir") is None:
             run["dir"] = f"runs/{run['name']}"
+
+
+def _name_losses(task: Any) -> None:
+    """Let `loss: mine.pinball` of our tasks mean the function, or an instance of the class."""
+    for one in components.components_in(task):
+        loss = one.get("loss")
+        ours = components.target_of(one).startswith("harness.tasks.")
+        if ours and isinstance(loss, str) and isinstance(one, dict):
+            one["loss"] = {TARGET: loss}
 
 
 def _components(tree: Mapping[str, Any]) -> Iterator[tuple[Keys, Any, Collection[str]]]:

@@ -62,6 +62,13 @@ class StopController:
         """What checkpoints are ranked by."""
         return self._best_metric
 
+    def chosen_best(self) -> int | None:
+        """The step of the best checkpoint where it is not simply the one of the best value; None
+        where it is, or there is none yet.
+        """
+        one, best = self._settings.best, self.best()
+        return None if one is None or not one.at_least or best is None else best.step
+
     def latest_metrics(self, step: int) -> Mapping[str, float]:
         """The metrics of the evaluation at exactly this step; empty if there was none."""
         last = self._history[-1] if self._history else None
@@ -101,7 +108,11 @@ class StopController:
         """Reset the running state to that before the first evaluation."""
         self._request = RequestJudge()
         self._judges = judges_of(self._settings, self._metrics, self._request)
-        self._best = None if self._best_metric is None else BestSoFar(*self._best_metric)
+        self._best = (
+            None
+            if self._best_metric is None
+            else BestSoFar(*self._best_metric, self._settings.best)
+        )
 
     def _fold(self, evaluation: Evaluation, requested: bool) -> Verdict:
         self._request.made = requested

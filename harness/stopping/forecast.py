@@ -10,8 +10,8 @@ from pydantic import Field, PlainValidator, model_validator
 
 from harness.settings import Section
 from harness.stopping.budget import Budget, Moment, position_of
-from harness.stopping.improvement import Rate, share_of
 from harness.stopping.judge import Finding, Judge, unknown_metric
+from harness.stopping.rate import Rate, share_of
 from harness.stopping.targets import Target, expand
 from harness.stopping.verdict import SIGNS, Evaluation, MetricInfo, Metrics, Mode, show
 

@@ -12,12 +12,16 @@ from typing import Any
 
 from harness.bounded import MAX_LINE_BYTES, open_regular, parse_json
 from harness.errors import ConfigError
+from harness.stopping.pairs import Deviations
 from harness.stopping.verdict import Evaluation
 
 POSITION = ("step", "epoch", "samples", "hours", "elapsed_s", "lr")
 # In records of evaluations that fall on no interval's end: true
 EXTRA = "extra_evaluation"
-_NOT_METRICS = (*POSITION, "kind", EXTRA, "")
+# In records of evaluations: by metric, what compares it with another evaluation in pairs
+DEVIATIONS = "deviations"
+_LARGEST_GROUP = 10**9
+_NOT_METRICS = (*POSITION, "kind", EXTRA, DEVIATIONS, "")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def read_history(path: Path) -> History:
             f"{source}: no such file. Give a run's directory, its metrics.jsonl, or a history in "
             "JSON lines or CSV."
         )
-    records: dict[int, dict[str, float]] = {}
+    records: dict[int, dict[str, Any]] = {}
     last = -1
     try:
         for where, values in (
@@ -68,7 +72,9 @@ def read_history(path: Path) -> History:
             twice = [
                 name
                 for name, value in values.items()
-                if name in known and name not in POSITION and not _same(value, known[name])
+                if name in known
+                and name not in (*POSITION, DEVIATIONS)
+                and not _same(value, known[name])
             ]
             if twice:
                 raise ConfigError(
@@ -92,9 +98,9 @@ def read_history(path: Path) -> History:
     )
 
 
-def _json_records(path: Path, *, links: bool) -> Iterator[tuple[str, dict[str, float]]]:
-    """Line and numbers of each evaluation record; half a line left by a crash at the end is
-    skipped.
+def _json_records(path: Path, *, links: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Line, numbers and deviations of each evaluation record; half a line left by a crash at the
+    end is skipped.
     """
     with TextIOWrapper(open_regular(path, links=links), encoding="utf-8") as file:
         for line_number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), ""), 1):
@@ -116,7 +122,22 @@ def _json_records(path: Path, *, links: bool) -> Iterator[tuple[str, dict[str, f
                 )
             if record.get("kind", "eval") == "eval":
                 extra = {EXTRA: 1.0} if record.get(EXTRA) is True else {}
-                yield where, {**_numbers(record, _json_number), **extra}
+                found: dict[str, Any] = {**_numbers(record, _json_number), **extra}
+                if isinstance(record.get(DEVIATIONS), dict):
+                    found[DEVIATIONS] = _deviations(record[DEVIATIONS])
+                yield where, found
+
+
+def _deviations(value: Mapping[str, Any]) -> dict[str, Deviations]:
+    """Those that a run has written; anything else is passed over."""
+    found = {}
+    for name, one in value.items():
+        match one:
+            case [int() as samples, float() as scale, [*groups]] if len(groups) > 1 and all(
+                type(group) is int and abs(group) < _LARGEST_GROUP for group in groups
+            ):
+                found[name] = Deviations(samples, scale, groups)
+    return found
 
 
 def _numbers(
@@ -184,7 +205,7 @@ def _same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
 
 
-def _evaluation(step: int, values: Mapping[str, float]) -> Evaluation:
+def _evaluation(step: int, values: Mapping[str, Any]) -> Evaluation:
     samples = values.get("samples", math.nan)
     return Evaluation(
         step=step,
@@ -194,6 +215,7 @@ def _evaluation(step: int, values: Mapping[str, float]) -> Evaluation:
         metrics={name: float(value) for name, value in values.items() if name not in _NOT_METRICS},
         lr=values.get("lr"),
         extra=EXTRA in values,
+        deviations=values.get(DEVIATIONS, {}),
     )
 
 

@@ -1,19 +1,19 @@
 """Improvement: how much a metric must improve, and for how long it may fall short."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, PlainValidator, field_serializer, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from harness.errors import ConfigError
-from harness.settings import Section, item_path
+from harness.settings import item_path
 from harness.stopping.judge import Finding, Judge, Need, enough, problems_of, wrong_mode
+from harness.stopping.pairs import Deviations, paired_error
 from harness.stopping.patience import Patience, RunningPatience
+from harness.stopping.rate import AskedGain, Gain, error_of
 from harness.stopping.smoothing import RunningSmooth, Smooth
 from harness.stopping.verdict import (
-    SIGNS,
     CriterionVerdict,
     Evaluation,
     MetricInfo,
@@ -22,72 +22,13 @@ from harness.stopping.verdict import (
     show,
 )
 
-_PERCENT = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*%\s*")
 
-
-_ERRORS = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*se\s*")
-
-
-def error_of(metric: str) -> str:
-    """The name under which evaluations hold the standard error of a metric."""
-    return f"{metric}_se"
-
-
-def _rate(value: object) -> float | str:
-    """A number (an absolute gain), a text like "5%" (a share of the reference), or one like "2 se"
-    (standard errors of the gain).
-    """
-    if (
-        isinstance(value, str)
-        and (found := _PERCENT.fullmatch(value) or _ERRORS.fullmatch(value))
-        and float(found[1]) < float("inf")
-    ):
-        return value
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value < float("inf")
-    ):
-        raise ValueError(
-            f"{value!r} is neither a gain like 0.05 nor a share like 5% nor a number of standard "
-            "errors like 2 se; none can be negative"
-        )
-    return float(value)
-
-
-def share_of(rate: object) -> float:
-    """The share that a rate like "5%" asks for; 0 for another."""
-    share = _PERCENT.fullmatch(rate) if isinstance(rate, str) else None
-    return float(share[1]) / 100 if share else 0.0
-
-
-Rate = Annotated[float | str, PlainValidator(_rate, json_schema_input_type=float | str)]
-
-
-class Gain(NamedTuple):
-    """The gain of a value over its reference. `needed`: the required gain; `enough`: whether it was
-    reached; `meaningful`: whether a relative gain is defined between the two values.
-    """
-
-    amount: float
-    needed: float
-    enough: bool
-    meaningful: bool
-
-
-class Improvement(Section):
+class Improvement(AskedGain):
     """How much a metric must improve, relative to what, and how many consecutive intervals may fall
     short.
     """
 
     metric: str = Field(description="A metric with its split, e.g. val/accuracy.")
-    at_least: Rate = Field(
-        0.0,
-        description=(
-            "The gain asked for: 0.05 in the metric's own unit, 5% of the reference, or 2 se, two "
-            "standard errors of the gain; 0: any."
-        ),
-    )
     from_: Literal["best", "previous"] = Field(
         "best",
         alias="from",
@@ -129,62 +70,10 @@ class Improvement(Section):
             )
         return self
 
-    @property
-    def errors(self) -> float:
-        """How many standard errors of the gain are asked for; 0 if something else is."""
-        errors = _ERRORS.fullmatch(self.at_least) if isinstance(self.at_least, str) else None
-        return float(errors[1]) if errors else 0.0
-
-    @property
-    def absolute(self) -> float:
-        """The gain asked for as it is; 0 if a share is asked for."""
-        return self.at_least if isinstance(self.at_least, float) else 0.0
-
-    @property
-    def share(self) -> float:
-        """The gain asked for as a share of the reference; 0 if an absolute gain is asked for."""
-        return share_of(self.at_least)
-
-    def gain(self, value: float, reference: float, mode: Mode, error: float = 0.0) -> Gain:
-        """What a value gained on a reference; `error`: the standard error of that.
-
-        (value - reference) * sign is enough when it is positive and at least max(absolute,
-        share * |reference|, errors * error); nothing is divided. A share of zero, or of a value
-        of the other sign, means nothing: any strict gain is enough then.
-        """
-        share = self.share
-        amount = (value - reference) * SIGNS[mode]
-        meaningful = not share or reference > 0 <= value or reference < 0 >= value
-        asked = max(self.absolute, share * abs(reference), self.errors * error)
-        needed = asked if meaningful else 0.0
-        return Gain(amount, needed, amount >= needed and amount > 0, meaningful)
-
     def problems(self, where: str, info: MetricInfo) -> Iterator[str]:
         """What contradicts its metric's declaration."""
         yield from wrong_mode(where, self.metric, self.mode, info)
-        if self.errors and not info.has_error:
-            yield (
-                f"{where}.at_least: the standard error of {self.metric} is not known. Give a gain "
-                "like 0.05 or a share like 5%."
-            )
-        largest = _largest_gain(info)
-        if info.upper is not None and largest is not None and self.absolute > largest:
-            gain = show(self.absolute)
-            lower = "" if info.lower is None else f"{show(info.lower)} and "
-            yield (
-                f"{where}.at_least: {self.metric} is bounded by {lower}{show(info.upper)} and can "
-                f"hardly gain {gain}. Write {gain}% for a share of the reference or "
-                f"{show(self.absolute / 100)} for an absolute gain."
-            )
-
-
-def _largest_gain(info: MetricInfo) -> float | None:
-    """No more than its bound for a metric bounded by 1 (a correlation too), else the width of its
-    range.
-    """
-    if info.upper is None or 0 < info.upper <= 1:
-        return info.upper
-    return None if info.lower is None else info.upper - info.lower
+        yield from self.gain_problems(where, self.metric, info)
 
 
 class ImprovementJudge(Judge):
@@ -290,8 +179,10 @@ class RunningCriterion:
         self._smooth = None if settings.smooth is None else RunningSmooth(settings.smooth)
         self._reference: float | None = None
         self._reference_step = 0
-        # The standard errors of the last value and of the reference
+        # Of the last value and of the reference: standard errors, and deviations by groups
         self._error = self._reference_error = 0.0
+        self._groups: Deviations | None = None
+        self._reference_groups: Deviations | None = None
         # Better than the reference was seen, but never by enough
         self._crept = False
         # What the reference of the last evaluation is to people
@@ -309,20 +200,25 @@ class RunningCriterion:
         value = raw if raw is None or self._smooth is None else self._smooth.take(raw)
         error = evaluation.metrics.get(error_of(self._metric), math.nan)
         self._error = error if math.isfinite(error) else 0.0
+        self._groups = evaluation.deviations.get(self._metric)
+        paired = paired_error(self._groups, self._reference_groups)
+        unpaired = math.hypot(self._error, self._reference_error)
+        gain_error = unpaired if paired is None else paired
         reference, reference_step = self._reference, self._reference_step
         self._name = "its previous"
         if self._from_best:
             self._name = "its reference" if self._crept else "its best"
         gain, improved, warning = None, False, None
         if value is not None:
-            gain, improved, warning = self._measure(value, evaluation.step)
+            gain, improved, warning = self._measure(value, evaluation.step, gain_error)
             if not math.isnan(value) and (improved or not self._from_best):
                 self._reference, self._reference_step = value, evaluation.step
-                self._reference_error = self._error
+                self._reference_error, self._reference_groups = self._error, self._groups
                 self._crept = False
             elif gain is not None and gain.amount > 0:
                 self._crept = True
-            if self._settings.errors and not math.isfinite(error) and math.isfinite(value):
+            known = math.isfinite(error) or self._groups is not None
+            if self._settings.errors and not known and math.isfinite(value):
                 warning = (
                     f"{self._metric}: its standard error is not known at step "
                     f"{evaluation.step:,}, which was evaluated without `se`, or in fewer than 8 "
@@ -344,10 +240,14 @@ class RunningCriterion:
             unit=self._patience.unit,
             out=self._patience.out,
             raw=None if self._smooth is None else raw,
+            error=gain_error if self._settings.errors and gain is not None else None,
+            pairs=0 if paired is None or self._groups is None else self._groups.samples,
         )
         return verdict, warning
 
-    def _measure(self, value: float, step: int) -> tuple[Gain | None, bool, str | None]:
+    def _measure(
+        self, value: float, step: int, error: float
+    ) -> tuple[Gain | None, bool, str | None]:
         """(gain, whether the interval counts as improved, warning)."""
         reference = self._reference
         if math.isnan(value):
@@ -356,7 +256,6 @@ class RunningCriterion:
         if reference is None:
             # The first value is the reference and never stale
             return None, True, None
-        error = math.hypot(self._error, self._reference_error)
         gain = self._settings.gain(value, reference, self._mode, error)
         if gain.meaningful:
             return gain, gain.enough, None
@@ -388,7 +287,7 @@ class RunningCriterion:
             )
             return f"{verdict.metric} {words}{tail}"
         compared = self._comparison(verdict.gain, verdict.needed, verdict.reference)
-        asked = self._words_of_bar(verdict.needed)
+        asked = _words_of_error(verdict) + self._words_of_bar(verdict.needed)
         return f"{verdict.metric} {compared} (step {verdict.reference_step:,}){asked}{tail}"
 
     def _comparison(self, gain: float, needed: float, reference: float) -> str:
@@ -413,3 +312,10 @@ class RunningCriterion:
             return f" where {show(self._share * 100)} % was asked"
         absolute = self._settings.absolute
         return f" where {show(absolute)} was asked" if absolute else ""
+
+
+def _words_of_error(verdict: CriterionVerdict) -> str:
+    if verdict.error is None:
+        return ""
+    how = f"paired, {verdict.pairs:,} samples" if verdict.pairs else "not paired"
+    return f" +- {show(verdict.error, digits=3)} ({how})"

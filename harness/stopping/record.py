@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from harness.stopping.pairs import Deviations
 from harness.stopping.verdict import Evaluation, Verdict
 
 Row = Mapping[str, Any]
@@ -15,14 +16,20 @@ def row_of(evaluation: Evaluation, verdict: Verdict) -> Row:
     warnings.
     """
     given = {name: getattr(verdict, name) for name in _VERDICT}
-    return {**vars(evaluation), "metrics": dict(evaluation.metrics), "verdict": given}
+    row = {**vars(evaluation), "metrics": dict(evaluation.metrics), "verdict": given}
+    del row["deviations"]
+    if evaluation.deviations:
+        row["deviations"] = {name: list(one) for name, one in evaluation.deviations.items()}
+    return row
 
 
 def evaluation_of(row: Row) -> Evaluation:
     """The evaluation of a row. Raises KeyError and TypeError for anything else."""
     if sorted(row["verdict"]) != sorted(_VERDICT):
         raise KeyError("verdict")
-    return Evaluation(**{name: value for name, value in row.items() if name != "verdict"})
+    given = {name: value for name, value in row.items() if name != "verdict"}
+    deviations = {name: Deviations(*one) for name, one in row.get("deviations", {}).items()}
+    return Evaluation(**{**given, "deviations": deviations})
 
 
 def rows_by_column(state: Mapping[str, Any]) -> list[Row]:

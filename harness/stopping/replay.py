@@ -13,9 +13,9 @@ from typing import Any
 from harness.stopping.best import BestSoFar
 from harness.stopping.controller import StopController
 from harness.stopping.history import History
-from harness.stopping.improvement import error_of
 from harness.stopping.judges import judges_of, metrics_of, problems, refuse
 from harness.stopping.milestones import chance_of
+from harness.stopping.rate import error_of
 from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import expand

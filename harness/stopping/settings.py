@@ -21,6 +21,11 @@ from harness.stopping.overfitting import Gap
 from harness.stopping.plateau import Plateau
 from harness.stopping.targets import Target
 
+_NO_ERROR = (
+    "there is no standard error of metrics of an interval's own batches, while the network "
+    "changes; set train_metrics, or name a val/ metric"
+)
+
 
 class TrainSample(Section):
     """A fixed sample of the training split."""
@@ -164,16 +169,9 @@ class StopSettings(Section):
                 "be compared with those of validation; set train_metrics: full, or a sample"
             )
         for index, criterion in enumerate(self.improvement):
-            if (
-                criterion.errors
-                and criterion.metric.startswith("train/")
-                and self.train_metrics == "interval"
-            ):
+            if self._lacks_error(criterion):
                 where = item_path("improvement", index, self.improvement)
-                problems.append(
-                    f"{where}.at_least: there is no standard error of metrics of an interval's own "
-                    "batches, while the network changes; set train_metrics, or name a val/ metric"
-                )
+                problems.append(f"{where}.at_least: {_NO_ERROR}")
             unit, count = criterion.patience.unit, criterion.patience.count
             length = getattr(self.every, unit, None)
             if length is not None and count % length:
@@ -182,6 +180,12 @@ class StopSettings(Section):
                     f"{where}.patience: {count} {unit} are not a whole number of intervals of "
                     f"{length} {unit}; give a multiple of {length}"
                 )
+        if self.best is not None and self._lacks_error(self.best):
+            problems.append(f"best.at_least: {_NO_ERROR}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _lacks_error(self, one: Improvement | BestMetric) -> bool:
+        of_training = one.metric.startswith("train/") and self.train_metrics == "interval"
+        return bool(one.errors) and of_training

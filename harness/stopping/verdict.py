@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from harness.stopping.pairs import Deviations
+
 Mode = Literal["max", "min"]
 SIGNS: Mapping[Mode, float] = {"max": 1.0, "min": -1.0}
 
@@ -39,7 +41,8 @@ class Evaluation:
     `epoch`: epochs completed with the share of the present one; `hours`: over all launches; `lr`:
     the learning rate, which a cooldown needs; `extra`: it falls on no interval's end but on the end
     of a budget or a request, and so leaves no trace in patience. A metric that is not in `metrics`
-    was not measured; NaN was measured and is undefined.
+    was not measured; NaN was measured and is undefined. `deviations`: of metrics whose gains are
+    compared with their errors.
     """
 
     step: int
@@ -49,6 +52,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     lr: float | None = None
     extra: bool = False
+    deviations: Mapping[str, Deviations] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class CriterionVerdict(NamedTuple):
     `gain` is positive if the metric got better; `needed` was asked for, `reference` (of
     `reference_step`) is what both are measured from; None at the first value. `stale`: intervals in
     a row that fell short; `spent` of `patience` `unit` (intervals, epochs, steps or samples) are
-    used up. `raw`: the value as it was measured, where `value` is smoothed.
+    used up. `raw`: the value as it was measured, where `value` is smoothed. `error`: the standard
+    error of the gain, where one is asked for; `pairs`: how many samples it compares in pairs.
     """
 
     metric: str
@@ -87,6 +92,8 @@ class CriterionVerdict(NamedTuple):
     unit: str
     out: bool
     raw: float | None = None
+    error: float | None = None
+    pairs: int = 0
 
 
 @dataclass(frozen=True)

@@ -174,12 +174,23 @@ class Classification(BaseTask):
         table = computed["confusion"]
         return {"accuracy": share_error(int(table.diagonal().sum()), int(table.sum()))}
 
+    def hits(self, outputs: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        targets = batch[self.target]
+        counted = is_item(targets, self.ignore_index)
+        right = (outputs.argmax(1) == targets) & counted
+        return {"accuracy": (_by_sample(right), _by_sample(counted))}
+
     def predictions(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """`predicted`: (B, ...) class numbers; `probability`: (B, C, ...)."""
         return {"predicted": outputs.argmax(1), "probability": widen(outputs).softmax(1)}
 
     def targets_of(self) -> dict[str, str]:
         return dict.fromkeys(("predicted", "probability", "confusion"), self.target)
+
+
+def _by_sample(flags: Tensor) -> Tensor:
+    """(B, ...) -> (B,): how many are true."""
+    return flags.reshape(len(flags), -1).sum(1)
 
 
 def confusion_values(table: Tensor) -> dict[str, float]:

@@ -131,6 +131,13 @@ class Joint:
             for metric, value in task.standard_errors(_of(name, computed)).items()
         }
 
+    def hits(self, outputs: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            f"{name}_{metric}": counts
+            for name, task in self.heads.items()
+            for metric, counts in task.hits(outputs[name], batch).items()
+        }
+
     def infos(self) -> dict[str, MetricInfo]:
         infos = [(name, task.infos()) for name, task in self.heads.items()]
         own = {

@@ -16,8 +16,8 @@ def check_labels(
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise DataError(
-            f"{name}: {labels.dtype} where {what} numbers are needed. Convert them to integers "
-            "with a treatment."
+            f"{name}: {labels.dtype} where {what} numbers are needed{_example(labels)}. To predict "
+            "numbers use harness.tasks.Regression; else convert them to integers with a treatment."
         )
     wide = labels.long()
     if wide.numel() and count is not None:
@@ -36,6 +36,12 @@ def check_labels(
             f"Number them from 0, give the network more {of}, or ignore them with "
             "task.ignore_index."
         )
+
+
+def _example(labels: Tensor) -> str:
+    """One that is no whole number, if there is one."""
+    broken = labels[labels % 1 != 0] if labels.is_floating_point() else labels[:0]
+    return f", e.g. {float(broken.flatten()[0]):g}" if broken.numel() else ""
 
 
 def is_item(targets: Tensor, ignored: int | None) -> Tensor:

@@ -79,6 +79,12 @@ class Task(Protocol):
         this method.
         """
 
+    def hits(self, outputs: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of the metrics that are shares of items, by name: how many items of each sample are
+        right, and how many there are, (B,) int64; no host wait. With it, evaluations are compared
+        in pairs; a task may lack this method.
+        """
+
     def infos(self) -> dict[str, MetricInfo]:
         """Which way each value is better and how far it can go; "loss" is among them."""
 
@@ -179,6 +185,9 @@ class BaseTask(Task):
         return {}
 
     def targets_of(self) -> dict[str, str]:
+        return {}
+
+    def hits(self, outputs: Any, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         return {}
 
     def infos(self) -> dict[str, MetricInfo]:

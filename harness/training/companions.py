@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from harness.errors import ConfigError
-from harness.stopping.improvement import error_of
 from harness.stopping.milestones import chance_of
+from harness.stopping.rate import error_of
 from harness.stopping.settings import StopSettings
 from harness.tasks.task import Task
 from harness.wording import some
 
 
-def loss_errors_of(stop: StopSettings) -> set[str]:
-    """The splits whose loss needs a standard error."""
-    asked = {one.metric for one in stop.improvement if one.errors}
-    return {metric.removesuffix("/loss") for metric in asked if metric.endswith("/loss")}
+def asked_errors(stop: StopSettings) -> set[str]:
+    """The metrics, by `split/name`, whose gains are compared with their standard errors."""
+    found = {one.metric for one in stop.improvement if one.errors}
+    return found | ({stop.best.metric} if stop.best is not None and stop.best.errors else set())
 
 
 def companions(
@@ -29,7 +29,7 @@ def companions(
     give a chance that its infos promise: the milestone would never be judged.
     """
     chances = {one.metric for one in stop.milestones if one.times_chance is not None}
-    errors = {one.metric for one in stop.improvement if one.errors}
+    errors = asked_errors(stop)
     found: dict[str, float] = {}
     for split, tables in computed.items():
         for asked, name_of, method in (

@@ -37,6 +37,7 @@ from harness.training.average import WeightAverage
 from harness.training.compiling import compile_forward
 from harness.training.determinism import operation_in, record_nondeterminism, settle
 from harness.training.items import Count, Items
+from harness.training.machine import is_out_of_memory
 from harness.training.network_state import (
     NetworkState,
     buffers_in,
@@ -138,6 +139,13 @@ class Engine:
 
         Returns (outputs, loss sum), detached.
         """
+        try:
+            return self._forward_backward(batch, items)
+        except (RuntimeError, MemoryError) as error:
+            note_shapes(error, batch)
+            raise
+
+    def _forward_backward(self, batch: Batch, items: Count) -> tuple[Any, Tensor]:
         self.heartbeat.enter(FORWARD)
         outputs = self._task.forward(self.sharing.model, batch)
         loss_sum = self._task.loss_sum(outputs, batch)
@@ -300,6 +308,17 @@ class Engine:
         network_parts.training_mode(self.network, self._parts)
 
 
+def shapes_of(batch: Batch) -> dict[str, str]:
+    """Of its tensors, for messages."""
+    return {name: kind_of(one) for name, one in batch.items() if isinstance(one, Tensor)}
+
+
+def note_shapes(error: Exception, batch: Batch) -> None:
+    """Where memory was refused, say for what."""
+    if is_out_of_memory(error):
+        error.add_note(f"with a micro-batch of {shapes_of(batch)}")
+
+
 @contextmanager
 def explain_errors(where: str, what: str, batch: Batch) -> Iterator[None]:
     """Make one message of what a user's network, loss or metric raises for a micro-batch.
@@ -309,14 +328,17 @@ def explain_errors(where: str, what: str, batch: Batch) -> Iterator[None]:
     """
     try:
         yield
-    except (HarnessError, torch.OutOfMemoryError):
+    except HarnessError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            note_shapes(error, batch)
+            raise
         if isinstance(error, RuntimeError) and operation_in(str(error)) is not None:
             raise
-        shapes = {name: kind_of(one) for name, one in batch.items() if isinstance(one, Tensor)}
         raise ConfigError(
-            f"{where}: {what} fails with a micro-batch of {shapes}: {type(error).__name__}: "
+            f"{where}: {what} fails with a micro-batch of {shapes_of(batch)}: "
+            f"{type(error).__name__}: "
             f"{first_line(error)} ({origin(error)}). Fix the network, the task, the treatments "
             "before them, or the sizes of the batch."
         ) from error

@@ -21,14 +21,16 @@ from harness.errors import DataError
 from harness.interrupt import Interruption
 from harness.metrics.errors import mean_error
 from harness.metrics.exact import exact_sum
+from harness.metrics.groups import GroupSums, deviations
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import preserve_random, seed_ambient, seed_for
 from harness.ranks.heartbeat import EVALUATION, EVALUATION_DATA, METRICS
 from harness.ranks.ranks import Ranks
-from harness.stopping.improvement import error_of
+from harness.stopping.pairs import Deviations
+from harness.stopping.rate import error_of
 from harness.stopping.settings import TrainSample
 from harness.tasks.task import Task
-from harness.training.companions import loss_errors_of
+from harness.training.companions import asked_errors
 from harness.training.items import total
 from harness.training.network_state import BufferState
 
@@ -36,7 +38,7 @@ from harness.training.network_state import BufferState
 @dataclass(frozen=True)
 class EvaluationPlan:
     """How a split is evaluated: micro-batches of `size`, workers and how they are waited for, and
-    the samples if not all; `with_error`: the standard error of the loss is wanted too.
+    the samples if not all; `errors`: the metrics whose gains are compared with their errors.
     """
 
     split: Split
@@ -44,7 +46,7 @@ class EvaluationPlan:
     num_workers: int = 0
     samples: NDArray[np.int64] | None = None
     patience: Patience = FOREVER
-    with_error: bool = False
+    errors: frozenset[str] = frozenset()
     _feeds: dict[Any, EvaluationFeed] = field(default_factory=dict, init=False, repr=False)
 
     def feed(self, ranks: Ranks, device: torch.device) -> EvaluationFeed:
@@ -66,8 +68,12 @@ class EvaluationPlan:
 
     def num_micro_batches(self, num_ranks: int) -> int:
         """Of a rank, at most."""
-        num_samples = len(self.split) if self.samples is None else len(self.samples)
-        return math.ceil(num_samples / self.size / num_ranks)
+        return math.ceil(self.num_samples / self.size / num_ranks)
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples are evaluated."""
+        return len(self.split if self.samples is None else self.samples)
 
 
 def evaluation_plans(
@@ -79,7 +85,13 @@ def evaluation_plans(
     size = config.evaluation.micro_size or config.batch.micro_size
     patience = Patience(data_limit_s(config.run.timeout_s), interruption.check)
     plans = {}
-    wanted, errors = config.stop.train_metrics, loss_errors_of(config.stop)
+    wanted, asked = config.stop.train_metrics, asked_errors(config.stop)
+    errors = {
+        split: frozenset(
+            one.removeprefix(f"{split}/") for one in asked if one.startswith(f"{split}/")
+        )
+        for split in splits
+    }
     if wanted != "interval":
         train = splits["train"]
         chosen = (
@@ -87,12 +99,10 @@ def evaluation_plans(
             if isinstance(wanted, TrainSample)
             else None
         )
-        plans["train"] = EvaluationPlan(
-            train, size, num_workers, chosen, patience, "train" in errors
-        )
+        plans["train"] = EvaluationPlan(train, size, num_workers, chosen, patience, errors["train"])
     if "val" in splits:
         plans["val"] = EvaluationPlan(
-            splits["val"], size, num_workers, None, patience, "val" in errors
+            splits["val"], size, num_workers, None, patience, errors["val"]
         )
     return plans
 
@@ -101,11 +111,13 @@ def evaluation_plans(
 class Result:
     """`values`: scalars by name, "loss" among them.
 
-    `computed`: whatever the task's metrics gave, e.g. a confusion matrix (C, C).
+    `computed`: whatever the task's metrics gave, e.g. a confusion matrix (C, C); `deviations`: of
+    the metrics whose gains are compared with their errors.
     """
 
     values: Mapping[str, float]
     computed: Mapping[str, Tensor]
+    deviations: Mapping[str, Deviations] = field(default_factory=dict)
 
 
 def evaluate(
@@ -127,6 +139,8 @@ def evaluate(
     metrics = IntervalMetrics(task.metrics())
     sums: list[Tensor] = []
     items: list[Tensor | int] = []
+    groups = GroupSums()
+    counts_hits = bool(plan.errors - {"loss"}) and hasattr(task, "hits")
 
     def run_mine() -> None:
         with preserve_random(), evaluation_mode(network), torch.no_grad():
@@ -138,6 +152,8 @@ def evaluate(
                 sums.append(task.loss_sum(outputs, batch).double())
                 items.append(task.num_items(batch))
                 metrics.update(task, outputs, batch, block)
+                if counts_hits:
+                    groups.add(block * plan.size, task.hits(outputs, batch))
                 ranks.heartbeat.enter(EVALUATION_DATA)
 
     ranks.together(run_mine)
@@ -153,21 +169,49 @@ def evaluate(
     computed = metrics.compute(ranks)
     loss = exact_sum(loss_sums) / num_items
     values = {"loss": loss, **require_defined(task.values(computed), loss, plan.split.where)}
-    if plan.with_error:
-        values |= loss_error(loss_sums, items, ranks)
-    return Result(values, computed)
+    errors, found = errors_of(plan, ranks, groups, loss_sums, items)
+    return Result({**values, **errors}, computed, found)
 
 
-def loss_error(
-    loss_sums: Sequence[float], items: Sequence[Tensor | int], ranks: Ranks
-) -> dict[str, float]:
-    """The standard error of the loss; {} for too few micro-batches. Called by every rank.
+def errors_of(
+    plan: EvaluationPlan,
+    ranks: Ranks,
+    groups: GroupSums,
+    loss_sums: Sequence[float],
+    items: Sequence[Tensor | int],
+) -> tuple[dict[str, float], dict[str, Deviations]]:
+    """The standard error of the loss, and the deviations, of what the plan asks for, as far as
+    there are enough micro-batches or samples. Called by every rank; the host waits.
 
     `loss_sums`: of the micro-batches of all ranks; `items`: how many each of this rank's had.
     """
-    counts = [one for mine in ranks.gather([int(one) for one in items]) for one in mine]
-    error = mean_error(loss_sums, counts)
-    return {} if error is None else {error_of("loss"): error}
+    if not plan.errors:
+        return {}, {}
+    each = ranks.gather((groups.totals(), [int(one) for one in items]))
+    counts = [one for _, mine in each for one in mine]
+    found = deviations_of_hits([totals for totals, _ in each], plan.num_samples)
+    errors = {}
+    if "loss" in plan.errors:
+        error = mean_error(loss_sums, counts)
+        errors = {} if error is None else {error_of("loss"): error}
+        found["loss"] = deviations(loss_sums, counts, plan.num_samples)
+    known = {name: one for name, one in found.items() if one is not None and name in plan.errors}
+    return errors, known
+
+
+def deviations_of_hits(
+    totals: Sequence[Mapping[str, Sequence[Sequence[int]]]], num_samples: int
+) -> dict[str, Deviations | None]:
+    """By metric, from hits and items of each group on each rank, which are summed exactly."""
+    found = {}
+    for name in dict.fromkeys(name for mine in totals for name in mine):
+        tables = [mine[name] for mine in totals if name in mine]
+        hits, items = (
+            [sum(column) for column in zip(*rows, strict=True)]
+            for rows in zip(*tables, strict=True)
+        )
+        found[name] = deviations(hits, items, num_samples)
+    return found
 
 
 def require_defined(values: Mapping[str, float], loss: float, where: str) -> Mapping[str, float]:

@@ -220,7 +220,7 @@ def worded(error: Exception, ranks: Ranks) -> Exception:
             "inputs, each of which is compiled by itself. Pad them to one length, or a few, or set "
             "train.compile: false from the start of a run."
         )
-    if (refused := explain_machine_error(error)) is not None:
+    if (refused := explain_machine_error(error, ranks.heartbeat.phase)) is not None:
         error = RankError(
             f"{where_in(ranks)}: {refused}, and launch again: the run resumes from "
             "its last checkpoint.",

@@ -13,7 +13,8 @@ from harness.errors import LeavingError, RankError
 from harness.randomness import seed_ambient, seed_for
 from harness.ranks.heartbeat import AGREEMENT, LOG, LOSSES, METRICS, VERDICT
 from harness.rundir.outcome import Outcome
-from harness.stopping.history import EXTRA
+from harness.stopping.history import DEVIATIONS, EXTRA
+from harness.stopping.pairs import Deviations
 from harness.stopping.verdict import Evaluation, Verdict
 from harness.training.agenda import Request
 from harness.training.agreement import check_agreement
@@ -57,11 +58,11 @@ def fit(run: Run) -> Outcome:
         if due.log:
             log_training(run)
         if due.evaluate and not has_diverged(verdict):
-            metrics = evaluate_splits(run, request)
-            if metrics is None:  # left during it: the next launch begins with it
+            measured = evaluate_splits(run, request)
+            if measured is None:  # left during it: the next launch begins with it
                 request = Request.INTERRUPTED
             else:
-                verdict = judge(run, metrics, request)
+                verdict = judge(run, measured, request)
         ends = verdict is not None and verdict.stops
         if (
             due.save
@@ -168,9 +169,12 @@ def log_training(run: Run) -> None:
         run.tracker.warn(warning)
 
 
-def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
-    """Metrics of the interval's training batches and of each evaluated split, by `split/name`;
-    tracked. Called by every rank.
+Measured = tuple[Mapping[str, float], Mapping[str, Deviations]]
+
+
+def evaluate_splits(run: Run, request: Request) -> Measured | None:
+    """Metrics of the interval's training batches and of each evaluated split, by `split/name`, and
+    what compares some of them in pairs; tracked. Called by every rank.
 
     None if the launch is to leave, or is asked to meanwhile: then all is as it was before, and
     `evaluation_due` says what is still to be done.
@@ -210,10 +214,17 @@ def evaluate_splits(run: Run, request: Request) -> dict[str, float] | None:
     record = {**run.position(), **values, "lr": run.engine.learning_rate()}
     if extra:
         record[EXTRA] = True
+    deviations = {
+        f"{split}/{name}": one
+        for split, result in results.items()
+        for name, one in result.deviations.items()
+    }
+    if deviations:
+        record[DEVIATIONS] = deviations
     run.tracker.evaluation(
         record, {name: table.numpy() for name, table in tables.items() if table.dim() == 2}
     )
-    return values
+    return values, deviations
 
 
 def look(run: Run, split: str, plan: EvaluationPlan) -> Callable[[], None]:
@@ -243,7 +254,7 @@ def without_undefined(
     return {name: value for name, value in values.items() if name not in undefined}
 
 
-def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
+def judge(run: Run, measured: Measured, request: Request) -> Verdict:
     """Rank 0's verdict on an evaluation, on every rank.
 
     With run.paranoid every rank judges too, and they compare. Called by every rank.
@@ -252,7 +263,9 @@ def judge(run: Run, metrics: Mapping[str, float], request: Request) -> Verdict:
     hours = run.ranks.decide(run.ledger.hours)
     extra = is_extra(run)
     rate = run.engine.learning_rate()
-    evaluation = Evaluation(run.step, run.epoch, run.samples, hours, metrics, rate, extra)
+    position = run.step, run.epoch, run.samples, hours
+    metrics, deviations = measured
+    evaluation = Evaluation(*position, metrics, rate, extra, deviations)
     requested = request == Request.STOP_REQUESTED
     if run.config.run.paranoid:
         verdicts = run.ranks.gather(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.checkpoint.manifest import SaveReason
 from harness.checkpoint.read import step_name
-from harness.checkpoint.retention import RANKED_BY, Ranking
+from harness.checkpoint.retention import RANKED_BY, ranking_of
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.state import optimizer_tensors
 from harness.config.read import resolved_yaml
@@ -36,13 +36,12 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
     if request == Request.INTERRUPTED and not is_worth_saving(run):
         return
     run.ranks.heartbeat.enter(STAGE)
-    ranked_by = run.controller.best_metric()
     if run.pace is not None:
         run.pace.begin(run.step)
     with run.ledger.account("checkpoint_stall"):
         check_agreement(run)
         with snapshot_of(run, reason_to_save(verdict, request)) as snapshot:
-            run.store.save(snapshot, Ranking(*ranked_by) if ranked_by is not None else None)
+            run.store.save(snapshot, ranking_of(snapshot.facts))
 
 
 def finish_copy(run: Run) -> None:
@@ -86,12 +85,18 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             rng=capture_random(run.engine.generators),
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
             metrics=dict(run.controller.latest_metrics(run.step)),
-            facts={**run.facts, RANKED_BY: run.controller.best_metric()},
+            facts={**run.facts, RANKED_BY: ranked_by(run)},
             config_yaml=resolved_yaml(run.config),
             extra_files=run.extra_files,
             history=run.controller.history(),
             stable=run.engine.stable_tensors(optimizer),
         )
+
+
+def ranked_by(run: Run) -> tuple[Any, ...] | None:
+    """How checkpoints are ranked, as manifests have it."""
+    best, chosen = run.controller.best_metric(), run.controller.chosen_best()
+    return best if best is None or chosen is None else (*best, chosen)
 
 
 def trained_weights(run: Run, trained: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def train(
         try:
             finished = ranks.decide(lambda: finished_outcome(config), Outcome)
             if finished is not None:
-                console.say(ranks.decide(lambda: say_finished(config, finished)))
+                console.tell(ranks.decide(lambda: say_finished(config, finished)))
                 return finished
             with ledger.account("resume"):
                 start = agree_on_checkpoint(config, ranks)

@@ -866,6 +866,8 @@ def test_each_criterion_is_told_of() -> None:
         "unit": "intervals",
         "out": False,
         "raw": None,
+        "error": None,
+        "pairs": 0,
     }
     later = judge(
         settings(improvement=improve("25%", {"epochs": 3}, "val/energy")),

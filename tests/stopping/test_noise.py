@@ -199,31 +199,60 @@ def test_tasks_say_whose_standard_errors_are_known() -> None:
     }
 
 
-def test_runs_on_any_number_of_ranks_know_the_same_errors_and_are_replayed(tmp_path: Path) -> None:
+def test_runs_on_any_number_of_ranks_judge_the_same_pairs_are_resumed_and_replayed(
+    tmp_path: Path,
+) -> None:
     criteria = [
         {"metric": f"val/{name}", "at_least": "2 se", "patience": 3}
         for name in ("loss", "accuracy")
     ]
-    recorded = []
-    for ranks in (1, 2):
-        run = tmp_path / str(ranks)
-        plain = "network={_target_: harness.networks.Mlp, dims: [6, 8, 3]}"
-        small = [plain, "log.trace=false", "checkpoint.every=null"]
-        overrides = [f"run.dir={run}", *small, "run.paranoid=true", "optimizer.lr=0.0"]
-        ended = train_on_ranks(
-            ranks, STORM, [*overrides, f"stop.improvement={json.dumps(criteria)}"]
-        )
+    plain = "network={_target_: harness.networks.Mlp, dims: [6, 8, 3]}"
+    settings_of_all = [
+        plain,
+        *("log.trace=false", "checkpoint.every=null", "run.paranoid=true", "optimizer.lr=0.03"),
+        f"stop.improvement={json.dumps(criteria)}",
+        "stop.best={metric: val/loss, at_least: 1 se}",
+    ]
+    recorded, verdicts = [], []
+    for name, ranks, die_at in (
+        ("one", 1, ""),
+        ("two", 2, ""),
+        ("three", 3, ""),
+        ("cut", 1, "0:27"),
+    ):
+        run = tmp_path / name
+        for death in filter(None, (die_at, "none")):
+            ended = train_on_ranks(
+                ranks,
+                STORM,
+                [f"run.dir={run}", *settings_of_all],
+                env={} if death == "none" else {"DIE_AT": death},
+            )
         assert [one.exit_code for one in ended] == [0] * ranks, ended[0].stderr
-        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         recorded.append([one for one in lines if one["kind"] == "eval"])
-    both = [[{n: row[n] for n in row if n.endswith("_se")} for row in one] for one in recorded]
-    assert both[0] == both[1]
-    assert all(row.keys() == {"val/loss_se", "val/accuracy_se"} for row in both[0])
+        verdicts.append([one["verdict"] for one in lines if one.get("event") == "verdict"])
+    said = [
+        [{n: row[n] for n in row if n.endswith("_se") or n == "deviations"} for row in one]
+        for one in recorded
+    ]
+    assert said[0] == said[3]
+    assert all(row.keys() == {"val/loss_se", "val/accuracy_se", "deviations"} for row in said[0])
+    assert said[0][0]["deviations"].keys() == {"val/loss", "val/accuracy"}
+    assert verdicts[0] == verdicts[3]
+    # The weights of other numbers of ranks differ in their last bits, what follows from them not
+    decided = [
+        [(one["action"], one["reason"], one["improved"]) for one in each] for each in verdicts
+    ]
+    assert decided[0] == decided[1] == decided[2]
+    assert sum("(paired, 50 samples)" in one["detail"] for one in verdicts[0]) > 1
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert outcome["launches"] == 2
     found = replay(
         read_history(run), read_section(run / "config.yaml", StopSettings, [], stored=True)
     )
-    outcome = json.loads((run / "outcome.json").read_text())
-    assert (found.verdicts[-1].reason, found.verdicts[-1].detail) == (
-        outcome["reason"],
-        outcome["detail"],
-    )
+    assert [one.detail for one in found.verdicts] == [one["detail"] for one in verdicts[0]]
+    assert found.best is not None
+    best = (run / "checkpoints" / "best").resolve().name
+    assert best == f"step-{found.best.step:08}"
+    assert outcome["best"]["step"] == found.best.step

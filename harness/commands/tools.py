@@ -1,0 +1,45 @@
+"""The commands about a machine, about starting and about what a run leaves for elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.commands.arguments import Allow, AnyPath, Json
+from harness.commands.show import say, show
+
+tools = typer.Typer()
+
+
+@tools.command(epilog="Example: fermarsi doctor /data/runs")
+def doctor(
+    directory: Annotated[
+        Path, typer.Argument(help="Where runs are going to be.", metavar="[DIRECTORY]")
+    ] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """What this machine offers, what is missing, and how to fix it: two processes that meet,
+    decoders, disk and limits are tried; exit code 2 if nothing can be trained here.
+    """
+    from harness.commands.doctor import diagnose
+
+    findings, code = diagnose(directory)
+    show(findings, as_json)
+    raise typer.Exit(code)
+
+
+@tools.command(epilog="Example: fermarsi export runs/digits digits.onnx --to onnx")
+def export(
+    path: AnyPath,
+    out: Annotated[Path, typer.Argument(help="The file or folder to write.", metavar="OUT")],
+    to: Annotated[
+        str, typer.Option(help="safetensors, onnx, torch-export or hf.", metavar="FORMAT")
+    ] = "safetensors",
+    allow: Allow = None,
+) -> None:
+    """Write a checkpoint's network for use elsewhere; what can compute is compared with the
+    network's outputs.
+    """
+    from harness.commands.export import export_network
+
+    say(export_network(path, out, to, allow or ()))

@@ -1,0 +1,98 @@
+"""A network is used elsewhere, and computes there what it computed here."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from harness.commands import export
+from harness.commands.export import Examples, FlatNetwork, export_network
+from harness.commands.trained import load_trained
+from harness.errors import ConfigError
+from tests.pool import train_on_ranks
+from tests.training.test_pretrained import prepare
+
+
+def test_onnx_and_torch_export_take_batches_of_any_size(digits: Path, tmp_path: Path) -> None:
+    """Known: an exported network takes only the batch size of its example (pytorch 126127, and
+    many of torch.onnx), and its input is called `x` or `l_x_`.
+    """
+    network = load_trained(digits).network
+    files = {"onnx": tmp_path / "digits.onnx", "torch-export": tmp_path / "digits.pt2"}
+    for to, out in files.items():
+        assert "axes of any length: image [0]" in export_network(digits, out, to)
+    session = onnxruntime.InferenceSession(files["onnx"], providers=["CPUExecutionProvider"])
+    program = torch.export.load(files["torch-export"]).module()
+    assert [one.name for one in session.get_inputs()] == ["image"]
+    for size in (1, 2, 37):
+        images = torch.rand(size, *session.get_inputs()[0].shape[1:])
+        with torch.no_grad():
+            wanted = network(images)
+        (found,) = session.run(None, {"image": images.numpy()})
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(program(images)[0], wanted)
+    assert sorted(tmp_path.iterdir()) == sorted(files.values())
+    kept = {one.key: one.value for one in onnx.load(files["onnx"]).metadata_props}
+    assert kept["producer"] == "fermarsi"
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers and torch.onnx
+def test_a_fine_tuned_transformer_in_each_format(tmp_path: Path) -> None:
+    """Known: labels come back as LABEL_0 (transformers 12623), attention masks are lost."""
+    auto = "transformers.AutoModelForSequenceClassification.from_pretrained"
+    network = f"{{_target_: {auto}, pretrained_model_name_or_path: {tmp_path}/base}}"
+    run = tmp_path / "run"
+    asked = [f"run.dir={run}", "stop.budget.steps=4", "checkpoint.every.steps=4"]
+    (end,) = train_on_ranks(1, prepare(tmp_path, network), asked)
+    assert end.exit_code == 0, end.stderr
+    allow = [f"{tmp_path}/"]
+    for to, name in (("hf", "folder"), ("onnx", "mood.onnx"), ("torch-export", "mood.pt2")):
+        said = export_network(run, tmp_path / name, to, allow)
+        assert "input_ids [0], attention_mask [0]" in said
+    found = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "folder")
+    assert found.config.id2label == {0: "glad", 1: "sad"}
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
+    assert words.tokenize("the awful film") == ["the", "awful", "film"]
+
+
+def test_a_network_that_fixes_its_batch_is_refused_in_words() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.shape[0] == 4 else x.reshape(4, -1)
+
+    leaves, spec = pytree.tree_flatten(((torch.rand(4, 8),), {}))
+    examples = Examples(["x"], (leaves, [torch.rand(4, 8)]), [[0]], spec)
+    with pytest.raises(ConfigError, match="cannot follow it"):
+        export._program(FlatNetwork(Fixed(), spec), examples)
+
+
+@pytest.mark.parametrize(
+    ("out", "to", "words"),
+    [
+        ("model.onnx", "torch-export", "ends in .pt2"),
+        ("model.bin", "safetensors", "ends in .safetensors"),
+        ("model.onnx", "tflite", "--to: 'tflite' is not one of"),
+        ("there.onnx", "onnx", "already exists"),
+        ("nowhere/model.onnx", "onnx", "there is no directory"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_anything(
+    tmp_path: Path, out: str, to: str, words: str
+) -> None:
+    (tmp_path / "there.onnx").write_text("")
+    with pytest.raises(ConfigError, match=words):
+        export_network(tmp_path / "no such run", tmp_path / out, to)
+
+
+def test_a_network_of_another_library_has_no_folder_of_hugging_face(
+    digits: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="a Mlp is not of transformers"):
+        export_network(digits, tmp_path / "folder", "hf")
+    assert not any(tmp_path.iterdir())
