@@ -20,7 +20,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import numpy as np
 
 from harness.stopping.controller import StopController
 from harness.stopping.curves import effective_times, extrapolate, is_monotone
+from harness.stopping.pairs import Deviations
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, MetricInfo
 
@@ -213,7 +214,12 @@ def cost(count: int = 1000) -> None:
     draw = np.random.default_rng(1)
     stop = {
         "targets": {"val/accuracy": {"at_least": 0.99}},
-        "improvement": {"metric": "val/accuracy", "patience": 10**6, "smooth": {"window": 3}},
+        "improvement": [
+            {"metric": "val/accuracy", "patience": 10**6, "smooth": {"window": 3}},
+            {"metric": "val/loss", "patience": 10**6, "at_least": "2 se"},
+        ],
+        "gap": {"metric": "loss", "above": 9.0, "for": 3},
+        "train_metrics": "full",
         "milestones": {"metric": "val/accuracy", "at_least": 0.2, "by": {"steps": 100}},
         "plateau": [
             {"metric": name, "over": 50, "confidence": 0.5} for name in ("val/loss", "val/accuracy")
@@ -221,13 +227,15 @@ def cost(count: int = 1000) -> None:
         "forecast": {"target": "val/accuracy"},
         "budget": {"steps": 10**6},
     }
-    both = {"val/accuracy": SHARE, "val/loss": LOSS}
+    loss = replace(LOSS, has_error=True)
+    both = {"val/accuracy": SHARE, "val/loss": loss, "train/loss": loss}
     controller = StopController(StopSettings.model_validate(stop), both)
     began = time.process_time()
     for n in range(1, count + 1):
         accuracy = 0.9 - 0.6 * (1 + n / 10) ** -0.5 + float(draw.normal(0, 0.002))
-        row = {"val/accuracy": accuracy, "val/loss": 1 - accuracy}
-        controller.judge(Evaluation(100 * n, float(n), n, 0.0, row, 0.1))
+        row = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "train/loss": 1 - accuracy}
+        pairs = {"val/loss": Deviations(9999, 1e-9, draw.integers(-(10**6), 10**6, 128).tolist())}
+        controller.judge(Evaluation(100 * n, float(n), n, 0.0, row, 0.1, deviations=pairs))
     print(f"\na verdict of {count:,}: {1e3 * (time.process_time() - began) / count:.2f} ms")
 
 

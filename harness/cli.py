@@ -4,6 +4,7 @@ Each imports what it needs when it is called, so that none waits for torch unnec
 """
 
 import errno
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -71,6 +72,9 @@ app.add_typer(data, name="data")
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Train until the end, or continue a run from its last checkpoint."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # No training ends because a name cannot be written in the locale's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     with without_garbage_collection():
         from harness.console import Console, is_first_process
 

@@ -12,6 +12,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -287,7 +288,7 @@ def _can_redraw() -> bool:
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         return False
     if RichConsole().is_jupyter:
-        return True
+        return find_spec("ipywidgets") is not None  # which rich draws with
     return sys.stdout.isatty() and (os.environ.get("TERM") or "dumb") not in ("dumb", "unknown")
 
 

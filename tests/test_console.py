@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.cli import main
 from harness.console import Console
 from harness.errors import ConfigError
 from harness.evaluation_table import EvaluationTable, Shown
@@ -19,7 +20,7 @@ from harness.rundir.outcome import Outcome
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Best, CriterionVerdict, MetricInfo, Verdict
 from harness.training.launch import launch, leave_process, report
-from tests.pool import on_ranks
+from tests.pool import on_ranks, train_on_ranks
 
 STORM = Path(__file__).parent / "resume" / "storm.yaml"
 METRICS = {
@@ -286,6 +287,26 @@ def launch_with_stdout(where: str, directory: str) -> int:
     with suppress(SystemExit):
         leave_process(code)
     return code
+
+
+def train_in_ascii(directory: str) -> int:
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(STORM), f"run.dir={directory}", "stop.budget.epochs=1"])
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def test_a_poor_locale_ends_no_training(tmp_path: Path) -> None:
+    assert on_ranks(1, train_in_ascii, str(tmp_path / "lä\u2028uft")) == [0]
+
+
+def test_one_rank_alone_speaks(tmp_path: Path) -> None:
+    first, second = train_on_ranks(2, STORM, [f"run.dir={tmp_path}", "stop.budget.epochs=1"])
+    assert (second.stdout, second.stderr) == ("", "")
+    assert first.stdout.endswith(f"run: {tmp_path}\nnext: fermarsi report {tmp_path}\n")
+    assert "waiting for all 2 processes ...\npreparing the data ...\n" in first.stdout
 
 
 @pytest.mark.parametrize("where", ["pipe", "/dev/full"])

@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.classification import MulticlassAUROC
 
 from harness.errors import CheckpointError
+from harness.networks import ConvNet, Mlp
 from harness.randomness import (
     capture_random,
     generators_of,
@@ -18,7 +20,10 @@ from harness.randomness import (
     restore_random,
     seed_ambient,
     seed_for,
+    seed_torch,
+    seeding_for,
 )
+from harness.tasks import Classification
 
 
 def draw() -> list[float]:
@@ -160,3 +165,65 @@ def test_generators_that_a_network_keeps_are_saved_and_restored_too() -> None:
     other = torch.nn.Sequential(Roller())
     restore_random(state, generators_of(network=other))
     assert other[0].roll() == expected[0]
+
+
+class OfNumpy(torch.nn.Linear):
+    """Draws as somebody's own network may."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * float(np.random.rand())
+
+
+def noisy(x: torch.Tensor) -> torch.Tensor:
+    return x * random.random()
+
+
+def with_hook() -> torch.nn.Module:
+    network = torch.nn.Linear(2, 2)
+    network.register_forward_pre_hook(lambda module, given: (noisy(given[0]),))
+    return network
+
+
+def with_function() -> torch.nn.Module:
+    return torch.nn.TransformerEncoderLayer(2, 1, 2, activation=noisy)
+
+
+def patched() -> torch.nn.Module:
+    network = torch.nn.Linear(2, 2)
+    network.forward = noisy  # type: ignore[method-assign] # as wrappers do
+    return network
+
+
+NUMBERS = Classification("x", "label")
+
+
+@pytest.mark.parametrize(
+    ("network", "task"),
+    [
+        (torch.nn.Sequential(torch.nn.Dropout(), OfNumpy(2, 2)), NUMBERS),
+        (with_hook(), NUMBERS),
+        (with_function(), NUMBERS),
+        (patched(), NUMBERS),
+        (Mlp([2, 2]), Classification("x", "label", metrics={"own": MulticlassAUROC(2)})),
+        (Mlp([2, 2]), object()),
+    ],
+)
+def test_what_may_draw_from_any_generator_has_all_of_them_seeded(
+    network: torch.nn.Module, task: object
+) -> None:
+    assert seeding_for(network, task) is seed_ambient
+
+
+def test_networks_of_torch_and_ours_have_its_generators_seeded_alone() -> None:
+    known = [
+        Mlp([2, 2], dropout=0.5),
+        torch.nn.TransformerEncoderLayer(2, 1, 2),
+        ConvNet(1, [2], 3),
+    ]
+    for network in known:
+        assert seeding_for(network, NUMBERS) is seed_torch
+        states = []
+        for seed in (seed_ambient, seed_torch):
+            seed(5)
+            states.append(torch.rand(3))
+        assert states[0].equal(states[1])

@@ -71,6 +71,9 @@ def _arrays(name: str, draw: np.random.Generator) -> tuple[Any, Any]:
         angle = 2.2 * turn + label * 2 * np.pi / 3
         both = np.stack([turn * np.cos(angle), turn * np.sin(angle)], 1)
         return both + draw.normal(0, 0.12, both.shape), label
+    if name == "hastie":
+        x, y = datasets.make_hastie_10_2(1500, random_state=5)
+        return x, (y > 0).astype(np.int64)
     images, labels = (
         np.frombuffer(gzip.decompress((FASHION / file).read_bytes()), np.uint8, offset=skipped)
         for file, skipped in (
@@ -82,8 +85,8 @@ def _arrays(name: str, draw: np.random.Generator) -> tuple[Any, Any]:
     return small[:1500], labels[:1500].astype(np.int64)
 
 
-WIDTHS = {"digits": 64, "cancer": 30, "diabetes": 10, "spirals": 2, "fashion": 196}
-CLASSES = {"digits": 10, "cancer": 2, "spirals": 3, "fashion": 10}
+WIDTHS = {"digits": 64, "cancer": 30, "diabetes": 10, "spirals": 2, "fashion": 196, "hastie": 10}
+CLASSES = {"digits": 10, "cancer": 2, "spirals": 3, "fashion": 10, "hastie": 2}
 FAMILIES = (*WIDTHS, "shakespeare")
 
 

@@ -45,6 +45,28 @@ def check(
     raise typer.Exit(result.exit_code)
 
 
+@data.command("show")
+def show_(
+    config: ConfigPath,
+    split: Annotated[str, typer.Argument(help="train, val or test.", metavar="SPLIT")],
+    asked: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Samples by index, 7 or 10-19, by default 12 spread over the split; and settings "
+            "to change.",
+            metavar="[ID|KEY=VALUE]...",
+        ),
+    ] = None,
+    html: Annotated[Path, typer.Option("--html", help="The page to write.", metavar="FILE")] = Path(
+        "samples.html"
+    ),
+) -> None:
+    """Samples as they reach the network, after all treatments, as pictures, lines, text or rows."""
+    from harness.commands.samples import show_samples
+
+    say(show_samples(config, split, asked or (), html))
+
+
 @data.command()
 def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Apply one-time treatments, and keep the result in the config's store."""

@@ -11,7 +11,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from harness.commands.curve import Curve
+from harness.commands.curve import MOST_POINTS, Curve
+from harness.commands.forecast import forecasts
 from harness.commands.page import figure_settings, figure_svg, page, section
 from harness.config.document import to_yaml
 from harness.config.read import read_section, read_values
@@ -19,6 +20,8 @@ from harness.durable import replace_file
 from harness.errors import ConfigError
 from harness.rundir.ledger import ACCOUNTS
 from harness.rundir.outcome import Outcome, read_outcome
+from harness.stopping.forecast import BUDGET_SPENT, Outlook
+from harness.stopping.history import read_history
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import expand
 from harness.tracking.records import METRICS, class_names, read_records
@@ -34,6 +37,9 @@ _LARGEST = 1e100  # that can be drawn
 _SUMMARY = """<p class=reason><b>{{ reason }}</b>: {{ detail }}</p>
 <table>{% for name, value in rows.items() %}<tr><th>{{ name }}<td>{{ value }}{% endfor %}</table>"""
 
+_CURVES = """<h2>Curves</h2>{{ curves }}
+<ul>{% for one in said %}<li>{{ one }}{% endfor %}</ul>"""
+
 
 def write_report(directory: Path) -> Path:
     """Write report.html into a run directory and return its path.
@@ -48,11 +54,12 @@ def write_report(directory: Path) -> Path:
         )
     outcome = read_outcome(directory)
     config = directory / "config.yaml"
-    targets = _targets(read_section(config, StopSettings, stored=True))
+    stop = read_section(config, StopSettings, stored=True)
+    targets, outlooks = _targets(stop), _outlooks(directory, stop, history)
     with figure_settings():
         sections = [
             _summary(outcome, history.last),
-            section("<h2>Curves</h2>{{ curves }}", curves=_curves(history, targets)),
+            section(_CURVES, curves=_curves(history, targets, outlooks), said=_said(outlooks)),
         ]
         tables = history.evaluation.get("tables", {})
         if tables:
@@ -106,6 +113,18 @@ def _targets(stop: StopSettings) -> dict[str, float]:
     }
 
 
+def _outlooks(directory: Path, stop: StopSettings, seen: "RecordSummary") -> dict[str, Outlook]:
+    """The forecasts of a run, by metric; none where there is nothing to forecast, the history
+    cannot be read as one, or is too long to be held in memory.
+    """
+    if any(len(curve.steps) >= MOST_POINTS for curve in seen.evaluated.values()):
+        return {}
+    try:
+        return {one.metric: one for one in forecasts(read_history(directory), stop, None)}
+    except ConfigError:
+        return {}
+
+
 @dataclass
 class RecordSummary:
     """What a report shows of a run's records, in bounded memory whatever their number.
@@ -147,7 +166,9 @@ def _extend(curves: dict[str, Curve], record: Mapping[str, Any], names: Sequence
             curve.add(record["step"], float(value))
 
 
-def _curves(history: RecordSummary, targets: Mapping[str, float]) -> Markup:
+def _curves(
+    history: RecordSummary, targets: Mapping[str, float], outlooks: Mapping[str, Outlook]
+) -> Markup:
     found = sorted({name.split("/", 1)[1] for name in history.evaluated} | {"loss"})
     names = found[:MAX_CURVES]
     figure, grid = _figure(len(names))
@@ -159,6 +180,9 @@ def _curves(history: RecordSummary, targets: Mapping[str, float]) -> Markup:
         for split, color in (("train", "tab:blue"), ("val", "tab:orange")):
             curve = history.evaluated.get(f"{split}/{name}", Curve())
             axes.plot(curve.steps, curve.values, color=color, marker=".", label=split)
+            outlook = outlooks.get(f"{split}/{name}")
+            if outlook is not None and not outlook.abstains and curve.steps:
+                _draw_fan(axes, curve, outlook, color)
             if f"{split}/{name}" in targets:
                 axes.axhline(
                     targets[f"{split}/{name}"], color=color, linestyle=":", label=f"{split} target"
@@ -168,6 +192,18 @@ def _curves(history: RecordSummary, targets: Mapping[str, float]) -> Markup:
     more = len(found) - len(names)
     left_out = f"{more:,} more metrics are not drawn." if more else ""
     return figure_svg(figure) + section("<p>{{ left_out }}</p>", left_out=left_out)
+
+
+def _said(outlooks: Mapping[str, Outlook]) -> list[str]:
+    """The forecasts in words, unless the budget is spent."""
+    return [one.words() for one in outlooks.values() if one.abstains != BUDGET_SPENT]
+
+
+def _draw_fan(axes: Any, curve: Curve, outlook: Outlook, color: str) -> None:
+    """From the last value to where the metric will be at the end of the budget, at 95 %."""
+    begin, value = curve.steps[-1], curve.values[-1]
+    steps, lows, highs = zip((begin, value, value), *outlook.fan, strict=True)
+    axes.fill_between(steps, lows, highs, color=color, alpha=0.2, label="95 %")
 
 
 def _confusions(

@@ -1,7 +1,8 @@
 """The network of a checkpoint, and the splits of the config it was trained with."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from harness.data.store import EntrySource
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
 from harness.tasks.task import Task, targets_of
+from harness.training.network_state import to_channels_last
+from harness.training.parallel import products_in
 from harness.training.pretrained import load_parts
 
 # Of a task, what an evaluation calls
@@ -91,7 +94,12 @@ def load_trained(
     task = _task(config)
     with document_errors(found):
         restore_learners(task, learners)
-    network = in_precision(network.to(device).eval(), config.train.precision, device)
+    network = network.to(device).eval()
+    if config.train.channels_last:
+        to_channels_last(network)
+    network = in_precision(network, config.train.precision, device)
+    products = products_in(config.train.matmul_precision, config.run.exactness)
+    network.forward = with_products(network.forward, products)
     with document_errors(found):
         classes = class_names(loaded.manifest.facts)
     names = classes.get(str(getattr(task, "target", None)), ())
@@ -145,6 +153,23 @@ def in_precision(network: nn.Module, precision: str, device: torch.device) -> nn
     forward = torch.autocast(device.type, dtype=dtype)(network.forward)
     network.forward = convert_outputs_to_fp32(forward)
     return network
+
+
+def with_products(forward: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    """The same with this precision of float32 products (torch.set_float32_matmul_precision), which
+    afterwards is as it was.
+    """
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return run
 
 
 def open_split(

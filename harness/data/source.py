@@ -104,6 +104,14 @@ class FilesBeside(Protocol):
         ...
 
 
+class Decoder(Protocol):
+    """A source or treatment whose numbers stand for text, such as tokens."""
+
+    def decode(self, column: str, values: NDArray[Any]) -> str | None:
+        """The text of a sample's numbers (T,); None for columns that it does not make."""
+        ...
+
+
 class SourceFiles(Protocol):
     """A source that lists the files it reads; their bytes identify its content."""
 
@@ -242,38 +250,6 @@ class TrainingTreatment(Protocol):
         ...
 
 
-# Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
-SOURCE_MEMBERS = (
-    Source,
-    Stream,
-    SeekableStream,
-    StatefulStream,
-    BatchReader,
-    ArrayReader,
-    KnownColumns,
-    ClassNames,
-    SourceFiles,
-    FileFinder,
-    SkippedFiles,
-    CompositeSource,
-    OwnOrder,
-    ResultVersion,
-)
-TREATMENT_MEMBERS = (
-    PlainTreatment,
-    RandomTreatment,
-    Learner,
-    EarlyLearner,
-    BatchTreatment,
-    TrainingTreatment,
-    ClassNames,
-    InvertibleTreatment,
-    FilesBeside,
-    FileFinder,
-    ResultVersion,
-)
-
-
 def has_length(source: Any) -> bool:
     """Whether a source knows its number of samples; one that does not is a stream."""
     return hasattr(source, "__len__")
@@ -366,6 +342,12 @@ def files_beside_of(owner: Any) -> Mapping[str, str]:
     """{file name: text} of a treatment or task for beside the weights; {} without any."""
     files: Mapping[str, str] = owner.files_beside() if hasattr(owner, "files_beside") else {}
     return files
+
+
+def decoded(owner: Any, column: str, values: NDArray[Any]) -> str | None:
+    """The text of a sample's numbers, by a source or treatment; None if it knows none."""
+    text: str | None = owner.decode(column, values) if hasattr(owner, "decode") else None
+    return text
 
 
 def skipped_of(source: Any) -> Sequence[str]:

@@ -227,7 +227,9 @@ class StreamSource:
                 f"{ended}, and one with `seek` must go on, e.g. from its first sample again."
             )
         if not self._repeats:
-            raise DataError(f"{ended}, and {self._num_samples:,} were asked for. Set samples.")
+            raise DataError(
+                f"{ended}, and samples asks for {self._num_samples:,}. Set it to that at most."
+            )
         position, start = self._position, self._marks["start"]
         self._load(Mark(position, position, start.state))
 

@@ -32,7 +32,7 @@ class Confusion(Metric):
         """predicted, targets: (...) class numbers; counted: (...) bool, False for a target that is
         ignored and may be any number, None: all are counted.
         """
-        cells = (targets * self.num_classes).add_(predicted)
+        cells = torch.add(predicted, targets, alpha=self.num_classes)
         self._held.append((cells, counted))
         self._num_held += cells.numel()
         if len(self._held) >= _MOST_HELD or self._num_held >= _MOST_TARGETS:

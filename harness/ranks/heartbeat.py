@@ -32,6 +32,9 @@ RECORDS = (AGREEMENT, LOSSES, LOG, METRICS, VERDICT)
 ENDLESS = (START_UP, SAVE, END)
 
 
+_HALF_POWER = math.sqrt(0.5)
+
+
 class Durations:
     """A histogram of durations, by half powers of two."""
 
@@ -42,10 +45,12 @@ class Durations:
 
     def add(self, seconds: float) -> None:
         mantissa, exponent = math.frexp(seconds)
-        bucket = 2 * exponent - (mantissa < math.sqrt(0.5))
-        self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        bucket = 2 * exponent - (mantissa < _HALF_POWER)
+        counts = self._counts
+        counts[bucket] = counts.get(bucket, 0) + 1
         self.number += 1
-        self.longest_s = max(self.longest_s, seconds)
+        if seconds > self.longest_s:
+            self.longest_s = seconds
 
     def quantile(self, share: float) -> float:
         """The quantile of the durations at this share, to within a factor of sqrt(2); 0 without

@@ -279,7 +279,10 @@ def _decode(file: Path | bytes, name: str, begin: int, count: int) -> NDArray[np
 
 
 def _no_sound(name: str) -> DataError:
-    return DataError(f"{name}: it contains no sound. Remove it.")
+    return DataError(
+        f"{name}: it contains no sound by its header. Remove it, or where a recorder did not "
+        "finish the header write it anew: ffmpeg -i IN OUT."
+    )
 
 
 def _decoder() -> Any:

@@ -311,8 +311,16 @@ class Cells:
             )
         if DAY_FIRST.match(word):
             return "If it is a date, read the column as text, or in a Series as its time."
+        other = "," if self.layout.decimal == "." else "."
+        ways = []
         if grouped := _GROUPED.fullmatch(word):
-            return f"If {grouped[1]!r} stands between thousands, set thousands: '{grouped[1]}'."
+            ways.append(
+                f"If {grouped[1]!r} stands between thousands, set thousands: '{grouped[1]}'."
+            )
+        if re.fullmatch(rf"[+-]?\d+\{other}\d*", word):
+            ways.append(f"If {other!r} is the decimal point, set decimal: '{other}'.")
+        if ways:
+            return " ".join(ways)
         if index == 0 and not any(letter.isdigit() for letter in word):
             skipped = self.layout.skip_rows + 1
             skip = f"set skip_rows: {skipped}"

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from harness.data.written import name_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Kind, Layout, check_kinds
+from harness.sources.csv_files import ending_of
+from harness.sources.device_files import DEVICES
 from harness.sources.files import (
     Files,
     OnError,
@@ -25,10 +27,10 @@ from harness.sources.files import (
 )
 from harness.sources.source import BatchSource, select
 from harness.sources.split import Part, Rule, rows_of
-from harness.sources.table_files import read_cells
+from harness.sources.table_files import FORMATS, read_cells
 
 Keep = Literal["memory", "disk"]
-TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xlsx", ".parquet")
+_TABLES = {*FORMATS} - {*DEVICES}
 # The column of files in a table that lists them, as in datasets' imagefolder and audiofolder
 FILE_NAME = "file_name"
 
@@ -49,8 +51,8 @@ class Collection(BatchSource):
     """One file per sample, an array called `what`, with its class number under "label" if file
     names or a table give classes.
 
-    `files`: a path, a pattern with {fields} or a list of them; or those of tables, .csv, .jsonl,
-    .xlsx or .parquet, which list the files in a column `file_name`, each relative to its table.
+    `files`: a path, a pattern with {fields} or a list of them; or those of tables, in any of their
+    formats, which list the files in a column `file_name`, each relative to its table.
     The other columns are fields too: "label" is the class, others are for `split`; `columns` are
     added to samples under their own names, as number (float32), integer (int64) or text.
 
@@ -159,7 +161,7 @@ def listed_files(
     Bytes in a table that are not text, such as thumbnails, are not a field unless asked for.
     """
     found = find_files(templates, tell=tell)
-    if not all(path.suffix.lower() in TABLES for path in found.paths):
+    if not all(ending_of(path) in _TABLES for path in found.paths):
         return found, []
     listed: dict[Path, dict[str, str]] = {}
     wanted = {"label", *map(name_of, asked)}

@@ -105,7 +105,11 @@ class _Rows(Iterator[Line]):
         self._text = text
         self._next: str | None = None  # a line that was read ahead
         self._lines = csv.reader(
-            iter(self._take, None), delimiter=self.separator, strict=True, escapechar=self._escape
+            iter(self._take, None),
+            delimiter=self.separator,
+            strict=True,
+            escapechar=self._escape,
+            skipinitialspace=self.separator == " ",  # several spaces are one separator
         )
 
     def _take(self) -> str | None:
@@ -206,7 +210,7 @@ def _by_pyarrow(
     import pyarrow as pa
 
     marks = [mark for mark in (layout.comment, layout.escape, "\0", *head.marks) if mark]
-    if not separator.isascii() or any(mark in text for mark in marks):
+    if separator == " " or not separator.isascii() or any(mark in text for mark in marks):
         return None
     data = text.encode() if text.endswith("\n") else f"{text}\n".encode()
     ends = _ends_of_rows(data, ord(separator))

@@ -3,6 +3,7 @@
 import datetime
 import re
 import zoneinfo
+from functools import cache
 
 from harness.errors import ConfigError
 from harness.wording import did_you_mean
@@ -51,7 +52,7 @@ def parse_date(text: str, form: str | None) -> datetime.datetime:
     else:
         # Digits beyond those that %f reads
         text = re.sub(r"(\.\d{6})\d+", r"\1", text) if "%f" in form else text
-        words, forms = text.split(" "), form.split(" ")
+        words, forms = text.split(), form.split()
         if len(words) == len(forms):
             text = " ".join(map(_padded, words, forms))
         of_form = form
@@ -69,12 +70,25 @@ def parse_date(text: str, form: str | None) -> datetime.datetime:
 
 
 def _padded(word: str, form: str) -> str:
-    joined = re.findall(f"(?:{_DIGITS}){{2,}}", form)
-    if not joined:
-        return word
-    width = len(_ANY.strftime(joined[0]))
-    if joined[0] == form and word.isdecimal():
+    shape, width = _shape(form)
+    if width is not None and word.isdecimal():
         return word.zfill(width)
-    if len(joined) > 1 or not re.search(rf"(?<!\d)\d{{{width}}}(?!\d)", word):
-        raise ValueError(f"{word!r} does not have the digits of {joined[0]}, zeros included")
+    if shape is not None and not shape.fullmatch(word):
+        raise ValueError(f"{word!r} does not have the digits of {form}, zeros included")
     return word
+
+
+@cache
+def _shape(form: str) -> tuple[re.Pattern[str] | None, int | None]:
+    """What matches texts of a form in which numbers stand together, and how many digits it has if
+    it consists of them.
+    """
+    pieces = re.split(f"((?:{_DIGITS}){{2,}}|%.)", form)
+    widths = [len(_ANY.strftime(piece)) if len(piece) > 2 else 0 for piece in pieces[1::2]]
+    if not any(widths):
+        return None, None
+    pattern = re.escape(pieces[0])
+    for piece, width, literal in zip(pieces[1::2], widths, pieces[2::2], strict=True):
+        pattern += rf"\d{{{width}}}" if width else r"\d{1,6}" if piece == "%f" else ".+?"
+        pattern += re.escape(literal)
+    return re.compile(pattern), widths[0] if form == pieces[1] else None

@@ -52,9 +52,17 @@ def read_wfdb(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
         wfdb = need("wfdb", "devices", f"{path}: WFDB")
         _parts_of(path)
         try:
-            record = wfdb.rdrecord(str(path.with_suffix("")), smooth_frames=False, physical=False)
-            _compare_checksums(path, record)
-            record.dac(expanded=True, inplace=True)
+            record = wfdb.rdrecord(
+                str(path.with_suffix("")), smooth_frames=False, physical=False, m2s=False
+            )
+            segments = getattr(record, "segments", None)
+            # Each with its own gains; None where there are no signals
+            for one in [record] if segments is None else segments:
+                if getattr(one, "e_d_signal", None) is not None:
+                    _compare_checksums(path, one)
+                    one.dac(expanded=True, inplace=True)
+            if segments is not None:
+                record = record.multi_to_single(physical=True, expanded=True)
             if columns and not set(_OF_WFDB).isdisjoint(columns):
                 notes = annotations_of_wfdb(wfdb.rdann(str(path.with_suffix("")), "atr"), record.fs)
         except DataError:
@@ -97,7 +105,7 @@ def read_hdf5(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
                 if node.external or node.is_virtual:
                     raise _elsewhere(path, name)
                 part = node if node.ndim == 1 else node[:, int(name.rpartition("/")[2])]
-                cells[name] = _decoded(path, name, node, _of_dataset(path, name, part))
+                cells[name] = _decoded(hdf5, node, _of_dataset(path, name, part))
     except (OSError, RuntimeError, ValueError) as error:
         raise _read_error(path, error) from error
     return Cells(path, cells, range(1, _length(path, cells) + 1), layout)
@@ -195,16 +203,16 @@ def _elsewhere(path: Path, name: str) -> DataError:
     )
 
 
-def _decoded(path: Path, name: str, node: Any, cells: Any) -> Any:
+def _decoded(hdf5: Any, node: Any, cells: Any) -> Any:
     """What the cells of an HDF5 dataset stand for: names of an enumeration; numbers by the
     conventions of CF, as in NetCDF (https://cfconventions.org, sections 2.5.1 and 8.1).
     """
-    names = need("h5py", "devices", str(path)).check_enum_dtype(node.dtype)
-    if names is not None and isinstance(cells, np.ndarray):
-        of = {number: text for text, number in names.items()}
-        return [of.get(cell, cell) for cell in cells.tolist()]
     if not isinstance(cells, np.ndarray):
         return cells
+    names = hdf5.check_enum_dtype(node.dtype)
+    if names is not None:
+        of = {number: text for text, number in names.items()}
+        return [of.get(cell, cell) for cell in cells.tolist()]
     found = {key: node.attrs[key] for key in _OF_CF if key in node.attrs}
     if not found:
         return cells

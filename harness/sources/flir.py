@@ -146,8 +146,10 @@ def _read_counts(subtype: int, record: bytes) -> NDArray[np.uint16]:
     if stored.startswith(b"\x89PNG"):
         with need("PIL.Image", "images", "images").open(BytesIO(stored)) as image:
             pixels = np.asarray(image)
+        if pixels.dtype != np.uint16:
+            raise FlirError(f"counts of {pixels.dtype}")
         # The bytes of each count are swapped in the PNG
-        counts = pixels.astype(np.uint16).byteswap()
+        counts = pixels.byteswap()
     elif len(stored) == 2 * width * height:
         counts = np.frombuffer(stored, ">u2" if subtype == 1 else "<u2").reshape(height, width)
     else:

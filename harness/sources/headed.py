@@ -1,6 +1,7 @@
 """Rows of cells under a row of column names, as CSV and Excel have them."""
 
 import json
+import re
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +19,7 @@ from harness.wording import did_you_mean, some
 Line = tuple[int, list[Any]]  # the number of a row, from 1, and its cells
 COMMENT: list[Any] = []  # instead of the cells of a row that is a comment
 _SEPARATORS = (";", "\t", "|", ",")
+_TOLD = re.compile('"?sep=(.?)"?')
 _SEARCHED = 20  # rows searched for a header that is not where it should be
 
 
@@ -54,6 +56,12 @@ def read_head(
             names.pop()
         if not names and columns is None:
             break
+        if names and (told := _TOLD.fullmatch(names[0])):
+            mark = json.dumps(told[1] or layout.separator or ",")
+            raise DataError(
+                f"{where}: {names[0]!r}, by which Excel tells the separator. Set separator: {mark} "
+                f"and header: {row + 1}."
+            )
         marks: set[str] = set()
         if ".csv" in map(str.lower, path.suffixes) and len(names) == 1:
             marks = {mark for mark in _SEPARATORS if mark in names[0]} - {layout.separator or ","}
@@ -75,14 +83,14 @@ def rows_below(head: Head, layout: Layout, lines: Iterator[Line]) -> Iterator[Li
         if any(cell is not None and cell != "" for cell in cells)
     )
     for row, cells in _without_last(filled, layout.skip_footer):
+        if head.marks:
+            _refuse_separator(head.where, head.names, head.marks, cells)
         if len(cells) < len(head.names) or any(cell != "" for cell in cells[len(head.names) :]):
             raise DataError(
                 f"{head.path}: row {row}: {len(cells)} cells for {len(head.names)} columns. "
                 "Correct the row, or set header or separator; skip_footer skips rows at the "
                 "end."
             )
-        if head.marks:
-            _refuse_separator(head.where, head.names, head.marks, cells)
         yield row, cells
 
 

@@ -25,6 +25,7 @@ _BEGINNINGS = (
     (b"\x1f\x8b", "compressed by gzip. Unpack it: gunzip."),
     (b"pk\x03\x04", "a zip archive. Unpack it, and give the files in it."),
 )
+_OFFICE = (b"[Content_Types].xml", b"docProps/", b"xl/")  # members of Office Open XML
 _FILMS = (
     (b"\x30\x26\xb2\x75", "a WMA or WMV file"),
     (b"\x1aE\xdf\xa3", "a Matroska or WebM file"),
@@ -53,6 +54,8 @@ def what_is(file: Path | bytes, wanted: Kind) -> str | None:
             return _film(what, wanted)
     if _POINTER.match(head):
         return "a pointer of Git LFS, not the file itself. Fetch it: git lfs pull."
+    if head.startswith(b"PK") and any(part in head for part in _OFFICE):
+        return "a document of Excel or another Office program. Give it its own ending, e.g. .xlsx."
     begun = head.lstrip().lower()
     return next((what for begin, what in _BEGINNINGS if begun.startswith(begin)), None)
 

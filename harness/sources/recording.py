@@ -101,7 +101,7 @@ class Reader:
         if (self.sort and not self.time and not self.recording) or (
             self.duplicates == "drop" and not self.time
         ):
-            raise ConfigError("sort, duplicates: rows are in no order. Set time.")
+            raise ConfigError("sort, duplicates: without time, rows have no order. Set time.")
         if self.long_format and (len(self.long_format) != 2 or not self.time):
             raise ConfigError(
                 f"long_format: {list(self.long_format)}. Give the columns of the channel's name "

@@ -93,6 +93,8 @@ class Table(BatchSource):
         )
         whole = read_shared(found, reader.settings, lambda: reader.read(found))
         self.features, self.skipped, self._paths = whole.features, whole.skipped, whole.paths
+        if len(whole.rows) == 0:
+            raise DataError(f"{files}: no row holds data. Give a file with rows below its header.")
         # Parts of one table share its values, and differ in their rows
         self._whole = whole
         self._chosen = rows_of(part, split, whole.known, len(whole.rows))

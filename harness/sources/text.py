@@ -80,6 +80,13 @@ class Bytes(BatchSource):
         numbers, begins = self._windows.T
         return span_columns(select(self._paths, numbers), begins + 1, begins + len(self._reach))
 
+    def decode(self, column: str, values: NDArray[Any]) -> str | None:
+        """The text of tokens (T,)."""
+        return self._text(values) if column == "tokens" else None
+
+    def _text(self, values: NDArray[Any]) -> str:
+        return values.astype(np.uint8).tobytes().decode(errors="replace")
+
     def _read(self, path: Path) -> NDArray[Any]:
         """(length of the file,) integers."""
         if path.stat().st_size == 0:  # cannot be mapped
@@ -110,6 +117,9 @@ class Characters(Bytes):
         check_encoding(encoding)
         self._encoding = encoding
         super().__init__(files, length, part, held_out)
+
+    def _text(self, values: NDArray[Any]) -> str:
+        return "".join(map(chr, values.tolist()))
 
     def _read(self, path: Path) -> NDArray[np.uint32]:
         data = _unpack(path) if is_packed(path) else path.read_bytes()

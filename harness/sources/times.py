@@ -22,9 +22,9 @@ _NO_TIME = datetime.timedelta()
 def seconds_of(
     cells: Cells, names: Sequence[str], keys: Sequence[Hashable] | None = None
 ) -> NDArray[np.float64]:
-    """(N,) float64: numbers in seconds, by the layout's `time_unit`; dates, in ISO 8601, in its
-    `time_format` or the native type of Excel and Parquet, as seconds since 1970. Dates that state
-    no time zone are in that of the layout, else in UTC.
+    """(N,) float64: numbers in seconds, by the layout's `time_unit`; durations; dates, in ISO 8601,
+    in its `time_format` or the native type of Excel and Parquet, as seconds since 1970. Dates that
+    state no time zone are in that of the layout, else in UTC.
 
     names: one column, or those of the date and the time of day; keys: the recording of each row.
     Raises DataError with file, row and column.
@@ -36,6 +36,8 @@ def seconds_of(
     found = as_list(stored)
     if len(names) == 2:
         found = [_join(*pair) for pair in zip(found, as_list(cells.raw(names[1])), strict=True)]
+    elif any(isinstance(cell, datetime.timedelta) for cell in found):
+        return _elapsed(cells, name, found)
     dates = []
     for index, cell in enumerate(found):
         dates.append(_date_or_none(cell) if form is None or not isinstance(cell, str) else None)
@@ -60,6 +62,17 @@ def _numbers(cells: Cells, name: str) -> NDArray[np.float64]:
     if cells.layout.timezone is not None and len(cells):
         cells.refuse(name, 0, "a number, which is in no time zone. Remove timezone.")
     return cells.numbers(name) / _PER_SECOND[cells.layout.time_unit]
+
+
+def _elapsed(cells: Cells, name: str, found: Sequence[Any]) -> NDArray[np.float64]:
+    """Seconds of durations, as pandas stores them in Parquet and Excel in [h]:mm:ss."""
+    seconds = np.full(len(found), np.nan)
+    for index, cell in enumerate(found):
+        if isinstance(cell, datetime.timedelta) and cell == cell:  # not NaT
+            seconds[index] = cell.total_seconds()
+        elif not is_empty(cell):
+            cells.refuse(name, index, f"{cell!r} is not a duration as others are. Correct it.")
+    return seconds
 
 
 def _since_epoch(

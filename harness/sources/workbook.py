@@ -71,7 +71,8 @@ def check_workbook(path: Path) -> dict[str, Unread]:
                 unread[member.filename] = extent.unread
     except _UNREADABLE as error:
         what = what_is(path, "table")
-        if what is not None and "zip" not in what:  # a truncated workbook begins as a zip does
+        is_zip = what is not None and ("zip" in what or "Office" in what)
+        if what is not None and not is_zip:  # a truncated workbook begins as a zip does
             raise DataError(f"{path}: not a supported workbook, but {what}") from error
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."

@@ -100,10 +100,14 @@ class Future:
 
     def band(self, share: float) -> tuple[float, float]:
         """Between which values the last evaluation lies, with a probability of `share`."""
+        return self.bands(share)[-1]
+
+    def bands(self, share: float) -> list[tuple[float, float]]:
+        """The same of an evaluation at each of the future times."""
         normal, _ = _draws()
-        last = self.values[:, -1] + self.noise * normal[:, 2]
-        low, high = np.quantile(last, [(1 - share) / 2, (1 + share) / 2])
-        return float(low), float(high)
+        drawn = self.values + (self.noise * normal[:, 2])[:, None]
+        edges = np.quantile(drawn, [(1 - share) / 2, (1 + share) / 2], axis=0)
+        return [(float(low), float(high)) for low, high in edges.T]
 
 
 def extrapolate(

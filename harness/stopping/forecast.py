@@ -24,6 +24,7 @@ _EACH_UP_TO = 40
 _BAND = 0.95
 # One in 500: there are 512 draws
 _SUREST = 0.002
+BUDGET_SPENT = "the budget is spent"
 # Beyond it squares are infinite
 _LARGEST = 1e100
 
@@ -93,7 +94,8 @@ class Outlook:
     """What is known of the rest of a curve, up to the step `by`.
 
     `band`: where its last value lies at 95 %; `chance`: that `value` is reached by then, None if
-    none is asked for; `abstains`: why there is no forecast, "" if there is one.
+    none is asked for; `abstains`: why there is no forecast, "" if there is one; `fan`: (step, low,
+    high) at times until then.
     """
 
     metric: str
@@ -102,6 +104,7 @@ class Outlook:
     value: float | None = None
     chance: float | None = None
     abstains: str = ""
+    fan: Sequence[tuple[int, float, float]] = ()
 
     def words(self) -> str:
         """The forecast for people."""
@@ -167,13 +170,18 @@ def look_ahead(
     upper = math.inf if info.upper is None else info.upper
     bounds = (lower, upper) if sign > 0 else (-upper, -lower)
     found = extrapolate(past, sign * values, ahead, counts, bounds)
-    low, high = (min(max(edge, bounds[0]), bounds[1]) for edge in found.band(_BAND))
+    bands = [
+        sorted(sign * min(max(edge, bounds[0]), bounds[1]) for edge in band)
+        for band in found.bands(_BAND)
+    ]
+    low, high = bands[-1]
     return Outlook(
         metric,
         by,
-        (low, high) if sign > 0 else (-high, -low),
+        (low, high),
         value,
         None if value is None else found.chance(sign * value),
+        fan=[(round(at), *band) for at, band in zip(future, bands, strict=True)],
     )
 
 
@@ -182,7 +190,7 @@ def _why_not(points: Sequence[Point], by: int, mode: Mode) -> str:
     if len(points) < FEWEST_POINTS:
         return f"{len(points)} of at least {FEWEST_POINTS} evaluations are there"
     if by <= points[-1].step:
-        return "the budget is spent"
+        return BUDGET_SPENT
     if not all(0 <= point.rate < _LARGEST for point in points):
         return "the learning rate is not known at each evaluation"
     if not any(point.rate for point in points):

@@ -19,7 +19,7 @@ def check_labels(
             f"{name}: {labels.dtype} where {what} numbers are needed{_example(labels)}. To predict "
             "numbers use harness.tasks.Regression; else convert them to integers with a treatment."
         )
-    wide = labels.long()
+    wide = labels if labels.dtype == torch.int64 else labels.long()
     if wide.numel() and count is not None:
         low, high = map(int, wide.aminmax())
         if low >= 0 and high < count:  # as nearly always, and found in a tenth of the time

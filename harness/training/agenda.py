@@ -62,16 +62,11 @@ class Agenda:
         that comes before it.
         """
         last = self._last
-        if (
-            request == Request.NONE
-            and not owed
-            and not self.trace
-            and (last is None or step < last)
-        ):
-            for every in self._stretches:
-                if self.falls(every, step):
-                    break
-            else:
+        if request == Request.NONE and not owed and not self.trace:
+            since, until = self._quiet
+            if not since <= step < until:
+                since, until = self._quiet[:] = [step, self.next_due(step)]
+            if step < until:
                 return _NOTHING
         ends = request in (Request.TIME_UP, Request.STOP_REQUESTED) or (
             last is not None and step >= last
@@ -103,9 +98,27 @@ class Agenda:
             > self.sampling.epochs_done(step - 1) // every.epochs
         )
 
+    def next_due(self, step: int) -> int:
+        """The first step from `step` on after which something is due by the calendar."""
+        ends = [self._end(every, step) for every in self._stretches]
+        return min(ends if self._last is None else [*ends, max(step, self._last)])
+
+    def _end(self, every: Every, step: int) -> int:
+        """The first step from `step` on with which a stretch ends."""
+        if every.steps is not None:
+            return -(-step // every.steps) * every.steps
+        assert every.epochs is not None
+        whole = self.sampling.epochs_done(step - 1) // every.epochs + 1
+        return self.sampling.step_of_epoch(whole * every.epochs)
+
     def last_step(self) -> int | None:
         """The step at which the budget of epochs, steps or samples is spent; None without one."""
         return self._last
+
+    @cached_property
+    def _quiet(self) -> list[int]:
+        """The steps [since, until) after which nothing is due, as found last."""
+        return [0, 0]
 
     @cached_property
     def _stretches(self) -> list[Every]:

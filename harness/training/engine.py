@@ -28,6 +28,7 @@ from harness.randomness import (
     restore_random,
     seed_ambient,
     seed_for,
+    seeding_for,
 )
 from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
 from harness.ranks.ranks import Ranks
@@ -106,6 +107,7 @@ class Engine:
         if config.schedule and any(part.lr is not None for part in self._parts.values()):
             check_proportions(self.optimizer, rates, config.schedule)
         self.generators = generators_of(network=self.network, task=task)
+        self.seed_forward = seeding_for(self.network, task)
         self.not_deterministic: list[str] = []
         # Why an interrupted run may end with other bits, found in the warm-up.
         self.inexact: list[str] = []

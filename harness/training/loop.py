@@ -88,7 +88,7 @@ def train_step(run: Run) -> None:
         items = run.engine.items.of(batches)
         loss_sums = []
         for slot, batch in zip(run.slots, run.feed.deliver(batches), strict=True):
-            seed_ambient(seed_for(run.sampling.seed, "forward", run.step, slot))
+            run.engine.seed_forward(seed_for(run.sampling.seed, "forward", run.step, slot))
             with run.engine.accumulate(last=slot == run.slots[-1]):
                 outputs, loss_sum = run.engine.forward_backward(batch, items)
             loss_sums.append(loss_sum)

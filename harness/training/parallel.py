@@ -27,6 +27,11 @@ _ALONE: AbstractContextManager[None] = nullcontext()
 _WITHOUT = re.compile(r"indices which did not receive grad for rank \d+:([\d ]+)")
 
 
+def products_in(matmul_precision: str | None, exactness: str) -> str:
+    """The precision of float32 products by these settings of a config."""
+    return matmul_precision or ("high" if exactness == "none" else "highest")
+
+
 def start_accelerator(
     precision: str, exactness: str, timeout_s: float, matmul_precision: str | None = None
 ) -> Accelerator:
@@ -44,8 +49,7 @@ def start_accelerator(
         require_determinism()
     else:
         torch.backends.cudnn.benchmark = True
-    usual = "high" if exactness == "none" else "highest"
-    torch.set_float32_matmul_precision(matmul_precision or usual)
+    torch.set_float32_matmul_precision(products_in(matmul_precision, exactness))
     meeting = InitProcessGroupKwargs(init_method=MEETING, timeout=timedelta(seconds=timeout_s))
     accelerator = Accelerator(
         mixed_precision=precision,

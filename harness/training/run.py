@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.checkpoint.write import CheckpointStore
+from harness.config.read import resolved_yaml
 from harness.config.schema import Config
 from harness.data.feed import Feed
 from harness.data.sampling import Sampling
@@ -98,6 +100,11 @@ class Run:
     extra_files: Mapping[str, str]
     learned: Sequence[Mapping[str, Any]]
     progress: Progress
+
+    @cached_property
+    def config_yaml(self) -> str:
+        """The resolved config, for checkpoints."""
+        return resolved_yaml(self.config)
 
     def begin_step(self) -> None:
         """Note the step that is worked on, for messages, for people, and for the launch after a

@@ -12,7 +12,6 @@ from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import RANKED_BY, ranking_of
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.state import optimizer_tensors
-from harness.config.read import resolved_yaml
 from harness.interrupt import granted_s
 from harness.randomness import capture_random
 from harness.ranks.heartbeat import SAVE, STAGE
@@ -86,7 +85,7 @@ def snapshot_of(run: Run, reason: SaveReason) -> Iterator[Snapshot]:
             trainer=trainer_state(run, optimizer_rest, interval) if run.ranks.is_first() else {},
             metrics=dict(run.controller.latest_metrics(run.step)),
             facts={**run.facts, RANKED_BY: ranked_by(run)},
-            config_yaml=resolved_yaml(run.config),
+            config_yaml=run.config_yaml,
             extra_files=run.extra_files,
             history=run.controller.history(),
             stable=run.engine.stable_tensors(optimizer),

@@ -66,6 +66,12 @@ class Vocabulary:
         assert self._numbers is not None
         return {**batch, self.key: torch.from_numpy(self._numbers[self._codes(batch)])}
 
+    def decode(self, column: str, values: NDArray[Any]) -> str | None:
+        """The text of indices (T,), with the replacement character for unknown ones."""
+        if column != self.key:
+            return None
+        return "".join(("\ufffd" + self.characters)[index] for index in values.tolist())
+
     def _codes(self, batch: Batch) -> NDArray[np.int64]:
         tokens = numbers(batch, self.key)
         if tokens.is_floating_point() or (

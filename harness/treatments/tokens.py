@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.errors import ConfigError, DataError, require_choice
@@ -140,6 +141,14 @@ class Tokenise:
             )
         kept = {name: value for name, value in batch.items() if name != self.key}
         return {**kept, self.into: tokens}
+
+    def decode(self, column: str, values: NDArray[Any]) -> str | None:
+        """The tokens of a sample (T,), parted by |, with those that are special."""
+        if column != self.into:
+            return None
+        return "|".join(
+            self._tokenizer.decode([token], skip_special_tokens=False) for token in values.tolist()
+        )
 
     def _read(self, batch: Batch) -> list[str]:
         texts = batch.get(self.key)

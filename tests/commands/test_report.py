@@ -47,6 +47,30 @@ def test_a_report_of_many_records_is_small(tmp_path: Path) -> None:
     assert write_report(tmp_path).stat().st_size < 2_000_000
 
 
+def test_a_report_shows_the_fan_of_what_is_forecast(tmp_path: Path) -> None:
+    stop = "stop: {targets: {val/accuracy: {at_least: 0.95}}, budget: {steps: 2000}}\n"
+    (tmp_path / "config.yaml").write_text(stop)
+    position = {"kind": "eval", "epoch": 1, "samples": 8, "elapsed_s": 1, "lr": 0.1}
+
+    def report(last: int) -> str:
+        rows = [
+            {**position, "step": step, "val/accuracy": 0.9 - 20 / (step + 40)}
+            for step in range(100, last + 1, 100)
+        ]
+        lines = "".join(json.dumps(one) + "\n" for one in rows)
+        (tmp_path / "metrics.jsonl").write_text(lines)
+        return write_report(tmp_path).read_text()
+
+    looking_ahead, at_the_end = report(1000), report(2000)
+    assert "<li>val/accuracy, 95%: 0.8" in looking_ahead
+    assert "by step 2,000; chance to reach 0.95: " in looking_ahead
+    assert "FillBetweenPolyCollection" in looking_ahead
+    assert "FillBetweenPolyCollection" not in at_the_end
+    assert "<li>" not in at_the_end
+    few = report(300)
+    assert "<li>no forecast of val/accuracy: 3 of at least 6 evaluations are there" in few
+
+
 def test_the_table_of_many_classes_lies_in_a_file_of_its_own(tmp_path: Path) -> None:
     network = "network={_target_: torch.nn.Linear, in_features: 6, out_features: 300}"
     [end] = train_on_ranks(1, SMALL, [f"run.dir={tmp_path}", network])

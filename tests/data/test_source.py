@@ -9,8 +9,29 @@ import numpy as np
 import pytest
 
 from harness.data.source import (
-    SOURCE_MEMBERS,
-    TREATMENT_MEMBERS,
+    ArrayReader,
+    BatchReader,
+    BatchTreatment,
+    ClassNames,
+    CompositeSource,
+    Decoder,
+    EarlyLearner,
+    FileFinder,
+    FilesBeside,
+    InvertibleTreatment,
+    KnownColumns,
+    Learner,
+    OwnOrder,
+    PlainTreatment,
+    RandomTreatment,
+    ResultVersion,
+    SeekableStream,
+    SkippedFiles,
+    Source,
+    SourceFiles,
+    StatefulStream,
+    Stream,
+    TrainingTreatment,
     as_columns,
     gather_of,
     known_of,
@@ -26,6 +47,39 @@ from harness.data.source import (
 )
 
 ROOT = Path(__file__).parents[2]
+
+# Required and optional members, exactly those that docs/sources.md and docs/treatments.md list
+SOURCE_MEMBERS = (
+    Source,
+    Stream,
+    SeekableStream,
+    StatefulStream,
+    BatchReader,
+    ArrayReader,
+    KnownColumns,
+    ClassNames,
+    Decoder,
+    SourceFiles,
+    FileFinder,
+    SkippedFiles,
+    CompositeSource,
+    OwnOrder,
+    ResultVersion,
+)
+TREATMENT_MEMBERS = (
+    PlainTreatment,
+    RandomTreatment,
+    Learner,
+    EarlyLearner,
+    BatchTreatment,
+    TrainingTreatment,
+    ClassNames,
+    Decoder,
+    InvertibleTreatment,
+    FilesBeside,
+    FileFinder,
+    ResultVersion,
+)
 
 
 def members_of(protocols: tuple[type, ...]) -> set[str]:

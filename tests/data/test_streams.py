@@ -239,7 +239,7 @@ def stateful_parts(stream: MixedStream) -> list[Stateful]:
     st.lists(st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(1, 9)), min_size=1, max_size=5),
     st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_mixed_streams_resume_on_any_ranks_without_reading_from_the_start(
     launches: list[tuple[int, int]], ends: bool
 ) -> None:

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -270,3 +271,17 @@ def test_floats_beyond_one_are_kept_and_told_once(tmp_path: Path) -> None:
         source = Recordings(str(tmp_path / "*.wav"), RATE, 1.0)
     assert len(told) == 1
     assert source[2]["wave"].max() == 3.25
+
+
+def test_a_header_that_a_recorder_did_not_finish_is_told(tmp_path: Path) -> None:
+    whole = tmp_path / "a.wav"
+    soundfile.write(whole, np.full(800, 0.5), 8000, subtype="PCM_16")
+    content = bytearray(whole.read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = bytes(4)
+    (tmp_path / "b.wav").write_bytes(content)
+    with pytest.raises(DataError, match=r"b\.wav: it contains no sound by its header.*ffmpeg"):
+        Recordings(str(tmp_path / "b.wav"), 8000, 0.1)
+    with av.open(str(tmp_path / "b.wav")) as given:  # as ffmpeg does
+        frames = [frame.to_ndarray().ravel() for frame in given.decode(audio=0)]
+    assert np.concatenate(frames).tolist() == [16384] * 800

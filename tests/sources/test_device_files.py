@@ -298,3 +298,29 @@ def test_annotations_of_wfdb_are_labels_until_the_next(tmp_path: Path) -> None:
     (tmp_path / "r.atr").unlink()
     with pytest.raises(DataError, match=r"r\.hea: cannot be read: .*r\.atr"):
         Table(str(path), ["II"], {"symbol": "text"})
+
+
+@pytest.mark.parametrize("variable", [False, True])
+def test_segments_of_wfdb_keep_their_own_gains(tmp_path: Path, variable: bool) -> None:
+    counts = DRAW.integers(-1000, 1000, (100, 1)).astype("<i2")
+    values = []
+    for number, gain in ((1, 200), (2, 50)):
+        counts.tofile(tmp_path / f"s{number}.dat")
+        sum_ = int(counts.sum()) % 2**16
+        line = f"s{number}.dat 16 {gain}(0)/mV 16 0 0 {sum_} 0 II\n"
+        (tmp_path / f"s{number}.hea").write_text(f"s{number} 1 50 100\n{line}")
+        values.append(counts[:, 0] / gain)
+    layout, segments = "", "s1 100\ns2 100\n"
+    if variable:
+        (tmp_path / "r_layout.hea").write_text("r_layout 1 50 0\n~ 0 200/mV 16 0 0 0 0 II\n")
+        layout, segments = "r_layout 0\n", "s1 100\n~ 50\ns2 100\n"
+        values.insert(1, np.full(50, np.nan))
+    path = tmp_path / "r.hea"
+    number = segments.count("\n") + variable
+    path.write_text(f"r/{number} 1 50 {250 if variable else 200}\n{layout}{segments}")
+    table = Table(str(path), ["II"], missing="keep")
+    found = table.__getitems__(list(range(len(table))))["features"].ravel()
+    np.testing.assert_allclose(found, np.concatenate(values), atol=1e-6)
+    (tmp_path / "s2.dat").write_bytes(counts[::-1].tobytes()[:-2] + b"\0\0")
+    with pytest.raises(DataError, match=r"r\.hea: signal 'II' has the checksum"):
+        Table(str(path), ["II"], missing="keep")

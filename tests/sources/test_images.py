@@ -1,5 +1,6 @@
 """Image files, and that the counts in them survive."""
 
+import gzip
 import json
 import pickle
 import struct
@@ -199,7 +200,7 @@ def test_a_corrupt_image_among_many_is_named_or_left_out_and_counted(tmp_path: P
         assert len(source.skipped) == 1
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "csv.gz"])
 @pytest.mark.parametrize("keep", ["memory", "disk"])
 def test_a_table_lists_the_images_and_says_what_they_show(
     tmp_path: Path, ending: str, keep: Any
@@ -223,7 +224,7 @@ def test_a_table_lists_the_images_and_says_what_they_show(
         else "\n".join(",".join(map(str, row)) for row in (rows[0], *(r.values() for r in rows)))
     )
     table = tmp_path / f"metadata.{ending}"
-    table.write_text(text)
+    table.write_bytes(gzip.compress(text.encode()) if ending == "csv.gz" else text.encode())
     source = Images(
         str(table), columns={"degrees": "number", "count": "integer", "site": "text"}, keep=keep
     )

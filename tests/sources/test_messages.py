@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import openpyxl
+import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
@@ -76,6 +77,12 @@ READERS: dict[str, Read] = {
         ("table", "a.csv", PAGE, r"a web page, not the file.* Download it again"),
         ("table", "a.xlsx", OLE, r"an encrypted workbook.* save it as \.xlsx"),
         ("table", "a.csv", b"\x1f\x8b\x08\0" + bytes(20), r"compressed by gzip\. Unpack it"),
+        (
+            "table",
+            "a.csv",
+            b"PK\x03\x04" + bytes(26) + b"xl/_rels/",
+            r"Excel.* Give it its own end",
+        ),
         ("image", "a.png", b"PK\x03\x04" + bytes(40), r"a zip archive\. Unpack it"),
     ],
 )
@@ -192,6 +199,40 @@ def test_rows_of_units_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,b\nDeg C,%\nAvg,Avg\n1,2\n")
     with pytest.raises(DataError, match=r"row 3, column 'a': 'Avg' .* set skip_rows: 2\."):
         Table(str(tmp_path / "a.csv"), skip_rows=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "why"),
+    [
+        (
+            "sep=;\na;b\n1;2\n",
+            {},
+            r"row 1: 'sep=;', by which Excel .* separator: \";\" and header: 2",
+        ),
+        (
+            "sep=;\na;b\n1;2\n",
+            {"separator": ";"},
+            r"row 1: 'sep=', .* separator: \";\" and header: 2",
+        ),
+        ("a;b\n1,5;2\n", {}, r"row 1: one column 'a;b', which .* Set separator: \";\""),
+        ("a;b\n1,5;2\n", {"separator": ";"}, r"'1,5' is not .* decimal point, set decimal: ','"),
+        ("a,b\n", {}, r"no row holds data"),
+    ],
+)
+def test_what_excel_writes_in_half_of_europe_is_named(
+    tmp_path: Path, text: str, settings: Any, why: str
+) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"a\.csv: .*{why}"):
+        Table(str(tmp_path / "a.csv"), **settings)
+
+
+def test_several_spaces_are_one_separator(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("  a   b  c \n 1  2.5 x\n30 4    'y' \n")
+    table = Table(str(tmp_path / "a.txt"), ["a", "b"], {"c": "text"}, separator=" ")
+    frame = pd.read_csv(tmp_path / "a.txt", sep=r"\s+")
+    assert table.__getitems__([0, 1])["features"].tolist() == frame[["a", "b"]].to_numpy().tolist()
+    assert table.known()["c"] == frame["c"].tolist()
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases beside the repository")

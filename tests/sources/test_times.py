@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import pytest
 
@@ -290,6 +291,10 @@ def test_years_whose_neighbours_python_does_not_have_are_refused(tmp_path: Path,
         ("%Y%m%d %H%M", ["20200228 2300", "20200229 2400"], ["202002282300", "202003010000"]),
         (None, ["1988-12-31 23:00:00", "1988-12-31 24:00:00"], ["198812312300", "198901010000"]),
         ("%d/%m/%Y %H:%M:%S.%f", ["01/01/2026 00:00:00.1234567"], None),  # .NET's seven digits
+        ("%Y%m%dT%H%M%S", ["20260131T235958"], ["2026-01-31 23:59:58"]),
+        ("%Y%m%d%H%M%S%f", ["20260131235958123"], ["2026-01-31 23:59:58.123"]),
+        ("%d%b%Y:%H%M%z", ["1Feb2026:0130+0100"], ["2026-02-01 00:30"]),
+        ("%Y/%m/%d %H%M", ["2026/1/2  5"], ["2026-01-02 00:05"]),
     ],
 )
 def test_times_without_zeros_and_those_of_24_hours_are_what_was_meant(
@@ -334,3 +339,20 @@ def test_digits_that_could_be_two_dates_are_refused(tmp_path: Path, text: str) -
 def test_forms_of_dates_that_python_would_not_use_are_refused(form: str, why: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{form!r}: ") + f".*{why}"):
         Series("a.csv", ["a"], 1, 1, time="t", gap_s=1, time_format=form)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "xlsx"])
+def test_durations_are_seconds(tmp_path: Path, ending: str) -> None:
+    elapsed = pd.to_timedelta([0, 1.5, 90_000, 90_001.25], unit="s")
+    frame, path = pd.DataFrame({"t": elapsed, "a": 1.0}), tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        frame.to_parquet(path)
+    else:
+        book = openpyxl.Workbook()
+        sheet: Any = book.active
+        for row in [["t", "a"], *([one.to_pytimedelta(), 1] for one in elapsed)]:
+            sheet.append(row)
+        book.save(path)
+    settings: dict[str, Any] = {"time": "t", "gap_s": 1e9}
+    read = times_of(Series(str(path), ["a"], 1, 1, **settings))
+    assert read == pytest.approx(elapsed.total_seconds().tolist(), abs=1e-6)

@@ -51,6 +51,25 @@ def test_where_the_clock_asks_for_saves_neither_steps_nor_evaluations_do() -> No
     assert (due.save, due.read, due.evaluate, due.log) == (True, True, False, False)
 
 
+stretches = st.builds(Every, steps=st.integers(1, 30)) | st.builds(Every, epochs=st.integers(1, 4))
+
+
+@given(st.integers(1, 99), st.integers(1, 99), stretches, stretches, st.integers(1, 60))
+def test_nothing_is_due_before_the_next_step_at_which_something_is(
+    num_samples: int, size: int, evaluate: Every, save: Every, last: int
+) -> None:
+    asked = agenda(num_samples, size, evaluate, save, Budget(steps=last))
+    falls = [
+        any(asked.falls(every, step) for every in (asked.log_every, evaluate, save)) or step >= last
+        for step in range(1, 70)
+    ]
+    for step in range(1, 40):
+        assert asked.next_due(step) == step + falls[step - 1 :].index(True)
+    for step in [*range(1, 70), *range(69, 0, -1)]:  # also where it is asked about the past
+        due = asked.due(step, Request.NONE)
+        assert (due.log or due.evaluate or due.save) == falls[step - 1]
+
+
 def test_the_last_step_of_the_budget_is_evaluated_and_saved_wherever_it_falls() -> None:
     due = agenda(save=Every(steps=100), budget=Budget(steps=5)).due(5, Request.NONE)
     assert due.evaluate
