@@ -1,6 +1,7 @@
 """Tensors go from a checkpoint's files straight to where they stay, whoever reads them."""
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import AdamW
 from harness.checkpoint import layout, stored
 from harness.checkpoint.state import optimizer_tensors, restore_network, restore_optimizer
 from harness.checkpoint.stored import StoredTensors
+from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
 from tests.checkpoint.examples import assert_same, loaded_from, snapshot, store_in
 from tests.pool import on_ranks
@@ -156,3 +158,13 @@ def test_what_is_stored_as_one_is_read_as_one_and_parts_may_be_asked_for(tmp_pat
     }
     loaded.model.fill(tensors)
     assert_same(tensors, {name: state.model[name] for name in tensors})
+
+
+def test_a_file_that_was_cut_since_it_was_looked_at_is_an_error_in_words(tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "step-00000001"
+    loaded = loaded_from(path)
+    for file in path.glob("model-*.safetensors"):
+        os.truncate(file, file.stat().st_size - 5)
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*ends early.*Resume"):
+        loaded.model.read()

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import platform
 import re
 import shutil
 import signal
+import time
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from harness.checkpoint import stored
 from harness.checkpoint.read import read_manifest
 from harness.config.read import read_config
 from harness.ranks.ranks import Ranks
+from harness.training import resume
 from harness.training.resume import agree_on_checkpoint
 from tests.pool import on_ranks, train_on_ranks
 from tests.resume.parts import Storm
 from tests.resume.test_exact import STORM, finish, launch
 
+_read_into = stored._read_into
 OVERRIDES = ("network._target_=tests.resume.test_damage.Reader", "checkpoint.keep_last=3")
 
 
@@ -28,17 +32,24 @@ class Reader(Storm):
 
     def __init__(self, width: int = 400) -> None:
         super().__init__(width)
-        if os.environ.get("HOW"):
+        how = os.environ.get("HOW")
+        if how in ("killed", "unreadable"):
             stored._TRY_FROM_BYTES = 0
             stored._CHUNK_BYTES = 2**16
-        if os.environ.get("RANK") == os.environ.get("READS"):
-            stored._read_into = _fail
+        if how is not None and os.environ.get("RANK") == os.environ["READS"]:
+            stored._read_into = _misread if how == "otherwise" else _fail
+            platform.node = lambda: "another"
 
 
 def _fail(file: FileIO, begin: int, target: memoryview) -> None:
     if os.environ["HOW"] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     raise OSError(errno.EIO, "Input/output error", file.name)
+
+
+def _misread(file: FileIO, begin: int, target: memoryview) -> None:
+    _read_into(file, begin, target)
+    target[0] ^= 1
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +131,26 @@ def test_a_rank_that_fails_while_it_reads_for_its_peers_ends_the_launch_in_words
     assert [one.exit_code for one in ends] == codes, said
     assert len(re.findall(words, said)) == 1, said
     assert "Traceback" not in said
+
+
+def resume_slowly(run: Path) -> str:
+    """Hashes of one rank that take four times as long as the ranks wait for each other."""
+    ranks = Ranks.join(1.0)
+    if ranks.rank == 1:
+        original = resume.find_damage
+        resume.find_damage = lambda *args: time.sleep(4.0) or original(*args)  # type: ignore[func-returns-value] # sleeps first
+    config = read_config(STORM, [f"run.dir={run}", *OVERRIDES])
+    return Path(agree_on_checkpoint(config, ranks).checkpoint or "").name
+
+
+def test_hashes_may_take_longer_than_the_ranks_wait_for_each_other(run: Path) -> None:
+    assert on_ranks(2, resume_slowly, run) == ["step-00000021"] * 2
+
+
+def test_machines_that_see_other_bytes_in_a_checkpoint_end_the_launch(run: Path) -> None:
+    overrides = (f"run.dir={run}", *OVERRIDES, "stop.budget.steps=24")
+    env = {"DIE_AT": "", "READS": "1", "HOW": "otherwise"}
+    ends = train_on_ranks(2, STORM, overrides, env=env)
+    said = "".join(one.stderr for one in ends)
+    assert [one.exit_code for one in ends] == [2, 2], said
+    assert said.count("not the same on all ranks once read: the machines see different files") == 1
