@@ -2,7 +2,7 @@
 
 Run: python benchmarks/step.py [--cases tiny tiny/accumulate tiny/ranks ...] [--rounds 15]
 
-Three loops train the same network on the same samples, each in processes of its own:
+Loops train the same network on the same samples, each in processes of its own:
 
     fermarsi   `fit` with everything on: training metrics, gradient norm, log, stop controller,
                interruption
@@ -10,6 +10,8 @@ Three loops train the same network on the same samples, each in processes of its
                indices, zero_grad(set_to_none=True); no metrics, no log
     tutorial   as tutorials write it: the default DataLoader over single samples, AdamW as it
                comes; no metrics, no log
+    eager      instead of it in the cases of compiled networks, where `fermarsi` has train.compile
+               and `best` network.compile(dynamic=False): fermarsi without
 
 They take turns, a block of steps each in every round: what the machine does meanwhile hits all of
 them. A ratio is that of two blocks of one round; the median over all rounds counts. `CPU` is that
@@ -41,25 +43,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 MICRO_SIZE = 32
 NUM_SAMPLES = 4096
-ARMS = ("fermarsi", "best", "tutorial")
-# Widths of an Mlp, and the steps of a block
+# Widths of an Mlp, or the width of a transformer, and the steps of a block
 NETWORKS = {
     "tiny": ([64, 64, 10], 200),
     "10ms": ([64, 1024, 1024, 1024, 10], 20),
     "100-tensors": ([64, *[32] * 49, 10], 60),
     "1000-tensors": ([64, *[16] * 499, 10], 10),
+    "transformer": ([128], 10),
 }
 SHAPES = {"": (1, 1), "/accumulate": (1, 4), "/ranks": (2, 1)}  # ranks, micro-batches of each
+COMPILED = ("tiny", "10ms", "transformer")
 CONFIG = """\
 run: {name: step, dir: DIR/run, seed: 1}
 data: {train: {source: {_target_: step.Noise}}}
-network: {_target_: harness.networks.Mlp, dims: DIMS}
+network: NETWORK
 task: {_target_: harness.tasks.Classification, input: x, target: label}
 batch: {size: SIZE, micro_size: 32}
 optimizer: {_target_: torch.optim.AdamW, lr: 1e-3}
 schedule: {_target_: step.TakesTurns}
 stop: {every: {steps: 1000000}, budget: {steps: 1000000}}
 log: {every: {steps: 50}}
+train: {compile: COMPILED}
 """
 
 
@@ -72,6 +76,22 @@ class Case:
     block: int
     ranks: int
     micro_batches: int
+    compiled: bool = False
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return ("fermarsi", "best", "eager" if self.compiled else "tutorial")
+
+    def network(self) -> nn.Module:
+        from harness.networks import Mlp
+
+        return Mlp(self.dims) if len(self.dims) > 1 else Transformer(*self.dims)
+
+    def spec(self) -> str:
+        """The network in a config."""
+        if len(self.dims) > 1:
+            return f"{{_target_: harness.networks.Mlp, dims: {self.dims}}}"
+        return f"{{_target_: step.Transformer, width: {self.dims[0]}}}"
 
 
 CASES = {
@@ -79,6 +99,30 @@ CASES = {
     for network, (dims, block) in NETWORKS.items()
     for shape, (ranks, micro_batches) in SHAPES.items()
 }
+CASES |= {
+    f"{network}/compiled": Case(f"{network}/compiled", *NETWORKS[network], 1, 1, compiled=True)
+    for network in COMPILED
+}
+
+
+class Transformer(nn.Module):
+    """Of two layers over 64 numbers, as those of series and of small languages are. x: (B, 64) ->
+    (B, 10).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, width)
+        layers = [
+            nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True)
+            for _ in range(2)
+        ]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layers(self.embed(x.unsqueeze(2))).mean(1))
+        return logits
 
 
 class Noise:
@@ -136,11 +180,11 @@ class TakesTurns:
 
 def bare(case: Case, arm: str) -> None:
     """One rank of a loop of a person's own; ends when rank 0 is asked for nothing more."""
-    from harness.networks import Mlp
-
     torch.manual_seed(1)
     rank = int(os.environ.get("RANK", "0"))
-    model: nn.Module = Mlp(case.dims)
+    model: nn.Module = case.network()
+    if case.compiled:
+        model.compile(dynamic=False)
     if case.ranks > 1:
         dist.init_process_group("gloo")
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -183,7 +227,7 @@ def loaded(rank: int, ranks: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def work(case: Case, arm: str, config: Path) -> None:
     """One rank of one arm."""
-    if arm != "fermarsi":
+    if arm not in ("fermarsi", "eager"):
         bare(case, arm)
     from harness.training.launch import launch
 
@@ -197,7 +241,8 @@ def start(case: Case, arm: str, directory: Path) -> list[subprocess.Popen[str]]:
     size = MICRO_SIZE * case.micro_batches * case.ranks
     config.write_text(
         CONFIG.replace("DIR", str(directory / arm))
-        .replace("DIMS", str(case.dims))
+        .replace("NETWORK", case.spec())
+        .replace("COMPILED", str(case.compiled and arm != "eager").lower())
         .replace("SIZE", str(size))
     )
     with socket.socket() as free:
@@ -244,14 +289,14 @@ def block_s(process: subprocess.Popen[str], *, another: bool = True) -> tuple[fl
 def measure(case: Case, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds of each block, by arm: (wall, of the processor)."""
     with tempfile.TemporaryDirectory(prefix="fermarsi-step-") as directory:
-        arms = {arm: start(case, arm, Path(directory)) for arm in ARMS}
+        arms = {arm: start(case, arm, Path(directory)) for arm in case.arms}
         try:
             for another in (False, True, True):  # the first steps touch memory for the first time
                 for processes in arms.values():
                     block_s(processes[0], another=another)
-            found: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
+            found: dict[str, list[tuple[float, float]]] = {arm: [] for arm in case.arms}
             for number in range(rounds):
-                for arm in ARMS if number % 2 else reversed(ARMS):
+                for arm in case.arms if number % 2 else reversed(case.arms):
                     found[arm].append(block_s(arms[arm][0]))
             return found
         finally:

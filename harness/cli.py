@@ -69,7 +69,7 @@ app.add_typer(tools)
 app.add_typer(data, name="data")
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi train configs/digits.yaml optimizer.lr=1e-3")
 def train(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Train until the end, or continue a run from its last checkpoint."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -85,7 +85,7 @@ def train(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False)
     leave_process(launch(config, overrides or [], console))
 
 
-@app.command("launch")
+@app.command("launch", epilog="Example: fermarsi launch configs/digits.yaml --cpu --processes 2")
 def launch_(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -114,7 +114,7 @@ def launch_(
     )
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi evaluate runs/digits --split test")
 def evaluate(
     path: AnyPath, split: SplitName = "val", as_json: Json = False, allow: Allow = None
 ) -> None:
@@ -125,7 +125,7 @@ def evaluate(
     show(evaluate_split(path, split, allow or ()), as_json)
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi predict runs/digits --split test --out found.csv")
 def predict(
     path: AnyPath,
     out: Annotated[Path, typer.Option(help="The file to write: .parquet, .csv or .jsonl.")],
@@ -148,7 +148,7 @@ def predict(
     say(write_predictions(path, split, source, out, allow or (), processes))
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi report runs/digits")
 def report(run: RunPath) -> None:
     """Write one self-contained HTML page with the run's plots."""
     from harness.commands.report import write_report
@@ -156,7 +156,7 @@ def report(run: RunPath) -> None:
     say(str(write_report(run)))
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi status runs/digits")
 def status(run: RunPath, as_json: Json = False) -> None:
     """Whether a run has ended: exit code 0 ended, 75 to be resumed, 1 crashed or unknown, 2 no
     such run.
@@ -168,7 +168,7 @@ def status(run: RunPath, as_json: Json = False) -> None:
     raise typer.Exit(found.exit_code)
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi config configs/digits.yaml batch.size=192")
 def config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved config, or every error in it at once."""
     from harness.config.read import describe
@@ -176,7 +176,7 @@ def config(config: ConfigPath, overrides: Overrides = None) -> None:
     print(describe(config, overrides or ()), end="")
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi describe configs/digits.yaml --depth 2")
 def describe(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -197,7 +197,7 @@ def describe(
     show(describe_network(config, overrides or (), depth), as_json, page_width())
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi replay runs/digits --sweep stop.improvement.patience=3,5,10")
 def replay(
     history: HistoryPath,
     config: Annotated[
@@ -242,7 +242,7 @@ def replay(
     )
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi forecast runs/digits")
 def forecast(
     run: HistoryPath,
     config: Annotated[
@@ -265,7 +265,7 @@ def forecast(
     raise typer.Exit(forecast_command(run, config, overrides or (), metric, as_json=as_json))
 
 
-@app.command()
+@app.command(epilog="Example: fermarsi trace runs/a runs/b")
 def trace(
     run: RunPath,
     other: Annotated[
@@ -282,7 +282,7 @@ def trace(
     raise typer.Exit(code)
 
 
-@checkpoints.command("list")
+@checkpoints.command("list", epilog="Example: fermarsi checkpoints list runs/digits")
 def list_them(run: RunPath, as_json: Json = False) -> None:
     """The checkpoints of a run, valid or not, oldest first."""
     from harness.commands.checkpoints import list_run
@@ -290,7 +290,7 @@ def list_them(run: RunPath, as_json: Json = False) -> None:
     show(list_run(run, "size"), as_json)
 
 
-@checkpoints.command()
+@checkpoints.command(epilog="Example: fermarsi checkpoints verify runs/digits")
 def verify(run: RunPath, as_json: Json = False) -> None:
     """Hash every file again; exit code 2 if a checkpoint is not valid."""
     from harness.commands.checkpoints import verify_run
@@ -300,7 +300,7 @@ def verify(run: RunPath, as_json: Json = False) -> None:
     raise typer.Exit(code)
 
 
-@checkpoints.command()
+@checkpoints.command(epilog="Example: fermarsi checkpoints prune runs/digits --keep-last 1")
 def prune(
     run: RunPath,
     keep_last: Annotated[int, typer.Option(min=1)] = 1,
@@ -313,7 +313,7 @@ def prune(
         say(f"{path}: deleted")
 
 
-@track.command()
+@track.command(epilog="Example: fermarsi track sync runs/digits tracking.wandb.project=NAME")
 def sync(run: RunPath, overrides: Overrides = None, allow: Allow = None) -> None:
     """Send missing records from metrics.jsonl to the run's trackers; tracking.* settings may be
     changed, e.g. tracking.wandb.project=NAME.

@@ -348,6 +348,7 @@ def test_a_training_loads_what_it_uses_and_nothing_else(
 def test_commands_that_read_records_do_not_wait_for_torch() -> None:
     commands = [
         "show",
+        "compare",
         "curve",
         "doctor",
         "forecast",

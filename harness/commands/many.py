@@ -11,7 +11,9 @@ from harness.imports import without_garbage_collection
 many = typer.Typer()
 
 
-@many.command()
+@many.command(
+    epilog="Example: fermarsi sweep configs/digits.yaml --over optimizer.lr=1e-4..1e-2:log"
+)
 def sweep(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -60,7 +62,7 @@ def sweep(
     raise typer.Exit(sweep_command(config, overrides or (), over or (), options, as_json=as_json))
 
 
-@many.command()
+@many.command(epilog="Example: fermarsi folds configs/activity.yaml --k 5")
 def folds(
     config: ConfigPath,
     overrides: Overrides = None,

@@ -23,7 +23,7 @@ data = typer.Typer(
 )
 
 
-@data.command()
+@data.command(epilog="Example: fermarsi data check configs/digits.yaml --html check.html")
 def check(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -45,7 +45,7 @@ def check(
     raise typer.Exit(result.exit_code)
 
 
-@data.command("show")
+@data.command("show", epilog="Example: fermarsi data show configs/digits.yaml val 7 10-19")
 def show_(
     config: ConfigPath,
     split: Annotated[str, typer.Argument(help="train, val or test.", metavar="SPLIT")],
@@ -67,7 +67,7 @@ def show_(
     say(show_samples(config, split, asked or (), html))
 
 
-@data.command()
+@data.command(epilog="Example: fermarsi data build CONFIG data.store.dir=runs/store")
 def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Apply one-time treatments, and keep the result in the config's store."""
     from harness.commands.data import build_store
@@ -75,7 +75,7 @@ def build(config: ConfigPath, overrides: Overrides = None, as_json: Json = False
     show(build_store(config, overrides or ()), as_json)
 
 
-@data.command()
+@data.command(epilog="Example: fermarsi data inspect CONFIG")
 def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """The entries of the config's store, and which of them its splits use."""
     from harness.commands.data import inspect_store
@@ -83,7 +83,7 @@ def inspect(config: ConfigPath, overrides: Overrides = None, as_json: Json = Fal
     show(inspect_store(config, overrides or ()), as_json)
 
 
-@data.command()
+@data.command(epilog="Example: fermarsi data suspects runs/digits --split train --folds 5")
 def suspects(
     path: AnyPath,
     split: SplitName = "val",
@@ -112,7 +112,7 @@ def suspects(
     show(find_suspects(path, split, folds, out, allow or ()), as_json)
 
 
-@data.command("prune")
+@data.command("prune", epilog="Example: fermarsi data prune configs/a.yaml configs/b.yaml")
 def prune_store(
     configs: Annotated[
         list[Path],

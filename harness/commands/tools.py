@@ -43,3 +43,37 @@ def export(
     from harness.commands.export import export_network
 
     say(export_network(path, out, to, allow or ()))
+
+
+@tools.command(epilog="Example: fermarsi compare runs/digits runs/digits_wide")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN RUN ...")],
+    as_json: Json = False,
+) -> None:
+    """What differs between runs: settings, results, time."""
+    from harness.commands.compare import compare_runs
+
+    show(compare_runs(runs), as_json)
+
+
+@tools.command(epilog="Example: fermarsi init pets --kind images --data ~/photos")
+def init(
+    directory: Annotated[Path, typer.Argument(help="A new directory.", metavar="DIR")],
+    kind: Annotated[str, typer.Option(help="images, table, audio, series or text.")],
+    origin: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            help="Your folder, with a folder for each class in it, or your table.",
+            metavar="PATH",
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="The column of a table to predict; by default the last one."),
+    ] = None,
+) -> None:
+    """A starter project for your own data, which trains at once."""
+    from harness.commands.init import start_project
+
+    say(start_project(directory, kind, origin, target))

@@ -1,11 +1,13 @@
 """Micro-batches from workers, and to the device: to a GPU on a stream of their own."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from harness.data.source import Batch
 
@@ -99,13 +101,17 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _map(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """With its tensors changed, in lists and dicts too, such as the boxes of each image."""
+    """With its tensors changed, in lists, tuples and dicts too, such as the boxes of each image."""
     if isinstance(value, Tensor):
         return change(value)
-    if type(value) is list:
-        return [_map(item, change) for item in value]
-    if type(value) is dict:
-        return {key: _map(item, change) for key, item in value.items()}
+    if isinstance(value, dict):
+        changed = copy.copy(value)  # of its class
+        changed.update((key, _map(item, change)) for key, item in value.items())
+        return changed
+    if isinstance(value, list | tuple) and not isinstance(value, PackedSequence):
+        items = [_map(item, change) for item in value]
+        named = hasattr(value, "_fields")  # a named tuple
+        return type(value)(*items) if named else type(value)(items)
     return value
 
 
@@ -113,6 +119,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     """Those that `_map` changes."""
     if isinstance(value, Tensor):
         yield value
-    elif type(value) in (list, dict):
-        for item in value.values() if type(value) is dict else value:
+    elif isinstance(value, dict | list | tuple) and not isinstance(value, PackedSequence):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)

@@ -3,16 +3,17 @@
 import os
 import signal
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from harness.data.columns import column_of
-from harness.data.delivery import one_ahead
+from harness.data.delivery import one_ahead, to_device
 from harness.data.feed import EvaluationFeed, Feed, evaluation_batches
 from harness.data.sampling import Sampling
 from harness.data.source import Batch
@@ -226,6 +227,7 @@ KINDS = {
     "expanded": torch.ones(1, 3).expand(2, 3),
     "none": torch.zeros(2, 0),
     "nested": [{"boxes": torch.rand(3, 4)}, {"boxes": torch.rand(1, 4)}],
+    "pair": (torch.ones(2), "c"),
     "text": ["a", "b"],
 }
 
@@ -243,8 +245,43 @@ def test_what_a_worker_sends_is_what_it_made() -> None:
             assert (sent[name].dtype, sent[name].stride()) == (value.dtype, value.stride()), name
     sent["small"].add_(1)  # by a network, as it may
     assert sent["text"] == ["a", "b"]
+    assert (sent["pair"][0].tolist(), sent["pair"][1]) == ([1, 1], "c")
     pairs = zip(sent["nested"], here["nested"], strict=True)
     assert all(torch.equal(one["boxes"], other["boxes"]) for one, other in pairs)
+
+
+class Boxes(NamedTuple):
+    corners: torch.Tensor
+    count: int
+
+
+def test_tensors_in_tuples_go_to_the_device_as_well() -> None:
+    """torch's own look for them made lists of tuples, and dicts of dicts of another class."""
+    two = torch.ones(2)
+    batch = {"pair": (two, "text"), "boxes": [Boxes(two, 1)], "more": OrderedDict(one=two)}
+    moved = to_device(batch, torch.device("meta"))
+    assert (moved["pair"][0].device.type, moved["pair"][1]) == ("meta", "text")
+    assert isinstance(moved["boxes"][0], Boxes)
+    assert moved["boxes"][0].corners.device.type == "meta"
+    assert moved["more"]["one"].device.type == "meta"
+    assert isinstance(moved["more"], OrderedDict)
+
+
+def give_large(batch: Batch) -> Batch:
+    return {**batch, "large": torch.zeros(2**18), "labels": torch.ones(1)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted on Linux")
+def test_what_is_kept_of_many_micro_batches_holds_no_files_open() -> None:
+    """As metrics keep targets: by shared memory, each would be an open file of this process."""
+    open_before = len(os.listdir("/proc/self/fd"))
+    kept = [
+        batch["labels"]
+        for step in steps_of(Numbers(29), give_large, workers=1, count=20)
+        for batch in step
+    ]
+    assert len(os.listdir("/proc/self/fd")) < open_before + 30
+    assert torch.cat(kept).sum() == 80
 
 
 def test_a_step_is_made_ready_while_the_one_before_is_worked_on(tmp_path: Path) -> None:

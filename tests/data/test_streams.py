@@ -172,7 +172,7 @@ class Ending(Seeking):
         (lambda: source(Plain(0))[0], "the stream ends after 0 samples of a pass"),
         (
             lambda: source(Plain(5), 9, repeats=False)[5],
-            "ends after 5 samples, and 9 were asked",
+            "ends after 5 samples, and samples asks for 9",
         ),
         (lambda: source(Broken())[1], "ValueError while reading sample 1 of the stream: torn"),
         (lambda: source(Ending())[1], "one with `seek` must go on"),
