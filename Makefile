@@ -1,6 +1,7 @@
 # make demo      train on real data with two processes, from nothing
 # make test      lint and the tests            make lint      ruff, mypy --strict, shellcheck
 # make torture   long proofs by force          make bench     benchmarks
+# make test-lowest   core tests with the lowest versions of the dependencies that pyproject.toml allows
 # make explore   property tests on fresh examples
 # make gpu-test  what only a GPU can show, with GPU_PYTHON's own torch and no network
 # make image-test   build the container image with buildah and train in it
@@ -17,7 +18,7 @@ COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-ha
 SCRIPTS := .ci/run launch/slurm.sbatch $(wildcard launch/*.sh docker/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test lint unit torture explore gpu-test gpu-deps soak image-test bench lock clean
+.PHONY: help demo setup test lint unit test-lowest torture explore gpu-test gpu-deps soak image-test bench lock clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -48,6 +49,17 @@ lint: .venv/dev.stamp
 
 unit: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not torture and not soak and not image and not gpu'
+
+# The lowest versions warn of what later ones have removed. No extras: their tests need the newest.
+LOWEST := .venv/lowest/bin/python
+CORE := tests/config/test_document.py tests/config/test_read.py tests/checkpoint/test_read.py tests/checkpoint/test_commit.py tests/metrics \
+  tests/training/test_in_process.py tests/resume/test_exact.py tests/commands/test_evaluate.py tests/api/test_functions.py
+
+test-lowest: setup
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv/lowest
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --requirement pyproject.toml 'pillow>=11'
+	$(BIN)/uv pip install --quiet --python $(LOWEST) $(foreach name,pytest pytest-timeout pytest-xdist hypothesis,"$$(grep -o '^$(name)==[^ ;]*' requirements/dev.txt)")
+	PYTHONPATH=$(CURDIR) $(LOWEST) -m pytest -n 2 --dist loadfile -p no:cacheprovider -o filterwarnings=ignore -m 'not torture and not soak' $(CORE)
 
 torture: setup
 	$(BIN)/python -m pytest -m torture --timeout 1200

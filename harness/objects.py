@@ -19,8 +19,8 @@ Key = tuple[str, str, str, str]  # at, name, source, state
 Objects = dict[Key, Any]
 
 _present: ContextVar[Mapping[Key, Any]] = ContextVar("present", default={})  # noqa: B039 - a constant
-# Those that are still in use elsewhere
-_known: WeakValueDictionary[Key, Any] = WeakValueDictionary()
+# Those that are still in use elsewhere, by key and identity: one may end before an equal one
+_known: WeakValueDictionary[tuple[Key, int], Any] = WeakValueDictionary()
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def present(objects: Mapping[Key, Any]) -> Iterator[None]:
     token = _present.set(objects)
     for key, value in objects.items():
         with suppress(TypeError):  # a list, a number
-            _known[key] = value
+            _known[key, id(value)] = value
     try:
         yield
     finally:
@@ -39,7 +39,8 @@ def present(objects: Mapping[Key, Any]) -> Iterator[None]:
 def take(at: str, name: str, source: str, state: str) -> Any:
     """The object; a network is copied, so that the given one stays as it is. Raises ConfigError."""
     given, key = _present.get(), (at, name, source, state)
-    found = given[key] if key in given else _known.get(key)
+    alive = (value for (other, _), value in list(_known.items()) if other == key)
+    found = given[key] if key in given else next(alive, None)
     if found is None:
         others = [other for other in given if other[0] == at]
         why = (

@@ -136,8 +136,9 @@ def stragglers() -> list[str]:
     if dist.is_initialized():
         dist.destroy_process_group()
     gc.collect()  # ends the workers of loaders that nothing refers to any more
-    if (prefetching := sys.modules.get("torch.utils._functools")) is not None:
-        prefetching._prefetch_executor.shutdown()  # torch.compile's; they end with the interpreter
+    functools = sys.modules.get("torch.utils._functools")
+    if (prefetching := getattr(functools, "_prefetch_executor", None)) is not None:
+        prefetching.shutdown()  # torch.compile's, which ends with the interpreter
     compiling = sys.modules.get("torch._inductor.async_compile")
     if compiling is not None and compiling.AsyncCompile.pool.cache_info().currsize:
         compiling.AsyncCompile.pool().shutdown()

@@ -1,6 +1,6 @@
 """Leaks between splits: shared content, groups or rows of a recording, and times out of order."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -17,7 +17,8 @@ from harness.errors import ConfigError
 
 def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
     """Content shared by two splits is a finding; within a split it is a note."""
-    digests = [_by_digest(one) for one in surveys]
+    repeated = _repeated(surveys)
+    digests = [_by_digest(one, repeated) for one in surveys]
     for (one, of_one), (other, of_other) in combinations(zip(surveys, digests, strict=True), 2):
         shared = [digest for digest in of_other if digest in of_one]
         count = sum(len(of_other[digest]) for digest in shared)
@@ -42,6 +43,7 @@ def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
 
 def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings) -> None:
     """Equal content with different classes, within a split or between two."""
+    repeated = _repeated(surveys)
     for role in roles.classes:
         # Content -> class -> its first sample
         seen: dict[bytes, dict[str, tuple[Survey, int]]] = defaultdict(dict)
@@ -50,7 +52,7 @@ def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings)
             for row, digest, label in zip(
                 one.rows.tolist(), one.digests, labels or (), strict=labels is not None
             ):
-                if digest is not None and label not in seen[digest]:
+                if digest is not None and digest in repeated and label not in seen[digest]:
                     seen[digest][label] = one, row
         found = [by_class for by_class in seen.values() if len(by_class) > 1]
         examples = [
@@ -175,10 +177,16 @@ def check_time(surveys: Sequence[Survey], column: str, findings: Findings) -> No
         findings.add("time_order", (one.split, other.split), message, len(early), examples)
 
 
-def _by_digest(one: Survey) -> dict[bytes, list[int]]:
+def _repeated(surveys: Sequence[Survey]) -> set[bytes]:
+    """Contents that occur more than once, in any split; blank ones do not count."""
+    counts = Counter(digest for one in surveys for digest in one.digests)
+    return {digest for digest, count in counts.items() if count > 1 and digest is not None}
+
+
+def _by_digest(one: Survey, repeated: set[bytes]) -> dict[bytes, list[int]]:
     rows: dict[bytes, list[int]] = defaultdict(list)
     for row, digest in zip(one.rows.tolist(), one.digests, strict=True):
-        if digest is not None:
+        if digest is not None and digest in repeated:
             rows[digest].append(row)
     return rows
 

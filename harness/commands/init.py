@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # it has no stubs
@@ -60,25 +61,9 @@ def start_project(directory: Path, kind: str, origin: Path, target: str | None =
 def _config_text(plan: Plan, directory: Path, origin: Path) -> str:
     part = 0.7 * plan.num_samples
     size = 2 ** max(2, min(6, int(math.log2(max(4.0, part / 8)))))
-    learned = {**plan.source, "part": "train", "split": plan.split}
     best = {"metric": "val/accuracy"} if plan.classifies else {"metric": "val/mae"}
     sections: list[tuple[str, dict[str, Any]]] = [
         ("", {"run": {"name": directory.resolve().name, "dir": str(directory.resolve() / "run")}}),
-        (
-            "the splits: 70 % for training, 20 % to judge by, 10 % for the end",
-            {
-                "data": {
-                    "train": {"source": learned, "treatments": list(plan.treatments)},
-                    **{
-                        name: {
-                            "source": {**plan.source, "part": name, "split": plan.split},
-                            "treatments": list(plan.treatments),
-                        }
-                        for name in ("val", "test")
-                    },
-                }
-            },
-        ),
         ("", {"network": plan.network, "task": plan.task}),
         (
             f"{size // max(1, size // 4)} micro-batches a step: on as many processes at most",
@@ -100,9 +85,35 @@ def _config_text(plan: Plan, directory: Path, origin: Path) -> str:
     ]
     texts = [f"# A starter project for {origin}, by `fermarsi init`: change what you like.\n"]
     for comment, section in sections:
-        dumped = yaml.safe_dump(section, sort_keys=False, default_flow_style=None, width=100)
-        texts.append((f"# {comment}\n" if comment else "") + dumped)
+        texts.append((f"# {comment}\n" if comment else "") + _dump(section))
+    texts.insert(2, _data_text(plan))
     return "\n".join(texts)
+
+
+def _data_text(plan: Plan) -> str:
+    """The splits, which share a source and treatments by anchors."""
+    source = _dump({**plan.source, "part": "train", "split": plan.split})
+    others = "".join(
+        f"  {name}:\n    source: {{<<: *source, part: {name}}}\n    treatments: *treatments\n"
+        for name in ("val", "test")
+    )
+    return (
+        "# the splits: 70 % for training, 20 % to judge by, 10 % for the end\ndata:\n  train:\n"
+        f"    source: &source\n{indent(source, ' ' * 6)}"
+        f"    treatments: &treatments\n{indent(_dump(list(plan.treatments)), ' ' * 6)}{others}"
+    )
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc] # yaml has no stubs
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _dump(value: Any) -> str:
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100
+    )
+    return text
 
 
 def _readme(plan: Plan, directory: Path, origin: Path) -> str:

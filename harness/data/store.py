@@ -3,7 +3,7 @@ mapped into memory.
 
     STORE/<key>/shard-00000/<column>.npy     a shard's samples, (n, ...); ragged ones and text:
                                              <column>.values.npy, <column>.offsets.npy (n + 1,)
-    STORE/<key>/known.json                   what the source knows of each sample
+    STORE/<key>/known/                       what the source knows of each sample (known_store.py)
     STORE/<key>/manifest.json                written last: an entry without one is unfinished
 
 A key is a digest of all that decides what is in the entry (preparing.py), so an entry never
@@ -27,15 +27,16 @@ import torch
 from numpy.typing import NDArray
 
 from harness.data.feed import Patience, evaluation_batches
+from harness.data.known_store import read_known, write_known
 from harness.data.source import array_of, known_of
 from harness.data.split import Split
 from harness.durable import make_directory, read_json, sync_directory, write_json
 from harness.errors import DataError
 
-MANIFEST, KNOWN = "manifest.json", "known.json"
+MANIFEST = "manifest.json"
 
 
-FORMAT = 1
+FORMAT = 2  # 1 kept what is known in known.json
 
 
 SHARD_BYTES = 256 * 2**20  # what a build holds in memory, and what an interruption can cost
@@ -108,20 +109,19 @@ class Store:
             progress(begin, len(split))
         known = known_of(split.source)
         with _explain_os_errors(path):
-            write_json(
-                path / KNOWN, {name: list(values) for name, values in known.items()}, sync=True
-            )
+            names = write_known(path, known)
             manifest = {
                 "format": FORMAT,
                 "num_samples": len(split),
                 "num_shards": number,
                 "columns": columns,
+                "known": names,
                 "made_of": made_of,
             }
             write_json(path / MANIFEST, manifest, sync=True)
             sync_directory(path)
         # Of builds that were killed, or of one that was slower than this
-        for left in path.glob(".shard-*"):
+        for left in path.glob(".[sk]*-*"):
             shutil.rmtree(left, ignore_errors=True)
         return path
 
@@ -165,12 +165,13 @@ class EntrySource:
 
     def __init__(self, path: Path) -> None:
         manifest = read_json(path / MANIFEST)
-        if manifest.get("format") != FORMAT:
+        if manifest.get("format") not in (1, FORMAT):
             raise DataError(
                 f"{path}: format {manifest.get('format')} of another version of fermarsi. Delete "
                 "it: it will be built again."
             )
         self.path = path
+        self._known: list[str] | None = manifest.get("known")
         self.skipped: list[str] = manifest["made_of"].get("left_out", [])
         self._shards = [
             _Shard(path / f"shard-{number:05}") for number in range(manifest["num_shards"])
@@ -210,8 +211,13 @@ class EntrySource:
 
     def known(self) -> Mapping[str, Sequence[str]]:
         """What the source knew of each sample."""
-        known: Mapping[str, Sequence[str]] = read_json(self.path / KNOWN)
-        return known
+        if self._known is None:
+            known: Mapping[str, Sequence[str]] = read_json(self.path / "known.json")
+            return known
+        try:
+            return read_known(self.path, self._known)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: {error}. Delete it: it will be built again.") from error
 
 
 class _Shard:

@@ -69,6 +69,15 @@ def test_samples_of_an_object_identify_the_run(tmp_path: Path) -> None:
         fermarsi.train(config(tmp_path, Net, data=data), ["stop.budget.steps=12"])
 
 
+def test_objects_are_found_as_long_as_one_of_them_is_kept(tmp_path: Path) -> None:
+    kept = config(tmp_path, Net())
+    fermarsi.train(kept)
+    for other in (config(tmp_path, Net()), config(tmp_path, Net())):
+        assert fermarsi.train(other).is_finished  # the same, and gone after it
+    del other
+    assert fermarsi.evaluate(tmp_path).split == "val"
+
+
 def test_a_class_is_named_as_in_yaml_and_a_script_finds_the_run(tmp_path: Path) -> None:
     made = config(tmp_path, {"_target_": Net, "width": np.int64(5)})
     resolved = made.read()

@@ -211,3 +211,30 @@ def test_pruning_keeps_what_is_used(tmp_path: Path) -> None:
         build(tmp_path, Mixed(10), key)
     assert [entry.key for entry in Store(tmp_path).prune({"b"})] == ["a", "c"]
     assert [entry.key for entry in Store(tmp_path).entries()] == ["b"]
+
+
+def test_what_is_known_is_mapped_and_equals_what_the_source_said(tmp_path: Path) -> None:
+    """Few words and one a sample, empty ones, odd characters; entries of format 1 are read too."""
+    count = 70_000
+    columns = {
+        "of its own": [f"s{at}" for at in range(count)],
+        "odd": [*["", "ü\n\x00", "\udc80"] * (count // 3), ""],
+    }
+
+    class Known(Mixed):
+        def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+            return {"x": np.array(indices, np.float32)}
+
+        def known(self) -> Mapping[str, list[str]]:
+            return columns
+
+    path = build(tmp_path, Known(count))
+    found = EntrySource(path).known()
+    assert dict(found) == columns
+    assert found["of its own"][-1] == f"s{count - 1}"
+    assert list(found["of its own"][3:5]) == ["s3", "s4"]
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["known"]
+    (path / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    (path / "known.json").write_text(json.dumps(columns))
+    assert dict(EntrySource(path).known()) == columns

@@ -1,0 +1,91 @@
+"""What a source knows of its samples, in an entry of the store: mapped into memory, so that
+millions of texts cost neither time nor memory before they are asked for.
+
+    known/00000.codes.npy    of the first column, which of its words each sample has, (N,)
+    known/00000.words.npy    the words in UTF-8, one after another, uint8
+    known/00000.ends.npy     where each of them ends, (number of words + 1,)
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.texts import Texts
+from harness.durable import sync_directory
+
+KNOWN = "known"
+_FEW = 2**16  # words that are read at once
+
+
+class Words(Sequence[str]):
+    """Words that are read when they are asked for."""
+
+    def __init__(self, values: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        self._values, self._ends = values, ends
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        at = range(len(self))[index]
+        text: bytes = self._values[self._ends[at] : self._ends[at + 1]].tobytes()
+        return text.decode(errors="surrogatepass")
+
+
+def write_known(entry: Path, known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Write the columns, unless another build has; returns their names, in order.
+
+    Raises OSError.
+    """
+    making = entry / f".{KNOWN}-{secrets.token_hex(4)}"
+    making.mkdir()
+    for number, texts in enumerate(map(Texts.of, known.values())):
+        encoded = [word.encode(errors="surrogatepass") for word in texts.words]
+        ends = np.cumsum([0, *map(len, encoded)])
+        kind = np.min_scalar_type(max(0, len(encoded) - 1))
+        for part, array in (
+            ("codes", texts.codes.astype(kind)),
+            ("words", np.frombuffer(b"".join(encoded), np.uint8)),
+            ("ends", ends),
+        ):
+            with (making / f"{number:05}.{part}.npy").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+    sync_directory(making)
+    try:
+        os.rename(making, entry / KNOWN)
+    except OSError:
+        shutil.rmtree(making, ignore_errors=True)
+        if not (entry / KNOWN).is_dir():
+            raise
+    return list(known)
+
+
+def read_known(entry: Path, names: Sequence[str]) -> dict[str, Texts]:
+    """The columns, in the order in which they were written. Raises OSError and ValueError."""
+    found = {}
+    for number, name in enumerate(names):
+        codes, values, ends = (
+            _map_array(entry / KNOWN / f"{number:05}.{part}.npy")
+            for part in ("codes", "words", "ends")
+        )
+        words = Words(values, ends)
+        found[name] = Texts(list(words) if len(words) <= _FEW else words, codes)
+    return found
+
+
+def _map_array(path: Path) -> NDArray[Any]:
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
