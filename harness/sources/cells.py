@@ -160,7 +160,7 @@ class Cells:
         """A column alone, in these rows."""
         cells = self.raw(name)
         taken = select(cells, rows) if isinstance(cells, list) else cells.take(rows)
-        return Cells(self.path, {name_of(name): taken}, select(self.rows, rows), self.layout)
+        return Cells(self.path, {name_of(name): taken}, np.asarray(self.rows)[rows], self.layout)
 
     def column(self, name: str, kind: Kind) -> Column:
         """(N,) float32 or int64, or N texts. Raises DataError with file, row and column."""
