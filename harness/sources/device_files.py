@@ -213,7 +213,8 @@ def _decoded(hdf5: Any, node: Any, cells: Any) -> Any:
     if names is not None:
         of = {number: text for text, number in names.items()}
         return [of.get(cell, cell) for cell in cells.tolist()]
-    found = {key: node.attrs[key] for key in _OF_CF if key in node.attrs}
+    stored = {key: node.attrs[key] for key in _OF_CF if key in node.attrs}
+    found = {key: one for key, one in stored.items() if not isinstance(one, hdf5.Empty)}
     if not found:
         return cells
     missing = [np.ravel(found[key]) for key in ("_FillValue", "missing_value") if key in found]

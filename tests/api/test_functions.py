@@ -148,6 +148,10 @@ def test_mistakes_are_those_of_the_commands(tmp_path: Path) -> None:
         (lambda: fermarsi.read_run(tmp_path / "no"), "no config.yaml"),
         (lambda: fermarsi.Arrays(x=[1, 2], y=[1]), "all of one length"),
         (lambda: fermarsi.Arrays(x=[[1], [1, 2]]), "rows of one length"),
+        (lambda: fermarsi.Arrays(x=torch.zeros(2, dtype=torch.bfloat16)), "a type of NumPy's"),
+        (lambda: fermarsi.Arrays(x=[1, "a"]), "neither numbers nor texts"),
+        (lambda: fermarsi.Arrays(x=np.array(["2026-01-31"], "M8[D]")), "neither numbers nor"),
+        (lambda: fermarsi.Arrays(x=[1e300]), "too large for float32"),
     ):
         with pytest.raises(fermarsi.HarnessError, match=words):
             make()

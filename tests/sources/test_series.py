@@ -467,6 +467,9 @@ def test_a_table_with_a_row_for_each_value_is_what_pandas_pivots(tmp_path: Path)
         (["a", "b"], ["walk", "run"]),
         (["b", "a"], ["run", "walk"]),
     ]
+    state = frame[:1].assign(channel="state", value="start")
+    pd.concat([state, frame]).to_csv(path, index=False)
+    assert len(Series(path, ["x", "y"], 20, 20, **made)) == 2
     gone = frame.drop(frame[(frame["t"] == 1.0) & (frame["channel"] == "x")].index[:1])
     gone.to_csv(path, index=False)
     with pytest.raises(DataError, match=r"an empty cell\. Fill the gap, or set gaps: split"):
