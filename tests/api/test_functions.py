@@ -15,6 +15,9 @@ from PIL import Image
 from torch import nn
 
 import fermarsi
+from harness.api.config import texts
+from harness.config.reading import Draft
+from harness.objects import Objects
 from tests.api.parts import Impatient, Net
 
 rng = np.random.default_rng(3)
@@ -67,6 +70,48 @@ def test_samples_of_an_object_identify_the_run(tmp_path: Path) -> None:
     }
     with pytest.raises(fermarsi.ConfigError, match=r"data\.train\.source\.state: "):
         fermarsi.train(config(tmp_path, Net, data=data), ["stop.budget.steps=12"])
+
+
+class Held:
+    """A user's source that keeps something."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def state(value: Any) -> Any:
+    data = {"train": {"source": Held(value)}}
+    return fermarsi.Config(data=data).tree["data"]["train"]["source"]["state"]
+
+
+def test_what_an_object_holds_identifies_it_wherever_that_lies_in_memory() -> None:
+    frame = pd.DataFrame({"a": np.arange(1000)})
+    kept = [np.random.default_rng(0) for _ in range(20)]  # else one takes the other's place
+    pairs: list[tuple[Any, Any, Any]] = [
+        # The same, the same again, another
+        (kept[0], kept[1:], 0),
+        ({0, 8}, [{8, 0}], {0, 9}),
+        (frame, [frame.copy()], frame.replace(500, 7)),
+        (frame, [frame.copy()], frame.set_index(frame["a"] + 1)),
+        (frame["a"], [frame["a"].copy()], frame["a"].replace(500, 7)),
+        (torch.zeros(3).bfloat16(), [torch.zeros(3).bfloat16()], torch.ones(3).bfloat16()),
+        (np.array([Held(1), "a"]), [np.array([Held(1), "a"])], np.array([Held(1), "b"])),
+        (Image.new("L", (2, 2)), [Image.new("L", (2, 2))], Image.new("L", (2, 2), 3)),
+    ]
+    for value, alike, other in pairs:
+        assert {state(one) for one in alike} == {state(value)}
+        assert state(other) != state(value)
+
+
+def test_overrides_keep_their_values() -> None:
+    value = {
+        "a b": [1e-7, float("inf"), -float("inf"), None, "Infinity: x", True, "a\n\x7f é"],
+        "n": {"c": 2},
+    }
+    (text,) = texts({"network.k": value}, Objects())
+    draft = Draft(Path("own.yaml"))
+    draft.override(text)
+    assert draft.tree == {"network": {"k": value}}
 
 
 def test_objects_are_found_as_long_as_one_of_them_is_kept(tmp_path: Path) -> None:
