@@ -43,10 +43,8 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
 
     ending = _ending_of(path)
     is_xml = ending in (".xlsx", ".xlsm")
-    unread = {}
-    if is_xml or ending == ".xlsb":
-        unread = check_workbook(path)
-    elif ending == ".ods":
+    unread = check_workbook(path) if is_xml or ending == ".xlsb" else {}
+    if ending == ".ods":
         check_document(path)
     try:
         with pd.ExcelFile(path, engine="calamine") as book:
