@@ -261,14 +261,12 @@ def fail(error: Exception, ranks: Ranks) -> int:
         # Ranks that fail alike and at once publish one error between them
         first = ranks.published_failure()
         tell_agent(f"{type(error).__name__}: {error}")
-        if error.origin_rank == ranks.rank or (
+        own = error.origin_rank == ranks.rank
+        if own or (
             error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
         ):
-            who = (
-                f"rank {ranks.rank}: "
-                if ranks.rank and f"rank {ranks.rank}" not in str(error)
-                else ""
-            )
+            name = f"rank {ranks.rank}"
+            who = f"{name}: " if own and ranks.rank and name not in str(error) else ""
             report(f"{type(error).__name__}: {who}{error}", ranks)
         return error.exit_code
     tell_agent("".join(traceback.format_exception(error)))

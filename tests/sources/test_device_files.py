@@ -186,6 +186,9 @@ def test_records_beyond_those_that_an_edf_declares_are_told(tmp_path: Path) -> N
     content = bytearray(path.read_bytes())
     path.write_bytes(bytes(content) + b"\0" * 10)  # not a whole one
     assert series(path, ["EEG 0"]).shape == (1, 400)
+    bdf = edf(tmp_path / "b.bdf")
+    named = bdf.rename(tmp_path / "b.edf")  # its first byte says what it is
+    assert series(named, ["EEG 0"]).shape == (1, 400)
     content[236:244] = b"3       "
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"a\.edf: its header declares 3 data records, and 1 more"):
