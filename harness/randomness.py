@@ -54,7 +54,7 @@ def seeding_for(network: nn.Module, task: object) -> Callable[[int], None]:
     """What to seed before a forward pass: torch's generators alone where it draws from no other, as
     far as can be known: of modules of torch's and ours without anything of a user's in them.
     """
-    known = type(task).__module__.startswith("harness.tasks.") and all(
+    known = _is_ours(task) and all(
         type(module).__module__.startswith(("torch.nn.modules.", "harness.networks."))
         and not any(vars(module)[name] for name in _HOOKS)
         and all(name.startswith("_") or _is_inert(value) for name, value in vars(module).items())
@@ -65,6 +65,18 @@ def seeding_for(network: nn.Module, task: object) -> Callable[[int], None]:
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_ours(value: object) -> bool:
+    """Whether a task, or what it keeps, is ours through and through: a loss, or a head, may be a
+    user's. Modules are looked at by themselves.
+    """
+    if isinstance(value, Mapping):
+        return all(map(_is_ours, value.values()))
+    if isinstance(value, nn.Module) or _is_inert(value):
+        return True
+    ours = type(value).__module__.startswith("harness.")
+    return ours and all(map(_is_ours, vars(value).values()))
 
 
 def _is_inert(value: object) -> bool:

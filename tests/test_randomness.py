@@ -23,7 +23,7 @@ from harness.randomness import (
     seed_torch,
     seeding_for,
 )
-from harness.tasks import Classification
+from harness.tasks import Classification, Joint, Regression, Supervised
 
 
 def draw() -> list[float]:
@@ -194,6 +194,10 @@ def patched() -> torch.nn.Module:
     return network
 
 
+class OwnTask(Classification):
+    """A user's."""
+
+
 NUMBERS = Classification("x", "label")
 
 
@@ -206,6 +210,8 @@ NUMBERS = Classification("x", "label")
         (patched(), NUMBERS),
         (Mlp([2, 2]), Classification("x", "label", metrics={"own": MulticlassAUROC(2)})),
         (Mlp([2, 2]), object()),
+        (Mlp([2, 2]), Supervised("x", "label", noisy, "none")),
+        (Mlp([2, 2]), Joint({"own": OwnTask("x", "label"), "other": NUMBERS})),
     ],
 )
 def test_what_may_draw_from_any_generator_has_all_of_them_seeded(
@@ -220,6 +226,14 @@ def test_networks_of_torch_and_ours_have_its_generators_seeded_alone() -> None:
         torch.nn.TransformerEncoderLayer(2, 1, 2),
         ConvNet(1, [2], 3),
     ]
+    tasks = [
+        NUMBERS,
+        Classification("x", "label", class_weights="balanced"),
+        Supervised("x", "label", torch.nn.functional.mse_loss, "none"),
+        Joint({"one": NUMBERS, "other": Regression("x", "size")}),
+    ]
+    for task in tasks:
+        assert seeding_for(known[0], task) is seed_torch
     for network in known:
         assert seeding_for(network, NUMBERS) is seed_torch
         states = []

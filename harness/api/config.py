@@ -13,6 +13,7 @@ import numpy as np
 
 from harness import components
 from harness.components import SOURCE, TARGET
+from harness.config.document import to_yaml
 from harness.config.read import read_config
 from harness.config.reading import PYTHON
 from harness.config.schema import Config as ReadConfig
@@ -26,7 +27,7 @@ Section = Mapping[str, Any]
 Component = Mapping[str, Any] | type | Callable[..., Any] | object
 
 _COMPONENTS = ("network", "task", "optimizer", "schedule")
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Config:
@@ -119,7 +120,7 @@ def texts(overrides: Overrides, objects: Objects) -> list[str]:
     if not isinstance(overrides, Mapping):
         return [overrides] if isinstance(overrides, str) else list(overrides)
     values = {key: plain(value, tuple(key.split(".")), objects) for key, value in overrides.items()}
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return [f"{key}={to_yaml(value, flow=True)}" for key, value in values.items()]
 
 
 def source_of_config(
@@ -186,12 +187,22 @@ def _state_of(value: Any) -> str:
 
 
 def _held(value: Any, depth: int) -> Any:
+    kind = str(getattr(value, "dtype", ""))
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray):
-        numbers = value.tolist() if value.dtype == object else value.tobytes()
-        body = numbers if isinstance(numbers, bytes) else json.dumps(numbers, default=str).encode()
-        return [str(value.dtype), list(value.shape), hashlib.sha256(body).hexdigest()]
+        value = value.detach().cpu().to_dense()
+        if kind.startswith(("torch.bfloat16", "torch.float8")):  # which NumPy has not
+            value = value.float()
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        # Of a frame
+        labels = [_held(getattr(value, name, ()), depth + 1) for name in ("columns", "index")]
+        array = np.asarray(value)
+        if array.dtype == object and array.shape:
+            return [labels, list(array.shape), _held(array.ravel().tolist(), depth + 1)]
+        if array.dtype != object:
+            found = hashlib.sha256(array.tobytes()).hexdigest()
+            return [labels, kind or str(array.dtype), list(array.shape), found]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(_held(item, depth + 1)) for item in value)
     if isinstance(value, Mapping):
         return [[str(name), _held(item, depth + 1)] for name, item in value.items()]
     if isinstance(value, list | tuple):

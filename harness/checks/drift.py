@@ -57,8 +57,9 @@ class Features:
                     self._texts.setdefault(name, []).extend(values[row] for row in kept)
             elif values.ndim > 2:
                 flat = values.reshape(*values.shape[:2], -1)[self._kept(1, count)]
-                self._take(f"mean of {name}", flat.mean(2))
-                self._take(f"deviation of {name}", flat.std(2))
+                wide = np.result_type(flat, np.float32)  # float16 ends at 65504
+                self._take(f"mean of {name}", flat.mean(2, dtype=wide))
+                self._take(f"deviation of {name}", flat.std(2, dtype=wide))
             elif name not in self._words:
                 rows = values.reshape(count, -1)
                 rows = rows[:, :: -(-rows.shape[1] // FEATURES) or 1]

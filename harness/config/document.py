@@ -209,9 +209,16 @@ for _name, (_pattern, _first) in _SCALARS.items():
     _Writer.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), list(_first))
 
 
-def to_yaml(value: Any) -> str:
+def to_yaml(value: Any, *, flow: bool = False) -> str:
     """A YAML text that `Document.read` and any other reader parse to the same plain values, floats
-    to the last bit.
+    to the last bit. flow: as in JSON, without a line for each entry.
     """
-    text: str = yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=2**16)
-    return text
+    text: str = yaml.dump(
+        value,
+        Dumper=_Writer,
+        sort_keys=False,
+        allow_unicode=True,
+        width=2**16,
+        default_flow_style=flow,
+    )
+    return text.removesuffix("...\n").removesuffix("\n") if flow else text

@@ -59,15 +59,16 @@ def hold(path: Path, found: Iterable[Annotation], count: int, rate_hz: float) ->
     onsets = [one.onset_s for one in ordered[1:]]
     for one, until in zip(ordered, [*onsets, count / rate_hz], strict=True):
         end = until if one.duration_s is None else one.onset_s + one.duration_s
-        begin, stop = (
-            max(0, int(np.ceil((at - _ROUNDING_S) * rate_hz))) for at in (one.onset_s, end)
-        )
-        before, code = codes[begin:stop], code_of[name_of(one.text)]
+        begin, stop = (int(np.ceil((at - _ROUNDING_S) * rate_hz)) for at in (one.onset_s, end))
+        if one.duration_s is None:
+            stop = max(stop, begin + 1)  # of two in one row none ends the other
+        held = slice(max(0, begin), max(0, stop))
+        before, code = codes[held], code_of[name_of(one.text)]
         if ((before != 0) & (before != code)).any():
             other = words[int(before[(before != 0) & (before != code)][0])]
             raise DataError(
                 f"{path}: the annotations {other!r} and {one.text!r} hold at once, at "
                 f"{one.onset_s:g} s. Give each row one label, in a column of a table."
             )
-        codes[begin:stop] = code
+        codes[held] = code
     return [words[code] for code in codes.tolist()]

@@ -38,7 +38,8 @@ def load_array(file: Path | bytes, name: str) -> NDArray[Any]:
                         "a file of its own."
                     )
                 return np.asarray(loaded[loaded.files[0]])
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+    # A MemoryError by what a header declares
+    except (OSError, ValueError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
         raise DataError(
             f"{name}: cannot be read: {error}. It may be truncated, or not a numeric array."
         ) from error
@@ -65,7 +66,9 @@ def as_image(array: NDArray[Any], name: str, layout: str | None) -> NDArray[Any]
     narrow: np.dtype[Any] = np.dtype("uint8" if is_small else "float32" if kind == "f" else "int32")
     with np.errstate(over="ignore", invalid="ignore"):
         found = np.ascontiguousarray(array.astype(narrow))
-    if not np.array_equal(found.astype(array.dtype), array, equal_nan=kind == "f"):
+    # Back in an unsigned type, a wrapped number is itself again
+    wrapped = kind == "u" and int(array.max()) > np.iinfo(narrow).max
+    if wrapped or not np.array_equal(found.astype(array.dtype), array, equal_nan=kind == "f"):
         raise DataError(
             f"{name}: {array.dtype} numbers that {narrow} does not hold exactly. Store the array "
             f"as {narrow}."

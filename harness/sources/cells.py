@@ -19,7 +19,7 @@ from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.dates import check_time_format, check_timezone
 from harness.sources.encodings import check_encoding
-from harness.sources.source import Rows
+from harness.sources.source import Rows, select
 from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
@@ -155,6 +155,12 @@ class Cells:
     def raw(self, name: str) -> Any:
         """The cells of a column."""
         return self.cells[name_of(name)]
+
+    def take(self, name: str, rows: NDArray[Any]) -> "Cells":
+        """A column alone, in these rows."""
+        cells = self.raw(name)
+        taken = select(cells, rows) if isinstance(cells, list) else cells.take(rows)
+        return Cells(self.path, {name_of(name): taken}, np.asarray(self.rows)[rows], self.layout)
 
     def column(self, name: str, kind: Kind) -> Column:
         """(N,) float32 or int64, or N texts. Raises DataError with file, row and column."""

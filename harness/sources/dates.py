@@ -91,4 +91,6 @@ def _shape(form: str) -> tuple[re.Pattern[str] | None, int | None]:
     for piece, width, literal in zip(pieces[1::2], widths, pieces[2::2], strict=True):
         pattern += rf"\d{{{width}}}" if width else r"\d{1,6}" if piece == "%f" else ".+?"
         pattern += re.escape(literal)
-    return re.compile(pattern), widths[0] if form == pieces[1] else None
+    # Zeros before a year of four digits are not missing
+    padded = form == pieces[1] and not form.startswith("%Y")
+    return re.compile(pattern), widths[0] if padded else None

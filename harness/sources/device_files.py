@@ -150,9 +150,9 @@ def _refuse_more(path: Path, count: int) -> None:
     """Refuse an EDF file that holds more data records than its header declares; readers would leave
     them out. https://www.edfplus.info/specs/edf.html
     """
-    wide = 3 if path.suffix.lower() == ".bdf" else 2
     with path.open("rb") as file:
         head = file.read(256)
+        wide = 3 if head[:1] == b"\xff" else 2  # BDF, EDF
         num_signals = int(head[252:256])
         file.seek(256 + 216 * num_signals)
         samples = [int(file.read(8)) for _ in range(num_signals)]
@@ -213,7 +213,8 @@ def _decoded(hdf5: Any, node: Any, cells: Any) -> Any:
     if names is not None:
         of = {number: text for text, number in names.items()}
         return [of.get(cell, cell) for cell in cells.tolist()]
-    found = {key: node.attrs[key] for key in _OF_CF if key in node.attrs}
+    stored = {key: node.attrs[key] for key in _OF_CF if key in node.attrs}
+    found = {key: one for key, one in stored.items() if not isinstance(one, hdf5.Empty)}
     if not found:
         return cells
     missing = [np.ravel(found[key]) for key in ("_FillValue", "missing_value") if key in found]

@@ -1,5 +1,6 @@
 """Sheets of Excel and of LibreOffice."""
 
+import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ from harness.sources.workbook import (
 from harness.wording import did_you_mean
 
 EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
+# Of the members that a spreadsheet has (Open Document Format 1.3, part 2, 3.2)
+_KINDS = (
+    ("xl/workbook.xml", ".xlsx"),
+    ("xl/workbook.bin", ".xlsb"),
+    ("meta-inf/manifest.xml", ".ods"),
+)
 
 
 def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
@@ -34,11 +41,10 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
     # Loaded when used
     import pandas as pd
 
-    is_xml = path.suffix.lower() in (".xlsx", ".xlsm")
-    unread = {}
-    if is_xml or path.suffix.lower() == ".xlsb":
-        unread = check_workbook(path)
-    elif path.suffix.lower() == ".ods":
+    ending = _ending_of(path)
+    is_xml = ending in (".xlsx", ".xlsm")
+    unread = check_workbook(path) if is_xml or ending == ".xlsb" else {}
+    if ending == ".ods":
         check_document(path)
     try:
         with pd.ExcelFile(path, engine="calamine") as book:
@@ -51,7 +57,7 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
                     f"{path}: no sheet {named!r}, only {', '.join(sheets)}."
                     f"{did_you_mean(str(named), sheets, quoted=True)} Set sheet to one of them."
                 )
-            if path.suffix.lower() == ".xls":
+            if ending == ".xls":
                 _refuse_sparse(path, book.book.get_sheet_by_name(named))
             grid = pd.read_excel(
                 book, sheet_name=named, header=None, dtype=object, keep_default_na=False
@@ -85,6 +91,16 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
                     "LibreOffice and save it, or store values."
                 )
     return Cells(path, cells, [row for row, _ in kept], layout)
+
+
+def _ending_of(path: Path) -> str:
+    """The ending of a spreadsheet, by its content where it tells, as calamine goes by that."""
+    try:
+        with zipfile.ZipFile(path) as book:
+            members = set(map(str.lower, book.namelist()))
+    except (OSError, zipfile.BadZipFile):
+        members = set()
+    return next((kind for member, kind in _KINDS if member in members), path.suffix.lower())
 
 
 def _refuse_sparse(path: Path, sheet: Any) -> None:

@@ -165,8 +165,12 @@ def _read_constants(record: bytes) -> dict[str, Any]:
         name: struct.unpack_from(f"{order}f", record, offset)[0] for name, offset in _FLOATS.items()
     }
     found["o"] = struct.unpack_from(f"{order}i", record, _OFFSET)[0]
+    if found["humidity"] > 2:  # some programs write percent, as ExifTool has seen
+        found["humidity"] /= 100
     needed = ("emissivity", "window_transmission", "r1", "r2", "b", "reflected", "air", "window")
     wrong = [name for name in needed if not 0 < found[name] < np.inf]
+    wrong += [name for name in ("distance", "humidity") if not 0 <= found[name] < np.inf]
+    wrong += [name for name, value in found.items() if not np.isfinite(value)]
     if wrong:
         raise FlirError(f"no {wrong[0]} of the camera")
     return found

@@ -30,18 +30,29 @@ class Arrays(BatchSource):
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{name: (B, ...) array, or a list of B texts}"""
         read = {name: values[indices] for name, values in self._fields.items()}
-        return {name: of.tolist() if of.dtype.kind in "OU" else of for name, of in read.items()}
+        return {name: of.tolist() if of.dtype.kind == "O" else of for name, of in read.items()}
 
 
 def _array(name: str, values: Any) -> NDArray[Any]:
     try:
         array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # rows of several lengths; bfloat16, sparse tensors
         why = first_line(error).rstrip(".")
-        raise DataError(f"arrays: {name}: {why}. Give rows of one length.") from error
-    if array.ndim == 0 or (array.dtype.kind == "O" and not all(isinstance(x, str) for x in array)):
         raise DataError(
-            f"arrays: {name}: a {type(values).__name__} of neither numbers nor texts alone. Is "
-            "something missing in it?"
+            f"arrays: {name}: {why}. Give rows of one length, of a type of NumPy's."
+        ) from error
+    if array.dtype.kind == "U":  # to which NumPy converts numbers among texts
+        array = np.asarray(values, object)
+    is_text = array.dtype.kind == "O" and all(isinstance(cell, str) for cell in array.flat)
+    if array.ndim == 0 or not (is_text or array.dtype.kind in "biufc"):
+        raise DataError(
+            f"arrays: {name}: a {type(values).__name__} of neither numbers nor texts alone. "
+            "Fill in what is missing, and give dates as numbers."
         )
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    if array.dtype != np.float64:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32)
+    if (np.isinf(narrow) & np.isfinite(array)).any():
+        raise DataError(f"arrays: {name}: numbers too large for float32. Rescale them.")
+    return narrow

@@ -29,6 +29,7 @@ from harness.sources.pixels import (
     why_no_picture,
 )
 from harness.sources.split import Part, Rule
+from harness.wording import first_line
 
 Mode = Literal["RGB", "L"]
 Layout = Literal["HWC", "CHW"]
@@ -301,7 +302,10 @@ def _open_heic(file: Path | bytes, name: str) -> Any:
     try:
         return heif.HeifImageFile(decodable(file))
     except (OSError, ValueError, SyntaxError, RuntimeError) as error:
-        raise DataError(f"{name}: a HEIC photo that cannot be read: {error}.") from error
+        why = first_line(error).rstrip(".")
+        raise DataError(
+            f"{name}: a HEIC photo that cannot be read: {why}. It may be truncated."
+        ) from error
 
 
 def _header_mistake(file: Path | bytes) -> str | None:

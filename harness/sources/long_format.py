@@ -42,7 +42,8 @@ def widen(
     _, first, place = np.unique(moments[rows], return_index=True, return_inverse=True)
     ranks = np.argsort(np.argsort(first))  # moments in the order of the file
     place, first = ranks[place], np.sort(first)
-    numbers = cells.numbers(value)[rows]
+    # Other channels may have values that are no numbers
+    numbers = cells.take(value, rows).numbers(value)
     slots = place * len(channels) + channel_of[rows]
     _, before, again = np.unique(slots, return_index=True, return_inverse=True)
     before = before[again]  # the first row with the same moment and channel

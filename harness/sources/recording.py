@@ -230,9 +230,14 @@ class Reader:
         # (T - 1,): whether a gap separates a row from the next
         apart = missing[1:] | missing[:-1]
         if sheet.times is not None and self.gap_s is not None:
+            if (empty := np.isnan(sheet.times)).any():
+                raise DataError(
+                    f"{sheet.path}: row {sheet.rows[int(empty.argmax())]}, column {self._time!r}: "
+                    "empty, expected a time. Fill it in, or remove the row."
+                )
             steps = np.diff(sheet.times)
-            if not (steps > 0).all() or np.isnan(sheet.times).any():
-                row = sheet.rows[int((~(steps > 0)).argmax()) + 1] if len(steps) else sheet.rows[0]
+            if not (steps > 0).all():
+                row = sheet.rows[int((~(steps > 0)).argmax()) + 1]
                 raise DataError(
                     f"{sheet.path}: row {row}, column {self._time!r}: not later than the previous "
                     "row. Set sort: true, or duplicates: drop if rows are repeated, or correct "

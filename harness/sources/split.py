@@ -207,7 +207,7 @@ class ByFold:
         self._k, self._fold = k, fold
         inner = [] if within is None else list(within.columns)
         self.columns = [*self._groups, *self._strata, *inner]
-        self.by_row = not self._groups
+        self.by_row = not self._groups or getattr(within, "by_row", False)
 
     def parts(self, known: Known) -> NDArray[np.str_]:
         keys = _together(_columns(known, self._groups or [ROW]))

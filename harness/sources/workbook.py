@@ -187,7 +187,8 @@ class _Extent:
         kind = name if name == "c" else name.rpartition(":")[2]
         if kind in ("c", "row"):
             self._parser.CharacterDataHandler = None
-        elif kind == "f" and self._type != "str":  # one that is "" is stored as nothing
+        elif kind == "f" and self._is_open and self._type != "str":
+            # A text that is "" is stored as nothing
             self.unread[self._row, self._column] = NO_VALUE
         elif kind == "v" and (self._type == "e" or (self._row, self._column) in self.unread):
             self._parser.CharacterDataHandler = self._value
@@ -207,6 +208,9 @@ class _Extent:
             number = attributes.get("r", "")
             self._row = int(number) if number.isdecimal() else self._row + 1
             self._column = 0
+        elif kind not in _VALUES:  # beside the cells: rules have formulas, too
+            self._is_open = False
+            self._parser.CharacterDataHandler = None
 
     def _value(self, text: str) -> None:
         cell = self._row, self._column

@@ -229,6 +229,23 @@ def worded(error: Exception, ranks: Ranks) -> Exception:
     return error
 
 
+def name_lost(error: Exception, ranks: Ranks) -> Exception:
+    """Where another rank is gone, a RankError that names it; any other error as it is."""
+    if isinstance(error, HarnessError) or not is_lost_peer(error) or ranks.size == 1:
+        return error
+    lost = ranks.missing(SURVIVORS_S)
+    who = (
+        f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
+        if lost
+        else "another process"
+    )
+    return RankError(
+        f"{where_in(ranks)}: lost {who} ({first_line(error)}). It was killed, "
+        "crashed or hangs, or its machine cannot be reached; "
+        "launch again to resume from the last checkpoint."
+    )
+
+
 def fail(error: Exception, ranks: Ranks) -> int:
     """Print the error on the rank it comes from, and there alone; returns the exit code, the same
     on every rank.
@@ -238,31 +255,18 @@ def fail(error: Exception, ranks: Ranks) -> int:
     if cause is not None and not isinstance(error, HarnessError) and is_lost_peer(error):
         tell_agent(f"{type(cause).__name__}: {cause}")
         return cause.exit_code  # the rank that failed, or saw another fail, has printed it
-    if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
-        lost = ranks.missing(SURVIVORS_S)
-        who = (
-            f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
-            if lost
-            else "another process"
-        )
-        error = RankError(
-            f"{where_in(ranks)}: lost {who} ({first_line(error)}). It was killed, "
-            "crashed or hangs, or its machine cannot be reached; "
-            "launch again to resume from the last checkpoint."
-        )
+    error = name_lost(error, ranks)
     ranks.publish_failure(error)
     if isinstance(error, HarnessError):
         # Ranks that fail alike and at once publish one error between them
         first = ranks.published_failure()
         tell_agent(f"{type(error).__name__}: {error}")
-        if error.origin_rank == ranks.rank or (
+        own = error.origin_rank == ranks.rank
+        if own or (
             error.origin_rank is None and (first is None or first.origin_rank == ranks.rank)
         ):
-            who = (
-                f"rank {ranks.rank}: "
-                if ranks.rank and f"rank {ranks.rank}" not in str(error)
-                else ""
-            )
+            name = f"rank {ranks.rank}"
+            who = f"{name}: " if own and ranks.rank and name not in str(error) else ""
             report(f"{type(error).__name__}: {who}{error}", ranks)
         return error.exit_code
     tell_agent("".join(traceback.format_exception(error)))

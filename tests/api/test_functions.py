@@ -15,6 +15,9 @@ from PIL import Image
 from torch import nn
 
 import fermarsi
+from harness.api.config import texts
+from harness.config.reading import Draft
+from harness.objects import Objects
 from tests.api.parts import Impatient, Net
 
 rng = np.random.default_rng(3)
@@ -69,6 +72,48 @@ def test_samples_of_an_object_identify_the_run(tmp_path: Path) -> None:
         fermarsi.train(config(tmp_path, Net, data=data), ["stop.budget.steps=12"])
 
 
+class Held:
+    """A user's source that keeps something."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def state(value: Any) -> Any:
+    data = {"train": {"source": Held(value)}}
+    return fermarsi.Config(data=data).tree["data"]["train"]["source"]["state"]
+
+
+def test_what_an_object_holds_identifies_it_wherever_that_lies_in_memory() -> None:
+    frame = pd.DataFrame({"a": np.arange(1000)})
+    kept = [np.random.default_rng(0) for _ in range(20)]  # else one takes the other's place
+    pairs: list[tuple[Any, Any, Any]] = [
+        # The same, the same again, another
+        (kept[0], kept[1:], 0),
+        ({0, 8}, [{8, 0}], {0, 9}),
+        (frame, [frame.copy()], frame.replace(500, 7)),
+        (frame, [frame.copy()], frame.set_index(frame["a"] + 1)),
+        (frame["a"], [frame["a"].copy()], frame["a"].replace(500, 7)),
+        (torch.zeros(3).bfloat16(), [torch.zeros(3).bfloat16()], torch.ones(3).bfloat16()),
+        (np.array([Held(1), "a"]), [np.array([Held(1), "a"])], np.array([Held(1), "b"])),
+        (Image.new("L", (2, 2)), [Image.new("L", (2, 2))], Image.new("L", (2, 2), 3)),
+    ]
+    for value, alike, other in pairs:
+        assert {state(one) for one in alike} == {state(value)}
+        assert state(other) != state(value)
+
+
+def test_overrides_keep_their_values() -> None:
+    value = {
+        "a b": [1e-7, float("inf"), -float("inf"), None, "Infinity: x", True, "a\n\x7f é"],
+        "n": {"c": 2},
+    }
+    (text,) = texts({"network.k": value}, Objects())
+    draft = Draft(Path("own.yaml"))
+    draft.override(text)
+    assert draft.tree == {"network": {"k": value}}
+
+
 def test_objects_are_found_as_long_as_one_of_them_is_kept(tmp_path: Path) -> None:
     kept = config(tmp_path, Net())
     fermarsi.train(kept)
@@ -103,6 +148,10 @@ def test_mistakes_are_those_of_the_commands(tmp_path: Path) -> None:
         (lambda: fermarsi.read_run(tmp_path / "no"), "no config.yaml"),
         (lambda: fermarsi.Arrays(x=[1, 2], y=[1]), "all of one length"),
         (lambda: fermarsi.Arrays(x=[[1], [1, 2]]), "rows of one length"),
+        (lambda: fermarsi.Arrays(x=torch.zeros(2, dtype=torch.bfloat16)), "a type of NumPy's"),
+        (lambda: fermarsi.Arrays(x=[1, "a"]), "neither numbers nor texts"),
+        (lambda: fermarsi.Arrays(x=np.array(["2026-01-31"], "M8[D]")), "neither numbers nor"),
+        (lambda: fermarsi.Arrays(x=[1e300]), "too large for float32"),
     ):
         with pytest.raises(fermarsi.HarnessError, match=words):
             make()
@@ -218,6 +267,14 @@ def test_rows_of_a_frame_are_predicted_as_those_of_the_table(tmp_path: Path) -> 
     assert found["predicted"].tolist() == own["predicted"].iloc[[5, 2, 9]].tolist()
     assert set(found["predicted"]) <= {"k0", "k1", "k2"}
     assert model.predict(frame.iloc[:2])["kind"].tolist() == ["k0", "k1"]
+    for wrong in (new.assign(note=[1, "a", 2]), pd.concat([new, new["a"]], axis=1)):
+        with pytest.raises(fermarsi.ConfigError, match=r"frame is no table: .* under different"):
+            model.predict(wrong)
+    with pytest.raises(fermarsi.DataError, match=r"rejects its samples: IndexError: .* Give"):
+        model.predict(frame["a"])
+    for device in ("quux", "xpu"):
+        with pytest.raises(fermarsi.ConfigError, match=f"device: {device} cannot be used here: "):
+            fermarsi.load(tmp_path / "run", device=device)
 
 
 def test_a_run_tells_its_metrics_verdicts_outcome_and_checkpoints(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import stats
 
 from harness.checks.check import check_data
-from harness.checks.drift import compare_numbers, compare_words
+from harness.checks.drift import Features, compare_numbers, compare_words
 from harness.checks.report import Finding
 from harness.data.split import Split
 from tests.checks.planted import Rows, config_of
@@ -50,6 +50,15 @@ def test_the_figures_are_those_of_scipy() -> None:
     _, tenth = compare_words(*counts, 20 * 15 / 35)
     small = stats.chi2_contingency([[5, 6, 9], [8, 3, 4]], correction=False).pvalue
     assert np.isclose(tenth, small)
+
+
+def test_features_of_half_precision_images_are_finite() -> None:
+    features = Features(4, [])
+    features.add({"x": np.full((4, 1, 100, 100), 300, np.float16)})
+    assert {name: of.tolist() for name, of in features.numbers().items()} == {
+        "mean of x": [300] * 4,
+        "deviation of x": [0] * 4,
+    }
 
 
 def test_a_feature_that_moved_a_class_that_grew_and_a_new_word_are_found(tmp_path: Path) -> None:

@@ -139,7 +139,9 @@ def test_a_mistake_leaves_the_launcher_with_one_message_of_ours(tmp_path: Path) 
         cwd=tmp_path,
     )
     assert code == 2
-    assert output.startswith("ConfigError: ")
+    begun, _, message = output.partition("ConfigError: ")
+    assert message
+    assert all(line.endswith(" ...") for line in begun.splitlines())
     assert "Traceback" not in output
 
 

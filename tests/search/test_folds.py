@@ -68,6 +68,10 @@ def test_the_test_part_of_a_rule_stays_out_of_all_folds() -> None:
         rule = ByFold(3, fold, "subject", within=inner)
         assert np.array_equal(rows_of("test", rule, known, 200), before)
         assert not set(rows_of("val", rule, known, 200)) & set(before)
+    nested = ByFold(2, 1, "subject", within=ByFold(5, 1))  # the outer one decides
+    assert set(rows_of("val", nested, known, 200)) == set(
+        rows_of("val", ByFold(2, 1, "subject"), known, 200)
+    )
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_arrays_keep_their_values(
         (np.zeros((2, 3, 4, 3)), r"an array of 2 x 3 x 4 x 3, expected height x width"),
         (np.full((2, 2), 0.1), "float64 numbers that float32 does not hold exactly"),
         (np.full((2, 2), 2**31), "int64 numbers that int32 does not hold exactly"),
+        (np.full((2, 2), 2**32 - 1, np.uint32), "uint32 numbers that int32 does not hold exactly"),
         (np.full((2, 2), 1j), "4 cells of complex128. Give numbers"),
         (np.array([["a"]]), "1 cells of <U1. Give numbers"),
         (np.zeros((0, 2)), "0 cells of float64"),
@@ -66,6 +67,11 @@ def test_files_that_are_no_arrays_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((9, 9)))
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-9])
     with pytest.raises(DataError, match=r"a\.npy: cannot be read: .* truncated"):
+        Images(str(tmp_path / "a.npy"))
+    with (tmp_path / "a.npy").open("wb") as file:
+        head = {"descr": "<f8", "fortran_order": False, "shape": (40_000_000, 4_000_000)}
+        np.lib.format.write_array_header_1_0(file, head)
+    with pytest.raises(DataError, match=r"a\.npy: cannot be read: Unable to allocate"):
         Images(str(tmp_path / "a.npy"))
     np.save(tmp_path / "a.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match=r"a\.npy: cannot be read: Object arrays"):

@@ -186,6 +186,9 @@ def test_records_beyond_those_that_an_edf_declares_are_told(tmp_path: Path) -> N
     content = bytearray(path.read_bytes())
     path.write_bytes(bytes(content) + b"\0" * 10)  # not a whole one
     assert series(path, ["EEG 0"]).shape == (1, 400)
+    bdf = edf(tmp_path / "b.bdf")
+    named = bdf.rename(tmp_path / "b.edf")  # its first byte says what it is
+    assert series(named, ["EEG 0"]).shape == (1, 400)
     content[236:244] = b"3       "
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"a\.edf: its header declares 3 data records, and 1 more"):
@@ -214,6 +217,7 @@ def test_datasets_mean_what_their_attributes_say(tmp_path: Path) -> None:
         packed.attrs["scale_factor"], packed.attrs["add_offset"] = 0.5, np.array([10.0])
         packed.attrs["_FillValue"] = np.int16(-999)
         file.create_dataset("plain", data=counts).attrs["missing_value"] = np.int16(-1)
+        file["plain"].attrs["scale_factor"] = h5py.Empty("f8")
         kinds = h5py.enum_dtype({"walk": 0, "run": 1})
         file.create_dataset("act", data=np.array([1, 0, 1, 1]), dtype=kinds)
         file["link"] = h5py.SoftLink("/plain")
@@ -278,6 +282,9 @@ def test_annotations_of_edf_are_labels_of_their_rows(tmp_path: Path) -> None:
         file.writeSamples([np.zeros(100)])
         file.writeAnnotation(1.0, 2.0, "N1")
         file.writeAnnotation(2.0, 1.0, "arousal")
+    with pytest.raises(DataError, match="annotations 'N1' and 'arousal' hold at once, at 2 s"):
+        Series(str(path), ["EEG"], 10, 10, label="annotation")
+    sleep(path, (2.0, -1, "N1"), (2.0, -1, "arousal"), (4.0, -1, "N2"))
     with pytest.raises(DataError, match="annotations 'N1' and 'arousal' hold at once, at 2 s"):
         Series(str(path), ["EEG"], 10, 10, label="annotation")
 

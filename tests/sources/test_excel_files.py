@@ -169,12 +169,40 @@ def test_errors_and_formulas_without_values_are_no_empty_cells(tmp_path: Path) -
         "[nan, 2.0, nan]",
         ["a", "#N/A", "#REF!"],
     )
+    # Portals give workbooks older endings; calamine goes by their content
+    (tmp_path / "a.xls").write_bytes((tmp_path / "a.xlsx").read_bytes())
+    old = Table(str(tmp_path / "a.xls"), [], {"t": "text"})
+    assert old.__getitems__([0, 1, 2])["t"] == read["t"]
     sheet.append(["=1+1", "b"])  # whose value openpyxl does not compute
     sheet.append([3, "c"])
     book.save(tmp_path / "a.xlsx")
     with pytest.raises(DataError, match=r"row 5, column 'n': a formula whose value is not stored"):
         Table(str(tmp_path / "a.xlsx"), ["n"], missing="keep", missing_marks=marks)
     assert len(Table(str(tmp_path / "a.xlsx"), [], {"t": "text"})) == 5
+
+
+def test_formulas_beside_the_cells_are_of_no_cell(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    sheet: Any = book.active
+    for values in (["n", "t"], [1, "x"], [2, "#N/A"]):
+        sheet.append(values)
+    book.save(tmp_path / "plain.xlsx")
+    # As Excel writes conditional formats: those of other sheets in elements named f
+    rules = b"</sheetData><conditionalFormatting><cfRule><formula>A1&gt;3</formula></cfRule>"
+    rules += b"</conditionalFormatting>"
+    listed = b"<extLst><ext><xm:f xmlns:xm='urn:xm'>Sheet2!$A$1</xm:f></ext></extLst></worksheet>"
+    with (
+        zipfile.ZipFile(tmp_path / "plain.xlsx") as plain,
+        zipfile.ZipFile(tmp_path / "a.xlsx", "w") as made,
+    ):
+        for name in plain.namelist():
+            content = plain.read(name)
+            if name.endswith("sheet1.xml"):
+                content = content.replace(b"</sheetData>", rules)
+                content = content.replace(b"</worksheet>", listed)
+            made.writestr(name, content)
+    table = Table(str(tmp_path / "a.xlsx"), ["n"], {"t": "text"})
+    assert table.known()["t"].array().tolist() == ["x", "#N/A"]
 
 
 def test_formulas_that_excel_computed_are_values(tmp_path: Path) -> None:

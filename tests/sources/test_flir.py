@@ -90,6 +90,9 @@ def test_counts_and_temperatures_of_a_camera_are_those_that_others_read(
     assert (degrees.dtype, degrees.shape) == (np.float32, (1, 30, 40))
     for at, wanted in OF_FLYR.items():
         assert degrees[0][at] == pytest.approx(wanted, abs=2e-4)
+    (tmp_path / "a.jpg").write_bytes(photo(COUNTS, {**CAMERA, 60: 50.0}, kind))  # percent
+    in_percent = Images(path, keep=keep, radiometric="degC")[0]["image"]
+    np.testing.assert_array_equal(in_percent, degrees)
 
 
 def test_a_picture_in_false_colours_is_told(tmp_path: Path) -> None:
@@ -118,6 +121,8 @@ def test_files_that_are_torn_or_hold_nothing_are_named(tmp_path: Path) -> None:
         "no counts of a FLIR camera": whole[:2] + picture,
         r"3 of \d segments": whole[: begins[3]] + picture,
         "no emissivity": photo(COUNTS, {**CAMERA, 32: 0.0}, 2),
+        "no distance": photo(COUNTS, {**CAMERA, 36: -1.0}, 2),
+        "no x of": photo(COUNTS, {**CAMERA, 128: np.nan}, 2),
         "bytes of counts for 41 x 30": whole.replace(*sizes),
         "in another format": whole.replace(b"FFF\0", b"ABC\0"),
     }

@@ -186,17 +186,13 @@ def test_gaps_are_refused_or_split_at(tmp_path: Path) -> None:
 
 
 def test_time_that_does_not_go_on_is_refused(tmp_path: Path) -> None:
-    for number, time in enumerate((0.1, 0.0, None)):
+    late = r"not later than the previous row\. Set sort: true, or duplicates: drop .* or correct"
+    empty = r"empty, expected a time\. Fill it in"
+    for number, (time, why) in enumerate(((0.1, late), (0.0, late), (None, empty))):
         frame = recording(6)
         frame.loc[2, "t"] = time
         path = write(frame, tmp_path / f"{number}.csv")
-        with pytest.raises(
-            DataError,
-            match=(
-                rf"^{path}: row 4, column 't': not later than the previous row\. Set sort: true, "
-                r"or duplicates: drop .* or correct the time"
-            ),
-        ):
+        with pytest.raises(DataError, match=rf"^{path}: row 4, column 't': {why}"):
             Series(path, CHANNELS, 2, 1, time="t", gap_s=9, gaps="split")
 
 
@@ -467,6 +463,9 @@ def test_a_table_with_a_row_for_each_value_is_what_pandas_pivots(tmp_path: Path)
         (["a", "b"], ["walk", "run"]),
         (["b", "a"], ["run", "walk"]),
     ]
+    state = frame[:1].assign(channel="state", value="start")
+    pd.concat([state, frame]).to_csv(path, index=False)
+    assert len(Series(path, ["x", "y"], 20, 20, **made)) == 2
     gone = frame.drop(frame[(frame["t"] == 1.0) & (frame["channel"] == "x")].index[:1])
     gone.to_csv(path, index=False)
     with pytest.raises(DataError, match=r"an empty cell\. Fill the gap, or set gaps: split"):

@@ -319,10 +319,12 @@ def test_times_without_zeros_and_those_of_24_hours_are_what_was_meant(
     assert times_of(series) == [moment.tz_localize("UTC").timestamp() for moment in wanted]
 
 
-@pytest.mark.parametrize("text", ["1/2/26-130", "1126 5"])
-def test_digits_that_could_be_two_dates_are_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [("1/2/26-130", "%d/%m/%y-%H%M"), ("1126 5", "%d%m%y,%H"), ("20241", "%Y%j"), ("2012", "%Y%m")],
+)
+def test_digits_that_could_be_two_dates_are_refused(tmp_path: Path, text: str, form: str) -> None:
     (tmp_path / "a.csv").write_text(f"t,a\n{text},1\n")
-    form = "%d/%m/%y-%H%M" if "-" in text else "%d%m%y,%H"
     settings: dict[str, Any] = {"time": "t", "gap_s": 1e9, "time_format": form}
     with pytest.raises(DataError, match=r"row 2, column 't': .* Correct it, or set time_format"):
         Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
