@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from textwrap import indent
 from typing import Any
 
@@ -44,7 +45,10 @@ def start_project(directory: Path, kind: str, origin: Path, target: str | None =
     plan = makers[kind]()
     if plan.num_samples < _LEAST:
         raise ConfigError(f"--data {origin}: {plan.num_samples} samples. Give at least {_LEAST}.")
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}. Give another directory.") from error
     config = directory / "train.yaml"
     config.write_text(_config_text(plan, directory, origin))
     (directory / "README.md").write_text(_readme(plan, directory, origin))
@@ -55,7 +59,9 @@ def start_project(directory: Path, kind: str, origin: Path, target: str | None =
         (directory / "README.md").unlink()
         raise
     notes = "".join(f"\nnote: {note}" for note in plan.notes)
-    return f"{config}: {plan.num_samples:,} samples{notes}\nnext: fermarsi train {config}"
+    return (
+        f"{config}: {plan.num_samples:,} samples{notes}\nnext: fermarsi train {quote(str(config))}"
+    )
 
 
 def _config_text(plan: Plan, directory: Path, origin: Path) -> str:
@@ -118,7 +124,8 @@ def _dump(value: Any) -> str:
 
 def _readme(plan: Plan, directory: Path, origin: Path) -> str:
     notes = "".join(f"- {note}\n" for note in plan.notes)
-    config, run = directory / "train.yaml", directory / "run"
+    config, run, out = (quote(str(directory / one)) for one in ("train.yaml", "run", "found.csv"))
+    allow = quote(f"{origin.resolve().parent}/")
     return f"""# {directory.resolve().name}
 
 A starter project for {origin}.
@@ -127,8 +134,8 @@ A starter project for {origin}.
 ```
 fermarsi data check {config}      leaks, odd values, the sizes of classes
 fermarsi train {config}           until it no longer pays; again to resume
-fermarsi evaluate {run} --split test --allow {origin.resolve().parent}/
-fermarsi predict {run} --split test --out {directory}/found.csv --allow {origin.resolve().parent}/
+fermarsi evaluate {run} --split test --allow {allow}
+fermarsi predict {run} --split test --out {out} --allow {allow}
 fermarsi report {run}             one page with the curves
 ```
 """

@@ -163,6 +163,12 @@ def plan_series(folder: Path) -> Plan:
     channels = [one for one in channels if one != time]
     if not channels:
         raise ConfigError(f"{files[0]}: no column of numbers. Give a header and numbers below it.")
+    for path, table in zip(files, tables, strict=True):
+        if lacks := [one for one in channels if one not in table]:
+            raise ConfigError(
+                f"{path}: has no {some(lacks)}, which {files[0]} has. Give all tables the same "
+                "columns."
+            )
     holes = any(table[channels].isna().any().any() for table in tables)
     length = max(1, min(100, *(len(table) for table in tables)))
     stride = max(1, length // 2)
@@ -194,10 +200,10 @@ def _read(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     readers: Mapping[str, Callable[[Path], Any]] = {
-        ".csv": lambda one: pd.read_csv(one, sep=None, engine="python"),
+        ".csv": lambda one: pd.read_csv(one, sep=_separator(one).get("separator", ",")),
         ".tsv": lambda one: pd.read_csv(one, sep="\t"),
         ".parquet": pd.read_parquet,
-        ".xlsx": pd.read_excel,
+        ".xlsx": lambda one: pd.read_excel(one, engine="calamine"),
         ".jsonl": lambda one: pd.read_json(one, lines=True),
     }
     if path.suffix.lower() not in readers:
@@ -206,6 +212,7 @@ def _read(path: Path) -> "pd.DataFrame":
         table: pd.DataFrame = readers[path.suffix.lower()](path)
     except (ImportError, OSError, ValueError) as error:
         raise ConfigError(f"--data {path}: cannot be read: {error}") from error
+    table.columns = table.columns.map(str)  # a cell of a header may be a number
     return table
 
 

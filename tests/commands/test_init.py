@@ -161,3 +161,24 @@ def test_mistakes_end_in_words_and_leave_nothing(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             start_project(tmp_path / "project", kind, origin, target)
         assert not (tmp_path / "project").exists(), words
+
+
+def test_odd_files_and_names_of_a_newcomer(tmp_path: Path) -> None:
+    count = 30
+    years = pd.DataFrame({2023: np.arange(count) * 1.5, 2024: np.arange(count) % 3})
+    years.to_excel(tmp_path / "my years.xlsx", index=False)
+    start_project(tmp_path / "my project", "table", tmp_path / "my years.xlsx")
+    readme = (tmp_path / "my project" / "README.md").read_text()
+    assert f"fermarsi train '{tmp_path}/my project/train.yaml' " in readme
+    assert f"--out '{tmp_path}/my project/found.csv' " in readme
+    (tmp_path / "one.csv").write_text("text\n" + "hello\nyou\n" * count)
+    series = walks(tmp_path / "walks")
+    pd.DataFrame({"x": np.arange(9.0)}).to_csv(series / "walk" / "9.csv", index=False)
+    for directory, kind, origin, words in (
+        (tmp_path / "a", "text", tmp_path / "one.csv", "no column of text beside text"),
+        (tmp_path / "a", "series", series, "9.csv: has no y, which .*0.csv has"),
+        (tmp_path / "one.csv" / "b", "table", tmp_path / "my years.xlsx", "Not a directory"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            start_project(directory, kind, origin)
+        assert not (tmp_path / "a").exists()
