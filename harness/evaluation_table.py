@@ -138,7 +138,7 @@ class EvaluationTable:
             others = [name for name in record if "/" in name and name not in self._metrics]
             if others:
                 note = f"in metrics.jsonl, but not in this table (log.show): {some(others, 6)}"
-                yield from map(Row, textwrap.wrap(note, width, subsequent_indent="  "))
+                yield from map(Row, textwrap.wrap(note, max(width, 20), subsequent_indent="  "))
         for depth in range(deepest):
             yield Row(_line([one[depth] for one in lines], self._widths), is_header=True)
 

@@ -271,6 +271,7 @@ def test_which_metrics_the_table_has() -> None:
     ]
     with pytest.raises(ConfigError, match=r"^log.show: there is no metric val/acc.* Did you mean"):
         Shown.of(STOP, METRICS, ["val/accurracy"])
+    assert list(EvaluationTable(Shown()).rows(record(1, val_x=1.0), None, None, width=0))
     rows = list(EvaluationTable(Shown()).rows(record(1, val_x=1.0), None, None, 80))
     assert rows[-1].text.split() == ["1", "0.09", "0:00"]
 

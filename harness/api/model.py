@@ -23,6 +23,7 @@ from harness.objects import Objects, present
 from harness.sources.given import Arrays
 from harness.sources.tables import Table
 from harness.tasks.task import targets_of
+from harness.wording import first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,13 @@ class Model:
         if isinstance(inputs, pd.DataFrame) and target is Table:
             with tempfile.TemporaryDirectory(prefix="fermarsi-") as directory:
                 file = Path(directory) / "frame.parquet"
-                inputs.to_parquet(file, index=False)
+                try:
+                    inputs.to_parquet(file, index=False)
+                except (TypeError, ValueError) as error:  # Arrow's are of these kinds
+                    raise ConfigError(
+                        f"predict: the frame is no table: {first_line(error)}. Give columns of "
+                        "one kind each, under different names."
+                    ) from error
                 yield {**self._without_targets(spec, list(inputs.columns)), "files": str(file)}
         elif paths:
             takes = inspect.signature(target).parameters
@@ -164,10 +171,9 @@ def load(
     objects = Objects()
     if network is not None:
         plain(network, ("network",), objects)
+    place = None if device is None else _usable(device)
     with present(objects):
-        return Model(
-            load_trained(Path(run), allow, None if device is None else torch.device(device))
-        )
+        return Model(load_trained(Path(run), allow, place))
 
 
 def evaluate(
@@ -182,6 +188,15 @@ def evaluate(
     `load(...).evaluate(split)`. Raises HarnessError.
     """
     return load(run, network=network, device=device, allow=allow).evaluate(split)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        raise ConfigError(
+            f"device: {device} cannot be used here: {first_line(error)}. Give cpu, or leave it out."
+        ) from error
 
 
 def _paths(inputs: Any) -> list[Path]:

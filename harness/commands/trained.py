@@ -232,8 +232,8 @@ def fit_task(trained: TrainedNetwork, split: Split) -> None:
         with torch.no_grad():
             try:
                 trained.task.fit_to(trained.task.forward(trained.network, batch))
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            except Exception as error:
                 raise DataError(
                     f"{split.where}: the network rejects its samples: {type(error).__name__}: "
-                    f"{error}"
+                    f"{error}. Give samples of the shape and type that it was trained with."
                 ) from error

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from harness.config.schema import Config
+from harness.errors import HarnessError
 from harness.interrupt import Interruption
-from harness.ranks.meeting import has_joined, leave
+from harness.ranks.meeting import has_joined, is_lost_peer, leave
 from harness.ranks.ranks import Ranks
 from harness.rundir.outcome import Outcome
 from harness.training.compiling import compiler_kept
 from harness.training.isolation import isolated
-from harness.training.launch import join, worded
+from harness.training.launch import join, name_lost, worded
 from harness.training.train import train
 
 # Who sends these wants the process to end, not only its training
@@ -44,6 +45,8 @@ def train_in_process(read: Callable[[], Config]) -> Outcome:
             outcome = train(config, accelerator, ranks, interruption, age_s)
         except Exception as error:
             known = worded(error, ranks)
+            if not isinstance(known, HarnessError) and is_lost_peer(known):
+                known = ranks.published_failure() or name_lost(known, ranks)
             ranks.publish_failure(known)
             if known is error:
                 raise

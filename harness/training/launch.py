@@ -229,6 +229,23 @@ def worded(error: Exception, ranks: Ranks) -> Exception:
     return error
 
 
+def name_lost(error: Exception, ranks: Ranks) -> Exception:
+    """Where another rank is gone, a RankError that names it; any other error as it is."""
+    if isinstance(error, HarnessError) or not is_lost_peer(error) or ranks.size == 1:
+        return error
+    lost = ranks.missing(SURVIVORS_S)
+    who = (
+        f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
+        if lost
+        else "another process"
+    )
+    return RankError(
+        f"{where_in(ranks)}: lost {who} ({first_line(error)}). It was killed, "
+        "crashed or hangs, or its machine cannot be reached; "
+        "launch again to resume from the last checkpoint."
+    )
+
+
 def fail(error: Exception, ranks: Ranks) -> int:
     """Print the error on the rank it comes from, and there alone; returns the exit code, the same
     on every rank.
@@ -238,18 +255,7 @@ def fail(error: Exception, ranks: Ranks) -> int:
     if cause is not None and not isinstance(error, HarnessError) and is_lost_peer(error):
         tell_agent(f"{type(cause).__name__}: {cause}")
         return cause.exit_code  # the rank that failed, or saw another fail, has printed it
-    if not isinstance(error, HarnessError) and is_lost_peer(error) and ranks.size > 1:
-        lost = ranks.missing(SURVIVORS_S)
-        who = (
-            f"rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"
-            if lost
-            else "another process"
-        )
-        error = RankError(
-            f"{where_in(ranks)}: lost {who} ({first_line(error)}). It was killed, "
-            "crashed or hangs, or its machine cannot be reached; "
-            "launch again to resume from the last checkpoint."
-        )
+    error = name_lost(error, ranks)
     ranks.publish_failure(error)
     if isinstance(error, HarnessError):
         # Ranks that fail alike and at once publish one error between them

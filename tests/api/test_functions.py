@@ -267,6 +267,14 @@ def test_rows_of_a_frame_are_predicted_as_those_of_the_table(tmp_path: Path) -> 
     assert found["predicted"].tolist() == own["predicted"].iloc[[5, 2, 9]].tolist()
     assert set(found["predicted"]) <= {"k0", "k1", "k2"}
     assert model.predict(frame.iloc[:2])["kind"].tolist() == ["k0", "k1"]
+    for wrong in (new.assign(note=[1, "a", 2]), pd.concat([new, new["a"]], axis=1)):
+        with pytest.raises(fermarsi.ConfigError, match=r"frame is no table: .* under different"):
+            model.predict(wrong)
+    with pytest.raises(fermarsi.DataError, match=r"rejects its samples: IndexError: .* Give"):
+        model.predict(frame["a"])
+    for device in ("quux", "xpu"):
+        with pytest.raises(fermarsi.ConfigError, match=f"device: {device} cannot be used here: "):
+            fermarsi.load(tmp_path / "run", device=device)
 
 
 def test_a_run_tells_its_metrics_verdicts_outcome_and_checkpoints(tmp_path: Path) -> None:

@@ -223,3 +223,30 @@ def fail_twice(directory: Path) -> list[Any]:
 def test_a_failed_training_leaves_nothing_behind_either(tmp_path: Path) -> None:
     assert on_ranks(1, fail_twice, tmp_path) == [[]]
     assert train(tmp_path, PLAIN).is_finished
+
+
+class Failing(torch.optim.SGD):
+    """Ends the sixth step of rank 1 in a way that nobody knows of."""
+
+    calls = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        if self.calls == 6 and os.environ["RANK"] == "1":
+            raise ValueError("my own")
+        return super().step()
+
+
+def fail_on_one(directory: Path) -> tuple[str, str]:
+    try:
+        train(directory, [f"optimizer={{_target_: {Failing.__module__}.Failing, lr: 0.01}}"])
+    except Exception as error:  # noqa: BLE001 - each rank's, to be looked at
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def test_the_failure_of_one_process_is_that_of_the_others_in_words(tmp_path: Path) -> None:
+    other, first = on_ranks(2, fail_on_one, tmp_path)
+    assert first == ("ValueError", "my own")
+    assert other[0] == "RankError"
+    assert "my own" in other[1]
