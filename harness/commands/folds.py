@@ -15,6 +15,7 @@ from harness.interrupt import Interruption
 from harness.rundir.lease import Lease
 from harness.rundir.outcome import INTERRUPTED
 from harness.search.folds import Dealing, Folds, fold_overrides, run_folds
+from harness.search.space import override
 from harness.wording import printable
 
 
@@ -37,7 +38,7 @@ def folds_command(
     config = read_config(path, overrides)
     each = {}
     for fold in range(1, dealing.k + 1):
-        name = f"run.name={config.run.name}-{fold}"
+        name = override("run.name", f"{config.run.name}-{fold}")
         each[fold] = [*overrides, *fold_overrides(config, dealing, fold), name]
     read_config(path, each[1])
     metric, _ = objective(config)

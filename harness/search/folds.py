@@ -1,7 +1,6 @@
 """Cross-validation: a run a fold, of a config whose split rules become folds."""
 
 import inspect
-import json
 import math
 import statistics
 import time
@@ -19,6 +18,7 @@ from harness.errors import ConfigError, DataError
 from harness.interrupt import Interruption
 from harness.rundir.outcome import Outcome, read_outcome
 from harness.search.process import POLL_S, Launched, Place, await_leaving
+from harness.search.space import override
 from harness.tracking.records import METRICS, read_records
 from harness.wording import Keys, dotted, printable
 
@@ -57,7 +57,7 @@ def fold_overrides(config: Config, dealing: Dealing, fold: int) -> list[str]:
             new = {TARGET: RULE, "k": dealing.k, "fold": fold, **_columns(dealing, old)}
             if old is not None:
                 new["within"] = old
-            overrides.append(f"{dotted((*keys, rule))}={json.dumps(new, default=str)}")
+            overrides.append(override(dotted((*keys, rule)), new))
     if "val" not in config.data.names:
         raise ConfigError("data.val: there is none to measure a fold by. Add it, with part: val.")
     first = next(iter(rules))
@@ -125,7 +125,7 @@ def run_folds(
                 run = directory / f"fold-{fold}"
                 await_leaving(run, interruption.check)
                 log = directory / "logs" / f"fold-{fold}.txt"
-                given = [*overrides[fold], f"run.dir={run}"]
+                given = [*overrides[fold], override("run.dir", str(run))]
                 jobs.append(_Job(fold, Launched(config, given, log, place), place))
                 say(f"fold {fold} begins, or goes on")
             time.sleep(POLL_S)

@@ -55,15 +55,12 @@ class Launched:
         self._process = context.Process(target=_run, args=(*arguments, *here))
         self._process.start()
         theirs.close()
+        self.asked = False  # to leave
 
     def ask_to_leave(self) -> None:
         """Ask it to save and leave; harmless if it was asked, or has ended."""
+        self.asked = True
         self._asking.close()
-
-    @property
-    def asked(self) -> bool:
-        """Whether it was asked to leave."""
-        return self._asking.closed
 
     def exit_code(self) -> int | None:
         """None while it runs; negative for the signal that killed it."""

@@ -5,6 +5,7 @@ like [64],[128].
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -139,6 +140,11 @@ def grid(space: Sequence[Parameter]) -> Iterator[dict[str, str]]:
         )
     for texts in itertools.product(*(one.texts for one in space)):
         yield dict(zip((one.key for one in space), texts, strict=True))
+
+
+def override(key: str, value: Any) -> str:
+    """An override that sets exactly this value, whatever signs of YAML are in it."""
+    return f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"
 
 
 def split_values(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from harness.interrupt import Interruption
 from harness.rundir.outcome import read_outcome
 from harness.search.follow import Prospect, Tail
 from harness.search.process import POLL_S, Launched, Place, await_leaving
+from harness.search.space import override
 from harness.search.study import Study
 from harness.stopping.budget import Budget
 from harness.tracking.records import METRICS
@@ -106,7 +107,10 @@ class Sweep:
         values = self.study.values(trial)
         directory = self.directory_of(trial.number)
         await_leaving(directory, interruption.check)
-        where = [f"run.dir={directory}", f"run.name={self.plan.name}-{trial.number:04}"]
+        where = [
+            override("run.dir", str(directory)),
+            override("run.name", f"{self.plan.name}-{trial.number:04}"),
+        ]
         given = [f"{key}={text}" for key, text in values.items()]
         log = self.plan.directory / "logs" / f"trial-{trial.number:04}.txt"
         launched = Launched(self.plan.config, [*self.plan.overrides, *where, *given], log, place)

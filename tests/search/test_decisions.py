@@ -36,7 +36,7 @@ class Recorded:
 
     def __init__(self, config: Path, overrides: Sequence[str], log: Path, place: Place) -> None:
         settings = dict(one.split("=", 1) for one in overrides)
-        run, lr = Path(settings["run.dir"]), float(settings["optimizer.lr"])
+        run, lr = Path(json.loads(settings["run.dir"])), float(settings["optimizer.lr"])
         self.asked, self.code = False, 0
         self.begun.append((run.name, place))
         if settings.get("network.dropout") == "2.0":

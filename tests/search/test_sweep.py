@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.cli import app
+from harness.errors import RankError
 from harness.rundir.outcome import read_outcome
 from tests.pool import train_on_ranks
 
@@ -112,3 +113,20 @@ def test_asha_pauses_trials_and_goes_on_with_the_best_to_the_bit(
     assert launched.exit_code == 0
     assert weights(run) == weights(plain)
     assert evaluations(run) == evaluations(plain)
+
+
+def test_launches_that_fail_end_the_sweep_instead_of_being_repeated_for_ever(
+    tmp_path: Path,
+) -> None:
+    """In a directory whose name has signs of YAML."""
+    directory = tmp_path / "lr #1: high"
+    directory.mkdir()
+    for number in range(3):
+        (directory / f"trial-{number:04}").write_text("in the way of a run directory")
+    with pytest.raises(RankError, match="3 trials failed in a row"):
+        sweep(directory, "--trials", "4", "--sampler", "random")
+    for number in range(3):
+        (directory / f"trial-{number:04}").unlink()
+    sweep(directory, "--trials", "4", "--sampler", "random")
+    assert [one["state"] for one in result(directory)] == ["failed"] * 3 + ["complete"]
+    assert (directory / "trial-0003" / "outcome.json").exists()
