@@ -151,14 +151,15 @@ def _suggestion(keys: Keys, value: Any, tree: Any) -> str:
     """Which key was meant: a similar sibling, or a key with the same ending elsewhere; if none, the
     siblings.
     """
+    parent = _pattern(keys[:-1])
+    siblings = sorted(str(key[-1]) for key in known_fields() if key[:-1] == parent)
     if (ours := _ELSEWHERE.get(str(keys[-1]).lower())) is not None:
-        return f" Did you mean {ours}?"
+        own = ours.rpartition(".")[2]
+        return f" Did you mean {dotted((*keys[:-1], own)) if own in siblings else ours}?"
     rest: Keys = ()
     while isinstance(value, dict) and len(value) == 1 and TARGET not in value:
         ((key, value),) = value.items()
         rest = (*rest, key)
-    parent = _pattern(keys[:-1])
-    siblings = sorted(str(key[-1]) for key in known_fields() if key[:-1] == parent)
     close = closest(str(keys[-1]), siblings)
     if close is not None:
         meant = (*keys[:-1], close)

@@ -16,7 +16,7 @@ from harness.data.code import code_digest, module_version, without_docstrings
 from harness.errors import ConfigError
 
 MAIN = "__main__"
-_PLAIN = (bool, int, float, str, bytes, type(None), tuple)
+_PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def is_of_main(target: Any) -> bool:
@@ -62,8 +62,15 @@ def _add(target: Any, found: dict[str, str]) -> None:
         value = shared.get(used)
         if is_of_main(value) and isinstance(value, type | FunctionType):
             _add(value, found)
-        elif used in shared and isinstance(value, _PLAIN):
+        elif used in shared and _is_plain(value):
             found[used] = repr(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the text of a value is the same in each process: those of objects have addresses."""
+    if isinstance(value, tuple):
+        return all(isinstance(one, type) or _is_plain(one) for one in value)
+    return isinstance(value, _PLAIN)
 
 
 def _definition(target: Any) -> ast.stmt:

@@ -1,5 +1,6 @@
 """Activations that a backward pass computes again instead of keeping them, with the same bits."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
@@ -24,10 +25,12 @@ def recompute(network: nn.Module, setting: Literal["auto"] | Sequence[str]) -> l
     inside of each other the outermost is taken. Raises ConfigError.
     """
     names = repeated_blocks(network) if setting == "auto" else matching(network, setting)
+    theirs = sys.modules.get("transformers.modeling_layers")  # else no module is of its classes
     for name in names:
         module = network.get_submodule(name)
         run = partial(_run, module, cache(partial(generators_of, network=module)))
-        if hasattr(type(module), "gradient_checkpointing"):  # transformers': without their caches
+        if theirs is not None and isinstance(module, theirs.GradientCheckpointingLayer):
+            # Without their caches
             vars(module).update(gradient_checkpointing=True, _gradient_checkpointing_func=run)
         else:
             # As an attribute: names of parameters stay as they are

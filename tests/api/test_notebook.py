@@ -1,6 +1,7 @@
 """A notebook, executed as Jupyter does."""
 
 import os
+import runpy
 from pathlib import Path
 
 import nbformat
@@ -107,6 +108,33 @@ except fermarsi.ConfigError as error:
     print("refused:", error)
 """,
 ]
+
+
+CONSTANTS = """
+from harness.data.notebook import digest_of
+
+class Stage:
+    pass
+
+WIDTHS, STAGES = (8, (16, int)), (Stage(), 2)
+
+def network():
+    return WIDTHS, STAGES
+
+digests, kept = [digest_of(network)], STAGES
+STAGES = (Stage(), 2)  # as in another process
+digests.append(digest_of(network))
+WIDTHS = (8, (16, float))
+digests.append(digest_of(network))
+"""
+
+
+def test_the_code_of_a_function_does_not_depend_on_where_objects_lie(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(CONSTANTS)
+    first, again, other = runpy.run_path(str(tmp_path / "script.py"), run_name="__main__")[
+        "digests"
+    ]
+    assert first == again != other
 
 
 @pytest.mark.filterwarnings("ignore")  # of zmq and asyncio, which are the client's

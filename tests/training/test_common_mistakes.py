@@ -84,6 +84,8 @@ def test_prices_are_no_classes(tmp_path: Path) -> None:
     ("override", "meant"),
     [
         ("train.epochs=10", "stop.budget.epochs"),
+        ("parts.encoder.learning_rate=1", "parts.encoder.lr"),
+        ("stop.every.num_epochs=2", "stop.every.epochs"),
         ("max_epochs=10", "stop.budget.epochs"),
         ("max_steps=10", "stop.budget.steps"),
         ("batch_size=10", "batch.size"),

@@ -91,3 +91,21 @@ def test_what_is_named_is_found_and_what_is_not_is_refused() -> None:
         read_config(SMALL, ["train={compile: true, recompute: auto}"])
     with pytest.raises(ConfigError, match="auto finds no blocks that repeat"):
         recompute(ConvNet(3, [8, 16], 4), "auto")
+
+
+class Counted(nn.Linear):
+    """With an attribute that only transformers' layers mean something by."""
+
+    gradient_checkpointing = False
+    calls = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        type(self).calls += 1
+        return super().forward(input)
+
+
+def test_a_users_module_runs_again_whatever_attributes_it_has() -> None:
+    network = nn.Sequential(Counted(2, 2))
+    assert recompute(network, ["0"]) == ["0"]
+    network(torch.ones(2, 2)).sum().backward()
+    assert Counted.calls == 2
