@@ -8,11 +8,12 @@ import hashlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,7 @@ def _write_share(
     request: PredictionRequest, numbers: Sequence[int], index: int, processes: int
 ) -> Mapping[str, Any] | None:
     """In a process of its own; returns the error, if there was one."""
+    _leave_with_parent()
     if torch.cuda.is_available():
         torch.cuda.set_device(index % torch.cuda.device_count())
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
@@ -176,6 +178,20 @@ def _write_share(
     except HarnessError as error:
         return error.to_json()
     return None
+
+
+def _leave_with_parent() -> None:
+    """End this process when the command is killed: what it wrote later would fall among the tables
+    of the next command, perhaps of another checkpoint.
+    """
+    parent = parent_process()
+    assert parent is not None
+
+    def leave() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave, name="fermarsi-parent", daemon=True).start()
 
 
 def join_tables(paths: Sequence[Path], out: Path) -> None:

@@ -1,6 +1,9 @@
 """`fermarsi predict` writes a table that one can use: names of files and classes, what is true."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +239,35 @@ def test_a_command_that_was_killed_is_resumed(
     assert made == [0, 1, 2, 2]
     assert read(out)["sample"].tolist() == list(range(FLATS))
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+KILLED = """
+import os, signal, sys, time
+from multiprocessing import get_context
+from harness.commands.predict import _leave_with_parent
+
+def share(sender):
+    _leave_with_parent()
+    sender.send(True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=share, args=(sender,))
+    process.start()
+    receiver.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_process_of_a_killed_command_writes_on(tmp_path: Path) -> None:
+    """The workers of a ProcessPoolExecutor outlive it, and finish what they were given."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    # Its output ends when the last process has ended that holds it
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=50)
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_tables_of_other_work_are_not_taken(prices: Path, tmp_path: Path) -> None:
