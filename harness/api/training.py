@@ -12,7 +12,7 @@ from pathlib import Path
 import harness
 from harness.api.config import Config, Overrides, reading, source_of_config, texts
 from harness.config.read import resolved_yaml
-from harness.errors import HarnessError, RankError, error_from_json
+from harness.errors import ConfigError, HarnessError, RankError, error_from_json
 from harness.objects import present
 from harness.rundir.outcome import DIVERGED, INTERRUPTED, Outcome, read_outcome
 
@@ -57,6 +57,8 @@ def launch(
     processes: by default one a GPU; cpu: train on the CPU. Interrupting saves and returns the
     outcome. Raises HarnessError; ConfigError for classes and objects that only this process has.
     """
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes: {processes}: give 1 or more.")
     if isinstance(config, Config):
         config.require_importable("several processes train")
     found = reading(config, overrides)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.errors import ConfigError, DataError, require_choice
 from harness.treatments.numbers import Batch
+from harness.wording import first_line
 
 Model = Literal["bpe", "wordpiece", "word"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # 0 to 4 of a trained vocabulary
@@ -100,7 +101,7 @@ class Tokenise:
             tokenizer = _train(texts, self._model, self._size, lowercase=self._lowercase)
         self._texts = []
         files = [] if self._file is None else _beside(_path(self._file))
-        beside = {one.name: one.read_text(encoding="utf-8") for one in files}
+        beside = {one.name: _text_of(one) for one in files}
         self.restore({"tokenizer": tokenizer.to_str(), **({"beside": beside} if beside else {})})
 
     def state(self) -> dict[str, Any]:
@@ -247,6 +248,16 @@ def _path(file: str) -> Path:
 
 def _beside(path: Path) -> list[Path]:
     return [one for name in _BESIDE if (one := path.with_name(name)).is_file()]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as text: {first_line(error)}. Copy the tokenizer's folder "
+            "again, or take the file out of it."
+        ) from error
 
 
 def _load(path: Path) -> Any:

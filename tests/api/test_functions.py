@@ -145,6 +145,10 @@ def test_mistakes_are_those_of_the_commands(tmp_path: Path) -> None:
         (lambda: fermarsi.train(config(tmp_path, Net, batch={"sise": 1})), "Did you mean"),
         (lambda: fermarsi.train(config(tmp_path, nn.Linear(4, 3))), "fails with a micro-batch"),
         (lambda: fermarsi.launch(config(tmp_path, Net()), processes=2), "Put the class into"),
+        (
+            lambda: fermarsi.launch(tmp_path / "no.yaml", processes=0),
+            "processes: 0: give 1 or more",
+        ),
         (lambda: fermarsi.read_run(tmp_path / "no"), "no config.yaml"),
         (lambda: fermarsi.Arrays(x=[1, 2], y=[1]), "all of one length"),
         (lambda: fermarsi.Arrays(x=[[1], [1, 2]]), "rows of one length"),

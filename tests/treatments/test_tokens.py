@@ -111,6 +111,9 @@ def test_what_was_learned_is_kept_and_the_file_not_read_again(tmp_path: Path) ->
     first = Tokenise(file=str(tmp_path))
     first.finish()
     state = json.loads(json.dumps(first.state()))
+    (tmp_path / "tokenizer_config.json").write_bytes(b"\xff{}")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: cannot be read as text: .*utf-8"):
+        Tokenise(file=str(tmp_path)).finish()
     (tmp_path / "tokenizer.json").unlink()
     second = Tokenise(file=str(tmp_path))
     second.restore(state)
