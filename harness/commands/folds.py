@@ -81,7 +81,8 @@ def write(result: Folds) -> None:
         axes = figure.subplots()
         for one in result.folds:
             axes.plot(*zip(*one.curve, strict=True), marker=".", label=f"fold {one.number}")
-        axes.set(title=printable(result.metric)[:60], xlabel="epoch")
+        more = f" ({result.missing()})" if result.missing() else ""
+        axes.set(title=f"{printable(result.metric)[:60]}{more}", xlabel="epoch")
         axes.legend(frameon=False, fontsize=8)
         drawn = figure_svg(figure)
     head = ["", "mean", "spread", *(f"fold {one.number}" for one in result.folds)]

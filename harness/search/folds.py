@@ -165,10 +165,13 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folds:
-    """All folds. Spread: the sample standard deviation, by k - 1."""
+    """Those of `k` folds whose runs have ended. Spread: the sample standard deviation, by the
+    number of folds less 1.
+    """
 
     directory: Path
     metric: str
+    k: int
     folds: Sequence[Fold]
 
     @classmethod
@@ -177,7 +180,7 @@ class Folds:
         folds = []
         for number in range(1, k + 1):
             outcome = read_outcome(directory / f"fold-{number}")
-            if outcome is None:
+            if outcome is None or not outcome.is_finished:
                 continue
             step = outcome.step if outcome.best is None else outcome.best["step"]
             values, curve = {}, []
@@ -193,7 +196,7 @@ class Folds:
                         if name.startswith("val/") and isinstance(value, int | float | None)
                     }
             folds.append(Fold(number, outcome, values, curve))
-        return cls(directory, metric, folds)
+        return cls(directory, metric, k, folds)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, spread, lowest and highest value of each metric that all folds have."""
@@ -217,7 +220,14 @@ class Folds:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         folds = [one.to_json() for one in self.folds]
-        return {"metric": self.metric, "summary": self.summary(), "folds": folds}
+        return {"metric": self.metric, "k": self.k, "summary": self.summary(), "folds": folds}
+
+    def missing(self) -> str:
+        """How many folds are still to be trained, in words; "" if none is."""
+        done = len(self.folds)
+        return (
+            "" if done == self.k else f"{done} of {self.k} folds have ended; run it again to go on"
+        )
 
     def page(self) -> Iterator[str | Table]:
         """For people."""
@@ -227,6 +237,8 @@ class Folds:
             each = (f"{one.values[name]:.4g}" for one in self.folds)
             table.add_row(printable(name), f"{found['mean']:.4g}", f"{found['spread']:.2g}", *each)
         yield table
+        if self.missing():
+            yield self.missing()
         yield f"{self.directory}: folds.parquet, folds.html, and a run a fold"
 
     def write_parquet(self, path: Path) -> None:

@@ -140,6 +140,12 @@ def test_each_fold_is_a_run_and_their_mean_and_spread_are_told(
     assert said["summary"]["val/loss"]["mean"] == pytest.approx(np.mean(losses))
     assert said["summary"]["val/loss"]["spread"] == pytest.approx(np.std(losses, ddof=1))
     assert [one["val/loss"] for one in said["folds"]] == losses
+    # A fold that was left counts for nothing, and is said to be missing
+    ended = directory / "fold-2" / "outcome.json"
+    ended.write_text(json.dumps({**json.loads(ended.read_text()), "reason": "interrupted"}))
+    found = Folds.read(directory, 3, "val/loss")
+    assert [one.number for one in found.folds] == [1, 3]
+    assert found.missing() == "2 of 3 folds have ended; run it again to go on"
     # The config's ByGroup keeps subjects together without being asked to
     stored = (directory / "fold-2" / "config.yaml").read_text()
     assert "ByFold" in stored
