@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from harness.cli import app
 from harness.errors import ConfigError, DataError
+from harness.search.folds import Folds
 from harness.sources.split import ByFold, ByGroup, rows_of
 
 words = st.lists(st.sampled_from("abcdefg"), min_size=7, max_size=60)
