@@ -220,13 +220,10 @@ def ignore_signals() -> None:
     signal.set_wakeup_fd(-1)  # a fork writes into its parent's pipe
 
 
-def die_with_parent() -> None:
-    """For DataLoader workers: end by SIGKILL when the process that started this one ends.
-
-    Linux only; elsewhere they notice within seconds.
-    """
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Get this signal when the process that started this one ends. Linux only."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _launcher() -> int | None:

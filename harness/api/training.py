@@ -77,12 +77,21 @@ def launch(
     return outcome
 
 
+# Saves and leaves when this process is killed
+_MAIN = """import signal
+from harness.interrupt import die_with_parent
+die_with_parent(signal.SIGTERM)
+from harness.cli import main
+main()
+"""
+
+
 def _run(arguments: list[str]) -> tuple[int, HarnessError | None]:
     """`fermarsi` in a process of its own: the exit code, and the last error that it printed."""
     here = str(Path(harness.__file__).parent.parent)
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, "-c", "from harness.cli import main; main()", *arguments],
+        [sys.executable, "-c", _MAIN, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

@@ -1,9 +1,13 @@
 """What `import fermarsi` offers, as a script uses it."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ from harness.api.config import texts
 from harness.config.reading import Draft
 from harness.objects import Objects
 from tests.api.parts import Impatient, Net
+
+ROOT = Path(__file__).parents[2]
 
 rng = np.random.default_rng(3)
 LABELS = np.arange(64) % 3
@@ -315,3 +321,35 @@ def test_several_processes_train_and_an_interrupt_saves(tmp_path: Path) -> None:
     assert (second.reason, second.launches) == ("interrupted", 2)
     with pytest.raises(fermarsi.ConfigError, match="another training"):
         fermarsi.launch(digits, {**changes, "run.seed": 8}, processes=2, cpu=True)
+
+
+@pytest.mark.torture
+def test_a_launch_saves_and_ends_when_the_script_that_began_it_is_killed(tmp_path: Path) -> None:
+    changes = {"run.dir": str(tmp_path / "run"), "stop.targets": {}, "stop.improvement": None}
+    script = f"""if __name__ == "__main__":
+    import fermarsi
+    fermarsi.launch(fermarsi.EXAMPLES / "digits.yaml", {changes!r}, processes=2, cpu=True)
+"""
+    (tmp_path / "script.py").write_text(script)
+    with open(tmp_path / "said.txt", "w") as said:
+        process = subprocess.Popen(
+            [sys.executable, tmp_path / "script.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=said,
+        )
+        with process:
+            wait_for(lambda: list((tmp_path / "run").glob("checkpoints/step-*")))
+            process.kill()
+    wait_for((tmp_path / "run" / "outcome.json").exists)
+    outcome = fermarsi.read_run(tmp_path / "run").outcome
+    assert outcome is not None
+    assert outcome.reason == "interrupted"
+
+
+def wait_for(ready: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 90
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
