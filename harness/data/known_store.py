@@ -50,7 +50,18 @@ def write_known(entry: Path, known: Mapping[str, Sequence[str]]) -> list[str]:
     Raises OSError.
     """
     making = entry / f".{KNOWN}-{secrets.token_hex(4)}"
-    making.mkdir()
+    try:
+        making.mkdir()
+        _write(making, known)
+        os.rename(making, entry / KNOWN)
+    except OSError:  # also where a build that ended meanwhile has cleared this away
+        shutil.rmtree(making, ignore_errors=True)
+        if not (entry / KNOWN).is_dir():
+            raise
+    return list(known)
+
+
+def _write(making: Path, known: Mapping[str, Sequence[str]]) -> None:
     for number, texts in enumerate(map(Texts.of, known.values())):
         encoded = [word.encode(errors="surrogatepass") for word in texts.words]
         ends = np.cumsum([0, *map(len, encoded)])
@@ -65,13 +76,6 @@ def write_known(entry: Path, known: Mapping[str, Sequence[str]]) -> list[str]:
                 file.flush()
                 os.fsync(file.fileno())
     sync_directory(making)
-    try:
-        os.rename(making, entry / KNOWN)
-    except OSError:
-        shutil.rmtree(making, ignore_errors=True)
-        if not (entry / KNOWN).is_dir():
-            raise
-    return list(known)
 
 
 def read_known(entry: Path, names: Sequence[str]) -> dict[str, Texts]:
