@@ -271,6 +271,9 @@ def plan_table(path: Path, target: str | None) -> Plan:
     numbers, categories, notes = [], [], []
     for name in [str(name) for name in table.columns if str(name) != target]:
         column = table[name]
+        if column.map(lambda cell: isinstance(cell, list | dict)).any():
+            notes.append(f"{name} is left out: lists or objects, not single values")
+            continue
         values = column.nunique()
         if _is_number(column) and not (column.dtype.kind in "iu" and values == len(table) > _FEW):
             numbers.append(name)

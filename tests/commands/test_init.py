@@ -171,6 +171,10 @@ def test_odd_files_and_names_of_a_newcomer(tmp_path: Path) -> None:
     readme = (tmp_path / "my project" / "README.md").read_text()
     assert f"fermarsi train '{tmp_path}/my project/train.yaml' " in readme
     assert f"--out '{tmp_path}/my project/found.csv' " in readme
+    lines = [{"x": n * 1.5, "tags": ["a", "b"][: n % 3], "price": n * 2.5} for n in range(count)]
+    (tmp_path / "flats.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    start_project(tmp_path / "flats", "table", tmp_path / "flats.jsonl")
+    assert "tags is left out" in (tmp_path / "flats" / "README.md").read_text()
     (tmp_path / "one.csv").write_text("text\n" + "hello\nyou\n" * count)
     series = walks(tmp_path / "walks")
     pd.DataFrame({"x": np.arange(9.0)}).to_csv(series / "walk" / "9.csv", index=False)
