@@ -264,16 +264,24 @@ def _to_features(
     return treatments
 
 
+def _flat(table: "pd.DataFrame") -> "tuple[pd.DataFrame, list[str]]":
+    """The table without columns of lists or objects, and a note on each of these."""
+    nested = [
+        name
+        for name in table.columns
+        if table[name].map(lambda cell: isinstance(cell, list | dict)).any()
+    ]
+    notes = [f"{name} is left out: lists or objects, not single values" for name in nested]
+    return table.drop(columns=nested), notes
+
+
 def plan_table(path: Path, target: str | None) -> Plan:
     """Rows with a target, some cells missing. Raises ConfigError."""
-    table = _read(path)
+    table, notes = _flat(_read(path))
     target = _target(table, target, path)
-    numbers, categories, notes = [], [], []
+    numbers, categories = [], []
     for name in [str(name) for name in table.columns if str(name) != target]:
         column = table[name]
-        if column.map(lambda cell: isinstance(cell, list | dict)).any():
-            notes.append(f"{name} is left out: lists or objects, not single values")
-            continue
         values = column.nunique()
         if _is_number(column) and not (column.dtype.kind in "iu" and values == len(table) > _FEW):
             numbers.append(name)
