@@ -641,3 +641,18 @@ def test_everything_public_has_a_docstring() -> None:
         if module.tree.body and not ast.get_docstring(module.tree):
             problems.append(f"{module.at(module.tree)}: the module")
     assert not problems, broken(problems)
+
+
+def test_no_file_names_the_address_of_a_package_registry() -> None:
+    """Packages come from the index that pip and uv are set up for."""
+    hosts = [".".join(parts) for parts in (("pypi", "org"), ("files", "pythonhosted", "org"))]
+    hosts += [".".join(parts) for parts in (("registry", "npmjs", "org"), ("deb", "debian", "org"))]
+    rooms = ["harness", "fermarsi", "tests", "docs", "launch", "configs", "requirements", "docker"]
+    files = [one for room in rooms for one in (HARNESS.parent / room).rglob("*") if one.is_file()]
+    files += [one for one in HARNESS.parent.iterdir() if one.is_file()]
+    assert [
+        one.relative_to(HARNESS.parent).as_posix()
+        for one in files
+        if "__pycache__" not in one.parts
+        and any(host.encode() in one.read_bytes() for host in hosts)
+    ] == []

@@ -1,5 +1,5 @@
 """Radiometric JPEG files of FLIR cameras, written here as ExifTool's tables say; what temperatures
-they hold was computed by flyr 5.1.0 (https://pypi.org/project/flyr), an independent reader.
+they hold was computed by flyr 5.1.0, an independent reader.
 """
 
 import io
