@@ -1,4 +1,9 @@
-"""train.ema: the averages are torch's, are evaluated and kept, and survive an interruption."""
+"""train.ema: the averages are torch's, are evaluated and kept, and survive an interruption.
+
+What others met on a resume: a count of updates that began anew (lightly-train 892, ace 819), a
+training that went on from the averages (schnetpack 785, YOLOX 1318); and averages in bfloat16 that
+never moved (sd_dreambooth_extension 1417).
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""Activations that are computed again: the same bits, and less memory."""
+"""Activations that are computed again: the same bits, and less memory.
+
+Elsewhere BatchNorm's statistics are updated twice (pytorch 96136, YOLO-Master 262), or in the
+second run alone (fairscale 1035).
+"""
 
 import json
 from collections.abc import Callable
