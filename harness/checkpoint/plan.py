@@ -30,6 +30,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class PlannedFile:
+    """A file that this rank writes, and where it is put together."""
+
     name: str
     role: str
     head: bytes
@@ -50,6 +52,8 @@ class Move:
 
 @dataclass
 class Round:
+    """What this rank sends and receives at one time."""
+
     sends: list[Move] = field(default_factory=list)
     receives: list[Move] = field(default_factory=list)
 
