@@ -43,13 +43,17 @@ def _without_weights() -> Iterator[None]:
     def load_state_dict(self: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
         return None if isinstance(state, _Absent) else load(self, state, *args, **kwargs)
 
+    ours: list[tuple[Any, Any, Any]] = [
+        (WeightsEnum, get_state_dict, fetch),
+        (nn.Module, load_state_dict, load),
+    ]
     with _LOCK:
         token = _fetching.set(False)
-        setattr(WeightsEnum, "get_state_dict", get_state_dict)  # noqa: B010 - mypy knows methods
-        setattr(nn.Module, "load_state_dict", load_state_dict)  # noqa: B010
+        for owner, method, _ in ours:
+            setattr(owner, method.__name__, method)
         try:
             yield
         finally:
-            setattr(WeightsEnum, "get_state_dict", fetch)  # noqa: B010
-            setattr(nn.Module, "load_state_dict", load)  # noqa: B010
+            for owner, _, method in ours:
+                setattr(owner, method.__name__, method)
             _fetching.reset(token)
