@@ -256,7 +256,7 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no trainer state": lambda body: body["files"].pop("trainer_state.json"),
     "lists itself": lambda body: body["files"].update({MANIFEST: body["files"]["config.yaml"]}),
     "alias of nothing": lambda body: body["aliases"].update(x="y"),
-    "two ranks": lambda body: body.update(world_size=7),
+    "seven ranks": lambda body: body.update(world_size=7),
     "a part in a file that is not there": lambda body: embed(body)["parts"][0].update(
         file="nothing.safetensors"
     ),
