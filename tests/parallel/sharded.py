@@ -3,7 +3,8 @@ with the optimizer's state; and what must be found of it.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from harness.checkpoint import layout, plan
+from harness.checkpoint.retention import Retention
 from harness.checkpoint.settings import ModelLayout
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.state import optimizer_tensors, restore_network, restore_optimizer
 from harness.ranks.ranks import Ranks
-from harness.ranks.rows import local_of, own_range
+from harness.ranks.rows import cut_rows, local_of, own_range
 from tests.checkpoint.examples import loaded_from, snapshot, store_in
 
 WAYS = ("ddp", "fsdp", "hsdp")
@@ -115,6 +117,45 @@ def taken(way: str, step: int = 1) -> Snapshot:
     put_values(moments)
     rng = {"torch": torch.arange(8, dtype=torch.uint8) + Ranks.join().rank}
     return snapshot(step, model=model, optimizer=moments, rng=rng, trainer={"optimizer": rest})
+
+
+def in_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors cut between rows among the ranks of this job; what is tied stays so, and scalars
+    whole.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    size = Ranks.join().size
+    mesh = init_device_mesh("cpu", (size,))
+    made: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        if tensor.dim() and id(tensor) not in made:
+            first, last = cut_rows(len(tensor), (size,), (True,), tuple(range(size)), size)[
+                mesh.get_rank()
+            ]
+            made[id(tensor)] = DTensor.from_local(
+                tensor[first:last].clone(),
+                mesh,
+                [Shard(0)],
+                run_check=False,
+                shape=tensor.shape,
+                stride=tensor.stride(),
+            )
+    return {name: made.get(id(tensor), tensor) for name, tensor in tensors.items()}
+
+
+def save_rows(directory: Path, steps: Sequence[int], model_layout: ModelLayout = "rows") -> None:
+    """The steps of tests/checkpoint/examples.py, each rank with its rows."""
+    ranks = Ranks.join(20.0)
+    retention = Retention(keep_last=100)
+    store = store_in(directory, ranks, retention, model_layout=model_layout)
+    for step in steps:
+        state = snapshot(step)
+        rows = {"model": in_rows(state.model), "optimizer": in_rows(state.optimizer)}
+        store.save(replace(state, **rows), None)
+    store.close()
+    assert [one.error for one in store.reports()] == [None] * len(steps)
 
 
 def save(directory: Path, way: str, model_layout: ModelLayout = "whole") -> int:
