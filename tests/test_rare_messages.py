@@ -3,8 +3,11 @@
 import sys
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,15 +21,17 @@ from harness.api import training as api_training
 from harness.bounded import parse_json
 from harness.checkpoint import exact_json
 from harness.checkpoint.format import placement_of, spec_of
+from harness.checkpoint.manifest import dump_manifest
 from harness.checkpoint.read import load_trainer
 from harness.checkpoint.state import optimizer_tensors
-from harness.commands import predict
+from harness.commands import folds, predict, suspects, sweep
 from harness.commands.checkpoints import list_run
 from harness.commands.data import prune_store
 from harness.commands.init import start_project
 from harness.commands.launch import _processes_here
 from harness.commands.sweep import places_of
 from harness.commands.trace import compare
+from harness.commands.track import _sync
 from harness.commands.trained import in_precision, open_split
 from harness.config.read import read_config
 from harness.data.notebook import digest_of
@@ -40,10 +45,13 @@ from harness.metrics.states import _dtype
 from harness.schedules import Plateau
 from harness.search.study import Study
 from harness.sources.audio import Recordings
+from harness.sources.hub import Hub
 from harness.sources.images import Images
+from harness.sources.mixtures import _require_alike
 from harness.sources.series import Series
 from harness.sources.tables import Table
 from harness.stopping.settings import StopSettings
+from harness.training import parallel
 from harness.training.companions import companions
 from harness.training.evaluation import require_defined
 from harness.training.schedule import build_schedule
@@ -132,6 +140,61 @@ def odd_optimizer(owner: Any, state: Any) -> Any:
 def wave(here: Path) -> Path:
     (here / "a.wav").write_bytes(b"PK\x03\x04" + bytes(60))
     return here / "a.wav"
+
+
+def gone(here: Path) -> Any:
+    """Results of a sweep or folds whose directory was removed."""
+
+    def write(path: Path) -> None:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    return SimpleNamespace(
+        directory=here / "gone",
+        write_parquet=write,
+        folds=[],
+        metric="loss",
+        missing=str,
+        summary=dict,
+    )
+
+
+class BrokenPool(ThreadPoolExecutor):
+    def __init__(self, processes: int, context: object) -> None:
+        super().__init__(1)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        return super().submit(self.die)
+
+    def die(self) -> None:
+        raise BrokenProcessPool("killed")
+
+
+def train_share(here: Path) -> None:
+    (here / "config.yaml").write_text(SMALL.read_text())
+    ended = SimpleNamespace(returncode=1, stderr="traceback\nboom\n")
+    with changed(suspects.subprocess, "run", lambda *args, **kwargs: ended):
+        suspects._train(SimpleNamespace(path=here), {}, here / "share")  # type: ignore[arg-type]
+
+
+def judge_many() -> None:
+    task = SimpleNamespace(
+        forward=lambda network, batch: batch["y"],
+        predictions=lambda outputs, batch: {"probability": outputs},
+    )
+    trained = SimpleNamespace(
+        config=SimpleNamespace(task={"target": "y"}),
+        network=nn.ReLU(),
+        task=task,
+        micro_size=2,
+        device=torch.device("cpu"),
+        num_workers=0,
+    )
+    batches = [(0, {"y": torch.zeros(2, 3)})]
+    with (
+        changed(suspects, "fit_task", lambda *both: None),
+        changed(suspects, "evaluation_batches", lambda *args: batches),
+    ):
+        suspects._judge(trained, None)  # type: ignore[arg-type]
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -242,6 +305,27 @@ CASES: list[tuple[Callable[[Path], Any], type[HarnessError], str]] = [
      "needs metrics at each step, but a schedule is stepped once per optimizer step"),
     (lambda here: Stepper(adam(torch.float16), torch.amp.GradScaler("cpu"), None), ConfigError,
      "fp16 scales the gradients of float32 weights, and the network has 2 parameters in float16."),
+    (lambda here: dump_manifest(SimpleNamespace(problems=lambda: ["w"], step=3)),  # type: ignore[arg-type]
+     CheckpointError, "step 3: ranks do not hold the same state: w."),
+    (lambda here: folds.write(gone(here)), ConfigError,
+     "folds.html: No such file or directory. Make the directory writable."),
+    (lambda here: sweep.write(gone(here)), ConfigError,
+     "sweep.html: No such file or directory. Make the directory writable."),
+    (with_(predict, "ProcessPoolExecutor", BrokenPool,
+           lambda: predict._write_together(None, Path(), [0, 1], 2)),  # type: ignore[arg-type]
+     RankError, "a process was killed, perhaps for want of memory. Run the same command again"),
+    (lambda here: train_share(here), DataError, "--folds: the training of share failed: boom"),
+    (lambda here: judge_many(), ConfigError,
+     "'y' has several classes a sample; suspect labels are found for one class a sample."),
+    (lambda here: _sync(SimpleNamespace(name="tensorboard", abandon=print), None, []), ConfigError,  # type: ignore[arg-type]
+     "Fix this and sync again."),
+    (lambda here: Hub._file(SimpleNamespace(path="d"), None, "image", 0), DataError,  # type: ignore[arg-type]
+     "d: row 1, column 'image': empty. Remove the row."),
+    (lambda here: _require_alike({"a": {"x": np.zeros((2, 3))}, "b": {"x": np.zeros(2)}}),
+     DataError, "b: 'x' is float64 with 0 axes, and that of a float64 with 1. Read both alike."),
+    (with_(parallel, "Accelerator", lambda **given: SimpleNamespace(device=torch.device("mps")),
+           lambda: parallel.start_accelerator("no", "none", 60.0)), ConfigError,
+     "this machine's device is mps, which lacks float64: losses and metrics could not be summed"),
 ]  # fmt: skip
 
 
