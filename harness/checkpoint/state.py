@@ -20,6 +20,7 @@ from harness.checkpoint.layout import find_aliases
 from harness.checkpoint.read import LoadedState
 from harness.checkpoint.stored import StoredTensors
 from harness.errors import CheckpointError
+from harness.ranks.mesh import local_of
 from harness.ranks.ranks import Ranks
 from harness.wording import some
 
@@ -361,7 +362,10 @@ def _name(parameter: Tensor, names: Mapping[Tensor, str], group: int) -> str:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are alike in shape, type and every bit."""
+    """Whether two tensors are alike in shape, type and every bit; of sharded ones this rank's rows
+    are.
+    """
+    one, other = local_of(one), local_of(other)
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return torch.equal(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.config.schema import Config
 from harness.data.feed import FOREVER, EvaluationFeed, Patience, data_limit_s
 from harness.data.sampling import Permutation
+from harness.data.source import Batch
 from harness.data.split import Split
 from harness.errors import DataError
 from harness.interrupt import Interruption
@@ -68,7 +69,7 @@ class EvaluationPlan:
 
     def num_micro_batches(self, num_ranks: int) -> int:
         """Of a rank, at most."""
-        return math.ceil(self.num_samples / self.size / num_ranks)
+        return -(-self.num_samples // (self.size * num_ranks))
 
     @property
     def num_samples(self) -> int:
@@ -127,13 +128,16 @@ def evaluate(
     ranks: Ranks,
     device: torch.device,
     check_leave: Callable[[], None] = lambda: None,
+    *,
+    in_step: bool = False,
 ) -> Result:
     """Metrics of the plan's samples, the same bits on every rank and on any number of ranks.
 
     Called by every rank.
 
-    `check_leave` is called before each micro-batch; what it raises on one rank all raise. Raises
-    DataError if a sample cannot be read or a metric is undefined on the split.
+    `check_leave` is called before each micro-batch; what it raises on one rank all raise;
+    `in_step`: whether forward passes are of all ranks. Raises DataError if a sample cannot be read
+    or a metric is undefined on the split.
     """
     ranks.heartbeat.enter(EVALUATION_DATA)
     metrics = IntervalMetrics(task.metrics())
@@ -144,21 +148,32 @@ def evaluate(
 
     seed = seeding_for(network, task)
 
-    def run_mine() -> None:
-        with preserve_random(), evaluation_mode(network), torch.no_grad():
-            for block, batch in plan.feed(ranks, device):
-                check_leave()
-                ranks.heartbeat.enter(EVALUATION)
-                seed(seed_for(0, "evaluation forward", block))
-                outputs = task.forward(network, batch)
-                sums.append(task.loss_sum(outputs, batch).double())
-                items.append(task.num_items(batch))
-                metrics.update(task, outputs, batch, block)
-                if counts_hits:
-                    groups.add(block * plan.size, task.hits(outputs, batch))
-                ranks.heartbeat.enter(EVALUATION_DATA)
+    def forward(block: int, batch: Batch) -> Any:
+        ranks.heartbeat.enter(EVALUATION)
+        seed(seed_for(0, "evaluation forward", block))
+        return task.forward(network, batch)
 
-    ranks.together(run_mine)
+    def add(block: int, batch: Batch, outputs: Any) -> None:
+        sums.append(task.loss_sum(outputs, batch).double())
+        items.append(task.num_items(batch))
+        metrics.update(task, outputs, batch, block)
+        if counts_hits:
+            groups.add(block * plan.size, task.hits(outputs, batch))
+        ranks.heartbeat.enter(EVALUATION_DATA)
+
+    feed = plan.feed(ranks, device)
+
+    def run_mine() -> None:
+        for block, batch in feed:
+            check_leave()
+            add(block, batch, forward(block, batch))
+
+    with preserve_random(), evaluation_mode(network), torch.no_grad():
+        if in_step:
+            rounds = plan.num_micro_batches(ranks.size)
+            run_in_step(ranks, feed, rounds, check_leave, forward, add)
+        else:
+            ranks.together(run_mine)
     ranks.heartbeat.enter(METRICS)
     zero = torch.zeros(0, dtype=torch.float64)
     loss_sums = torch.cat(ranks.gather_rows(torch.stack(sums) if sums else zero)).tolist()
@@ -173,6 +188,39 @@ def evaluate(
     values = {"loss": loss, **require_defined(task.values(computed), loss, plan.split.where)}
     errors, found = errors_of(plan, ranks, groups, loss_sums, items)
     return Result({**values, **errors}, computed, found)
+
+
+def run_in_step(
+    ranks: Ranks,
+    feed: EvaluationFeed,
+    num_rounds: int,
+    check_leave: Callable[[], None],
+    forward: Callable[[int, Batch], Any],
+    add: Callable[[int, Batch, Any], None],
+) -> None:
+    """The micro-batches of `feed` where a forward pass is one of all ranks: as many rounds on each,
+    and a rank that has none left repeats one for the others. What lies between two passes, and may
+    fail on one rank alone, they do together. Called by every rank.
+    """
+    batches = iter(feed)
+    done: tuple[int, Batch, Any] | None = None
+    spare: Batch | None = None
+
+    def begin_next() -> tuple[int | None, Batch]:
+        nonlocal spare
+        if done is not None:
+            add(*done)
+        block, batch = next(batches, (None, spare))
+        check_leave()
+        spare = feed.spare() if batch is None else batch
+        return block, spare
+
+    for _ in range(num_rounds):
+        block, batch = ranks.together(begin_next)
+        outputs = forward(block or 0, batch)
+        done = None if block is None else (block, batch, outputs)
+    if done is not None or num_rounds:
+        ranks.together(lambda: add(*done) if done is not None else None)
 
 
 def errors_of(

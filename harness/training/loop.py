@@ -24,6 +24,7 @@ from harness.training.evaluation import EvaluationPlan, evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
 from harness.training.saving import check_saving, finish_copy, is_save_due, report_saves, save
+from harness.training.trace import digest
 
 REQUESTS_POLL_S = 1.0
 
@@ -35,7 +36,8 @@ def fit(run: Run) -> Outcome:
     # The run had ended here, but was cut off before it could record that
     if run.progress.verdict is not None and run.progress.verdict.stops:
         return conclude(run, run.progress.verdict, Request.NONE)
-    batch, other = (run.feed.sample_batch(run.step + ahead) for ahead in (0, 1))
+    batch = run.feed.sample_batch(run.step)
+    other = run.feed.sample_batch(run.step + 1, of_all=run.config.parallel.kind != "ddp")
     run.engine.warm_up(run.ranks, batch, other)
     check_saving(run)
     # Asked to leave before the first step: nothing to save
@@ -143,8 +145,10 @@ def read_losses(run: Run) -> Verdict:
     with run.ledger.account("compute"):
         window = run.losses.read(run.step)
     verdict = run.ranks.decide(lambda: run.controller.watch(window), Verdict)
-    if run.trace is not None:
-        run.trace.write(run.step, window.losses, run.sampling, run.engine.network)
+    if run.config.log.trace and (run.trace is not None or run.engine.sharing.in_step):
+        parameters = digest(run.engine.network)
+        if run.trace is not None:
+            run.trace.write(run.step, window.losses, run.sampling, parameters)
     if verdict.stops or verdict.warnings:
         run.tracker.verdict(verdict, run.position())
     return verdict
@@ -187,7 +191,13 @@ def evaluate_splits(run: Run, request: Request) -> Measured | None:
         with run.ledger.account("evaluation"), engine.stepper.evaluation_weights():
             results = {
                 split: evaluate(
-                    engine.network, run.task, plan, run.ranks, engine.device, look(run, split, plan)
+                    engine.network,
+                    run.task,
+                    plan,
+                    run.ranks,
+                    engine.device,
+                    look(run, split, plan),
+                    in_step=engine.sharing.in_step,
                 )
                 for split, plan in run.plans.items()
             }
