@@ -20,9 +20,8 @@ from harness.checkpoint.layout import find_aliases
 from harness.checkpoint.read import LoadedState
 from harness.checkpoint.stored import StoredTensors
 from harness.errors import CheckpointError
-from harness.ranks.mesh import local_of
 from harness.ranks.ranks import Ranks
-from harness.ranks.rows import empty_beside
+from harness.ranks.rows import empty_beside, local_of
 from harness.wording import some
 
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key

@@ -218,7 +218,7 @@ class EvaluationFeed:
         )
 
     def spare(self) -> Batch:
-        """A micro-batch for a rank that has none when others have, on the device. Raises DataError."""
+        """On the device, for a rank that has none when others have one. Raises DataError."""
         return to_device(_unwrap(self._loading.fetch(0)), self._device)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.ranks.ranks import Ranks
+from harness.ranks.rows import is_sharded
 
 REPLICATE, SHARD = "replicate", "shard"
 
@@ -34,7 +35,9 @@ class Mesh:
         if not dist.is_initialized():
             # A rank alone: torch wants a group of one all the same
             backend = "gloo" if device.type == "cpu" else None
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(
+                backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
+            )
         num_shards = ranks.size // num_replicas
         both = num_replicas > 1
         shape = (num_replicas, num_shards) if both else (num_shards,)
@@ -58,7 +61,7 @@ class Mesh:
         """
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
-        *blocks, root = units
+        root = units[-1]
         given: dict[str, Any] = {"mesh": self._mesh}
         if offload:
             given["offload_policy"] = CPUOffloadPolicy()
@@ -79,30 +82,15 @@ class Mesh:
         return tensor
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether ranks have rows of it."""
-    return hasattr(tensor, "device_mesh")
-
-
-def own_rows(tensor: Tensor) -> Tensor:
-    """This rank's rows, in their memory; a whole tensor is its own."""
-    if not is_sharded(tensor):
-        return tensor
-    with torch.no_grad():
-        rows: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]  # a DTensor
-    return rows
-
-
-def num_shards_of(tensor: Tensor) -> int:
+def num_shards_of(tensor: object) -> int:
     """Among how many ranks in a row it is divided."""
-    found: Any = tensor
-    return int(found.device_mesh.size(-1)) if is_sharded(tensor) else 1
+    return int(tensor.device_mesh.size(-1)) if is_sharded(tensor) else 1
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of its rows; a whole tensor as it is. Called by every rank."""
-    found: Any = tensor.detach()
-    gathered: Tensor = found.full_tensor() if is_sharded(tensor) else found
+    found = tensor.detach()
+    gathered: Tensor = found.full_tensor() if is_sharded(found) else found
     return gathered
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config.schema import EmaConfig
-from harness.ranks.mesh import local_of
+from harness.ranks.rows import local_of
 
 # Prefix of the keys of averages that the model's tensors do not hold, next to the optimizer's state
 AVERAGED = "ema_weight/"

@@ -31,6 +31,7 @@ from harness.randomness import (
     seeding_for,
 )
 from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
+from harness.ranks.mesh import release_parameters
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
@@ -327,7 +328,7 @@ class Engine:
                 task.loss_sum(outputs, batch)
                 IntervalMetrics(task.metrics()).update(task, outputs, batch, 0)
         if self.shards is not None:
-            self.shards.release()
+            release_parameters(self.network)
 
     def _as_trained(self, outputs: Any) -> Any:
         """As Accelerate gives them: in float32 where it computes in less."""

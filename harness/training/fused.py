@@ -13,7 +13,7 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
-from harness.ranks.mesh import local_of
+from harness.ranks.rows import local_of
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _UNUSUAL = ("amsgrad", "capturable", "differentiable")

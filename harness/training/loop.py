@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
+from harness.data.source import Batch
 from harness.errors import LeavingError, RankError
 from harness.randomness import seed_ambient, seed_for
 from harness.ranks.heartbeat import AGREEMENT, LOG, LOSSES, METRICS, VERDICT
@@ -36,9 +37,7 @@ def fit(run: Run) -> Outcome:
     # The run had ended here, but was cut off before it could record that
     if run.progress.verdict is not None and run.progress.verdict.stops:
         return conclude(run, run.progress.verdict, Request.NONE)
-    batch = run.feed.sample_batch(run.step)
-    other = run.feed.sample_batch(run.step + 1, of_all=run.config.parallel.kind != "ddp")
-    run.engine.warm_up(run.ranks, batch, other)
+    run.engine.warm_up(run.ranks, *warm_up_batches(run))
     check_saving(run)
     # Asked to leave before the first step: nothing to save
     run.ranks.together(run.interruption.check)
@@ -75,6 +74,12 @@ def fit(run: Run) -> Outcome:
             save(run, verdict, request)
         if ends or request == Request.INTERRUPTED:
             return conclude(run, verdict, request)
+
+
+def warm_up_batches(run: Run) -> tuple[Batch, Batch]:
+    """This rank's, and one for a trial: the same on all ranks where passes are of all."""
+    batch = run.feed.sample_batch(run.step)
+    return batch, run.feed.sample_batch(run.step + 1, of_all=run.engine.shards is not None)
 
 
 def train_step(run: Run) -> None:
@@ -239,7 +244,7 @@ def evaluate_splits(run: Run, request: Request) -> Measured | None:
 
 def look(run: Run, split: str, plan: EvaluationPlan) -> Callable[[], None]:
     """What is called before each micro-batch of an evaluation on this rank."""
-    number, of = itertools.count(), plan.num_micro_batches(run.ranks.size)
+    number, of = itertools.count(), plan.num_rounds(run.ranks.size)
 
     def look_at_next() -> None:
         run.interruption.check()

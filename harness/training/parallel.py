@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import ConfigError
 from harness.ranks.meeting import MEETING
-from harness.ranks.mesh import is_sharded, local_of, num_shards_of
+from harness.ranks.mesh import num_shards_of
 from harness.ranks.ranks import Ranks
+from harness.ranks.rows import is_sharded, local_of
 from harness.training.determinism import require_determinism
 from harness.wording import some
 
@@ -136,9 +137,6 @@ class Replicas:
     def in_step(self) -> bool:
         """A forward pass is a rank's own."""
         return False
-
-    def release(self) -> None:
-        """Nothing was gathered for a forward pass."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name, as a checkpoint holds them."""

@@ -18,10 +18,9 @@ from harness.ranks.mesh import (
     Mesh,
     exchange_gradients,
     give_unused_zeros,
-    local_of,
-    release_parameters,
 )
 from harness.ranks.ranks import Ranks
+from harness.ranks.rows import local_of
 from harness.training.parallel import Buffers, agree_on_start, require_gradients
 from harness.training.parts import twins_of
 from harness.training.recompute import matching, repeated_blocks
@@ -130,10 +129,6 @@ class Shards:
         """
         require_gradients(self._network, not self._find_unused)
         give_unused_zeros(self._network)
-
-    def release(self) -> None:
-        """After forward passes that no backward pass followed: give back what they gathered."""
-        release_parameters(self._network)
 
 
 def num_replicas_of(settings: ParallelConfig, size: int, environ: Mapping[str, str]) -> int:

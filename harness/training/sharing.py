@@ -45,9 +45,6 @@ class Sharing(Protocol):
         cannot sum.
         """
 
-    def release(self) -> None:
-        """After forward passes that no backward pass followed."""
-
 
 def shard(
     network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Config

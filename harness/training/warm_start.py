@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.checkpoint.read import find_checkpoint, load
-from harness.config.schema import Config, PartConfig
+from harness.config.parts import PartConfig
+from harness.config.schema import Config
 from harness.errors import CheckpointError
 from harness.wording import some
 
