@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from harness.checkpoint.export import export
-from harness.checkpoint.read import find_checkpoint, read_manifest, read_model
+from harness.checkpoint.read import find_checkpoint, model_of, read_manifest
 from harness.checkpoint.state import same_bits
 from harness.commands.trained import TrainedNetwork, load_trained, open_split
 from harness.data.source import of_batch
@@ -283,15 +283,16 @@ def _compare(flat: FlatNetwork, examples: Examples, compute: Compute, to: str) -
 
 
 def _compare_weights(checkpoint: Path, out: Path) -> None:
-    """Raises CheckpointError."""
-    from safetensors.torch import load_file
+    """One tensor at a time. Raises CheckpointError."""
+    from safetensors import safe_open
 
-    model = read_model(checkpoint, read_manifest(checkpoint))
-    found = load_file(out)
-    wrong = [
-        name
-        for name, tensor in model.items()
-        if name not in found or not same_bits(found[name], tensor)
-    ]
+    model = model_of(checkpoint, read_manifest(checkpoint))
+    with safe_open(out, "pt") as file:
+        found = {*file.keys()}
+        wrong = [
+            name
+            for name in model
+            if name not in found or not same_bits(file.get_tensor(name), model[name])
+        ]
     if wrong or len(found) != len(model):
         raise CheckpointError(f"{out}: other tensors were read back: {', '.join(wrong[:5])}.")

@@ -71,7 +71,7 @@ def empty_beside(
 
 
 def is_sharded(tensor: object) -> TypeGuard[Any]:
-    """Whether ranks hold rows of it."""
+    """Whether it is one tensor of several ranks (a DTensor)."""
     return hasattr(tensor, "device_mesh")  # without an import of DTensor, which takes a second
 
 

@@ -2,17 +2,35 @@
 reads them, however it shares the network.
 """
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from harness.checkpoint import copying, stage
 from harness.checkpoint.read import inspect
 from harness.checkpoint.settings import ModelLayout
+from harness.checkpoint.stage import Stage
+from harness.checkpoint.state import optimizer_tensors
+from harness.commands.export import export_network
+from harness.errors import CheckpointError
+from harness.ranks.ranks import Ranks
 from harness.ranks.rows import own_range
-from tests.checkpoint.examples import loaded_from, names_in
-from tests.parallel.sharded import Network, differing, made, save, wrong_after_load
+from tests.checkpoint.examples import assert_same, loaded_from, names_in, snapshot, store_in
+from tests.parallel.sharded import (
+    Network,
+    differing,
+    made,
+    names_of,
+    optimizer_of,
+    save,
+    taken,
+    wrong_after_load,
+)
 from tests.pool import on_ranks
 
 LAUNCHES = [("ddp", 1), ("ddp", 3), ("fsdp", 2), ("fsdp", 3), ("fsdp", 4), ("hsdp", 4)]
@@ -66,6 +84,14 @@ def test_every_element_is_there_once_and_weights_are_whole_unless_rows_are_asked
         assert index == ("model-rows" if in_rows else "model") + ".safetensors.index.json"
 
 
+def test_an_export_puts_rows_together(checkpoints: list[Path], tmp_path: Path) -> None:
+    for number, path in enumerate(checkpoints):
+        out = tmp_path / f"{number}.safetensors"
+        assert "bit by bit" in export_network(path, out, "safetensors")
+        model = loaded_from(path).model
+        assert_same(load_file(out), {name: model[name] for name in model if "head" not in name})
+
+
 def sizes_and_rows(directory: Path) -> tuple[list[int], dict[str, int]]:
     sizes = [save(directory / f"h{layout}", "hsdp", layout) for layout in LAYOUTS]
     rows = {name: own_range(one) or (0, 0) for name, one in made("hsdp").state_dict().items()}
@@ -83,13 +109,57 @@ def test_replicas_write_about_as_much_each(tmp_path: Path) -> None:
     assert sum(in_rows) < whole < sum(in_rows) + 1.1 * model
 
 
+def copy_under_a_step(directory: Path) -> list[tuple[int, str]]:
+    """Two saves that are copied under the next step, in the first of which a rank's moment is
+    changed; how they ended.
+    """
+    ranks = Ranks.join(20.0)
+    stage._LATER_FROM_BYTES = 0
+    begin, fill = threading.Event(), copying._fill
+    copying._fill = lambda *args: fill(*args) if begin.wait(10) else None
+    store = store_in(directory, ranks)
+    for step in (1, 2):
+        state = taken("fsdp", step)
+        stable = {"model": {*state.model}, "optimizer": {*state.optimizer}}
+        store.save(replace(state, stable=stable), None)
+        assert store.is_copying() is (step == 1)
+        if step == 1 and ranks.rank == 1:
+            with torch.no_grad():
+                state.optimizer["exp_avg/embed.weight"].add_(1)
+        begin.set()
+        store.finish_copy()
+        store.wait()
+    store.close()
+    return [(one.step, one.error or "") for one in store.reports()]
+
+
+def test_a_write_to_rows_that_are_copied_is_found(tmp_path: Path) -> None:
+    for (_, error), (_, none) in on_ranks(2, copy_under_a_step, tmp_path):
+        assert error.startswith("exp_avg/embed.weight: changed by the next step")
+        assert none == ""
+    assert on_ranks(2, wrong_after_load, tmp_path / "step-00000002", "fsdp") == [[], []]
+
+
+def keep_apart() -> str:
+    network = made("fsdp")
+    optimizer = optimizer_of(network)
+    first = optimizer.param_groups[0]["params"][0]
+    optimizer.state[first] = {"step": torch.zeros(()), "factor": torch.zeros(len(first))}
+    try:
+        optimizer_tensors(optimizer, names_of(network))
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def test_state_that_an_optimizer_keeps_outside_of_the_shards_is_refused_by_name() -> None:
+    for message in on_ranks(2, keep_apart):
+        assert message.startswith("optimizer: factor/embed.weight: kept by each rank for itself")
+
+
 def ask_for_columns() -> str:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
-
-    from harness.checkpoint.stage import Stage
-    from harness.errors import CheckpointError
-    from tests.checkpoint.examples import snapshot
 
     tensor = distribute_tensor(torch.ones(4, 6), init_device_mesh("cpu", (2,)), [Shard(1)])
     try:
