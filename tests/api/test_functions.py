@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,23 @@ def state(value: Any) -> Any:
     return fermarsi.Config(data=data).tree["data"]["train"]["source"]["state"]
 
 
+@dataclass(slots=True)
+class Slotted:
+    value: Any
+
+
+def nested(depth: int, value: Any) -> Any:
+    return nested(depth - 1, Held(value)) if depth else value
+
+
+def round_of(value: Any) -> Any:
+    """An object that holds itself, and a list that does."""
+    found = Held([value])
+    found.value.append(found)
+    found.value.append(found.value)
+    return found
+
+
 def test_what_an_object_holds_identifies_it_wherever_that_lies_in_memory() -> None:
     frame = pd.DataFrame({"a": np.arange(1000)})
     kept = [np.random.default_rng(0) for _ in range(20)]  # else one takes the other's place
@@ -102,11 +120,24 @@ def test_what_an_object_holds_identifies_it_wherever_that_lies_in_memory() -> No
         (frame["a"], [frame["a"].copy()], frame["a"].replace(500, 7)),
         (torch.zeros(3).bfloat16(), [torch.zeros(3).bfloat16()], torch.ones(3).bfloat16()),
         (np.array([Held(1), "a"]), [np.array([Held(1), "a"])], np.array([Held(1), "b"])),
+        (nested(9, 1), [nested(9, 1)], nested(9, 2)),
+        (nested(3, Slotted(1)), [nested(3, Slotted(1))], nested(3, Slotted(2))),
+        (round_of(1), [round_of(1)], round_of(2)),
         (Image.new("L", (2, 2)), [Image.new("L", (2, 2))], Image.new("L", (2, 2), 3)),
     ]
     for value, alike, other in pairs:
         assert {state(one) for one in alike} == {state(value)}
         assert state(other) != state(value)
+
+
+def test_what_is_nested_without_end_is_refused() -> None:
+    """Known: json.dumps says "Circular reference detected", and not where."""
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(fermarsi.ConfigError, match=r"^data: it contains itself, or is nested too"):
+        fermarsi.Config(data={"train": {"source": {"_target_": Held, "value": endless}}})
+    with pytest.raises(fermarsi.ConfigError, match="Held: what it holds is nested too deeply to"):
+        state(nested(900, 1))
 
 
 def test_overrides_keep_their_values() -> None:
@@ -223,7 +254,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(8):
             picture = rng.integers(level, level + 40, (4, 4), np.uint8)
             Image.fromarray(picture).save(folder / name / f"{number}.png")
-    images = {"_target_": "harness.sources.images.Images", "files": f"{folder}/{{label}}/*.png"}
+    files = {"files": f"{folder}/{{label}}/*.png", "on_error": "skip"}
+    images = {"_target_": "harness.sources.images.Images", **files}
     treatments = [{"_target_": "harness.treatments.ToFloat", "key": "image"}]
     fermarsi.train(
         config(
@@ -249,6 +281,22 @@ def test_files_are_predicted_in_their_order_with_names_of_classes(pictures: Path
         [1, 1]
     )
     assert model.predict(files[0])["predicted"].tolist() == ["light"]
+
+
+def test_files_that_are_skipped_are_told_and_the_others_keep_their_order(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """Known: predictions that belong to other files than those asked for (keras, many:
+    flow_from_directory sorts, and passes over what it cannot read).
+    """
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"no picture")
+    model = fermarsi.load(pictures.parent / "run", allow=[f"{pictures}/"])
+    files = [pictures / "light" / "3.png", torn, pictures / "dark" / "1.png"]
+    with pytest.warns(UserWarning, match=r"1 of 3 files skipped: .*torn\.png"):
+        found = model.predict(files)
+    assert found["predicted"].tolist() == ["light", "dark"]
+    assert found["sample"].tolist() == [0, 1]
 
 
 def test_rows_of_a_frame_are_predicted_as_those_of_the_table(tmp_path: Path) -> None:
@@ -277,6 +325,9 @@ def test_rows_of_a_frame_are_predicted_as_those_of_the_table(tmp_path: Path) -> 
     assert found["predicted"].tolist() == own["predicted"].iloc[[5, 2, 9]].tolist()
     assert set(found["predicted"]) <= {"k0", "k1", "k2"}
     assert model.predict(frame.iloc[:2])["kind"].tolist() == ["k0", "k1"]
+    gap = new.assign(a=[0.5, np.nan, 0.5])
+    with pytest.raises(fermarsi.DataError, match=r"^predict: the frame.* row 2.*'a'"):
+        model.predict(gap)
     for wrong in (new.assign(note=[1, "a", 2]), pd.concat([new, new["a"]], axis=1)):
         with pytest.raises(fermarsi.ConfigError, match=r"frame is no table: .* under different"):
             model.predict(wrong)
