@@ -39,12 +39,12 @@ class HostMemory:
 
     def reserve(self, size_bytes: int, pinned: bool) -> None:
         """Grow to at least this many bytes."""
-        if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
+        if self.octets.numel() < size_bytes or (pinned and not self.octets.is_pinned()):
             self._use(torch.empty(0, dtype=torch.uint8))  # given back before more is taken
             self._use(torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned))
 
     def _use(self, memory: Tensor) -> None:
-        self._memory, self._array, self.bytes = memory, memory.numpy(), bytes_of(memory)
+        self.octets, self._array, self.bytes = memory, memory.numpy(), bytes_of(memory)
 
     def fill(self, part: Part) -> None:
         """Copy one part; from a GPU, begin to. Others run meanwhile: the GIL is released."""
@@ -59,7 +59,7 @@ class HostMemory:
             # longer where data workers use the cores [measured].
             self._array[begin:end] = tensor.reshape(-1).view(torch.uint8).numpy()
         else:
-            self._memory[begin:end].view(tensor.dtype).view(tensor.shape).copy_(
+            self.octets[begin:end].view(tensor.dtype).view(tensor.shape).copy_(
                 tensor, non_blocking=True
             )
 

@@ -21,6 +21,7 @@ from harness.checkpoint.read import LoadedState
 from harness.checkpoint.stored import StoredTensors
 from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
+from harness.ranks.rows import empty_beside
 from harness.wording import some
 
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key
@@ -185,7 +186,7 @@ def _make_room(
             key,
             torch.empty_like(parameter, dtype=dtype, device=device, requires_grad=False)
             if shape == parameter.shape
-            else torch.empty(shape, dtype=dtype, device=device),
+            else empty_beside(parameter, shape, dtype, device),
         )
 
 

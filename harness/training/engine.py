@@ -49,10 +49,11 @@ from harness.training.network_state import (
     unsaved_state,
 )
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
-from harness.training.parallel import Replicas, agree_on_start
+from harness.training.parallel import agree_on_start
 from harness.training.pretrained import Parts, build_network
 from harness.training.recompute import recompute
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
+from harness.training.sharing import Sharing, share
 from harness.training.stable import stable_tensors, write_counts, writes_are_counted
 from harness.training.stepper import Stepper, has_modes
 from harness.wording import first_line, origin
@@ -85,7 +86,7 @@ class Engine:
             to_channels_last(self.network)
         self._num_slots = config.batch.size // config.batch.micro_size
         self._parts = config.parts
-        self._find_unused = config.train.find_unused_parameters
+        self._config = config
         network_parts.check_parts(self.network, self._parts)
         network_parts.freeze(self.network, self._parts)
         self.recomputed = recompute(self.network, config.train.recompute)
@@ -121,7 +122,7 @@ class Engine:
         Called by every rank, once the weights are in; in a training by `warm_up`.
         """
         self.heartbeat = ranks.heartbeat
-        self.sharing = Replicas(self.network, self.accelerator, ranks, self._find_unused)
+        self.sharing: Sharing = share(self.network, self.accelerator, ranks, self._config)
         self.items = Items(self._task, ranks, self.device, self._num_slots)
         own = {id(parameter) for parameter in self.network.parameters()}
         assert all(

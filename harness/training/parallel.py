@@ -1,6 +1,6 @@
 """How ranks share a network: today each holds a whole copy, and DDP averages their gradients.
 
-Another way of sharing is another class with the methods of `Replicas`; nothing else knows of DDP.
+Another way of sharing is another class with the methods of `Sharing`; nothing else knows of DDP.
 """
 
 import re

@@ -1,0 +1,49 @@
+"""How ranks share a network: what the engine asks of a way of sharing, and which one a config asks
+for.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from harness.config.schema import Config
+from harness.ranks.ranks import Ranks
+from harness.training.parallel import Replicas
+
+
+class Sharing(Protocol):
+    """A network as the training's forward and backward passes see it, shared by all ranks."""
+
+    model: nn.Module
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        """Around one slot's forward and backward pass; the step's last one may exchange gradients
+        between ranks. Raises ConfigError.
+        """
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+        """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
+        had, of all ranks' parameters; no host wait.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The network's tensors by name, as a checkpoint holds them."""
+
+    def agree_on_buffers(self) -> None:
+        """After each step: the same buffers on every rank. Called by every rank."""
+
+    def check_gradients(self) -> None:
+        """Raise ConfigError for gradients, after a first backward pass, that this way of sharing
+        cannot sum.
+        """
+
+
+def share(network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Config) -> Sharing:
+    """The network shared in the way that the config asks for.
+
+    Called by every rank, once the weights are in.
+    """
+    return Replicas(network, accelerator, ranks, config.train.find_unused_parameters)
