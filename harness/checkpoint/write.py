@@ -41,7 +41,8 @@ from harness.wording import some
 class SaveReport:
     """How a save ended.
 
-    `error`: why there is no new checkpoint; `warning`: there is one, but links or retention failed.
+    `error`: why there is no new checkpoint; `warning`: there is one, and something else is not
+    as it should be.
 
     `stall_s`: how long the loop was held; `total_s`: until it was durable. `skipped`: this very
     state was already there.
@@ -346,6 +347,7 @@ class CheckpointStore:
             )
         except HarnessError as error:
             return {"deleted": [], "warning": str(error)}
+        troubles += self._stage.troubles()
         news = [trouble for trouble in troubles if trouble not in self._warned]
         self._warned += news
         return {"deleted": deleted, "warning": "; ".join(news) or None}

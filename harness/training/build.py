@@ -148,7 +148,7 @@ def restore_weights(
     if launch.checkpoint is not None:
         console.phase(f"reading {launch.checkpoint.name}")
         return load_state(config, launch, engine, data.keys, ranks)
-    for line in ranks.together(lambda: start_weights(engine.network, config)):
+    for line in start_weights(engine.network, config, ranks):
         console.say(line)
     return None
 
