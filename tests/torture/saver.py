@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
 
-from harness.checkpoint import history, write
+from harness.checkpoint import files, history, write
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.worker import Worker
 from harness.checkpoint.write import CheckpointStore
@@ -35,6 +35,7 @@ from tests.parallel.sharded import in_rows
 
 LIMIT_S = 60
 history.SHARED_FROM_BYTES = 0  # as in runs of many evaluations
+files._SMALL_BYTES = 2**9  # some of either kind
 
 
 class Inline(Worker):
