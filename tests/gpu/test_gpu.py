@@ -124,7 +124,7 @@ def test_staging_memory_is_pinned_and_of_its_own_size() -> None:
         assert memory.octets.is_pinned()
         assert memory.trouble is None
         tensor = torch.arange(size, device="cuda").to(torch.uint8)
-        memory.fill(Part("x", tensor, 0))
+        memory.fill(Part("x", tensor, 0, tensor))
         torch.cuda.synchronize()
         assert memory.octets[:size].equal(tensor.cpu())
     assert memory.octets.numel() == 9 * 2**20 + 1
