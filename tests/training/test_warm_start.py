@@ -1,5 +1,6 @@
 """Starting from somebody else's weights."""
 
+import json
 from io import FileIO
 from pathlib import Path
 
@@ -177,3 +178,11 @@ def test_any_layout_and_name_of_a_file_is_read(tmp_path: Path) -> None:
     assert network.weight.equal(weight)
     assert network.bias.tolist() == [0.0, 1.0]
     assert told.endswith("newly initialised: none; not used: odd")
+
+
+def test_a_file_with_tensors_that_torch_lacks_is_refused(tmp_path: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
+    octets = len(header).to_bytes(8, "little") + header + bytes(2)
+    (tmp_path / "w.safetensors").write_bytes(octets)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: torch has no F4\. Convert the fi"):
+        warm_start(Net(), tmp_path / "w.safetensors", {})
