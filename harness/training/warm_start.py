@@ -14,7 +14,8 @@ from harness.checkpoint.layout import find_aliases
 from harness.checkpoint.read import find_checkpoint, find_damage, load
 from harness.checkpoint.state import same_bits
 from harness.checkpoint.stored import StoredTensors
-from harness.config.schema import Config, PartConfig
+from harness.config.parts import PartConfig
+from harness.config.schema import Config
 from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
 from harness.ranks.slowly import together_slowly
