@@ -70,7 +70,7 @@ def optimizer_tensors(
         if owner not in names:
             raise CheckpointError(
                 f"optimizer: it keeps a state for a {type(owner).__name__} that is not a parameter "
-                "of the network's."
+                "of the network's. Use another optimizer."
             )
         name = names[owner]
         before = len(tensors)
@@ -279,7 +279,9 @@ def _take(value: Any, label: str, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         key = f"{label}/{name}"
         if key in tensors:
-            raise CheckpointError(f"optimizer: two tensors of its state are called {key}.")
+            raise CheckpointError(
+                f"optimizer: two tensors of its state are called {key}. Use another optimizer."
+            )
         tensors[key] = value.detach()
         return {_TENSOR: key}
     if type(value) in (list, tuple):

@@ -24,7 +24,7 @@ from harness.metrics.errors import mean_error
 from harness.metrics.exact import exact_sum
 from harness.metrics.groups import GroupSums, deviations
 from harness.metrics.interval import IntervalMetrics
-from harness.randomness import preserve_random, seed_for, seeding_for
+from harness.randomness import draws_nothing, preserve_random, seed_for, seeding_for
 from harness.ranks.heartbeat import EVALUATION, EVALUATION_DATA, METRICS
 from harness.ranks.mesh import release_parameters
 from harness.ranks.ranks import Ranks
@@ -164,25 +164,24 @@ def evaluate(
     """
     ranks.heartbeat.enter(EVALUATION_DATA)
     tally, feed = Tally(task, plan), plan.feed(ranks, device)
-    seed = seeding_for(network, task)
+    seed = None if draws_nothing(network, task) else seeding_for(network, task)
 
     def forward(block: int, batch: Batch) -> Any:
         ranks.heartbeat.enter(EVALUATION)
-        seed(seed_for(0, "evaluation forward", block))
+        if seed is not None:
+            seed(seed_for(0, "evaluation forward", block))
         return task.forward(network, batch)
 
-    def add(block: int, batch: Batch, outputs: Any) -> None:
-        tally.add(block, batch, outputs)
-        ranks.heartbeat.enter(EVALUATION_DATA)
-
     def run_mine() -> None:
-        for block, batch in feed:
-            check_leave()
-            add(block, batch, forward(block, batch))
+        for group in feed.groups():
+            for block, batch in group:
+                check_leave()
+                tally.add(block, batch, forward(block, batch))
+            ranks.heartbeat.enter(EVALUATION_DATA)
 
     with preserve_random(), evaluation_mode(network), torch.no_grad():
         if in_step:
-            run_in_step(ranks, feed, plan.num_rounds(ranks.size), check_leave, forward, add)
+            run_in_step(ranks, feed, plan.num_rounds(ranks.size), check_leave, forward, tally.add)
             release_parameters(network)
         else:
             ranks.together(run_mine)
@@ -222,6 +221,7 @@ def run_in_step(
 
     def begin_next() -> tuple[int | None, Batch]:
         nonlocal spare
+        ranks.heartbeat.enter(EVALUATION_DATA)
         if done is not None:
             add(*done)
         block, batch = next(batches, (None, spare))

@@ -41,7 +41,9 @@ def recompute(network: nn.Module, setting: Literal["auto"] | Sequence[str]) -> l
     return names
 
 
-def matching(network: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
+def matching(
+    network: nn.Module, patterns: Sequence[str], where: str = "train.recompute"
+) -> list[str]:
     """The outermost modules whose names match a pattern; `where`: the setting that has them. Raises
     ConfigError for one that matches none.
     """
@@ -60,7 +62,7 @@ def matching(network: nn.Module, patterns: Sequence[str], where: str) -> list[st
     return found
 
 
-def repeated_blocks(network: nn.Module, where: str) -> list[str]:
+def repeated_blocks(network: nn.Module, where: str = "train.recompute") -> list[str]:
     """The modules that a network repeats: those that transformers says are not to be split, or else
     neighbours of one class that have modules of their own; `where`: the setting that asks. Raises
     ConfigError if there are none.

@@ -98,6 +98,13 @@ def test_a_sample_that_one_rank_cannot_read_ends_an_evaluation_on_all(tmp_path: 
     assert "sample 8 is torn" in launched[2].stderr
 
 
+def test_offloading_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    offload = "parallel={kind: fsdp, offload: cpu}"
+    (launched,) = train_on_ranks(1, CONFIG, [f"run.dir={tmp_path / 'run'}", offload])
+    assert launched.exit_code == 2
+    assert "no effect on a machine without GPUs" in launched.stderr
+
+
 def test_one_message_says_what_cannot_be_shared(tmp_path: Path) -> None:
     def said(*overrides: str) -> str:
         with pytest.raises(ConfigError) as caught:
@@ -141,6 +148,9 @@ def test_networks_that_cannot_be_shared_usefully_are_refused() -> None:
     mixed = Tower()
     mixed.blocks[1].norm.bfloat16()  # type: ignore[union-attr]  # a module
     assert "trained parameters of several types" in refusal(mixed)
+    turned = Tower()
+    turned.enter.weight = nn.Parameter(torch.zeros(6, 7).T)
+    assert "enter.weight is not contiguous in memory" in refusal(turned)
     scaled = Tower()
     scaled.scale = nn.Parameter(torch.ones(()))
     assert "scale is a single number" in refusal(scaled)
