@@ -310,6 +310,7 @@ def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> Ch
         fence=lease.check,
         max_failures=settings.max_failures,
         timeout_s=settings.timeout_s,
+        model_layout=settings.model_layout,
         found=launch.checkpoint,
     )
 
