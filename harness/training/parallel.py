@@ -18,6 +18,7 @@ from harness.errors import ConfigError
 from harness.ranks.meeting import MEETING
 from harness.ranks.ranks import Ranks
 from harness.training.determinism import require_determinism
+from harness.training.statistics import RunningStatistics
 from harness.wording import some
 
 # Gradients whose norms torch takes in one call
@@ -66,50 +67,15 @@ def start_accelerator(
     return accelerator
 
 
-class Replicas:
-    """The network as the training's forward passes see it, a whole copy on each rank."""
+class Whole:
+    """The network with a whole copy on each rank, however the ranks' gradients are added up."""
 
-    def __init__(
-        self, network: nn.Module, accelerator: Accelerator, ranks: Ranks, find_unused: bool
-    ) -> None:
-        """Called by every rank, once the weights are in.
-
-        find_unused: whether a step may leave parameters out, on one rank or on all.
-        """
+    def __init__(self, network: nn.Module, ranks: Ranks) -> None:
+        """Called by every rank, once the weights are in."""
         self.ranks = ranks
-        self._find_unused = find_unused
-        assert accelerator.ddp_handler is not None
-        accelerator.ddp_handler.find_unused_parameters = find_unused
-        # With views, DDP fails on a parameter that only slots before the last one used (torch 2.15)
-        accelerator.ddp_handler.gradient_as_bucket_view = not find_unused
-        with _hidden_buffers(network):
-            self.model: nn.Module = accelerator.prepare_model(network)
-        self._accelerator = accelerator
+        self.model: nn.Module = network
         self._network = network
         self._alike: dict[int, bool] = {}
-        if isinstance(self.model, DistributedDataParallel):
-            # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
-            # forward: a checkpoint in between would differ.
-            self.model.forward_sync_buffers = False
-        # Where the buffers are, not the tensors: wrapping puts others there, and so does a forward
-        # pass that assigns a buffer anew.
-        self._buffer_keys = [
-            (module._buffers, key) for module in network.modules() for key in module._buffers
-        ]
-        self.agree_on_buffers()
-
-    def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Inside, backward passes exchange gradients between ranks only if this is the step's last
-        slot. Raises ConfigError.
-        """
-        return self._exchange(last) if isinstance(self.model, DistributedDataParallel) else _ALONE
-
-    @contextmanager
-    def _exchange(self, last: bool) -> Iterator[None]:
-        with nullcontext() if last else self._accelerator.no_sync(self.model):
-            yield
-        if last:
-            self._check_reduced()
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
@@ -139,8 +105,76 @@ class Replicas:
         """The network's tensors by name, as a checkpoint holds them."""
         return self._network.state_dict()
 
+    def check_gradients(self) -> None:
+        """Raise ConfigError for gradients, after a first backward pass, that cannot be summed."""
+        sparse = [
+            name
+            for name, parameter in self._network.named_parameters()
+            if parameter.grad is not None and parameter.grad.layout != torch.strided
+        ]
+        if sparse:
+            raise ConfigError(
+                f"network: the gradients of {some(sparse)} are sparse, which are neither clipped "
+                "nor summed over ranks exactly. Set sparse: false."
+            )
+
+
+class Replicas(Whole):
+    """The network as the training's forward passes see it, a whole copy on each rank."""
+
+    def __init__(
+        self, network: nn.Module, accelerator: Accelerator, ranks: Ranks, find_unused: bool
+    ) -> None:
+        """Called by every rank, once the weights are in.
+
+        find_unused: whether a step may leave parameters out, on one rank or on all.
+        """
+        super().__init__(network, ranks)
+        self.averaged_over = ranks.size
+        self._find_unused = find_unused
+        assert accelerator.ddp_handler is not None
+        accelerator.ddp_handler.find_unused_parameters = find_unused
+        # With views, DDP fails on a parameter that only slots before the last one used (torch 2.15)
+        accelerator.ddp_handler.gradient_as_bucket_view = not find_unused
+        with _hidden_buffers(network):
+            self.model = accelerator.prepare_model(network)
+        self._accelerator = accelerator
+        if isinstance(self.model, DistributedDataParallel):
+            # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
+            # forward: a checkpoint in between would differ.
+            self.model.forward_sync_buffers = False
+        # Where the buffers are, not the tensors: wrapping puts others there, and so does a forward
+        # pass that assigns a buffer anew.
+        keys = [(module, key) for module in network.modules() for key in module._buffers]
+        self._buffer_keys = [(module._buffers, key) for module, key in keys]
+        self._broadcast_buffers()
+        self._statistics = RunningStatistics(network, ranks)
+        self._buffer_keys = [
+            (module._buffers, key) for module, key in keys if not self._statistics.owns(module, key)
+        ]
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        """Inside, backward passes exchange gradients between ranks only if this is the step's last
+        slot. Raises ConfigError.
+        """
+        return self._exchange(last) if isinstance(self.model, DistributedDataParallel) else _ALONE
+
+    @contextmanager
+    def _exchange(self, last: bool) -> Iterator[None]:
+        statistics = self._statistics.slot() if self._statistics.modules else _ALONE
+        with statistics, _ALONE if last else self._accelerator.no_sync(self.model):
+            yield
+        if last:
+            self._check_reduced()
+
     def agree_on_buffers(self) -> None:
-        """Rank 0's buffers on every rank. Called by every rank."""
+        """Running statistics of all slots, and rank 0's other buffers, on every rank. Called by
+        every rank.
+        """
+        self._statistics.update()
+        self._broadcast_buffers()
+
+    def _broadcast_buffers(self) -> None:
         self.ranks.broadcast_in_place(
             [
                 tensor
@@ -153,16 +187,7 @@ class Replicas:
         """After a first backward pass: DDP waits for a gradient of each parameter that is trained;
         one that never gets any would end a run in its second step. Raises ConfigError.
         """
-        sparse = [
-            name
-            for name, parameter in self._network.named_parameters()
-            if parameter.grad is not None and parameter.grad.layout != torch.strided
-        ]
-        if sparse:
-            raise ConfigError(
-                f"network: the gradients of {some(sparse)} are sparse, which are neither clipped "
-                "nor summed over ranks exactly. Set sparse: false."
-            )
+        super().check_gradients()
         without = [
             name
             for name, parameter in self._network.named_parameters()
