@@ -24,11 +24,19 @@ _SETTLED_S = 5.0
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor, or some of its rows, and where its bytes go in the host memory."""
+    """A tensor, or some of its rows, and where its bytes go in the host memory.
+
+    `whole`: what they are rows of; torch counts writes to a sharded one there alone.
+    """
 
     name: str
     tensor: Tensor
     begin: int
+    whole: Tensor
+
+    def num_writes(self) -> int:
+        """How many writes to it torch has counted."""
+        return self.tensor._version + self.whole._version
 
 
 class HostMemory:
@@ -71,7 +79,7 @@ class Copy:
         self, memory: HostMemory, files: Sequence[Sequence[Part]], executor: Executor
     ) -> None:
         self._parts = [part for parts in files for part in parts]
-        self._versions = [part.tensor._version for part in self._parts]
+        self._counts = [part.num_writes() for part in self._parts]
         self._rejoin: Callable[[], object] | None = None
         self._finished = threading.Event()
         self._changed: list[str] = []
@@ -111,8 +119,8 @@ class Copy:
     def _written_to(self) -> list[str]:
         return [
             part.name
-            for part, version in zip(self._parts, self._versions, strict=True)
-            if part.tensor._version != version
+            for part, count in zip(self._parts, self._counts, strict=True)
+            if part.num_writes() != count
         ]
 
     def _start_on_device(

@@ -68,11 +68,12 @@ def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():
-        if tensor.numel() == 0:
-            continue
         local = local_of(tensor)
-        # Of its storage: a rank that holds none of the rows knows too
-        begin = local.untyped_storage().data_ptr(), local.storage_offset()
+        # Also on a rank that holds none of its rows, where FSDP2 keeps memory for one all the same
+        storage = local.untyped_storage()
+        if tensor.numel() == 0 or storage.nbytes() == 0:
+            continue
+        begin = storage.data_ptr(), local.storage_offset()
         memory = (local.device, *begin, tensor.dtype, tensor.shape, local.stride())
         if memory in first:
             aliases[name] = first[memory]

@@ -205,12 +205,13 @@ class Stage:
         for cuts in (plan.outbox, *(file.cuts for file in plan.files)):
             later.append([])
             for cut in cuts:
-                tensor = local_of(sources[cut.role][cut.name].detach())
+                whole = sources[cut.role][cut.name].detach()
+                tensor = local_of(whole)
                 rows = tensor if cut.rows is None else tensor[cut.rows[0] : cut.rows[1]]
                 # Torch counts no writes to those of its inference mode
                 stable = snapshot.stable.get(cut.role, ())
                 may_wait = cut.name in stable and not tensor.is_inference()
-                (later[-1] if may_wait else now).append(Part(cut.name, rows, cut.begin))
+                (later[-1] if may_wait else now).append(Part(cut.name, rows, cut.begin, whole))
         deferred = [part for parts in later for part in parts]
         if sum(part.tensor.nbytes for part in deferred) < _LATER_FROM_BYTES:
             now += deferred

@@ -20,7 +20,7 @@ def rows_of(tensor: object, where: str = "a tensor") -> Rows | None:
 
     Raises CheckpointError for one that is not cut between rows.
     """
-    if not _is_sharded(tensor) or all(one.is_replicate() for one in tensor.placements):
+    if not is_sharded(tensor) or all(one.is_replicate() for one in tensor.placements):
         return None
     if tensor.numel() == 0:
         return None
@@ -47,7 +47,7 @@ def own_range(tensor: object) -> tuple[int, int] | None:
 
 def local_of(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: its rows where it is sharded, in their own memory."""
-    if not _is_sharded(tensor):
+    if not is_sharded(tensor):
         return tensor
     with torch.no_grad():
         local: Tensor = tensor.to_local()
@@ -61,7 +61,7 @@ def empty_beside(
     on each rank of a sharded one's, whose kernels take no plain tensors beside it but scalars.
     """
     made = torch.empty(shape, dtype=dtype, device=device)
-    if not _is_sharded(parameter) or made.dim() == 0:
+    if not is_sharded(parameter) or made.dim() == 0:
         return made
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -70,7 +70,8 @@ def empty_beside(
     return whole
 
 
-def _is_sharded(tensor: object) -> TypeGuard[Any]:
+def is_sharded(tensor: object) -> TypeGuard[Any]:
+    """Whether it is one tensor of several ranks (a DTensor)."""
     return hasattr(tensor, "device_mesh")  # without an import of DTensor, which takes a second
 
 

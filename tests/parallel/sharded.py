@@ -18,7 +18,7 @@ from harness.checkpoint.settings import ModelLayout
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.state import optimizer_tensors, restore_network, restore_optimizer
 from harness.ranks.ranks import Ranks
-from harness.ranks.rows import cut_rows, local_of, own_range
+from harness.ranks.rows import cut_rows, empty_beside, local_of, own_range
 from tests.checkpoint.examples import loaded_from, snapshot, store_in
 
 WAYS = ("ddp", "fsdp", "hsdp")
@@ -110,6 +110,8 @@ def taken(way: str, step: int = 1) -> Snapshot:
             "step": torch.zeros(()),
             "exp_avg": torch.zeros_like(one, dtype=torch.float32),
             "exp_avg_sq": torch.zeros_like(one),
+            # Of another shape than the parameter, and so not cut
+            "row_var": empty_beside(one, (len(one), 1), torch.float64, one.device),
         }
     moments, rest = optimizer_tensors(optimizer, names_of(network))
     model = network.state_dict()
