@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.data.source import Batch
 from harness.training import elastic
@@ -164,6 +165,22 @@ class Uneven(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(self.some(x) if x[0, 0] > 0 else x)
         return out
+
+
+class Reentrant(nn.Module):
+    """A layer in two checkpoints, whose backward passes are backward passes of their own.
+
+    x: (B, 6) -> (B, 3).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(NUM_FEATURES, NUM_FEATURES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = checkpoint(self.layer, x.requires_grad_(), use_reentrant=True)
+        return x[:, :NUM_CLASSES]
 
 
 class Spare(nn.Module):

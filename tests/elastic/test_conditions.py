@@ -56,8 +56,8 @@ def test_statistics_over_the_samples_of_all_ranks_are_refused() -> None:
         refuse_synchronised(nn.Sequential(nn.Linear(2, 2), nn.SyncBatchNorm(2)))
 
 
-def work_on_slot(engine: Engine, sign: float) -> None:
-    with engine.accumulate(last=False):
+def work_on_slot(engine: Engine, sign: float, *, last: bool = False) -> None:
+    with engine.accumulate(last=last):
         engine.forward_backward(batch_of(sign), Count(torch.tensor(2), 1))
 
 
@@ -73,6 +73,21 @@ def test_a_layer_that_only_some_micro_batches_use_needs_a_setting() -> None:
     for message in (refusal_of_slot(), *on_ranks(2, refusal_of_slot)):
         assert "network: some.bias, some.weight get a gradient in some micro-batches" in message
         assert "Set train.find_unused_parameters: true" in message
+
+
+def refusal_of_pieces() -> str:
+    engine = warm_up("Reentrant")
+    work_on_slot(engine, 1.0)
+    with pytest.raises(ConfigError) as error:
+        work_on_slot(engine, 1.0, last=True)
+    return str(error.value)
+
+
+def test_gradients_in_several_pieces_are_refused() -> None:
+    """One would be sent before it is complete."""
+    for message in on_ranks(2, refusal_of_pieces):
+        assert "comes in several pieces" in message
+        assert "use_reentrant=False" in message
 
 
 def test_what_nothing_uses_is_left_out_without_a_setting() -> None:
