@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from harness.data.delivery import copies_to, one_ahead, packed, to_device
+from harness.data.delivery import Groups, copies_to, one_ahead, packed, to_device
 from harness.data.sampling import Sampling
 from harness.data.source import Batch, mark_of
 from harness.data.split import Split
@@ -115,7 +115,7 @@ class _Blocks(Dataset[Any]):
     def __getitem__(self, block: int) -> Batch | _Failure:
         samples = self.samples_of(block)
         seed = seed_for(0, "evaluation", block)
-        seeds = samples.astype(np.uint64)
+        seeds = samples.view(np.uint64)
         return _catch(
             lambda: self.split.fetch(samples, seeds, seed, training=False, preserve=self.preserve)
         )
@@ -172,12 +172,13 @@ class Feed:
             return iter(batches)
         return (to_device(batch, self._device) for batch in batches)
 
-    def sample_batch(self, step: int) -> Batch:
-        """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
-        does not move, and the ambient generators are left as they were.
+    def sample_batch(self, step: int, *, of_all: bool = False) -> Batch:
+        """The micro-batch of this rank's first slot at a step, or of all ranks' first, out of turn:
+        the feed's position does not move, and the ambient generators are left as they were.
         """
+        slot = 0 if of_all else self._slots[0]
         with preserve_random():
-            batch = self._dataset[step * self._num_slots + self._slots[0]]
+            batch = self._dataset[step * self._num_slots + slot]
         opened = _unwrap(batch)
         opened.pop(_MARK, None)
         return to_device(opened, self._device)
@@ -212,9 +213,19 @@ class EvaluationFeed:
         blocks = _Blocks(split, size, chosen, preserve)
         self._mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
         self._device = device
+        # Workers, and copies to a GPU, are ahead by themselves
+        self._groups = Groups() if num_workers == 0 and device.type == "cpu" else None
         self._loading = _Loading(
             blocks, self._mine.__iter__, device, num_workers, patience, lasting=lasting
         )
+
+    def spare(self) -> Batch:
+        """On the device, for a rank that has none when others have one. Raises DataError."""
+        return to_device(_unwrap(self._loading.fetch(0)), self._device)
+
+    def groups(self) -> Iterator[list[tuple[int, Batch]]]:
+        """The same in groups that are best computed with at once. Raises DataError."""
+        return ([one] for one in self) if self._groups is None else self._groups.of(self)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """(block number, micro-batch on the device). Raises DataError."""
@@ -286,6 +297,10 @@ class _Loading:
         for count, number in enumerate(self._numbers()):
             worker = count % self._num_workers if self._num_workers else 0
             yield _unwrap(_await(loaded, dataset, number, worker, self._patience))
+
+    def fetch(self, number: int) -> Batch | _Failure:
+        """One micro-batch out of turn, made in this process."""
+        return self._dataset[number]
 
     def _begin(self) -> Iterator[Any]:
         loader, self._loader = self._loader, None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness.errors import ConfigError
 from harness.ranks.ranks import Ranks
 from harness.training.network_state import BufferState, find_changes
-from harness.training.parallel import Whole
+from harness.training.parallel import Whole, require_gradients
 from harness.training.slot_tree import Block, TreeSum, blocks_of
 from harness.training.statistics import RunningStatistics
 from harness.wording import some
@@ -213,7 +213,7 @@ class Elastic(Whole):
         cannot be summed, and for buffers that the pass changed and that do not come in the order of
         slots.
         """
-        super().check_gradients()
+        require_gradients(self._network, of_all=False)
         assert self._buffers is not None
         self.ranks.together(self._check_buffers)
         if not self._find_unused:
