@@ -392,6 +392,17 @@ class Config(Section):
             )
         return value
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _has_rows(cls, value: CheckpointConfig, info: ValidationInfo) -> CheckpointConfig:
+        parallel = info.data.get("parallel")
+        if value.model_layout == "rows" and parallel is not None and parallel.kind == "ddp":
+            raise ValueError(
+                "model_layout: rows has no effect with parallel.kind: ddp, where each process "
+                "holds whole weights; leave it out, or set parallel.kind: fsdp"
+            )
+        return value
+
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""
         return self.model_dump(mode="json", by_alias=True)

@@ -147,7 +147,7 @@ def restore_weights(
     names; and an optimizer for them. Called by every rank. Raises HarnessError.
     """
     if launch.checkpoint is None:
-        for line in ranks.together(lambda: start_weights(engine.network, config)):
+        for line in start_weights(engine.network, config, ranks):
             console.say(line)
     engine.open(ranks)
     if launch.checkpoint is None:
@@ -316,6 +316,7 @@ def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> Ch
         fence=lease.check,
         max_failures=settings.max_failures,
         timeout_s=settings.timeout_s,
+        model_layout=settings.model_layout,
         found=launch.checkpoint,
     )
 
