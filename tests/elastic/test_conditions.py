@@ -35,7 +35,9 @@ def warm_up(network: str) -> Engine:
     config = read_config(SMALL, settings)
     task = components.build(config.task, "task")
     engine = Engine(config, start_accelerator("no", "elastic", 60.0), task, batch_of(1.0))
-    engine.warm_up(Ranks.join(), batch_of(1.0), batch_of(2.0))
+    ranks = Ranks.join()
+    engine.open(ranks)
+    engine.warm_up(ranks, batch_of(1.0), batch_of(2.0))
     return engine
 
 
