@@ -46,6 +46,7 @@ from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
+from harness.training.exactness import reasons_against_elastic
 from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
@@ -114,7 +115,7 @@ def build(
         learned=[asdict(one) for one in data.learned],
         progress=progress,
     )
-    engine.note_inexact(ranks, ranks.together(lambda: unsteady(run.feed, data, progress.step)))
+    engine.note_inexact(ranks, ranks.together(lambda: doubts(run, data)))
     restore_rest(loaded, run)
     introduce(run, shown)
     return run
@@ -143,14 +144,16 @@ def restore_weights(
     config: Config, launch: Launch, engine: Engine, data: RunData, ranks: Ranks, console: Console
 ) -> LoadedState | None:
     """Those of the checkpoint, with the rest of its state; without one, those that the config
-    names. Called by every rank. Raises HarnessError.
+    names; and an optimizer for them. Called by every rank. Raises HarnessError.
     """
-    if launch.checkpoint is not None:
-        console.phase(f"reading {launch.checkpoint.name}")
-        return load_state(config, launch, engine, data.keys, ranks)
-    for line in ranks.together(lambda: start_weights(engine.network, config)):
-        console.say(line)
-    return None
+    if launch.checkpoint is None:
+        for line in start_weights(engine.network, config, ranks):
+            console.say(line)
+    engine.open(ranks)
+    if launch.checkpoint is None:
+        return None
+    console.phase(f"reading {launch.checkpoint.name}")
+    return load_state(config, launch, engine, data.keys, ranks)
 
 
 def run_info(config: Config, launch: Launch) -> RunInfo:
@@ -228,6 +231,11 @@ def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:
     return Trace(config.run.dir / "trace.jsonl", step) if asked else None
 
 
+def doubts(run: Run, data: RunData) -> list[str]:
+    """Why the run may not be exact, as far as this rank knows at its start. No collectives."""
+    return [*unsteady(run.feed, data, run.step), *reasons_against_elastic(run)]
+
+
 def unsteady(feed: Feed, data: RunData, step: int) -> list[str]:
     """Why a micro-batch that is fetched twice may differ: something keeps a random state of its
     own, which depends on everything fetched before. No collectives. Raises DataError.
@@ -285,6 +293,8 @@ def introduce(run: Run, shown: Shown) -> None:
     if run.engine.recomputed:
         names = some(run.engine.recomputed)
         console.say(f"{run.directory}: the backward pass runs {names} again")
+    if run.engine.shards is not None:
+        console.say(f"{run.directory}: {run.engine.shards.description()}")
     verdict = run.progress.verdict
     if verdict is not None:
         console.say(
@@ -306,6 +316,7 @@ def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> Ch
         fence=lease.check,
         max_failures=settings.max_failures,
         timeout_s=settings.timeout_s,
+        model_layout=settings.model_layout,
         found=launch.checkpoint,
     )
 
