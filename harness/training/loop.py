@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from harness.errors import LeavingError, RankError
+from harness.interrupt import GROWS
 from harness.randomness import seed_ambient, seed_for
 from harness.ranks.heartbeat import AGREEMENT, LOG, LOSSES, METRICS, VERDICT
 from harness.rundir.outcome import Outcome
@@ -64,6 +65,8 @@ def fit(run: Run) -> Outcome:
             else:
                 verdict = judge(run, measured, request)
         ends = verdict is not None and verdict.stops
+        if due.evaluate and request == Request.NONE and not ends and leaves_to_grow(run):
+            request = Request.INTERRUPTED
         if (
             due.save
             or ends
@@ -102,6 +105,17 @@ def train_step(run: Run) -> None:
         run.losses.add(loss_sums, items.number(), grad_norm, skipped)
     run.progress.step += 1
     run.ranks.heartbeat.enter(AGREEMENT)
+
+
+def leaves_to_grow(run: Run) -> bool:
+    """Whether this launch ends with the interval, since more processes could train than do. Called
+    by every rank.
+    """
+    asked = run.interruption.at_interval
+    if asked is None or not run.ranks.decide(asked):
+        return False
+    run.interruption.ask(GROWS)
+    return True
 
 
 def leave_between_steps(run: Run) -> Outcome:
