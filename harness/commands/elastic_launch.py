@@ -18,11 +18,13 @@ from harness.ranks.gathering import Gathering
 from harness.ranks.generations import Coordinator, Generation
 from harness.ranks.membership import HEARD, MEMBER, STORE
 from harness.rundir.outcome import INTERRUPTED
+from harness.wording import first_line
 
 POLL_S = 0.1
 # Survivors first: a starting process would take their cores
 PAUSE_S = 5.0
 MOST_EARLY = 3  # deaths in a row before a process is ready
+AWAY_S = 600.0  # for machine 0 to answer again
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -86,33 +88,64 @@ class ElasticLaunch:
                 signal.signal(number, handler)
 
     def _watch(self) -> int:
-        code: int | None = None
         while True:
-            now_s = time.monotonic()
-            self._collect(now_s)
-            live = [one.member for one in self._places if one.process is not None]
-            self._gathering.tell(live)
-            finals = self._gathering.finals()
-            ends = code is not None or bool(finals) or self._asked_s is not None
-            if ends or self._gathering.is_over():
-                code = self._code(finals, code)
-                self._gathering.end()
-                if not live:
-                    return INTERRUPTED if code is None else code
-                if self._asked_s is not None and now_s - self._asked_s > self.grace_s:
-                    return INTERRUPTED
-            else:
-                self._start(now_s)
+            try:
+                code = self._look(time.monotonic())
+            except RuntimeError as error:
                 if self.machine == 0:
-                    self._announce(self._gathering.coordinate(now_s))
-                for place in self._places:
-                    if place.process is not None and place.member in self._gathering.hung():
-                        _say(f"{_name(place)} does not come back from its collectives: killed")
-                        place.process.kill()
-                if all(one.early >= MOST_EARLY for one in self._places):
-                    _say(f"all {self.processes} processes here died {MOST_EARLY} times at start")
-                    code = 1
+                    raise
+                _say(f"machine 0 does not answer ({first_line(error)}): trying again")
+                self._reconnect()
+                code = None
+            if code is not None:
+                return code
             time.sleep(POLL_S)
+
+    def _look(self, now_s: float) -> int | None:
+        """Do what is due; the exit code at the end."""
+        self._collect(now_s)
+        live = [one.member for one in self._places if one.process is not None]
+        self._gathering.tell(live)
+        finals = self._gathering.finals()
+        needed = self.least if self.machines == 1 else 1
+        died = sum(one.early < MOST_EARLY for one in self._places) < needed
+        if finals or died or self._asked_s is not None or self._gathering.is_over():
+            if self.machine == 0 or not died:
+                self._gathering.end()
+            late = self._asked_s is not None and now_s - self._asked_s > self.grace_s
+            if live and not late:
+                return None
+            if died:
+                _say(f"fewer than {needed} processes can be started here")
+            codes = [*finals.values(), 1 if died else 0]
+            return next((one for one in codes if one), 0) if finals or died else INTERRUPTED
+        self._start(now_s)
+        if self.machine == 0:
+            self._announce(self._gathering.coordinate(now_s))
+        for place in self._places:
+            if place.process is not None and place.member in self._gathering.hung():
+                _say(f"{_name(place)} does not come back from its collectives: killed")
+                place.process.kill()
+        return None
+
+    def _reconnect(self) -> None:
+        """Raises RankError."""
+        deadline = time.monotonic() + AWAY_S
+        while True:
+            try:
+                self._gathering.reconnect()
+            except ConnectionError as error:
+                if self._asked_s is not None or time.monotonic() > deadline:
+                    raise RankError(
+                        f"machine {self.machine}: machine 0 at {self.host}:{self.port} is gone: "
+                        f"{error}. Launch again to resume from the last checkpoint.",
+                        origin_rank=0,
+                    ) from error
+                time.sleep(1.0)
+            else:
+                for place in self._places:
+                    place.early = 0
+                return
 
     def _collect(self, now_s: float) -> None:
         """Take note of processes that have ended."""
@@ -128,6 +161,8 @@ class ElasticLaunch:
                 )
                 _say(f"lost {_name(place)}: {how}")
                 place.early = 0 if self._gathering.was_ready(place.member) else place.early + 1
+                if place.early == MOST_EARLY:
+                    _say(f"number {place.number} here ended {MOST_EARLY} times before it was ready")
             place.process, place.again_s = None, now_s + PAUSE_S
 
     def _start(self, now_s: float) -> None:
@@ -162,11 +197,6 @@ class ElasticLaunch:
         if spares:
             fitting = ", ".join(map(str, fitting_world_sizes(self.num_slots)))
             _say(f"{spares} wait: {self.num_slots} slots fit {fitting} processes")
-
-    def _code(self, finals: Mapping[str, int], code: int | None) -> int | None:
-        """The training's: what is not 0 first."""
-        found = [one for one in (*finals.values(), code) if one is not None]
-        return next((one for one in found if one), 0) if found else None
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._asked_s = time.monotonic() if self._asked_s is None else self._asked_s

@@ -13,9 +13,10 @@ from typing import Any
 from torch._C._distributed_c10d import TCPStore
 
 from harness.ranks.generations import Coordinator, Generation
-from harness.ranks.membership import append_note, connect
+from harness.ranks.membership import TIMEOUT_S, append_note
+from harness.wording import first_line
 
-SILENT_S = 8.0  # without a word of a machine, its processes count as gone
+SILENT_S = 5.0  # without a word of a machine, its processes count as gone
 
 
 @dataclass
@@ -26,7 +27,9 @@ class _Machine:
 
 
 class Gathering:
-    """One machine's view. `port`: of the store."""
+    """One machine's view; `port`: of the store. Its methods raise RuntimeError where machine 0 is
+    gone.
+    """
 
     def __init__(
         self, machines: int, machine: int, host: str, port: int, coordinator: Coordinator | None
@@ -36,30 +39,29 @@ class Gathering:
         self._machine = machine
         self._coordinator = coordinator
         self._beat = 0
-        if coordinator is None:
-            self._store = connect(host, port)
-        else:
-            try:
-                self._store = TCPStore(
-                    host,
-                    port,
-                    is_master=True,
-                    wait_for_workers=False,
-                    timeout=timedelta(seconds=30),
-                )
-            except RuntimeError as error:
-                raise ConnectionError(str(error)) from error
+        self._host, self._asked_port = host, port
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Find the store, or on machine 0 make it. Raises ConnectionError."""
+        keeps = self._coordinator is not None
+        try:
+            self._store = TCPStore(
+                self._host,
+                self._asked_port,
+                is_master=keeps,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=TIMEOUT_S),
+            )
+        except RuntimeError as error:
+            raise ConnectionError(first_line(error)) from error
         self.port = int(self._store.port)
 
     def tell(self, live: Collection[str]) -> None:
-        """Which of this machine's processes live. Raises ConnectionError."""
+        """Which of this machine's processes live."""
         self._beat += 1
-        try:
-            self._store.set(
-                f"machine/{self._machine}", json.dumps({"beat": self._beat, "live": sorted(live)})
-            )
-        except (RuntimeError, ValueError) as error:
-            raise ConnectionError(f"machine 0 does not answer: {error}") from error
+        word = {"beat": self._beat, "live": sorted(live)}
+        self._store.set(f"machine/{self._machine}", json.dumps(word))
 
     def finals(self) -> dict[str, int]:
         """The exit codes that processes told before they ended."""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 START_S = 60.0  # for processes that are still starting, once enough are there
-LEAVE_S = 30.0  # for members to come out of a broken generation
+LEAVE_S = 15.0  # for members to come out of a broken generation
 
 
 @dataclass(frozen=True)

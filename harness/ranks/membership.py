@@ -17,10 +17,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from harness.ranks.generations import Generation
+from harness.ranks.sockets import cut_sockets
 
 STORE, MEMBER, HEARD = "FERMARSI_STORE", "FERMARSI_MEMBER", "FERMARSI_GENERATION"
+TIMEOUT_S = 30.0  # for an answer of the store
 POLL_S = 0.25
-GIVE_UP_S = 3.0  # for collectives to notice by themselves that a member is gone
+GIVE_UP_S = 1.0  # for collectives to notice by themselves that a member is gone
 _READY, _FINAL, _OVER = "ready", "final", "over"
 
 
@@ -130,7 +132,7 @@ class Membership:
 def connect(host: str, port: int) -> TCPStore:
     """A connection of its own to a launch's store. Raises ConnectionError."""
     with _connected():
-        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=TIMEOUT_S))
 
 
 def append_note(store: TCPStore, key: str, text: str) -> None:
@@ -140,9 +142,10 @@ def append_note(store: TCPStore, key: str, text: str) -> None:
 
 def abort_groups() -> None:
     """Let all collectives of this process fail that wait for others."""
-    for group in list(dist.distributed_c10d._world.pg_map):
+    if dist.is_initialized() and dist.get_backend() == "nccl":
         with suppress(RuntimeError):
-            group.abort()
+            dist.distributed_c10d._abort_process_group()
+    cut_sockets(int(os.environ["MASTER_PORT"]))
 
 
 @contextmanager

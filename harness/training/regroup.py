@@ -21,7 +21,6 @@ from harness.rundir.outcome import INTERRUPTED, Outcome, exit_code
 from harness.training.isolation import isolated
 from harness.training.launch import before_joining, fail, join
 from harness.training.train import train
-from harness.wording import first_line
 
 
 def launch_as_member(path: Path, overrides: Sequence[str], console: Console) -> int:
@@ -78,7 +77,6 @@ def _train_once(
             return None if interruption.cause == GROWS else INTERRUPTED
         except Exception as error:  # noqa: BLE001 - a peer's end breaks collectives anywhere
             if interruption.cause is None and _has_lost_peers(error, ranks):
-                _say(ranks, error)
                 return None
             return fail(error, ranks)
         finally:
@@ -100,10 +98,3 @@ def _has_lost_peers(error: Exception, ranks: Ranks) -> bool:
         return False
     cause = ranks.published_failure()
     return cause is None or isinstance(cause, RankError)
-
-
-def _say(ranks: Ranks, error: Exception) -> None:
-    if ranks.is_first():
-        step = ranks.heartbeat.step
-        where = "before the first step" if step is None else f"in step {step:,}"
-        print(f"a process was lost {where} ({first_line(error)}): going on", file=sys.stderr)
