@@ -79,8 +79,9 @@ class Coordinator:
         """Whether with those that wait more could train than do."""
         if self.current is None:
             return False
-        here = {one for one in self.current.members if one in live}
-        return self.fitting(len(here | (ready.keys() & set(live)))) > len(self.current.members)
+        number, members = self.current.number, self.current.members
+        here = [one for one in live if one in members or ready.get(one, -1) >= number]
+        return self.fitting(len(here)) > len(members)
 
     def is_broken(self, live: Collection[str]) -> bool:
         """Whether a member of the present generation is gone."""

@@ -121,12 +121,12 @@ class Membership:
 
     def _look(self) -> None:
         link, key = connect(self._host, self._port), f"broken/{self._seen}"
-        with suppress(RuntimeError, ValueError):
-            while not self._over.wait(POLL_S):
-                if link.check([key]):
-                    if not self._over.wait(GIVE_UP_S):
-                        abort_groups()
+        with suppress(RuntimeError, ValueError):  # the store is gone, or this machine is cut off
+            while not link.check([key]):
+                if self._over.wait(POLL_S):
                     return
+        if not self._over.wait(GIVE_UP_S):
+            abort_groups()
 
 
 def connect(host: str, port: int) -> TCPStore:
