@@ -146,13 +146,15 @@ class Console:
         if self._rich is None:
             return
         now = time.monotonic()
+        told, at = self._progress
+        # What is done sooner is not worth a line
+        due = now >= self._draw_at if self.is_live else told != what or now - at >= PLAIN_EVERY_S
+        if not due:
+            return
         words = f"{what}: {done:,} of {of:,} {unit}"
-        if self.is_live and now >= self._draw_at:
+        if self.is_live:
             self._draw(self._with_bar(done / max(of, 1), [words]))
-        elif not self.is_live:
-            told, at = self._progress
-            if told == what and now - at < PLAIN_EVERY_S:  # what is done sooner is not worth a line
-                return
+        else:
             self._progress = (what, now)
             if told == what:
                 self.say(words)

@@ -64,6 +64,35 @@ def seeding_for(network: nn.Module, task: object) -> Callable[[int], None]:
     return seed_torch if known else seed_ambient
 
 
+def draws_nothing(network: nn.Module, task: object) -> bool:
+    """Whether an evaluation's forward passes draw from no ambient generator, as far as is known: of
+    modules of torch's and ours, whose dropout is off then, without functions in them.
+    """
+    return (
+        seeding_for(network, task) is seed_torch
+        and not modules_of(task, "task")  # which nobody puts into evaluation mode
+        and not _has_function(task)
+        and not any(
+            isinstance(module, _ALWAYS_RANDOM) or any(map(_has_function, vars(module).values()))
+            for module in network.modules()
+        )
+    )
+
+
+def _has_function(value: object) -> bool:
+    if isinstance(value, FunctionType | BuiltinFunctionType):
+        return True
+    inside: Iterable[object] = ()
+    if isinstance(value, list | tuple):
+        inside = value
+    elif isinstance(value, Mapping):
+        inside = value.values()
+    elif type(value).__module__.startswith("harness.") and not isinstance(value, nn.Module):
+        inside = vars(value).values()
+    return any(map(_has_function, inside))
+
+
+_ALWAYS_RANDOM = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

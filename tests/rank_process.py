@@ -24,6 +24,7 @@ import numpy as np
 import pytest  # noqa: F401
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 import torch.utils.data
 import torchmetrics.classification  # noqa: F401
 

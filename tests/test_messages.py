@@ -1,7 +1,9 @@
 """Messages that no other test brings about: what is wrong, and what to do."""
 
+import ast
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +174,43 @@ def test_columns_of_a_dataset_that_cannot_be_read_are_named(tmp_path: Path) -> N
         Hub(path, columns={"a": "x"})[1]
     with pytest.raises(DataError, match=r"is neither numeric nor text. Remove it from columns."):
         Hub(path, columns={"b": "x"})[0]
+
+
+def texts_in(node: ast.AST) -> Iterator[str]:
+    """The texts in a piece of source, with § for what is put into them."""
+    for one in ast.walk(node):
+        if isinstance(one, ast.JoinedStr):
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "§" for part in one.values
+            )
+        elif isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield one.value
+
+
+def words_in_a_row(text: str) -> set[tuple[str, ...]]:
+    """All of three words that follow each other; patterns and what is put in lie between."""
+    found = set()
+    for piece in re.split(r"§|\.[*+]", re.sub(r"\\(.)", r"\1", text)):
+        words = re.findall(r"[A-Za-z][\w'-]*", piece)
+        found |= set(zip(words, words[1:], words[2:], strict=False))
+    return found
+
+
+def test_some_words_of_every_message_stand_in_a_test() -> None:
+    """A message that nobody has tried may never be reached, or not be one (a tokenizer that was
+    "not the tokenizer.json of a tokenizer" because a package was missing). Three words in a row of
+    each have to stand in a test: it need not quote the rest.
+    """
+    root = Path(__file__).parents[1]
+    kinds = {one.__name__ for one in (HarnessError, *HarnessError.__subclasses__())}
+    tried: set[tuple[str, ...]] = set()
+    for path in (root / "tests").rglob("*.py"):
+        tried.update(*map(words_in_a_row, texts_in(ast.parse(path.read_text()))))
+    untried = []
+    for path in sorted((root / "harness").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in kinds:
+                said = set().union(*map(words_in_a_row, texts_in(call)))
+                if said and not said & tried:
+                    untried.append(f"{path.relative_to(root)}:{call.lineno}")
+    assert untried == [], "write a test for what raises these, or do not raise it"

@@ -15,6 +15,7 @@ from harness.errors import CheckpointError
 from harness.networks import ConvNet, Mlp
 from harness.randomness import (
     capture_random,
+    draws_nothing,
     generators_of,
     preserve_random,
     restore_random,
@@ -218,6 +219,25 @@ def test_what_may_draw_from_any_generator_has_all_of_them_seeded(
     network: torch.nn.Module, task: object
 ) -> None:
     assert seeding_for(network, task) is seed_ambient
+
+
+def test_what_draws_while_it_is_evaluated_is_seeded_for_each_micro_batch() -> None:
+    assert draws_nothing(Mlp([2, 2], dropout=0.5), NUMBERS)
+    assert draws_nothing(ConvNet(1, [2], 3), Joint({"one": NUMBERS, "other": NUMBERS}))
+    noisy_layer = torch.nn.TransformerEncoderLayer(
+        2, 1, 2, activation=torch.nn.functional.dropout, batch_first=True
+    )
+    loss = Supervised("x", "label", torch.nn.functional.dropout, "none")
+    module_loss = Supervised("x", "label", torch.nn.Dropout(), "none")
+    for network, task in [
+        (torch.nn.FractionalMaxPool2d(2, 1), NUMBERS),
+        (noisy_layer, NUMBERS),
+        (patched(), NUMBERS),
+        (Mlp([2, 2]), loss),
+        (Mlp([2, 2]), module_loss),
+        (Mlp([2, 2]), Joint({"one": NUMBERS, "other": loss})),
+    ]:
+        assert not draws_nothing(network.eval(), task)
 
 
 def test_networks_of_torch_and_ours_have_its_generators_seeded_alone() -> None:

@@ -1,6 +1,7 @@
 """A trained network, and what it says of new data."""
 
 import inspect
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from harness.commands.prediction_rows import PredictionTables
 from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
 from harness.components import TARGET
 from harness.data.preparing import build_treatments, split_config
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from harness.objects import Objects, present
 from harness.sources.given import Arrays
 from harness.sources.tables import Table
@@ -64,6 +65,7 @@ class Model:
         HarnessError.
         """
         with ExitStack() as stack:
+            stack.enter_context(_told())
             source = None if inputs is None else stack.enter_context(self._source(inputs, split))
             opened = open_split(self._trained, split, source)
             fit_task(self._trained, opened)
@@ -72,12 +74,14 @@ class Model:
             tables = list(PredictionTables(self._trained, opened, split))
             found = pd.concat(tables, ignore_index=True)
         if isinstance(inputs, pd.DataFrame):
-            found = found.drop(columns=["path", "row"], errors="ignore").set_index(inputs.index)
-        paths = _paths(inputs)
-        if len(paths) == len(found) and "path" in found:
-            # A source sorts its files
-            where = {Path(path).absolute(): row for row, path in enumerate(found["path"])}
-            found = found.iloc[[where[path.absolute()] for path in paths]].reset_index(drop=True)
+            added = [one for one in ("path", "row") if one not in inputs.columns]
+            found = found.drop(columns=added, errors="ignore").set_index(inputs.index)
+        paths = [path.absolute() for path in _paths(inputs)]
+        if paths and "path" in found:
+            # A source sorts its files, and skips some with on_error: skip
+            order = [paths.index(Path(path).absolute()) for path in found["path"]]
+            found = found.iloc[sorted(range(len(order)), key=order.__getitem__)]
+            found = found.reset_index(drop=True)
             found["sample"] = range(len(found))
         return found
 
@@ -188,6 +192,16 @@ def evaluate(
     `load(...).evaluate(split)`. Raises HarnessError.
     """
     return load(run, network=network, device=device, allow=allow).evaluate(split)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Messages of inputs name them as the caller does."""
+    try:
+        yield
+    except HarnessError as error:
+        frame = re.sub(r"--source: \S*/frame\.parquet", "predict: the frame", str(error))
+        raise type(error)(frame.replace("--source", "predict")) from error
 
 
 def _usable(device: str | torch.device) -> torch.device:

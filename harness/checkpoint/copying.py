@@ -24,11 +24,19 @@ _SETTLED_S = 5.0
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor, or some of its rows, and where its bytes go in the host memory."""
+    """A tensor, or some of its rows, and where its bytes go in the host memory.
+
+    `whole`: what they are rows of; torch counts writes to a sharded one there alone.
+    """
 
     name: str
     tensor: Tensor
     begin: int
+    whole: Tensor
+
+    def num_writes(self) -> int:
+        """How many writes to it torch has counted."""
+        return self.tensor._version + self.whole._version
 
 
 class HostMemory:
@@ -39,12 +47,12 @@ class HostMemory:
 
     def reserve(self, size_bytes: int, pinned: bool) -> None:
         """Grow to at least this many bytes."""
-        if self._memory.numel() < size_bytes or (pinned and not self._memory.is_pinned()):
+        if self.octets.numel() < size_bytes or (pinned and not self.octets.is_pinned()):
             self._use(torch.empty(0, dtype=torch.uint8))  # given back before more is taken
             self._use(torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned))
 
     def _use(self, memory: Tensor) -> None:
-        self._memory, self._array, self.bytes = memory, memory.numpy(), bytes_of(memory)
+        self.octets, self._array, self.bytes = memory, memory.numpy(), bytes_of(memory)
 
     def fill(self, part: Part) -> None:
         """Copy one part; from a GPU, begin to. Others run meanwhile: the GIL is released."""
@@ -59,7 +67,7 @@ class HostMemory:
             # longer where data workers use the cores [measured].
             self._array[begin:end] = tensor.reshape(-1).view(torch.uint8).numpy()
         else:
-            self._memory[begin:end].view(tensor.dtype).view(tensor.shape).copy_(
+            self.octets[begin:end].view(tensor.dtype).view(tensor.shape).copy_(
                 tensor, non_blocking=True
             )
 
@@ -71,7 +79,7 @@ class Copy:
         self, memory: HostMemory, files: Sequence[Sequence[Part]], executor: Executor
     ) -> None:
         self._parts = [part for parts in files for part in parts]
-        self._versions = [part.tensor._version for part in self._parts]
+        self._counts = [part.num_writes() for part in self._parts]
         self._rejoin: Callable[[], object] | None = None
         self._finished = threading.Event()
         self._changed: list[str] = []
@@ -111,8 +119,8 @@ class Copy:
     def _written_to(self) -> list[str]:
         return [
             part.name
-            for part, version in zip(self._parts, self._versions, strict=True)
-            if part.tensor._version != version
+            for part, count in zip(self._parts, self._counts, strict=True)
+            if part.num_writes() != count
         ]
 
     def _start_on_device(

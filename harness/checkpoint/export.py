@@ -1,13 +1,15 @@
-"""The weights of a checkpoint as one safetensors file, for use elsewhere."""
+"""The weights of a checkpoint as one safetensors file, for use elsewhere. They are copied from file
+to file, however many there are and however they are cut: no tensor is held.
+"""
 
 import os
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness.checkpoint.files import Content, translate_errors, write_files
-from harness.checkpoint.format import bytes_of, placement_of
-from harness.checkpoint.read import inspect, read_model
+from harness.checkpoint.files import Content, Stretch, translate_errors, write_files
+from harness.checkpoint.format import placement_of
+from harness.checkpoint.read import inspect
 from harness.durable import sync_directory
 from harness.errors import CheckpointError
 from harness.wording import some
@@ -28,7 +30,7 @@ def export(checkpoint: Path, out: Path) -> int:
     if out.exists():
         raise CheckpointError(f"{out}: already exists. Remove it, or give another name.")
     manifest = listed.manifest
-    tensors = read_model(checkpoint, manifest)
+    stored = manifest.placements()
     placement = placement_of(
         {name: entry.spec for name, entry in manifest.model.items()}, manifest.aliases
     )
@@ -36,10 +38,14 @@ def export(checkpoint: Path, out: Path) -> int:
         placement.begins,
         key=lambda name: (placement.begins[name], manifest.model[name].spec.size_bytes),
     )
-    chunks: list[bytes | memoryview] = [
-        placement.head,
-        *(bytes_of(tensors[name]) for name in in_order),
-    ]
+    chunks: list[bytes | memoryview | Stretch] = [placement.head]
+    for name in in_order:
+        entry = manifest.model[name]
+        row_bytes = entry.spec.size_bytes // max(1, entry.spec.num_rows)
+        for part in entry.parts:
+            first, last = part.rows or (0, entry.spec.num_rows)
+            begin = stored[part.file].begins[part.key]
+            chunks.append(Stretch(checkpoint / part.file, begin, (last - first) * row_bytes))
     temporary = Content(f".{out.name}.{secrets.token_hex(4)}", "model", chunks)
     with translate_errors(f"exporting to {out}"), ThreadPoolExecutor(1) as hasher:
         try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from harness.bounded import open_regular
 from harness.errors import CheckpointError
 
 CHUNK_BYTES = 8 * 2**20
@@ -24,6 +25,28 @@ TRASH = ".trash-"
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Bytes of a file that is there already."""
+
+    path: Path
+    begin: int
+    size_bytes: int
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Its bytes, so many at a time. Raises OSError, also if there are fewer."""
+        with open_regular(self.path) as file:
+            for begin in range(0, self.size_bytes, CHUNK_BYTES):
+                count = min(CHUNK_BYTES, self.size_bytes - begin)
+                octets = os.pread(file.fileno(), count, self.begin + begin)
+                if len(octets) < count:
+                    raise OSError(errno.EIO, "ends early", str(self.path))
+                yield memoryview(octets)
+
+
+@dataclass(frozen=True)
 class Content:
     """The bytes of a file to be written, in order; they must not change before it is written.
 
@@ -32,7 +55,7 @@ class Content:
 
     name: str
     role: str
-    chunks: Sequence[bytes | memoryview]
+    chunks: Sequence[bytes | memoryview | Stretch]
     ready: Future[None] | None = None
 
     @property
@@ -44,6 +67,9 @@ class Content:
         if self.ready is not None:
             self.ready.result()
         for one in self.chunks:
+            if isinstance(one, Stretch):
+                yield from one.pieces()
+                continue
             view = memoryview(one)
             for begin in range(0, len(view), CHUNK_BYTES):
                 yield view[begin : begin + CHUNK_BYTES]

@@ -112,7 +112,9 @@ def placement_of(specs: Mapping[str, Spec], aliases: Mapping[str, str] | None = 
     into its metadata. A pure function.
     """
     if sys.byteorder != "little":
-        raise CheckpointError("checkpoints are little-endian and this machine is not.")
+        raise CheckpointError(
+            "checkpoints are little-endian and this machine is not. Use another machine."
+        )
     if _METADATA in specs:
         raise CheckpointError(
             f"a tensor is called {_METADATA}, which safetensors keeps for itself. Rename it."

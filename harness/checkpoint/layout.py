@@ -1,8 +1,9 @@
-"""Which rank writes what: a pure function of the tensors' names, dtypes and shapes, the same on
-every rank.
+"""Which rank writes what: a pure function of the tensors' names, dtypes and shapes, and of the rows
+of sharded ones that each rank holds; the same on every rank.
 
 The model's tensors stay whole; large optimizer tensors may be cut between rows. No load exceeds the
-mean by more than the largest thing that is not cut.
+mean by more than the largest thing that is not cut. Sharded tensors are written by ranks that hold
+their rows, those of the model only where they are not to be whole.
 """
 
 import heapq
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from harness.checkpoint.format import Spec
+from harness.ranks.rows import Rows, local_of
 
 CUT_BYTES = 2**20  # tensors from this size on may be cut
 
@@ -31,6 +33,19 @@ class Piece:
     @property
     def key(self) -> str:
         return self.name if self.rows is None else f"{self.name}[{self.rows[0]}:{self.rows[1]}]"
+
+
+# The rows of each sharded tensor by (role, name)
+Held = Mapping[tuple[str, str], Rows]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows [first, last) of a piece, and the rank from which its writer has them."""
+
+    rank: int
+    first: int
+    last: int
 
 
 @dataclass
@@ -53,9 +68,13 @@ def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():
-        if tensor.numel() == 0:
+        local = local_of(tensor)
+        # Also on a rank that holds none of its rows, where FSDP2 keeps memory for one all the same
+        storage = local.untyped_storage()
+        if tensor.numel() == 0 or storage.nbytes() == 0:
             continue
-        memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        begin = storage.data_ptr(), local.storage_offset()
+        memory = (local.device, *begin, tensor.dtype, tensor.shape, local.stride())
         if memory in first:
             aliases[name] = first[memory]
         else:
@@ -63,22 +82,76 @@ def find_aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return aliases
 
 
-def assign(model: Mapping[str, Spec], optimizer: Mapping[str, Spec], num_ranks: int) -> list[Share]:
-    """The share of each rank. Each tensor, and each row of a cut one, is in exactly one share."""
+def assign(
+    model: Mapping[str, Spec],
+    optimizer: Mapping[str, Spec],
+    num_ranks: int,
+    held: Held | None = None,
+    *,
+    whole_model: bool = True,
+) -> list[Share]:
+    """The share of each rank. Each tensor, and each row of a cut one, is in exactly one share.
+
+    `held`: of the sharded ones; `whole_model`: whether the model's are written whole all the same.
+    """
+    held = held or {}
     shares = [Share() for _ in range(num_ranks)]
-    whole = [("model", Piece(name, spec)) for name, spec in model.items()]
-    whole += [
-        ("optimizer", Piece(name, spec)) for name, spec in optimizer.items() if not _may_cut(spec)
-    ]
-    whole.sort(key=lambda item: (-item[1].spec.size_bytes, item[0], item[1].name))
+    pieces = [("model", Piece(name, spec)) for name, spec in model.items()]
+    pieces += [("optimizer", Piece(name, spec)) for name, spec in optimizer.items()]
+    pieces.sort(key=lambda item: (-item[1].whole.size_bytes, item[0], item[1].name))
+    whole, cut = [], []
+    for role, piece in pieces:
+        if (role, piece.name) in held and not (role == "model" and whole_model):
+            _add_rows(role, piece.name, piece.whole, held[role, piece.name], shares)
+        elif role == "optimizer" and _may_cut(piece.whole):
+            cut.append((piece.name, piece.whole))
+        else:
+            whole.append((role, piece))
+    loads = [share.size_bytes for share in shares]
     for (role, piece), rank in zip(
-        whole, spread([piece.spec.size_bytes for _, piece in whole], num_ranks), strict=True
+        whole, spread([piece.whole.size_bytes for _, piece in whole], loads), strict=True
     ):
         shares[rank].add(role, piece)
-    _fill(
-        [(name, optimizer[name]) for name in sorted(optimizer) if _may_cut(optimizer[name])], shares
-    )
+    _fill(sorted(cut, key=lambda one: one[0]), shares)
     return shares
+
+
+def sources_of(piece: Piece, writer: int, rows: Rows) -> list[Source]:
+    """Where the rank that writes a piece of a sharded tensor has its rows from, in their order: as
+    far as it can, from itself.
+    """
+    first, last = piece.rows or (0, piece.whole.num_rows)
+    found = []
+    for (begin, end), holders in _stretches(rows):
+        low, high = max(first, begin), min(last, end)
+        if low < high:
+            rank = writer if writer in holders else holders[writer % len(holders)]
+            found.append(Source(rank, low, high))
+    return found
+
+
+def _stretches(rows: Rows) -> list[tuple[tuple[int, int], list[int]]]:
+    """The rows that ranks hold, in order, and for each stretch of them its holders."""
+    holders: dict[tuple[int, int], list[int]] = {}
+    for rank, stretch in enumerate(rows):
+        if stretch[0] < stretch[1]:
+            holders.setdefault(stretch, []).append(rank)
+    return sorted(holders.items())
+
+
+def _add_rows(role: str, name: str, spec: Spec, rows: Rows, shares: Sequence[Share]) -> None:
+    """Each stretch of a sharded tensor to a rank that holds it: what is large to all of them in
+    equal parts, what is small to the one that has the least.
+    """
+    for (first, last), holders in _stretches(rows):
+        if spec.rows(last - first).size_bytes < CUT_BYTES:
+            holders = [min(holders, key=lambda rank: (shares[rank].size_bytes, rank))]
+        count = -(-(last - first) // len(holders))
+        for index, rank in enumerate(holders):
+            begin, end = first + index * count, min(last, first + (index + 1) * count)
+            if begin < end:
+                is_whole = end - begin == spec.num_rows
+                shares[rank].add(role, Piece(name, spec, None if is_whole else (begin, end)))
 
 
 def divide(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
@@ -86,17 +159,18 @@ def divide(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
     ordered = sorted(pieces, key=lambda piece: (-piece.spec.size_bytes, piece.key))
     groups: list[list[Piece]] = [[] for _ in range(count)]
     for piece, index in zip(
-        ordered, spread([piece.spec.size_bytes for piece in ordered], count), strict=True
+        ordered, spread([piece.spec.size_bytes for piece in ordered], [0] * count), strict=True
     ):
         groups[index].append(piece)
     return [group for group in groups if group]
 
 
-def spread(sizes: Sequence[int], count: int) -> list[int]:
+def spread(sizes: Sequence[int], loads: Sequence[int]) -> list[int]:
     """For each size, largest first, the bin it goes into: the lightest (Graham's
-    longest-processing-time rule).
+    longest-processing-time rule). `loads`: what the bins hold already.
     """
-    bins = [(0, index) for index in range(count)]
+    bins = [(load, index) for index, load in enumerate(loads)]
+    heapq.heapify(bins)
     chosen = []
     for size in sizes:
         load, index = heapq.heappop(bins)

@@ -261,9 +261,9 @@ def load(path: Path, *, rank: int, num_ranks: int) -> LoadedState:
     return LoadedState(manifest, load_trainer(path), model, optimizer, rng)
 
 
-def read_model(path: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The network's tensors on the CPU, tied ones once. Raises CheckpointError."""
-    return StoredTensors(path, manifest.model, manifest.placements()).read()
+def model_of(path: Path, manifest: Manifest) -> StoredTensors:
+    """The network's tensors, tied ones once."""
+    return StoredTensors(path, manifest.model, manifest.placements())
 
 
 def _choose_one(

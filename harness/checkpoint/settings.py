@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from harness.settings import Section
 from harness.stopping.budget import Every
 
+ModelLayout = Literal["whole", "rows"]
+
 
 class SaveEvery(Section):
     """How often checkpoints are saved: every N epochs, K steps or M minutes."""
@@ -54,6 +56,12 @@ class CheckpointConfig(Section):
     keep_every: Every | None = Field(
         None,
         description="The first checkpoint of each such period is kept permanently. null: none.",
+    )
+    model_layout: ModelLayout = Field(
+        "whole",
+        description="How the weights of a sharded network (parallel) are written: whole tensors, "
+        "for which the ranks send each other their rows in the background, so that from_pretrained "
+        "reads the directory; or the rows that each rank holds, in half the memory.",
     )
     verify: Literal["full", "size"] = Field(
         "full",

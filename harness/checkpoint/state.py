@@ -21,6 +21,7 @@ from harness.checkpoint.read import LoadedState
 from harness.checkpoint.stored import StoredTensors
 from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
+from harness.ranks.rows import empty_beside, is_sharded
 from harness.wording import some
 
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key
@@ -69,16 +70,14 @@ def optimizer_tensors(
         if owner not in names:
             raise CheckpointError(
                 f"optimizer: it keeps a state for a {type(owner).__name__} that is not a parameter "
-                "of the network's."
+                "of the network's. Use another optimizer."
             )
         name = names[owner]
         before = len(tensors)
         state[name] = {key: _take(value, str(key), name, tensors) for key, value in values.items()}
-        on_host += [
-            key
-            for key in list(tensors)[before:]
-            if tensors[key].device.type == "cpu" != owner.device.type
-        ]
+        made = list(tensors)[before:]
+        _check_rows(owner, {key: tensors[key] for key in made})
+        on_host += [key for key in made if tensors[key].device.type == "cpu" != owner.device.type]
     return tensors, {
         "class": type(optimizer).__name__,
         "groups": groups,
@@ -86,6 +85,19 @@ def optimizer_tensors(
         "shared": shared,
         "on_host": on_host,
     }
+
+
+def _check_rows(parameter: Tensor, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for state beside a sharded parameter that `_make_room` would not make
+    as it is.
+    """
+    apart = [key for key, one in state.items() if is_sharded(one) != (one.dim() > 0)]
+    if is_sharded(parameter) and apart:
+        raise CheckpointError(
+            f"optimizer: {some(apart)}: kept by each rank for itself, beside a parameter that "
+            "ranks share. Use an optimizer whose state is sharded like its parameters, such as "
+            "AdamW or SGD."
+        )
 
 
 def restore_optimizer(
@@ -185,7 +197,7 @@ def _make_room(
             key,
             torch.empty_like(parameter, dtype=dtype, device=device, requires_grad=False)
             if shape == parameter.shape
-            else torch.empty(shape, dtype=dtype, device=device),
+            else empty_beside(parameter, shape, dtype, device),
         )
 
 
@@ -267,7 +279,9 @@ def _take(value: Any, label: str, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         key = f"{label}/{name}"
         if key in tensors:
-            raise CheckpointError(f"optimizer: two tensors of its state are called {key}.")
+            raise CheckpointError(
+                f"optimizer: two tensors of its state are called {key}. Use another optimizer."
+            )
         tensors[key] = value.detach()
         return {_TENSOR: key}
     if type(value) in (list, tuple):

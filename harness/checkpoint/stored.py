@@ -24,6 +24,7 @@ from harness.checkpoint.layout import spread
 from harness.checkpoint.manifest import TensorEntry
 from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
+from harness.ranks.rows import local_of, own_range
 from harness.ranks.slowly import together_slowly
 
 NUM_READERS = 4
@@ -81,16 +82,21 @@ class StoredTensors(Mapping[str, Tensor]):
         return {name: tensors[first[id(entry)]] for name, entry in self._entries.items()}
 
     def fill(self, targets: Mapping[str, Tensor], ranks: Ranks | None = None) -> None:
-        """Read some of them into tensors of their dtypes and shapes, on any device.
+        """Read some of them into tensors of their dtypes and shapes, on any device; of a sharded
+        one the rows that this rank holds, and no others.
 
         ranks: called by every rank, with the same names.
         """
-        into = {name: _Target(tensor) for name, tensor in targets.items()}
-        chunks = self._chunks(targets)
+        into = {name: _Target(local_of(tensor)) for name, tensor in targets.items()}
+        rows = {name: own for name, one in targets.items() if (own := own_range(one)) is not None}
+        chunks = self._chunks((name for name in targets if name not in rows), {})
+        own_chunks = self._chunks(rows, rows)
         if ranks is None or ranks.size == 1:
-            self._read_all(chunks, into)
-        else:
-            self._fill_among(ranks, chunks, into)
+            self._read_all([*chunks, *own_chunks], into)
+            return
+        self._fill_among(ranks, chunks, into)
+        if rows:
+            together_slowly(ranks, lambda: self._read_all(own_chunks, into))
 
     def kind(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """The dtype and shape of one; nothing is read."""
@@ -118,8 +124,10 @@ class StoredTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _chunks(self, names: Iterable[str]) -> list[_Chunk]:
-        """What is to be read, in the order of files and of the bytes in them."""
+    def _chunks(self, names: Iterable[str], held: Mapping[str, tuple[int, int]]) -> list[_Chunk]:
+        """What is to be read, in the order of files and of the bytes in them; of some tensors the
+        rows that are `held` alone, from the first of which on a target's bytes count.
+        """
         wanted: dict[str, list[tuple[int, _Read]]] = {}
         for name in names:
             entry = self._entries[name]
@@ -127,8 +135,12 @@ class StoredTensors(Mapping[str, Tensor]):
             row_bytes = entry.spec.size_bytes // max(1, rows)
             for piece in entry.parts:
                 first, last = piece.rows or (0, rows)
-                read = _Read(name, first * row_bytes, (last - first) * row_bytes)
-                begin = self._placements[piece.file].begins[piece.key]
+                own, end = held.get(name, (0, rows))
+                low, high = max(first, own), min(last, end)
+                if low >= high and name in held:
+                    continue
+                read = _Read(name, (low - own) * row_bytes, (high - low) * row_bytes)
+                begin = self._placements[piece.file].begins[piece.key] + (low - first) * row_bytes
                 wanted.setdefault(piece.file, []).append((begin, read))
         chunks: list[_Chunk] = []
         for file in sorted(wanted):
@@ -271,7 +283,7 @@ def owners_of(placements: Mapping[str, Placement], num_ranks: int) -> dict[str, 
     """The rank that verifies each tensor file, and reads it for all: about as many bytes each."""
     sizes = {name: one.size_bytes for name, one in placements.items()}
     names = sorted(sizes, key=lambda name: (-sizes[name], name))
-    ranks = spread([sizes[name] for name in names], num_ranks)
+    ranks = spread([sizes[name] for name in names], [0] * num_ranks)
     return dict(zip(names, ranks, strict=True))
 
 

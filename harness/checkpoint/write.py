@@ -2,7 +2,8 @@
 rest.
 
 A save is always the same calls on a channel of its own, on every rank: together (was the copy
-made?), decide (rank 0 begins), together (each writes its files), gather (what was written), decide
+made?), decide (rank 0 begins), where the network is sharded exchanges of rows, together (each
+writes its files), gather (what was written), decide
 (rank 0 commits), decide (rank 0 tidies up). An error at any of them is every rank's error and ends
 this save only.
 """
@@ -26,6 +27,7 @@ from harness.checkpoint.history import HistoryFile
 from harness.checkpoint.manifest import FileEntry, Manifest, join_pieces
 from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
+from harness.checkpoint.settings import ModelLayout
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
 from harness.checkpoint.versions import versions
 from harness.errors import CheckpointError, HarnessError
@@ -96,10 +98,12 @@ class CheckpointStore:
         max_failures: int,
         timeout_s: float,
         found: Path | None = None,
+        model_layout: ModelLayout = "whole",
     ) -> None:
         """`fence`: called on rank 0 before any change on the disk.
 
-        `found`: where this launch goes on. By every rank. Raises CheckpointError.
+        `found`: where this launch goes on; `model_layout`: see settings.py. By every rank. Raises
+        CheckpointError.
         """
         self._directory = directory
         self._ranks = ranks
@@ -110,7 +114,7 @@ class CheckpointStore:
         self._timeout_s = timeout_s
         self._channel = ranks.channel(timeout_s)
         self._channel_broken = False
-        self._stage = Stage()
+        self._stage = Stage(whole_model=model_layout == "whole")
         self._owner = threading.get_ident()
         # Whether what is stable is copied under the next step
         self._defers = True
@@ -280,6 +284,8 @@ class CheckpointStore:
                 total_s=time.monotonic() - job.started,
                 skipped=True,
             )
+        if staged.exchange is not None:
+            staged.exchange.run(channel)
         records = channel.together(lambda: self._write(staged, temporary))
         changed = [] if staged.copy is None else staged.copy.find_changes()
         held_s = job.stall_s + (0.0 if staged.copy is None else staged.copy.held_s)

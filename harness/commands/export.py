@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from harness.checkpoint.export import export
-from harness.checkpoint.read import find_checkpoint, read_manifest, read_model
+from harness.checkpoint.read import find_checkpoint, model_of, read_manifest
 from harness.checkpoint.state import same_bits
 from harness.commands.trained import TrainedNetwork, load_trained, open_split
 from harness.data.source import of_batch
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError, require_choice
 from harness.training.evaluation import evaluation_mode
-from harness.wording import first_line
+from harness.wording import first_line, some
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2", "hf": ""}
 _SIZES = (4, 3)  # of the micro-batches that are compared; export fixes a size of 1
@@ -103,7 +103,9 @@ def examples_of(trained: TrainedNetwork, network: nn.Module) -> Examples:
     name = "val" if "val" in trained.config.data.names else "train"
     split = open_split(trained, name)
     if len(split) < max(_SIZES):
-        raise DataError(f"{split.where}: {len(split)} samples, and {max(_SIZES)} are needed.")
+        raise DataError(
+            f"{split.where}: {len(split)} samples, and {max(_SIZES)} are needed. Add some."
+        )
     given: list[tuple[Any, Any]] = []
     hook = network.register_forward_pre_hook(
         lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True
@@ -283,15 +285,18 @@ def _compare(flat: FlatNetwork, examples: Examples, compute: Compute, to: str) -
 
 
 def _compare_weights(checkpoint: Path, out: Path) -> None:
-    """Raises CheckpointError."""
-    from safetensors.torch import load_file
+    """One tensor at a time. Raises CheckpointError."""
+    from safetensors import safe_open
 
-    model = read_model(checkpoint, read_manifest(checkpoint))
-    found = load_file(out)
-    wrong = [
-        name
-        for name, tensor in model.items()
-        if name not in found or not same_bits(found[name], tensor)
-    ]
+    model = model_of(checkpoint, read_manifest(checkpoint))
+    with safe_open(out, "pt") as file:
+        found = {*file.keys()}
+        wrong = [
+            name
+            for name in model
+            if name not in found or not same_bits(file.get_tensor(name), model[name])
+        ]
     if wrong or len(found) != len(model):
-        raise CheckpointError(f"{out}: other tensors were read back: {', '.join(wrong[:5])}.")
+        raise CheckpointError(
+            f"{out}: other tensors were read back: {some(wrong)}. Try another disk."
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
-from harness.wording import some
+from harness.wording import first_line, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +211,9 @@ def _read(path: Path) -> "pd.DataFrame":
     try:
         table: pd.DataFrame = readers[path.suffix.lower()](path)
     except (ImportError, OSError, ValueError) as error:
-        raise ConfigError(f"--data {path}: cannot be read: {error}") from error
+        raise ConfigError(
+            f"--data {path}: cannot be read: {first_line(error)}. Give a whole table."
+        ) from error
     table.columns = table.columns.map(str)  # a cell of a header may be a number
     return table
 
@@ -290,7 +292,9 @@ def plan_table(path: Path, target: str | None) -> Plan:
         else:
             notes.append(f"{name} is left out: {values:,} different values, as of an id or a text")
     if not numbers and not categories:
-        raise ConfigError(f"--data {path}: no column to predict {target} from. {some(notes)}.")
+        raise ConfigError(
+            f"--data {path}: no column to predict {target} from ({some(notes)}). Add one."
+        )
     goal = table[target]
     is_class = not _is_number(goal) or (goal.dtype.kind in "iu" and goal.nunique() <= _FEW)
     holes = bool(table[[*numbers, *categories]].isna().any().any())

@@ -176,7 +176,9 @@ def _processes_here(asked: int | None, *, cpu: bool) -> int:
             "nvidia-smi and CUDA_VISIBLE_DEVICES say."
         )
     if asked is not None and asked > gpus:
-        raise ConfigError(f"--processes {asked}: torch sees {gpus} GPUs here, one a process.")
+        raise ConfigError(
+            f"--processes {asked}: torch sees {gpus} GPUs here, one a process. Give fewer."
+        )
     return asked or gpus
 
 

@@ -4,6 +4,7 @@ Tables of some rows are written beside the file, by one process or several, and 
 all are there: a command that was killed is resumed by the same command.
 """
 
+import glob
 import hashlib
 import os
 import secrets
@@ -20,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness import components
-from harness.bounded import read_json
 from harness.checkpoint.manifest import MANIFEST
 from harness.commands.prediction_rows import PredictionTables
 from harness.commands.show import write_errors
 from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
 from harness.components import TARGET
 from harness.config.reading import parse_value
+from harness.data.content import digest
 from harness.data.split import Split
-from harness.durable import replace, write_json
+from harness.durable import replace
 from harness.errors import ConfigError, HarnessError, RankError, error_from_json
 from harness.wording import some
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
-_WORK = "work.json"
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,9 @@ class PredictionRequest:
         fit_task(trained, split)
         return trained, split, PredictionTables(trained, split, self.split)
 
-    @property
-    def directory(self) -> Path:
-        """Where tables lie until they are joined."""
-        return self.out.with_name(f".{self.out.name}.parts")
-
-    def part(self, number: int) -> Path:
+    def part(self, directory: Path, number: int) -> Path:
         """The file of one table."""
-        return self.directory / f"{number:08}{self.out.suffix}"
+        return directory / f"{number:08}{self.out.suffix}"
 
 
 def write_predictions(
@@ -88,36 +83,39 @@ def write_predictions(
     trained, opened, tables = request.open()
     count = tables.count
     with write_errors("--out", out):
-        kept = _begin(request, trained, opened)
-        left = [number for number in range(count) if not request.part(number).exists()]
+        directory = _begin(request, trained, opened)
+        parts = [request.part(directory, number) for number in range(count)]
+        left = [number for number, part in enumerate(parts) if not part.exists()]
+        kept = count - len(left)
         if processes == 1 or len(left) == 1:
-            _write(request, tables, left)
+            _write(request, tables, directory, left)
         else:
-            _write_together(request, left, min(processes, len(left)))
-        join_tables([request.part(number) for number in range(count)], out)
-        shutil.rmtree(request.directory)
+            _write_together(request, directory, left, min(processes, len(left)))
+        join_tables(parts, out)
+        shutil.rmtree(directory)
     text = f"{out}: {len(opened):,} predictions of {trained.path}"
     if kept:
         text += f"; {kept:,} of {count:,} tables were there from an earlier command"
     if odd := tables.not_invertible:
         text += f"; {some(odd)} is as the treatments give it: one of them has no invert()"
-    return text
+    return text + _of_others(out)
 
 
-def _begin(request: PredictionRequest, trained: TrainedNetwork, split: Split) -> int:
-    """Make the directory of the tables, or keep that of an earlier command with the same work;
-    returns how many tables it has.
+def _begin(request: PredictionRequest, trained: TrainedNetwork, split: Split) -> Path:
+    """The directory of the tables: that of an earlier command with the same work, if there is
+    one; commands with other work have theirs.
     """
-    directory, work = request.directory, directory_work(request, trained, split)
-    try:
-        same = read_json(directory / _WORK) == work
-    except (OSError, ValueError):
-        same = False
-    if not same:
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
-        write_json(directory / _WORK, work, sync=False)
-    return len(list(directory.glob(f"[0-9]*{request.out.suffix}")))
+    work = digest(directory_work(request, trained, split))
+    directory = request.out.with_name(f".{request.out.name}.{work[:12]}.parts")
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def _of_others(out: Path) -> str:
+    """A hint at the tables of other commands."""
+    others = sorted(map(str, out.parent.glob(f".{glob.escape(out.name)}.*.parts")))
+    hint = "another command's, which is running, or was killed: then it may be removed"
+    return f"; {some(others)}: {hint}" if others else ""
 
 
 def directory_work(
@@ -136,21 +134,27 @@ def directory_work(
     }
 
 
-def _write(request: PredictionRequest, tables: PredictionTables, numbers: Sequence[int]) -> None:
+def _write(
+    request: PredictionRequest, tables: PredictionTables, directory: Path, numbers: Sequence[int]
+) -> None:
     """Write some of the tables, each whole or not at all."""
     for number in numbers:
         table = tables.table(number)
-        path = request.part(number)
+        path = request.part(directory, number)
         temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
         _WRITERS[path.suffix](table, temporary, number)
         replace(temporary, path)
 
 
-def _write_together(request: PredictionRequest, numbers: Sequence[int], processes: int) -> None:
+def _write_together(
+    request: PredictionRequest, directory: Path, numbers: Sequence[int], processes: int
+) -> None:
     """The same by several processes, each with its own network. Raises HarnessError."""
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         shares = [
-            pool.submit(_write_share, request, numbers[index::processes], index, processes)
+            pool.submit(
+                _write_share, request, directory, numbers[index::processes], index, processes
+            )
             for index in range(processes)
         ]
         try:
@@ -165,7 +169,11 @@ def _write_together(request: PredictionRequest, numbers: Sequence[int], processe
 
 
 def _write_share(
-    request: PredictionRequest, numbers: Sequence[int], index: int, processes: int
+    request: PredictionRequest,
+    directory: Path,
+    numbers: Sequence[int],
+    index: int,
+    processes: int,
 ) -> Mapping[str, Any] | None:
     """In a process of its own; returns the error, if there was one."""
     _leave_with_parent()
@@ -174,7 +182,7 @@ def _write_share(
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     try:
         _, _, tables = request.open()
-        _write(request, tables, numbers)
+        _write(request, tables, directory, numbers)
     except HarnessError as error:
         return error.to_json()
     return None

@@ -89,8 +89,8 @@ def _try(history: History, settings: StopSettings, setting: Setting) -> Trial:
         "warmup": settings.warmup,
     }
     found = replay(history, StopSettings.model_validate(given))
-    if not found.evaluations or found.best is None or found.best_after is None:
-        raise ConfigError(f"{history.path}: {metric} was never measured. Leave the run out.")
+    assert found.best is not None  # a metric that was never measured is refused by `replay`
+    assert found.best_after is not None
     last = found.evaluations[-1].step
     stop = last if found.stop_index is None else found.evaluations[found.stop_index].step
     lost = abs(found.best_after.value - found.best.value)

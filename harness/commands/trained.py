@@ -192,7 +192,7 @@ def open_split(
     with document_errors(trained.path):
         treatments = build_treatments(data, name, trained.learned)
     if source is not None:
-        opened = components.build(source, f"{where}.source")
+        opened = components.build(source, where)
         found = as_columns(read_together(opened, [0])).keys() if len(opened) else ()
         lacks = {*targets_of(trained.task).values()} - {*found}
         # Nothing is to be done to targets that new samples do not have

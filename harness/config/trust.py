@@ -47,6 +47,7 @@ _KINDS = {
 
 # Functions that make networks, by where they are defined; torchvision also has one for each model
 _BUILDERS = {
+    "harness.networks.architecture.torchvision_architecture",
     "timm.models._factory.create_model",
     "torchvision.models._api.get_model",
     "transformers.modeling_utils.PreTrainedModel._from_config",

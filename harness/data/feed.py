@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from harness.data.delivery import copies_to, one_ahead, packed, to_device
+from harness.data.delivery import Groups, copies_to, one_ahead, packed, to_device
 from harness.data.sampling import Sampling
 from harness.data.source import Batch, mark_of
 from harness.data.split import Split
@@ -115,7 +115,7 @@ class _Blocks(Dataset[Any]):
     def __getitem__(self, block: int) -> Batch | _Failure:
         samples = self.samples_of(block)
         seed = seed_for(0, "evaluation", block)
-        seeds = samples.astype(np.uint64)
+        seeds = samples.view(np.uint64)
         return _catch(
             lambda: self.split.fetch(samples, seeds, seed, training=False, preserve=self.preserve)
         )
@@ -212,9 +212,15 @@ class EvaluationFeed:
         blocks = _Blocks(split, size, chosen, preserve)
         self._mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
         self._device = device
+        # Workers, and copies to a GPU, are ahead by themselves
+        self._groups = Groups() if num_workers == 0 and device.type == "cpu" else None
         self._loading = _Loading(
             blocks, self._mine.__iter__, device, num_workers, patience, lasting=lasting
         )
+
+    def groups(self) -> Iterator[list[tuple[int, Batch]]]:
+        """The same in groups that are best computed with at once. Raises DataError."""
+        return ([one] for one in self) if self._groups is None else self._groups.of(self)
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """(block number, micro-batch on the device). Raises DataError."""

@@ -144,7 +144,7 @@ class _Sum:
         if any(other != shape for other in shapes):
             raise ConfigError(
                 f"task.metrics: the state {self.name} has the shapes {shapes} on different ranks: "
-                "it cannot be summed."
+                "it cannot be summed. Use another metric."
             )
         rows = torch.cat(
             ranks.gather_rows(torch.cat([torch.zeros(0, *shape, dtype=torch.float64), *chunks]))
@@ -288,5 +288,5 @@ def _from_bytes(data: Tensor, dtype: str, shape: Sequence[int]) -> Tensor:
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
-        raise CheckpointError(f"train_metrics: there is no dtype {name!r}.")
+        raise CheckpointError(f"train_metrics: there is no dtype {name!r}. Use a newer torch.")
     return found

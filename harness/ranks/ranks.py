@@ -238,6 +238,19 @@ class Ranks:
         with self.heartbeat:
             dist.broadcast(octets, source, group=self._group if octets.is_cpu else None)
 
+    def exchange(
+        self, sends: Sequence[tuple[int, Tensor]], receives: Sequence[tuple[int, Tensor]]
+    ) -> None:
+        """Bytes on the CPU to some ranks, and from others into tensors of as many. Called by the
+        ranks at both ends of each; the host waits.
+        """
+        works = [dist.isend(octets, peer, group=self._group) for peer, octets in sends]
+        works += [dist.irecv(octets, peer, group=self._group) for peer, octets in receives]
+        with self.heartbeat:
+            for work in works:
+                if work is not None:  # of a group that this rank is not in
+                    work.wait()
+
     def start_maximum(self, tensor: Tensor) -> "dist.Work | None":
         """Begin an element-wise maximum over ranks in place on the control group; `wait()` on the
         result before reading. Called by every rank.

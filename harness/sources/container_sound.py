@@ -85,7 +85,7 @@ def _refuse_cut(recording: Path | bytes, name: str) -> None:
             file.seek(0)
             declared = max(declared_length(file, length), _asf_length(file))
     except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error}.") from error
+        raise DataError(f"{name}: cannot be read: {error}. Make it readable.") from error
     if declared > length:
         raise DataError(
             f"{name}: truncated: it ends before the length it declares. Download it again."

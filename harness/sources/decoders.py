@@ -117,7 +117,7 @@ def _refuse_cut(path: Path) -> None:
             file.seek(0)
             cut = declared_length(file, length) > length + 1  # 1: a missing pad byte
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from error
+        raise DataError(f"{path}: cannot be read: {error}. Make it readable.") from error
     if cut:
         raise DataError(
             f"{path}: truncated: it ends before the length it declares. Download it again."

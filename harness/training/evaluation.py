@@ -23,7 +23,7 @@ from harness.metrics.errors import mean_error
 from harness.metrics.exact import exact_sum
 from harness.metrics.groups import GroupSums, deviations
 from harness.metrics.interval import IntervalMetrics
-from harness.randomness import preserve_random, seed_for, seeding_for
+from harness.randomness import draws_nothing, preserve_random, seed_for, seeding_for
 from harness.ranks.heartbeat import EVALUATION, EVALUATION_DATA, METRICS
 from harness.ranks.ranks import Ranks
 from harness.stopping.pairs import Deviations
@@ -142,20 +142,22 @@ def evaluate(
     groups = GroupSums()
     counts_hits = bool(plan.errors - {"loss"}) and hasattr(task, "hits")
 
-    seed = seeding_for(network, task)
+    seed = None if draws_nothing(network, task) else seeding_for(network, task)
 
     def run_mine() -> None:
         with preserve_random(), evaluation_mode(network), torch.no_grad():
-            for block, batch in plan.feed(ranks, device):
-                check_leave()
-                ranks.heartbeat.enter(EVALUATION)
-                seed(seed_for(0, "evaluation forward", block))
-                outputs = task.forward(network, batch)
-                sums.append(task.loss_sum(outputs, batch).double())
-                items.append(task.num_items(batch))
-                metrics.update(task, outputs, batch, block)
-                if counts_hits:
-                    groups.add(block * plan.size, task.hits(outputs, batch))
+            for group in plan.feed(ranks, device).groups():
+                for block, batch in group:
+                    check_leave()
+                    ranks.heartbeat.enter(EVALUATION)
+                    if seed is not None:
+                        seed(seed_for(0, "evaluation forward", block))
+                    outputs = task.forward(network, batch)
+                    sums.append(task.loss_sum(outputs, batch).double())
+                    items.append(task.num_items(batch))
+                    metrics.update(task, outputs, batch, block)
+                    if counts_hits:
+                        groups.add(block * plan.size, task.hits(outputs, batch))
                 ranks.heartbeat.enter(EVALUATION_DATA)
 
     ranks.together(run_mine)

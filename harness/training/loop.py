@@ -291,7 +291,7 @@ def judge(run: Run, measured: Measured, request: Request) -> Verdict:
         if differing:
             raise RankError(
                 f"step {run.step}: ranks {differing} reached another verdict than rank 0: "
-                f"{verdicts[differing[0]]} against {verdicts[0]}."
+                f"{verdicts[differing[0]]} against {verdicts[0]}. Tell us: it is a bug."
             )
         verdict = Verdict.from_json(verdicts[0])
     else:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from harness import components
@@ -23,6 +24,13 @@ FILE = "network.json"
 _COMPUTING = {"attn_implementation", "experts_implementation"}
 # Of a config, what says only where its network came from
 _ORIGIN = ("_name_or_path", "auto_map")
+
+# Arguments of torchvision's networks that name pretrained weights
+_WEIGHTS = ("weights", "weights_backbone")
+ARCHITECTURE = "harness.networks.architecture.torchvision_architecture"
+# Arguments of timm's networks that load something
+_OF_TIMM_MODEL = ("pretrained_cfg", "pretrained_cfg_overlay")
+_OF_TIMM = ("pretrained", "checkpoint_path", "cache_dir", *_OF_TIMM_MODEL)
 
 Spec = Mapping[str, Any]
 Parts = Mapping[Keys, Spec]
@@ -79,11 +87,9 @@ def resumed_parts(checkpoint: Path | None, spec: Spec) -> Parts:
 def _pretrained(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Spec]]:
     """The outermost components that load a pretrained network or its config, with their keys."""
     if isinstance(value, Mapping):
-        if TARGET in value:
-            name = target_of(value).rpartition(".")[2]
-            if name == "from_pretrained" or (name == "create_model" and value.get("pretrained")):
-                yield keys, value
-                return
+        if TARGET in value and _loads(value):
+            yield keys, value
+            return
         for key, item in value.items():
             yield from _pretrained(item, (*keys, key))
     elif isinstance(value, list | tuple):
@@ -91,13 +97,36 @@ def _pretrained(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Spec]]:
             yield from _pretrained(item, (*keys, index))
 
 
+def _loads(spec: Spec) -> bool:
+    """Whether a component loads weights, or the config of a pretrained network."""
+    path = target_of(spec)
+    if path.rpartition(".")[2] == "from_pretrained":
+        return True
+    if path.startswith("timm."):
+        loading = any(spec.get(one) for one in _OF_TIMM)
+        return loading or ":" in str(spec.get("model_name"))
+    name = _torchvision_name(spec)
+    if name is None:
+        return False
+    from torchvision.models import get_model_builder
+
+    try:
+        takes = inspect.signature(get_model_builder(name)).parameters
+    except ValueError:  # no such network: said when it is built
+        return False
+    # Those of a backbone are loaded by default
+    given = {one: spec.get(one, takes[one].default) for one in _WEIGHTS if one in takes}
+    return any(given.values()) or bool(spec.get("pretrained"))
+
+
 def _without_weights(spec: Spec, made: Any) -> Spec | None:
     """How to build a component again, with weights of any value; None if that needs what it was
     loaded from, such as code.
     """
-    if target_of(spec).endswith(".create_model"):  # timm's, which knows the names without a colon
-        is_known = ":" not in str(spec.get("model_name", ":"))
-        return {**spec, "pretrained": False} if is_known else None
+    if target_of(spec).startswith("timm."):
+        return _of_timm(spec, made)
+    if (name := _torchvision_name(spec)) is not None:
+        return _of_torchvision(spec, name)
     transformers = sys.modules.get("transformers")
     if transformers is None:
         return None
@@ -109,6 +138,48 @@ def _without_weights(spec: Spec, made: Any) -> Spec | None:
     takes = {*_COMPUTING, *inspect.signature(type(made)).parameters} - {"config"}
     options = {name: value for name, value in spec.items() if name in takes}
     return {TARGET: f"{path}._from_config", "config": config, **options}
+
+
+def _of_timm(spec: Spec, made: Any) -> Spec | None:
+    """A network of timm by the name of its architecture; None if that does not make it again."""
+    name = str(spec.get("model_name", target_of(spec).rpartition(".")[2]))
+    options = {key: value for key, value in spec.items() if key not in _OF_TIMM}
+    plain = {TARGET: "timm.create_model", "model_name": name, "pretrained": False}
+    if ":" not in name and not any(spec.get(key) for key in _OF_TIMM_MODEL):
+        return {**options, **plain}
+    # Settings came with the weights
+    options |= {**getattr(made, "_model_args", {}), "num_classes": made.num_classes}
+    plain["model_name"] = str(made.pretrained_cfg.get("architecture"))
+    again = components.build(found := {**options, **plain}, "network")
+    return found if _shapes(again) == _shapes(made) else None
+
+
+def _shapes(network: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, one.shape) for name, one in network.state_dict().items()]
+
+
+def _torchvision_name(spec: Spec) -> str | None:
+    """The name of a network of torchvision; None for other components."""
+    if not target_of(spec).startswith("torchvision.models."):
+        return None
+    from torchvision.models import get_model, list_models
+
+    target = components.find(spec[TARGET])
+    if target is get_model:
+        return str(spec.get("name"))
+    name = str(getattr(target, "__name__", ""))
+    return name if name in list_models() else None
+
+
+def _of_torchvision(spec: Spec, name: str) -> Spec:
+    """Its architecture, which depends on the weights that it began from."""
+    options = {key: value for key, value in spec.items() if key not in (TARGET, "name")}
+    for key in _WEIGHTS:
+        if isinstance(value := options.get(key), Mapping):  # torchvision.models.get_weight
+            options[key] = value.get("name")
+    if options.pop("pretrained", False):
+        options["weights"] = "DEFAULT"
+    return {TARGET: ARCHITECTURE, "name": name, **options}
 
 
 def _config(config: Any) -> Spec | None:

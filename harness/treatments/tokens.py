@@ -261,8 +261,9 @@ def _text_of(path: Path) -> str:
 
 
 def _load(path: Path) -> Any:
+    library = _library()
     try:
-        return _library().Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
         hint = ""
         if path.name == _FILE and path.parent.is_dir():

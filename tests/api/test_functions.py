@@ -223,7 +223,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(8):
             picture = rng.integers(level, level + 40, (4, 4), np.uint8)
             Image.fromarray(picture).save(folder / name / f"{number}.png")
-    images = {"_target_": "harness.sources.images.Images", "files": f"{folder}/{{label}}/*.png"}
+    files = {"files": f"{folder}/{{label}}/*.png", "on_error": "skip"}
+    images = {"_target_": "harness.sources.images.Images", **files}
     treatments = [{"_target_": "harness.treatments.ToFloat", "key": "image"}]
     fermarsi.train(
         config(
@@ -249,6 +250,22 @@ def test_files_are_predicted_in_their_order_with_names_of_classes(pictures: Path
         [1, 1]
     )
     assert model.predict(files[0])["predicted"].tolist() == ["light"]
+
+
+def test_files_that_are_skipped_are_told_and_the_others_keep_their_order(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """Known: predictions that belong to other files than those asked for (keras, many:
+    flow_from_directory sorts, and passes over what it cannot read).
+    """
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"no picture")
+    model = fermarsi.load(pictures.parent / "run", allow=[f"{pictures}/"])
+    files = [pictures / "light" / "3.png", torn, pictures / "dark" / "1.png"]
+    with pytest.warns(UserWarning, match=r"1 of 3 files skipped: .*torn\.png"):
+        found = model.predict(files)
+    assert found["predicted"].tolist() == ["light", "dark"]
+    assert found["sample"].tolist() == [0, 1]
 
 
 def test_rows_of_a_frame_are_predicted_as_those_of_the_table(tmp_path: Path) -> None:
@@ -277,6 +294,9 @@ def test_rows_of_a_frame_are_predicted_as_those_of_the_table(tmp_path: Path) -> 
     assert found["predicted"].tolist() == own["predicted"].iloc[[5, 2, 9]].tolist()
     assert set(found["predicted"]) <= {"k0", "k1", "k2"}
     assert model.predict(frame.iloc[:2])["kind"].tolist() == ["k0", "k1"]
+    gap = new.assign(a=[0.5, np.nan, 0.5])
+    with pytest.raises(fermarsi.DataError, match=r"^predict: the frame.* row 2.*'a'"):
+        model.predict(gap)
     for wrong in (new.assign(note=[1, "a", 2]), pd.concat([new, new["a"]], axis=1)):
         with pytest.raises(fermarsi.ConfigError, match=r"frame is no table: .* under different"):
             model.predict(wrong)

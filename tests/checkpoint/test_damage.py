@@ -15,26 +15,37 @@ from harness.checkpoint.manifest import CONFIG, MANIFEST, dump_manifest, parse_m
 from harness.checkpoint.read import choose, inspect, list_checkpoints, load
 from harness.errors import CheckpointError
 from tests.checkpoint.examples import assert_is_step, save_steps
+from tests.parallel.sharded import save_rows
+from tests.pool import on_ranks
 
+MODEL, OPTIMIZER = "model-0*.safetensors", "optimizer-0*.safetensors"
+MODEL_INDEX = "model*.index.json"
+# Patterns, of which the last match is meant
 FILES = [
     "config.yaml",
     "history.jsonl",
     "manifest.json",
-    "model-00001-of-00001.safetensors",
-    "model.safetensors.index.json",
-    "optimizer-00001-of-00001.safetensors",
+    MODEL,
+    MODEL_INDEX,
+    OPTIMIZER,
     "optimizer.safetensors.index.json",
-    "rng-00000-of-00001.safetensors",
+    "rng-*.safetensors",
     "trainer_state.json",
 ]
-MODEL, OPTIMIZER = "model-00001-of-00001.safetensors", "optimizer-00001-of-00001.safetensors"
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["one rank", "two ranks' rows"])
+def pristine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run") / "checkpoints"
-    save_steps(directory, 1, 2)
+    if request.param == "one rank":
+        save_steps(directory, 1, 2)
+    else:
+        on_ranks(2, save_rows, directory, [1, 2])
     return directory
+
+
+def file_in(path: Path, pattern: str) -> Path:
+    return sorted(path.glob(pattern))[-1]
 
 
 @pytest.fixture
@@ -53,7 +64,8 @@ def checkpoints(pristine: Path, tmp_path: Path) -> Iterator[Path]:
     assert peak_bytes < 10e6
     assert len(choice.skipped) == 1
     assert "step-00000002" in choice.skipped[0]
-    assert_is_step(choice.path, 1)
+    world_size = len([*choice.path.glob("rng-*")])
+    assert_is_step(choice.path, 1, 0, world_size)
     with pytest.raises(
         CheckpointError,
         match=r"(?s)run\.resume: .*step-00000002.*In .* there are: step-00000001, step-00000002",
@@ -62,14 +74,17 @@ def checkpoints(pristine: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_these_are_the_files(pristine: Path) -> None:
-    assert sorted(os.listdir(pristine / "step-00000002")) == FILES
+    path = pristine / "step-00000002"
+    found = [sorted(one.name for one in path.glob(pattern)) for pattern in FILES]
+    assert all(found)
+    assert sorted(os.listdir(path)) == sorted(name for names in found for name in names)
     assert inspect(pristine / "step-00000002", verify="full").problems == []
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("where", [0.0, 0.1, 0.5, 0.9, 1.0])
 def test_a_flipped_bit(checkpoints: Path, name: str, where: float) -> None:
-    path = checkpoints / "step-00000002" / name
+    path = file_in(checkpoints / "step-00000002", name)
     data = bytearray(path.read_bytes())
     data[round(where * (len(data) - 1))] ^= 4
     path.write_bytes(data)
@@ -88,7 +103,7 @@ def test_a_flipped_bit(checkpoints: Path, name: str, where: float) -> None:
     ],
 )
 def test_a_truncated_file(checkpoints: Path, name: str, length: Callable[[int], int]) -> None:
-    path = checkpoints / "step-00000002" / name
+    path = file_in(checkpoints / "step-00000002", name)
     os.truncate(path, length(path.stat().st_size))
 
 
@@ -105,7 +120,7 @@ def test_a_truncated_file(checkpoints: Path, name: str, length: Callable[[int], 
 def test_a_file_that_is_gone_or_is_no_file(
     checkpoints: Path, name: str, become: Callable[[Path], None]
 ) -> None:
-    path = checkpoints / "step-00000002" / name
+    path = file_in(checkpoints / "step-00000002", name)
     path.unlink()
     become(path)
 
@@ -113,17 +128,11 @@ def test_a_file_that_is_gone_or_is_no_file(
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_another_step(checkpoints: Path, name: str) -> None:
     # The same at both steps, or the same file
-    if name in (
-        "config.yaml",
-        "history.jsonl",
-        "model.safetensors.index.json",
-        "optimizer.safetensors.index.json",
-    ):
-        (checkpoints / "step-00000002" / name).write_bytes(
-            b" " + (checkpoints / "step-00000001" / name).read_bytes()
-        )
+    one, other = (file_in(checkpoints / f"step-0000000{step}", name) for step in (1, 2))
+    if name in ("config.yaml", "history.jsonl", MODEL_INDEX, "optimizer.safetensors.index.json"):
+        other.write_bytes(b" " + one.read_bytes())
     else:
-        shutil.copyfile(checkpoints / "step-00000001" / name, checkpoints / "step-00000002" / name)
+        shutil.copyfile(one, other)
 
 
 def test_a_whole_checkpoint_of_another_step(checkpoints: Path) -> None:
@@ -132,9 +141,8 @@ def test_a_whole_checkpoint_of_another_step(checkpoints: Path) -> None:
 
 
 def test_two_files_swapped(checkpoints: Path) -> None:
-    one, other, parked = (
-        checkpoints / "step-00000002" / name for name in (MODEL, OPTIMIZER, "parked")
-    )
+    path = checkpoints / "step-00000002"
+    one, other, parked = file_in(path, MODEL), file_in(path, OPTIMIZER), path / "parked"
     one.rename(parked)
     other.rename(one)
     parked.rename(other)
@@ -142,11 +150,11 @@ def test_two_files_swapped(checkpoints: Path) -> None:
 
 def test_a_stale_extra_shard(checkpoints: Path) -> None:
     path = checkpoints / "step-00000002"
-    shutil.copyfile(path / MODEL, path / "model-00002-of-00002.safetensors")
+    shutil.copyfile(file_in(path, MODEL), path / "model-00003-of-00003.safetensors")
 
 
 def test_a_header_that_claims_ten_gigabytes(checkpoints: Path) -> None:
-    with (checkpoints / "step-00000002" / MODEL).open("r+b") as file:
+    with file_in(checkpoints / "step-00000002", MODEL).open("r+b") as file:
         file.write((10 * 2**30).to_bytes(8, "little"))
 
 
@@ -171,15 +179,40 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object], sign: bool =
     (path / MANIFEST).write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
 
 
+def file_of(body: dict[str, Any], role: str) -> str:
+    return max(name for name, entry in body["files"].items() if entry["role"] == role)
+
+
+def embed(body: dict[str, Any]) -> Any:
+    return body["model"]["embed.weight"]
+
+
 def rename_file(body: dict[str, Any], name: str) -> None:
-    body["files"][name] = body["files"].pop(MODEL)
+    before = file_of(body, "model")
+    body["files"][name] = body["files"].pop(before)
     for entry in body["model"].values():
-        entry["parts"][0]["file"] = name
+        for part in entry["parts"]:
+            part["file"] = name if part["file"] == before else part["file"]
 
 
 def grow(body: dict[str, Any]) -> None:
-    body["model"]["embed.weight"]["shape"] = [2**40, 2**10]
-    body["files"][MODEL]["size_bytes"] = 2**52
+    embed(body)["shape"] = [2**40, 2**10]
+    body["files"][file_of(body, "model")]["size_bytes"] = 2**52
+
+
+def lay(*rows: tuple[int, int] | None) -> Callable[[dict[str, Any]], object]:
+    """The rows that parts of a tensor are said to have, each in the file of the one before."""
+
+    def change(body: dict[str, Any]) -> None:
+        parts = embed(body)["parts"]
+        names = [part["file"] for part in parts] + [parts[-1]["file"]] * len(rows)
+        keys = [part["key"] for part in parts] + [f"more {index}" for index in range(len(rows))]
+        embed(body)["parts"] = [
+            {"file": file, "key": key, "rows": None if one is None else list(one)}
+            for file, key, one in zip(names, keys, rows, strict=False)
+        ]
+
+    return change
 
 
 LIES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -194,19 +227,24 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "negative step": lambda body: body.update(step=-1),
     "a step that is true": lambda body: body.update(step=True),
     "a huge tensor": grow,
-    "a tensor that is too large": lambda body: body["model"]["embed.weight"].update(shape=[7, 5]),
-    "unknown dtype": lambda body: body["model"]["embed.weight"].update(dtype="F128"),
-    "another dtype": lambda body: body["model"]["embed.weight"].update(dtype="I32"),
-    "no parts": lambda body: body["model"]["embed.weight"].update(parts=[]),
-    "overlapping rows": lambda body: body["model"]["embed.weight"].update(
-        parts=[
-            {"file": MODEL, "key": "embed.weight", "rows": [0, 4]},
-            {"file": MODEL, "key": "more", "rows": [3, 6]},
-        ]
-    ),
+    "a tensor that is too large": lambda body: embed(body).update(shape=[7, 5]),
+    "unknown dtype": lambda body: embed(body).update(dtype="F128"),
+    "another dtype": lambda body: embed(body).update(dtype="I32"),
+    "no parts": lambda body: embed(body).update(parts=[]),
+    "overlapping rows": lay((0, 4), (3, 6)),
+    "a gap in the rows": lay((0, 2), (3, 6)),
+    "no first rows": lay((1, 3), (3, 6)),
+    "no last rows": lay((0, 3), (3, 5)),
+    "the first rows twice": lay((0, 3), (0, 3), (3, 6)),
+    "more rows than there are": lay((0, 3), (3, 7)),
+    "rows from back to front": lay((3, 6), (0, 3)),
+    "no rows between rows": lay((0, 3), (3, 3), (3, 6)),
+    "some rows and the whole": lay((0, 6), None),
     "a missing tensor": lambda body: body["model"].pop("embed.weight"),
-    "a missing file": lambda body: body["files"].pop(OPTIMIZER),
-    "a file's other role": lambda body: body["files"][OPTIMIZER].update(role="rng"),
+    "a missing file": lambda body: body["files"].pop(file_of(body, "optimizer")),
+    "a file's other role": lambda body: body["files"][file_of(body, "optimizer")].update(
+        role="rng"
+    ),
     "no history": lambda body: body["files"].pop("history.jsonl"),
     "a history of another name": lambda body: body["files"].update(
         {"other.jsonl": body["files"].pop("history.jsonl")}
@@ -218,10 +256,10 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no trainer state": lambda body: body["files"].pop("trainer_state.json"),
     "lists itself": lambda body: body["files"].update({MANIFEST: body["files"]["config.yaml"]}),
     "alias of nothing": lambda body: body["aliases"].update(x="y"),
-    "two ranks": lambda body: body.update(world_size=2),
-    "a part in a file that is not there": lambda body: body["model"]["embed.weight"]["parts"][
-        0
-    ].update(file="nothing.safetensors"),
+    "seven ranks": lambda body: body.update(world_size=7),
+    "a part in a file that is not there": lambda body: embed(body)["parts"][0].update(
+        file="nothing.safetensors"
+    ),
     "a metric that is no number": lambda body: body.update(metrics={"loss": "low"}),
     "a false float": lambda body: body.update(facts={"x": {"~float": "0x1p+0", "decimal": "3.0"}}),
 }
@@ -257,14 +295,15 @@ def test_sizes_alone_do_not_show_a_flipped_bit_and_a_load_does_not_hide_a_wrong_
 ) -> None:
     path = tmp_path / "step-00000002"
     shutil.copytree(pristine / "step-00000002", path)
-    data = bytearray((path / OPTIMIZER).read_bytes())
+    file = file_in(path, OPTIMIZER)
+    data = bytearray(file.read_bytes())
     data[-1] ^= 1
-    (path / OPTIMIZER).write_bytes(data)
+    file.write_bytes(data)
     assert inspect(path, verify="size").problems == []
     assert inspect(path, verify="full").problems == [
-        f"{OPTIMIZER}: its SHA-256 is not the one that was written"
+        f"{file.name}: its SHA-256 is not the one that was written"
     ]
-    os.truncate(path / OPTIMIZER, len(data) - 1)
+    os.truncate(file, len(data) - 1)
     with pytest.raises(
         CheckpointError, match=r"bytes instead of .*\. Resume from another checkpoint\."
     ):

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from harness.checkpoint import layout
 from harness.checkpoint.format import Spec
-from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases
+from harness.checkpoint.layout import Piece, Share, assign, divide, find_aliases, sources_of
+from harness.ranks.rows import cut_rows
 
 shapes = st.lists(st.integers(0, 40), max_size=3).map(
     lambda shape: (shape[0] * 97, *shape[1:]) if shape else ()
@@ -65,6 +66,56 @@ def test_no_share_exceeds_the_mean_by_more_than_what_cannot_be_cut(
     ]
     mean = sum(spec.size_bytes for spec in [*model.values(), *optimizer.values()]) / num_ranks
     assert max(share.size_bytes for share in shares) <= mean + max(atoms, default=0)
+
+
+@given(states, states, st.integers(1, 3), st.integers(1, 5), st.booleans())
+def test_rows_of_sharded_tensors_come_from_ranks_that_hold_them(
+    model: dict[str, Spec],
+    optimizer: dict[str, Spec],
+    num_replicas: int,
+    num_shards: int,
+    whole_model: bool,
+) -> None:
+    num_ranks = num_replicas * num_shards
+    held = {
+        (role, name): cut_rows(
+            spec.num_rows,
+            (num_replicas, num_shards),
+            (False, True),
+            tuple(range(num_ranks)),
+            num_ranks,
+        )
+        for role, specs in (("model", model), ("optimizer", optimizer))
+        for name, spec in specs.items()
+        if spec.size_bytes
+    }
+    original, layout.CUT_BYTES = layout.CUT_BYTES, 256
+    try:
+        shares = assign(model, optimizer, num_ranks, held, whole_model=whole_model)
+    finally:
+        layout.CUT_BYTES = original
+    for role, specs in (("model", model), ("optimizer", optimizer)):
+        found = pieces(shares, role)
+        assert found.keys() == specs.keys()
+        assert all(covers_once(found[name], spec.num_rows) for name, spec in specs.items())
+    for writer, share in enumerate(shares):
+        for role in ("model", "optimizer"):
+            for piece in share.pieces[role]:
+                if (role, piece.name) not in held:
+                    continue
+                rows = held[role, piece.name]
+                sources = sources_of(piece, writer, rows)
+                bounds = [(one.first, one.last) for one in sources]
+                first, last = piece.rows or (0, piece.whole.num_rows)
+                assert covers_once([(a - first, b - first) for a, b in bounds], last - first)
+                assert all(
+                    rows[one.rank][0] <= one.first < one.last <= rows[one.rank][1]
+                    for one in sources
+                )
+                if role == "optimizer" or not whole_model:
+                    assert {one.rank for one in sources} == {writer}
+                else:
+                    assert piece.rows is None
 
 
 @given(states, states, many_ranks)

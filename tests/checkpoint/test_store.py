@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.checkpoint import copying
+from harness.checkpoint import copying, plan
 from harness.checkpoint import stage as stage_module
 from harness.checkpoint import write as write_module
 from harness.checkpoint.read import choose, inspect
@@ -253,9 +253,9 @@ def test_a_second_save_waits_for_the_first(store: CheckpointStore, tmp_path: Pat
 
 def test_memory_is_used_again(store: CheckpointStore) -> None:
     save(store, 1)
-    memory = store._stage._memory._memory.data_ptr()
+    memory = store._stage._memory.octets.data_ptr()
     save(store, 2)
-    assert store._stage._memory._memory.data_ptr() == memory
+    assert store._stage._memory.octets.data_ptr() == memory
     large = torch.arange(1e5)
     save(store, 3, model={"large": large})
     assert_same(loaded_from(store.last_checkpoint() or Path()).model, {"large": large})
@@ -264,7 +264,7 @@ def test_memory_is_used_again(store: CheckpointStore) -> None:
 def test_a_large_share_is_written_into_several_files(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage_module, "_SHARD_BYTES", 64)
+    monkeypatch.setattr(plan, "_SHARD_BYTES", 64)
     path = save(store, 1).path
     assert names_in(path, lambda name: name.startswith("model-")) == [
         f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)

@@ -1,5 +1,6 @@
 """A network is used elsewhere, and computes there what it computed here."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 from harness.commands import export
 from harness.commands.export import Examples, FlatNetwork, export_network
 from harness.commands.trained import load_trained
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from tests.pool import train_on_ranks
 from tests.training.test_pretrained import prepare
 
@@ -88,6 +89,41 @@ def test_a_wrong_name_is_refused_before_anything(
     (tmp_path / "there.onnx").write_text("")
     with pytest.raises(ConfigError, match=words):
         export_network(tmp_path / "no such run", tmp_path / out, to)
+
+
+def test_what_cannot_be_written_or_differs_is_refused_and_leaves_nothing(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(to: str, words: str) -> None:
+        with pytest.raises(HarnessError, match=words):
+            export_network(digits, tmp_path / f"out{export.SUFFIXES[to]}", to)
+        assert not any(tmp_path.iterdir())
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise torch.onnx.errors.OnnxExporterError("no such operator\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", fail)
+        refused("onnx", r"cannot write it: no such operator. Use --to torch-export.")
+        patch.setattr(export, "_MOST_BYTES", 10)
+        refused("onnx", r"0\.0 GB of weights, more than one ONNX file holds. Use --to torch")
+        patch.setitem(sys.modules, "onnxscript", None)
+        refused("onnx", r"needs onnxscript, which is not installed: pip install")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "same_bits", lambda *both: False)
+        refused("safetensors", r"other tensors were read back: .* Try another disk.")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_SIZES", (2, 10_000))
+        refused("torch-export", r"357 samples, and 10000 are needed. Add some.")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            export, "_torch_export", lambda trained, flat, examples, out: flat_of_zeros(flat)
+        )
+        refused("torch-export", r"what was written gives other outputs than the network")
+
+
+def flat_of_zeros(flat: FlatNetwork) -> export.Compute:
+    return lambda inputs: [torch.zeros_like(one) for one in pytree.tree_leaves(flat(*inputs))]
 
 
 def test_a_network_of_another_library_has_no_folder_of_hugging_face(

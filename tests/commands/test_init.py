@@ -180,8 +180,13 @@ def test_odd_files_and_names_of_a_newcomer(tmp_path: Path) -> None:
     pd.DataFrame({"x": np.arange(9.0)}).to_csv(series / "walk" / "9.csv", index=False)
     for directory, kind, origin, words in (
         (tmp_path / "a", "text", tmp_path / "one.csv", "no column of text beside text"),
-        (tmp_path / "a", "series", series, "9.csv: has no y, which .*0.csv has"),
-        (tmp_path / "one.csv" / "b", "table", tmp_path / "my years.xlsx", "Not a directory"),
+        (tmp_path / "a", "series", series, "9.csv: has no y, which .*0.csv has. Give all tables"),
+        (
+            tmp_path / "one.csv" / "b",
+            "table",
+            tmp_path / "my years.xlsx",
+            "directory. Give another directory",
+        ),
     ):
         with pytest.raises(ConfigError, match=words):
             start_project(directory, kind, origin)

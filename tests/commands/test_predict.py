@@ -270,15 +270,29 @@ def test_no_process_of_a_killed_command_writes_on(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
-def test_tables_of_other_work_are_not_taken(prices: Path, tmp_path: Path) -> None:
-    out = tmp_path / "found.csv"
-    left = tmp_path / ".found.csv.parts"
-    left.mkdir()
-    (left / "00000000.csv").write_text("sample,predicted\n0,1\n")
-    (left / "work.json").write_text("{}")
-    said = predict.write_predictions(prices / "run", "val", "", out, [f"{prices}/"])
+def test_two_commands_predict_into_one_file_at_once(
+    shades: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables of one command are never those of another; the last one's file stays."""
+    out, allow = tmp_path / "found.csv", [f"{shades}/"]
+    source = "{_target_: harness.sources.images.Images, files: '%s/*.png'}"
+    boots, shoes = (source % (shades / "pictures" / name) for name in ("boot", "shoe"))
+    predict.write_predictions(shades / "run", "val", boots, tmp_path / "alone.csv", allow)
+    table, inner = PredictionTables.table, []
+
+    def meanwhile(self: PredictionTables, number: int) -> pd.DataFrame:
+        if not inner:
+            inner.append("begun")
+            inner.append(predict.write_predictions(shades / "run", "val", shoes, out, allow))
+            (tmp_path / ".found.csv.0.parts").mkdir()
+        return table(self, number)
+
+    monkeypatch.setattr(PredictionTables, "table", meanwhile)
+    said = predict.write_predictions(shades / "run", "val", boots, out, allow)
     assert "earlier" not in said
-    assert len(read(out)) == FLATS
+    assert "found.csv.0.parts: another command's, which is running, or was killed" in said
+    assert ".parts: another command's" in inner[1]
+    assert out.read_text() == (tmp_path / "alone.csv").read_text()
 
 
 def test_the_store_is_used_where_it_is_there(prices: Path) -> None:

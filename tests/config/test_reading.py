@@ -61,7 +61,7 @@ def test_a_file_is_read_with_the_place_of_each_value(folder: Path) -> None:
         (b"hello", "a.yaml: a str, not a mapping of sections."),
         (b"run: {\nx", "a.yaml:3: not valid YAML: "),
         (b"run: \xff", "a.yaml: not UTF-8 text: "),
-        (b"#" * (MAX_BYTES + 1), "a.yaml: larger than 1,048,576 bytes."),
+        (b"#" * (MAX_BYTES + 1), "a.yaml: larger than 1,048,576 bytes. Put data into"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(

@@ -191,6 +191,35 @@ class Told(Together):
         return {**super().__getitems__(indices), "process": np.full(len(indices), os.getpid())}
 
 
+class SameArray(Together):
+    """Gives one array again and again."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.kept = np.zeros(4, np.float32)
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
+        self.kept[: len(indices)] = indices
+        return {"x": self.kept[: len(indices)]}
+
+
+@pytest.mark.parametrize(("kind", "grouped"), [(Together, True), (SameArray, False)])
+def test_micro_batches_come_in_groups_unless_they_share_memory(
+    kind: type[Together], grouped: bool
+) -> None:
+    feed = EvaluationFeed(split(kind(1001), add_ambient_noise), 4, 0, 1, CPU, 0)
+    single = [batch for _, batch in evaluation_batches(split(Together(1001)), 4, 0, 1, CPU, 0)]
+    longest = 0
+    for _ in range(3):
+        seen = []
+        for group in feed.groups():
+            longest = max(longest, len(group))
+            seen += [(block, batch["x"].clone()) for block, batch in group]
+        assert [block for block, _ in seen] == list(range(251))
+        assert all(x.equal(one["x"]) for (_, x), one in zip(seen, single, strict=True))
+    assert (longest > 1) == grouped
+
+
 def test_workers_live_on_between_evaluations_also_after_one_that_was_left() -> None:
     feed = EvaluationFeed(split(Told(29), add_ambient_noise), 4, 0, 1, CPU, 2)
     seen = [[batch for _, batch in feed] for _ in range(2)]

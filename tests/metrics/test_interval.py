@@ -299,7 +299,7 @@ def test_a_dict_of_results_is_spread_and_other_results_are_refused() -> None:
     assert computed["m_high"].tolist() == [1, 2]
     refused = IntervalMetrics({"m": Odd((1, 2))})
     refused.update(Direct(), outputs, batch, 0)
-    with pytest.raises(ConfigError, match=r"task\.metrics\.m: gives a tuple"):
+    with pytest.raises(ConfigError, match=r"metrics\.m: gives a tuple; only metrics that"):
         refused.compute(Ranks())
 
 

@@ -176,7 +176,7 @@ def test_errors_and_formulas_without_values_are_no_empty_cells(tmp_path: Path) -
     sheet.append(["=1+1", "b"])  # whose value openpyxl does not compute
     sheet.append([3, "c"])
     book.save(tmp_path / "a.xlsx")
-    with pytest.raises(DataError, match=r"row 5, column 'n': a formula whose value is not stored"):
+    with pytest.raises(DataError, match=r"whose value is not stored.* Open the file in"):
         Table(str(tmp_path / "a.xlsx"), ["n"], missing="keep", missing_marks=marks)
     assert len(Table(str(tmp_path / "a.xlsx"), [], {"t": "text"})) == 5
 

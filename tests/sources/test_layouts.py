@@ -250,7 +250,9 @@ def test_a_quoted_header_of_one_column_may_hold_separators(tmp_path: Path) -> No
         assert features(Table(str(tmp_path / "a.csv"))) == [[1], [2]]
         assert features(Table(str(tmp_path / "a.csv"), [name])) == [[1], [2]]
     (tmp_path / "a.csv").write_text("a;b, c\n1;2\n")
-    with pytest.raises(DataError, match=r'row 1: one column .* Set separator: ";"'):
+    with pytest.raises(
+        DataError, match=r'row 1: one column .* which looks like several. Set separator: ";"'
+    ):
         Table(str(tmp_path / "a.csv"), separator="|")
 
 

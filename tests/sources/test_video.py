@@ -306,7 +306,8 @@ def test_bad_films_are_named_or_left_out_and_counted(tmp_path: Path) -> None:
         "5 frames; a clip needs 8": write(
             tmp_path / "s" / "a.mkv", numbered(5), "ffv1", "gray"
         ).read_bytes(),
-        "64 x 32, but .*48 x 32": write(
+        "not a video, but": b"PK\x03\x04" + bytes(80),
+        "64 x 32, but .*48 x 32. Set size, or give": write(
             tmp_path / "s" / "b.mkv", numbered(12, 32, 64), "ffv1", "gray"
         ).read_bytes(),
     }

@@ -469,7 +469,7 @@ def test_tokens_that_are_none_are_named() -> None:
         (
             Regression("x", "y"),
             LABELS,
-            r"network: returns a tensor \(6,\) of torch\.int64; regression needs",
+            r"network: returns a tensor \(6,\) of torch\.int64; regression needs a tensor",
         ),
         (LanguageModelling("x"), LOGITS, r"a language model needs logits \(B, T, V\)"),
     ],

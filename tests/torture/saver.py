@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,12 +24,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 
 from harness.checkpoint import history, write
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.write import CheckpointStore
 from harness.ranks.ranks import Ranks
 from tests.checkpoint.examples import LOSS, snapshot
+from tests.parallel.sharded import in_rows
 
 LIMIT_S = 60
 history.SHARED_FROM_BYTES = 0  # as in runs of many evaluations
@@ -49,11 +52,13 @@ class Inline:
         return False
 
 
-def state(step: int, rank: int, metrics: dict[str, float]) -> Any:
+def state(step: int, rank: int, metrics: dict[str, float], is_sharded: bool) -> Any:
     """What is saved: each rank's random state tells the rank, too."""
-    return snapshot(
-        step, rng={"torch": torch.arange(16, dtype=torch.uint8) + step + rank}, metrics=metrics
-    )
+    rng = {"torch": torch.arange(16, dtype=torch.uint8) + step + rank}
+    whole = snapshot(step, rng=rng, metrics=metrics)
+    if not is_sharded:
+        return whole
+    return replace(whole, model=in_rows(whole.model), optimizer=in_rows(whole.optimizer))
 
 
 def save(order: dict[str, Any], rank: int, size: int, wait: Callable[[], None]) -> list[Any]:
@@ -73,18 +78,20 @@ def save(order: dict[str, Any], rank: int, size: int, wait: Callable[[], None]) 
         timeout_s=order["timeout_s"],
     )
     for step, metrics in order["before"]:
-        store.save(state(step, rank, metrics), LOSS)
+        store.save(state(step, rank, metrics, order["sharded"]), LOSS)
         assert [one.error for one in store.reports()] == [None]
     if rank == 0:
         shutil.rmtree(f"{order['directory']}-before", ignore_errors=True)
         subprocess.run(["cp", "-a", order["directory"], f"{order['directory']}-before"], check=True)
+    # Sharding makes files of its own
+    saves = [state(step, rank, metrics, order["sharded"]) for step, metrics in order["saves"]]
     wait()
-    for step, metrics in order["saves"]:
-        store.save(state(step, rank, metrics), LOSS)
+    for one in saves:
+        store.save(one, LOSS)
         if rank == 0:
             # By a process of its own, which is not traced.
             subprocess.run(
-                ["cp", "-a", order["directory"], f"{order['directory']}-after-{step}"],
+                ["cp", "-a", order["directory"], f"{order['directory']}-after-{one.step}"],
                 check=False,
                 stderr=subprocess.DEVNULL,
             )
@@ -163,6 +170,7 @@ def main() -> None:
             "directory": directory,
             "keep_last": 1,
             "timeout_s": 5.0,
+            "sharded": False,
             "before": [],
             "saves": [(1, {"val/loss": 1.0}), (2, {}), (3, {})],
         }

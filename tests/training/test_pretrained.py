@@ -8,16 +8,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
+import torchvision
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from harness import components
 from harness.commands.evaluate import evaluate_split
 from harness.commands.predict import write_predictions
 from harness.errors import ConfigError
+from harness.networks.architecture import torchvision_architecture
 from harness.training import pretrained
 from tests.pool import train_on_ranks
 
+DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 WORDS = ["good", "fine", "great", "bad", "poor", "awful", "film", "the", "was", "a"]
 AUTO = "transformers.AutoModelForSequenceClassification.from_pretrained"
 CONFIG = """
@@ -151,6 +157,102 @@ def test_a_network_of_one_s_own_around_a_pretrained_one(tmp_path: Path) -> None:
     assert evaluate(run, tmp_path, "tests")["accuracy"] > 0.4
     with pytest.raises(ConfigError, match=r"test_pretrained\.Mood is code from elsewhere"):
         evaluate(run, tmp_path)
+
+
+FRONT = "see: {_target_: torch.nn.Conv2d, in_channels: 1, out_channels: 3, kernel_size: 1}"
+HEAD = "head: {_target_: torch.nn.Linear, in_features: 1000, out_features: 10}"
+
+
+def no_fetch(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError(f"fetched: {args}")
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "{_target_: torchvision.models.shufflenet_v2_x0_5, weights: DEFAULT}",
+        "{_target_: timm.create_model, model_name: 'local-dir:BASE', pretrained: true}",
+    ],
+    ids=["torchvision", "timm"],
+)
+def test_a_network_of_torchvision_or_timm_comes_back_without_its_weights(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known: a checkpoint that can only be loaded where the weights it began from can be fetched
+    (Lightning, load_from_checkpoint of a class with weights="DEFAULT").
+    """
+    weights = tmp_path / "home" / "hub" / "checkpoints"
+    weights.mkdir(parents=True)
+    torch.manual_seed(5)
+    original = torchvision.models.shufflenet_v2_x0_5()
+    torch.save(original.state_dict(), weights / "shufflenetv2_x0.5-f707e7126e.pth")
+    other = timm.create_model("test_resnet", num_classes=1000, in_chans=3, stem_type="deep")
+    save_file(other.state_dict(), tmp_path / "model.safetensors")
+    known = {"num_classes": 1000, "first_conv": "conv1", "classifier": "fc"}
+    config = {"architecture": "test_resnet", "model_args": {"stem_type": "deep"}, **known}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": known}))
+    chain = f"{{_target_: harness.networks.Chain, {FRONT}, base: {base}, {HEAD}}}"
+    run = tmp_path / "run"
+    overrides = [f"network={chain.replace('BASE', str(tmp_path))}", f"run.dir={run}"]
+    overrides += ["stop.budget={steps: 1}", "stop.every={steps: 1}", "batch.size=8"]
+    overrides += ["batch.micro_size=8", "optimizer.lr=0", "optimizer.weight_decay=0"]
+    overrides += ["stop.targets=null", "stop.improvement=null"]
+    home = {"TORCH_HOME": str(tmp_path / "home")}
+    (end,) = train_on_ranks(1, DIGITS, overrides, env=home)
+    assert end.exit_code == 0, end.stderr
+    began_from = other if "timm" in base else original
+    trained = {**torch_weights(run)}
+    for name, value in began_from.named_parameters():
+        assert torch.equal(trained[f"base.{name}"], value.detach()), name
+
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "config.json").unlink()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_fetch)
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    [loss] = [one["val/loss"] for one in records if one["kind"] == "eval"]
+    assert evaluate_split(run, "val").values["loss"] == loss
+    overrides[2] = "stop.budget={steps: 2}"
+    (end,) = train_on_ranks(1, DIGITS, overrides, env={"TORCH_HOME": str(tmp_path / "none")})
+    assert end.exit_code == 0, end.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def torch_weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "checkpoints" / "best" / "model-00001-of-00001.safetensors")
+
+
+def test_weights_decide_the_layers_of_a_network_of_torchvision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What its builders do for weights besides loading them."""
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_fetch)
+    googlenet = torchvision_architecture("googlenet", weights="DEFAULT")
+    assert googlenet.transform_input
+    assert googlenet.aux1 is None
+    lraspp = torchvision_architecture("lraspp_mobilenet_v3_large", weights_backbone=None)
+    fresh = torchvision.models.get_model("lraspp_mobilenet_v3_large", weights_backbone=None)
+    assert [*lraspp.state_dict()] == [*fresh.state_dict()]
+    found = torchvision_architecture("ssdlite320_mobilenet_v3_large", weights="COCO_V1")
+    assert len(found.head.classification_head.module_list) == 6
+    with pytest.raises(AssertionError, match="fetched"):
+        torchvision.models.squeezenet1_1(weights="DEFAULT")
+    spec: dict[str, Any] = {"_target_": "torchvision.models.get_model", "name": "squeezenet1_1"}
+    weight = {"_target_": "torchvision.models.get_weight", "name": "SqueezeNet1_1_Weights.DEFAULT"}
+    with pytest.raises(ConfigError, match="fetched"):
+        pretrained.build_network({**spec, "weights": weight}, {})
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: fresh_weights
+    )
+    fresh_weights = torchvision.models.squeezenet1_1().state_dict()
+    _, parts = pretrained.build_network({**spec, "weights": weight}, {})
+    [kept] = parts.values()
+    assert kept["weights"] == "SqueezeNet1_1_Weights.DEFAULT"
+    assert not torch.equal(
+        components.build(kept, "network").classifier[1].weight, fresh_weights["classifier.1.weight"]
+    )
+    spec |= {"name": "nothing", "weights": "DEFAULT"}
+    with pytest.raises(ConfigError, match="Unknown model nothing"):
+        pretrained.build_network(spec, {})
 
 
 def test_other_networks_keep_what_they_are_built_by() -> None:
