@@ -19,6 +19,13 @@ from typing import Any, Protocol
 from harness.errors import LeavingError
 
 PR_SET_PDEATHSIG = 1
+# For python -c: a `fermarsi` that saves and leaves when the process that started it is killed
+DEPENDENT_CLI = """import signal
+from harness.interrupt import die_with_parent
+die_with_parent(signal.SIGTERM)
+from harness.cli import main
+main()
+"""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PREEMPT = "PREEMPT"
 GROWS = "more processes are ready"  # why a launch leaves at the end of an interval

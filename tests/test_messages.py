@@ -23,8 +23,8 @@ from harness.commands.replay import replay_command
 from harness.commands.report import write_report
 from harness.commands.sweep import objective
 from harness.commands.track import sync_run
+from harness.config.parts import PartConfig
 from harness.config.read import read_config
-from harness.config.schema import PartConfig
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError
 from harness.rundir.outcome import write_outcome
 from harness.search.space import split_values

@@ -1,9 +1,11 @@
 """A config made in Python: sections as mappings, components as classes or objects."""
 
+import copyreg
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from types import FunctionType
@@ -17,7 +19,8 @@ from harness.config.document import to_yaml
 from harness.config.read import read_config
 from harness.config.reading import PYTHON
 from harness.config.schema import Config as ReadConfig
-from harness.data.notebook import digest_of, is_of_main
+from harness.data.code import is_of_user
+from harness.data.notebook import MAIN, digest_of, is_of_main
 from harness.errors import ConfigError
 from harness.objects import TAKE, Objects, present
 from harness.wording import Keys, dotted
@@ -27,6 +30,7 @@ Section = Mapping[str, Any]
 Component = Mapping[str, Any] | type | Callable[..., Any] | object
 
 _COMPONENTS = ("network", "task", "optimizer", "schedule")
+_NEAR = 4  # levels, of which each object takes two, for itself and its __dict__
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -91,13 +95,25 @@ class Config:
 
 
 def plain(value: Any, keys: Keys, objects: Objects) -> Any:
-    """A value as YAML could hold it; what it could not goes to `objects`, by its keys."""
+    """A value as YAML could hold it; what it could not goes to `objects`, by its keys. Raises
+    ConfigError for one that contains itself, or is nested too deeply.
+    """
+    try:
+        return _plain(value, keys, objects)
+    except RecursionError as error:
+        raise ConfigError(
+            f"{dotted(keys)}: it contains itself, or is nested too deeply for a config. Give it in "
+            "an object of your own."
+        ) from error
+
+
+def _plain(value: Any, keys: Keys, objects: Objects) -> Any:
     if isinstance(value, Mapping):
-        found = {name: plain(item, (*keys, name), objects) for name, item in value.items()}
+        found = {name: _plain(item, (*keys, name), objects) for name, item in value.items()}
         target = value.get(TARGET)
         return {**found, **_named(target, keys)} if callable(target) else found
     if isinstance(value, list | tuple):
-        return [plain(item, (*keys, index), objects) for index, item in enumerate(value)]
+        return [_plain(item, (*keys, index), objects) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
@@ -183,10 +199,23 @@ def _state_of(value: Any) -> str:
             [name, str(one.dtype), list(one.shape)] for name, one in value.state_dict().items()
         ]
         return _digest([_ADDRESS.sub("", repr(value)), shapes])
-    return _digest(_held(value, 0))
+    try:
+        return _digest(_held(value))
+    except RecursionError as error:
+        raise ConfigError(
+            f"{type(value).__qualname__}: what it holds is nested too deeply to be told from "
+            "another. Give a class and its arguments instead of the object."
+        ) from error
 
 
-def _held(value: Any, depth: int) -> Any:
+def _held(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """What a value holds, as JSON. `within`: the objects that lead to it, of which one that holds
+    itself is told by its distance; those of libraries hold much that a process has for itself, and
+    count by their text from the fifth on.
+    """
+    if id(value) in within:
+        return ["within", len(within) - within.index(id(value))]
+    within = (*within, id(value))
     kind = str(getattr(value, "dtype", ""))
     if hasattr(value, "detach"):
         value = value.detach().cpu().to_dense()
@@ -194,22 +223,31 @@ def _held(value: Any, depth: int) -> Any:
             value = value.float()
     if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         # Of a frame
-        labels = [_held(getattr(value, name, ()), depth + 1) for name in ("columns", "index")]
+        labels = [_held(getattr(value, name, ()), within) for name in ("columns", "index")]
         array = np.asarray(value)
         if array.dtype == object and array.shape:
-            return [labels, list(array.shape), _held(array.ravel().tolist(), depth + 1)]
+            return [labels, list(array.shape), [_held(one, within) for one in array.ravel()]]
         if array.dtype != object:
             found = hashlib.sha256(array.tobytes()).hexdigest()
             return [labels, kind or str(array.dtype), list(array.shape), found]
     if isinstance(value, set | frozenset):
-        return sorted(json.dumps(_held(item, depth + 1)) for item in value)
+        return sorted(json.dumps(_held(item, within)) for item in value)
     if isinstance(value, Mapping):
-        return [[str(name), _held(item, depth + 1)] for name, item in value.items()]
+        return [[str(name), _held(item, within)] for name, item in value.items()]
     if isinstance(value, list | tuple):
-        return [_held(item, depth + 1) for item in value]
-    if hasattr(value, "__dict__") and not isinstance(value, type) and depth < 4:
-        return [type(value).__qualname__, _held(vars(value), depth + 1)]
+        return [_held(item, within) for item in value]
+    own = not isinstance(value, type) and _is_of_user(type(value).__module__.partition(".")[0])
+    if hasattr(value, "__dict__") and not isinstance(value, type) and (own or len(within) <= _NEAR):
+        return [type(value).__qualname__, _held(vars(value), within)]
+    if own and (slots := copyreg._slotnames(type(value))):  # type: ignore[attr-defined]  # as pickle
+        held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+        return [type(value).__qualname__, _held(held, within)]
     return _ADDRESS.sub("", repr(value))
+
+
+@cache
+def _is_of_user(top: str) -> bool:
+    return top == MAIN or is_of_user(top)
 
 
 def _digest(value: Any) -> str:

@@ -13,6 +13,7 @@ import harness
 from harness.api.config import Config, Overrides, reading, source_of_config, texts
 from harness.config.read import resolved_yaml
 from harness.errors import ConfigError, HarnessError, RankError, error_from_json
+from harness.interrupt import DEPENDENT_CLI
 from harness.objects import present
 from harness.rundir.outcome import DIVERGED, INTERRUPTED, Outcome, read_outcome
 
@@ -77,21 +78,12 @@ def launch(
     return outcome
 
 
-# Saves and leaves when this process is killed
-_MAIN = """import signal
-from harness.interrupt import die_with_parent
-die_with_parent(signal.SIGTERM)
-from harness.cli import main
-main()
-"""
-
-
 def _run(arguments: list[str]) -> tuple[int, HarnessError | None]:
     """`fermarsi` in a process of its own: the exit code, and the last error that it printed."""
     here = str(Path(harness.__file__).parent.parent)
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [sys.executable, "-c", _MAIN, *arguments],
+        [sys.executable, "-c", DEPENDENT_CLI, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ from harness.checkpoint.read import LoadedState
 from harness.checkpoint.stored import StoredTensors
 from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
-from harness.ranks.rows import empty_beside, is_sharded
+from harness.ranks.rows import empty_beside, is_sharded, local_of
 from harness.wording import some
 
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key
@@ -375,7 +375,10 @@ def _name(parameter: Tensor, names: Mapping[Tensor, str], group: int) -> str:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are alike in shape, type and every bit."""
+    """Whether two tensors are alike in shape, type and every bit; of sharded ones this rank's rows
+    are.
+    """
+    one, other = local_of(one), local_of(other)
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return torch.equal(

@@ -16,7 +16,7 @@ from harness.components import TARGET
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.console import Console
-from harness.data.preparing import Feedback, Preparation, Sources, prepare
+from harness.data.preparing import Feedback, Preparation, Sources, prepare, store_shelf
 from harness.data.split import Split
 from harness.data.store import Entry, Store
 from harness.errors import ConfigError
@@ -26,7 +26,7 @@ COLUMNS = ("key", "split", "samples", "size", "made by", "columns")
 
 @dataclass(frozen=True)
 class StoreRow:
-    """An entry of a store, and the split of the config that uses it, if one does."""
+    """An entry of a store, and the splits of the config that use it, if any do."""
 
     entry: Entry
     used_by: str
@@ -110,14 +110,19 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[Config, Store]:
 
 def _prepare(config: Config, feedback: Feedback, *, build: bool = True) -> Preparation:
     names = config.data.names
-    return prepare(
-        config.data, names, Sources(config.data), None, config.run.dir, feedback, build=build
-    )
+    assert config.data.store is not None
+    shelf = store_shelf(config.data.store.dir, feedback, make=build)
+    sources = Sources(config.data, shelf)
+    return prepare(config.data, names, sources, None, config.run.dir, feedback, build=build)
 
 
 def _listing(store: Store, prepared: Preparation) -> Listing:
-    used = {Path(entry).name: name for name, entry in prepared.stored.items()}
-    rows = [StoreRow(entry, used.get(entry.key, "")) for entry in store.entries()]
+    entries = store.entries()
+    used = {Path(entry).name: [name] for name, entry in prepared.stored.items()}
+    for one in entries:
+        for reading in one.made_of.get("readings", ()):
+            used.setdefault(reading, []).extend(used.get(one.key, ()))
+    rows = [StoreRow(one, ", ".join(sorted(used.get(one.key, ())))) for one in entries]
     return Listing("store", COLUMNS, rows)
 
 
@@ -160,8 +165,8 @@ def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> Che
     Raises HarnessError.
     """
     config = read_config(path, overrides)
-    sources = Sources(config.data)
-    names = config.data.names
+    store, names = config.data.store, config.data.names
+    sources = Sources(config.data, None if store is None else store_shelf(store.dir, Feedback()))
     report = check_data(
         config.data,
         config.task,

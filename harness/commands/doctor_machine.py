@@ -54,7 +54,10 @@ def _disk(directory: Path) -> list[Finding]:
     free = shutil.disk_usage(above).free
     to_do = ""
     if free < _FULL_BYTES:
-        to_do = "free some: a checkpoint takes three times the weights; see checkpoint.keep_last"
+        to_do = (
+            "free some: a checkpoint holds the weights and the optimizer's moments, in all about "
+            "three times the weights with Adam, one or two with SGD; see checkpoint.keep_last"
+        )
     elif rate < _SLOW_BYTES_S:
         to_do = "saves will take long: set run.dir to a faster disk, or checkpoint.every: auto"
     found = f"{above}: {free / 1e9:.0f} GB free, write + fsync {rate / 1e6:.0f} MB/s"

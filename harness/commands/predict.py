@@ -28,6 +28,7 @@ from harness.commands.trained import TrainedNetwork, fit_task, load_trained, ope
 from harness.components import TARGET
 from harness.config.reading import parse_value
 from harness.data.content import digest
+from harness.data.shelf import shelved, temporary_readings, temporary_shelf
 from harness.data.split import Split
 from harness.durable import replace
 from harness.errors import ConfigError, HarnessError, RankError, error_from_json
@@ -48,12 +49,15 @@ class PredictionRequest:
     source: str
     out: Path
     allow: tuple[str, ...] = ()
+    readings: Path | None = None  # of files, for all processes
 
     def open(self) -> tuple[TrainedNetwork, Split, PredictionTables]:
         """The network, the samples and their predictions. Raises HarnessError."""
         trained = load_trained(self.path, self.allow)
         spec = _read_source(self.source) if self.source else None
-        split = open_split(trained, self.split, spec)
+        shelf = None if self.readings is None else temporary_shelf(self.readings)
+        with shelved(shelf):
+            split = open_split(trained, self.split, spec)
         fit_task(trained, split)
         return trained, split, PredictionTables(trained, split, self.split)
 
@@ -79,7 +83,13 @@ def write_predictions(
         raise ConfigError(f"--out: {out}: give a name that ends in {', '.join(SUFFIXES)}.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: {out}: there is no directory {out.parent}. Create it.")
-    request = PredictionRequest(path, split, source, out, tuple(allow))
+    with temporary_readings(wanted=processes > 1) as readings:
+        request = PredictionRequest(path, split, source, out, tuple(allow), readings)
+        return _predict(request, processes)
+
+
+def _predict(request: PredictionRequest, processes: int) -> str:
+    out = request.out
     trained, opened, tables = request.open()
     count = tables.count
     with write_errors("--out", out):

@@ -1,5 +1,6 @@
 """`fermarsi sweep`: many runs of one config with other values, by Optuna."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from harness.rundir.outcome import INTERRUPTED
 from harness.search.process import Place
 from harness.search.results import Trials
 from harness.search.space import Parameter, Range, check_space, grid, parse_space
-from harness.search.study import PRUNERS, SAMPLERS, Design, Study
+from harness.search.study import FEWEST_EVALUATIONS, PRUNERS, SAMPLERS, Design, Study
 from harness.search.sweep import Plan, Sweep
 from harness.stopping.judges import best_metric
 from harness.stopping.verdict import MetricInfo
@@ -82,6 +83,11 @@ def sweep_command(
         finally:
             lease.release()
     show(result, as_json)
+    if ended and not as_json and options.prune != "none" and result.were_too_short():
+        say(
+            f"--prune {options.prune} had no effect: no trial was evaluated before its end. "
+            "Evaluate more often (stop.every), or give a larger budget."
+        )
     return 0 if ended else INTERRUPTED
 
 
@@ -94,15 +100,14 @@ def design_of(config: Config, space: Sequence[Parameter], options: Options) -> D
         sampler = sampler if any(isinstance(one, Range) for one in space) else "grid"
     require_choice("--sampler", sampler, SAMPLERS)
     require_choice("--prune", options.prune, PRUNERS)
-    budget, every = config.stop.budget, config.stop.every
-    intervals = None
-    if budget is not None:
-        counts = [
-            getattr(budget, unit) // length
-            for unit in ("epochs", "steps")
-            if (length := getattr(every, unit)) and getattr(budget, unit)
-        ]
-        intervals = counts[0] if counts else None
+    budget, intervals = config.stop.budget, evaluations_of(config)
+    fewest = FEWEST_EVALUATIONS.get(options.prune, 0)
+    if intervals is not None and intervals < fewest:
+        raise ConfigError(
+            f"--prune {options.prune}: can end no trial before its end: there are {intervals} "
+            f"evaluations in stop.budget, by stop.every, and it needs {fewest}. Evaluate more "
+            "often, give a larger budget, or leave --prune out."
+        )
     if options.prune == "hyperband" and intervals is None:
         raise ConfigError(
             "--prune hyperband: needs the number of evaluations in the budget. Give stop.budget in "
@@ -115,6 +120,16 @@ def design_of(config: Config, space: Sequence[Parameter], options: Options) -> D
     return Design(
         space, metric, info, sampler, options.prune, options.eta, options.seed, base, intervals
     )
+
+
+def evaluations_of(config: Config) -> int | None:
+    """How many evaluations the budget has, the last of which may follow a shorter interval; None
+    where they are counted in different units.
+    """
+    budget, every = config.stop.budget, config.stop.every
+    unit = "steps" if every.epochs is None else "epochs"
+    limit = None if budget is None else getattr(budget, unit)
+    return None if limit is None else math.ceil(limit / getattr(every, unit))
 
 
 def objective(config: Config) -> tuple[str, MetricInfo]:

@@ -29,8 +29,10 @@ from harness.data.preparing import (
     count_once,
     open_source,
     prepare,
+    store_shelf,
 )
 from harness.data.settings import SPLITS
+from harness.data.shelf import Shelf, current_shelf, shelved
 from harness.data.source import as_columns, key_of, read_together
 from harness.data.split import Split
 from harness.data.store import EntrySource
@@ -202,7 +204,26 @@ def open_split(
     if entry is not None:
         done = count_once(spec.treatments, treatments)
         return Split(EntrySource(entry), treatments[done:], where, trained.task.check)
-    return Split(open_source(spec, name), treatments, where, trained.task.check)
+    with shelved(current_shelf() or _shelf(trained)):
+        return Split(open_source(spec, name), treatments, where, trained.task.check)
+
+
+def _shelf(trained: TrainedNetwork) -> Shelf | None:
+    """The readings in the config's store, if there is one here that may be read."""
+    store = trained.config.data.store
+    readable = store is not None and _may_read_store(trained)
+    return store_shelf(store.dir, Feedback(), make=False) if store and readable else None
+
+
+def _may_read_store(trained: TrainedNetwork) -> bool:
+    store = trained.config.data.store
+    if store is None or not store.dir.is_dir():
+        return False
+    try:
+        trust.check_files({"dir": f"{store.dir}/"}, "data.store", trained.allow)
+    except ConfigError:
+        return False  # samples are the same without it
+    return True
 
 
 def _stored(trained: TrainedNetwork, name: str) -> Path | None:
@@ -210,13 +231,9 @@ def _stored(trained: TrainedNetwork, name: str) -> Path | None:
     be read, with one for the files as they are.
     """
     data = trained.config.data
-    if data.store is None or not data.store.dir.is_dir():
+    if data.store is None or not _may_read_store(trained):
         return None
-    try:
-        trust.check_files({"dir": f"{data.store.dir}/"}, "data.store", trained.allow)
-    except ConfigError:
-        return None  # samples are the same without it
-    memo, sources = data.store.dir, Sources(data)
+    memo, sources = data.store.dir, Sources(data, _shelf(trained))
     found = prepare(data, [name], sources, trained.learned, memo, Feedback(), build=False)
     return Path(found.stored[name]) if name in found.stored else None
 

@@ -10,7 +10,7 @@ from harness.data.content import digest
 from harness.wording import Keys, dotted
 
 _ABSENT = object()
-_COURSE = ("optimizer", "schedule", "parts", "train", "stop", "evaluation")
+_COURSE = ("optimizer", "schedule", "parts", "train", "parallel", "stop", "evaluation")
 
 
 def identity_changes(before: Config, now: Config) -> list[str]:

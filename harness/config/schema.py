@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from harness.checkpoint.settings import CheckpointConfig
+from harness.config.parallel import ParallelConfig
+from harness.config.parts import PartConfig
 from harness.data.settings import DataConfig
 from harness.settings import Section, Spec, UserPath
 from harness.stopping.budget import Every
@@ -164,55 +166,6 @@ class RunConfig(Section):
         if info.field_name == "init_prefix" and value and info.data.get("init_from") is None:
             raise ValueError("no effect without run.init_from; set that too, or remove it")
         return value
-
-
-class PartConfig(Section):
-    """A part of the network: a module or a parameter, by its path in the network.
-
-    Of nested parts, the innermost one that gives a setting applies.
-    """
-
-    freeze: bool | None = Field(
-        None,
-        description=(
-            "Do not train it: parameters stay fixed, BatchNorm and dropout are in evaluation mode."
-        ),
-    )
-    lr: float | None = Field(
-        None,
-        gt=0,
-        description=(
-            "Its learning rate, if not optimizer.lr. A schedule changes all rates in proportion."
-        ),
-    )
-    weight_decay: float | None = Field(
-        None, ge=0, description="Its weight decay, if not the optimizer's."
-    )
-    init_from: UserPath | None = Field(
-        None,
-        description=(
-            "A run, checkpoint or safetensors file with the part's initial weights in a new run."
-        ),
-    )
-    prefix: str | None = Field(
-        None,
-        description=(
-            "With init_from: the prefix of the part's weight names there, e.g. `backbone.`; null: "
-            "the same as here."
-        ),
-    )
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if self.freeze and (self.lr is not None or self.weight_decay is not None):
-            raise ValueError(
-                "lr and weight_decay have no effect on a frozen part; remove them, or freeze"
-            )
-        if self.prefix is not None and self.init_from is None:
-            raise ValueError("prefix has no effect without init_from; set that too, or remove it")
-        if self == PartConfig.model_construct():
-            raise ValueError("sets nothing; give one of freeze, lr, weight_decay, init_from")
-        return self
 
 
 class BatchConfig(Section):
@@ -410,6 +363,9 @@ class Config(Section):
         ),
     )
     train: TrainConfig = Field(TrainConfig(), description="How a step is computed.")
+    parallel: ParallelConfig = Field(
+        ParallelConfig(), description="How processes share the network."
+    )
     stop: StopSettings = Field(description="When the run is evaluated and what ends it.")
     checkpoint: CheckpointConfig = Field(
         CheckpointConfig(), description="When the run is saved and what is kept."
@@ -422,6 +378,40 @@ class Config(Section):
     )
     log: LogConfig = Field(LogConfig(), description="What is recorded between evaluations.")
     tracking: TrackingConfig = Field(TrackingConfig(), description="Where else records go.")
+
+    @field_validator("parallel")
+    @classmethod
+    def _can_be_shared(cls, value: ParallelConfig, info: ValidationInfo) -> ParallelConfig:
+        train, run = info.data.get("train"), info.data.get("run")
+        if value.kind == "ddp":
+            return value
+        if train is not None and train.precision == "fp16":
+            raise ValueError(
+                f"kind {value.kind} does not go with train.precision: fp16, whose loss scaler "
+                "would see each process's own gradients; use bf16, or kind: ddp"
+            )
+        if train is not None and train.channels_last:
+            raise ValueError(
+                f"kind {value.kind} does not go with train.channels_last: such weights have no "
+                "rows to share; leave one of them out"
+            )
+        if run is not None and run.exactness == "elastic":
+            raise ValueError(
+                f"kind {value.kind} does not go with run.exactness: elastic: how many processes "
+                "there are changes the order of sums; use exactness: resume, or kind: ddp"
+            )
+        return value
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _has_rows(cls, value: CheckpointConfig, info: ValidationInfo) -> CheckpointConfig:
+        parallel = info.data.get("parallel")
+        if value.model_layout == "rows" and parallel is not None and parallel.kind == "ddp":
+            raise ValueError(
+                "model_layout: rows has no effect with parallel.kind: ddp, where each process "
+                "holds whole weights; leave it out, or set parallel.kind: fsdp"
+            )
+        return value
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values."""

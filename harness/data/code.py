@@ -125,7 +125,7 @@ def _add(name: str, found: dict[str, str]) -> None:
             continue
         for one in imported:
             # By the top alone first: to look for a module inside of a package imports the package.
-            if _is_user_s(one.partition(".")[0]) and _is_module(one):
+            if is_of_user(one.partition(".")[0]) and _is_module(one):
                 _add(one, found)
 
 
@@ -149,7 +149,7 @@ def _is_module(name: str) -> bool:
     return False
 
 
-def _is_user_s(top: str) -> bool:
+def is_of_user(top: str) -> bool:
     """Whether a top-level module, package or folder without `__init__` lies outside of what is
     installed.
     """

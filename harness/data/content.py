@@ -67,16 +67,18 @@ class Hashes:
 
         `check_leave` is called between them. Raises DataError for one that cannot be read.
         """
-        rows = []
+        rows, is_new = [], not self._memo.exists()
         try:
             with ThreadPoolExecutor(_THREADS) as threads:
                 for path, row in zip(paths, threads.map(self._look_at, paths), strict=True):
                     check_leave()
                     rows.append([str(path), row[-1]])
-                    if time.time_ns() - max(int(str(row[1])), int(str(row[2]))) > RACY_NS:
-                        self._known[str(path.absolute())] = row
+                    is_racy = time.time_ns() - max(int(str(row[1])), int(str(row[2]))) <= RACY_NS
+                    if not is_racy and self._known.get(key := str(path.absolute())) != row:
+                        self._known[key], is_new = row, True
         finally:
-            self._remember()  # an interrupted launch does not hash again what it has hashed
+            if is_new:
+                self._remember()  # an interrupted launch does not hash again what it has hashed
         return digest(rows)
 
     def _look_at(self, path: Path) -> list[object]:

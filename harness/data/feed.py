@@ -172,12 +172,13 @@ class Feed:
             return iter(batches)
         return (to_device(batch, self._device) for batch in batches)
 
-    def sample_batch(self, step: int) -> Batch:
-        """The micro-batch of this rank's first slot at a step, out of turn: the feed's position
-        does not move, and the ambient generators are left as they were.
+    def sample_batch(self, step: int, *, of_all: bool = False) -> Batch:
+        """The micro-batch of this rank's first slot at a step, or of all ranks' first, out of turn:
+        the feed's position does not move, and the ambient generators are left as they were.
         """
+        slot = 0 if of_all else self._slots[0]
         with preserve_random():
-            batch = self._dataset[step * self._num_slots + self._slots[0]]
+            batch = self._dataset[step * self._num_slots + slot]
         opened = _unwrap(batch)
         opened.pop(_MARK, None)
         return to_device(opened, self._device)
@@ -217,6 +218,10 @@ class EvaluationFeed:
         self._loading = _Loading(
             blocks, self._mine.__iter__, device, num_workers, patience, lasting=lasting
         )
+
+    def spare(self) -> Batch:
+        """On the device, for a rank that has none when others have one. Raises DataError."""
+        return to_device(_unwrap(self._loading.fetch(0)), self._device)
 
     def groups(self) -> Iterator[list[tuple[int, Batch]]]:
         """The same in groups that are best computed with at once. Raises DataError."""
@@ -292,6 +297,10 @@ class _Loading:
         for count, number in enumerate(self._numbers()):
             worker = count % self._num_workers if self._num_workers else 0
             yield _unwrap(_await(loaded, dataset, number, worker, self._patience))
+
+    def fetch(self, number: int) -> Batch | _Failure:
+        """One micro-batch out of turn, made in this process."""
+        return self._dataset[number]
 
     def _begin(self) -> Iterator[Any]:
         loader, self._loader = self._loader, None

@@ -39,9 +39,12 @@ class Words(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[at] for at in range(len(self))[index]]
-        at = range(len(self))[index]
+        return self.encoded(range(len(self))[index]).decode(errors="surrogatepass")
+
+    def encoded(self, at: int) -> bytes:
+        """A word in UTF-8."""
         text: bytes = self._values[self._ends[at] : self._ends[at + 1]].tobytes()
-        return text.decode(errors="surrogatepass")
+        return text
 
 
 def write_known(entry: Path, known: Mapping[str, Sequence[str]]) -> list[str]:
@@ -63,19 +66,22 @@ def write_known(entry: Path, known: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _write(making: Path, known: Mapping[str, Sequence[str]]) -> None:
     for number, texts in enumerate(map(Texts.of, known.values())):
-        encoded = [word.encode(errors="surrogatepass") for word in texts.words]
-        ends = np.cumsum([0, *map(len, encoded)])
-        kind = np.min_scalar_type(max(0, len(encoded) - 1))
-        for part, array in (
-            ("codes", texts.codes.astype(kind)),
-            ("words", np.frombuffer(b"".join(encoded), np.uint8)),
-            ("ends", ends),
-        ):
+        words, ends = encoded(texts.words)
+        kind = np.min_scalar_type(max(0, len(ends) - 2))
+        parts = {"codes": texts.codes.astype(kind), "words": words, "ends": ends}
+        for part, array in parts.items():
             with (making / f"{number:05}.{part}.npy").open("wb") as file:
                 np.save(file, array, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
     sync_directory(making)
+
+
+def encoded(words: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The words in UTF-8, one after another, and where they begin and end."""
+    found = [word.encode(errors="surrogatepass") for word in words]
+    ends = np.cumsum([0, *map(len, found)], dtype=np.int64)
+    return np.frombuffer(b"".join(found), np.uint8), ends
 
 
 def read_known(entry: Path, names: Sequence[str]) -> dict[str, Texts]:

@@ -26,6 +26,7 @@ from harness.components import STAGE, TARGET, without_stage
 from harness.data.content import Hashes, digest, identity
 from harness.data.feed import Patience, evaluation_batches
 from harness.data.settings import DataConfig, SplitConfig
+from harness.data.shelf import READINGS, Shelf, shelved
 from harness.data.source import (
     Batch,
     Treatment,
@@ -98,15 +99,26 @@ class Feedback:
 class Sources:
     """The sources of a config by split, each built when it is first asked for: the store may make
     that unnecessary.
+
+    shelf: where their readings are kept, by default in the store if there is one. `readings`: by
+    split, the keys of those that its source uses.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, shelf: Shelf | None = None) -> None:
         self._config = config
         self._built: dict[str, Any] = {}
+        self.readings: dict[str, list[str]] = {}
+        if shelf is None and config.store is not None and config.store.dir.is_dir():
+            shelf = store_shelf(config.store.dir, Feedback())
+        self._shelf = shelf
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._built:
-            source = open_source(split_config(self._config, name), name)
+            if self._shelf is not None:
+                self._shelf.used.clear()
+            with shelved(self._shelf):
+                source = open_source(split_config(self._config, name), name)
+            self.readings[name] = [] if self._shelf is None else sorted(self._shelf.used)
             if isinstance(source, StreamSource) and self._config.store is not None:
                 raise ConfigError(
                     f"data.store: data.{name}.source is a stream, which is not kept. Remove "
@@ -114,6 +126,19 @@ class Sources:
                 )
             self._built[name] = source
         return self._built[name]
+
+
+def store_shelf(directory: Path, feedback: Feedback, *, make: bool = True) -> Shelf:
+    """The shelf of a store, which is made if it is not there. Raises ConfigError."""
+    hashes = Hashes(_make_directory(directory) / MEMO)
+    return Shelf(
+        directory / READINGS,
+        lambda paths: hashes.of(paths, feedback.check_leave),
+        is_kept=True,
+        make=make,
+        check_leave=feedback.check_leave,
+        progress=feedback.progress,
+    )
 
 
 def open_source(split: SplitConfig, name: str) -> Any:
@@ -193,7 +218,7 @@ def prepare(
                 continue
             if path is None:
                 path = _build_entry(
-                    config, name, store, key, sources[name], treatments[:num_once], feedback
+                    config, name, store, key, sources, treatments[:num_once], feedback
                 )
             stored[name] = str(path)
     return Preparation(keys, stored, learned)
@@ -204,18 +229,19 @@ def _build_entry(
     name: str,
     store: Store,
     key: str,
-    source: Any,
+    sources: Sources,
     treatments: Sequence[Treatment],
     feedback: Feedback,
 ) -> Path:
     """The store's new entry of a split: its source under the treatments that are done once."""
     feedback.say(f"data.{name}: building {store.directory / key}")
-    split = split_config(config, name)
+    split, source = split_config(config, name), sources[name]
     made_of = {
         "split": name,
         "source": dict(split.source),
         "treatments": [dict(spec) for spec in split.treatments[: len(treatments)]],
         "left_out": list(skipped_of(source)),
+        "readings": sources.readings[name],
     }
 
     def tell(done: int, of: int) -> None:

@@ -26,8 +26,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.components import TARGET
 from harness.data.feed import Patience, evaluation_batches
 from harness.data.known_store import read_known, write_known
+from harness.data.readings import rows_in
+from harness.data.shelf import READINGS
 from harness.data.source import array_of, known_of
 from harness.data.split import Split
 from harness.durable import make_directory, read_json, sync_directory, write_json
@@ -126,34 +129,37 @@ class Store:
         return path
 
     def entries(self) -> list[Entry]:
-        """All entries, by key."""
-        paths = (
-            sorted(path for path in self.directory.iterdir() if path.is_dir())
-            if self.directory.is_dir()
-            else []
-        )
+        """All entries, by key, then the readings of files that they were made of."""
+        readings = self.directory / READINGS
         found = []
-        for path in paths:
+        for path in (*_directories(self.directory), *_directories(readings)):
             manifest = read_json(path / MANIFEST) if (path / MANIFEST).exists() else None
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            about = (
-                (None, {}, {})
-                if manifest is None
-                else (manifest["num_samples"], manifest["made_of"], manifest["columns"])
-            )
-            found.append(Entry(path.name, path, size, *about))
+            about: tuple[Any, ...] = (None, {}, {})
+            if manifest is not None and path.parent == readings:
+                about = (rows_in(manifest), {"source": {TARGET: READINGS}}, {})
+            elif manifest is not None:
+                about = (manifest["num_samples"], manifest["made_of"], manifest["columns"])
+            if path != readings:
+                found.append(Entry(path.name, path, size, *about))
         return found
 
     def prune(self, keep: set[str]) -> list[Entry]:
-        """Delete the entries whose keys are not in `keep`; returns them. An entry loses its
-        manifest first: half of one is never taken for whole.
+        """Delete the entries whose keys are not in `keep`, and readings of none of these; returns
+        them. An entry loses its manifest first: half of one is never taken for whole.
         """
-        gone = [entry for entry in self.entries() if entry.key not in keep]
+        entries = self.entries()
+        kept = {key for one in entries if one.key in keep for key in one.made_of.get(READINGS, ())}
+        gone = [entry for entry in entries if entry.key not in keep | kept]
         for entry in gone:
             with _explain_os_errors(entry.path):
                 (entry.path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(entry.path)
         return gone
+
+
+def _directories(directory: Path) -> list[Path]:
+    return sorted(filter(Path.is_dir, directory.iterdir())) if directory.is_dir() else []
 
 
 class EntrySource:

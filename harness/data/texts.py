@@ -82,6 +82,12 @@ class Texts(_Column):
     def take(self, rows: NDArray[Any]) -> "Texts":
         return Texts(self.words, self.codes[rows])
 
+    def equal(self, text: str) -> NDArray[np.bool_]:
+        """(N,): which ones are this text"""
+        codes = [code for code, word in enumerate(self.words) if word == text]
+        found: NDArray[np.bool_] = np.isin(self.codes, codes)
+        return found
+
     def array(self) -> NDArray[np.str_]:
         """(N,)"""
         texts: NDArray[np.str_] = np.array(self.words, dtype=np.str_)[self.codes]
@@ -93,9 +99,12 @@ class Texts(_Column):
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> "_Column": ...
-    def __getitem__(self, index: int | slice) -> "str | _Column":
-        return self._of(index) if isinstance(index, slice) else self.words[self.codes[index]]
+    def __getitem__(self, index: slice) -> "Texts": ...
+    def __getitem__(self, index: int | slice) -> "str | Texts":
+        if isinstance(index, slice):
+            return Texts(self.words, self.codes[index])
+        word: str = self.words[self.codes[index]]
+        return word
 
     def __iter__(self) -> Iterator[str]:
         return map(self.words.__getitem__, self.codes.tolist())

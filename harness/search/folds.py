@@ -17,7 +17,15 @@ from harness.config.schema import Config
 from harness.errors import ConfigError, DataError
 from harness.interrupt import Interruption
 from harness.rundir.outcome import Outcome, read_outcome
-from harness.search.process import POLL_S, Launched, Place, await_leaving
+from harness.search.process import (
+    POLL_S,
+    Launched,
+    Place,
+    await_leaving,
+    is_cut_off,
+    newest_step,
+    no_further,
+)
 from harness.search.space import override
 from harness.tracking.records import METRICS, read_records
 from harness.wording import Keys, dotted, printable
@@ -99,6 +107,7 @@ class _Job:
     fold: int
     launched: Launched
     place: Place
+    begin: int  # the step
 
 
 def run_folds(
@@ -118,15 +127,15 @@ def run_folds(
             for job in [one for one in jobs if one.launched.exit_code() is not None]:
                 job.launched.wait()
                 jobs.remove(job)
-                _check(job, directory, say)
+                left[:0] = [] if _has_ended(job, directory, say) else [job.fold]
             free = [one for one in places if one not in [job.place for job in jobs]]
             for place, fold in list(zip(free, left, strict=False)):
                 left.remove(fold)
                 run = directory / f"fold-{fold}"
                 await_leaving(run, interruption.check)
-                log = directory / "logs" / f"fold-{fold}.txt"
                 given = [*overrides[fold], override("run.dir", str(run))]
-                jobs.append(_Job(fold, Launched(config, given, log, place), place))
+                launched = Launched(config, given, _log_of(directory, fold), place)
+                jobs.append(_Job(fold, launched, place, newest_step(run)))
                 say(f"fold {fold} begins, or goes on")
             time.sleep(POLL_S)
         return not left and not jobs
@@ -137,12 +146,24 @@ def run_folds(
             job.launched.wait()
 
 
-def _check(job: _Job, directory: Path, say: Callable[[str], None]) -> None:
-    outcome = read_outcome(directory / f"fold-{job.fold}")
-    if outcome is None or not outcome.is_finished or job.launched.exit_code() not in (0, 3):
-        why = job.launched.error() or f"exit code {job.launched.exit_code()}"
-        raise DataError(f"fold {job.fold}: {why}")
-    say(f"fold {job.fold} ended ({outcome.reason}): {outcome.detail}")
+def _log_of(directory: Path, fold: int) -> Path:
+    return directory / "logs" / f"fold-{fold}.txt"
+
+
+def _has_ended(job: _Job, directory: Path, say: Callable[[str], None]) -> bool:
+    """False for one that was cut off and goes on. Raises DataError."""
+    run, code = directory / f"fold-{job.fold}", job.launched.exit_code()
+    outcome = read_outcome(run)
+    if outcome is not None and outcome.is_finished and code in (0, 3):
+        say(f"fold {job.fold} ended ({outcome.reason}): {outcome.detail}")
+        return True
+    step, why = newest_step(run), ""
+    if is_cut_off(code) and step > job.begin:
+        say(f"fold {job.fold} was cut off at step {step:,}; it goes on")
+        return False
+    if is_cut_off(code):
+        why = no_further(code, step, _log_of(directory, job.fold))
+    raise DataError(f"fold {job.fold}: {why or job.launched.error() or f'exit code {code}'}")
 
 
 @dataclass(frozen=True)

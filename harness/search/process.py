@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from harness.checkpoint.read import step_names
+from harness.errors import CheckpointError
+from harness.interrupt import DEPENDENT_CLI
 from harness.rundir.lease import holder
+from harness.rundir.outcome import INTERRUPTED
 
 # For a launch that an ended sweep has left behind to save and leave
 LEFT_BEHIND_S = 120.0
@@ -82,6 +86,31 @@ class Launched:
         return " ".join(lines[found[-1] :]) if found else ""
 
 
+def is_cut_off(code: int | None) -> bool:
+    """Whether an exit code is that of a launch that was interrupted, or killed by a signal, so that
+    another one goes on; of several processes, 128 and the signal.
+    """
+    return code is not None and (code == INTERRUPTED or code < 0 or code > 128)
+
+
+def newest_step(directory: Path) -> int:
+    """The step from which a run in this directory would go on; 0 before its first checkpoint, and
+    for a directory that cannot be read, of which its launch tells.
+    """
+    with suppress(CheckpointError):
+        return max((step for step, _ in step_names(directory / "checkpoints")), default=0)
+    return 0
+
+
+def no_further(code: int | None, step: int, log: Path) -> str:
+    """Why a launch that was cut off is not repeated: it got no further than the one before."""
+    how = "interrupted" if code == INTERRUPTED else "killed"
+    return (
+        f"it was {how} (exit code {code}) without getting further than step {step:,}, where it "
+        f"began. See what ended it in {log}."
+    )
+
+
 def await_leaving(directory: Path, check_leave: Callable[[], None]) -> None:
     """Wait for a launch of the run in this directory that an ended sweep has left behind: it was
     asked to leave by that, and saves.
@@ -115,7 +144,7 @@ def _run(
         os.environ["ACCELERATE_USE_CPU"] = "true"
     if place.processes > 1:
         options = ["--processes", str(place.processes), *(["--cpu"] if place.cpu else [])]
-        program = [sys.executable, "-c", "from harness.cli import main; main()", "launch"]
+        program = [sys.executable, "-c", DEPENDENT_CLI, "launch"]
         with subprocess.Popen([*program, config, *overrides, *options]) as launcher:
             _watch(asked, launcher.pid)
         code = launcher.returncode

@@ -87,6 +87,10 @@ class Trials:
             ),
         )
 
+    def were_too_short(self) -> bool:
+        """Whether all trials ended by themselves at their first evaluation."""
+        return all(one.state == "complete" and len(one.curve) < 2 for one in self.trials)
+
     def keys(self) -> list[str]:
         """What the trials vary."""
         return list(dict.fromkeys(key for one in self.trials for key in one.values))

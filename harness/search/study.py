@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("none", "median", "hyperband", "asha", "forecast")
+# Evaluations in the budget from which on a pruner can end a trial before its end: a forecast needs
+# six, and three of them in a row
+FEWEST_EVALUATIONS = {"median": 2, "hyperband": 2, "asha": 2, "forecast": 9}
 _UNTIL = "until"  # of a trial that pauses: the number of evaluations
 
 

@@ -13,7 +13,15 @@ from harness.errors import RankError
 from harness.interrupt import Interruption
 from harness.rundir.outcome import read_outcome
 from harness.search.follow import Prospect, Tail
-from harness.search.process import POLL_S, Launched, Place, await_leaving
+from harness.search.process import (
+    POLL_S,
+    Launched,
+    Place,
+    await_leaving,
+    is_cut_off,
+    newest_step,
+    no_further,
+)
 from harness.search.space import override
 from harness.search.study import Study
 from harness.stopping.budget import Budget
@@ -48,6 +56,7 @@ class Course:
     place: Place
     reported: Mapping[int, float]
     prospect: Prospect | None
+    begin: int  # the step
     evaluations: int = 0
     last: float = math.nan
     decision: str = ""
@@ -95,6 +104,9 @@ class Sweep:
         """A trial's run directory."""
         return self.plan.directory / f"trial-{trial:04}"
 
+    def _log_of(self, trial: int) -> Path:
+        return self.plan.directory / "logs" / f"trial-{trial:04}.txt"
+
     # -- beginning
 
     def _begin_next(self, interruption: Interruption) -> bool:
@@ -112,14 +124,14 @@ class Sweep:
             override("run.name", f"{self.plan.name}-{trial.number:04}"),
         ]
         given = [f"{key}={text}" for key, text in values.items()]
-        log = self.plan.directory / "logs" / f"trial-{trial.number:04}.txt"
+        begin, log = newest_step(directory), self._log_of(trial.number)
         launched = Launched(self.plan.config, [*self.plan.overrides, *where, *given], log, place)
         prospect = None
         design = self.study.design
         if design.prune == "forecast" and self.plan.budget is not None:
             prospect = Prospect(design.metric, design.info, self.plan.budget)
         tail, reported = Tail(directory / METRICS), dict(self.study.reported(trial))
-        self._courses.append(Course(trial, launched, tail, place, reported, prospect))
+        self._courses.append(Course(trial, launched, tail, place, reported, prospect, begin))
         until = self.study.until(trial)
         how = "goes on" if reported else "begins"
         end = f", up to evaluation {until}" if until else ""
@@ -193,10 +205,17 @@ class Sweep:
             value = outcome.best["value"]
             self.study.tell(course.trial, "complete", value)
             self.say(f"trial {number} ended ({outcome.reason}): {self._value(value)}")
-        elif code != 75 and not course.launched.asked:
+        elif not course.launched.asked:
+            step, why = newest_step(self.directory_of(number)), ""
+            if is_cut_off(code) and step > course.begin:
+                self.say(f"trial {number} was cut off at step {step:,}; it goes on")
+                return
+            if is_cut_off(code):
+                why = no_further(code, step, self._log_of(number))
             self._failures += 1
             self.study.tell(course.trial, "fail")
-            self.say(f"trial {number} failed: {course.launched.error() or f'exit code {code}'}")
+            why = why or course.launched.error() or f"exit code {code}"
+            self.say(f"trial {number} failed: {why}")
 
     def _prune_paused(self) -> None:
         """All that may go on have ended: the others stay where they are."""

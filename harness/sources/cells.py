@@ -4,7 +4,6 @@ Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
 import re
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.dates import check_time_format, check_timezone
 from harness.sources.encodings import check_encoding
+from harness.sources.narrowing import Narrowed
 from harness.sources.source import Rows, select
-from harness.wording import some
 
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")
 Missing = Literal["refuse", "keep"]
@@ -33,7 +32,6 @@ _LIKELY_MARKS = {
 }
 DAY_FIRST = re.compile(r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}(\D|$)")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:([., '\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.,]\d*)?")
-_STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are compared
 Column = NDArray[Any] | Texts
 
 
@@ -144,7 +142,9 @@ class Cells:
         self.cells = cells
         self.rows = rows
         self.layout = layout
-        self.narrowed: dict[str, str] = {}  # columns and what float32 makes of them
+        self.is_first = True  # no rows of the file are before these
+        self.share = 1.0  # of the file, up to their end
+        self.narrowed: dict[str, Narrowed] = {}  # columns and what float32 makes of them
         self._marked = [
             number for number in map(number_or_none, layout.marks) if number is not None
         ]
@@ -174,8 +174,7 @@ class Cells:
         with np.errstate(over="ignore"):
             values = wide.astype(np.float32)
         self._refuse_where(name, np.isinf(values), "too large for float32. Rescale it.")
-        if (lost := lost_in_float32(wide)) is not None:
-            self.narrowed[name] = lost
+        self.narrowed[name] = Narrowed.of(wide)
         return values
 
     def numbers(self, name: str) -> NDArray[np.float64]:
@@ -327,7 +326,7 @@ class Cells:
             ways.append(f"If {other!r} is the decimal point, set decimal: '{other}'.")
         if ways:
             return " ".join(ways)
-        if index == 0 and not any(letter.isdigit() for letter in word):
+        if index == 0 and self.is_first and not any(map(str.isdigit, word)):
             skipped = self.layout.skip_rows + 1
             skip = f"set skip_rows: {skipped}"
             return f"If this row holds no data, e.g. units, {skip}. Or read it as text."
@@ -357,38 +356,6 @@ class Cells:
     def refuse(self, name: str, index: int, what: str) -> NoReturn:
         """Raise DataError for a cell."""
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
-
-
-def lost_in_float32(values: NDArray[np.float64]) -> str | None:
-    """What float32 (7 digits) makes of numbers that are large compared with their differences; None
-    if it distinguishes them well.
-    """
-    finite = values[np.isfinite(values)]
-    if len(finite) < 2:
-        return None
-    if not may_lose(float(finite.min()), float(finite.max())):
-        return None
-    narrow = len(np.unique(finite.astype(np.float32)))
-    wide = len(np.unique(finite))
-    return f"{narrow:,} of {wide:,} distinct numbers remain" if narrow < wide else None
-
-
-def may_lose(low: float, high: float) -> bool:
-    """Whether numbers in this range may be so close together that float32 joins some."""
-    with np.errstate(all="ignore"):
-        step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    return not (step * _STEPS_OF_FLOAT32 <= high - low or low == high)
-
-
-def tell_narrowed(lost: Mapping[str, str]) -> None:
-    """Warn once of all columns, {where: what `lost_in_float32` says}."""
-    if lost:
-        listed = [f"{where}: {what}" for where, what in lost.items()]
-        warnings.warn(
-            f"float32 has 7 digits, and cannot distinguish large numbers: {some(listed, 4)}. "
-            "Subtract a constant in the file, or read the column as integer or text.",
-            stacklevel=3,
-        )
 
 
 def is_empty(cell: Any) -> bool:

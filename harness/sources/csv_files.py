@@ -32,22 +32,32 @@ TORN = (EOFError, zlib.error, lzma.LZMAError)
 
 def read_csv(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     """The columns of a file, all of them if None. Raises DataError with its row."""
+    pieces = list(csv_pieces(path, layout, columns))
+    cells = {name: _concat([piece.cells[name] for piece in pieces]) for name in pieces[0].cells}
+    return Cells(path, cells, np.concatenate([piece.rows for piece in pieces]), layout)
+
+
+def csv_pieces(path: Path, layout: Layout, columns: Collection[str] | None) -> Iterator[Cells]:
+    """The same, a part of the file at a time; the last one may have no rows."""
     separator = layout.separator or ("\t" if ending_of(path) == ".tsv" else ",")
     layout.check_separator(separator)
     csv.field_size_limit(_LONGEST_FIELD)
+    size = path.stat().st_size
     with open_text(path, layout.encoding) as file:
         rows = _Rows(file, separator, layout)
         try:
             head = read_head(path, layout, columns, rows)
-            parts = list(_parts(file, rows, head, layout))
+            for cells, numbers in _parts(file, rows, head, layout):
+                piece = Cells(path, cells, numbers, layout)
+                if not is_packed(path):
+                    piece.share = min(1.0, file.buffer.tell() / max(1, size))
+                yield piece
         except csv.Error as error:
             raise DataError(
                 f"{path}: row {rows.number}: {error}. Correct the row, or set separator."
             ) from error
         except TORN as error:
             raise DataError(f"{path}: cannot be unpacked: {error}. It may be truncated.") from error
-    cells = {name: _concat([part[name] for part, _ in parts]) for name in head.wanted}
-    return Cells(path, cells, np.concatenate([numbers for _, numbers in parts]), layout)
 
 
 def ending_of(path: Path) -> str:

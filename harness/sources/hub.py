@@ -15,10 +15,11 @@ from harness.data.content import Hashes
 from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.audio import WaveReader
-from harness.sources.cells import Missing, lost_in_float32, may_lose, tell_narrowed
+from harness.sources.cells import Missing
 from harness.sources.collection import FileReader
 from harness.sources.files import OnError, read_all
 from harness.sources.images import ImageReader
+from harness.sources.narrowing import Narrowed, may_lose, tell_narrowed
 from harness.sources.source import BatchSource
 from harness.sources.split import Part, Rule, rows_of
 from harness.wording import did_you_mean
@@ -206,7 +207,8 @@ class Hub(BatchSource):
             if pa.types.is_float64(cells.type):
                 ends = pc.min_max(cells).as_py()
                 wide = ends["min"] is not None and may_lose(ends["min"], ends["max"])
-                lost = lost_in_float32(cells.to_numpy()) if wide else None  # copied only if needed
+                # Copied only if needed
+                lost = Narrowed.of(cells.to_numpy()).lost() if wide else None
                 if lost is not None:
                     narrowed[f"{self.path}, column {column!r}"] = lost
             if not pa.types.is_floating(cells.type):

@@ -8,10 +8,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.texts import Texts
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.arrays import is_array, load_array
-from harness.sources.cells import Cells, Layout, lost_in_float32
+from harness.sources.cells import Cells, Layout
 from harness.sources.long_format import widen
+from harness.sources.narrowing import Narrowed
 from harness.sources.source import Rows, select
 from harness.sources.table_files import read_cells
 from harness.sources.times import seconds_of
@@ -36,9 +38,14 @@ class Track:
     name: str
     fields: dict[str, str]
     values: NDArray[np.float32]
-    labels: NDArray[np.str_] | None
+    labels: Texts | None
     times: NDArray[np.float64] | None
     stretches: Bounds
+
+    def of_rows(self) -> dict[str, Texts | NDArray[np.float64]]:
+        """Labels and times, if there are any."""
+        found = {"labels": self.labels, "times": self.times}
+        return {name: of for name, of in found.items() if of is not None}
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Reader:
     channels_first: bool = False
     long_format: Sequence[str] = ()  # the columns of a channel's name and of its value
     # The file and rate that all others must match
-    _first: tuple[Path, float] | None = field(default=None, init=False)
+    first: tuple[Path, float] | None = field(default=None, init=False)
     # Channels of files, and what float32 made of them
     narrowed: dict[str, str] = field(default_factory=dict, init=False)
 
@@ -128,7 +135,7 @@ class Reader:
         lost = {
             f"{path}, channel {name!r}": what
             for name, wide in zip(self.channels, values, strict=True)
-            if (what := lost_in_float32(wide)) is not None
+            if (what := Narrowed.of(wide).lost()) is not None
         }
         self.narrowed.update(lost)
         if np.isinf(narrow).any():
@@ -144,7 +151,7 @@ class Reader:
                     name=" ".join([str(path), *key]),
                     fields=dict(zip(self.recording, key, strict=True)),
                     values=narrow[:, begin:end],
-                    labels=cut.labels,
+                    labels=None if cut.labels is None else Texts.of(cut.labels.tolist()),
                     times=cut.times,
                     stretches=self._stretches(cut),
                 )
@@ -283,8 +290,8 @@ class Reader:
         if self.rate_hz is not None:
             wanted, whose = self.rate_hz, f"but rate_hz is {self.rate_hz:g}"
         else:
-            self._first = self._first or (path, found)
-            wanted, whose = self._first[1], f"but {self._first[0]} has {self._first[1]:.4g}"
+            self.first = self.first or (path, found)
+            wanted, whose = self.first[1], f"but {self.first[0]} has {self.first[1]:.4g}"
         if abs(found - wanted) > _RATES_DIFFER * wanted:
             raise DataError(
                 f"{path}: {found:.4g} rows per second by {self._time!r}, {whose}. Resample it, or "

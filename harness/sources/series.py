@@ -1,6 +1,6 @@
 """Time series of measuring devices: windows of multichannel recordings, one row per time step."""
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -8,11 +8,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.readings import Column, Columns
+from harness.data.shelf import report
 from harness.data.written import plain_name
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.cells import MISSING, Layout, TimeUnit, tell_narrowed
+from harness.sources.cells import MISSING, Layout, TimeUnit
 from harness.sources.device_files import with_parts
-from harness.sources.files import Files, OnError, class_names, find_files, read_each
+from harness.sources.files import Files, OnError, class_names, find_files, read_all
+from harness.sources.narrowing import tell_narrowed
 from harness.sources.recording import Bounds, Duplicates, Gaps, Reader, Track
 from harness.sources.shared import read_shared
 from harness.sources.source import BatchSource, select, span_columns
@@ -26,9 +29,65 @@ Labels = Literal["pure", "majority"]
 class _SeriesData:
     """The files that were read, their recordings, and messages about skipped ones."""
 
-    files: Files
+    paths: list[Path]
     tracks: list[list[Track]]
     skipped: list[str]
+
+
+def _reads(files: Files, reader: Reader, on_error: OnError) -> Callable[[Columns], None]:
+    """What fills columns with the recordings of all files, one after another; in the state, by
+    path, a message for a skipped file, or of each recording what is no column.
+    """
+
+    def read(columns: Columns) -> None:
+        state = columns.state or {"done": {}, "narrowed": {}, "first": None}
+        done, first = state["done"], state["first"]
+        reader.first = None if first is None else (Path(first[0]), first[1])
+
+        def read_file(path: Path) -> None:
+            report("reading files", len(done), len(files.paths))
+            if isinstance(done.get(str(path)), str):
+                raise DataError(done[str(path)])
+            if str(path) in done:
+                return
+            try:
+                tracks = reader.read(path)
+            except DataError as error:
+                done[str(path)] = str(error)
+                raise
+            done[str(path)] = [
+                [one.name, one.fields, one.values.shape[1], one.stretches.tolist()]
+                for one in tracks
+            ]
+            state["narrowed"] |= reader.narrowed
+            state["first"] = reader.first and [str(reader.first[0]), reader.first[1]]
+            for one in tracks:
+                piece: dict[str, Column] = {"values": np.ascontiguousarray(one.values.T)}
+                columns.append(piece | one.of_rows(), state)
+
+        read_all(files.paths, read_file, on_error, "files")
+        columns.state = state
+
+    return read
+
+
+def _formed(columns: Mapping[str, Column], state: Any) -> _SeriesData:
+    """The recordings of these columns, which `_reads` filled."""
+    tell_narrowed(state["narrowed"])
+    done = {path: of for path, of in state["done"].items() if not isinstance(of, str)}
+    rows: dict[str, Any] = dict(columns)
+    tracks: list[list[Track]] = []
+    begin = 0
+    for of_file in done.values():
+        tracks.append([])
+        for name, fields, length, stretches in of_file:
+            cut = {of: column[begin : begin + length] for of, column in rows.items()}
+            values, bounds = cut["values"].T, np.array(stretches, np.int64).reshape(-1, 2)
+            about = cut.get("labels"), cut.get("times")
+            tracks[-1].append(Track(name, fields, values, *about, bounds))
+            begin += length
+    skipped = [of for of in state["done"].values() if isinstance(of, str)]
+    return _SeriesData(list(map(Path, done)), tracks, skipped)
 
 
 class Series(BatchSource):
@@ -171,15 +230,11 @@ class Series(BatchSource):
                 f"recording: {min(twice)!r} is also a field of the path. Rename one of them."
             )
 
-        def read() -> _SeriesData:
-            reading = _SeriesData(*read_each(found, reader.read, on_error))
-            tell_narrowed(reader.narrowed)
-            return reading
-
         # Kept as long as one of the parts is in use
-        self._reading = read_shared(found, settings, read)
-        found, tracks = self._reading.files, self._reading.tracks
-        self.skipped, self._paths = self._reading.skipped, found.paths
+        self._reading = read_shared(found, settings, _reads(found, reader, on_error), _formed)
+        found = found.select_rows([found.paths.index(path) for path in self._reading.paths])
+        tracks, self.skipped = self._reading.tracks, self._reading.skipped
+        self._paths = found.paths
         self._recordings = [one for of_file in tracks for one in of_file]
         file_of = np.repeat(np.arange(len(tracks)), [len(of_file) for of_file in tracks])
         self._fields = found.fields_at(file_of)
@@ -211,7 +266,7 @@ class Series(BatchSource):
     def _number_classes(self, label: str | None, classes: Sequence[Any] | None) -> list[str] | None:
         if label is not None:
             labels = [one.labels for one in self._recordings if one.labels is not None]
-            names = set(np.unique(np.concatenate(labels)).tolist()) - {""}
+            names = {name for of in labels for name in of.compact().words} - {""}
             return class_names(classes, sorted(names), label)
         if "label" in self._fields:
             return class_names(classes, self._fields["label"], "label")
@@ -230,7 +285,7 @@ class Series(BatchSource):
                     judged = np.full(len(begins), self.classes.index(self._fields["label"][number]))
                 else:
                     judged = judge(
-                        np.stack([one.labels == name for name in self.classes]),
+                        np.stack([one.labels.equal(name) for name in self.classes]),
                         begins,
                         self.length,
                         rule,

@@ -1,11 +1,15 @@
-"""Readings of files that several sources of a process share, such as the splits of a table."""
+"""Readings of files that several sources share: the splits of a table in a process, and by a shelf
+(harness/data/shelf.py) the processes of a launch, and launches.
+"""
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from harness.data.readings import Column
+from harness.data.shelf import Read, current_shelf, read_in_memory
 from harness.sources.device_files import with_parts
 from harness.sources.files import Files
 
@@ -14,26 +18,36 @@ _SETTLED_S = 2.0  # the coarsest precision of modification times in file systems
 _IN_USE: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
 
-def read_shared(files: Files, settings: Hashable, read: Callable[[], Reading]) -> Reading:
-    """What `read` returns, or what it returned for the same files, fields of their paths and
-    settings if that is in use.
+def read_shared(
+    files: Files,
+    settings: Hashable,
+    read: Read,
+    form: Callable[[Mapping[str, Column], Any], Reading],
+) -> Reading:
+    """What `form` makes of the columns that `read` fills and of its state after that; or what it
+    made of the same files, fields of their paths and settings, if that is in use.
 
     Files that were modified in the last seconds are read again: they may have changed again within
     the precision of their times.
     """
-    states = _states_of(with_parts(files.paths))
-    if states is None:
-        return read()
-    fields = frozenset((name, tuple(values)) for name, values in files.fields.items())
-    key = settings, fields, states
-    found: Reading | None = _IN_USE.get(key)
+    shelf, paths = current_shelf(), with_parts(files.present())
+    fields = tuple((name, tuple(values)) for name, values in sorted(files.fields.items()))
+    states = _states_of(paths)
+    key: Hashable = None if states is None else (settings, fields, states)
+    if shelf is not None:
+        on_shelf = shelf.key((settings, fields, files.paths), paths)
+        key = None if states is None else (shelf.directory, on_shelf)
+    found: Reading | None = None if key is None else _IN_USE.get(key)
     if found is None:
-        found = read()
-        _IN_USE[key] = found
+        opened = read_in_memory(read) if shelf is None else shelf.open(on_shelf, read)
+        found = form(*opened)
+        if key is not None:
+            _IN_USE[key] = found
     return found
 
 
 def _states_of(paths: Sequence[Path]) -> Hashable | None:
+    """Sizes and times of files; None if one of them was modified in the last seconds."""
     try:
         found = [(path, path.stat()) for path in paths]
     except OSError:

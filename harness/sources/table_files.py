@@ -5,7 +5,7 @@ numbers.
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from harness.sources.cells import Cells, Layout
 from harness.sources.csv_files import (
     PACKED,
     TORN,
+    csv_pieces,
     ending_of,
     is_packed,
     open_text,
@@ -29,6 +30,7 @@ from harness.sources.headed import refuse_twins, select_names
 from harness.sources.mistaken import what_is
 
 _OF_PANDAS = re.compile(r"__index_level_\d+__")  # row numbers that nobody asked pandas to store
+_ROWS_AT_ONCE, _CELLS_AT_ONCE = 2**17, 2**21
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 
 
@@ -37,6 +39,30 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
 
     Raises a DataError that names the file, and the row if there is one.
     """
+    reader = _reader_of(path)
+    with _explained(path, layout, reader):
+        return reader(path, layout, None if columns is None else list(map(name_of, columns)))
+
+
+def read_pieces(
+    path: Path, layout: Layout, columns: Collection[str] | None = None
+) -> Iterator[Cells]:
+    """The same, some rows at a time where the format allows it; all pieces have the same columns.
+    One may have no rows.
+    """
+    reader = _reader_of(path)
+    columns = None if columns is None else list(map(name_of, columns))
+    with _explained(path, layout, reader):
+        by_pieces = _BY_PIECES.get(reader)
+        if by_pieces is None:
+            yield reader(path, layout, columns)
+            return
+        for number, piece in enumerate(by_pieces(path, layout, columns)):
+            piece.is_first = number == 0
+            yield piece
+
+
+def _reader_of(path: Path) -> _Reader:
     reader = _READERS.get(ending_of(path))
     if is_packed(path) and reader not in (read_csv, _json_lines, _json):
         reader = None
@@ -48,9 +74,13 @@ def read_cells(path: Path, layout: Layout, columns: Collection[str] | None = Non
     binary = (*EXCEL, *PACKED, *DEVICES)
     if path.suffix.lower() not in binary and (what := what_is(path, "table")) is not None:
         raise DataError(f"{path}: not a supported table, but {what}")
-    columns = None if columns is None else list(map(name_of, columns))
+    return reader
+
+
+@contextmanager
+def _explained(path: Path, layout: Layout, reader: _Reader) -> Iterator[None]:
     try:
-        return reader(path, layout, columns)
+        yield
     except UnicodeError as error:
         why = why_not_text(path, layout, error)
         if reader is not read_csv:
@@ -127,25 +157,57 @@ def _flat(found: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
+    with _opened(path, columns) as (file, wanted):
+        table = file.read(list(wanted.values()))
+    return _of_table(path, layout, wanted, table, 1)
+
+
+def _parquet_pieces(path: Path, layout: Layout, columns: Collection[str] | None) -> Iterator[Cells]:
+    # Loaded when used
+    import pyarrow as pa
+
+    row = 1
+    with _opened(path, columns) as (file, wanted):
+        count = max(1, min(_ROWS_AT_ONCE, _CELLS_AT_ONCE // max(1, len(wanted))))
+        batches = file.iter_batches(count, columns=list(wanted.values()), use_threads=False)
+        for batch in batches:
+            piece = _of_table(path, layout, wanted, pa.Table.from_batches([batch]), row)
+            row += len(batch)
+            piece.share = (row - 1) / file.metadata.num_rows
+            yield piece
+        if row == 1:
+            yield _of_table(path, layout, wanted, file.schema_arrow.empty_table(), row)
+
+
+@contextmanager
+def _opened(path: Path, columns: Collection[str] | None) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A Parquet file, and {name: as it is stored} of the columns to read. Raises DataError."""
     # Loaded when used
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False) as file:  # which keeps what was read
             stored = _leaves(file.schema_arrow)
             if columns is None:  # as those without a name in CSV
                 stored = [name for name in stored if not _OF_PANDAS.fullmatch(name)]
             names = select_names(path, list(map(name_of, stored)), columns)
             refuse_twins(path, names)
-            wanted = {name_of(name): name for name in stored if name_of(name) in names}
-            table = file.read(list(wanted.values()))
-            while any(pa.types.is_struct(kind) for kind in table.schema.types):
-                table = table.flatten()
+            yield file, {name_of(name): name for name in stored if name_of(name) in names}
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a Parquet file."
         ) from error
+
+
+def _of_table(
+    path: Path, layout: Layout, wanted: dict[str, str], table: Any, first_row: int
+) -> Cells:
+    # Loaded when used
+    import pyarrow as pa
+
+    while any(pa.types.is_struct(kind) for kind in table.schema.types):
+        table = table.flatten()
     cells: dict[str, Any] = {}
     for name, one in wanted.items():
         column = table[one]
@@ -157,8 +219,8 @@ def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
                 cells[name] = column.cast(pa.string()).fill_null("")
                 continue
         # A null in floats becomes NaN
-        cells[name] = column.to_numpy() if plain else _as_objects(path, name, column)
-    return Cells(path, cells, range(1, len(table) + 1), layout)
+        cells[name] = column.to_numpy() if plain else _as_objects(path, name, column, first_row)
+    return Cells(path, cells, range(first_row, first_row + len(table)), layout)
 
 
 def _leaves(fields: Any, within: str = "") -> list[str]:
@@ -187,7 +249,7 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
+def _as_objects(path: Path, name: str, column: Any, first_row: int) -> list[Any]:
     # Loaded when used
     import pyarrow as pa
 
@@ -202,7 +264,7 @@ def _as_objects(path: Path, name: str, column: Any) -> list[Any]:
     try:
         return list(column.to_pylist())
     except (OverflowError, ValueError):
-        for row, cell in enumerate(column, start=1):
+        for row, cell in enumerate(column, start=first_row):
             try:
                 cell.as_py()
             except (OverflowError, ValueError) as error:
@@ -246,5 +308,9 @@ _READERS: dict[str, _Reader] = {
     **dict.fromkeys(EXCEL, read_excel),
     ".parquet": _parquet,
     **DEVICES,
+}
+_BY_PIECES: dict[_Reader, Callable[[Path, Layout, Collection[str] | None], Iterator[Cells]]] = {
+    read_csv: csv_pieces,
+    _parquet: _parquet_pieces,
 }
 FORMATS = tuple(_READERS)

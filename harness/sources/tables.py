@@ -3,34 +3,35 @@
 The same data gives the same samples in each of these formats.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.readings import Columns
+from harness.data.shelf import report
 from harness.data.texts import NumberTexts, Texts
 from harness.data.written import name_of, plain_name
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
     MISSING,
+    Cells,
     Column,
     Kind,
     Layout,
     Missing,
     check_kinds,
-    tell_narrowed,
 )
 from harness.sources.device_files import with_parts
-from harness.sources.files import Files, OnError, find_files, read_each
+from harness.sources.files import Files, OnError, find_files, read_all
+from harness.sources.narrowing import Narrowed, tell_narrowed
 from harness.sources.shared import read_shared
 from harness.sources.source import BatchSource
 from harness.sources.split import Part, Rule, rows_of
-from harness.sources.table_files import read_cells
-
-_Samples = tuple[dict[str, Column], dict[str, Texts], NDArray[np.int64], dict[str, str]]
+from harness.sources.table_files import read_cells, read_pieces
 
 
 class Table(BatchSource):
@@ -91,7 +92,7 @@ class Table(BatchSource):
         reader = _Reader(
             layout, self.features, self.columns, rule_columns, set(found.fields), on_error
         )
-        whole = read_shared(found, reader.settings, lambda: reader.read(found))
+        whole = read_shared(found, reader.settings, reader.reads(found), reader.whole)
         self.features, self.skipped, self._paths = whole.features, whole.skipped, whole.paths
         if len(whole.rows) == 0:
             raise DataError(f"{files}: no row holds data. Give a file with rows below its header.")
@@ -169,24 +170,68 @@ class _Reader:
         self._asked = list(dict.fromkeys(name for name in asked if name not in self.of_paths))
         self._wanted = None if features is None else list(dict.fromkeys([*features, *self._asked]))
 
-    def read(self, files: Files) -> _Whole:
-        """Raises DataError with file, row and column."""
-        found, read, skipped = read_each(files, self._read, self.on_error)
-        tell_narrowed({name: lost for one in read for name, lost in one[3].items()})
-        values = {name: _join([one[0][name] for one in read]) for name in read[0][0]}
-        known = {name: Texts.concat([one[1][name] for one in read]) for name in read[0][1]}
-        file_of = np.repeat(np.arange(len(read)), [len(one[2]) for one in read])
-        known |= {name: Texts.of(of).take(file_of) for name, of in found.fields.items()}
-        values |= {name: known[name] for name in self.columns if name in self.of_paths}
-        rows = np.concatenate([one[2] for one in read])
-        path_of = Texts(list(map(str, found.paths)), file_of)
-        return _Whole(self.features or [], values, known, rows, path_of, found.paths, skipped)
+    def reads(self, files: Files) -> Callable[[Columns], None]:
+        """What fills columns with the rows of all files, going on after those that are there."""
 
-    def _read(self, path: Path) -> _Samples:
-        """The values of the samples of a file, the columns that the split needs, their rows, and
-        what float32 lost.
-        """
-        frame = read_cells(path, self.layout, self._wanted)
+        def read(columns: Columns) -> None:
+            at = _Position(**(columns.state or {}))
+            self.features = at.features or self.features
+            number_of = {path: number for number, path in enumerate(files.paths)}
+
+            def read_file(path: Path) -> None:
+                if (text := str(path)) in at.done:
+                    if (message := at.done[text]) is not None:
+                        raise DataError(message)
+                    return
+                fixed = {name: values[number_of[path]] for name, values in files.fields.items()}
+                try:
+                    self._read(path, fixed, columns, at)
+                except DataError as error:
+                    at.leave(path, str(error), at.begin)
+                    columns.cut(at.begin, vars(at))
+                    raise
+                at.leave(path, None, columns.num_rows)
+
+            read_all(files.paths, read_file, self.on_error, "files")
+            columns.state = vars(at)
+
+        return read
+
+    def whole(self, columns: Mapping[str, Column], state: Any) -> _Whole:
+        """The table of these columns, which `read` filled."""
+        at, none = _Position(**state), Texts([], np.empty(0, np.int32))
+        tell_narrowed(at.lost)
+        found: dict[str, dict[str, Any]] = {"value": {}, "known": {}, "row": {}, "path": {}}
+        for name, column in columns.items():
+            kind, _, rest = name.partition(":")
+            found[kind][rest] = column
+        values, known = found["value"], found["known"]
+        values |= {name: known[name] for name in self.columns if name in self.of_paths}
+        paths = [Path(path) for path, message in at.done.items() if message is None]
+        skipped = [message for message in at.done.values() if message is not None]
+        rows, path_of = found["row"].get("", np.empty(0, np.int64)), found["path"].get("", none)
+        return _Whole(at.features or [], values, known, rows, path_of, paths, skipped)
+
+    def _read(
+        self, path: Path, fixed: Mapping[str, str], columns: Columns, at: "_Position"
+    ) -> None:
+        """Append the rows of a file. Raises DataError with file, row and column."""
+        size = path.stat().st_size
+        for number, frame in enumerate(read_pieces(path, self.layout, self._wanted)):
+            report(f"reading {path}", int(frame.share * size), size)
+            if number < at.pieces:
+                continue
+            piece = self._piece(path, frame)
+            at.features, at.pieces = self.features, number + 1
+            for name, span in frame.narrowed.items():
+                at.spans[name] = list(span.joined(Narrowed(*at.spans.get(name, ()))))
+            if len(frame):
+                none = np.zeros(len(frame), np.int32)
+                piece |= {f"known:{name}": Texts([text], none) for name, text in fixed.items()}
+                columns.append({**piece, "path:": Texts([str(path)], none)}, vars(at))
+
+    def _piece(self, path: Path, frame: Cells) -> dict[str, Column]:
+        """The values of samples, the columns that the split needs, and the rows."""
         asked = set(map(name_of, self._asked))
         if asked - set(frame.cells):
             # Raises, and names the missing column and the existing ones
@@ -211,12 +256,32 @@ class _Reader:
             if name not in self.of_paths:
                 values[name] = frame.column(name, kind)
         known = {name: frame.texts(name) for name in self.rule_columns if name not in self.of_paths}
-        narrowed = {f"{path}, column {name!r}": lost for name, lost in frame.narrowed.items()}
-        return values, known, np.asarray(frame.rows, dtype=np.int64), narrowed
+        return {
+            **{f"value:{name}": column for name, column in values.items()},
+            **{f"known:{name}": column for name, column in known.items()},
+            "row:": np.asarray(frame.rows, dtype=np.int64),
+        }
 
 
-def _join(columns: Sequence[Any]) -> Column:
-    if isinstance(columns[0], Texts):
-        return Texts.concat(columns)
-    joined: Column = columns[0] if len(columns) == 1 else np.concatenate(columns)
-    return joined
+@dataclass
+class _Position:
+    """Where the reader of a table is, as JSON values: the files that were left, with the message
+    for a skipped one, and of the present one its first row, how many pieces were read, and what
+    float32 makes of columns.
+    """
+
+    features: list[str] | None = None
+    done: dict[str, str | None] = field(default_factory=dict)
+    begin: int = 0
+    pieces: int = 0
+    spans: dict[str, list[Any]] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+
+    def leave(self, path: Path, message: str | None, num_rows: int) -> None:
+        """Go on to the next file."""
+        spans = {name: Narrowed(*span) for name, span in self.spans.items()}
+        told = {f"{path}, column {name!r}": span.lost() for name, span in spans.items()}
+        if message is None:
+            self.lost |= {where: lost for where, lost in told.items() if lost is not None}
+        self.done[str(path)] = message
+        self.begin, self.pieces, self.spans = num_rows, 0, {}

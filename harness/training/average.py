@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config.schema import EmaConfig
+from harness.ranks.rows import local_of
 
 # Prefix of the keys of averages that the model's tensors do not hold, next to the optimizer's state
 AVERAGED = "ema_weight/"
@@ -37,7 +38,9 @@ class WeightAverage:
         decay = self._settings.decay
         if self._settings.ramp:
             decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.tensors, wide, 1 - decay)
+        torch._foreach_lerp_(
+            list(map(local_of, self.tensors)), list(map(local_of, wide)), 1 - decay
+        )
 
     def restore(self, tensors: Sequence[Tensor], num_updates: int) -> None:
         """Go on from averages in the order of the weights."""

@@ -143,14 +143,16 @@ def restore_weights(
     config: Config, launch: Launch, engine: Engine, data: RunData, ranks: Ranks, console: Console
 ) -> LoadedState | None:
     """Those of the checkpoint, with the rest of its state; without one, those that the config
-    names. Called by every rank. Raises HarnessError.
+    names; and an optimizer for them. Called by every rank. Raises HarnessError.
     """
-    if launch.checkpoint is not None:
-        console.phase(f"reading {launch.checkpoint.name}")
-        return load_state(config, launch, engine, data.keys, ranks)
-    for line in ranks.together(lambda: start_weights(engine.network, config)):
-        console.say(line)
-    return None
+    if launch.checkpoint is None:
+        for line in ranks.together(lambda: start_weights(engine.network, config)):
+            console.say(line)
+    engine.open(ranks)
+    if launch.checkpoint is None:
+        return None
+    console.phase(f"reading {launch.checkpoint.name}")
+    return load_state(config, launch, engine, data.keys, ranks)
 
 
 def run_info(config: Config, launch: Launch) -> RunInfo:
@@ -285,6 +287,8 @@ def introduce(run: Run, shown: Shown) -> None:
     if run.engine.recomputed:
         names = some(run.engine.recomputed)
         console.say(f"{run.directory}: the backward pass runs {names} again")
+    if run.engine.shards is not None:
+        console.say(f"{run.directory}: {run.engine.shards.description()}")
     verdict = run.progress.verdict
     if verdict is not None:
         console.say(
@@ -306,6 +310,7 @@ def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> Ch
         fence=lease.check,
         max_failures=settings.max_failures,
         timeout_s=settings.timeout_s,
+        model_layout=settings.model_layout,
         found=launch.checkpoint,
     )
 

@@ -1,7 +1,11 @@
 """The data of a run, opened on every rank; rank 0 prepares and checks it, however long it takes."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +29,11 @@ from harness.data.preparing import (
     build_treatments,
     open_splits,
     prepare,
+    store_shelf,
 )
 from harness.data.sampling import Balance, Order
+from harness.data.settings import DataConfig
+from harness.data.shelf import Shelf, temporary_readings, temporary_shelf
 from harness.data.source import Treatment, class_names_of, may_have_order, order_of, skipped_of
 from harness.data.split import Split
 from harness.data.streams import StreamSource
@@ -72,18 +79,56 @@ def open_data(
     Called by every rank. Raises HarnessError.
     """
     console.phase("preparing the data")
+    feedback = Feedback(console.say, interruption.check, console.progress)
+    with shelf_of(config.data, ranks, feedback) as (shelf, is_leader):
+        return _open_data(config, ranks, launch, task, console, feedback, shelf, is_leader)
+
+
+@contextmanager
+def shelf_of(
+    config: DataConfig, ranks: Ranks, feedback: Feedback
+) -> Iterator[tuple[Shelf | None, bool]]:
+    """Where readings of files are kept for all ranks: in the store, else in a temporary directory
+    of each machine; and whether this rank reads for the others of its machine.
+
+    Called by every rank. Raises ConfigError.
+    """
+    is_local_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if config.store is not None:
+        directory = config.store.dir
+        yield ranks.together(lambda: store_shelf(directory, feedback)), is_local_first
+        return
+    with temporary_readings(wanted=ranks.size > 1 and is_local_first) as made:
+        offered = ranks.gather("" if made is None else str(made))
+        # The first that this machine has
+        chosen = next((path for path in offered if path and Path(path).is_dir()), None)
+        is_leader = made is not None and str(made) == chosen
+        yield None if chosen is None else temporary_shelf(Path(chosen)), is_leader
+
+
+def _open_data(
+    config: Config,
+    ranks: Ranks,
+    launch: Launch,
+    task: Task,
+    console: Console,
+    feedback: Feedback,
+    shelf: Shelf | None,
+    is_leader: bool,
+) -> RunData:
     names = ("train", "val") if config.data.val is not None else ("train",)
-    sources = Sources(config.data)
+    sources = Sources(config.data, shelf)
     prepared = slowly(
-        ranks,
-        lambda: prepare_data(config, names, sources, launch, console, interruption.check),
-        Preparation,
+        ranks, lambda: prepare_data(config, names, sources, launch, feedback), Preparation
     )
     if launch.checkpoint is None:
         slowly(ranks, lambda: check_splits(config, names, sources, console))
-    splits = ranks.together(lambda: open_splits(config.data, names, sources, prepared, task.check))
+    opening = partial(open_splits, config.data, names, sources, prepared, task.check)
+    # What one reads, the others of its machine map
+    read = ranks.together(lambda: opening() if is_leader else None)
+    splits = ranks.together(lambda: opening() if read is None else read)
     ranks.decide(lambda: list_left_out(config, splits))
-    train, check_leave = splits["train"], interruption.check
+    train, check_leave = splits["train"], feedback.check_leave
     learned = slowly(ranks, lambda: learn_task(config, task, train, launch, check_leave))
     restore_learners(task, learned)
     keys = ranks.decide(
@@ -124,8 +169,7 @@ def prepare_data(
     names: tuple[str, ...],
     sources: Sources,
     launch: Launch,
-    console: Console,
-    check_leave: Callable[[], None],
+    feedback: Feedback,
 ) -> Preparation:
     """What the run's treatments learned, or learn now, and what the store holds ready.
 
@@ -142,7 +186,7 @@ def prepare_data(
         sources,
         learned,
         config.run.dir,
-        Feedback(console.say, check_leave, console.progress),
+        feedback,
     )
     if learned is None and prepared.learned:
         write_json(

@@ -98,6 +98,26 @@ def settle(ranks: Ranks, work: Callable[[], None], found: list[str]) -> None:
     found += [name for name in refused if name not in found]
 
 
+def settle_in_step(ranks: Ranks, work: Callable[[], None], found: list[str]) -> None:
+    """As `settle`, for work with collectives, which is the same on all ranks and fails on all or on
+    none: it is done once, with warnings, because what an error leaves of a pass cannot be repeated.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        ranks.together(work)
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    mine: list[str] = []
+    with warnings.catch_warnings(), record_nondeterminism(mine):
+        warnings.filterwarnings("ignore", _QUIET)
+        ranks.together(work)
+    for names in ranks.gather(mine):
+        found += [name for name in names if name not in found]
+    if found:
+        warnings.filterwarnings("ignore", _QUIET)
+    else:
+        torch.use_deterministic_algorithms(True)
+
+
 def operation_in(message: str) -> str | None:
     """The operation that a warning or an error of torch calls non-deterministic; None if it is
     about something else.

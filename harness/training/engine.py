@@ -31,12 +31,18 @@ from harness.randomness import (
     seeding_for,
 )
 from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
+from harness.ranks.mesh import release_parameters
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
 from harness.training.average import WeightAverage
 from harness.training.compiling import compile_forward
-from harness.training.determinism import operation_in, record_nondeterminism, settle
+from harness.training.determinism import (
+    operation_in,
+    record_nondeterminism,
+    settle,
+    settle_in_step,
+)
 from harness.training.items import Count, Items
 from harness.training.machine import is_out_of_memory
 from harness.training.network_state import (
@@ -53,15 +59,15 @@ from harness.training.parallel import agree_on_start
 from harness.training.pretrained import Parts, build_network
 from harness.training.recompute import recompute
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
-from harness.training.sharing import Sharing, share
+from harness.training.sharing import Sharing, shard, share
 from harness.training.stable import stable_tensors, write_counts, writes_are_counted
 from harness.training.stepper import Stepper, has_modes
 from harness.wording import first_line, origin
 
 
 class Engine:
-    """Forward, backward and update of one network. Built on each rank without a collective; `wrap`
-    joins the ranks.
+    """Forward, backward and update of one network. Built on each rank without a collective; then
+    `open` makes its optimizer, and `wrap` joins the ranks.
     """
 
     def __init__(
@@ -91,13 +97,32 @@ class Engine:
         network_parts.freeze(self.network, self._parts)
         self.recomputed = recompute(self.network, config.train.recompute)
         self._probe(to_device(probe, self.device))
+        self.seed_forward = seeding_for(self.network, task)
+        self.generators = generators_of(network=self.network, task=task)
+        self.not_deterministic: list[str] = []
+        # Why an interrupted run may end with other bits, found in the warm-up.
+        self.inexact: list[str] = []
+        # Parameters that forward or backward passes change as well, found in the warm-up
+        self._changed_in_passes: set[str] = set()
+        self._writes_are_counted = writes_are_counted([config.network, config.task])
+
+    def open(self, ranks: Ranks) -> None:
+        """The network's parameters as ranks share them, and an optimizer for them.
+
+        Called by every rank, with the weights that a new run begins with. Raises ConfigError.
+        """
+        self.shards = shard(self.network, self.accelerator, ranks, self._config)
+        ranks.together(self._open_optimizer)
+
+    def _open_optimizer(self) -> None:
+        config = self._config
         if config.train.compile:
             compile_forward(self.network, self.device, config.run.exactness != "none")
         self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
         ema = config.train.ema
         average = None if ema is None else WeightAverage(ema)
         self.stepper = Stepper(
-            self.optimizer, accelerator.scaler, config.train.clip_grad_norm, average
+            self.optimizer, self.accelerator.scaler, config.train.clip_grad_norm, average
         )
         rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         # As the config made them: a schedule changes them when it is built
@@ -107,14 +132,6 @@ class Engine:
         )
         if config.schedule and any(part.lr is not None for part in self._parts.values()):
             check_proportions(self.optimizer, rates, config.schedule)
-        self.generators = generators_of(network=self.network, task=task)
-        self.seed_forward = seeding_for(self.network, task)
-        self.not_deterministic: list[str] = []
-        # Why an interrupted run may end with other bits, found in the warm-up.
-        self.inexact: list[str] = []
-        # Parameters that forward or backward passes change as well, found in the warm-up
-        self._changed_in_passes: set[str] = set()
-        self._writes_are_counted = writes_are_counted([config.network, config.task])
 
     def wrap(self, ranks: Ranks) -> None:
         """Make the passes and steps those of all ranks.
@@ -122,7 +139,9 @@ class Engine:
         Called by every rank, once the weights are in; in a training by `warm_up`.
         """
         self.heartbeat = ranks.heartbeat
-        self.sharing: Sharing = share(self.network, self.accelerator, ranks, self._config)
+        self.sharing: Sharing = self.shards or share(
+            self.network, self.accelerator, ranks, self._config
+        )
         self.items = Items(self._task, ranks, self.device, self._num_slots)
         own = {id(parameter) for parameter in self.network.parameters()}
         assert all(
@@ -210,7 +229,7 @@ class Engine:
         losses = modules_of(self._task, "task")
         losses_before = [NetworkState(loss) for loss in losses.values()]
         with preserve_random():
-            settle(ranks, lambda: self._try_step(other), self.not_deterministic)
+            self._settle(ranks, other)
         ranks.together(state.check_buffers)
         # After the trial, whose gradients DDP would take for those of its first step
         self.wrap(ranks)
@@ -248,7 +267,8 @@ class Engine:
         """The names, by role in a checkpoint, of what stays as it is until the next optimizer step;
         none if that cannot be relied on.
         """
-        if not self._writes_are_counted or has_modes(self.optimizer):
+        # Of rows torch counts no writes
+        if self.shards or not self._writes_are_counted or has_modes(self.optimizer):
             return {}
         found = stable_tensors(
             self.network, self.optimizer, optimizer_keys, self._changed_in_passes
@@ -275,9 +295,19 @@ class Engine:
             self.accelerator.scaler.load_state_dict(dict(scaler))
             self.stepper.forget_scale()
 
+    def _settle(self, ranks: Ranks, batch: Batch) -> None:
+        """Try a step, and find out which operations are not deterministic: each rank alone, or all
+        with the same micro-batch where no rank has the whole network.
+        """
+        found = self.not_deterministic
+        if self.shards is None:
+            settle(ranks, lambda: self._try_step(batch), found)
+            return
+        settle_in_step(ranks, lambda: self._try_step(batch), found)
+
     def _try_step(self, batch: Batch) -> None:
-        """What a step and an evaluation do with a micro-batch, on this rank alone. Raises
-        ConfigError for what the user's network, loss or metrics raise.
+        """What a step and an evaluation do with a micro-batch. Raises ConfigError for what the
+        user's network, loss or metrics raise.
         """
         task, autocast = self._task, self.accelerator.autocast
         network_parts.training_mode(self.network, self._parts)
@@ -287,6 +317,8 @@ class Engine:
             loss_sum = task.loss_sum(outputs, batch)
         with explain_errors("network", "the backward pass", batch):
             self.accelerator.backward(loss_sum)
+        if self.shards is not None:
+            self.shards.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
         self.network.eval()
         with torch.no_grad():
@@ -295,6 +327,8 @@ class Engine:
             with explain_errors("task", f"the loss and metrics of {kind_of(outputs)}", batch):
                 task.loss_sum(outputs, batch)
                 IntervalMetrics(task.metrics()).update(task, outputs, batch, 0)
+        if self.shards is not None:
+            release_parameters(self.network)
 
     def _as_trained(self, outputs: Any) -> Any:
         """As Accelerate gives them: in float32 where it computes in less."""

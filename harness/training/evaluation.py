@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.config.schema import Config
 from harness.data.feed import FOREVER, EvaluationFeed, Patience, data_limit_s
 from harness.data.sampling import Permutation
+from harness.data.source import Batch
 from harness.data.split import Split
 from harness.errors import DataError
 from harness.interrupt import Interruption
@@ -25,6 +26,7 @@ from harness.metrics.groups import GroupSums, deviations
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import draws_nothing, preserve_random, seed_for, seeding_for
 from harness.ranks.heartbeat import EVALUATION, EVALUATION_DATA, METRICS
+from harness.ranks.mesh import release_parameters
 from harness.ranks.ranks import Ranks
 from harness.stopping.pairs import Deviations
 from harness.stopping.rate import error_of
@@ -66,9 +68,9 @@ class EvaluationPlan:
             )
         return self._feeds[key]
 
-    def num_micro_batches(self, num_ranks: int) -> int:
+    def num_rounds(self, num_ranks: int) -> int:
         """Of a rank, at most."""
-        return math.ceil(self.num_samples / self.size / num_ranks)
+        return -(-self.num_samples // (self.size * num_ranks))
 
     @property
     def num_samples(self) -> int:
@@ -120,6 +122,28 @@ class Result:
     deviations: Mapping[str, Deviations] = field(default_factory=dict)
 
 
+class Tally:
+    """What is counted of this rank's micro-batches."""
+
+    def __init__(self, task: Task, plan: EvaluationPlan) -> None:
+        self.metrics = IntervalMetrics(task.metrics())
+        self.sums: list[Tensor] = []
+        self.items: list[Tensor | int] = []
+        self.groups = GroupSums()
+        self._task = task
+        self._size = plan.size
+        self._counts_hits = bool(plan.errors - {"loss"}) and hasattr(task, "hits")
+
+    def add(self, block: int, batch: Batch, outputs: Any) -> None:
+        """One micro-batch; no host wait on a GPU."""
+        task = self._task
+        self.sums.append(task.loss_sum(outputs, batch).double())
+        self.items.append(task.num_items(batch))
+        self.metrics.update(task, outputs, batch, block)
+        if self._counts_hits:
+            self.groups.add(block * self._size, task.hits(outputs, batch))
+
+
 def evaluate(
     network: nn.Module,
     task: Task,
@@ -127,71 +151,105 @@ def evaluate(
     ranks: Ranks,
     device: torch.device,
     check_leave: Callable[[], None] = lambda: None,
+    *,
+    in_step: bool = False,
 ) -> Result:
     """Metrics of the plan's samples, the same bits on every rank and on any number of ranks.
 
     Called by every rank.
 
-    `check_leave` is called before each micro-batch; what it raises on one rank all raise. Raises
-    DataError if a sample cannot be read or a metric is undefined on the split.
+    `check_leave` is called before each micro-batch; what it raises on one rank all raise;
+    `in_step`: whether forward passes are of all ranks. Raises DataError if a sample cannot be read
+    or a metric is undefined on the split.
     """
     ranks.heartbeat.enter(EVALUATION_DATA)
-    metrics = IntervalMetrics(task.metrics())
-    sums: list[Tensor] = []
-    items: list[Tensor | int] = []
-    groups = GroupSums()
-    counts_hits = bool(plan.errors - {"loss"}) and hasattr(task, "hits")
-
+    tally, feed = Tally(task, plan), plan.feed(ranks, device)
     seed = None if draws_nothing(network, task) else seeding_for(network, task)
 
-    def run_mine() -> None:
-        with preserve_random(), evaluation_mode(network), torch.no_grad():
-            for group in plan.feed(ranks, device).groups():
-                for block, batch in group:
-                    check_leave()
-                    ranks.heartbeat.enter(EVALUATION)
-                    if seed is not None:
-                        seed(seed_for(0, "evaluation forward", block))
-                    outputs = task.forward(network, batch)
-                    sums.append(task.loss_sum(outputs, batch).double())
-                    items.append(task.num_items(batch))
-                    metrics.update(task, outputs, batch, block)
-                    if counts_hits:
-                        groups.add(block * plan.size, task.hits(outputs, batch))
-                ranks.heartbeat.enter(EVALUATION_DATA)
+    def forward(block: int, batch: Batch) -> Any:
+        ranks.heartbeat.enter(EVALUATION)
+        if seed is not None:
+            seed(seed_for(0, "evaluation forward", block))
+        return task.forward(network, batch)
 
-    ranks.together(run_mine)
+    def run_mine() -> None:
+        for group in feed.groups():
+            for block, batch in group:
+                check_leave()
+                tally.add(block, batch, forward(block, batch))
+            ranks.heartbeat.enter(EVALUATION_DATA)
+
+    with preserve_random(), evaluation_mode(network), torch.no_grad():
+        if in_step:
+            run_in_step(ranks, feed, plan.num_rounds(ranks.size), check_leave, forward, tally.add)
+            release_parameters(network)
+        else:
+            ranks.together(run_mine)
     ranks.heartbeat.enter(METRICS)
     zero = torch.zeros(0, dtype=torch.float64)
-    loss_sums = torch.cat(ranks.gather_rows(torch.stack(sums) if sums else zero)).tolist()
-    num_items = sum(ranks.gather(total(items)))
+    loss_sums = torch.cat(
+        ranks.gather_rows(torch.stack(tally.sums) if tally.sums else zero)
+    ).tolist()
+    num_items = sum(ranks.gather(total(tally.items)))
     if num_items == 0:
         raise DataError(
             f"{plan.split.where}: nothing to evaluate: every target is ignored. Give a split with "
             "at least one item."
         )
-    computed = metrics.compute(ranks)
+    computed = tally.metrics.compute(ranks)
     loss = exact_sum(loss_sums) / num_items
     values = {"loss": loss, **require_defined(task.values(computed), loss, plan.split.where)}
-    errors, found = errors_of(plan, ranks, groups, loss_sums, items)
+    errors, found = errors_of(plan, ranks, tally, loss_sums)
     return Result({**values, **errors}, computed, found)
+
+
+def run_in_step(
+    ranks: Ranks,
+    feed: EvaluationFeed,
+    num_rounds: int,
+    check_leave: Callable[[], None],
+    forward: Callable[[int, Batch], Any],
+    add: Callable[[int, Batch, Any], None],
+) -> None:
+    """The micro-batches of `feed` where a forward pass is one of all ranks: as many rounds on each,
+    and a rank that has none left repeats one for the others. What lies between two passes, and may
+    fail on one rank alone, they do together. Called by every rank.
+    """
+    batches = iter(feed)
+    done: tuple[int, Batch, Any] | None = None
+    spare: Batch | None = None
+
+    def begin_next() -> tuple[int | None, Batch]:
+        nonlocal spare
+        ranks.heartbeat.enter(EVALUATION_DATA)
+        if done is not None:
+            add(*done)
+        block, batch = next(batches, (None, spare))
+        check_leave()
+        spare = feed.spare() if batch is None else batch
+        return block, spare
+
+    for _ in range(num_rounds):
+        block, batch = ranks.together(begin_next)
+        outputs = forward(block or 0, batch)
+        done = None if block is None else (block, batch, outputs)
+    ranks.together(lambda: None if done is None else add(*done))
 
 
 def errors_of(
     plan: EvaluationPlan,
     ranks: Ranks,
-    groups: GroupSums,
+    tally: Tally,
     loss_sums: Sequence[float],
-    items: Sequence[Tensor | int],
 ) -> tuple[dict[str, float], dict[str, Deviations]]:
     """The standard error of the loss, and the deviations, of what the plan asks for, as far as
     there are enough micro-batches or samples. Called by every rank; the host waits.
 
-    `loss_sums`: of the micro-batches of all ranks; `items`: how many each of this rank's had.
+    `loss_sums`: of the micro-batches of all ranks.
     """
     if not plan.errors:
         return {}, {}
-    each = ranks.gather((groups.totals(), [int(one) for one in items]))
+    each = ranks.gather((tally.groups.totals(), [int(one) for one in tally.items]))
     counts = [one for _, mine in each for one in mine]
     found = deviations_of_hits([totals for totals, _ in each], plan.num_samples)
     errors = {}

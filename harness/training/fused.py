@@ -13,6 +13,8 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
+from harness.ranks.rows import local_of
+
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _UNUSUAL = ("amsgrad", "capturable", "differentiable")
 
@@ -50,8 +52,9 @@ class FusedAdam:
                 or len({(one.device, one.dtype) for one in parameters}) != 1
             ):
                 return None
-            moments = [[state[name] for state in states] for name in _MOMENTS]
-            groups.append(_Group(options, parameters, moments))
+            # Of sharded ones the rows that are this rank's own: each is updated by itself
+            moments = [[local_of(state[name]) for state in states] for name in _MOMENTS]
+            groups.append(_Group(options, list(map(local_of, parameters)), moments))
         return cls(optimizer, groups)
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
+from harness.data.source import Batch
 from harness.errors import LeavingError, RankError
 from harness.interrupt import GROWS
 from harness.randomness import seed_ambient, seed_for
@@ -25,6 +26,7 @@ from harness.training.evaluation import EvaluationPlan, evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
 from harness.training.saving import check_saving, finish_copy, is_save_due, report_saves, save
+from harness.training.trace import digest
 
 REQUESTS_POLL_S = 1.0
 
@@ -36,8 +38,7 @@ def fit(run: Run) -> Outcome:
     # The run had ended here, but was cut off before it could record that
     if run.progress.verdict is not None and run.progress.verdict.stops:
         return conclude(run, run.progress.verdict, Request.NONE)
-    batch, other = (run.feed.sample_batch(run.step + ahead) for ahead in (0, 1))
-    run.engine.warm_up(run.ranks, batch, other)
+    run.engine.warm_up(run.ranks, *warm_up_batches(run))
     check_saving(run)
     # Asked to leave before the first step: nothing to save
     run.ranks.together(run.interruption.check)
@@ -76,6 +77,12 @@ def fit(run: Run) -> Outcome:
             save(run, verdict, request)
         if ends or request == Request.INTERRUPTED:
             return conclude(run, verdict, request)
+
+
+def warm_up_batches(run: Run) -> tuple[Batch, Batch]:
+    """This rank's, and one for a trial: the same on all ranks where passes are of all."""
+    batch = run.feed.sample_batch(run.step)
+    return batch, run.feed.sample_batch(run.step + 1, of_all=run.engine.shards is not None)
 
 
 def train_step(run: Run) -> None:
@@ -157,8 +164,10 @@ def read_losses(run: Run) -> Verdict:
     with run.ledger.account("compute"):
         window = run.losses.read(run.step)
     verdict = run.ranks.decide(lambda: run.controller.watch(window), Verdict)
-    if run.trace is not None:
-        run.trace.write(run.step, window.losses, run.sampling, run.engine.network)
+    if run.config.log.trace and (run.trace is not None or run.engine.sharing.in_step):
+        parameters = digest(run.engine.network)
+        if run.trace is not None:
+            run.trace.write(run.step, window.losses, run.sampling, parameters)
     if verdict.stops or verdict.warnings:
         run.tracker.verdict(verdict, run.position())
     return verdict
@@ -201,7 +210,13 @@ def evaluate_splits(run: Run, request: Request) -> Measured | None:
         with run.ledger.account("evaluation"), engine.stepper.evaluation_weights():
             results = {
                 split: evaluate(
-                    engine.network, run.task, plan, run.ranks, engine.device, look(run, split, plan)
+                    engine.network,
+                    run.task,
+                    plan,
+                    run.ranks,
+                    engine.device,
+                    look(run, split, plan),
+                    in_step=engine.sharing.in_step,
                 )
                 for split, plan in run.plans.items()
             }
@@ -243,7 +258,7 @@ def evaluate_splits(run: Run, request: Request) -> Measured | None:
 
 def look(run: Run, split: str, plan: EvaluationPlan) -> Callable[[], None]:
     """What is called before each micro-batch of an evaluation on this rank."""
-    number, of = itertools.count(), plan.num_micro_batches(run.ranks.size)
+    number, of = itertools.count(), plan.num_rounds(run.ranks.size)
 
     def look_at_next() -> None:
         run.interruption.check()

@@ -16,7 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.errors import ConfigError
 from harness.ranks.meeting import MEETING
+from harness.ranks.mesh import num_shards_of
 from harness.ranks.ranks import Ranks
+from harness.ranks.rows import is_sharded, local_of
 from harness.training.determinism import require_determinism
 from harness.wording import some
 
@@ -91,11 +93,7 @@ class Replicas:
             # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
             # forward: a checkpoint in between would differ.
             self.model.forward_sync_buffers = False
-        # Where the buffers are, not the tensors: wrapping puts others there, and so does a forward
-        # pass that assigns a buffer anew.
-        self._buffer_keys = [
-            (module._buffers, key) for module in network.modules() for key in module._buffers
-        ]
+        self._buffers = Buffers(network, ranks)
         self.agree_on_buffers()
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
@@ -135,45 +133,25 @@ class Replicas:
             self._alike[len(gradients)] = len(kinds) == 1 and next(iter(kinds))[:2] in _TOGETHER
         return self._alike[len(gradients)]
 
+    @property
+    def in_step(self) -> bool:
+        """A forward pass is a rank's own."""
+        return False
+
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name, as a checkpoint holds them."""
         return self._network.state_dict()
 
     def agree_on_buffers(self) -> None:
         """Rank 0's buffers on every rank. Called by every rank."""
-        self.ranks.broadcast_in_place(
-            [
-                tensor
-                for buffers, key in self._buffer_keys
-                if (tensor := buffers[key]) is not None and tensor.numel()
-            ]
-        )
+        self._buffers.agree()
 
     def check_gradients(self) -> None:
         """After a first backward pass: DDP waits for a gradient of each parameter that is trained;
         one that never gets any would end a run in its second step. Raises ConfigError.
         """
-        sparse = [
-            name
-            for name, parameter in self._network.named_parameters()
-            if parameter.grad is not None and parameter.grad.layout != torch.strided
-        ]
-        if sparse:
-            raise ConfigError(
-                f"network: the gradients of {some(sparse)} are sparse, which are neither clipped "
-                "nor summed over ranks exactly. Set sparse: false."
-            )
-        without = [
-            name
-            for name, parameter in self._network.named_parameters()
-            if parameter.requires_grad and parameter.grad is None
-        ]
-        if without and isinstance(self.model, DistributedDataParallel) and not self._find_unused:
-            raise ConfigError(
-                f"network: no gradient reaches {some(without)}, and several processes cannot "
-                "train that. Freeze them, e.g. by parts, or use them; if only some forward passes "
-                "do, set train.find_unused_parameters: true."
-            )
+        wanted = isinstance(self.model, DistributedDataParallel) and not self._find_unused
+        require_gradients(self._network, wanted)
 
     def _check_reduced(self) -> None:
         """Raise ConfigError if DDP still waits for gradients that a step did not give: this rank's
@@ -192,6 +170,55 @@ class Replicas:
                 "wait for it. Set train.find_unused_parameters: true, or use every parameter in "
                 "each forward pass."
             ) from error
+
+
+class Buffers:
+    """A network's buffers, which become rank 0's on every rank."""
+
+    def __init__(self, network: nn.Module, ranks: Ranks) -> None:
+        self._ranks = ranks
+        # Where the buffers are, not the tensors: wrapping puts others there, and so does a forward
+        # pass that assigns a buffer anew.
+        self._keys = [
+            (module._buffers, key) for module in network.modules() for key in module._buffers
+        ]
+
+    def agree(self) -> None:
+        """Called by every rank."""
+        self._ranks.broadcast_in_place(
+            [
+                tensor
+                for buffers, key in self._keys
+                if (tensor := buffers[key]) is not None and tensor.numel()
+            ]
+        )
+
+
+def require_gradients(network: nn.Module, of_all: bool) -> None:
+    """After a first backward pass. Raise ConfigError for sparse gradients and, with `of_all`, for
+    trained parameters that have none.
+    """
+    sparse = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None and parameter.grad.layout != torch.strided
+    ]
+    if sparse:
+        raise ConfigError(
+            f"network: the gradients of {some(sparse)} are sparse, which are neither clipped "
+            "nor summed over ranks exactly. Set sparse: false."
+        )
+    without = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
+    if without and of_all:
+        raise ConfigError(
+            f"network: no gradient reaches {some(without)}, and several processes cannot "
+            "train that. Freeze them, e.g. by parts, or use them; if only some forward passes "
+            "do, set train.find_unused_parameters: true."
+        )
 
 
 # What gloo and NCCL send by themselves; other buffers go as bytes, by `agree_on_buffers`
@@ -224,7 +251,7 @@ def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
     tensors = {
         name: tensor.detach()
         for name, tensor in (*network.named_parameters(), *network.named_buffers())
-        if tensor.numel()
+        if tensor.numel() and not is_sharded(tensor)
     }
     if tensors:
         device = next(iter(tensors.values())).device
@@ -232,17 +259,23 @@ def agree_on_start(network: nn.Module, ranks: Ranks) -> None:
 
 
 def find_differing(tensors: Mapping[str, Tensor], ranks: Ranks, device: torch.device) -> list[str]:
-    """The names whose tensors are not the same on all ranks, by a sum over the bits of each: 8
-    bytes a tensor are exchanged. Another value anywhere is found, another order of the same
-    values is not. Called by every rank; the host waits.
+    """The names whose tensors are not the same on all ranks, or whose rows not on those that hold
+    the same ones, by a sum over the bits of each: 8 bytes a tensor are exchanged. Another value
+    anywhere is found, another order of the same values is not. Called by every rank; the host
+    waits.
     """
     if ranks.size == 1:
         return []
-    mine = torch.stack([bit_sum(tensor).to(device) for tensor in tensors.values()]).cpu()
-    first, *others = ranks.gather_rows(mine)
-    same = torch.ones(len(mine), dtype=torch.bool)
-    for other in others:
-        same &= other == first if other.shape == first.shape else torch.zeros_like(same)
+    local = [local_of(tensor) for tensor in tensors.values()]
+    mine = torch.stack([bit_sum(one).to(device) for one in local]).cpu()
+    found = ranks.gather_rows(mine)
+    if any(one.shape != mine.shape for one in found):
+        return list(tensors)
+    sums = torch.stack(found)
+    # Ranks in rows, as a mesh has them: the first row is compared with
+    spans = torch.tensor([num_shards_of(tensor) for tensor in tensors.values()])
+    first = torch.arange(ranks.size)[:, None] % spans
+    same = (sums == sums.gather(0, first)).all(0)
     return [name for name, alike in zip(tensors, same.tolist(), strict=True) if not alike]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from harness.config.schema import PartConfig
+from harness.config.parts import PartConfig
 from harness.errors import ConfigError
 from harness.wording import did_you_mean
 

@@ -24,7 +24,10 @@ def recompute(network: nn.Module, setting: Literal["auto"] | Sequence[str]) -> l
     setting: patterns of names, such as `blocks.*`; "auto": the blocks that repeat. Of modules
     inside of each other the outermost is taken. Raises ConfigError.
     """
-    names = repeated_blocks(network) if setting == "auto" else matching(network, setting)
+    where = "train.recompute"
+    names = (
+        repeated_blocks(network, where) if setting == "auto" else matching(network, setting, where)
+    )
     theirs = sys.modules.get("transformers.modeling_layers")  # else no module is of its classes
     for name in names:
         module = network.get_submodule(name)
@@ -38,15 +41,17 @@ def recompute(network: nn.Module, setting: Literal["auto"] | Sequence[str]) -> l
     return names
 
 
-def matching(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The outermost modules whose names match a pattern. Raises ConfigError for one that matches
-    none.
+def matching(
+    network: nn.Module, patterns: Sequence[str], where: str = "train.recompute"
+) -> list[str]:
+    """The outermost modules whose names match a pattern; `where`: the setting that has them. Raises
+    ConfigError for one that matches none.
     """
     known = [name for name, _ in network.named_modules() if name]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise ConfigError(
-                f"train.recompute: no module of the network matches {pattern!r}: it has "
+                f"{where}: no module of the network matches {pattern!r}: it has "
                 f"{some(known)}.{did_you_mean(pattern, known)}"
             )
     found: list[str] = []
@@ -57,9 +62,10 @@ def matching(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def repeated_blocks(network: nn.Module) -> list[str]:
+def repeated_blocks(network: nn.Module, where: str = "train.recompute") -> list[str]:
     """The modules that a network repeats: those that transformers says are not to be split, or else
-    neighbours of one class that have modules of their own. Raises ConfigError if there are none.
+    neighbours of one class that have modules of their own; `where`: the setting that asks. Raises
+    ConfigError if there are none.
     """
     whole = set(getattr(network, "_no_split_modules", None) or ())
     found: list[str] = []
@@ -75,7 +81,7 @@ def repeated_blocks(network: nn.Module) -> list[str]:
         ]
     if not found:
         raise ConfigError(
-            "train.recompute: auto finds no blocks that repeat in this network. Name modules by "
+            f"{where}: auto finds no blocks that repeat in this network. Name modules by "
             "patterns, e.g. [encoder.*]."
         )
     return found

@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from harness.config.schema import Config
 from harness.ranks.ranks import Ranks
 from harness.training.parallel import Replicas
+from harness.training.shards import Shards
 
 
 class Sharing(Protocol):
     """A network as the training's forward and backward passes see it, shared by all ranks."""
 
     model: nn.Module
+
+    @property
+    def in_step(self) -> bool:
+        """Whether each forward pass, also of an evaluation, is one of all ranks."""
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Around one slot's forward and backward pass; the step's last one may exchange gradients
@@ -41,8 +46,20 @@ class Sharing(Protocol):
         """
 
 
+def shard(
+    network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Config
+) -> Shards | None:
+    """The network with each rank's rows alone, if the config asks for that: before there is an
+    optimizer. Called by every rank, with the same weights on all. Raises ConfigError.
+    """
+    if config.parallel.kind == "ddp":
+        return None
+    unused = config.train.find_unused_parameters
+    return Shards(network, accelerator, ranks, config.parallel, unused)
+
+
 def share(network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Config) -> Sharing:
-    """The network shared in the way that the config asks for.
+    """The network shared in the way that the config asks for, where `shard` does not.
 
     Called by every rank, once the weights are in.
     """

@@ -30,9 +30,9 @@ class Trace:
         self._path = path
 
     def write(
-        self, step: int, losses: Sequence[float], sampling: Sampling, network: "nn.Module"
+        self, step: int, losses: Sequence[float], sampling: Sampling, parameters: str
     ) -> None:
-        """One line for `step`, whose loss is the last of `losses`."""
+        """One line for `step`, whose loss is the last of `losses`; `parameters`: their digest."""
         samples = hashlib.sha256()
         for slot in range(sampling.num_slots):
             samples.update(sampling.samples(step - 1, slot).tobytes())
@@ -40,7 +40,7 @@ class Trace:
             "step": step,
             "loss": losses[-1].hex(),
             "samples": samples.hexdigest()[:16],
-            "parameters": digest(network)[:16],
+            "parameters": parameters[:16],
         }
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -61,13 +61,15 @@ def read_trace(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def digest(network: "nn.Module") -> str:
-    """SHA-256 over names and bytes of all parameters and buffers. The host waits."""
+    """SHA-256 over names and bytes of all parameters and buffers. The host waits. Called by every
+    rank where they are sharded.
+    """
     import torch  # not for `fermarsi trace`, which reads
+
+    from harness.ranks.mesh import whole
 
     sha = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         sha.update(name.encode())
-        sha.update(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        sha.update(whole(tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from harness.checkpoint.format import Spec, known_dtype
 from harness.checkpoint.read import find_checkpoint, load
-from harness.config.schema import Config, PartConfig
+from harness.config.parts import PartConfig
+from harness.config.schema import Config
 from harness.errors import CheckpointError
 from harness.ranks.rows import local_of, own_range
 from harness.wording import some

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,23 @@ def state(value: Any) -> Any:
     return fermarsi.Config(data=data).tree["data"]["train"]["source"]["state"]
 
 
+@dataclass(slots=True)
+class Slotted:
+    value: Any
+
+
+def nested(depth: int, value: Any) -> Any:
+    return nested(depth - 1, Held(value)) if depth else value
+
+
+def round_of(value: Any) -> Any:
+    """An object that holds itself, and a list that does."""
+    found = Held([value])
+    found.value.append(found)
+    found.value.append(found.value)
+    return found
+
+
 def test_what_an_object_holds_identifies_it_wherever_that_lies_in_memory() -> None:
     frame = pd.DataFrame({"a": np.arange(1000)})
     kept = [np.random.default_rng(0) for _ in range(20)]  # else one takes the other's place
@@ -102,11 +120,24 @@ def test_what_an_object_holds_identifies_it_wherever_that_lies_in_memory() -> No
         (frame["a"], [frame["a"].copy()], frame["a"].replace(500, 7)),
         (torch.zeros(3).bfloat16(), [torch.zeros(3).bfloat16()], torch.ones(3).bfloat16()),
         (np.array([Held(1), "a"]), [np.array([Held(1), "a"])], np.array([Held(1), "b"])),
+        (nested(9, 1), [nested(9, 1)], nested(9, 2)),
+        (nested(3, Slotted(1)), [nested(3, Slotted(1))], nested(3, Slotted(2))),
+        (round_of(1), [round_of(1)], round_of(2)),
         (Image.new("L", (2, 2)), [Image.new("L", (2, 2))], Image.new("L", (2, 2), 3)),
     ]
     for value, alike, other in pairs:
         assert {state(one) for one in alike} == {state(value)}
         assert state(other) != state(value)
+
+
+def test_what_is_nested_without_end_is_refused() -> None:
+    """Known: json.dumps says "Circular reference detected", and not where."""
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(fermarsi.ConfigError, match=r"^data: it contains itself, or is nested too"):
+        fermarsi.Config(data={"train": {"source": {"_target_": Held, "value": endless}}})
+    with pytest.raises(fermarsi.ConfigError, match="Held: what it holds is nested too deeply to"):
+        state(nested(900, 1))
 
 
 def test_overrides_keep_their_values() -> None:

@@ -33,6 +33,7 @@ class Recorded:
     """In place of a launch: its run is recorded at once, up to its end."""
 
     begun: ClassVar[list[tuple[str, Place]]] = []
+    length: ClassVar[int] = LENGTH
 
     def __init__(self, config: Path, overrides: Sequence[str], log: Path, place: Place) -> None:
         settings = dict(one.split("=", 1) for one in overrides)
@@ -43,7 +44,7 @@ class Recorded:
             self.code = 2
             return
         run.mkdir(exist_ok=True)
-        values = [loss_of(lr, n) for n in range(1, LENGTH + 1)]
+        values = [loss_of(lr, n) for n in range(1, self.length + 1)]
         if settings.get("network.dropout") == "1.0":  # diverges at once
             values = []
         records = [
@@ -198,6 +199,34 @@ def test_choices_are_all_tried_once_and_failures_are_told(
     assert len({id(place) for _, place in Recorded.begun}) == 2
     with pytest.raises(RankError, match="3 trials failed in a row, for the reasons above"):
         sweep(tmp_path / "b", "network.dropout=2.0", "--trials", "9", "--sampler", "random")
+
+
+@pytest.mark.parametrize(
+    ("prune", "stop", "has"),
+    [
+        ("hyperband", ["stop.every.steps=48"], 1),
+        ("asha", ["stop.every.steps=36"], 1),
+        ("median", ["stop.every=null", "stop.every={epochs: 3}", "stop.budget={epochs: 2}"], 1),
+        ("forecast", ["stop.every.steps=5"], 8),
+    ],
+)
+def test_a_pruner_that_could_end_nothing_early_is_refused(
+    prune: str, stop: list[str], has: int, tmp_path: Path
+) -> None:
+    said = rf"--prune {prune}: can end no trial before its end: there are {has} evaluations"
+    with pytest.raises(ConfigError, match=said):
+        sweep(tmp_path, "--prune", prune, *stop)
+
+
+def test_a_pruner_without_effect_is_told_where_it_shows_only_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = "stop.budget={samples: 288}"
+    sweep(tmp_path / "a", "--prune", "asha", "--trials", "2", one)
+    assert "had no effect" not in capsys.readouterr().out
+    monkeypatch.setattr(Recorded, "length", 1)
+    sweep(tmp_path / "b", "--prune", "median", "--trials", "2", one)
+    assert "--prune median had no effect: no trial was evaluated" in capsys.readouterr().out
 
 
 @given(st.data())

@@ -175,3 +175,41 @@ def test_configs_without_parts_or_with_two_rules_are_refused(config: Path) -> No
         app(["folds", str(config), other], standalone_mode=False)
     with pytest.raises(ConfigError, match="--group, --stratify: whole groups"):
         app(["folds", str(config), "--group", "a", "--stratify", "b"], standalone_mode=False)
+
+
+def test_a_fold_that_is_cut_off_goes_on_to_the_bit_if_it_got_further(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mortal = "optimizer={_target_: tests.resume.parts.Mortal, lr: 0.01}"
+
+    def folds(name: str) -> list[dict[str, object]]:
+        at = config.parent / name
+        asked = ["folds", str(config), mortal, "--k", "2", "--cpu", "--dir", str(at)]
+        assert app(asked, standalone_mode=False) == 0
+        rows: list[dict[str, object]] = pq.read_table(at / "folds.parquet").to_pylist()
+        return rows
+
+    whole = folds("whole")
+    monkeypatch.setenv("DIE_AT", "0:6:term")  # of 8 steps
+    assert folds("cut") == whole
+    assert capsys.readouterr().out.count("was cut off at step 6; it goes on") == 2
+    monkeypatch.setenv("DIE_AT", "0:2")
+    with pytest.raises(DataError, match=r"fold 1: it was killed .* further than step 0, where"):
+        folds("again")
+
+
+@pytest.mark.torture
+def test_folds_on_two_ranks_are_those_on_one(config: Path) -> None:
+    # A batch of two slots: the same sums on one rank and on two
+    asked = ["folds", str(config), "batch.micro_size=4", "--k", "2", "--cpu"]
+    summaries = []
+    for ranks in ("1", "2"):
+        at = config.parent / ranks
+        more = ["--dir", str(at), "--processes", ranks]
+        assert app([*asked, *more], standalone_mode=False) == 0
+        found = Folds.read(at, 2, "val/loss")
+        assert [one.outcome.world_size for one in found.folds] == [int(ranks)] * 2
+        summaries.append(found.summary())
+    assert summaries[0].keys() == summaries[1].keys()
+    for name, one in summaries[0].items():
+        assert summaries[1][name] == pytest.approx(one, rel=1e-5), name

@@ -130,3 +130,42 @@ def test_launches_that_fail_end_the_sweep_instead_of_being_repeated_for_ever(
     sweep(directory, "--trials", "4", "--sampler", "random")
     assert [one["state"] for one in result(directory)] == ["failed"] * 3 + ["complete"]
     assert (directory / "trial-0003" / "outcome.json").exists()
+
+
+@pytest.mark.torture
+def test_a_trial_on_two_ranks_that_is_killed_goes_on_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 1 dies in its 17th step, after the checkpoint of step 16."""
+    dies = "optimizer={_target_: tests.resume.parts.Mortal, lr: 0.01}"
+    monkeypatch.setenv("DIE_AT", "1:17")
+    two = ["batch.micro_size=4", dies]
+    sweep(tmp_path, "--trials", "1", "--processes", "2", *two)
+    assert "trial 0 was cut off at step 16; it goes on" in capsys.readouterr().out
+    (row,) = result(tmp_path)
+    assert row["state"] == "complete"
+    outcome = read_outcome(tmp_path / "trial-0000")
+    assert outcome is not None
+    assert (outcome.launches, outcome.world_size, outcome.step) == (2, 2, 24)
+    plain = tmp_path / "plain"
+    monkeypatch.delenv("DIE_AT")
+    given = [f"{key}={row[key]}" for key in ("optimizer.lr", "network.dims")]
+    given = [*two, *given, f"run.dir={plain}"]
+    assert [one.exit_code for one in train_on_ranks(2, CONFIG, given)] == [0, 0]
+    assert weights(tmp_path / "trial-0000") == weights(plain)
+    assert evaluations(tmp_path / "trial-0000") == evaluations(plain)
+
+
+def test_a_trial_that_is_cut_off_again_where_it_began_has_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked to leave while its data is prepared, and killed there, each time."""
+    always = "data.train.source={_target_: tests.search.parts.CutOff, count: 64}"
+    alone = ["sweep", str(CONFIG), always, "--over", "data.train.source.by=TERM,KILL"]
+    assert app([*alone, "--cpu", "--dir", str(tmp_path)], standalone_mode=False) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for trial, how in enumerate(("interrupted (exit code 75)", "killed (exit code -9)")):
+        why = f"it was {how} without getting further than step 0, where it began."
+        log = tmp_path / "logs" / f"trial-{trial:04}.txt"
+        assert f"trial {trial} failed: {why} See what ended it in {log}." in said
+    assert [one["state"] for one in result(tmp_path)] == ["failed"] * 2

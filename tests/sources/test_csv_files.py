@@ -21,7 +21,7 @@ from harness.sources import csv_files, recording, tables
 from harness.sources.cells import Layout
 from harness.sources.series import Series
 from harness.sources.split import ByValue, Part
-from harness.sources.table_files import read_cells
+from harness.sources.table_files import read_cells, read_pieces
 from harness.sources.tables import Table
 
 
@@ -172,7 +172,7 @@ def test_all_parts_of_a_table_share_one_reading(
     path.write_text(regular(90))
     read: list[Path] = []
     monkeypatch.setattr(
-        tables, "read_cells", lambda path, *rest: read.append(path) or read_cells(path, *rest)
+        tables, "read_pieces", lambda path, *rest: read.append(path) or read_pieces(path, *rest)
     )
 
     def parts(**more: Any) -> list[Table]:

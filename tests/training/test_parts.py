@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from harness.checkpoint.read import find_checkpoint, list_checkpoints, load, load_trainer
 from harness.config.identity import config_hashes, identity_changes, rate_changes
+from harness.config.parts import PartConfig
 from harness.config.read import read_config, resolved_yaml
-from harness.config.schema import Config, PartConfig
+from harness.config.schema import Config
 from harness.data.sampling import Sampling
 from harness.errors import ConfigError
 from harness.networks.attention import Gpt

@@ -1,0 +1,118 @@
+"""Parameters that several ranks share: a mesh of ranks, and tensors of which each has its own rows.
+
+torch.distributed.fsdp and .tensor are known here alone, and imported by those who shard: it takes
+seconds.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from harness.ranks.ranks import Ranks
+from harness.ranks.rows import is_sharded
+
+REPLICATE, SHARD = "replicate", "shard"
+
+
+class Mesh:
+    """Ranks in rows of `num_shards`: those of a row share the network, rows hold the same."""
+
+    def __init__(self, device_mesh: Any, num_replicas: int, num_shards: int) -> None:
+        self.num_replicas = num_replicas
+        self.num_shards = num_shards
+        self._mesh = device_mesh
+        self._group = device_mesh.get_group(SHARD)
+
+    @classmethod
+    def open(cls, ranks: Ranks, num_replicas: int, device: torch.device) -> "Mesh":
+        """All ranks in `num_replicas` rows, which divides their number. Called by every rank."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if not dist.is_initialized():
+            # A rank alone: torch wants a group of one all the same
+            backend = "gloo" if device.type == "cpu" else None
+            dist.init_process_group(
+                backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1
+            )
+        num_shards = ranks.size // num_replicas
+        both = num_replicas > 1
+        shape = (num_replicas, num_shards) if both else (num_shards,)
+        names = (REPLICATE, SHARD) if both else (SHARD,)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        return cls(mesh, num_replicas, num_shards)
+
+    def shard(
+        self,
+        units: Sequence[nn.Module],
+        *,
+        reshard_after_forward: bool,
+        params: torch.dtype | None,
+        reduce: torch.dtype | None,
+        offload: bool,
+    ) -> None:
+        """Leave each rank its rows of the units' parameters; the last unit holds all others (FSDP2;
+        Zhao et al., "PyTorch FSDP", 2023). No collective.
+
+        params, reduce: what passes compute with and gradients are summed in, None: as they are.
+        """
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+        root = units[-1]
+        given: dict[str, Any] = {"mesh": self._mesh}
+        if offload:
+            given["offload_policy"] = CPUOffloadPolicy()
+        for unit in units:
+            # What leaves the network is as wide as its parameters: losses are summed from it
+            output = torch.float32 if unit is root and params is not None else None
+            policy = MixedPrecisionPolicy(params, reduce, output)
+            # Of the root torch keeps the parameters from forward to backward, which follows
+            after = None if unit is root and reshard_after_forward else reshard_after_forward
+            fully_shard(unit, mp_policy=policy, reshard_after_forward=after, **given)
+
+    def sum_over_shards(self, tensor: Tensor) -> Tensor:
+        """Over the ranks that share the network, in place; no host wait on a GPU. Called by every
+        rank.
+        """
+        if self.num_shards > 1:
+            dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+
+def num_shards_of(tensor: object) -> int:
+    """Among how many ranks in a row it is divided."""
+    return int(tensor.device_mesh.size(-1)) if is_sharded(tensor) else 1
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of its rows; a whole tensor as it is. Called by every rank."""
+    found = tensor.detach()
+    gathered: Tensor = found.full_tensor() if is_sharded(found) else found
+    return gathered
+
+
+def exchange_gradients(network: nn.Module, on: bool) -> None:
+    """Whether backward passes sum gradients over ranks, or keep each rank's own until they do."""
+    _root(network).set_requires_gradient_sync(on)
+
+
+def give_unused_zeros(network: nn.Module) -> None:
+    """From now on a parameter that a backward pass did not reach has a gradient of zeros, where
+    other ranks would wait for it for ever.
+    """
+    _root(network).set_reduce_scatter_unused_params(True)
+
+
+def release_parameters(network: nn.Module) -> None:
+    """Leave each rank its rows alone, also after a forward pass that no backward pass followed."""
+    for module in network.modules():
+        with suppress(AttributeError):
+            reshard: Any = module.reshard
+            reshard()
+
+
+def _root(network: nn.Module) -> Any:
+    return network

@@ -1,0 +1,210 @@
+"""How ranks share a network of which none holds all: each has its rows of every parameter, gradient
+and moment, and gathers a block's parameters while it is used (FSDP2), also in evaluations: every
+forward pass is one of all ranks.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from harness.config.parallel import ParallelConfig
+from harness.errors import ConfigError
+from harness.ranks.mesh import (
+    Mesh,
+    exchange_gradients,
+    give_unused_zeros,
+)
+from harness.ranks.ranks import Ranks
+from harness.ranks.rows import local_of
+from harness.training.parallel import Buffers, agree_on_start, require_gradients
+from harness.training.parts import twins_of
+from harness.training.recompute import matching, repeated_blocks
+from harness.wording import some
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
+
+
+class Shards:
+    """The network as the training's passes see it, each rank with its own rows."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        settings: ParallelConfig,
+        find_unused: bool,
+    ) -> None:
+        """Called by every rank, with the same weights on all, before there is an optimizer: its
+        parameters are others then. Raises ConfigError.
+        """
+        self.ranks = ranks
+        self._network = network
+        self._device = accelerator.device
+        self._find_unused = find_unused
+        self._exchanges = True
+        num_replicas = ranks.together(lambda: num_replicas_of(settings, ranks.size, os.environ))
+        num_shards = ranks.size // num_replicas
+
+        def choose() -> list[str]:
+            if settings.offload == "cpu" and accelerator.device.type == "cpu":
+                raise ConfigError(
+                    "parallel.offload: cpu has no effect on a machine without GPUs. Remove it."
+                )
+            names = units_of(network, settings)
+            check_network(network, names, num_shards)
+            return names
+
+        self.blocks = ranks.together(choose)
+        agree_on_start(network, ranks)
+        self.mesh = Mesh.open(ranks, num_replicas, accelerator.device)
+        self.mesh.shard(
+            [*(network.get_submodule(name) for name in self.blocks), network],
+            reshard_after_forward=settings.reshard_after_forward,
+            params=_DTYPES[settings.precision.params],
+            reduce=_DTYPES[settings.precision.reduce],
+            offload=settings.offload == "cpu",
+        )
+        # Autocast alone: Accelerate would share the network in its own way
+        self.model: nn.Module = accelerator.prepare_model(
+            network, device_placement=False, evaluation_mode=True
+        )
+        self._buffers = Buffers(network, ranks)
+
+    def description(self) -> str:
+        """What is shared among how many, in words."""
+        mesh = self.mesh
+        copies = f" in each of {mesh.num_replicas} groups" if mesh.num_replicas > 1 else ""
+        return (
+            f"{mesh.num_shards} processes{copies} share the network, and gather "
+            f"{some(self.blocks)} while in use, and the rest for a whole pass"
+        )
+
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        """Inside, backward passes sum gradients over ranks only if this is the step's last slot."""
+        if last != self._exchanges:
+            exchange_gradients(self._network, last)
+            self._exchanges = last
+        yield
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+        """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
+        had, of all ranks' rows; no host wait. Called by every rank.
+        """
+        gradients = [local_of(one.grad) for one in parameters if one.grad is not None]
+        norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in gradients]
+        # In float64, where squares do not overflow
+        square = (
+            torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+        )
+        norm = self.mesh.sum_over_shards(square.to(self._device)).sqrt()
+        if limit is not None:
+            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+            for one in gradients:
+                one.mul_(factor.to(one.device, one.dtype))
+        return norm
+
+    @property
+    def in_step(self) -> bool:
+        """Every forward pass gathers parameters from all ranks."""
+        return True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The network's tensors by name, as a checkpoint holds them."""
+        return self._network.state_dict()
+
+    def agree_on_buffers(self) -> None:
+        """Rank 0's buffers on every rank. Called by every rank."""
+        self._buffers.agree()
+
+    def check_gradients(self) -> None:
+        """After a first backward pass, the same on all ranks: whether each trained parameter has a
+        gradient. From then on one that has none gets zeros. Raises ConfigError.
+        """
+        require_gradients(self._network, not self._find_unused)
+        give_unused_zeros(self._network)
+
+
+def num_replicas_of(settings: ParallelConfig, size: int, environ: Mapping[str, str]) -> int:
+    """How many groups of ranks hold the whole network. Raises ConfigError."""
+    if settings.kind != "hsdp":
+        return 1
+    if settings.replicate is None:
+        # One a machine, as the launcher says
+        return size // math.gcd(size, int(environ.get("LOCAL_WORLD_SIZE", size)))
+    if size % settings.replicate:
+        fits = [str(one) for one in range(1, size + 1) if size % one == 0]
+        raise ConfigError(
+            f"parallel.replicate: {size} processes do not make {settings.replicate} groups of the "
+            f"same size. Set one of {some(fits)}, or launch a multiple of {settings.replicate} "
+            "processes."
+        )
+    return settings.replicate
+
+
+def units_of(network: nn.Module, settings: ParallelConfig) -> list[str]:
+    """The modules whose parameters are gathered together. Raises ConfigError."""
+    where = "parallel.shard"
+    if settings.shard == "auto":
+        return repeated_blocks(network, where)
+    names = matching(network, settings.shard, where)
+    for name in names:
+        module = network.get_submodule(name)
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            raise ConfigError(
+                f"{where}: {name} is a {type(module).__name__}, which has no forward pass in which "
+                f"its parameters are used. Name the modules in it: [{name}.*]."
+            )
+    return names
+
+
+def check_network(network: nn.Module, blocks: Sequence[str], num_shards: int) -> None:
+    """Raise ConfigError for a network whose parameters cannot be shared in these units."""
+    kinds: dict[str, dict[torch.dtype, str]] = {}
+    for name, twins in twins_of(network).items():
+        parameter = network.get_parameter(name)
+        units = sorted({_unit_of(twin, blocks) for twin in twins})
+        if len(units) > 1:
+            raise ConfigError(
+                f"parallel.shard: {' and '.join(twins)} are tied, and lie in separate shards: "
+                f"{' and '.join(one or 'the rest of the network' for one in units)}. Leave these "
+                "modules out of parallel.shard, so that the rest of the network holds them."
+            )
+        if parameter.dim() == 0:
+            raise ConfigError(
+                f"parallel.kind: {name} is a single number, of which no rank can hold rows. Give "
+                "it the shape (1,), or use kind: ddp."
+            )
+        if not parameter.is_contiguous():
+            raise ConfigError(
+                f"parallel.kind: {name} is not contiguous in memory, so that it has no rows to "
+                "share. Make it contiguous, or use kind: ddp."
+            )
+        if parameter.requires_grad:
+            kinds.setdefault(units[0], {}).setdefault(parameter.dtype, name)
+    for unit, found in kinds.items():
+        if len(found) > 1:
+            raise ConfigError(
+                f"parallel.shard: {unit or 'the rest of the network'} has trained parameters of "
+                f"several types, whose gradients cannot be summed together: "
+                f"{some([f'{name} is {dtype}' for dtype, name in found.items()])}. Let them be of "
+                "one type, or name modules of one type each by patterns."
+            )
+    most = max(one.shape[0] for one in network.parameters())
+    if most <= -(-most // num_shards) * (num_shards - 1):
+        raise ConfigError(
+            f"parallel.kind: no parameter has more than {most} rows, and some of {num_shards} "
+            "processes that share them would hold nothing. Use fewer processes, kind: ddp, or "
+            "kind: hsdp with a larger parallel.replicate."
+        )
+
+
+def _unit_of(name: str, blocks: Sequence[str]) -> str:
+    """The block that a parameter lies in, "" for the rest of the network."""
+    return next((block for block in blocks if name.startswith(f"{block}.")), "")

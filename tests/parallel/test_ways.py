@@ -1,0 +1,165 @@
+"""Trainings of each way of sharing a network, against each other."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.config.parallel import ParallelConfig
+from harness.config.read import read_config
+from harness.errors import ConfigError
+from harness.training.shards import check_network, num_replicas_of, units_of
+from tests.parallel.way_parts import Tower, records, trace
+from tests.pool import train_on_ranks
+
+CONFIG = Path(__file__).with_name("ways.yaml")
+FSDP, HSDP = "parallel={kind: fsdp}", "parallel={kind: hsdp, replicate: 2}"
+WIDE = "network.dtype=float64"
+
+
+def run_of(tmp_path: Path, name: str, num_ranks: int, *overrides: str) -> Path:
+    """The directory of a training that ends well on all ranks."""
+    directory = tmp_path / name
+    launched = train_on_ranks(num_ranks, CONFIG, [f"run.dir={directory}", *overrides])
+    assert [one.exit_code for one in launched] == [0] * num_ranks, launched[0].stderr
+    return directory
+
+
+def losses_of(run: Path) -> list[float]:
+    """Of each step."""
+    return [float.fromhex(one["loss"]) for one in trace(run)]
+
+
+def evaluations_of(run: Path) -> list[dict[str, Any]]:
+    """Metrics of each evaluation."""
+    return [
+        {name: value for name, value in one.items() if name.startswith(("val/", "train/"))}
+        for one in records(run, "eval")
+    ]
+
+
+def assert_alike(run: Path, other: Path, tolerance: float) -> None:
+    """The same samples, and losses, norms and metrics within a relative tolerance."""
+    assert [one["samples"] for one in trace(run)] == [one["samples"] for one in trace(other)]
+    assert losses_of(run) == pytest.approx(losses_of(other), rel=tolerance)
+    norms = [[one["grad_norm"] for one in records(each, "train")] for each in (run, other)]
+    assert norms[0] == pytest.approx(norms[1], rel=tolerance)
+    for mine, theirs in zip(evaluations_of(run), evaluations_of(other), strict=True):
+        assert mine == pytest.approx(theirs, rel=tolerance)
+
+
+def test_a_network_trains_alike_however_it_is_shared_to_the_rounding_of_float64(
+    tmp_path: Path,
+) -> None:
+    # Accumulation, clipping, a schedule, dropout, a frozen part, tied weights, an average; five
+    # micro-batches of evaluation on three and four ranks
+    average = "train.ema={decay: 0.9}"
+    alone = run_of(tmp_path, "alone", 1, WIDE, average)
+    ways = {"fsdp": (3, FSDP), "hsdp": (4, HSDP), "one": (1, FSDP)}
+    for name, (num_ranks, way) in ways.items():
+        assert_alike(run_of(tmp_path, name, num_ranks, WIDE, average, way), alone, 1e-12)
+
+
+def test_batch_norm_s_statistics_are_those_of_ddp(tmp_path: Path) -> None:
+    options = (WIDE, "network.norm=true", "train.recompute=auto", "optimizer.fused=false")
+    ddp = run_of(tmp_path, "ddp", 2, *options)
+    assert_alike(run_of(tmp_path, "fsdp", 2, *options, FSDP), ddp, 1e-12)
+
+
+def test_bfloat16_trains_as_with_ddp_to_its_own_rounding(tmp_path: Path) -> None:
+    ddp = run_of(tmp_path, "ddp", 2, "train.precision=bf16")
+    assert_alike(run_of(tmp_path, "fsdp", 2, "train.precision=bf16", FSDP), ddp, 0.02)
+    policy = "parallel={kind: fsdp, precision: {params: bf16, reduce: fp32}}"
+    first = run_of(tmp_path, "policy", 2, policy)
+    assert losses_of(first) == pytest.approx(losses_of(ddp), rel=0.05)
+    assert trace(run_of(tmp_path, "again", 2, policy)) == trace(first)
+
+
+def test_a_run_goes_on_in_any_way_with_the_samples_it_would_have_had(tmp_path: Path) -> None:
+    whole = run_of(tmp_path, "whole", 1, WIDE)
+    ways = [(2, FSDP), (1, "parallel.kind=ddp"), (3, FSDP), (4, HSDP), (4, "parallel.kind=ddp")]
+    for launch, (num_ranks, way) in enumerate(ways, 1):
+        steps = 8 if launch == len(ways) else launch
+        budget = f"stop.budget.steps={steps}"
+        run_of(tmp_path, "chain", num_ranks, WIDE, way, budget, "checkpoint.every.steps=1")
+    chain = tmp_path / "chain"
+    assert [one["samples"] for one in trace(chain)] == [one["samples"] for one in trace(whole)]
+    assert losses_of(chain) == pytest.approx(losses_of(whole), rel=1e-12)
+    changes = [one["changes"] for one in records(chain, "event") if one.get("event") == "changes"]
+    assert "parallel.kind: 'fsdp' -> 'ddp'" in changes[0]
+
+
+def test_a_sample_that_one_rank_cannot_read_ends_an_evaluation_on_all(tmp_path: Path) -> None:
+    val = "data.val.source={_target_: tests.parallel.way_parts.Torn, count: 9, torn: 8}"
+    launched = train_on_ranks(3, CONFIG, [f"run.dir={tmp_path / 'run'}", FSDP, val])
+    assert [one.exit_code for one in launched] == [2, 2, 2]
+    assert "sample 8 is torn" in launched[2].stderr
+
+
+def test_offloading_without_a_gpu_is_refused(tmp_path: Path) -> None:
+    offload = "parallel={kind: fsdp, offload: cpu}"
+    (launched,) = train_on_ranks(1, CONFIG, [f"run.dir={tmp_path / 'run'}", offload])
+    assert launched.exit_code == 2
+    assert "no effect on a machine without GPUs" in launched.stderr
+
+
+def test_one_message_says_what_cannot_be_shared(tmp_path: Path) -> None:
+    def said(*overrides: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            read_config(CONFIG, [f"run.dir={tmp_path}", *overrides])
+        return str(caught.value)
+
+    assert "shard: no effect with kind: ddp" in said("parallel.shard=[blocks.*]")
+    assert "replicate: no effect with kind: fsdp" in said("parallel={kind: fsdp, replicate: 2}")
+    assert "train.precision: fp16" in said(FSDP, "train.precision=fp16")
+    assert "train.channels_last" in said(FSDP, "train.channels_last=true")
+    assert "parallel.shard" in said("parallel={kind: fsdp, shard: []}")
+
+
+def settings(**options: Any) -> ParallelConfig:
+    return ParallelConfig.model_validate({"kind": "fsdp", **options})
+
+
+class Tied(nn.Module):
+    """Two blocks that share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
+        self.blocks[1][0].weight = self.blocks[0][0].weight  # type: ignore[index]  # a block
+
+
+def refusal(network: nn.Module, num_shards: int = 2, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_network(network, units_of(network, settings(**options)), num_shards)
+    return str(caught.value)
+
+
+def test_networks_that_cannot_be_shared_usefully_are_refused() -> None:
+    assert "auto finds no blocks that repeat" in refusal(nn.Sequential(nn.Linear(4, 4)))
+    assert "no module of the network matches 'block.*'" in refusal(Tower(), shard=["block.*"])
+    assert "blocks is a ModuleList" in refusal(Tower(), shard=["blocks"])
+    assert "blocks.0.0.weight and blocks.1.0.weight are tied" in refusal(Tied())
+    assert "again and first" in refusal(Tower(), shard=["first", "again"])
+    assert "no parameter has more than 15 rows" in refusal(Tower(), num_shards=16)
+    check_network(Tower(), ["blocks.0"], 15)
+    mixed = Tower()
+    mixed.blocks[1].norm.bfloat16()  # type: ignore[union-attr]  # a module
+    assert "trained parameters of several types" in refusal(mixed)
+    turned = Tower()
+    turned.enter.weight = nn.Parameter(torch.zeros(6, 7).T)
+    assert "enter.weight is not contiguous in memory" in refusal(turned)
+    scaled = Tower()
+    scaled.scale = nn.Parameter(torch.ones(()))
+    assert "scale is a single number" in refusal(scaled)
+
+
+def test_replicas_are_machines_or_as_many_as_are_asked_for() -> None:
+    hsdp = settings(kind="hsdp")
+    assert num_replicas_of(hsdp, 16, {"LOCAL_WORLD_SIZE": "8"}) == 2
+    assert num_replicas_of(hsdp, 4, {}) == 1
+    assert num_replicas_of(settings(), 16, {"LOCAL_WORLD_SIZE": "8"}) == 1
+    with pytest.raises(ConfigError, match=r"6 processes do not make 4 groups .* 1, 2, 3, 6"):
+        num_replicas_of(settings(kind="hsdp", replicate=4), 6, {})

@@ -1,0 +1,76 @@
+"""Networks for the ways of sharing, and what a run leaves in records."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import DataError
+from tests.resume.parts import Blobs
+
+
+class Block(nn.Module):
+    """(B, D) -> (B, D), with dropout, and BatchNorm if `norm`."""
+
+    def __init__(self, width: int, norm: bool) -> None:
+        super().__init__()
+        self.wide = nn.Linear(width, 2 * width + 1)
+        self.narrow = nn.Linear(2 * width + 1, width)
+        self.norm = nn.BatchNorm1d(width) if norm else nn.LayerNorm(width)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.drop(self.narrow(torch.relu(self.wide(self.norm(x)))))
+        return out
+
+
+class Tower(nn.Module):
+    """(B, 6) -> (B, 3): blocks of 7, rows that no number of ranks divides, fewer rows than ranks,
+    and weights that are tied outside of the blocks.
+    """
+
+    def __init__(self, norm: bool = False, dtype: str = "float32") -> None:
+        super().__init__()
+        self.enter = nn.Linear(6, 7)
+        self.blocks = nn.ModuleList([Block(7, norm) for _ in range(3)])
+        self.first = nn.Linear(7, 7)
+        self.again = nn.Linear(7, 7)
+        self.again.weight = self.first.weight
+        self.head = nn.Linear(7, 3)
+        self.to(getattr(torch, dtype))
+        self.is_wide = dtype == "float64"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x.double() if self.is_wide else x)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(self.again(self.first(x).tanh()))
+        return out
+
+
+def records(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Of metrics.jsonl."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [one for line in lines if (one := json.loads(line))["kind"] == kind]
+
+
+def trace(run: Path) -> list[dict[str, Any]]:
+    """Of trace.jsonl."""
+    return [json.loads(line) for line in (run / "trace.jsonl").read_text().splitlines()]
+
+
+class Torn(Blobs):
+    """Blobs of which rank 2 cannot read one."""
+
+    def __init__(self, count: int, torn: int) -> None:
+        super().__init__(count)
+        self.torn = torn
+
+    def __getitems__(self, indices: list[int]) -> Mapping[str, Any]:
+        if self.torn in indices and os.environ.get("RANK") == "2":
+            raise DataError(f"sample {self.torn} is torn")
+        return super().__getitems__(indices)
