@@ -106,15 +106,13 @@ def launch_training(
         environment = os.environ | _environment(here, os.environ, cpu=cpu)
         if least is not None or here * machines.nodes > 1:
             config = read_config(path, overrides)
+    command = [sys.executable, str(TRAIN), *options, str(path), *overrides]
     if least is not None:
-        os.environ.update(environment)
-        training = [sys.executable, str(TRAIN), *options, str(path), *overrides]
-        return _launch_elastic(training, config, here, machines, least)
+        return _launch_elastic(command, environment, config, here, machines, least)
     if here * machines.nodes > 1:
         slots_a_rank(config.batch.size, config.batch.micro_size, here * machines.nodes)
     if here * machines.nodes == 1:
         sys.stdout.flush()
-        command = [sys.executable, str(TRAIN), *options, str(path), *overrides]
         os.execve(sys.executable, command, environment)
     os.environ.update(environment)
     directory = config.run.dir
@@ -125,8 +123,7 @@ def launch_training(
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as settings:
         settings.write(_settings(here, machines))
         settings.flush()
-        training = [*options, str(path), *overrides]
-        code, words = _run(settings.name, training, machines, report)
+        code, words = _run(settings.name, command[2:], machines, report)
     after = _outcome(directory)
     if not code:  # under the agent, processes that were asked to leave end with 0
         unsaid = after is None or (code is None and after == before)
@@ -140,7 +137,12 @@ def launch_training(
 
 
 def _launch_elastic(
-    training: Sequence[str], config: Config, here: int, machines: Machines, least: int
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    config: Config,
+    here: int,
+    machines: Machines,
+    least: int,
 ) -> int:
     """Raises HarnessError."""
     from harness.commands.elastic_launch import ElasticLaunch
@@ -150,8 +152,8 @@ def _launch_elastic(
             f"--min-processes {least}: {here * machines.nodes} processes are launched in all."
         )
     return ElasticLaunch(
-        command=training,
-        environment=os.environ,
+        command=command,
+        environment=environment,
         processes=here,
         machines=machines.nodes,
         machine=machines.node,
@@ -159,7 +161,7 @@ def _launch_elastic(
         port=0 if machines.nodes == 1 else int(machines.port),
         num_slots=config.batch.size // config.batch.micro_size,
         least=least,
-        grace_s=float(os.environ["PET_SHUTDOWN_TIMEOUT"]),
+        grace_s=float(environment["PET_SHUTDOWN_TIMEOUT"]),
     ).run()
 
 

@@ -65,9 +65,8 @@ def fit(run: Run) -> Outcome:
                 request = Request.INTERRUPTED
             else:
                 verdict = judge(run, measured, request)
+                request = after_interval(run, verdict, request)
         ends = verdict is not None and verdict.stops
-        if due.evaluate and request == Request.NONE and not ends and leaves_to_grow(run):
-            request = Request.INTERRUPTED
         if (
             due.save
             or ends
@@ -114,15 +113,15 @@ def train_step(run: Run) -> None:
     run.ranks.heartbeat.enter(AGREEMENT)
 
 
-def leaves_to_grow(run: Run) -> bool:
-    """Whether this launch ends with the interval, since more processes could train than do. Called
+def after_interval(run: Run, verdict: Verdict, request: Request) -> Request:
+    """What is asked of the launch: to leave as well if more processes could train than do. Called
     by every rank.
     """
     asked = run.interruption.at_interval
-    if asked is None or not run.ranks.decide(asked):
-        return False
+    if asked is None or verdict.stops or request != Request.NONE or not run.ranks.decide(asked):
+        return request
     run.interruption.ask(GROWS)
-    return True
+    return Request.INTERRUPTED
 
 
 def leave_between_steps(run: Run) -> Outcome:
