@@ -66,8 +66,8 @@ class RunConfig(Section):
         "resume",
         description=(
             "resume: an interrupted run ends with the same bits as an uninterrupted one on the "
-            "same number of processes; none: allow faster kernels whose results vary between "
-            "runs; elastic (the same bits on any number of processes) is not implemented yet."
+            "same number of processes; elastic: on any numbers of processes, changed at will; "
+            "none: allow faster kernels whose results vary between runs."
         ),
     )
     paranoid: bool = Field(
@@ -137,16 +137,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"use {', '.join(_RESUME)}, a step, or the path of a checkpoint (with a "
                 f"/).{did_you_mean(value, _RESUME)}"
-            )
-        return value
-
-    @field_validator("exactness")
-    @classmethod
-    def _is_built(cls, value: str) -> str:
-        if value == "elastic":
-            raise ValueError(
-                "not implemented yet; use resume (the same bits on the same number of processes) "
-                "or none"
             )
         return value
 
@@ -399,6 +389,17 @@ class Config(Section):
             raise ValueError(
                 f"kind {value.kind} does not go with run.exactness: elastic: how many processes "
                 "there are changes the order of sums; use exactness: resume, or kind: ddp"
+            )
+        return value
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _has_rows(cls, value: CheckpointConfig, info: ValidationInfo) -> CheckpointConfig:
+        parallel = info.data.get("parallel")
+        if value.model_layout == "rows" and parallel is not None and parallel.kind == "ddp":
+            raise ValueError(
+                "model_layout: rows has no effect with parallel.kind: ddp, where each process "
+                "holds whole weights; leave it out, or set parallel.kind: fsdp"
             )
         return value
 

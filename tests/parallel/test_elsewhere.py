@@ -1,0 +1,101 @@
+"""Networks that were trained sharded, in one process and in other tools: as any other."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import fermarsi
+from harness.checkpoint.read import find_checkpoint
+from harness.config.read import read_config
+from harness.errors import ConfigError
+from tests.checkpoint.examples import assert_same, loaded_from, names_in
+from tests.pool import command, train_on_ranks
+
+CONFIG = """
+run: {name: words}
+data:
+  checks: {duplicates: warn}
+  train: {source: {_target_: tests.start_parts.Words}}
+  val: {source: {_target_: tests.start_parts.Words}}
+network: NETWORK
+task: {_target_: harness.tasks.LanguageModelling, input: tokens}
+batch: {size: 8, micro_size: 2}
+optimizer: {_target_: torch.optim.AdamW, lr: 0.01}
+stop: {every: {steps: 3}, budget: {steps: 3}}
+log: {trace: true}
+parallel: {kind: fsdp}
+"""
+NETWORKS = {
+    "gpt2": "{_target_: tests.resume.zoo.gpt2}",
+    "gpt": "{_target_: harness.networks.Gpt, vocabulary: 7, context: 8, dim: 12, depth: 2, "
+    "num_heads: 2}",
+}
+LAYOUTS = ("whole", "rows")
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training on two ranks with whole weights and with rows."""
+    directory = tmp_path_factory.mktemp(request.param)
+    config = directory / "words.yaml"
+    config.write_text(CONFIG.replace("NETWORK", NETWORKS[request.param]))
+    for layout in LAYOUTS:
+        overrides = [f"run.dir={directory / layout}", f"checkpoint.model_layout={layout}"]
+        launched = train_on_ranks(2, config, overrides)
+        assert [one.exit_code for one in launched] == [0, 0], launched[0].stderr
+    return directory
+
+
+def test_rows_and_whole_weights_serve_every_command_alike(runs: Path, tmp_path: Path) -> None:
+    whole, rows = (find_checkpoint(runs / layout) for layout in LAYOUTS)
+    assert names_in(rows, lambda name: name == "model-rows.safetensors.index.json")
+    assert_same(loaded_from(rows).model, loaded_from(whole).model)
+    told = []
+    for layout in LAYOUTS:
+        run, out = runs / layout, tmp_path / f"{layout}.csv"
+        asked = [
+            ["predict", run, "--out", out, "--allow", "tests"],
+            ["evaluate", run, "--allow", "tests"],
+            ["checkpoints", "verify", run],
+            ["checkpoints", "list", run],
+            ["report", run],
+            ["export", run, tmp_path / f"{layout}.safetensors"],
+        ]
+        done = [command(*one) for one in asked]
+        assert [one.exit_code for one in done] == [0] * len(asked), [one.stderr for one in done]
+        told.append((out.read_text(), done[1].stdout.partition(": val")[2]))
+    assert told[0] == told[1]
+    exported = [(tmp_path / f"{layout}.safetensors").read_bytes() for layout in LAYOUTS]
+    assert exported[0] == exported[1]
+    assert command("compare", runs / "whole", runs / "rows").exit_code == 0
+
+
+def test_from_pretrained_reads_whole_weights_and_takes_no_rows_for_weights(
+    runs: Path, tmp_path: Path
+) -> None:
+    if runs.name.startswith("gpt2"):
+        from transformers import GPT2LMHeadModel
+
+        whole, rows = (find_checkpoint(runs / layout) for layout in LAYOUTS)
+        network, told = GPT2LMHeadModel.from_pretrained(whole, output_loading_info=True)
+        assert not any(told.values())
+        own = fermarsi.load(runs / "rows", allow=["tests"]).network
+        assert_same(network.state_dict(), own.cpu().state_dict())
+        tokens = torch.tensor([[1, 2, 0, 1]])
+        assert torch.equal(network(tokens).logits, own.eval()(tokens).logits)
+        # transformers#34080: rows were taken for weights
+        with pytest.raises(OSError, match="no file named model"):
+            GPT2LMHeadModel.from_pretrained(rows)
+        command("export", rows, tmp_path / "model.safetensors")
+        shutil.copyfile(rows / "config.json", tmp_path / "config.json")
+        again = GPT2LMHeadModel.from_pretrained(tmp_path)
+        assert_same(again.state_dict(), network.state_dict())
+
+
+def test_rows_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    (tmp_path / "words.yaml").write_text(CONFIG.replace("NETWORK", NETWORKS["gpt"]))
+    given = [f"run.dir={tmp_path}", "parallel.kind=ddp", "checkpoint.model_layout=rows"]
+    with pytest.raises(ConfigError, match=r"checkpoint: model_layout: rows has no effect with"):
+        read_config(tmp_path / "words.yaml", given)
