@@ -1,7 +1,9 @@
 """How far forecasts of learning curves can be trusted, and what they save, on recorded curves of
 our own runs (benchmarks/curves/forecast_curves.py made them).
 
-Run: python benchmarks/forecast.py [coverage] [targets] [savings] [cost]
+Run: python benchmarks/forecast.py [network=FILE] [coverage] [targets] [savings] [cost]
+
+network: what prior_fitted.py wrote, in place of the mixture.
 
 Aims: 90 % bands hold 85 to 95 % of the last values at 25 and 50 % of the budget (10 % of it are
 three evaluations, of which nothing is forecast); of the runs that a forecast stops, at most the
@@ -28,7 +30,11 @@ import numpy as np
 
 from harness.stopping.controller import StopController
 from harness.stopping.curves import effective_times, extrapolate, is_monotone
+from harness.stopping.forecast import ForecastJudge
+from harness.stopping.milestones import MilestonesJudge
+from harness.stopping.overfitting import OverfittingJudge
 from harness.stopping.pairs import Deviations
+from harness.stopping.plateau import PlateauJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, MetricInfo
 
@@ -236,14 +242,51 @@ def cost(count: int = 1000) -> None:
         row = {"val/accuracy": accuracy, "val/loss": 1 - accuracy, "train/loss": 1 - accuracy}
         pairs = {"val/loss": Deviations(9999, 1e-9, draw.integers(-(10**6), 10**6, 128).tolist())}
         controller.judge(Evaluation(100 * n, float(n), n, 0.0, row, 0.1, deviations=pairs))
-    print(f"\na verdict of {count:,}: {1e3 * (time.process_time() - began) / count:.2f} ms")
+    each = 1e3 * (time.process_time() - began) / count
+    off = cost_off(count)
+    print(
+        f"\na verdict of {count:,}: {each:.2f} ms, {each / off[0]:.0f} times that of patience alone"
+    )
+    print(
+        f"that takes {1e3 * off[0]:.1f} us; without the judges that are off {1e3 * off[1]:.1f} us"
+    )
+
+
+def cost_off(count: int, repeats: int = 15) -> tuple[float, float]:
+    """Milliseconds a verdict of patience and a budget: with all judges, and without those of
+    milestones, forecasts, gaps and plateaus, in turn; the fastest of each.
+    """
+    settings = {
+        "improvement": {"metric": "val/loss", "patience": 10**6},
+        "budget": {"steps": 10**6},
+    }
+    costs: list[list[float]] = [[], []]
+    for repeat in range(2 * repeats):
+        controller = StopController(StopSettings.model_validate(settings), {"val/loss": LOSS})
+        if repeat % 2:
+            without = (MilestonesJudge, ForecastJudge, OverfittingJudge, PlateauJudge)
+            kept = [one for one in controller._judges if not isinstance(one, without)]
+            controller._judges = kept
+        began = time.process_time()
+        for n in range(1, count + 1):
+            controller.judge(Evaluation(n, float(n), n, 0.0, {"val/loss": 1 / n}, 0.1))
+        costs[repeat % 2].append(1e3 * (time.process_time() - began) / count)
+    return min(costs[0]), min(costs[1])
 
 
 if __name__ == "__main__":
     every = curves()
     print(f"{len(every)} curves")
     parts = {"coverage": coverage, "targets": wrongly_stopped, "savings": savings}
-    asked = sys.argv[1:] or [*parts, "cost"]
+    networks = [one for one in sys.argv[1:] if one.startswith("network=")]
+    if networks:
+        from prior_fitted import PriorFitted
+
+        import harness.stopping.curves
+
+        extrapolate = PriorFitted(Path(networks[0].partition("=")[2]))  # type: ignore[assignment]
+        harness.stopping.curves.extrapolate = extrapolate
+    asked = [one for one in sys.argv[1:] if one not in networks] or [*parts, "cost"]
     for part in asked:
         if part == "cost":
             cost()

@@ -26,6 +26,7 @@ from harness.commands.track import sync_run
 from harness.config.parts import PartConfig
 from harness.config.read import read_config
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError
+from harness.ranks.ranks import Ranks
 from harness.rundir.outcome import write_outcome
 from harness.search.space import split_values
 from harness.sources import workbook
@@ -123,9 +124,9 @@ CASES: list[tuple[Callable[[Path, Path], Any], type[HarnessError], str]] = [
      "sources.image: 'label' is float64 (), expected one integer per sample. Set by."),
     (lambda here, file: Series(str(file), ["a"], 2, 1, sort=True), ConfigError,
      "sort, duplicates: without time, rows have no order. Set time."),
-    (lambda here, file: read_weights(file, "run.init_from"), CheckpointError,
+    (lambda here, file: read_weights(file, "run.init_from", Ranks()), CheckpointError,
      "Give a run, a checkpoint or a safetensors file."),
-    (lambda here, file: rename({"a.w": torch.zeros(1)}, {"b.": ""}, "x", "init_prefix"),
+    (lambda here, file: rename(["a.w"], {"b.": ""}, "x", "init_prefix"),
      CheckpointError, "x: init_prefix: none of its names begins with 'b.' (a.w). Look at the"),
     (lambda here, file: Pad(value=300)({"tokens": [torch.zeros(2, dtype=torch.uint8)]}),
      DataError, "tokens: value: 300: uint8 cannot hold it. Give another one."),

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from harness.checkpoint.files import (
     TEMPORARY,
@@ -77,23 +76,20 @@ def begin(
 def commit(
     directory: Path,
     temporary: str,
-    step: int,
-    small: Sequence[Content],
-    manifest: Callable[[list[dict[str, Any]]], Manifest],
+    manifest: Manifest,
     fence: Fence,
     hasher: Executor,
 ) -> None:
-    """Complete the temporary directory and make it the checkpoint of its step.
+    """Put the manifest into the temporary directory and make it the checkpoint of its step.
 
     Raises CheckpointError. Leaves: the old state or the new one.
 
     A checkpoint of the same step gives up its name but stays readable as `<name>.old` until the new
     one bears it.
     """
-    source, target = directory / temporary, directory / step_name(step)
+    source, target = directory / temporary, directory / step_name(manifest.step)
     with translate_errors(f"committing {target.name}"):
-        records = write_files(source, small, hasher)
-        document = dump_manifest(manifest(records))
+        document = dump_manifest(manifest)
         write_files(source, [Content(MANIFEST, "manifest", [document])], hasher)
         sync_directory(source)
         # A launch that is stopped between here and the rename, and wakes up when another one has
@@ -134,7 +130,6 @@ def tidy(
         if ranked:
             wanted["best"] = step_name(ranked[0])
         troubles = [_point(directory, pointer, target) for pointer, target in wanted.items()]
-        sync_directory(directory)
         surplus = [
             step_name(step)
             for step in retention.to_delete(list(kept.values()), ranked_by, committed.step)

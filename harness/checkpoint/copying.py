@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.checkpoint.format import bytes_of
+from harness.checkpoint.pinned import pinned as pinned_memory
 
 # Torch counts a write when it is done. Where the training's thread does not come to say that none
 # is under way, as in a step that takes long or hangs, this is more than one takes.
@@ -43,13 +44,22 @@ class HostMemory:
     """Memory that is filled again at each save; pinned where tensors come from a GPU."""
 
     def __init__(self) -> None:
+        self._is_pinned = False
+        # Why pinned memory is not as it should be
+        self.trouble: str | None = None
         self._use(torch.empty(0, dtype=torch.uint8))
 
     def reserve(self, size_bytes: int, pinned: bool) -> None:
         """Grow to at least this many bytes."""
-        if self.octets.numel() < size_bytes or (pinned and not self.octets.is_pinned()):
-            self._use(torch.empty(0, dtype=torch.uint8))  # given back before more is taken
-            self._use(torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned))
+        if self.octets.numel() >= size_bytes and (self._is_pinned or not pinned):
+            return
+        self._use(torch.empty(0, dtype=torch.uint8))  # given back before more is taken
+        if pinned:
+            memory, self.trouble = pinned_memory(size_bytes)
+        else:
+            memory = torch.empty(size_bytes, dtype=torch.uint8)
+        self._use(memory)
+        self._is_pinned = pinned
 
     def _use(self, memory: Tensor) -> None:
         self.octets, self._array, self.bytes = memory, memory.numpy(), bytes_of(memory)

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from harness.errors import CheckpointError
 
 CHUNK_BYTES = 8 * 2**20
 _READ_BYTES = 2**18
+_SMALL_BYTES = 2**16
 
 
 # What a directory that is being written, or is to go, is called.
@@ -62,6 +63,11 @@ class Content:
     def size_bytes(self) -> int:
         return sum(len(chunk) for chunk in self.chunks)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it is hashed sooner than a thread takes over."""
+        return self.size_bytes <= _SMALL_BYTES
+
     def pieces(self) -> Iterator[memoryview]:
         """Its bytes, so many at a time, once they are there."""
         if self.ready is not None:
@@ -90,40 +96,61 @@ def translate_errors(what: str) -> Iterator[None]:
 def write_files(
     directory: Path, contents: Sequence[Content], hasher: Executor
 ) -> list[dict[str, object]]:
-    """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Hashing
-    runs in parallel with writing. Raises OSError.
+    """Create, fill and fsync new files; returns {name, role, size_bytes, sha256} of each. Large
+    ones are hashed in parallel with writing. Raises OSError.
     """
-    hashes: list[Future[str]] = [hasher.submit(_sha256, content) for content in contents]
+    hashes = {one.name: hasher.submit(_sha256, one) for one in contents if not one.is_small}
+    digests: dict[str, str] = {}
     try:
-        for content in contents:
-            _write_file(directory / content.name, content)
+        with ExitStack() as small:
+            unsynced: list[int] = []
+            for content in contents:
+                if not content.is_small:
+                    _write_large(directory / content.name, content)
+                    continue
+                descriptor = _create(directory / content.name)
+                small.callback(os.close, descriptor)
+                _fill(descriptor, content)
+                digests[content.name] = _sha256(content)
+                unsynced.append(descriptor)
+            # One after the other: a journal takes several at once
+            for descriptor in unsynced:
+                os.fsync(descriptor)
     finally:
         # Also after a failure: the bytes may be reused from here on
-        digests = [digest.result() for digest in hashes]
+        digests |= {name: digest.result() for name, digest in hashes.items()}
     return [
         {
             "name": content.name,
             "role": content.role,
             "size_bytes": content.size_bytes,
-            "sha256": digest,
+            "sha256": digests[content.name],
         }
-        for content, digest in zip(contents, digests, strict=True)
+        for content in contents
     ]
 
 
-def _write_file(path: Path, content: Content) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def _write_large(path: Path, content: Content) -> None:
+    descriptor = _create(path)
     try:
         _reserve(descriptor, content.size_bytes)
-        end = 0
-        for chunk in content.pieces():
-            written = 0
-            while written < len(chunk):
-                written += os.pwrite(descriptor, chunk[written:], end + written)
-            end += written
+        _fill(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _fill(descriptor: int, content: Content) -> None:
+    end = 0
+    for chunk in content.pieces():
+        written = 0
+        while written < len(chunk):
+            written += os.pwrite(descriptor, chunk[written:], end + written)
+        end += written
 
 
 def _reserve(descriptor: int, size_bytes: int) -> None:

@@ -269,8 +269,8 @@ def _indented(body: Mapping[str, Any]) -> bytes:
     return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _compact(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+# Made once: json.dumps would make one for each of the document's lines
+_compact = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def _own_hash(body: Mapping[str, Any]) -> str:

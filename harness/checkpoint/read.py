@@ -180,17 +180,22 @@ def choose(
     return Choice(None, [])
 
 
-def find_checkpoint(path: Path, verify: Verify = "full") -> Path:
+def find_checkpoint(
+    path: Path, verify: Verify = "full", damage: Mapping[str, Sequence[str]] | None = None
+) -> Path:
     """The checkpoint at `path`, or of the run there: its best if the link to it is good, else its
-    newest valid one. Raises CheckpointError.
+    newest valid one.
+
+    damage: what `find_damage` has found, by the checkpoint's path. Raises CheckpointError.
     """
+    damage = damage or {}
     if (path / MANIFEST).exists():
-        return _choose_one(path.parent, path.resolve(), verify, {}).path or path
+        return _choose_one(path.parent, path.resolve(), verify, damage).path or path
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     best = target_of(directory, "best")
-    if best is not None and inspect(best, verify=verify).manifest is not None:
+    if best is not None and str(best) not in damage and inspect(best, verify=verify).manifest:
         return best
-    chosen = choose(directory, "auto", verify=verify).path
+    chosen = choose(directory, "auto", verify=verify, damage=damage).path
     if chosen is None:
         raise CheckpointError(
             f"{path}: neither a checkpoint nor a run that has one. Give the directory of one of "

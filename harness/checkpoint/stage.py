@@ -149,6 +149,10 @@ class Stage:
         """Whether `finish` is still to be called."""
         return self._copy is not None
 
+    def troubles(self) -> list[str]:
+        """What is not as it should be, though the copy is."""
+        return [] if self._memory.trouble is None else [self._memory.trouble]
+
     def close(self) -> None:
         """Give the memory back, once nothing reads it."""
         self._copier.shutdown(wait=False)

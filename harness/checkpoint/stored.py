@@ -107,6 +107,11 @@ class StoredTensors(Mapping[str, Tensor]):
         """Whether two names are of one tensor."""
         return self._entries[one] is self._entries[other]
 
+    def renamed(self, names: Mapping[str, str]) -> "StoredTensors":
+        """Those that `names` has, by their new names."""
+        kept = {new: self._entries[old] for new, old in names.items()}
+        return StoredTensors(self._path, kept, self._placements)
+
     def without(self, prefix: str) -> "StoredTensors":
         """Those whose names do not begin with it."""
         kept = {name: one for name, one in self._entries.items() if not name.startswith(prefix)}

@@ -30,6 +30,7 @@ from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.settings import ModelLayout
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
 from harness.checkpoint.versions import versions
+from harness.checkpoint.worker import Worker
 from harness.errors import CheckpointError, HarnessError
 from harness.ranks.heartbeat import SAVE, STAGE
 from harness.ranks.ranks import Ranks
@@ -40,7 +41,8 @@ from harness.wording import some
 class SaveReport:
     """How a save ended.
 
-    `error`: why there is no new checkpoint; `warning`: there is one, but links or retention failed.
+    `error`: why there is no new checkpoint; `warning`: there is one, and something else is not
+    as it should be.
 
     `stall_s`: how long the loop was held; `total_s`: until it was durable. `skipped`: this very
     state was already there.
@@ -121,7 +123,7 @@ class CheckpointStore:
         self._history = HistoryFile()
         # Hashing is what takes longest where disks are fast
         self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")
-        self._thread: threading.Thread | None = None
+        self._worker = Worker("fermarsi-save")
         self._finished: deque[SaveReport] = deque()
         # How the last save ended on this rank
         self.last_report: SaveReport | None = None
@@ -171,10 +173,7 @@ class CheckpointStore:
         stall_s = time.monotonic() - started
         header = self._header(snapshot)
         job = _Job(header, snapshot.history, staged, failure, ranked_by, started, stall_s)
-        self._thread = threading.Thread(
-            target=self._run, args=(job,), name="fermarsi-save", daemon=True
-        )
-        self._thread.start()
+        self._worker.start(lambda: self._run(job))
 
     def finish_copy(self) -> None:
         """Until the save in flight no longer needs what an optimizer step changes: before each one,
@@ -202,7 +201,7 @@ class CheckpointStore:
 
     def is_saving(self) -> bool:
         """Whether a save is in flight on this rank. No collective."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._worker.is_busy()
 
     def reports(self) -> list[SaveReport]:
         """The saves that ended since the last call.
@@ -240,6 +239,7 @@ class CheckpointStore:
         that wait for this one to be gone.
         """
         self._is_idle(self._timeout_s if limit_s is None else limit_s)
+        self._worker.close()
         self._hasher.shutdown(wait=False)
         self._stage.close()
 
@@ -309,16 +309,18 @@ class CheckpointStore:
         )
 
     def _write(self, staged: StagedShare, temporary: str) -> list[dict[str, object]]:
+        small = staged.small_files() if self._ranks.is_first() else []
         with translate_errors(
             "writing into the directory that rank 0 has made, which all ranks must share,"
         ):
-            return write_files(self._directory / temporary, staged.contents, self._hasher)
+            return write_files(
+                self._directory / temporary, [*small, *staged.contents], self._hasher
+            )
 
     def _commit(
         self, job: _Job, staged: StagedShare, temporary: str, gathered: Sequence[Mapping[str, Any]]
     ) -> int:
         """Rank 0 only; returns the size of the checkpoint in bytes, its manifest not counted."""
-        small_files = staged.small_files()
         records = [record for one in gathered for record in one["records"]]
         pieces = [one["pieces"] for one in gathered]
         with translate_errors("writing the history of evaluations"):
@@ -330,18 +332,11 @@ class CheckpointStore:
                     self._hasher,
                 )
             )
-
-        def manifest(small: list[dict[str, Any]]) -> Manifest:
-            return _manifest(job.header, [*small, *records], pieces, staged.aliases)
-
-        commit(
-            self._directory, temporary, job.step, small_files, manifest, self._fence, self._hasher
-        )
+        manifest = _manifest(job.header, records, pieces, staged.aliases)
+        commit(self._directory, temporary, manifest, self._fence, self._hasher)
         self._history.note_commit(self._directory / step_name(job.step))
         self._written = {job.step: job.header["metrics"]}
-        return sum(int(record["size_bytes"]) for record in records) + sum(
-            content.size_bytes for content in small_files
-        )
+        return sum(int(record["size_bytes"]) for record in records)
 
     def _tidy(self, job: _Job) -> dict[str, Any]:
         """Rank 0 only. What fails here does not undo the commit."""
@@ -352,6 +347,7 @@ class CheckpointStore:
             )
         except HarnessError as error:
             return {"deleted": [], "warning": str(error)}
+        troubles += self._stage.troubles()
         news = [trouble for trouble in troubles if trouble not in self._warned]
         self._warned += news
         return {"deleted": deleted, "warning": "; ".join(news) or None}
@@ -369,9 +365,7 @@ class CheckpointStore:
     def _is_idle(self, limit_s: float | None) -> bool:
         if threading.get_ident() == self._owner:
             self.finish_copy()
-        if self._thread is not None:
-            self._thread.join(limit_s)
-        return self._thread is None or not self._thread.is_alive()
+        return self._worker.wait(limit_s)
 
     def _fail(self, step: int, error: str, started: float, stall_s: float | None = None) -> None:
         self._failures = [*self._failures, error]

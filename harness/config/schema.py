@@ -66,8 +66,8 @@ class RunConfig(Section):
         "resume",
         description=(
             "resume: an interrupted run ends with the same bits as an uninterrupted one on the "
-            "same number of processes; none: allow faster kernels whose results vary between "
-            "runs; elastic (the same bits on any number of processes) is not implemented yet."
+            "same number of processes; elastic: on any numbers of processes, changed at will; "
+            "none: allow faster kernels whose results vary between runs."
         ),
     )
     paranoid: bool = Field(
@@ -137,16 +137,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"use {', '.join(_RESUME)}, a step, or the path of a checkpoint (with a "
                 f"/).{did_you_mean(value, _RESUME)}"
-            )
-        return value
-
-    @field_validator("exactness")
-    @classmethod
-    def _is_built(cls, value: str) -> str:
-        if value == "elastic":
-            raise ValueError(
-                "not implemented yet; use resume (the same bits on the same number of processes) "
-                "or none"
             )
         return value
 

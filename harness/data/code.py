@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -43,18 +43,41 @@ def attributes_used(config: Any) -> set[str]:
     """The names of all attributes that a user's modules ask of something but `self`. Raises
     ConfigError for a target that does not exist.
     """
-    used: set[str] = set()
+    return {
+        node.attr
+        for _, tree in trees_of(config)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    }
+
+
+# What tells a process which one it is, and of how many
+_PLACES = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"})
+_ASKING = frozenset({"get_rank", "get_world_size", "process_index", "num_processes"})
+
+
+def places_asked(config: Any) -> list[str]:
+    """Where a user's modules ask for a process's rank or for the number of processes, as
+    "module: name", as far as their text tells. Raises ConfigError for a target that does not exist.
+    """
+    found: dict[str, None] = {}
+    for module, tree in trees_of(config):
+        for node in ast.walk(tree):
+            name = getattr(node, "attr", getattr(node, "id", getattr(node, "value", None)))
+            known = _PLACES if isinstance(node, ast.Constant) else _ASKING
+            if isinstance(name, str) and name in known:
+                found[f"{module}: {name}"] = None
+    return list(found)
+
+
+def trees_of(config: Any) -> Iterator[tuple[str, ast.Module]]:
+    """The syntax trees of a user's modules, by name. Raises ConfigError."""
     for module, digest in code_of(config).items():
         file = _file(module) if _is_code(digest) else None
-        if file is None:
-            continue
-        with suppress(SyntaxError):  # see below
-            for node in ast.walk(ast.parse(file.read_bytes())):
-                if isinstance(node, ast.Attribute) and not (
-                    isinstance(node.value, ast.Name) and node.value.id == "self"
-                ):
-                    used.add(node.attr)
-    return used
+        if file is not None:
+            with suppress(SyntaxError):  # the importer does without it, see below
+                yield module, ast.parse(file.read_bytes())
 
 
 def module_version(module: ModuleType | None) -> str:

@@ -17,8 +17,8 @@ def norm_layer(kind: Norm, channels: int, num_axes: int) -> nn.Module:
     """A normalisation of (B, channels, ...) with `num_axes` axes after the channels.
 
     "group" (Wu & He, "Group normalization", ECCV 2018) and "layer" look at one sample at a time: a
-    network does the same on any number of ranks. "batch" looks at its micro-batch, and its running
-    statistics, used in evaluations, are those of rank 0's micro-batches.
+    network does the same on any number of ranks. "batch" looks at its micro-batch; its running
+    statistics, used in evaluations, are those of all ranks' micro-batches in order.
     """
     require_choice("norm", kind, ("none", "batch", "group", "layer"))
     if kind == "none":

@@ -10,6 +10,9 @@ from harness.ranks.ranks import Ranks
 
 WITHIN_S = 0.25  # how long a level may wait for the message that carries it
 MOST_CALLS = 4  # between two messages: steps may become a thousand times slower meanwhile
+MOST_FAST = (
+    16  # where calls ten times slower would still fit: a message costs as much as such a step
+)
 LEARNING = 16  # messages after which there may be one call more between two
 
 
@@ -19,8 +22,9 @@ class Pulse:
 
     A level that one rank raises is returned on every rank by the same later call: the next one
     where calls take longer than `within_s`, else at most so many calls later as fit into that time
-    on the slowest rank, 4 at most. The ranks agree on that number with each message; it begins with
-    one and grows slowly, for the first steps say little of those that follow.
+    on the slowest rank: 4 at most, or 16 if so many would fit even if each took ten times as long.
+    The ranks agree on that number with each message; it begins with one and grows slowly, for the
+    first steps say little of those that follow.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class Pulse:
         self._work = None
         level, each_us = self._message.tolist()
         self._num_read += 1
-        most = min(1 + self._num_read // LEARNING, MOST_CALLS)
-        self._every = min(max(self._within_us // max(each_us, 1), 1), most)
+        fitting = self._within_us // max(each_us, 1)
+        fast = min(fitting // 10, MOST_FAST)
+        known = 1 + self._num_read // LEARNING
+        self._every = max(min(fitting, known, max(fast, MOST_CALLS)), 1)
         return int(level)
 
     def _send(self) -> None:

@@ -29,6 +29,7 @@ from harness.ranks.messages import (
     unpack,
     values_of,
 )
+from harness.ranks.sockets import noted_sockets
 
 T = TypeVar("T")
 
@@ -84,7 +85,8 @@ class Ranks:
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls(timeout_s=timeout_s)
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        with noted_sockets():
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         # A number stands for a process outside of the group: this one is in it
         assert not isinstance(group, int)
         return cls(dist.get_rank(), dist.get_world_size(), group, timeout_s)
@@ -199,12 +201,49 @@ class Ranks:
         what finishes it, to be called once: no host wait on a GPU. Called by every rank.
         """
         work = dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
+        return self._finish(work, tensor)
 
+    def start_exchange(self, chunks: Tensor, counts: Sequence[int]) -> Callable[[], Tensor]:
+        """Begin to give each rank its row of `chunks` (R, n), and to get this rank's row of every
+        rank's, of `counts` elements each. Gives what waits for these, one after another: no host
+        wait on a GPU. Called by every rank.
+        """
+        got = chunks.new_empty(sum(counts))
+        size = chunks.element_size()
+        # Bytes: gloo knows not every type
+        work = dist.all_to_all_single(
+            got.view(torch.uint8),
+            chunks.view(-1).view(torch.uint8),
+            [one * size for one in counts],
+            [chunks.shape[1] * size] * self.size,
+            async_op=True,
+        )
+        return self._finish(work, got)
+
+    def start_gather(self, whole: Tensor, mine: Tensor) -> Callable[[], Tensor]:
+        """Begin to write each rank's tensor (n,) into `whole` (R n,), in the order of ranks, on the
+        tensors' own device. Gives what waits for it: no host wait on a GPU. Called by every rank.
+        """
+        if self.size == 1:
+            return lambda: whole.copy_(mine)
+        octets = mine.contiguous().view(torch.uint8)
+        work = dist.all_gather_into_tensor(whole.view(torch.uint8), octets, async_op=True)
+        return self._finish(work, whole)
+
+    def gather_alike(self, rows: Tensor) -> Tensor:
+        """Each rank's (n, ...) in the order of ranks (R n, ...), on the tensors' own device. No
+        host wait on a GPU. Called by every rank, with the same shape.
+        """
+        whole = rows.new_empty(self.size * len(rows), *rows.shape[1:])
+        self.start_gather(whole.view(-1), rows.reshape(-1))()
+        return whole
+
+    def _finish(self, work: "dist.Work | None", result: Tensor) -> Callable[[], Tensor]:
         def finish() -> Tensor:
             if work is not None:
                 with self.heartbeat:
                     work.wait()
-            return tensor
+            return result
 
         return finish
 

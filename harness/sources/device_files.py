@@ -171,11 +171,12 @@ def _compare_checksums(path: Path, record: Any) -> None:
     """
     declared = getattr(record, "checksum", None) or ()
     if not any(getattr(record, "skew", None) or ()):
-        for name, sum_, signal in zip(record.sig_name, declared, record.e_d_signal, strict=False):
+        signals = zip(record.sig_name, declared, record.e_d_signal, strict=False)
+        for number, (name, sum_, signal) in enumerate(signals):
             if sum_ and (found := int(signal.sum())) % 2**16 != sum_ % 2**16:
                 raise DataError(
-                    f"{path}: signal {name!r} has the checksum {found % 2**16}, and its header "
-                    f"declares {sum_ % 2**16}. Bring the files again, or correct the header."
+                    f"{path}: signal {name or number!r} has the checksum {found % 2**16}, and its "
+                    f"header declares {sum_ % 2**16}. Bring the files again, or correct the header."
                 )
 
 
@@ -218,6 +219,17 @@ def _decoded(hdf5: Any, node: Any, cells: Any) -> Any:
     if not found:
         return cells
     missing = [np.ravel(found[key]) for key in ("_FillValue", "missing_value") if key in found]
+    if cells.dtype.kind in "iuf":
+        try:
+            missing = [
+                marks.astype(np.float64) if marks.dtype.kind in "SUO" else marks
+                for marks in missing
+            ]
+        except ValueError as error:
+            raise DataError(
+                f"{node.file.filename}: {node.name}: its missing_value is no number: {error}. "
+                "Correct the attribute."
+            ) from error
     scale, offset = (
         float(np.ravel(found.get(key, default))[0])
         for key, default in (("scale_factor", 1), ("add_offset", 0))

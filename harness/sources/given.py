@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
+from harness.sources.narrowing import Narrowed, tell_narrowed
 from harness.sources.source import BatchSource
 from harness.wording import first_line
 
@@ -55,4 +56,7 @@ def _array(name: str, values: Any) -> NDArray[Any]:
         narrow = array.astype(np.float32)
     if (np.isinf(narrow) & np.isfinite(array)).any():
         raise DataError(f"arrays: {name}: numbers too large for float32. Rescale them.")
+    columns = array.reshape(len(array), -1).T if array.ndim < 3 else [array.ravel()]
+    found = [lost for column in columns if (lost := Narrowed.of(column).lost()) is not None]
+    tell_narrowed({name: found[0]} if found else {})
     return narrow

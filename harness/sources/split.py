@@ -298,9 +298,10 @@ def _columns(known: Known, names: Sequence[str]) -> list[Texts]:
     found = {name_of(name): cells for name, cells in known.items()}
     for name in names:
         if name_of(name) not in found:
+            named = [other for other in known if other != ROW]
             raise ConfigError(
                 f"split: no column {name!r} is known; the known columns are "
-                f"{', '.join(known) or 'none'}.{did_you_mean(name, known, quoted=True)}"
+                f"{', '.join(named) or 'none'}.{did_you_mean(name, named, quoted=True)}"
             )
     return [Texts.of(found[name_of(name)]).compact() for name in names]
 

@@ -84,10 +84,7 @@ class Tracker:
         """The result of a save."""
         self._write("event", {**position, "event": "save", "save": report.to_json()})
         if report.warning is not None:
-            self.warn(
-                f"the checkpoint of step {report.step} is safe; what was to be tidied up after it: "
-                f"{report.warning}"
-            )
+            self.warn(f"the checkpoint of step {report.step} is safe; beside it: {report.warning}")
         if report.error is not None:
             self.console.say(
                 f"warning: the checkpoint of step {report.step} was not saved; training continues: "

@@ -46,6 +46,7 @@ from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
+from harness.training.exactness import reasons_against_elastic
 from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
@@ -114,7 +115,7 @@ def build(
         learned=[asdict(one) for one in data.learned],
         progress=progress,
     )
-    engine.note_inexact(ranks, ranks.together(lambda: unsteady(run.feed, data, progress.step)))
+    engine.note_inexact(ranks, ranks.together(lambda: doubts(run, data)))
     restore_rest(loaded, run)
     introduce(run, shown)
     return run
@@ -146,7 +147,7 @@ def restore_weights(
     names; and an optimizer for them. Called by every rank. Raises HarnessError.
     """
     if launch.checkpoint is None:
-        for line in ranks.together(lambda: start_weights(engine.network, config)):
+        for line in start_weights(engine.network, config, ranks):
             console.say(line)
     engine.open(ranks)
     if launch.checkpoint is None:
@@ -228,6 +229,11 @@ def open_trace(config: Config, ranks: Ranks, step: int) -> Trace | None:
     """With `log.trace`, the trace of the run on rank 0, cut back to `step`."""
     asked = config.log.trace and ranks.is_first()
     return Trace(config.run.dir / "trace.jsonl", step) if asked else None
+
+
+def doubts(run: Run, data: RunData) -> list[str]:
+    """Why the run may not be exact, as far as this rank knows at its start. No collectives."""
+    return [*unsteady(run.feed, data, run.step), *reasons_against_elastic(run)]
 
 
 def unsteady(feed: Feed, data: RunData, step: int) -> list[str]:

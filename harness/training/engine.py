@@ -142,7 +142,8 @@ class Engine:
         self.sharing: Sharing = self.shards or share(
             self.network, self.accelerator, ranks, self._config
         )
-        self.items = Items(self._task, ranks, self.device, self._num_slots)
+        over = self.sharing.averaged_over
+        self.items = Items(self._task, ranks, self.device, self._num_slots, over)
         own = {id(parameter) for parameter in self.network.parameters()}
         assert all(
             id(parameter) in own
@@ -240,7 +241,7 @@ class Engine:
         with preserve_random(), record_nondeterminism(self.not_deterministic):
             network_parts.training_mode(self.network, self._parts)
             item = torch.ones((), dtype=torch.int64, device=self.device)
-            self.forward_backward(batch, Count(item, ranks.size))
+            self.forward_backward(batch, Count(item, self.sharing.averaged_over))
         self.sharing.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
         ranks.together(state.check_buffers)

@@ -1,6 +1,9 @@
 """What `exact: true` rests on. docs/exactness.md says how each condition is shown."""
 
+from harness.data.code import places_asked
+from harness.training.environment import differences
 from harness.training.run import Run
+from harness.wording import some
 
 TESTED_DEVICES = ("cpu", "cuda")
 
@@ -20,12 +23,35 @@ def reasons_against(run: Run) -> list[str]:
     return [*reasons, *engine.inexact, *run.progress.seams]
 
 
+def reasons_against_elastic(run: Run) -> list[str]:
+    """Why another number of processes may give other bits, found at a launch's start. No
+    collectives.
+    """
+    if run.config.run.exactness != "elastic":
+        return []
+    reasons = [
+        f"{name} keeps a generator of its own: what is drawn depends on which slots a process has"
+        for name in run.engine.generators
+    ]
+    asked = places_asked(run.config.specs())
+    if asked:
+        reasons.append(f"a result may depend on the process that computes it ({some(asked)})")
+    machines = run.facts["environment"]
+    if len(machines) > 1:
+        found = differences(machines[:1], machines[1:])
+        reasons.append(f"the processes' machines differ ({'; '.join(found)})")
+    return reasons
+
+
 def exactness(run: Run) -> tuple[bool, str]:
     """(whether the run is exact, why or why not), for manifests and the outcome."""
     reasons = reasons_against(run)
     if reasons:
         return False, "; ".join(reasons)
-    return (
-        True,
-        "deterministic kernels; order and randomness are functions of seed, epoch and position",
-    )
+    why = "deterministic kernels; order and randomness are functions of seed, epoch and position"
+    if run.config.run.exactness == "elastic":
+        why += (
+            "; slots are added up in a fixed tree: the same bits on any number of processes that "
+            f"divides {run.sampling.num_slots}"
+        )
+    return True, why

@@ -15,11 +15,13 @@ class Count:
     """The number of items of a batch, which may still be on its way from the other ranks."""
 
     def __init__(
-        self, number: Tensor, num_ranks: int, finish: Callable[[], Tensor] | None = None
+        self, number: Tensor, averaged_over: int, finish: Callable[[], Tensor] | None = None
     ) -> None:
-        """finish: gives `number` once it has come."""
+        """averaged_over: the ranks that the sum of gradients is divided by; finish: gives `number`
+        once it has come.
+        """
         self._number = number
-        self._num_ranks = num_ranks
+        self._averaged_over = averaged_over
         self._finish = finish
         self._weights: dict[torch.dtype, Tensor] = {}
 
@@ -39,7 +41,7 @@ class Count:
         if dtype not in self._weights:
             # A batch whose targets are all ignored has no gradient
             divisor = self.number().clamp(min=1).to(torch.promote_types(dtype, torch.float32))
-            self._weights[dtype] = (self._num_ranks / divisor).to(dtype)
+            self._weights[dtype] = (self._averaged_over / divisor).to(dtype)
         return self._weights[dtype].clone()
 
 
@@ -48,12 +50,15 @@ class Items:
     the same number.
     """
 
-    def __init__(self, task: Task, ranks: Ranks, device: torch.device, num_slots: int) -> None:
-        """num_slots: of all ranks."""
+    def __init__(
+        self, task: Task, ranks: Ranks, device: torch.device, num_slots: int, averaged_over: int
+    ) -> None:
+        """num_slots: of all ranks; averaged_over: as `Count` has it."""
         self._task = task
         self._ranks = ranks
         self._device = device
         self._num_slots = num_slots
+        self._averaged_over = averaged_over
         self._each: int | None = None  # of each micro-batch
         self._always: Count | None = None
 
@@ -66,7 +71,7 @@ class Items:
         self._each = each[0] if len(set(each)) == 1 else None
         if self._each is not None:
             total = torch.full((), self._each * self._num_slots, dtype=torch.int64)
-            self._always = Count(total.to(self._device), self._ranks.size)
+            self._always = Count(total.to(self._device), self._averaged_over)
 
     def of(self, batches: Sequence[Batch]) -> Count:
         """The number of items of the batch that these micro-batches of this rank, still on the CPU,
@@ -85,7 +90,7 @@ class Items:
             return self._always
         here = [torch.as_tensor(one).to(self._device, non_blocking=True) for one in found]
         number = torch.stack(here).sum() if len(here) > 1 else here[0].clone()
-        return Count(number, self._ranks.size, self._ranks.start_sum(number))
+        return Count(number, self._averaged_over, self._ranks.start_sum(number))
 
 
 def total(counts: Sequence[Tensor | int]) -> int:

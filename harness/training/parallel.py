@@ -20,6 +20,7 @@ from harness.ranks.mesh import num_shards_of
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded, local_of
 from harness.training.determinism import require_determinism
+from harness.training.statistics import RunningStatistics
 from harness.wording import some
 
 # Gradients whose norms torch takes in one call
@@ -68,46 +69,15 @@ def start_accelerator(
     return accelerator
 
 
-class Replicas:
-    """The network as the training's forward passes see it, a whole copy on each rank."""
+class Whole:
+    """The network with a whole copy on each rank, however the ranks' gradients are added up."""
 
-    def __init__(
-        self, network: nn.Module, accelerator: Accelerator, ranks: Ranks, find_unused: bool
-    ) -> None:
-        """Called by every rank, once the weights are in.
-
-        find_unused: whether a step may leave parameters out, on one rank or on all.
-        """
+    def __init__(self, network: nn.Module, ranks: Ranks) -> None:
+        """Called by every rank, once the weights are in."""
         self.ranks = ranks
-        self._find_unused = find_unused
-        assert accelerator.ddp_handler is not None
-        accelerator.ddp_handler.find_unused_parameters = find_unused
-        # With views, DDP fails on a parameter that only slots before the last one used (torch 2.15)
-        accelerator.ddp_handler.gradient_as_bucket_view = not find_unused
-        with _hidden_buffers(network):
-            self.model: nn.Module = accelerator.prepare_model(network)
-        self._accelerator = accelerator
+        self.model: nn.Module = network
         self._network = network
         self._alike: dict[int, bool] = {}
-        if isinstance(self.model, DistributedDataParallel):
-            # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
-            # forward: a checkpoint in between would differ.
-            self.model.forward_sync_buffers = False
-        self._buffers = Buffers(network, ranks)
-        self.agree_on_buffers()
-
-    def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Inside, backward passes exchange gradients between ranks only if this is the step's last
-        slot. Raises ConfigError.
-        """
-        return self._exchange(last) if isinstance(self.model, DistributedDataParallel) else _ALONE
-
-    @contextmanager
-    def _exchange(self, last: bool) -> Iterator[None]:
-        with nullcontext() if last else self._accelerator.no_sync(self.model):
-            yield
-        if last:
-            self._check_reduced()
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
@@ -142,8 +112,50 @@ class Replicas:
         """The network's tensors by name, as a checkpoint holds them."""
         return self._network.state_dict()
 
+
+class Replicas(Whole):
+    """The network as the training's forward passes see it, a whole copy on each rank."""
+
+    def __init__(
+        self, network: nn.Module, accelerator: Accelerator, ranks: Ranks, find_unused: bool
+    ) -> None:
+        """Called by every rank, once the weights are in.
+
+        find_unused: whether a step may leave parameters out, on one rank or on all.
+        """
+        super().__init__(network, ranks)
+        self.averaged_over = ranks.size
+        self._find_unused = find_unused
+        assert accelerator.ddp_handler is not None
+        accelerator.ddp_handler.find_unused_parameters = find_unused
+        # With views, DDP fails on a parameter that only slots before the last one used (torch 2.15)
+        accelerator.ddp_handler.gradient_as_bucket_view = not find_unused
+        with _hidden_buffers(network):
+            self.model = accelerator.prepare_model(network)
+        self._accelerator = accelerator
+        if isinstance(self.model, DistributedDataParallel):
+            # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
+            # forward: a checkpoint in between would differ.
+            self.model.forward_sync_buffers = False
+        self._buffers = Buffers(network, ranks)
+        self.agree_on_buffers()
+
+    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+        """Inside, backward passes exchange gradients between ranks only if this is the step's last
+        slot. Raises ConfigError.
+        """
+        return self._exchange(last) if isinstance(self.model, DistributedDataParallel) else _ALONE
+
+    @contextmanager
+    def _exchange(self, last: bool) -> Iterator[None]:
+        alone = nullcontext() if last else self._accelerator.no_sync(self.model)
+        with self._buffers.slot(), alone:
+            yield
+        if last:
+            self._check_reduced()
+
     def agree_on_buffers(self) -> None:
-        """Rank 0's buffers on every rank. Called by every rank."""
+        """The same buffers on every rank. Called by every rank."""
         self._buffers.agree()
 
     def check_gradients(self) -> None:
@@ -173,18 +185,31 @@ class Replicas:
 
 
 class Buffers:
-    """A network's buffers, which become rank 0's on every rank."""
+    """A network's buffers, which become the same on every rank: the running statistics of all
+    slots, and rank 0's of all others.
+    """
 
     def __init__(self, network: nn.Module, ranks: Ranks) -> None:
         self._ranks = ranks
+        self._statistics = RunningStatistics(network, ranks)
         # Where the buffers are, not the tensors: wrapping puts others there, and so does a forward
         # pass that assigns a buffer anew.
         self._keys = [
-            (module._buffers, key) for module in network.modules() for key in module._buffers
+            (module._buffers, key)
+            for module in network.modules()
+            for key in module._buffers
+            if not self._statistics.owns(module, key)
         ]
 
+    def slot(self) -> AbstractContextManager[None]:
+        """Around one slot's forward and backward pass."""
+        return (
+            self._statistics.slot() if self._ranks.size > 1 and self._statistics.modules else _ALONE
+        )
+
     def agree(self) -> None:
-        """Called by every rank."""
+        """After a step. Called by every rank."""
+        self._statistics.update()
         self._ranks.broadcast_in_place(
             [
                 tensor

@@ -44,6 +44,7 @@ class Shards:
         parameters are others then. Raises ConfigError.
         """
         self.ranks = ranks
+        self.averaged_over = ranks.size
         self._network = network
         self._device = accelerator.device
         self._find_unused = find_unused
@@ -91,7 +92,8 @@ class Shards:
         if last != self._exchanges:
             exchange_gradients(self._network, last)
             self._exchanges = last
-        yield
+        with self._buffers.slot():
+            yield
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
@@ -120,7 +122,7 @@ class Shards:
         return self._network.state_dict()
 
     def agree_on_buffers(self) -> None:
-        """Rank 0's buffers on every rank. Called by every rank."""
+        """The same buffers on every rank. Called by every rank."""
         self._buffers.agree()
 
     def check_gradients(self) -> None:

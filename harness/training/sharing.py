@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.config.schema import Config
 from harness.ranks.ranks import Ranks
+from harness.training.elastic import Elastic
 from harness.training.parallel import Replicas
 from harness.training.shards import Shards
 
@@ -19,6 +20,8 @@ class Sharing(Protocol):
     """A network as the training's forward and backward passes see it, shared by all ranks."""
 
     model: nn.Module
+    # The number of ranks that it divides the sum of their gradients by
+    averaged_over: int
 
     @property
     def in_step(self) -> bool:
@@ -63,4 +66,8 @@ def share(network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Co
 
     Called by every rank, once the weights are in.
     """
-    return Replicas(network, accelerator, ranks, config.train.find_unused_parameters)
+    find_unused = config.train.find_unused_parameters
+    if config.run.exactness == "elastic":
+        num_slots = config.batch.size // config.batch.micro_size
+        return Elastic(network, accelerator, ranks, num_slots, find_unused)
+    return Replicas(network, accelerator, ranks, find_unused)

@@ -3,67 +3,74 @@
 Only weights come over; everything else begins anew.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from harness.checkpoint.format import Spec, known_dtype
-from harness.checkpoint.read import find_checkpoint, load
+from harness.checkpoint.foreign import tensors_of_file
+from harness.checkpoint.layout import find_aliases
+from harness.checkpoint.read import find_checkpoint, find_damage, load
+from harness.checkpoint.state import same_bits
+from harness.checkpoint.stored import StoredTensors
 from harness.config.parts import PartConfig
 from harness.config.schema import Config
 from harness.errors import CheckpointError
-from harness.ranks.rows import local_of, own_range
+from harness.ranks.ranks import Ranks
+from harness.ranks.slowly import together_slowly
 from harness.wording import some
 
 
-def start_weights(network: nn.Module, config: Config) -> list[str]:
+def start_weights(network: nn.Module, config: Config, ranks: Ranks) -> list[str]:
     """What a new run starts from: the whole network's weights, then those of its parts, the inner
     ones last; returns what matched.
 
-    Raises CheckpointError.
+    Called by every rank. Raises CheckpointError.
     """
+    run = config.run
     lines = (
         []
-        if config.run.init_from is None
-        else [warm_start(network, config.run.init_from, config.run.init_prefix)]
+        if run.init_from is None
+        else [warm_start(network, run.init_from, run.init_prefix, ranks)]
     )
     for path in sorted(config.parts, key=len):
         part = config.parts[path]
         if part.init_from is not None:
-            lines.append(_start_part(network, path, part, part.init_from))
+            lines.append(_start_part(network, path, part, part.init_from, ranks))
     return lines
 
 
-def _start_part(network: nn.Module, path: str, part: PartConfig, origin: Path) -> str:
+def _start_part(network: nn.Module, path: str, part: PartConfig, origin: Path, ranks: Ranks) -> str:
     where = f"parts.{path}.init_from: {origin}"
     own = f"{path}." if path in dict(network.named_modules(remove_duplicate=False)) else path
-    weights = read_weights(origin, where)
+    weights = read_weights(origin, where, ranks)
     prefixes = {own if part.prefix is None else part.prefix: own}
-    names = rename(weights, prefixes, where, f"parts.{path}.prefix")
-    return put_in(network, weights, names, where, own)
+    names = rename(weights.keys(), prefixes, where, f"parts.{path}.prefix")
+    return put_in(network, weights.renamed(names), where, own, ranks=ranks)
 
 
-def warm_start(network: nn.Module, path: Path, prefixes: Mapping[str, str]) -> str:
+def warm_start(
+    network: nn.Module, path: Path, prefixes: Mapping[str, str], ranks: Ranks | None = None
+) -> str:
     """Put in the weights of `path` whose names the network has; returns what matched and what did
-    not. Raises CheckpointError.
+    not.
 
     `prefixes`: which weights are taken, by how their names begin, and what stands there instead in
-    the network; without any, all as they are.
+    the network; without any, all as they are. ranks: called by every rank. Raises CheckpointError.
     """
     where = f"run.init_from: {path}"
-    weights = read_weights(path, where)
-    names = rename(weights, prefixes or {"": ""}, where, "run.init_prefix")
-    return put_in(network, weights, names, where)
+    weights = read_weights(path, where, ranks or Ranks())
+    if prefixes:
+        names = rename(weights.keys(), prefixes, where, "run.init_prefix")
+        weights = weights.renamed(names)
+    return put_in(network, weights, where, ranks=ranks or Ranks())
 
 
 def rename(
-    weights: Iterable[str], prefixes: Mapping[str, str], where: str, setting: str
+    weights: Collection[str], prefixes: Mapping[str, str], where: str, setting: str
 ) -> dict[str, str]:
-    """By their new names, the names that begin with one of `prefixes`.
+    """The names of weights that begin with one of `prefixes`, by their new ones.
 
     Raises CheckpointError for a prefix that no name has, or a clash.
     """
@@ -85,101 +92,87 @@ def rename(
     return found
 
 
-class Weights(Protocol):
-    """Tensors by name, each read into where it stays; of a sharded one the rows of this rank."""
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def kind(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """The dtype and shape of one; nothing is read."""
-
-    def fill(self, targets: Mapping[str, Tensor]) -> None:
-        """Read some into tensors of their dtypes and shapes."""
-
-
-class SafetensorsFile:
-    """The tensors of a safetensors file. Raises OSError and SafetensorError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            self._specs = {
-                name: Spec(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()
-            }
-        unknown = [one for one in self._specs.values() if not known_dtype(one.dtype)]
-        if unknown:
-            raise SafetensorError(f"{path}: tensors of {unknown[0].dtype}, which torch lacks")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
-
-    def kind(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        return self._specs[name].torch_dtype, self._specs[name].shape
-
-    def fill(self, targets: Mapping[str, Tensor]) -> None:
-        with safe_open(self._path, "pt") as file, torch.no_grad():
-            for name, target in targets.items():
-                rows = own_range(target)
-                local_of(target).copy_(
-                    file.get_tensor(name)
-                    if rows is None
-                    else file.get_slice(name)[rows[0] : rows[1]]
-                )
+def read_weights(path: Path, where: str, ranks: Ranks) -> StoredTensors:
+    """Weights by name of a run, a checkpoint, or a safetensors file; they are read when they are
+    put in. Called by every rank, each of which verifies a share of a checkpoint's hashes. Raises
+    CheckpointError.
+    """
+    if not ranks.decide(path.is_dir):
+        return ranks.together(lambda: tensors_of_file(path, where))
+    found = _verified(path, ranks)
+    return ranks.together(lambda: load(found, rank=0, num_ranks=0).model)
 
 
-def read_weights(path: Path, where: str) -> Weights:
-    """The weights of a run, a checkpoint, or a safetensors file. Raises CheckpointError."""
-    if path.is_dir():
-        return load(find_checkpoint(path), rank=0, num_ranks=0).model
-    try:
-        return SafetensorsFile(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{where}: {error}. Give a run, a checkpoint or a safetensors file."
-        ) from error
+def _verified(path: Path, ranks: Ranks) -> Path:
+    """The checkpoint there that is valid in all its bytes."""
+    damage: dict[str, list[str]] = {}
+    while True:
+        find = partial(_find, path, damage)
+        found = Path(ranks.decide(find))
+        look = partial(find_damage, found, ranks.rank, ranks.size)
+        problems = [one for mine in ranks.gather(together_slowly(ranks, look)) for one in mine]
+        if not problems:
+            return found
+        damage[str(found)] = sorted(problems)
+
+
+def _find(path: Path, damage: Mapping[str, list[str]]) -> str:
+    return str(find_checkpoint(path, "size", damage))
 
 
 def put_in(
-    network: nn.Module, weights: Weights, names: Mapping[str, str], where: str, within: str = ""
+    network: nn.Module, weights: StoredTensors, where: str, within: str = "", *, ranks: Ranks
 ) -> str:
-    """Read the weights into the tensors of the network that have their new `names`, one at a time;
-    returns what matched and what did not.
+    """Read the weights whose names the network has into its own memory; returns what matched and
+    what did not.
 
-    within: how the names begin of those that were meant. Raises CheckpointError if none matches, or
-    one of the same name has another shape or dtype.
+    within: how the names begin of those that were meant. Called by every rank. Raises
+    CheckpointError if none matches, or one of the same name has another shape or dtype.
     """
     own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(within)}
-    common = [name for name in own if name in names]
-    if not common:
-        raise CheckpointError(
-            f"{where}: none of its {len(names)} tensors has a name in the network "
-            f"({', '.join(list(own)[:3])}, ...)."
-        )
-    differing = [
-        name
-        for name in common
-        if (own[name].dtype, tuple(own[name].shape)) != weights.kind(names[name])
-    ]
-    if differing:
-        shown = "; ".join(
-            f"{name}: {_kind(*weights.kind(names[name]))}, the network's is "
-            f"{_kind(own[name].dtype, tuple(own[name].shape))}"
-            for name in differing[:5]
-        )
-        raise CheckpointError(
-            f"{where}: {len(differing)} tensors do not fit: {shown}. Make the network's parts "
-            "equal, or rename those that differ."
-        )
-    for name in common:
-        weights.fill({names[name]: own[name]})
-    fresh = [name for name in own if name not in names]
-    unused = [name for name in names if name not in own]
+    common = {name: tensor for name, tensor in own.items() if name in weights}
+    tied = find_aliases(common)
+    ranks.together(lambda: _check(own, common, tied, weights, where))
+    targets = {name: tensor for name, tensor in common.items() if name not in tied}
+    weights.fill(targets, ranks)
+    fresh = [name for name in own if name not in weights]
+    unused = [name for name in weights if name not in own]
     return (
         f"{where}: {len(common)} tensors loaded; newly initialised: {some(fresh)}; not used: "
         f"{some(unused)}"
     )
 
 
-def _kind(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    return f"{dtype} {shape}"
+def _check(
+    own: Mapping[str, Tensor],
+    common: Mapping[str, Tensor],
+    tied: Mapping[str, str],
+    weights: StoredTensors,
+    where: str,
+) -> None:
+    if not common:
+        raise CheckpointError(
+            f"{where}: none of its {len(weights)} tensors has a name in the network "
+            f"({', '.join(list(own)[:3])}, ...)."
+        )
+    kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in common.items()}
+    differing = [name for name, kind in kinds.items() if kind != weights.kind(name)]
+    if differing:
+        shown = "; ".join(
+            f"{name}: {_kind(weights.kind(name))}, the network's is {_kind(kinds[name])}"
+            for name in differing[:5]
+        )
+        raise CheckpointError(
+            f"{where}: {len(differing)} tensors do not fit: {shown}. Make the network's parts "
+            "equal, or rename those that differ."
+        )
+    for alias, name in tied.items():
+        if not weights.are_one(alias, name) and not same_bits(weights[alias], weights[name]):
+            raise CheckpointError(
+                f"{where}: {alias} is tied to {name} in the network, and there they differ. Untie "
+                "them, or leave one of them out."
+            )
+
+
+def _kind(kind: tuple[object, tuple[int, ...]]) -> str:
+    return f"{kind[0]} {kind[1]}"

@@ -188,11 +188,6 @@ def test_a_config_over_a_base_with_overrides() -> None:
         ("run.timeout_s=0", "run.timeout_s: 0 is not allowed. Give a number above 0."),
         ("run.timeout_s=.inf", "run.timeout_s: inf is not allowed. Give a finite number."),
         (
-            "run.exactness=elastic",
-            "run.exactness: 'elastic': not implemented yet; use resume (the same bits on the same "
-            "number of processes) or none.",
-        ),
-        (
             "run.exactness=resum",
             "run.exactness: 'resum' is not allowed. Give 'none', 'resume' or 'elastic'. Did you "
             "mean resume?",
@@ -404,7 +399,7 @@ def test_all_mistakes_are_said_at_once_each_in_one_line() -> None:
     )
     assert mistakes(
         "trian.precision=no",
-        "run.exactness=elastic",
+        "run.name=a/b",
         "log.every.steps=0",
         "x",
         "run.dir=${nowhere}",
@@ -417,8 +412,8 @@ def test_all_mistakes_are_said_at_once_each_in_one_line() -> None:
         "override run.dir=${nowhere}: run.dir: '${nowhere}': Interpolation key 'nowhere' not "
         "found. "
         "Name a key of the config, or another source of the value.",
-        "override run.exactness=elastic: run.exactness: 'elastic': not implemented yet; use "
-        "resume (the same bits on the same number of processes) or none.",
+        "override run.name=a/b: run.name: 'a/b': a name must not contain /; set run.dir to choose "
+        "the directory.",
         "digits.yaml:1: run.sed: no such key. Did you mean run.seed?",
         "override log.every.steps=0: log.every.steps: 0 is not allowed. Give a number of at least "
         "1.",

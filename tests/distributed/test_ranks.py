@@ -159,16 +159,17 @@ def beat(levels: list[list[int]]) -> list[int]:
     return [*agreed, pulse.read(), pulse.read()]
 
 
-def beat_by_time(raised: list[int]) -> list[Any]:
-    """(calls that returned a level, calls that sent a message) of 600 calls; rank 1's steps last
-    10 ms, then 1 s, the others' a tenth. `raised`: the call at which each rank has a level.
+def beat_by_time(raised: list[int], step_s: float = 0.01, calls: int = 600) -> list[Any]:
+    """(calls that returned a level, calls that sent a message); rank 1's steps last `step_s`, and
+    the last hundred of them 1 s, the others' a tenth. `raised`: the call at which each rank has a
+    level.
     """
     ranks = Ranks.join()
     now = [0.0]
     pulse = Pulse(ranks, clock=lambda: now[0])
     returned, sent = [], []
-    for call in range(600):
-        now[0] += (0.01 if call < 500 else 1.0) * (1.0 if ranks.rank == 1 else 0.1)
+    for call in range(calls):
+        now[0] += (step_s if call < calls - 100 else 1.0) * (1.0 if ranks.rank == 1 else 0.1)
         before = pulse._work
         if level := pulse.beat(ranks.rank + 1 if call == raised[ranks.rank] else 0):
             returned.append([call, level])
@@ -412,6 +413,21 @@ def test_fast_steps_share_a_message_and_none_waits_for_longer_than_it_may() -> N
     gaps = [after - call for call, after in itertools.pairwise(sent)]
     assert gaps[:15] == [1] * 15
     assert gaps[60:80] == [4] * 20
+    assert gaps[-50:] == [1] * 50
+
+
+def test_very_fast_steps_share_a_message_by_sixteen() -> None:
+    """A message costs as much as such a step (2 processes, 1.8 ms a step: 0.5 ms)."""
+    raised = [8, 2350, 2490]
+    returned, sent = same_on_all(on_ranks(3, beat_by_time, raised, 0.001, 2500))
+    late = [call - at for (call, _), at in zip(returned, raised, strict=True)]
+    assert [level for _, level in returned] == [1, 2, 3]
+    assert late[0] == late[2] == 1
+    assert late[1] <= 16
+    gaps = [after - call for call, after in itertools.pairwise(sent)]
+    assert 16 in gaps
+    assert max(gaps) == 16
+    assert gaps[:15] == [1] * 15
     assert gaps[-50:] == [1] * 50
 
 

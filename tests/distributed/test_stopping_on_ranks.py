@@ -68,6 +68,40 @@ def test_any_number_of_ranks_stops_at_the_same_step_for_the_same_reason(
     assert len(set(ends.values())) == 1, ends
 
 
+def test_all_criteria_at_once_judge_the_same_on_any_number_of_ranks(tmp_path: Path) -> None:
+    settings = {
+        "every": {"steps": 3},
+        "train_metrics": "full",
+        "targets": {"val/accuracy": {"at_least": 0.999}},
+        "milestones": {"metric": "val/accuracy", "at_least": "1.05x chance", "by": {"steps": 30}},
+        "improvement": [
+            {"metric": "val/loss", "at_least": "2 se", "patience": 20},
+            {"metric": "val/accuracy", "smooth": {"window": 3}, "patience": 20},
+        ],
+        "gap": {"metric": "loss", "above": 5.0, "for": 3},
+        "plateau": {"metric": "val/loss", "over": 8, "confidence": 0.5},
+        "forecast": {"target": "val/accuracy", "chance_below": "5%", "for": 9, "action": "stop"},
+        "budget": {"steps": 40},
+    }
+    given = [f"stop={json.dumps(settings)}", "run.paranoid=true", "optimizer.lr=0.02"]
+    given += ["network={_target_: harness.networks.Mlp, dims: [6, 8, 3]}"]
+    found = []
+    for ranks in (1, 2, 3):
+        plain = ["log.trace=false", "checkpoint.every=null", f"run.dir={tmp_path}/{ranks}"]
+        ends = train_on_ranks(ranks, STORM, [*given, *plain])
+        assert [one.exit_code for one in ends] == [0] * ranks, ends[0].stderr
+        found.append(
+            [
+                (step, one["action"], one["reason"], one["improved"], one["new_best"])
+                for step, one in verdicts(tmp_path / str(ranks))
+            ]
+        )
+    assert found[0] == found[1] == found[2]
+    details = " ".join(one["detail"] for _, one in verdicts(tmp_path / "3"))
+    for words in ("(paired, 50 samples)", "the median of the last 3", "chance to reach 0.999"):
+        assert words in details, details
+
+
 def test_an_exception_in_a_metric_on_one_rank_ends_all_with_one_message(tmp_path: Path) -> None:
     metric = "task.metrics={odd: {_target_: tests.distributed.parts.Faulty, rank: 1, after: 9}}"
     began = time.monotonic()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from harness.checkpoint.copying import HostMemory, Part
 from harness.checkpoint.read import list_checkpoints
 from harness.data import delivery
 from harness.data.feed import Feed
@@ -109,6 +111,41 @@ def test_what_is_copied_under_a_step_is_what_the_step_before_left(tmp_path: Path
     seen = [json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]
     found = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert [saved(one.path) for one in found] == seen
+
+
+def test_staging_memory_is_pinned_and_of_its_own_size() -> None:
+    """Torch's pinned allocator would take the next power of two. Memory that grows is registered
+    anew: what was registered before must not be (pytorch/pytorch#155192, "already registered").
+    """
+    before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
+    memory = HostMemory()
+    for size in (3 * 2**20 + 5, 9 * 2**20 + 1, 5):
+        memory.reserve(size, True)
+        assert memory.octets.is_pinned()
+        assert memory.trouble is None
+        tensor = torch.arange(size, device="cuda").to(torch.uint8)
+        memory.fill(Part("x", tensor, 0, tensor))
+        torch.cuda.synchronize()
+        assert memory.octets[:size].equal(tensor.cpu())
+    assert memory.octets.numel() == 9 * 2**20 + 1
+    assert torch.cuda.host_memory_stats()["allocated_bytes.current"] == before
+
+
+def test_memory_that_cannot_be_registered_is_torchs_and_no_kernel_is_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = torch.cuda.cudart()
+
+    def refuse(begin: int, size_bytes: int, flags: int) -> int:
+        return int(runtime.cudaHostRegister(0, size_bytes, flags))  # an invalid address
+
+    calls = SimpleNamespace(cudaHostRegister=refuse)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: calls)
+    memory = HostMemory()
+    memory.reserve(2**20, True)
+    assert memory.octets.is_pinned()
+    assert memory.trouble is not None
+    assert torch.ones(3, device="cuda").sum().item() == 3
 
 
 def test_attention_has_a_deterministic_backward_pass(tmp_path: Path) -> None:

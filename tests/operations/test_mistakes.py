@@ -62,7 +62,7 @@ def contents(directory: Path) -> dict[str, str]:
         (["network.hight=3"], ["network.hight", "width"]),
         (["optimizer.lr=fast"], ["optimizer"]),
         (["batch.micro_size=7"], ["batch", "24", "7"]),
-        (["run.exactness=elastic"], ["run.exactness", "elastic"]),
+        (["run.exactness=elastics"], ["run.exactness", "elastic"]),
         (["train.precision=fp16"], ["train.precision", "CUDA"]),
         (["stop.improvement.metric=val/acuracy"], ["val/acuracy", "val/accuracy"]),
         (["stop.improvement=null", "stop.budget=null"], ["stop", "budget"]),

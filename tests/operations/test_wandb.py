@@ -146,6 +146,59 @@ def test_after_three_interruptions_the_newest_file_is_the_whole_run(tmp_path: Pa
     assert {"time_table", "val/confusion_table"} <= last.keys()
 
 
+HEADS = """
+run: {{name: flats, seed: 1, dir: "{root}/run"}}
+data:
+  checks: {{duplicates: 'off', overlaps: 'off', conflicts: 'off'}}
+  train: &split
+    source:
+      _target_: harness.sources.tables.Table
+      files: "{root}/flats.csv"
+      features: [a, b]
+      columns: {{mood: text, size: text}}
+    treatments:
+      - {{_target_: harness.treatments.Encode, key: mood}}
+      - {{_target_: harness.treatments.Encode, key: size}}
+  val: *split
+network:
+  _target_: harness.networks.Parallel
+  feels: {{_target_: harness.networks.Mlp, dims: [2, 4, 2]}}
+  looks: {{_target_: harness.networks.Mlp, dims: [2, 4, 3]}}
+task:
+  _target_: harness.tasks.Joint
+  heads:
+    feels: {{_target_: harness.tasks.Classification, input: features, target: mood}}
+    looks: {{_target_: harness.tasks.Classification, input: features, target: size}}
+batch: {{size: 6, micro_size: 6}}
+optimizer: {{_target_: torch.optim.SGD, lr: 0.1}}
+stop: {{every: {{steps: 1}}, budget: {{steps: 1}}}}
+tracking: {{wandb: {{project: tests, mode: offline}}}}
+"""
+
+
+def test_each_head_s_confusion_matrix_says_the_names_of_its_classes(tmp_path: Path) -> None:
+    """Known: a confusion matrix of W&B or Lightning with 0, 1, 2 for classes."""
+    rows = [
+        f"{n},{-n},{['sad', 'glad'][n % 2]},{['big', 'small', 'tiny'][n % 3]}\n" for n in range(12)
+    ]
+    (tmp_path / "flats.csv").write_text("".join(["a,b,mood,size\n", *rows]))
+    config = tmp_path / "flats.yaml"
+    config.write_text(HEADS.format(root=tmp_path))
+    (end,) = train_on_ranks(1, config)
+    assert end.exit_code == 0, end.stderr
+    tables = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "run").glob("wandb/offline-run-*/files/media/**/*.table.json")
+    ]
+    found = [one["data"] for one in tables if "nPredictions" in one["columns"]]
+    assert {tuple(sorted({actual for actual, *_ in one})) for one in found} == {
+        ("big", "small", "tiny"),
+        ("glad", "sad"),
+    }
+    # Of the step's batch, and of the split
+    assert {sum(count for *_, count in one) for one in found} == {6, 12}
+
+
 def test_online_without_a_key_works_offline_and_says_so(tmp_path: Path) -> None:
     out = launch(
         tmp_path / "run",

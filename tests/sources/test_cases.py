@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.errors import DataError
+from harness.sources.given import Arrays
 from harness.sources.series import Series
 from harness.sources.tables import Table
 
@@ -52,3 +53,16 @@ def test_columns_called_by_years_are_found() -> None:
     frame = pd.read_excel(path, engine="openpyxl")
     table = Table(str(path), years)  # type: ignore[arg-type] # as YAML reads them
     np.testing.assert_array_equal(read(table)["features"], frame[years])
+
+
+def test_arrays_tell_what_float32_loses() -> None:
+    counter = 123456789 + 0.25 * np.arange(100)
+    with pytest.warns(UserWarning, match=r"float32 has 7 digits.* x: 4 of 100 distinct numbers"):
+        Arrays(x=np.stack([np.arange(100.0), counter], axis=1))
+
+
+def test_every_case_is_in_a_test() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
+    names = [path.name for path in CASES.iterdir() if path.is_dir()]
+    assert names
+    assert [name for name in names if f'"{name}"' not in tests and f'"{name}/' not in tests] == []

@@ -204,10 +204,21 @@ def test_signals_of_wfdb_are_those_of_their_checksums(tmp_path: Path) -> None:
     found = series(path, ["record r, signal 1"])  # as header(5) calls those without a name
     assert np.allclose(found[0], counts[:, 1] / 200, atol=1e-6)
     path.write_text("\n".join(["r 2 50 150", *lines, ""]))
-    with pytest.raises(
-        DataError, match=r"r\.hea: signal None has the checksum \d+, and its header"
-    ):
+    with pytest.raises(DataError, match=r"r\.hea: signal 0 has the checksum \d+, and its header"):
         series(path, ["record r, signal 1"])
+
+
+def test_a_missing_value_that_is_text_counts_or_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        counts = np.array([1, 2, -999, 4], np.int16)
+        file.create_dataset("told", data=counts).attrs["missing_value"] = "-999"
+        file.create_dataset("odd", data=counts).attrs["missing_value"] = "none"
+    told = Table(str(tmp_path / "a.h5"), ["told"], missing="keep")
+    assert np.isnan(told.__getitems__([0, 1, 2, 3])["features"]).ravel().tolist() == [
+        *(False, False, True, False)
+    ]
+    with pytest.raises(DataError, match=r"a\.h5: /odd: its missing_value is no number"):
+        Table(str(tmp_path / "a.h5"), ["odd"])
 
 
 def test_datasets_mean_what_their_attributes_say(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from harness.errors import ConfigError, DataError
 from harness.sources.split import (
+    ByFold,
     ByGroup,
     ByTime,
     ByValue,
@@ -208,3 +209,8 @@ def test_other_mistakes_in_a_rule_are_named() -> None:
         Stratified("label", key=[])
     with pytest.raises(ConfigError, match=r"^column: give at least one"):
         ByGroup([])
+
+
+def test_an_unknown_stratum_is_told_with_the_columns_that_exist() -> None:
+    with pytest.raises(ConfigError, match=r"no column 'lable' is known; .* are label\. Did you"):
+        rows_of("train", ByFold(k=2, fold=1, stratify="lable"), {"label": ["a", "b"] * 4}, 8)

@@ -19,15 +19,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
 
-from harness.checkpoint import history, write
+from harness.checkpoint import files, history, write
 from harness.checkpoint.retention import Retention
+from harness.checkpoint.worker import Worker
 from harness.checkpoint.write import CheckpointStore
 from harness.ranks.ranks import Ranks
 from tests.checkpoint.examples import LOSS, snapshot
@@ -35,21 +35,14 @@ from tests.parallel.sharded import in_rows
 
 LIMIT_S = 60
 history.SHARED_FROM_BYTES = 0  # as in runs of many evaluations
+files._SMALL_BYTES = 2**9  # some of either kind
 
 
-class Inline:
-    """In the place of a thread: runs at once."""
+class Inline(Worker):
+    """A worker that does its job at once, in the thread that gives it."""
 
-    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], **names: Any) -> None:
-        self._target, self._args = target, args
-
-    def start(self) -> None:
-        self._target(*self._args)
-
-    def join(self, limit_s: float | None) -> None: ...
-
-    def is_alive(self) -> bool:
-        return False
+    def start(self, job: Callable[[], None]) -> None:
+        job()
 
 
 def state(step: int, rank: int, metrics: dict[str, float], is_sharded: bool) -> Any:
@@ -163,7 +156,7 @@ def serve(order: dict[str, Any]) -> None:
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     torch.set_num_threads(1)
-    write.threading = SimpleNamespace(Thread=Inline, get_ident=threading.get_ident)  # type: ignore[assignment]  # there alone
+    write.Worker = Inline  # type: ignore[misc]  # there alone
     # Whatever is read or imported at a first save is, before the ranks are forked
     with tempfile.TemporaryDirectory() as directory:
         order = {

@@ -155,7 +155,7 @@ def step_on_cuda(kernel: str, task: Classification) -> dict[str, int]:
         optimizer = torch.optim.AdamW(network.parameters(), **options)
         batch = {"x": torch.empty(4, 6), "label": torch.empty(4, dtype=torch.int64)}
         losses = LossWindow(Ranks())
-        items = Items(task, Ranks(), torch.device("cuda:0"), 1)
+        items = Items(task, Ranks(), torch.device("cuda:0"), 1, 1)
         stepper = Stepper(optimizer, None, 1.0)
         for number in range(2):
             outputs = task.forward(network, batch)

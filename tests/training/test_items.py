@@ -18,7 +18,7 @@ PARTS = "tests.training.contract_parts"
 def weights(kind: str) -> list[float]:
     """Of a step's gradients, where micro-batches of two ranks have 3 and 5 items."""
     ranks = Ranks.join()
-    items = Items(Miscounts("x", "y"), ranks, torch.device("cpu"), 2)
+    items = Items(Miscounts("x", "y"), ranks, torch.device("cpu"), 2, 2)
     first = {"y": torch.zeros(4 if kind == "alike" else 3 + 2 * ranks.rank)}
     items.agree(first)
     count = items.of([first])
@@ -48,7 +48,7 @@ def test_a_count_that_follows_from_the_samples_is_asked_for_once_and_changes_no_
 
 
 def test_an_int_that_changes_is_one_message() -> None:
-    items = Items(Miscounts("x", "y"), Ranks(), torch.device("cpu"), 1)
+    items = Items(Miscounts("x", "y"), Ranks(), torch.device("cpu"), 1, 1)
     items.agree({"y": torch.zeros(4)})
     assert items.of([{"y": torch.zeros(4)}]) is items.of([{"y": torch.zeros(4)}])
     with pytest.raises(ConfigError, match=r"Miscounts.num_items returned the int 4 .* now \[5\]"):
@@ -57,7 +57,7 @@ def test_an_int_that_changes_is_one_message() -> None:
 
 def test_a_gradient_that_autograd_keeps_is_not_the_weight() -> None:
     """A parameter that the loss has as it is takes the gradient it is given, to be changed."""
-    items = Items(Miscounts("x", "y"), Ranks(), torch.device("cpu"), 2)
+    items = Items(Miscounts("x", "y"), Ranks(), torch.device("cpu"), 2, 1)
     items.agree({"y": torch.zeros(4)})
     bias = torch.nn.Parameter(torch.zeros(1))
     for _ in range(2):
