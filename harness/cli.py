@@ -6,6 +6,7 @@ Each imports what it needs when it is called, so that none waits for torch unnec
 import errno
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -80,9 +81,12 @@ def train(config: ConfigPath, overrides: Overrides = None, quiet: Quiet = False)
 
         console = Console(is_first_process(), quiet=quiet)
         console.phase("importing torch")
+        from harness.ranks.membership import is_member
         from harness.training.launch import launch, leave_process
+        from harness.training.regroup import launch_as_member
 
-    leave_process(launch(config, overrides or [], console))
+    train_here = launch_as_member if is_member(os.environ) else launch
+    leave_process(train_here(config, overrides or [], console))
 
 
 @app.command("launch", epilog="Example: fermarsi launch configs/digits.yaml --cpu --processes 2")
@@ -91,6 +95,15 @@ def launch_(
     overrides: Overrides = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="On this machine; by default one a GPU, with --cpu 1.")
+    ] = None,
+    least: Annotated[
+        int | None,
+        typer.Option(
+            "--min-processes",
+            min=1,
+            help="Of all machines: go on with as few when others are lost, and with more again "
+            "when they come back.",
+        ),
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="The number of machines.")] = 1,
@@ -109,7 +122,14 @@ def launch_(
     machines = Machines(nodes, node, head)
     raise typer.Exit(
         launch_training(
-            config, overrides or (), processes, machines, cpu=cpu, quiet=quiet, debug=debug
+            config,
+            overrides or (),
+            processes,
+            machines,
+            cpu=cpu,
+            quiet=quiet,
+            debug=debug,
+            least=least,
         )
     )
 

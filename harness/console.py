@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from harness.evaluation_table import EvaluationTable, Shown
+from harness.interrupt import GROWS
 from harness.rundir.outcome import Outcome
 from harness.stopping.budget import Budget, time_left_s
 from harness.stopping.verdict import Best, Verdict
@@ -71,6 +72,12 @@ class Console:
         self._evaluated: Mapping[str, Any] | None = None  # a row whose verdict is still to come
         # Time, step, samples at the first look: the rate counts from there
         self._begun: tuple[float, int, int] | None = None
+
+    def of_rank(self, rank: int) -> "Console":
+        """As this one would be on that rank."""
+        other = Console(rank == 0, quiet=self._quiet)
+        other.again = self.again
+        return other
 
     def expect(self, last_step: int | None, budget: Budget | None, shown: Shown) -> None:
         """Training begins. last_step: at which the budget is spent, unless it is in hours."""
@@ -157,6 +164,8 @@ class Console:
         self.close()
         if not outcome.is_finished:
             self.tell(f"interrupted: {outcome.detail}")
+            if GROWS in outcome.detail:  # this process goes on, with others
+                return
         best, time = outcome.best, outcome.time
         if best is not None:
             self.tell(
@@ -281,8 +290,8 @@ class Console:
 
 
 def is_first_process() -> bool:
-    """Whether this process will be rank 0, by its launcher."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process will be rank 0, by its launcher; where that is not known yet, no."""
+    return os.environ.get("RANK", "0") == "0" and "FERMARSI_MEMBER" not in os.environ
 
 
 def _can_redraw() -> bool:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ main()
 """
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 PREEMPT = "PREEMPT"
+GROWS = "more processes are ready"  # why a launch leaves at the end of an interval
 # What torch's agent gives its workers between SIGTERM and SIGKILL, unless PET_SHUTDOWN_TIMEOUT says
 # otherwise
 AGENT_GRACE_S = 30.0
@@ -58,11 +59,15 @@ class Interruption:
     on. Until `join`, it is a flag as well, but the process leaves alone if it cannot join within
     JOIN_S. Outside of the main thread, which alone may ask for signals, none is heard of.
 
+    `at_interval`: asked on rank 0 at the end of each interval, whether to leave there; None on all
+    ranks where nothing asks.
+
     owns_process: whether the process is there for this launch alone, and may be ended by it.
     """
 
     def __init__(self, *, owns_process: bool = True) -> None:
         self.cause: str | None = None
+        self.at_interval: Callable[[], bool] | None = None
         self._owns_process = owns_process
         self._asked_at = 0.0
         self._asked = threading.Event()
@@ -239,6 +244,7 @@ def _launcher() -> int | None:
     it.
     """
     # The one-process launcher sets no other mark
-    if not under_agent(os.environ) and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+    marks = ("ACCELERATE_MIXED_PRECISION", "FERMARSI_MEMBER")
+    if not under_agent(os.environ) and not any(one in os.environ for one in marks):
         return None
     return _IMPORTED[1] if os.getpid() == _IMPORTED[0] else os.getppid()

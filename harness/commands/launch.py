@@ -16,6 +16,7 @@ from signal import Signals
 
 import harness
 from harness.config.read import read_config
+from harness.config.schema import Config
 from harness.console import Console
 from harness.data.sampling import slots_a_rank
 from harness.durable import replace_file
@@ -84,12 +85,15 @@ def launch_training(
     cpu: bool,
     quiet: bool,
     debug: bool,
+    least: int | None = None,
 ) -> int:
     """Train by a config; the exit code: of the training (0, 2, 3, 75), of the process that failed
     first, or 128 and the signal that killed it.
 
     processes: on this machine, by default one a GPU; alone, one becomes this process. cpu: also by
-    ACCELERATE_USE_CPU. quiet: as of `fermarsi train`. debug: the agent's report is shown.
+    ACCELERATE_USE_CPU. quiet: as of `fermarsi train`. debug: the agent's report is shown. least:
+    processes of all machines with which the training goes on when others are lost; without it, the
+    loss of one ends the launch.
 
     Raises HarnessError, ConfigError for a mistake in the config or without a GPU.
     """
@@ -100,12 +104,15 @@ def launch_training(
             console.phase(f"reading {path}")
         here = _processes_here(processes, cpu=cpu)
         environment = os.environ | _environment(here, os.environ, cpu=cpu)
-        if here * machines.nodes > 1:
+        if least is not None or here * machines.nodes > 1:
             config = read_config(path, overrides)
-            slots_a_rank(config.batch.size, config.batch.micro_size, here * machines.nodes)
+    command = [sys.executable, str(TRAIN), *options, str(path), *overrides]
+    if least is not None:
+        return _launch_elastic(command, environment, config, here, machines, least)
+    if here * machines.nodes > 1:
+        slots_a_rank(config.batch.size, config.batch.micro_size, here * machines.nodes)
     if here * machines.nodes == 1:
         sys.stdout.flush()
-        command = [sys.executable, str(TRAIN), *options, str(path), *overrides]
         os.execve(sys.executable, command, environment)
     os.environ.update(environment)
     directory = config.run.dir
@@ -116,8 +123,7 @@ def launch_training(
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as settings:
         settings.write(_settings(here, machines))
         settings.flush()
-        training = [*options, str(path), *overrides]
-        code, words = _run(settings.name, training, machines, report)
+        code, words = _run(settings.name, command[2:], machines, report)
     after = _outcome(directory)
     if not code:  # under the agent, processes that were asked to leave end with 0
         unsaid = after is None or (code is None and after == before)
@@ -128,6 +134,35 @@ def launch_training(
         kept = _keep(report.getvalue(), directory, machines)
         print(f"fermarsi launch: {words}. The launcher's report: {kept}", file=sys.stderr)
     return code
+
+
+def _launch_elastic(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    config: Config,
+    here: int,
+    machines: Machines,
+    least: int,
+) -> int:
+    """Raises HarnessError."""
+    from harness.commands.elastic_launch import ElasticLaunch
+
+    if least > here * machines.nodes:
+        raise ConfigError(
+            f"--min-processes {least}: {here * machines.nodes} processes are launched in all."
+        )
+    return ElasticLaunch(
+        command=command,
+        environment=environment,
+        processes=here,
+        machines=machines.nodes,
+        machine=machines.node,
+        host=machines.host,
+        port=0 if machines.nodes == 1 else int(machines.port),
+        num_slots=config.batch.size // config.batch.micro_size,
+        least=least,
+        grace_s=float(environment["PET_SHUTDOWN_TIMEOUT"]),
+    ).run()
 
 
 def _processes_here(asked: int | None, *, cpu: bool) -> int:

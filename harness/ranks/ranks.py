@@ -29,6 +29,7 @@ from harness.ranks.messages import (
     unpack,
     values_of,
 )
+from harness.ranks.sockets import noted_sockets
 
 T = TypeVar("T")
 
@@ -84,7 +85,8 @@ class Ranks:
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls(timeout_s=timeout_s)
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        with noted_sockets():
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         # A number stands for a process outside of the group: this one is in it
         assert not isinstance(group, int)
         return cls(dist.get_rank(), dist.get_world_size(), group, timeout_s)

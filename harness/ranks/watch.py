@@ -28,6 +28,7 @@ from harness.bounded import read_bytes
 from harness.errors import RankError
 from harness.ranks.board import Board, report_of
 from harness.ranks.heartbeat import BACKWARD, DATA
+from harness.ranks.membership import abort_groups, is_member
 from harness.ranks.ranks import NOTES, Ranks
 from harness.ranks.standstill import LEAST_S, Overseer, Pace, Report, StuckRank, limit_s
 from harness.wording import printable, some
@@ -254,14 +255,17 @@ class Watch:
             _say(f"RankError: {message}")
         if not silent:
             self.finish_save(SAVING_S)
-        if dist.is_initialized() and dist.get_backend() == "nccl":
+        goes_on = is_member(os.environ)
+        if goes_on:
+            abort_groups()
+        elif dist.is_initialized() and dist.get_backend() == "nccl":
             # Nothing is saved after it: what the device holds is unknown
             with suppress(RuntimeError):
                 dist.distributed_c10d._abort_process_group()
         if rank == overseer:
             self._over.wait(2 * PERIOD_S)  # its process may hold the store that the others ask
         others = [one for one in range(self._ranks.size) if one not in stuck]
-        goes_first = rank in stuck or (len(others) > 1 and rank == others[-1])
+        goes_first = rank in stuck or (not goes_on and len(others) > 1 and rank == others[-1])
         if goes_first or not self._over.wait(LEAVING_S):
             sys.stdout.flush()
             sys.stderr.flush()

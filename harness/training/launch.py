@@ -32,6 +32,7 @@ from harness.imports import without_garbage_collection
 from harness.interrupt import Interruption, under_agent
 from harness.ranks.meeting import connect_lazily, has_joined, is_lost_peer, leave
 from harness.ranks.ranks import NOTES, Ranks
+from harness.ranks.sockets import noted_sockets
 from harness.rundir.ledger import process_age_s
 from harness.rundir.outcome import INTERRUPTED, exit_code
 from harness.training.compiling import MOST_SHAPES, has_too_many_shapes
@@ -177,12 +178,13 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
     )
     connect_lazily(int(os.environ.get("WORLD_SIZE", "1")))
     try:
-        return start_accelerator(
-            config.train.precision,
-            config.run.exactness,
-            config.run.timeout_s,
-            config.train.matmul_precision,
-        )
+        with noted_sockets():
+            return start_accelerator(
+                config.train.precision,
+                config.run.exactness,
+                config.run.timeout_s,
+                config.train.matmul_precision,
+            )
     except Exception as error:
         if not is_lost_peer(error):
             raise

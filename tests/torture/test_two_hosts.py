@@ -7,18 +7,21 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.operations.test_lost_processes import ONWARD_S, assert_same_samples
 from tests.pool import train_on_ranks
-from tests.resume.test_exact import STORM, assert_same
+from tests.resume.test_exact import STORM, assert_same, events
 
 pytestmark = pytest.mark.torture
 
 ROOT = Path(__file__).parents[2]
 SLOW = ["data.train.source._target_=tests.operations.parts.Slow"]  # DELAY_S a micro-batch
+LONG = ["stop.budget.steps=200"]
 TIMEOUT_S = 5
 # Beyond the time limit: for a last save, for the board that is out of reach, on a busy machine
 LEAVING_S = 15.0
@@ -42,6 +45,9 @@ class Cable:
 
     def cut(self) -> None:
         ip("-n", self.hosts[1], "link", "set", self.hosts[1], "down")
+
+    def mend(self) -> None:
+        ip("-n", self.hosts[1], "link", "set", self.hosts[1], "up")
 
     def remove(self) -> None:
         for host in self.hosts:
@@ -128,3 +134,66 @@ def test_a_cut_cable_is_noticed_on_both_sides_and_the_run_goes_on_exactly(
         ends = train_on_ranks(2, STORM, [f"run.dir={one}", *SLOW])
         assert [end.exit_code for end in ends] == [0, 0], ends[0].stderr
     assert_same(run, tmp_path / "whole")
+
+
+def test_a_host_that_is_lost_and_comes_back_costs_seconds_and_no_sample(
+    tmp_path: Path, cable: Cable
+) -> None:
+    run, processes = tmp_path / "run", []
+    program = "import sys; from harness.cli import main; main(sys.argv[1:])"
+    for number, host in enumerate(cable.hosts):
+        options = ["--cpu", "--processes", "2", "--min-processes", "2", "--nodes", "2"]
+        place = ["--node", str(number), "--head", "10.77.0.1:29555"]
+        command = [sys.executable, "-c", program, "launch", *options, *place, str(STORM)]
+        processes.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", host, *command, f"run.dir={run}", *SLOW, *LONG],
+                cwd=ROOT,
+                env={**os.environ, "GLOO_SOCKET_IFNAME": host, "DELAY_S": "0.2"},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+
+    def wait_for(what: Callable[[], bool], limit_s: float) -> float:
+        begun = time.monotonic()
+        while not what():
+            assert time.monotonic() - begun < limit_s
+            assert all(one.poll() is None for one in processes), [
+                one.communicate()[0] for one in processes
+            ]
+            time.sleep(0.05)
+        return time.monotonic() - begun
+
+    def sizes() -> list[int]:
+        found = events(run) if (run / "metrics.jsonl").exists() else []
+        return [one["world_size"] for one in found if one["event"] == "launch"]
+
+    def steps() -> int:
+        file = run / "trace.jsonl"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    try:
+        wait_for(lambda: steps() >= 9, 120)
+        cable.cut()
+        cut_at = time.monotonic()
+        wait_for(lambda: sizes() == [4, 2], 30)
+        before = steps()
+        wait_for(lambda: steps() > before, 10)
+        onward_s = time.monotonic() - cut_at
+        cable.mend()
+        wait_for(lambda: sizes()[-1] == 4, 120)
+        (run / "STOP").touch()
+        told = [one.communicate(timeout=120)[0] for one in processes]
+    finally:
+        for one in processes:
+            one.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                one.wait(20)
+            one.kill()
+    assert [one.returncode for one in processes] == [0, 0], told
+    assert onward_s < ONWARD_S
+    ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / 'whole'}", *LONG])
+    assert [end.exit_code for end in ends] == [0, 0], ends[0].stderr
+    assert_same_samples(run, tmp_path / "whole")
