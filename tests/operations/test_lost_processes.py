@@ -22,6 +22,7 @@ from tests.resume.test_exact import STORM, events
 ROOT = Path(__file__).parents[2]
 # A step takes a while, so that it can be met in its midst
 SLOW = ["data.train.source._target_=tests.operations.parts.Slow"]
+ELASTIC = ["run.exactness=elastic"]
 ONWARD_S = 10.0  # from a loss to the next step
 
 
@@ -33,7 +34,7 @@ class Launch:
         program = "import sys; from harness.cli import main; main(sys.argv[1:])"
         arguments = ["launch", "--cpu", "--processes", str(processes), *options, str(STORM)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments, f"run.dir={run}", *SLOW],
+            [sys.executable, "-c", program, *arguments, f"run.dir={run}", *SLOW, *ELASTIC],
             cwd=ROOT,
             env={**os.environ, "DELAY_S": str(delay_s), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -83,13 +84,12 @@ def launched(run: Path, processes: int, *options: str, delay_s: float = 0.05) ->
         launch.process.wait()
 
 
-def assert_same_samples(run: Path, reference: Path) -> None:
-    """Each step once, with the samples of a run that lost nobody, which may have gone further."""
+def assert_same_steps(run: Path, reference: Path) -> None:
+    """Each step once, with the samples, loss and weights of a run that lost nobody, which may have
+    gone further.
+    """
     mine, other = (
-        [
-            (one["step"], one["samples"])
-            for one in map(json.loads, (at / "trace.jsonl").read_text().splitlines())
-        ]
+        [json.loads(line) for line in (at / "trace.jsonl").read_text().splitlines()]
         for at in (run, reference)
     )
     assert mine == other[: len(mine)]
@@ -98,7 +98,7 @@ def assert_same_samples(run: Path, reference: Path) -> None:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    ends = train_on_ranks(3, STORM, [f"run.dir={run}"])
+    ends = train_on_ranks(3, STORM, [f"run.dir={run}", *ELASTIC])
     assert [one.exit_code for one in ends] == [0, 0, 0], ends[0].stderr
     return run
 
@@ -121,7 +121,7 @@ def test_survivors_of_rank_0_go_on_in_seconds_and_another_takes_its_place(
     assert set(survivors) != set()
     sizes = [one["world_size"] for one in launch.launches()]
     assert sizes in ([3, 2, 3], [3, 2]), text  # it may be over before another process has begun
-    assert_same_samples(run, reference)
+    assert_same_steps(run, reference)
     assert len(launch.trace()) == 40
 
 

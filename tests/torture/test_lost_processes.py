@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operations.test_lost_processes import assert_same_samples, launched
+from tests.operations.test_lost_processes import ELASTIC, assert_same_steps, launched
 from tests.pool import train_on_ranks
 from tests.resume.test_exact import STORM
 
@@ -32,7 +32,7 @@ def test_stopped_once_and_killed_twice_two_at_a_time(tmp_path: Path) -> None:
             launch.wait_for(lambda n=before: len(launch.launches()) > n)  # type: ignore[misc] # n is bound
         code, text = launch.end()
     assert code == 0, text
-    ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / 'whole'}"])
+    ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / 'whole'}", *ELASTIC])
     assert [end.exit_code for end in ends] == [0, 0], ends[0].stderr
-    assert_same_samples(run, tmp_path / "whole")
+    assert_same_steps(run, tmp_path / "whole")
     assert len(launch.trace()) == 40

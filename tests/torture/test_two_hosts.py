@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operations.test_lost_processes import ONWARD_S, assert_same_samples
+from tests.operations.test_lost_processes import ELASTIC, ONWARD_S, assert_same_steps
 from tests.pool import train_on_ranks
 from tests.resume.test_exact import STORM, assert_same, events
 
@@ -147,7 +147,7 @@ def test_a_host_that_is_lost_and_comes_back_costs_seconds_and_no_sample(
         command = [sys.executable, "-c", program, "launch", *options, *place, str(STORM)]
         processes.append(
             subprocess.Popen(
-                ["ip", "netns", "exec", host, *command, f"run.dir={run}", *SLOW, *LONG],
+                ["ip", "netns", "exec", host, *command, f"run.dir={run}", *SLOW, *LONG, *ELASTIC],
                 cwd=ROOT,
                 env={**os.environ, "GLOO_SOCKET_IFNAME": host, "DELAY_S": "0.2"},
                 text=True,
@@ -194,6 +194,6 @@ def test_a_host_that_is_lost_and_comes_back_costs_seconds_and_no_sample(
             one.kill()
     assert [one.returncode for one in processes] == [0, 0], told
     assert onward_s < ONWARD_S
-    ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / 'whole'}", *LONG])
+    ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / 'whole'}", *LONG, *ELASTIC])
     assert [end.exit_code for end in ends] == [0, 0], ends[0].stderr
-    assert_same_samples(run, tmp_path / "whole")
+    assert_same_steps(run, tmp_path / "whole")
