@@ -56,11 +56,14 @@ def test_uneven_items_count_alike_on_any_number_of_ranks(tmp_path: Path) -> None
 
 
 @pytest.mark.torture
-def test_two_hundred_kills_and_changes_of_the_number_of_ranks(tmp_path: Path) -> None:
-    steps = ["stop.budget.steps=200", "stop.every.steps=50", "schedule.T_max=200"]
-    steps += ["checkpoint.every.steps=1", "network.width=8"]
-    reference = finish(EVERYTHING, tmp_path / "1", 1, *steps, "checkpoint.every.steps=100")
+def test_a_run_killed_and_resized_every_few_steps(tmp_path: Path) -> None:
+    """A launch costs seconds of two busy cores: 16 of them. Some repeat a step, whose save was not
+    done yet.
+    """
+    steps = ["stop.budget.steps=90", "schedule.T_max=90", "checkpoint.every.steps=1"]
+    steps.append("run.max_crashes=20")
+    reference = finish(EVERYTHING, tmp_path / "1", 1, *steps)
     generator = random.Random(5)
-    for _ in range(200):
-        resize(tmp_path / "changing", [(generator.choice((1, 2, 3, 4, 6)), 2)], *steps)
+    kills = [(generator.choice((1, 2, 3, 4, 6)), generator.randint(2, 5)) for _ in range(16)]
+    resize(tmp_path / "changing", kills, *steps)
     assert_same(finish(EVERYTHING, tmp_path / "changing", 3, *steps), reference, "changing ranks")
