@@ -173,9 +173,7 @@ def describe_network(
         engine.forward_backward(batch, one)
     named = list(engine.network.named_parameters())
     gradients = {parameter: _bytes(parameter.grad) for _, parameter in named}
-    unreached = [
-        name for name, parameter in named if parameter.requires_grad and parameter.grad is None
-    ]
+    unreached = [name for name, one in named if one.requires_grad and one.grad is None]
     engine.update()
     for name, parameter in named:
         row = rows[name.rpartition(".")[0]]
@@ -186,8 +184,8 @@ def describe_network(
         row.optimizer_bytes += _bytes(engine.optimizer.state.get(parameter))
     for name, buffer in engine.network.named_buffers():
         rows[name.rpartition(".")[0]].weight_bytes += _bytes(buffer)
-    states = engine.optimizer.state.items()
-    shared = [state for owner, state in states if not isinstance(owner, Tensor)]
+    state = engine.optimizer.state
+    shared = [state[owner] for owner in state if not isinstance(owner, Tensor)]
     total = Row("", "total", optimizer_bytes=_bytes(shared))
     for row in rows.values():
         total.add(row)
