@@ -21,7 +21,7 @@ from harness.checkpoint.read import LoadedState
 from harness.checkpoint.stored import StoredTensors
 from harness.errors import CheckpointError
 from harness.ranks.ranks import Ranks
-from harness.ranks.rows import empty_beside, is_sharded, local_of
+from harness.ranks.rows import class_of, empty_beside, is_sharded, local_of
 from harness.wording import some
 
 _TENSOR = "__tensor__"  # {_TENSOR: key} stands in the JSON for a tensor of that key
@@ -264,13 +264,13 @@ def extra_files_of(network: nn.Module) -> dict[str, str]:
         return {}
     try:
         with torch.device("meta"):
-            plain = type(network)(copy.deepcopy(network.config))
+            plain = class_of(network)(copy.deepcopy(network.config))
     except Exception:  # noqa: BLE001 - a class of a user's own need not be made of its config alone
         return {}
     if plain.state_dict().keys() != network.state_dict().keys():
         return {}
     config = json.loads(network.config.to_json_string())
-    config["architectures"] = [type(network).__name__]
+    config["architectures"] = [class_of(network).__name__]
     return {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"}
 
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness import components
+from harness.config.parallel import ParallelConfig
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.delivery import to_device
@@ -76,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Description:
-    """`total`: of the whole network, hence what each rank holds.
+    """`total`: of the whole network, which each rank holds or, by `kind`, ranks share.
 
     `activation_bytes`: of a micro-batch, what its forward pass keeps for the backward pass;
     `average_bytes`: of the average that train.ema keeps; `unreached`: trained parameters that no
@@ -91,6 +92,7 @@ class Description:
     micro_size: int
     num_slots: int
     world_sizes: Sequence[int] = field(default=())
+    kind: str = "ddp"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -114,6 +116,9 @@ class Description:
         )
         yield (
             f"each process holds all {size_text(whole)}{average}, whatever the number of processes"
+            if self.kind == "ddp"
+            else f"{size_text(whole)}{average} are shared among the processes of parallel.kind: "
+            f"{self.kind}; besides its share each holds the block in use"
         )
         yield (
             f"between forward and backward pass it also keeps {size_text(self.activation_bytes)} "
@@ -141,7 +146,8 @@ def describe_network(
     path: Path, overrides: Sequence[str] = (), depth: int | None = None
 ) -> Description:
     """The network of a config, down to `depth` levels of modules. Raises HarnessError."""
-    config = read_config(path, overrides)
+    asked = read_config(path, overrides)
+    config = asked.model_copy(update={"parallel": ParallelConfig()})  # measured as a whole
     task: Task = components.build(config.task, "task")
     batch = to_device(_micro_batch(config, task), torch.device("cpu"))
     accelerator = start_accelerator(
@@ -167,9 +173,7 @@ def describe_network(
         engine.forward_backward(batch, one)
     named = list(engine.network.named_parameters())
     gradients = {parameter: _bytes(parameter.grad) for _, parameter in named}
-    unreached = [
-        name for name, parameter in named if parameter.requires_grad and parameter.grad is None
-    ]
+    unreached = [name for name, one in named if one.requires_grad and one.grad is None]
     engine.update()
     for name, parameter in named:
         row = rows[name.rpartition(".")[0]]
@@ -180,8 +184,8 @@ def describe_network(
         row.optimizer_bytes += _bytes(engine.optimizer.state.get(parameter))
     for name, buffer in engine.network.named_buffers():
         rows[name.rpartition(".")[0]].weight_bytes += _bytes(buffer)
-    states = engine.optimizer.state.items()
-    shared = [state for owner, state in states if not isinstance(owner, Tensor)]
+    state = engine.optimizer.state
+    shared = [state[owner] for owner in state if not isinstance(owner, Tensor)]
     total = Row("", "total", optimizer_bytes=_bytes(shared))
     for row in rows.values():
         total.add(row)
@@ -195,6 +199,7 @@ def describe_network(
         config.batch.micro_size,
         slots,
         fitting_world_sizes(slots),
+        asked.parallel.kind,
     )
 
 

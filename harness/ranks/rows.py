@@ -70,6 +70,13 @@ def empty_beside(
     return whole
 
 
+def class_of(module: object) -> type[Any]:
+    """The class that a module was made of: sharding puts it into one of its own."""
+    classes = type(module).__mro__
+    names = [one.__name__ for one in classes]
+    return classes[names.index("FSDPModule") + 1] if "FSDPModule" in names else classes[0]
+
+
 def is_sharded(tensor: object) -> TypeGuard[Any]:
     """Whether it is one tensor of several ranks (a DTensor)."""
     return hasattr(tensor, "device_mesh")  # without an import of DTensor, which takes a second

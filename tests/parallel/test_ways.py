@@ -1,5 +1,6 @@
 """Trainings of each way of sharing a network, against each other."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from harness.checkpoint.state import extra_files_of
 from harness.config.parallel import ParallelConfig
 from harness.config.read import read_config
 from harness.errors import ConfigError
+from harness.ranks.mesh import Mesh
+from harness.ranks.ranks import Ranks
 from harness.training.shards import check_network, num_replicas_of, units_of
 from tests.parallel.way_parts import Tower, records, trace
-from tests.pool import train_on_ranks
+from tests.pool import command, on_ranks, train_on_ranks
 
 CONFIG = Path(__file__).with_name("ways.yaml")
 FSDP, HSDP = "parallel={kind: fsdp}", "parallel={kind: hsdp, replicate: 2}"
@@ -167,3 +171,26 @@ def test_replicas_are_machines_or_as_many_as_are_asked_for() -> None:
     assert num_replicas_of(settings(), 16, {"LOCAL_WORLD_SIZE": "8"}) == 1
     with pytest.raises(ConfigError, match=r"6 processes do not make 4 groups .* 1, 2, 3, 6"):
         num_replicas_of(settings(kind="hsdp", replicate=4), 6, {})
+
+
+def config_beside_weights() -> str:
+    """Of a network of transformers that this rank alone has sharded."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    network = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=1, n_embd=4, vocab_size=9))
+    blocks = [network.get_submodule(name) for name in units_of(network, settings())]
+    options: dict[str, Any] = {"params": None, "reduce": None, "offload": False}
+    mesh = Mesh.open(Ranks.join(), 1, torch.device("cpu"))
+    mesh.shard([*blocks, network], reshard_after_forward=True, **options)
+    return extra_files_of(network)["config.json"]
+
+
+def test_a_sharded_network_keeps_the_name_of_its_class_in_files() -> None:
+    (text,) = on_ranks(1, config_beside_weights)
+    assert json.loads(text)["architectures"] == ["GPT2LMHeadModel"]
+
+
+def test_the_description_of_a_shared_network_is_of_all_of_it() -> None:
+    described = command("describe", CONFIG, FSDP)
+    assert "are shared among the processes of parallel.kind: fsdp" in described.stdout
+    assert "FSDP" not in described.stdout
