@@ -72,8 +72,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 class Groups:
     """Numbered micro-batches on the CPU several at a time, as many as are likely to come in 2 ms:
-    where fetching and computing take turns, each finds the processor's caches full of the other's,
-    which doubles the time of a small network.
+    where fetching and computing take turns, a small network's evaluation takes longer (probably:
+    each finds the processor's caches full of the other's). docs/benchmarks.md has the figures.
 
     The first come one by one, to see whether each has memory of its own: a source may give the same
     arrays again and again, and then the others come so as well.

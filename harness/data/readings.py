@@ -9,7 +9,8 @@ share one copy, which may be larger than memory.
     DIRECTORY/<key>/manifest.json            written last
 
 Shards are written under another name and renamed, as in a store: an interrupted reading goes on
-after those that are there, and of two at a time the first to rename wins; no lock is needed.
+after those that are there, and of two at a time the first to rename wins; no lock is needed. The
+slower one may find its shards gone, once the columns are there, and takes these.
 """
 
 import hashlib
@@ -80,7 +81,7 @@ class InMemory:
 
     def finish(self) -> dict[str, Column]:
         names = list(self._pieces[0]) if self._pieces else []
-        return {name: _joined([piece[name] for piece in self._pieces]) for name in names}
+        return {name: joined([piece[name] for piece in self._pieces]) for name in names}
 
 
 class OnDisk:
@@ -132,8 +133,7 @@ class OnDisk:
         write_json(self.directory / MANIFEST, manifest, sync=self._sync)
         if self._sync:
             sync_directory(self.directory)
-        for left in (*self.directory.glob("shard-*"), *self.directory.glob(".*-*")):
-            shutil.rmtree(left, ignore_errors=True)
+        clear(self.directory)
         return read_columns(self.directory)[0]
 
     def _shard(self, number: int) -> Path:
@@ -147,7 +147,7 @@ class OnDisk:
         names = list(self._pieces[0]) if self._pieces else []
         kinds = {}
         for number, name in enumerate(names):
-            column = _joined([piece[name] for piece in self._pieces])
+            column = joined([piece[name] for piece in self._pieces])
             kinds[name] = "text" if isinstance(column, Texts) else "array"
             if isinstance(column, Texts):
                 texts = column.compact()
@@ -259,6 +259,12 @@ class _Joining:
                 os.fsync(file.fileno())
 
 
+def clear(directory: Path) -> None:
+    """Delete what the columns of a reading, which are there, were made of."""
+    for left in (*directory.glob("shard-*"), *directory.glob(".*-*")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def read_columns(directory: Path) -> tuple[dict[str, Column], Any]:
     """The columns of a reading, mapped, and the reader's state after them. Raises OSError and
     ValueError.
@@ -329,11 +335,12 @@ def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np
     return first[order], kind_of[which.ravel()]
 
 
-def _joined(parts: Sequence[Any]) -> Column:
+def joined(parts: Sequence[Any]) -> Column:
+    """Pieces of one column, as one."""
     if isinstance(parts[0], Texts):
         return Texts.concat(parts)
-    joined: NDArray[Any] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return joined
+    rows: NDArray[Any] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return rows
 
 
 def _rows_of(piece: Piece) -> int:

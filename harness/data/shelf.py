@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.content import digest
-from harness.data.readings import MANIFEST, Column, Columns, InMemory, OnDisk, read_columns
+from harness.data.readings import (
+    MANIFEST,
+    Column,
+    Columns,
+    InMemory,
+    OnDisk,
+    clear,
+    read_columns,
+)
 from harness.errors import DataError
 
 READINGS = "readings"  # in a store
@@ -54,9 +62,7 @@ class Shelf:
             if (path / MANIFEST).exists():
                 return read_columns(path)
             if self.make:
-                columns = OnDisk(path, sync=self.is_kept)
-                read(columns)
-                return columns.finish(), columns.state
+                return self._made(path, read)
         except (OSError, ValueError) as error:
             if self.is_kept:
                 raise DataError(
@@ -69,6 +75,18 @@ class Shelf:
                 stacklevel=2,
             )
         return read_in_memory(read)
+
+    def _made(self, path: Path, read: Read) -> tuple[Mapping[str, Column], Any]:
+        try:
+            columns = OnDisk(path, sync=self.is_kept)
+            read(columns)
+            return columns.finish(), columns.state
+        except (OSError, DataError):
+            # Another process may have been quicker, and cleared away what this one built on
+            if not (path / MANIFEST).exists():
+                raise
+            clear(path)
+            return read_columns(path)
 
 
 class Temporary:

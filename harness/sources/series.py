@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.readings import Column, Columns
+from harness.data.readings import Column, Columns, joined
 from harness.data.shelf import report
 from harness.data.written import plain_name
 from harness.errors import ConfigError, DataError, require_choice
@@ -61,9 +61,14 @@ def _reads(files: Files, reader: Reader, on_error: OnError) -> Callable[[Columns
             ]
             state["narrowed"] |= reader.narrowed
             state["first"] = reader.first and [str(reader.first[0]), reader.first[1]]
-            for one in tracks:
-                piece: dict[str, Column] = {"values": np.ascontiguousarray(one.values.T)}
-                columns.append(piece | one.of_rows(), state)
+            pieces = [
+                {"values": np.ascontiguousarray(one.values.T), **one.of_rows()} for one in tracks
+            ]
+            if pieces:
+                # All at once: the state after them says that the file is done
+                columns.append(
+                    {name: joined([of[name] for of in pieces]) for name in pieces[0]}, state
+                )
 
         read_all(files.paths, read_file, on_error, "files")
         columns.state = state

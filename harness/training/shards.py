@@ -49,7 +49,8 @@ class Shards:
         self._device = accelerator.device
         self._find_unused = find_unused
         self._exchanges = True
-        num_replicas = ranks.together(lambda: num_replicas_of(settings, ranks.size, os.environ))
+        # Of machines with other numbers of processes each would find another one
+        num_replicas = ranks.decide(lambda: num_replicas_of(settings, ranks.size, os.environ))
         num_shards = ranks.size // num_replicas
 
         def choose() -> list[str]:

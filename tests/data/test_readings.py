@@ -197,6 +197,56 @@ def test_series_share_their_reading(tmp_path: Path) -> None:
     assert kept_series.classes == series().classes
 
 
+def test_a_series_cut_off_within_a_file_keeps_its_recordings_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file, recordings in (("s", range(4)), ("u", range(4, 6))):
+        rows = [f"{1000 * of + row},r{of}" for of in recordings for row in range(300)]
+        (tmp_path / f"{file}.csv").write_text("\n".join(["x,recording", *rows]) + "\n")
+
+    def series() -> Series:
+        return Series(str(tmp_path / "*.csv"), ["x"], 100, 100, recording=["recording"])
+
+    monkeypatch.setattr(readings, "SHARD_BYTES", 1500)  # the rows of two recordings are more
+    flush, flushed = OnDisk._flush, []
+
+    def leave_after_one(self: OnDisk) -> None:
+        if flushed:
+            raise KeyboardInterrupt
+        flush(self)
+        flushed.append(self.num_rows)
+
+    with monkeypatch.context() as context, shelved(kept(tmp_path / "store")):
+        context.setattr(OnDisk, "_flush", leave_after_one)
+        with pytest.raises(KeyboardInterrupt):
+            series()
+    assert flushed
+    with shelved(kept(tmp_path / "store")):
+        resumed = series()
+    assert_same(resumed, series())
+
+
+@pytest.mark.usefixtures("small")
+def test_of_two_readings_at_once_both_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, store = write(tmp_path) + "csv", tmp_path / "store"
+    shelf = replace(store_shelf(store, Feedback()), is_kept=True)
+    finish, other = OnDisk.finish, []
+
+    def finish_second(self: OnDisk) -> Any:
+        if not other:
+            other.append(None)
+            with shelved(kept(store)):
+                other[0] = table(files)
+        return finish(self)
+
+    monkeypatch.setattr(OnDisk, "finish", finish_second)
+    with shelved(shelf):
+        slower = table(files)
+    assert_same(slower, table(files))
+    (directory,) = (store / "readings").iterdir()
+    assert {path.name for path in directory.iterdir()} == {"columns", "manifest.json"}
+
+
 def test_what_a_dead_process_left_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

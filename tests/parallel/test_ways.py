@@ -1,6 +1,7 @@
 """Trainings of each way of sharing a network, against each other."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from harness.config.read import read_config
 from harness.errors import ConfigError
 from harness.ranks.mesh import Mesh
 from harness.ranks.ranks import Ranks
-from harness.training.shards import check_network, num_replicas_of, units_of
+from harness.training.parallel import start_accelerator
+from harness.training.shards import Shards, check_network, num_replicas_of, units_of
 from tests.parallel.way_parts import Tower, records, trace
 from tests.pool import command, on_ranks, train_on_ranks
 
@@ -171,6 +173,19 @@ def test_replicas_are_machines_or_as_many_as_are_asked_for() -> None:
     assert num_replicas_of(settings(), 16, {"LOCAL_WORLD_SIZE": "8"}) == 1
     with pytest.raises(ConfigError, match=r"6 processes do not make 4 groups .* 1, 2, 3, 6"):
         num_replicas_of(settings(kind="hsdp", replicate=4), 6, {})
+
+
+def shared_on_machines_of(sizes: list[int]) -> str:
+    """How ranks share a network whose launchers tell them these numbers of processes."""
+    accelerator, ranks = start_accelerator("no", "none", 60.0), Ranks.join()
+    os.environ["LOCAL_WORLD_SIZE"] = str(sizes[ranks.rank])
+    shards = Shards(Tower(), accelerator, ranks, settings(kind="hsdp"), find_unused=False)
+    return shards.description()
+
+
+def test_machines_with_other_numbers_of_processes_share_in_one_way() -> None:
+    one, other = on_ranks(2, shared_on_machines_of, [2, 1])
+    assert one == other
 
 
 def config_beside_weights() -> str:
