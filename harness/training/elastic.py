@@ -66,6 +66,15 @@ def add(left: Partial, right: Partial) -> Partial:
     return Partial(found, owned=whole or (left.owned and right.owned))
 
 
+def are_apart(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether each has memory of its own: autograd may give two parameters views of one gradient.
+
+    No other reference is left otherwise: torch adds to what it gave in place as well.
+    """
+    places = [one.untyped_storage().data_ptr() for one in gradients if one is not None]
+    return len(set(places)) == len(places)
+
+
 class Bucket:
     """Parameters whose gradients travel together, and where these lie in one flat tensor: in the
     memory order of their parameters.
@@ -307,7 +316,7 @@ class Elastic(Whole):
         gradients = [one.grad for one in parameters]
         for one in parameters:
             one.grad = None
-        step.sums[index].push(Block(step.slot, 1, Partial(gradients)))
+        step.sums[index].push(Block(step.slot, 1, Partial(gradients, owned=are_apart(gradients))))
 
     def _take_ready(self, parameter: nn.Parameter) -> None:
         """A hook of each parameter: once the last slot has given all gradients of a bucket, and of

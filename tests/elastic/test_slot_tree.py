@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data.sampling import fitting_world_sizes
+from harness.training.elastic import are_apart
 from harness.training.slot_tree import Block, TreeSum, blocks_of
 
 Tree = Any  # a slot, or a pair of trees
@@ -87,3 +88,9 @@ def test_a_missing_summand_is_a_negative_zero(num_slots: int, seed: int) -> None
     total = tree.total()
     if total is not None:
         assert total.view(torch.int32) == filled.total().view(torch.int32)
+
+
+def test_gradients_that_are_views_of_one_another_are_not_added_to_in_place() -> None:
+    one = torch.ones(4)
+    assert are_apart([one, None, torch.ones(4)])
+    assert not are_apart([one, one.view(2, 2)])
