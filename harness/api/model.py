@@ -79,7 +79,8 @@ class Model:
         paths = [path.absolute() for path in _paths(inputs)]
         if paths and "path" in found:
             # A source sorts its files, and skips some with on_error: skip
-            order = [paths.index(Path(path).absolute()) for path in found["path"]]
+            place_of = {path: place for place, path in reversed(list(enumerate(paths)))}
+            order = [place_of[Path(path).absolute()] for path in found["path"]]
             found = found.iloc[sorted(range(len(order)), key=order.__getitem__)]
             found = found.reset_index(drop=True)
             found["sample"] = range(len(found))

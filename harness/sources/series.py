@@ -237,7 +237,8 @@ class Series(BatchSource):
 
         # Kept as long as one of the parts is in use
         self._reading = read_shared(found, settings, _reads(found, reader, on_error), _formed)
-        found = found.select_rows([found.paths.index(path) for path in self._reading.paths])
+        number_of = {path: number for number, path in enumerate(found.paths)}
+        found = found.select_rows([number_of[path] for path in self._reading.paths])
         tracks, self.skipped = self._reading.tracks, self._reading.skipped
         self._paths = found.paths
         self._recordings = [one for of_file in tracks for one in of_file]
