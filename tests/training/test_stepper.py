@@ -42,7 +42,9 @@ def engine_of(optimizer: str, dtype: str) -> Engine:
     overrides = [f"optimizer={optimizer}", NETWORK % dtype]
     config = read_config(SMALL, overrides)
     task = components.build(config.task, "task")
-    return Engine(config, start_accelerator("no", "same_world", 60.0), task, batch_of(0))
+    engine = Engine(config, start_accelerator("no", "same_world", 60.0), task, batch_of(0))
+    engine.open(Ranks())
+    return engine
 
 
 def go(engine: Engine, first: int, last: int) -> None:
