@@ -319,8 +319,8 @@ def test_bad_films_are_named_or_left_out_and_counted(tmp_path: Path) -> None:
             with pytest.raises(
                 DataError,
                 match=(
-                    rf"^{named}: .*{what if 'Set size' not in what else ', but'}.*Or skip such files "
-                    r"with on_error: skip"
+                    rf"^{named}: .*{what if 'Set size' not in what else ', but'}"
+                    r".*Or skip such files with on_error: skip"
                 ),
             ):
                 Clips(str(tmp_path / "*.mkv"), frames=8, keep=keep)
