@@ -18,7 +18,7 @@ import harness
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.console import Console
-from harness.data.sampling import slots_a_rank
+from harness.data.sampling import fitting_world_sizes, slots_a_rank
 from harness.durable import replace_file
 from harness.errors import ConfigError, HarnessError, RankError
 from harness.rundir.outcome import DIVERGED, INTERRUPTED, Outcome, exit_code, read_outcome
@@ -151,6 +151,13 @@ def _launch_elastic(
         raise ConfigError(
             f"--min-processes {least}: {here * machines.nodes} processes are launched in all."
         )
+    num_slots = config.batch.size // config.batch.micro_size
+    most = max(one for one in fitting_world_sizes(num_slots) if one <= here * machines.nodes)
+    if most < least:
+        raise ConfigError(
+            f"--min-processes {least}: of {here * machines.nodes} processes, {most} can share the "
+            f"{num_slots} slots of a batch. Give {most} or less, or change batch.size."
+        )
     return ElasticLaunch(
         command=command,
         environment=environment,
@@ -159,7 +166,7 @@ def _launch_elastic(
         machine=machines.node,
         host=machines.host,
         port=0 if machines.nodes == 1 else int(machines.port),
-        num_slots=config.batch.size // config.batch.micro_size,
+        num_slots=num_slots,
         least=least,
         grace_s=float(environment["PET_SHUTDOWN_TIMEOUT"]),
     ).run()

@@ -76,7 +76,7 @@ def _train_once(
         except LeavingError:  # before this launch held the run directory
             return None if interruption.cause == GROWS else INTERRUPTED
         except Exception as error:  # noqa: BLE001 - a peer's end breaks collectives anywhere
-            if interruption.cause is None and _has_lost_peers(error, ranks):
+            if interruption.cause in (None, GROWS) and _has_lost_peers(error, ranks):
                 return None
             return fail(error, ranks)
         finally:

@@ -139,8 +139,12 @@ def test_a_signal_to_the_launcher_saves_and_leaves_with_75(tmp_path: Path) -> No
 def test_more_processes_at_least_than_there_are_is_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ["--cpu", "--processes", "2", "--min-processes", "3"]
-    with pytest.raises(SystemExit) as ended:
-        main(["launch", *options, str(STORM)])
-    assert ended.value.code == 2
-    assert "--min-processes 3: 2 processes are launched in all" in capsys.readouterr().err
+    for processes, least, words in (
+        ("2", "3", "--min-processes 3: 2 processes are launched in all"),
+        ("5", "5", "of 5 processes, 4 can share the 12 slots of a batch"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            options = ["--cpu", "--processes", processes, "--min-processes", least]
+            main(["launch", *options, str(STORM)])
+        assert ended.value.code == 2
+        assert words in capsys.readouterr().err
