@@ -143,8 +143,8 @@ def test_more_processes_at_least_than_there_are_is_one_message(
         ("2", "3", "--min-processes 3: 2 processes are launched in all"),
         ("5", "5", "of 5 processes, 4 can share the 12 slots of a batch"),
     ):
+        options = ["--cpu", "--processes", processes, "--min-processes", least]
         with pytest.raises(SystemExit) as ended:
-            options = ["--cpu", "--processes", processes, "--min-processes", least]
             main(["launch", *options, str(STORM)])
         assert ended.value.code == 2
         assert words in capsys.readouterr().err
