@@ -121,8 +121,8 @@ class Interruption:
         self._file = file
 
     def ask(self, cause: str) -> None:
-        """Ask this launch to leave; the first cause stays."""
-        if self.cause is None:
+        """Ask this launch to leave; the first cause stays, but for one to go on with more."""
+        if self.cause in (None, GROWS):
             self._asked_at = time.monotonic()
             self.cause = cause
             self._asked.set()
@@ -199,7 +199,7 @@ class Interruption:
             word = notes.read(_NOTE)
             if word is not None:
                 self.ask(word)
-        if self.cause is not None:
+        if self.cause not in (None, GROWS):  # of that, all know
             notes.post(_NOTE, f"{self.cause} (rank {rank})")
 
     def _end(self, message: str, code: int) -> None:

@@ -58,6 +58,7 @@ class ElasticLaunch:
     least: int
     grace_s: float = 300.0
     _asked_s: float | None = field(default=None, init=False)
+    _code: int | None = field(default=None, init=False)  # once the training has ended
 
     def run(self) -> int:
         """Train to the end; the exit code of the training: 0, 2, 3, 75, or 1 if too few processes
@@ -94,6 +95,9 @@ class ElasticLaunch:
             except RuntimeError as error:
                 if self.machine == 0:
                     raise
+                if self._code is not None:  # it has ended, as this one does
+                    self._wait()
+                    return self._code
                 _say(f"machine 0 does not answer ({first_line(error)}): trying again")
                 self._reconnect()
                 code = None
@@ -112,13 +116,15 @@ class ElasticLaunch:
         if finals or died or self._asked_s is not None or self._gathering.is_over():
             if self.machine == 0 or not died:
                 self._gathering.end()
+            codes = [*finals.values(), 1 if died else 0]
+            ended = finals or died
+            self._code = next((one for one in codes if one), 0) if ended else INTERRUPTED
             late = self._asked_s is not None and now_s - self._asked_s > self.grace_s
             if live and not late:
                 return None
             if died:
                 _say(f"fewer than {needed} processes can be started here")
-            codes = [*finals.values(), 1 if died else 0]
-            return next((one for one in codes if one), 0) if finals or died else INTERRUPTED
+            return self._code
         self._start(now_s)
         if self.machine == 0:
             self._announce(self._gathering.coordinate(now_s))
@@ -127,6 +133,14 @@ class ElasticLaunch:
                 _say(f"{_name(place)} does not come back from its collectives: killed")
                 place.process.kill()
         return None
+
+    def _wait(self) -> None:
+        """For this machine's processes to end, as long as they may take."""
+        deadline = time.monotonic() + self.grace_s
+        for place in self._places:
+            if place.process is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    place.process.wait(max(0.0, deadline - time.monotonic()))
 
     def _reconnect(self) -> None:
         """Raises RankError."""
@@ -154,7 +168,8 @@ class ElasticLaunch:
             if place.process is None or place.process.poll() is None:
                 continue
             finals = self._gathering.finals() if finals is None else finals
-            if place.member not in finals:
+            is_asked = self._asked_s is not None or self._gathering.is_over()
+            if place.member not in finals and not is_asked:
                 code = place.process.returncode
                 how = (
                     f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"

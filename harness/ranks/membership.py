@@ -60,7 +60,7 @@ class Membership:
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         host, _, port = environment[STORE].rpartition(":")
         self.member = environment[MEMBER]
-        self.regroups = False  # this generation ends because more could train
+        self.has_trained = False  # in the last generation: what it says of the end counts
         self._host, self._port = host, int(port)
         self._seen = int(environment.get(HEARD, "0"))
         self._store = connect(host, int(port))
@@ -73,7 +73,7 @@ class Membership:
 
         check: called several times a second; what it raises is raised.
         """
-        self.regroups = False
+        self.has_trained = False
         with _connected():
             while True:
                 append_note(self._store, _READY, f"{self.member}:{self._seen} ")
@@ -82,6 +82,7 @@ class Membership:
                     return None
                 self._seen = generation.number
                 if self.member in generation.members:
+                    self.has_trained = True
                     rank = generation.members.index(self.member)
                     size = len(generation.members)
                     return Place(generation.number, rank, size, self._host, self._port)
@@ -96,12 +97,17 @@ class Membership:
         return Generation.from_json(json.loads(self._store.get(key)))
 
     def is_growth_due(self) -> bool:
-        """Whether more processes could train than do."""
-        with _connected():
+        """Whether more processes could train than do; not where the store is gone."""
+        with suppress(RuntimeError, ValueError):
             return bool(self._store.check([f"grow/{self._seen}"]))
+        return False
 
     def finish(self, code: int) -> None:
-        """Tell that this process ends by itself: without it, its end is a loss."""
+        """Tell that this process ends by itself, with the code of the training: without it, its end
+        is a loss. One that only waited tells nothing, since the others may go on.
+        """
+        if not self.has_trained:
+            return
         with suppress(RuntimeError, ValueError):
             append_note(self._store, _FINAL, f"{self.member}:{code} ")
 
@@ -125,7 +131,7 @@ class Membership:
             while not link.check([key]):
                 if self._over.wait(POLL_S):
                     return
-        if not self._over.wait(GIVE_UP_S):
+        while not self._over.wait(GIVE_UP_S):  # groups may still be in the making
             abort_groups()
 
 

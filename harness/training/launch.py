@@ -42,6 +42,7 @@ from harness.training.parallel import start_accelerator
 from harness.training.train import train
 from harness.wording import first_line, printable
 
+TWICE = "interrupted twice: leaving at once; launch again to resume from the last checkpoint"
 MEETING_SPARE_S = 5.0  # beyond run.timeout_s, for torch to find out by itself
 
 
@@ -68,10 +69,7 @@ def launch(path: Path, overrides: Sequence[str], console: Console | None = None)
                 interruption.stay_deaf()
             return code
     except KeyboardInterrupt:
-        print(
-            "interrupted twice: leaving at once; launch again to resume from the last checkpoint",
-            file=sys.stderr,
-        )
+        print(TWICE, file=sys.stderr)
         return 130
     finally:
         end_workers()

@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.console import Console
+from harness.data.feed import end_workers
 from harness.errors import AbandonedError, HarnessError, LeavingError, RankError
 from harness.interrupt import GROWS, Interruption
 from harness.ranks.meeting import is_lost_peer, leave
@@ -19,7 +20,7 @@ from harness.ranks.ranks import Ranks
 from harness.rundir.ledger import process_age_s
 from harness.rundir.outcome import INTERRUPTED, Outcome, exit_code
 from harness.training.isolation import isolated
-from harness.training.launch import before_joining, fail, join
+from harness.training.launch import TWICE, before_joining, fail, join
 from harness.training.train import train
 
 
@@ -30,12 +31,17 @@ def launch_as_member(path: Path, overrides: Sequence[str], console: Console) -> 
         try:
             config = before_joining(lambda: read_config(path, overrides))
         except HarnessError as error:
-            code = fail(error, Ranks())
+            code, membership.has_trained = fail(error, Ranks()), True
         else:
             code = _train(membership, config, console)
+    except KeyboardInterrupt:
+        print(TWICE, file=sys.stderr)
+        return 130
     except ConnectionError as error:
         print(f"RankError: {error}. Launch again to resume.", file=sys.stderr)
         return 1
+    finally:
+        end_workers()
     membership.finish(code)
     return code
 

@@ -112,13 +112,13 @@ def test_survivors_of_rank_0_go_on_in_seconds_and_another_takes_its_place(
         survivors = launch.children()[1:]
         os.kill(launch.children()[0], signal.SIGKILL)
         launch.wait_for(lambda: len(launch.launches()) == 2)
+        assert set(survivors) <= set(launch.children())  # the same processes
         steps = len(launch.trace())
         assert launch.wait_for(lambda: len(launch.trace()) > steps) < ONWARD_S
         code, text = launch.end()
     assert code == 0, text
     assert "killed by SIGKILL" in text
     assert "2 processes go on" in text
-    assert set(survivors) != set()
     sizes = [one["world_size"] for one in launch.launches()]
     assert sizes in ([3, 2, 3], [3, 2]), text  # it may be over before another process has begun
     assert_same_steps(run, reference)

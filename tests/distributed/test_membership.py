@@ -1,0 +1,73 @@
+"""What a process says of its end to those of its launch."""
+
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from harness.errors import LeavingError
+from harness.interrupt import GROWS, Interruption
+from harness.ranks.gathering import Gathering
+from harness.ranks.generations import Coordinator
+from harness.ranks.membership import MEMBER, STORE, Membership
+
+NAME = "0000.000.0"
+
+
+@pytest.fixture
+def gathering() -> Gathering:
+    return Gathering(1, 0, "127.0.0.1", 0, Coordinator(12, 1))
+
+
+def member(gathering: Gathering) -> Membership:
+    return Membership({STORE: f"127.0.0.1:{gathering.port}", MEMBER: NAME})
+
+
+def refuse() -> None:
+    raise LeavingError("SIGTERM came")
+
+
+def test_a_process_that_only_waits_leaves_without_ending_the_others(gathering: Gathering) -> None:
+    spare = member(gathering)
+    with pytest.raises(LeavingError):
+        spare.wait(refuse)
+    spare.finish(75)
+    assert gathering.finals() == {}
+
+
+def test_a_process_that_waits_until_all_is_over_says_nothing_of_how(gathering: Gathering) -> None:
+    spare = member(gathering)
+    gathering.end()
+    assert spare.wait(lambda: None) is None
+    spare.finish(0)
+    assert gathering.finals() == {}
+
+
+def test_the_end_of_one_that_trained_counts(gathering: Gathering) -> None:
+    trained = member(gathering)
+    gathering.tell([NAME])
+
+    def coordinate() -> None:
+        gathering.coordinate(0.0)
+
+    place = trained.wait(coordinate)
+    assert place is not None
+    assert (place.rank, place.size, place.generation) == (0, 1, 1)
+    trained.finish(75)
+    assert gathering.finals() == {NAME: 75}
+
+
+def test_a_store_that_is_gone_asks_for_no_growth(gathering: Gathering) -> None:
+    one = member(gathering)
+    one._store = dist.PrefixStore("gone", dist.HashStore())  # type: ignore[assignment] # any store
+    one._store.set_timeout(timedelta(milliseconds=10))
+    assert not one.is_growth_due()
+
+
+def test_a_signal_counts_where_the_launch_leaves_to_go_on_with_more() -> None:
+    with Interruption() as interruption:
+        interruption.ask(GROWS)
+        interruption.ask("SIGTERM came")
+        assert interruption.cause == "SIGTERM came"
+        interruption.ask(GROWS)
+        assert interruption.cause == "SIGTERM came"
