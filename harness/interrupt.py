@@ -60,7 +60,8 @@ class Interruption:
     JOIN_S. Outside of the main thread, which alone may ask for signals, none is heard of.
 
     `at_interval`: asked on rank 0 at the end of each interval, whether to leave there; None on all
-    ranks where nothing asks.
+    ranks where nothing asks. `goes_on`: whether it follows another launch of this process, so that
+    a file PREEMPT that is there already is meant for it.
 
     owns_process: whether the process is there for this launch alone, and may be ended by it.
     """
@@ -68,6 +69,7 @@ class Interruption:
     def __init__(self, *, owns_process: bool = True) -> None:
         self.cause: str | None = None
         self.at_interval: Callable[[], bool] | None = None
+        self.goes_on = False
         self._owns_process = owns_process
         self._asked_at = 0.0
         self._asked = threading.Event()

@@ -66,8 +66,8 @@ class Shelf:
         except (OSError, ValueError) as error:
             if self.is_kept:
                 raise DataError(
-                    f"{path}: {error}. Free some space, or set another data.store.dir; or delete "
-                    "the directory: it will be made again."
+                    f"{path}: {error}. Free some space or make it accessible, or set another "
+                    "data.store.dir; or delete the directory: it will be made again."
                 ) from error
             warnings.warn(
                 f"{path}: {error}: each process holds a copy of what is read. Set TMPDIR to a "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded
+from harness.ranks.sockets import noted_sockets
 
 REPLICATE, SHARD = "replicate", "shard"
 
@@ -42,7 +43,8 @@ class Mesh:
         both = num_replicas > 1
         shape = (num_replicas, num_shards) if both else (num_shards,)
         names = (REPLICATE, SHARD) if both else (SHARD,)
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        with noted_sockets():
+            mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
         return cls(mesh, num_replicas, num_shards)
 
     def shard(
@@ -68,7 +70,10 @@ class Mesh:
         for unit in units:
             # What leaves the network is as wide as its parameters: losses are summed from it
             output = torch.float32 if unit is root and params is not None else None
-            policy = MixedPrecisionPolicy(params, reduce, output)
+            # Named in any case: before torch 2.15 none was that of `params`
+            own = (one for one in unit.parameters() if one.requires_grad and not is_sharded(one))
+            summed = reduce or next((one.dtype for one in own), None)
+            policy = MixedPrecisionPolicy(params, summed, output)
             # Of the root torch keeps the parameters from forward to backward, which follows
             after = None if unit is root and reshard_after_forward else reshard_after_forward
             fully_shard(unit, mp_policy=policy, reshard_after_forward=after, **given)

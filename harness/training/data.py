@@ -41,7 +41,7 @@ from harness.durable import write_json
 from harness.errors import ConfigError
 from harness.interrupt import Interruption
 from harness.ranks.ranks import Ranks
-from harness.ranks.slowly import slowly
+from harness.ranks.slowly import slowly, together_slowly
 from harness.tasks.learning import learn, restore_learners
 from harness.tasks.task import Task
 from harness.training.run import Launch
@@ -125,7 +125,7 @@ def _open_data(
         slowly(ranks, lambda: check_splits(config, names, sources, console))
     opening = partial(open_splits, config.data, names, sources, prepared, task.check)
     # What one reads, the others of its machine map
-    read = ranks.together(lambda: opening() if is_leader else None)
+    read = together_slowly(ranks, lambda: opening() if is_leader else None)
     splits = ranks.together(lambda: opening() if read is None else read)
     ranks.decide(lambda: list_left_out(config, splits))
     train, check_leave = splits["train"], feedback.check_leave

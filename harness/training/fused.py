@@ -13,7 +13,7 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
-from harness.ranks.rows import local_of
+from harness.ranks.rows import is_sharded
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _UNUSUAL = ("amsgrad", "capturable", "differentiable")
@@ -38,7 +38,9 @@ class FusedAdam:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> "FusedAdam | None":
-        """None for any other optimizer, and for one that has not made its first step."""
+        """None for any other optimizer, for one that has not made its first step, and for one whose
+        parameters are shared by rows.
+        """
         if type(optimizer) not in (Adam, AdamW):
             return None
         groups = []
@@ -49,12 +51,12 @@ class FusedAdam:
                 not options["fused"]
                 or any(options[name] for name in _UNUSUAL)
                 or any(not set(_MOMENTS) <= state.keys() for state in states)
+                or any(map(is_sharded, parameters))
                 or len({(one.device, one.dtype) for one in parameters}) != 1
             ):
                 return None
-            # Of sharded ones the rows that are this rank's own: each is updated by itself
-            moments = [[local_of(state[name]) for state in states] for name in _MOMENTS]
-            groups.append(_Group(options, list(map(local_of, parameters)), moments))
+            moments = [[state[name] for state in states] for name in _MOMENTS]
+            groups.append(_Group(options, parameters, moments))
         return cls(optimizer, groups)
 
     @torch.no_grad()

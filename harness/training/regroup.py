@@ -68,6 +68,7 @@ def _train_once(
             return 0
         os.environ.update(place.environment())
         interruption.at_interval = membership.is_growth_due
+        interruption.goes_on = place.generation > 1
         ranks = Ranks()
         try:
             own = console.of_rank(place.rank)

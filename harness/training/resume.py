@@ -186,7 +186,8 @@ def take(lease: Lease, console: Console, directory: Path, interruption: Interrup
     launches = lease.take(interruption.check)
     if lease.message:
         console.say(lease.message)
-    (directory / PREEMPT).unlink(missing_ok=True)
+    if not interruption.goes_on:
+        (directory / PREEMPT).unlink(missing_ok=True)
     interruption.look_for(directory / PREEMPT)
     return launches
 

@@ -199,7 +199,7 @@ def check_network(network: nn.Module, blocks: Sequence[str], num_shards: int) ->
                 f"{some([f'{name} is {dtype}' for dtype, name in found.items()])}. Let them be of "
                 "one type, or name modules of one type each by patterns."
             )
-    most = max(one.shape[0] for one in network.parameters())
+    most = max((one.shape[0] for one in network.parameters()), default=0)
     if most <= -(-most // num_shards) * (num_shards - 1):
         raise ConfigError(
             f"parallel.kind: no parameter has more than {most} rows, and some of {num_shards} "

@@ -1,15 +1,20 @@
 """What a process says of its end to those of its launch."""
 
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from harness.console import Console
 from harness.errors import LeavingError
-from harness.interrupt import GROWS, Interruption
+from harness.interrupt import GROWS, PREEMPT, Interruption
 from harness.ranks.gathering import Gathering
 from harness.ranks.generations import Coordinator
 from harness.ranks.membership import MEMBER, STORE, Membership
+from harness.rundir.lease import Lease
+from harness.training.resume import take
 
 NAME = "0000.000.0"
 
@@ -71,3 +76,22 @@ def test_a_signal_counts_where_the_launch_leaves_to_go_on_with_more() -> None:
         assert interruption.cause == "SIGTERM came"
         interruption.ask(GROWS)
         assert interruption.cause == "SIGTERM came"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_request_between_two_launches_of_a_process_is_meant_for_the_second(
+    tmp_path: Path, goes_on: bool
+) -> None:
+    (tmp_path / PREEMPT).touch()
+    lease = Lease(tmp_path)
+    with Interruption() as interruption:
+        interruption.goes_on = goes_on
+        try:
+            take(lease, Console(False), tmp_path, interruption)
+            assert (tmp_path / PREEMPT).exists() is goes_on
+            deadline = time.monotonic() + 5
+            while goes_on and interruption.cause is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            lease.release()
