@@ -42,6 +42,8 @@ PEERS_LIMIT_S = 30.0  # what the other ranks are given when one has failed
 # machine's hosts file does not tell: an answer of the name server that is lost would cost five
 # seconds, here it costs one.
 os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"
+# Of all processes, whatever a test does to its own when one is started
+_ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 Meanwhile = Callable[[Sequence[int]], None]
 
@@ -127,7 +129,7 @@ class Worker:
                 pass_fds=[theirs.fileno()],
                 # So that it can be ended with its own children, and Ctrl-C reaches pytest alone
                 start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+                env=_ENVIRONMENT,
             )
         theirs.close()
         return cls(process, ours, stdout, stderr)
