@@ -6,6 +6,7 @@ All words go through the store of the launch, which no training process holds.
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +18,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from harness.ranks.generations import Generation
-from harness.ranks.sockets import cut_sockets
+from harness.ranks.sockets import are_made, cut_sockets
 
 STORE, MEMBER, HEARD = "FERMARSI_STORE", "FERMARSI_MEMBER", "FERMARSI_GENERATION"
 TIMEOUT_S = 30.0  # for an answer of the store
 POLL_S = 0.25
+MEETING_S = 3.0  # for a meeting to end by itself that another will not come to
 GIVE_UP_S = 1.0  # for collectives to notice by themselves that a member is gone
 _READY, _FINAL, _OVER = "ready", "final", "over"
 
@@ -131,8 +133,20 @@ class Membership:
             while not link.check([key]):
                 if self._over.wait(POLL_S):
                     return
-        while not self._over.wait(GIVE_UP_S):  # groups may still be in the making
-            abort_groups()
+        meeting_s = 0.0
+        while not self._over.wait(GIVE_UP_S):
+            if not are_made():
+                abort_groups()
+                continue
+            # It waits for one that is gone, and nothing wakes it: gloo crashes where its store
+            # fails (torch 2.15)
+            meeting_s += GIVE_UP_S
+            if meeting_s >= MEETING_S:
+                print(
+                    "a process was lost while all met: this one is started again", file=sys.stderr
+                )
+                sys.stderr.flush()
+                os._exit(1)
 
 
 def connect(host: str, port: int) -> TCPStore:

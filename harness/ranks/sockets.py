@@ -9,16 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _known: set[tuple[int, str]] = set()
+_making = 0
 
 
 @contextmanager
 def noted_sockets() -> Iterator[None]:
     """Take note of the connections that are made inside. Linux only: elsewhere none is noted."""
+    global _making
     before = _open()
+    _making += 1
     try:
         yield
     finally:
+        _making -= 1
         _known.update(_open() - before)
+
+
+def are_made() -> bool:
+    """Whether connections are being made at present."""
+    return _making > 0
 
 
 def cut_sockets(store_port: int) -> None:

@@ -12,11 +12,13 @@ from harness.errors import LeavingError
 from harness.interrupt import GROWS, PREEMPT, Interruption
 from harness.ranks.gathering import Gathering
 from harness.ranks.generations import Coordinator
-from harness.ranks.membership import MEMBER, STORE, Membership
+from harness.ranks.membership import MEMBER, STORE, Membership, append_note
+from harness.ranks.sockets import noted_sockets
 from harness.rundir.lease import Lease
 from harness.training.resume import take
+from tests.pool import RanksFailed, on_ranks
 
-NAME = "0000.000.0"
+NAME, OTHER = "0000.000.0", "0000.001.0"
 
 
 @pytest.fixture
@@ -30,6 +32,10 @@ def member(gathering: Gathering) -> Membership:
 
 def refuse() -> None:
     raise LeavingError("SIGTERM came")
+
+
+def look(gathering: Gathering) -> None:
+    gathering.coordinate(0.0)
 
 
 def test_a_process_that_only_waits_leaves_without_ending_the_others(gathering: Gathering) -> None:
@@ -52,10 +58,7 @@ def test_the_end_of_one_that_trained_counts(gathering: Gathering) -> None:
     trained = member(gathering)
     gathering.tell([NAME])
 
-    def coordinate() -> None:
-        gathering.coordinate(0.0)
-
-    place = trained.wait(coordinate)
+    place = trained.wait(lambda: look(gathering))
     assert place is not None
     assert (place.rank, place.size, place.generation) == (0, 1, 1)
     trained.finish(75)
@@ -95,3 +98,21 @@ def test_a_request_between_two_launches_of_a_process_is_meant_for_the_second(
                 time.sleep(0.05)
         finally:
             lease.release()
+
+
+def test_one_that_waits_for_a_lost_process_to_come_ends_to_be_started_again() -> None:
+    with pytest.raises(RanksFailed) as ended:
+        on_ranks(1, wait_for_one_that_is_gone)
+    assert ended.value.failures[0].exit_code == 1
+
+
+def wait_for_one_that_is_gone() -> None:
+    gathering = Gathering(1, 0, "127.0.0.1", 0, Coordinator(12, 1))
+    gathering.tell([NAME, OTHER])
+    append_note(gathering._store, "ready", f"{OTHER}:0 ")
+    one = member(gathering)
+    assert one.wait(lambda: look(gathering)) is not None
+    gathering.tell([NAME])
+    gathering.coordinate(0.0)
+    with one, noted_sockets():
+        time.sleep(30)
