@@ -16,7 +16,7 @@ from harness.ranks.generations import Coordinator, Generation
 from harness.ranks.membership import TIMEOUT_S, append_note
 from harness.wording import first_line
 
-SILENT_S = 5.0  # without a word of a machine, its processes count as gone
+SILENT_S = 3.0  # without a word of a machine, its processes count as gone
 
 
 @dataclass
