@@ -42,6 +42,7 @@ from harness.tasks.task import Task, known_metrics, targets_of
 from harness.tracking.courier import RunInfo
 from harness.tracking.tracker import Tracker
 from harness.training.agenda import Agenda
+from harness.training.birth import build_shared
 from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
 from harness.training.environment import environments
@@ -78,11 +79,12 @@ def build(
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
     tracker.console.phase("building the network")
-    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch))
-    controller = ranks.together(lambda: controller_of(config, task))
-    shown = ranks.together(lambda: shown_of(config, task))
+    engine = open_engine(config, accelerator, task, probe, launch, ranks)
     with ledger.account("resume"):
         loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
+    engine.probe(ranks, probe)
+    controller = ranks.together(lambda: controller_of(config, task))
+    shown = ranks.together(lambda: shown_of(config, task))
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
     patience = training_patience(config, ranks, interruption)
@@ -122,11 +124,19 @@ def build(
 
 
 def open_engine(
-    config: Config, accelerator: Accelerator, task: Task, probe: Batch, launch: Launch
+    config: Config,
+    accelerator: Accelerator,
+    task: Task,
+    probe: Batch,
+    launch: Launch,
+    ranks: Ranks,
 ) -> Engine:
-    """The network to be trained, without what it once began from. Raises HarnessError."""
-    kept = resumed_parts(launch.checkpoint, config.network)
-    return Engine(config, accelerator, task, probe, kept)
+    """The network to be trained, without what it once began from. Called by every rank. Raises
+    HarnessError.
+    """
+    kept = ranks.together(lambda: resumed_parts(launch.checkpoint, config.network))
+    birth = build_shared(config, kept, ranks)
+    return ranks.together(lambda: Engine(config, accelerator, task, probe, birth))
 
 
 def controller_of(config: Config, task: Task) -> StopController:
@@ -146,10 +156,11 @@ def restore_weights(
     """Those of the checkpoint, with the rest of its state; without one, those that the config
     names; and an optimizer for them. Called by every rank. Raises HarnessError.
     """
+    engine.shard(ranks)
     if launch.checkpoint is None:
         for line in start_weights(engine.network, config, ranks):
             console.say(line)
-    engine.open(ranks)
+    ranks.together(engine.open)
     if launch.checkpoint is None:
         return None
     console.phase(f"reading {launch.checkpoint.name}")
@@ -334,7 +345,7 @@ def files_beside(
     """Texts by name that lie beside the weights of each checkpoint, so that it can be used without
     what the run began from.
     """
-    files = {**extra_files_of(engine.network), **dump_parts(engine.kept_parts)}
+    files = {**extra_files_of(engine.network), **dump_parts(engine.birth.kept_parts)}
     for number, owner in enumerate([*data.treatments, task]):
         for name, text in files_beside_of(owner).items():
             if files.setdefault(name, text) != text:
