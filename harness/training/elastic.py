@@ -162,15 +162,46 @@ def buckets_of(parameters: Sequence[nn.Parameter]) -> list[Bucket]:
     return [Bucket(one) for one in found]
 
 
+class Scratch:
+    """Memory that is used again: with fresh memory each page costs more than what is written to it
+    does.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def take(self, like: Tensor, length: int) -> Tensor:
+        """(length,) of the type and device of `like`; what is there is left."""
+        size = length * like.element_size()
+        found = self._free.pop() if self._free else None
+        if found is None or found.numel() < size:
+            found = like.new_empty(size, dtype=torch.uint8)
+        return found[:size].view(like.dtype)
+
+    def give_back(self, tensors: Sequence[Tensor]) -> None:
+        self._free += [one._base for one in tensors if one._base is not None]
+
+
+@dataclass
+class _Exchange:
+    """One under way, of a bucket, and the memory that it needs."""
+
+    bucket: int
+    finish: Finish
+    scratch: Sequence[Tensor]
+
+
 @dataclass
 class _Step:
     """What a step has so far."""
 
     slot: int
     sums: list[TreeSum[Partial]]
-    waiting: deque[tuple[int, Finish]] = field(default_factory=deque)
+    waiting: deque[_Exchange] = field(default_factory=deque)
     gathering: list[tuple[int, Finish]] = field(default_factory=list)
     is_last: bool = False
+    # Of the left slot of a pair: how often its gradients, still the parameters', were written
+    left: dict[nn.Parameter, int] | None = None
     missing: list[int] = field(default_factory=list)  # of each bucket's gradients, how many
     sent: int = 0  # buckets
     used: set[nn.Parameter] = field(default_factory=set)
@@ -210,6 +241,7 @@ class Elastic(Whole):
         self._expected: set[str] = set()
         self._without: list[nn.Parameter] = []  # trained, but no pass gives them a gradient
         self._step: _Step | None = None
+        self._scratch = Scratch()
 
     def _set_buckets(self, parameters: Sequence[nn.Parameter]) -> None:
         self._buckets = buckets_of(parameters)
@@ -289,8 +321,7 @@ class Elastic(Whole):
         if not self._find_unused:
             self._check_given(step)
         if not last:
-            for index in range(len(self._buckets)):
-                self._take(step, index)
+            self._keep(step)
             step.slot += 1
             return
         self._step = None
@@ -298,25 +329,47 @@ class Elastic(Whole):
 
     def _check_given(self, step: _Step) -> None:
         """Raise ConfigError unless the slot gave the gradients that the first pass gave."""
-        given = all(
-            one.grad is not None
-            for bucket in self._buckets[step.sent :]
-            for one in bucket.parameters
-        )
+        before = step.left or {}
+
+        def has_given(one: nn.Parameter) -> bool:
+            return one.grad is not None and one.grad._version != before.get(one, -1)
+
+        unsent = (one for bucket in self._buckets[step.sent :] for one in bucket.parameters)
+        given = all(map(has_given, unsent))
         if given and all(one.grad is None for one in self._without):
             return
         sent = {one for bucket in self._buckets[: step.sent] for one in bucket.parameters}
         self._check_expected(
-            [name for one, name in self._names.items() if one.grad is not None or one in sent]
+            [
+                name
+                for one, name in self._names.items()
+                if one in sent
+                or (one.grad is not None and one.grad._version != before.get(one, -1))
+            ]
         )
 
+    def _keep(self, step: _Step) -> None:
+        """Take a slot's gradients, or leave those of the left one of a pair to autograd, which adds
+        the right one's to each while it is in the cache.
+        """
+        if step.slot % 2 == 0 and step.slot + 1 in self._slots:
+            given = [one for one in self._bucket_of if one.grad is not None]
+            if are_apart([one.grad for one in given]):
+                step.left = {one: one.grad._version for one in given if one.grad is not None}
+                return
+        for index in range(len(self._buckets)):
+            self._take(step, index)
+        step.left = None
+
     def _take(self, step: _Step, index: int) -> None:
-        """Add a slot's gradients of a bucket to those of the slots before."""
+        """Add a slot's gradients of a bucket, or a pair's, to those of the slots before."""
         parameters = self._buckets[index].parameters
         gradients = [one.grad for one in parameters]
         for one in parameters:
             one.grad = None
-        step.sums[index].push(Block(step.slot, 1, Partial(gradients, owned=are_apart(gradients))))
+        begin, size = (step.slot, 1) if step.left is None else (step.slot - 1, 2)
+        sums = Partial(gradients, owned=are_apart(gradients))
+        step.sums[index].push(Block(begin, size, sums))
 
     def _take_ready(self, parameter: nn.Parameter) -> None:
         """A hook of each parameter: once the last slot has given all gradients of a bucket, and of
@@ -348,31 +401,36 @@ class Elastic(Whole):
             step.used.update(parameter for parameter, found in pairs if found is not None)
         rows = flat.view(self.ranks.size, -1)
         width = rows.shape[1]
+        counts = [len(one) * width for one in self._layout]
+        scratch = [self._scratch.take(flat, sum(counts))]
         if len(blocks) == 1:
             write(views, blocks[0].value.tensors)
         else:
-            rows = flat.new_empty(self.ranks.size, len(blocks), width)
+            scratch.append(self._scratch.take(flat, self.ranks.size * len(blocks) * width))
+            rows = scratch[1].view(self.ranks.size, len(blocks), width)
             for number, block in enumerate(blocks):
                 write(views, block.value.tensors)
                 rows[:, number].copy_(flat.view(self.ranks.size, -1))
         step.sums[index] = TreeSum(add)  # frees the partial sums
-        counts = [len(one) * width for one in self._layout]
-        finish = self.ranks.start_exchange(rows.view(self.ranks.size, -1), counts)
-        step.waiting.append((index, finish))
+        finish = self.ranks.start_exchange(rows.view(self.ranks.size, -1), scratch[0], counts)
+        step.waiting.append(_Exchange(index, finish, scratch))
         while len(step.waiting) > _MOST_WAITING:
             self._gather(step)
 
     def _gather(self, step: _Step) -> None:
         """Finish the tree of the oldest exchange on this rank's share, and begin to gather it."""
-        index, finish = step.waiting.popleft()
-        received = finish()
-        flat, _ = self._buckets[index].flat(self.ranks.size)
-        width = len(flat) // self.ranks.size
+        exchange = step.waiting.popleft()
+        received = exchange.finish()
+        flat, _ = self._buckets[exchange.bucket].flat(self.ranks.size)
+        by_rank = flat.view(self.ranks.size, -1)
+        width = by_rank.shape[1]
         tree = TreeSum[Tensor](Tensor.add_)
         blocks = [block for layout in self._layout for block in layout]
         for block, row in zip(blocks, torch.split(received, width), strict=True):
             tree.push(Block(block.begin, block.size, row))
-        step.gathering.append((index, self.ranks.start_gather(flat, tree.total())))
+        by_rank[self.ranks.rank] = tree.total()
+        self._scratch.give_back(exchange.scratch)
+        step.gathering.append((exchange.bucket, self.ranks.start_gather(by_rank)))
 
     def _finish(self, step: _Step) -> None:
         """Give the parameters the sums over all slots."""
