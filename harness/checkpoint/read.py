@@ -32,6 +32,7 @@ from harness.checkpoint.manifest import (
 )
 from harness.checkpoint.pointers import target_of
 from harness.checkpoint.stored import NUM_READERS, StoredTensors, owners_of
+from harness.durable import remedy
 from harness.errors import CheckpointError
 from harness.wording import first_line, some
 
@@ -97,7 +98,7 @@ def step_names(directory: Path) -> list[tuple[int, str]]:
         return []
     except OSError as error:
         raise CheckpointError(
-            f"{directory}: {error.strerror}. Fix the disk or its permissions."
+            f"{directory}: {error.strerror}. {remedy(error) or 'Fix the disk or its permissions'}."
         ) from error
     found = [
         (int(match[1]), match[2] is None, match[0])
