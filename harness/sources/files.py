@@ -275,7 +275,7 @@ def read_all(
         try:
             if isinstance(item, Path):
                 refuse_dangling(item)
-            values.append(_read_patiently(item, read))
+            values.append(_read_patiently(item, read, must_know=on_error == "skip"))
             kept.append(index)
         except _FaultError as error:
             raise DataError(str(error)) from error
@@ -298,18 +298,19 @@ class _FaultError(DataError):
     """A disk or a network that fails."""
 
 
-def _read_patiently(item: Item, read: Callable[[Item], Read]) -> Read:
+def _read_patiently(item: Item, read: Callable[[Item], Read], *, must_know: bool) -> Read:
     """What `read` gives, if need be after some seconds. Raises DataError for a file that is wrong
-    in itself, _FaultError if its disk or network keeps failing.
+    in itself, _FaultError if its disk or network keeps failing. With `must_know` it also finds
+    faults that a decoder did not tell, which reads the file once more.
     """
     try:
         return read(item)
     except DataError as error:
-        first = error
+        if _fault_in(error) is None and not must_know:
+            raise
     for pause_s in _PAUSES_S:
         time.sleep(pause_s)
         try:
-            # Decoders often do not say why they stopped
             fault = _fault_of(item) if isinstance(item, Path) else None
             if fault is None:
                 return read(item)
@@ -317,8 +318,6 @@ def _read_patiently(item: Item, read: Callable[[Item], Read]) -> Read:
             fault = _fault_in(again)
             if fault is None:
                 raise
-    if fault is None:
-        raise first
     raise _FaultError(
         f"{item}: cannot be read now: {fault}. The disk or the network fails, not the file, so it "
         "is not skipped. Try again when they are back."

@@ -266,8 +266,8 @@ class _Reader:
 @dataclass
 class _Position:
     """Where the reader of a table is, as JSON values: the files that were read, at the end with the
-    messages for skipped ones, and of the present one its first row, how many pieces were read, and what
-    float32 makes of columns.
+    messages for skipped ones, and of the present one its first row, how many pieces were read, and
+    what float32 makes of columns.
     """
 
     features: list[str] | None = None
