@@ -23,7 +23,8 @@ from harness.ranks.mesh import (
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import local_of
 from harness.training.birth import Birth, spread
-from harness.training.parallel import Buffers, agree_on_start, require_gradients
+from harness.training.buffers import Buffers
+from harness.training.parallel import agree_on_start, require_gradients
 from harness.training.parts import twins_of
 from harness.training.recompute import matching, repeated_blocks
 from harness.wording import some
@@ -41,6 +42,7 @@ class Shards:
         ranks: Ranks,
         settings: ParallelConfig,
         find_unused: bool,
+        writes_are_counted: bool = False,
     ) -> None:
         """Called by every rank, before there is an optimizer: its parameters are others then.
         Raises ConfigError.
@@ -87,7 +89,7 @@ class Shards:
         self.model: nn.Module = accelerator.prepare_model(
             network, device_placement=False, evaluation_mode=True
         )
-        self._buffers = Buffers(network, ranks)
+        self._buffers = Buffers(network, ranks, writes_are_counted)
 
     def description(self) -> str:
         """What is shared among how many, in words."""
