@@ -54,6 +54,7 @@ from harness.training.pacing import Pace, pace_of
 from harness.training.pretrained import dump_parts, resumed_parts
 from harness.training.resume import restore_rest
 from harness.training.run import Launch, Progress, Run
+from harness.training.speed import Speed, peak_of
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
 from harness.wording import some
@@ -69,9 +70,7 @@ def build(
     lease: Lease,
     tracker: Tracker,
 ) -> Run:
-    """A run with the state of its checkpoint, if there is one. Called by every rank. Raises
-    HarnessError.
-    """
+    """A run with the state of its checkpoint, if any. Called by every rank. Raises HarnessError."""
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
     sampling = sampling_of(config, data)
@@ -109,6 +108,7 @@ def build(
         tracker=tracker,
         trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
+        speed=Speed(progress.step, sampling.size, peak_of(config, engine.device, ranks.size)),
         note=StepNote(config.run.dir if ranks.is_first() else None),
         facts=facts_of(config, data, environments(ranks, engine.device)),
         extra_files=ranks.together(lambda: files_beside(engine, data, task, tracker.console.say)),
