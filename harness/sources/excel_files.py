@@ -71,7 +71,7 @@ def _read_new(path: Path, ending: str, named: str | int) -> NDArray[Any]:
 
     unread = check_document(path) if ending == ".ods" else check_workbook(path)
     try:
-        with pd.ExcelFile(path, engine="calamine") as book:
+        with path.open("rb") as file, pd.ExcelFile(file, engine="calamine") as book:
             sheet = choose_sheet(path, named, [str(name) for name in book.sheet_names])
             grid = pd.read_excel(
                 book, sheet_name=sheet, header=None, dtype=object, keep_default_na=False
