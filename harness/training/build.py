@@ -79,8 +79,7 @@ def build(
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
     tracker.console.phase("building the network")
-    say = tracker.console.say
-    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch, say))
+    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch, tracker))
     controller = ranks.together(lambda: controller_of(config, task))
     shown = ranks.together(lambda: shown_of(config, task))
     with ledger.account("resume"):
@@ -129,13 +128,13 @@ def open_engine(
     task: Task,
     probe: Batch,
     launch: Launch,
-    say: Callable[[str], None],
+    tracker: Tracker,
 ) -> Engine:
     """The network to be trained, without what it once began from. Raises HarnessError."""
     kept = resumed_parts(launch.checkpoint, config.network)
     if launch.checkpoint is None:
         return Engine(config, accelerator, task, probe, kept)
-    with built_for_a_checkpoint(lambda text: say(f"warning: {text}")):
+    with built_for_a_checkpoint(lambda text: tracker.console.say(f"warning: {text}")):
         return Engine(config, accelerator, task, probe, kept)
 
 
