@@ -47,6 +47,7 @@ from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.exactness import reasons_against_elastic
+from harness.training.fetching import built_for_a_checkpoint
 from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
@@ -77,7 +78,7 @@ def build(
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
     tracker.console.phase("building the network")
-    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch))
+    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch, tracker))
     controller = ranks.together(lambda: controller_of(config, task))
     shown = ranks.together(lambda: shown_of(config, task))
     with ledger.account("resume"):
@@ -122,11 +123,19 @@ def build(
 
 
 def open_engine(
-    config: Config, accelerator: Accelerator, task: Task, probe: Batch, launch: Launch
+    config: Config,
+    accelerator: Accelerator,
+    task: Task,
+    probe: Batch,
+    launch: Launch,
+    tracker: Tracker,
 ) -> Engine:
     """The network to be trained, without what it once began from. Raises HarnessError."""
     kept = resumed_parts(launch.checkpoint, config.network)
-    return Engine(config, accelerator, task, probe, kept)
+    if launch.checkpoint is None:
+        return Engine(config, accelerator, task, probe, kept)
+    with built_for_a_checkpoint(lambda text: tracker.console.say(f"warning: {text}")):
+        return Engine(config, accelerator, task, probe, kept)
 
 
 def controller_of(config: Config, task: Task) -> StopController:
