@@ -1,6 +1,7 @@
 """From a config to a run: the only composition root."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -48,6 +49,7 @@ from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.exactness import reasons_against_elastic
+from harness.training.fetching import built_for_a_checkpoint
 from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
@@ -55,6 +57,7 @@ from harness.training.pacing import Pace, pace_of
 from harness.training.pretrained import dump_parts, resumed_parts
 from harness.training.resume import restore_rest
 from harness.training.run import Launch, Progress, Run
+from harness.training.speed import Speed, peak_of
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
 from harness.wording import some
@@ -70,16 +73,14 @@ def build(
     lease: Lease,
     tracker: Tracker,
 ) -> Run:
-    """A run with the state of its checkpoint, if there is one. Called by every rank. Raises
-    HarnessError.
-    """
+    """A run with the state of its checkpoint, if any. Called by every rank. Raises HarnessError."""
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
     tracker.console.phase("building the network")
-    engine = open_engine(config, accelerator, task, probe, launch, ranks)
+    engine = open_engine(config, accelerator, task, probe, launch, ranks, tracker)
     with ledger.account("resume"):
         loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
     engine.probe(ranks, probe)
@@ -111,6 +112,7 @@ def build(
         tracker=tracker,
         trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
+        speed=Speed(progress.step, sampling.size, peak_of(config, engine.device, ranks.size)),
         note=StepNote(config.run.dir if ranks.is_first() else None),
         facts=facts_of(config, data, environments(ranks, engine.device)),
         extra_files=ranks.together(lambda: files_beside(engine, data, task, tracker.console.say)),
@@ -130,13 +132,20 @@ def open_engine(
     probe: Batch,
     launch: Launch,
     ranks: Ranks,
+    tracker: Tracker,
 ) -> Engine:
     """The network to be trained, without what it once began from. Called by every rank. Raises
     HarnessError.
     """
     kept = ranks.together(lambda: resumed_parts(launch.checkpoint, config.network))
-    birth = build_shared(config, kept, ranks)
-    return ranks.together(lambda: Engine(config, accelerator, task, probe, birth))
+    watched = (
+        nullcontext()
+        if launch.checkpoint is None
+        else built_for_a_checkpoint(lambda text: tracker.console.say(f"warning: {text}"))
+    )
+    with watched:
+        birth = build_shared(config, kept, ranks)
+        return ranks.together(lambda: Engine(config, accelerator, task, probe, birth))
 
 
 def controller_of(config: Config, task: Task) -> StopController:
