@@ -179,14 +179,14 @@ def _without_memory() -> Iterator[None]:
         return tensor
 
     initialisers = {name: getattr(nn.init, name) for name in _PASSED_OVER}
-    nn.Module.register_parameter = registered  # type: ignore[method-assign]
+    setattr(nn.Module, "register_parameter", registered)  # noqa: B010 - mypy lets no method be set
     vars(nn.init).update({name: partial(filled, one) for name, one in initialisers.items()})
     try:
         with draws:
             yield
     finally:
         vars(nn.init).update(initialisers)
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        setattr(nn.Module, "register_parameter", register)  # noqa: B010 - as above
 
 
 def _swap(parameter: nn.Parameter, values: Tensor) -> None:
