@@ -68,7 +68,13 @@ class Shards:
             return names
 
         self.blocks = ranks.together(choose)
-        give = partial(spread, ranks=ranks, device=accelerator.device)
+        give = partial(
+            spread,
+            ranks=ranks,
+            device=accelerator.device,
+            on_file=birth.on_file,
+            num_shards=num_shards,
+        )
         if not birth.is_spread:
             agree_on_start(network, ranks)
         self.mesh = Mesh.open(ranks, num_replicas, accelerator.device)
