@@ -30,11 +30,7 @@ import numpy as np
 
 from harness.stopping.controller import StopController
 from harness.stopping.curves import effective_times, extrapolate, is_monotone
-from harness.stopping.forecast import ForecastJudge
-from harness.stopping.milestones import MilestonesJudge
-from harness.stopping.overfitting import OverfittingJudge
 from harness.stopping.pairs import Deviations
-from harness.stopping.plateau import PlateauJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, MetricInfo
 
@@ -243,35 +239,24 @@ def cost(count: int = 1000) -> None:
         pairs = {"val/loss": Deviations(9999, 1e-9, draw.integers(-(10**6), 10**6, 128).tolist())}
         controller.judge(Evaluation(100 * n, float(n), n, 0.0, row, 0.1, deviations=pairs))
     each = 1e3 * (time.process_time() - began) / count
-    off = cost_off(count)
-    print(
-        f"\na verdict of {count:,}: {each:.2f} ms, {each / off[0]:.0f} times that of patience alone"
-    )
-    print(
-        f"that takes {1e3 * off[0]:.1f} us; without the judges that are off {1e3 * off[1]:.1f} us"
-    )
+    alone = cost_of_patience(count)
+    print(f"\na verdict of {count:,}: {each:.2f} ms; of patience alone {1e3 * alone:.1f} us")
 
 
-def cost_off(count: int, repeats: int = 15) -> tuple[float, float]:
-    """Milliseconds a verdict of patience and a budget: with all judges, and without those of
-    milestones, forecasts, gaps and plateaus, in turn; the fastest of each.
-    """
+def cost_of_patience(count: int, repeats: int = 15) -> float:
+    """Milliseconds a verdict of patience and a budget, all else off: the fastest of repeats."""
     settings = {
         "improvement": {"metric": "val/loss", "patience": 10**6},
         "budget": {"steps": 10**6},
     }
-    costs: list[list[float]] = [[], []]
-    for repeat in range(2 * repeats):
+    costs = []
+    for _ in range(repeats):
         controller = StopController(StopSettings.model_validate(settings), {"val/loss": LOSS})
-        if repeat % 2:
-            without = (MilestonesJudge, ForecastJudge, OverfittingJudge, PlateauJudge)
-            kept = [one for one in controller._judges if not isinstance(one, without)]
-            controller._judges = kept
         began = time.process_time()
         for n in range(1, count + 1):
             controller.judge(Evaluation(n, float(n), n, 0.0, {"val/loss": 1 / n}, 0.1))
-        costs[repeat % 2].append(1e3 * (time.process_time() - began) / count)
-    return min(costs[0]), min(costs[1])
+        costs.append(1e3 * (time.process_time() - began) / count)
+    return min(costs)
 
 
 if __name__ == "__main__":
