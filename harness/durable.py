@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import secrets
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,24 @@ from typing import Any
 
 from harness.bounded import parse_json, read_bytes
 from harness.errors import DataError
+
+_ADVICE = {
+    errno.EMFILE: "Raise the limit of open files (ulimit -n; now {files}), or use fewer data "
+    "workers",
+    errno.ENFILE: "The machine is at its limit of open files: end the processes that hold them",
+    errno.ENOSPC: "Make room on that disk",
+    errno.EDQUOT: "Make room within that quota",
+    errno.EROFS: "Make that disk writable: it may have been remounted after an error",
+    errno.EIO: "Check that disk",
+    errno.ESTALE: "Check the file server",
+    errno.ENOMEM: "Give the process more memory",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What to do where a machine is at its limits or its disks fail; "" for other errors."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _ADVICE.get(error.errno or 0, "").format(files=files)
 
 
 def sync_directory(directory: Path) -> None:

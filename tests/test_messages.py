@@ -99,7 +99,7 @@ CASES: list[tuple[Callable[[Path, Path], Any], type[HarnessError], str]] = [
     (lambda here, file: step_names(file), CheckpointError,
      "word.yaml: Not a directory. Fix the disk or its permissions."),
     (lambda here, file: fail_on_disk(), CheckpointError,
-     "x/y: writing failed: No space left on device. Fix the disk or its permissions."),
+     "x/y: writing failed: No space left on device. Make room on that disk."),
     (lambda here, file: parse_manifest(b"{}"), CheckpointError, "manifest.json: not a fermarsi"),
     (lambda here, file: join_pieces([piece("F32"), piece("F64")]), CheckpointError,
      "w: ranks hold it with different dtypes or shapes."),

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from harness.bounded import open_regular
+from harness.durable import remedy
 from harness.errors import CheckpointError
 
 CHUNK_BYTES = 8 * 2**20
@@ -88,8 +89,8 @@ def translate_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename or what}: {what} failed: {error.strerror or error}. Fix the disk or "
-            "its permissions."
+            f"{error.filename or what}: {what} failed: {error.strerror or error}. "
+            f"{remedy(error) or 'Fix the disk or its permissions'}."
         ) from error
 
 

@@ -201,48 +201,74 @@ class Ranks:
         what finishes it, to be called once: no host wait on a GPU. Called by every rank.
         """
         work = dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
-        return self._finish(work, tensor)
+        return self._finish([work], tensor)
 
-    def start_exchange(self, chunks: Tensor, counts: Sequence[int]) -> Callable[[], Tensor]:
+    def start_exchange(
+        self, chunks: Tensor, received: Tensor, counts: Sequence[int]
+    ) -> Callable[[], Tensor]:
         """Begin to give each rank its row of `chunks` (R, n), and to get this rank's row of every
-        rank's, of `counts` elements each. Gives what waits for these, one after another: no host
-        wait on a GPU. Called by every rank.
+        rank's, of `counts` elements each, into `received` (sum of counts,), one after another.
+        Gives what waits for these: no host wait on a GPU. Called by every rank.
         """
-        got = chunks.new_empty(sum(counts))
         size = chunks.element_size()
-        # Bytes: gloo knows not every type
+        if chunks.is_cpu:
+            pairs = zip(chunks.unbind(), torch.split(received, list(counts)), strict=True)
+            return self._swap(list(pairs), received)
+        # Bytes: not every backend knows every type
         work = dist.all_to_all_single(
-            got.view(torch.uint8),
+            received.view(torch.uint8),
             chunks.view(-1).view(torch.uint8),
             [one * size for one in counts],
             [chunks.shape[1] * size] * self.size,
             async_op=True,
         )
-        return self._finish(work, got)
+        return self._finish([work], received)
 
-    def start_gather(self, whole: Tensor, mine: Tensor) -> Callable[[], Tensor]:
-        """Begin to write each rank's tensor (n,) into `whole` (R n,), in the order of ranks, on the
-        tensors' own device. Gives what waits for it: no host wait on a GPU. Called by every rank.
+    def start_gather(self, whole: Tensor) -> Callable[[], Tensor]:
+        """Begin to give all ranks each one's row of `whole` (R, n), which it has written there, on
+        the tensor's own device. Gives what waits for it: no host wait on a GPU. Called by every
+        rank.
         """
         if self.size == 1:
-            return lambda: whole.copy_(mine)
-        octets = mine.contiguous().view(torch.uint8)
-        work = dist.all_gather_into_tensor(whole.view(torch.uint8), octets, async_op=True)
-        return self._finish(work, whole)
+            return lambda: whole
+        mine = whole[self.rank]
+        if whole.is_cpu:
+            return self._swap([(mine, row) for row in whole.unbind()], whole)
+        octets = whole.view(-1).view(torch.uint8)
+        work = dist.all_gather_into_tensor(octets, mine.view(torch.uint8), async_op=True)
+        return self._finish([work], whole)
+
+    def _swap(self, pairs: Sequence[tuple[Tensor, Tensor]], result: Tensor) -> Callable[[], Tensor]:
+        """Begin to send each rank the first tensor of its pair, and to get the second: without the
+        copies that gloo makes of what it gathers, and in the order of distance, so that not all
+        send to one.
+        """
+        works = []
+        for distance in range(1, self.size):
+            to, source = (self.rank + distance) % self.size, (self.rank - distance) % self.size
+            works.append(dist.irecv(pairs[source][1].view(torch.uint8), source))
+            works.append(dist.isend(pairs[to][0].view(torch.uint8), to))
+        mine, row = pairs[self.rank]
+        if mine.data_ptr() != row.data_ptr():
+            row.copy_(mine)
+        return self._finish(works, result)
 
     def gather_alike(self, rows: Tensor) -> Tensor:
         """Each rank's (n, ...) in the order of ranks (R n, ...), on the tensors' own device. No
         host wait on a GPU. Called by every rank, with the same shape.
         """
         whole = rows.new_empty(self.size * len(rows), *rows.shape[1:])
-        self.start_gather(whole.view(-1), rows.reshape(-1))()
+        by_rank = whole.view(self.size, -1)
+        by_rank[self.rank] = rows.reshape(-1)
+        self.start_gather(by_rank)()
         return whole
 
-    def _finish(self, work: "dist.Work | None", result: Tensor) -> Callable[[], Tensor]:
+    def _finish(self, works: "Sequence[dist.Work | None]", result: Tensor) -> Callable[[], Tensor]:
         def finish() -> Tensor:
-            if work is not None:
-                with self.heartbeat:
-                    work.wait()
+            with self.heartbeat:
+                for work in works:
+                    if work is not None:
+                        work.wait()
             return result
 
         return finish

@@ -17,123 +17,17 @@ from torch import Tensor, nn
 
 from harness.errors import ConfigError
 from harness.ranks.ranks import Ranks
+from harness.training.buckets import Partial, Scratch, add, are_apart, buckets_of, give, write
 from harness.training.network_state import BufferState, find_changes
 from harness.training.parallel import Whole, require_gradients
 from harness.training.slot_tree import Block, TreeSum, blocks_of
 from harness.training.statistics import RunningStatistics
 from harness.wording import some
 
-BUCKET_BYTES = 25 << 20
-ALIGNED_BYTES = 64  # kernels add up a tensor that begins elsewhere in another order
 _MOST_WAITING = 2  # exchanges under way before the oldest is waited for
-_MISSING = -0.0  # x + -0.0 has the bits of x, for every x
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 Finish = Callable[[], Tensor]
-
-
-class Partial:
-    """The sum of some slots' gradients of a bucket, None where none of them had one.
-
-    `owned`: whether nothing else may have the memory, as autograd may of a single slot's.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor | None], *, owned: bool = False) -> None:
-        self.tensors = list(tensors)
-        self.owned = owned
-
-
-@torch.no_grad()
-def add(left: Partial, right: Partial) -> Partial:
-    """Their sum, in the memory of `left` where it is owned."""
-    both = [
-        index
-        for index, (one, other) in enumerate(zip(left.tensors, right.tensors, strict=True))
-        if one is not None and other is not None
-    ]
-    ours, theirs = ([one.tensors[index] for index in both] for one in (left, right))
-    found = [
-        other if one is None else one
-        for one, other in zip(left.tensors, right.tensors, strict=True)
-    ]
-    # One that only a single slot gave is still autograd's
-    whole = len(both) == len(found)
-    if both and left.owned:
-        torch._foreach_add_(ours, theirs)  # type: ignore[arg-type] # of `both`, none is None
-    elif both:
-        for index, one in zip(both, torch._foreach_add(ours, theirs), strict=True):  # type: ignore[arg-type] # see above
-            found[index] = one
-    return Partial(found, owned=whole or (left.owned and right.owned))
-
-
-def are_apart(gradients: Sequence[Tensor | None]) -> bool:
-    """Whether each has memory of its own: autograd may give two parameters views of one gradient.
-
-    No other reference is left otherwise: torch adds to what it gave in place as well.
-    """
-    places = [one.untyped_storage().data_ptr() for one in gradients if one is not None]
-    return len(set(places)) == len(places)
-
-
-class Bucket:
-    """Parameters whose gradients travel together, and where these lie in one flat tensor: in the
-    memory order of their parameters.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
-        first = parameters[0]
-        aligned = max(1, ALIGNED_BYTES // first.element_size())
-        self.offsets: list[int] = []
-        self.length = 0
-        for one in parameters:
-            self.offsets.append(self.length)
-            self.length += -(-one.numel() // aligned) * aligned
-        self._views: list[Tensor] = []
-        self._flat: Tensor | None = None
-
-    def flat(self, num_ranks: int) -> tuple[Tensor, list[Tensor]]:
-        """A tensor for all gradients in equal shares of the ranks, and each one's view of it; the
-        same at every step.
-        """
-        if self._flat is None:
-            first = self.parameters[0]
-            width = -(-self.length // num_ranks)
-            self._flat = first.detach().new_zeros(num_ranks * width)
-            self._views = [
-                self._flat.as_strided(one.shape, strides_of(one), offset)
-                for one, offset in zip(self.parameters, self.offsets, strict=True)
-            ]
-        return self._flat, self._views
-
-
-def strides_of(parameter: Tensor) -> Sequence[int]:
-    """Of its gradient: autograd's layout contract."""
-    return torch.empty_like(parameter, device="meta").stride()
-
-
-@torch.no_grad()
-def write(views: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """A bucket's gradients into its flat tensor."""
-    there = [(view, one) for view, one in zip(views, gradients, strict=True) if one is not None]
-    if there:
-        torch._foreach_copy_([view for view, _ in there], [one for _, one in there])
-    for view, one in zip(views, gradients, strict=True):
-        if one is None:
-            view.fill_(complex(_MISSING, _MISSING) if view.is_complex() else _MISSING)
-
-
-def give(bucket: Bucket, sums: Partial) -> None:
-    """Set the gradients of a rank alone, with the layout and alignment that those of several have:
-    norms depend on it.
-    """
-    for parameter, one in zip(bucket.parameters, sums.tensors, strict=True):
-        strides = strides_of(parameter)
-        if one is not None and (one.stride() != strides or one.data_ptr() % ALIGNED_BYTES):
-            one = torch.empty_strided(one.shape, strides, dtype=one.dtype, device=one.device).copy_(
-                one
-            )
-        parameter.grad = one
 
 
 def refuse_synchronised(network: nn.Module) -> None:
@@ -147,19 +41,13 @@ def refuse_synchronised(network: nn.Module) -> None:
         )
 
 
-def buckets_of(parameters: Sequence[nn.Parameter]) -> list[Bucket]:
-    """A function of the network alone: in the order in which a backward pass reaches parameters, by
-    type.
-    """
-    found: list[list[nn.Parameter]] = []
-    size = 0
-    for one in reversed(parameters):
-        if not found or size + one.nbytes > BUCKET_BYTES or one.dtype != found[-1][0].dtype:
-            found.append([])
-            size = 0
-        found[-1].append(one)
-        size += one.nbytes
-    return [Bucket(one) for one in found]
+@dataclass
+class _Exchange:
+    """One under way, of a bucket, and the memory that it needs."""
+
+    bucket: int
+    finish: Finish
+    scratch: Sequence[Tensor]
 
 
 @dataclass
@@ -168,9 +56,11 @@ class _Step:
 
     slot: int
     sums: list[TreeSum[Partial]]
-    waiting: deque[tuple[int, Finish]] = field(default_factory=deque)
+    waiting: deque[_Exchange] = field(default_factory=deque)
     gathering: list[tuple[int, Finish]] = field(default_factory=list)
     is_last: bool = False
+    # Of the left slot of a pair: how often its gradients, still the parameters', were written
+    left: dict[nn.Parameter, int] | None = None
     missing: list[int] = field(default_factory=list)  # of each bucket's gradients, how many
     sent: int = 0  # buckets
     used: set[nn.Parameter] = field(default_factory=set)
@@ -210,6 +100,7 @@ class Elastic(Whole):
         self._expected: set[str] = set()
         self._without: list[nn.Parameter] = []  # trained, but no pass gives them a gradient
         self._step: _Step | None = None
+        self._scratch = Scratch()
 
     def _set_buckets(self, parameters: Sequence[nn.Parameter]) -> None:
         self._buckets = buckets_of(parameters)
@@ -289,8 +180,7 @@ class Elastic(Whole):
         if not self._find_unused:
             self._check_given(step)
         if not last:
-            for index in range(len(self._buckets)):
-                self._take(step, index)
+            self._keep(step)
             step.slot += 1
             return
         self._step = None
@@ -298,25 +188,47 @@ class Elastic(Whole):
 
     def _check_given(self, step: _Step) -> None:
         """Raise ConfigError unless the slot gave the gradients that the first pass gave."""
-        given = all(
-            one.grad is not None
-            for bucket in self._buckets[step.sent :]
-            for one in bucket.parameters
-        )
+        before = step.left or {}
+
+        def has_given(one: nn.Parameter) -> bool:
+            return one.grad is not None and one.grad._version != before.get(one, -1)
+
+        unsent = (one for bucket in self._buckets[step.sent :] for one in bucket.parameters)
+        given = all(map(has_given, unsent))
         if given and all(one.grad is None for one in self._without):
             return
         sent = {one for bucket in self._buckets[: step.sent] for one in bucket.parameters}
         self._check_expected(
-            [name for one, name in self._names.items() if one.grad is not None or one in sent]
+            [
+                name
+                for one, name in self._names.items()
+                if one in sent
+                or (one.grad is not None and one.grad._version != before.get(one, -1))
+            ]
         )
 
+    def _keep(self, step: _Step) -> None:
+        """Take a slot's gradients, or leave those of the left one of a pair to autograd, which adds
+        the right one's to each while it is in the cache.
+        """
+        if step.slot % 2 == 0 and step.slot + 1 in self._slots:
+            given = [one for one in self._bucket_of if one.grad is not None]
+            if are_apart([one.grad for one in given]):
+                step.left = {one: one.grad._version for one in given if one.grad is not None}
+                return
+        for index in range(len(self._buckets)):
+            self._take(step, index)
+        step.left = None
+
     def _take(self, step: _Step, index: int) -> None:
-        """Add a slot's gradients of a bucket to those of the slots before."""
+        """Add a slot's gradients of a bucket, or a pair's, to those of the slots before."""
         parameters = self._buckets[index].parameters
         gradients = [one.grad for one in parameters]
         for one in parameters:
             one.grad = None
-        step.sums[index].push(Block(step.slot, 1, Partial(gradients, owned=are_apart(gradients))))
+        begin, size = (step.slot, 1) if step.left is None else (step.slot - 1, 2)
+        sums = Partial(gradients, owned=are_apart(gradients))
+        step.sums[index].push(Block(begin, size, sums))
 
     def _take_ready(self, parameter: nn.Parameter) -> None:
         """A hook of each parameter: once the last slot has given all gradients of a bucket, and of
@@ -348,31 +260,36 @@ class Elastic(Whole):
             step.used.update(parameter for parameter, found in pairs if found is not None)
         rows = flat.view(self.ranks.size, -1)
         width = rows.shape[1]
+        counts = [len(one) * width for one in self._layout]
+        scratch = [self._scratch.take(flat, sum(counts))]
         if len(blocks) == 1:
             write(views, blocks[0].value.tensors)
         else:
-            rows = flat.new_empty(self.ranks.size, len(blocks), width)
+            scratch.append(self._scratch.take(flat, self.ranks.size * len(blocks) * width))
+            rows = scratch[1].view(self.ranks.size, len(blocks), width)
             for number, block in enumerate(blocks):
                 write(views, block.value.tensors)
                 rows[:, number].copy_(flat.view(self.ranks.size, -1))
         step.sums[index] = TreeSum(add)  # frees the partial sums
-        counts = [len(one) * width for one in self._layout]
-        finish = self.ranks.start_exchange(rows.view(self.ranks.size, -1), counts)
-        step.waiting.append((index, finish))
+        finish = self.ranks.start_exchange(rows.view(self.ranks.size, -1), scratch[0], counts)
+        step.waiting.append(_Exchange(index, finish, scratch))
         while len(step.waiting) > _MOST_WAITING:
             self._gather(step)
 
     def _gather(self, step: _Step) -> None:
         """Finish the tree of the oldest exchange on this rank's share, and begin to gather it."""
-        index, finish = step.waiting.popleft()
-        received = finish()
-        flat, _ = self._buckets[index].flat(self.ranks.size)
-        width = len(flat) // self.ranks.size
+        exchange = step.waiting.popleft()
+        received = exchange.finish()
+        flat, _ = self._buckets[exchange.bucket].flat(self.ranks.size)
+        by_rank = flat.view(self.ranks.size, -1)
+        width = by_rank.shape[1]
         tree = TreeSum[Tensor](Tensor.add_)
         blocks = [block for layout in self._layout for block in layout]
         for block, row in zip(blocks, torch.split(received, width), strict=True):
             tree.push(Block(block.begin, block.size, row))
-        step.gathering.append((index, self.ranks.start_gather(flat, tree.total())))
+        by_rank[self.ranks.rank] = tree.total()
+        self._scratch.give_back(exchange.scratch)
+        step.gathering.append((exchange.bucket, self.ranks.start_gather(by_rank)))
 
     def _finish(self, step: _Step) -> None:
         """Give the parameters the sums over all slots."""

@@ -1,25 +1,14 @@
 """What the machine denies a training, as one message: files, disks, memory."""
 
-import errno
 import os
 import resource
 
 import torch
 
+from harness.durable import remedy
 from harness.ranks.heartbeat import EVALUATION
 from harness.wording import first_line
 
-_ADVICE = {
-    errno.EMFILE: "Raise the limit of open files (ulimit -n; now {files}), or use fewer data "
-    "workers",
-    errno.ENFILE: "The machine is at its limit of open files: end the processes that hold them",
-    errno.ENOSPC: "Make room on that disk",
-    errno.EDQUOT: "Make room within that quota",
-    errno.EROFS: "Make that disk writable: it may have been remounted after an error",
-    errno.EIO: "Check that disk",
-    errno.ESTALE: "Check the file server",
-    errno.ENOMEM: "Give the process more memory",
-}
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory")
 
 
@@ -40,10 +29,8 @@ def peak_bytes() -> tuple[int, str]:
 
 def explain_machine_error(error: BaseException, phase: str = "") -> str | None:
     """What was refused in a phase and what to do; None for an error of another kind."""
-    if isinstance(error, OSError) and error.errno in _ADVICE:
+    if isinstance(error, OSError) and error.errno and (advice := remedy(error)):
         where = "" if error.filename is None else f"{error.filename}: "
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        advice = _ADVICE[error.errno].format(files=files)
         return f"{where}{os.strerror(error.errno)}. {advice}"
     if is_out_of_memory(error):
         peak, kind = peak_bytes()

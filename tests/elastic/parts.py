@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.data.source import Batch
-from harness.training import elastic
+from harness.training import buckets
 
 NUM_FEATURES, NUM_CLASSES, IGNORED = 6, 3, -100
 
@@ -65,7 +65,7 @@ class Everything(nn.Module):
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
-        elastic.BUCKET_BYTES = 3000
+        buckets.BUCKET_BYTES = 3000
         self.first = nn.Linear(NUM_FEATURES, width)
         self.norm = nn.BatchNorm1d(width)
         self.twice = nn.BatchNorm1d(width, momentum=0.3)

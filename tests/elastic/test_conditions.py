@@ -12,7 +12,8 @@ from harness.data.code import places_asked
 from harness.data.source import Batch
 from harness.errors import ConfigError
 from harness.ranks.ranks import Ranks
-from harness.training.elastic import Elastic, Partial, add, buckets_of, refuse_synchronised
+from harness.training.buckets import Partial, add, buckets_of
+from harness.training.elastic import Elastic, refuse_synchronised
 from harness.training.engine import Engine
 from harness.training.items import Count
 from harness.training.parallel import start_accelerator

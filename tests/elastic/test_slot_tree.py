@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.data.sampling import fitting_world_sizes
-from harness.training.elastic import are_apart
+from harness.training.buckets import are_apart
 from harness.training.slot_tree import Block, TreeSum, blocks_of
 
 Tree = Any  # a slot, or a pair of trees
