@@ -55,7 +55,7 @@ def train(
             with ledger.account("resume"):
                 start = agree_on_checkpoint(config, ranks)
                 ranks.decide(lambda: prepare_directory(config, start, console))
-            launch = Launch(start.run_id, launches, start.path)
+            launch = Launch(start.run_id, launches, start.path, start.saved_path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
             run.watch.finish_save = run.store.wait
@@ -69,6 +69,8 @@ def train(
                         return leave_between_steps(run)
             finally:
                 run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
+                if run.copies is not None:
+                    run.copies.store.close(LEAVING_S)
         except AbandonedError:
             raise
         except LeavingError as leaving:
