@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -357,6 +358,26 @@ def run_command(command: Callable[[], Any]) -> Any:
         raise SystemExit(2) from None
 
 
+def show_own_warnings_plainly() -> None:
+    """Warnings of ours are for users, whom lines of our source do not concern."""
+    show = warnings.formatwarning
+
+    def formatted(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent)
+        text = printable(f"warning: {message}")
+        return f"{text}\n" if ours else show(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of `fermarsi`."""
+    if arguments is None:
+        show_own_warnings_plainly()
     run_command(lambda: app(arguments, standalone_mode=True))

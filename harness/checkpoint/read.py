@@ -8,6 +8,7 @@ checked first: no lie makes us allocate much.
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -153,7 +154,7 @@ def choose(
     """
     damage = damage or {}
     if isinstance(resume, Path) or resume not in ("auto", "must", "never"):
-        return _choose_one(directory, resume, verify, damage)
+        return Choice(_choose_one(directory, resume, verify, damage, "run.resume: "), [])
     present = step_names(directory)
     if resume == "never" and present:
         raise CheckpointError(
@@ -163,10 +164,10 @@ def choose(
     skipped: list[str] = []
     for step, name in reversed(present):
         listed = inspect(directory / name, step, verify)
-        problems = [*listed.problems, *damage.get(str(listed.path), ())]
+        problems = _all_problems(listed, damage)
         if not problems:
             return Choice(listed.path, skipped)
-        skipped.append(f"{listed.path}: skipped, not valid: {some(problems, 3, separator='; ')}")
+        skipped.append(_skipped(listed.path, problems))
     if skipped:
         reasons = "\n".join(skipped)
         raise CheckpointError(
@@ -181,28 +182,39 @@ def choose(
     return Choice(None, [])
 
 
-def find_checkpoint(
-    path: Path, verify: Verify = "full", damage: Mapping[str, Sequence[str]] | None = None
-) -> Path:
+def find_checkpoint(path: Path) -> Path:
     """The checkpoint at `path`, or of the run there: its best if the link to it is good, else its
-    newest valid one.
+    newest valid one, with a warning that names those that were skipped. Raises CheckpointError.
+    """
+    found, skipped = look_for_checkpoint(path, "full", {})
+    if skipped:
+        warnings.warn(f"{found.name} is taken instead: {'; '.join(skipped)}", stacklevel=3)
+    return found
+
+
+def look_for_checkpoint(
+    path: Path, verify: Verify, damage: Mapping[str, Sequence[str]]
+) -> tuple[Path, list[str]]:
+    """The same, and why others were skipped.
 
     damage: what `find_damage` has found, by the checkpoint's path. Raises CheckpointError.
     """
-    damage = damage or {}
     if (path / MANIFEST).exists():
-        return _choose_one(path.parent, path.resolve(), verify, damage).path or path
+        return _choose_one(path.parent, path.resolve(), verify, damage, ""), []
     directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    best = target_of(directory, "best")
-    if best is not None and str(best) not in damage and inspect(best, verify=verify).manifest:
-        return best
-    chosen = choose(directory, "auto", verify=verify, damage=damage).path
-    if chosen is None:
+    best, skipped = target_of(directory, "best"), []
+    if best is not None:
+        problems = _all_problems(inspect(best, verify=verify), damage)
+        if not problems:
+            return best, []
+        skipped.append(_skipped(best, problems))
+    choice = choose(directory, "auto", verify=verify, damage=damage)
+    if choice.path is None:
         raise CheckpointError(
             f"{path}: neither a checkpoint nor a run that has one. Give the directory of one of "
             "them."
         )
-    return chosen
+    return choice.path, list(dict.fromkeys([*skipped, *choice.skipped]))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -277,7 +289,8 @@ def _choose_one(
     resume: str | int | Path,
     verify: Verify,
     damage: Mapping[str, Sequence[str]],
-) -> Choice:
+    where: str,
+) -> Path:
     by_step = isinstance(resume, int) or (isinstance(resume, str) and resume.isdecimal())
     wanted = (
         Path(step_name(int(str(resume))))
@@ -292,14 +305,21 @@ def _choose_one(
     if by_step and not path.exists() and path.with_name(path.name + OLD).exists():
         path = path.with_name(path.name + OLD)
     listed = inspect(path.resolve(), verify=verify)
-    problems = [*listed.problems, *damage.get(str(listed.path), ())]
+    problems = _all_problems(listed, damage)
     if problems:
         present = ", ".join(name for _, name in step_names(directory)) or "none"
         raise CheckpointError(
-            f"run.resume: {path}: {some(problems, separator='; ')}. In {directory} there "
-            f"are: {present}."
+            f"{where}{path}: {some(problems, separator='; ')}. In {directory} there are: {present}."
         )
-    return Choice(listed.path, [])
+    return listed.path
+
+
+def _all_problems(listed: CheckpointInfo, damage: Mapping[str, Sequence[str]]) -> list[str]:
+    return [*listed.problems, *damage.get(str(listed.path), ())]
+
+
+def _skipped(path: Path, problems: Sequence[str]) -> str:
+    return f"{path}: skipped, not valid: {some(problems, 3, separator='; ')}"
 
 
 def find_damage(path: Path, rank: int, num_ranks: int) -> list[str]:

@@ -26,6 +26,8 @@ REQUIRED = (
 # What decoders need is told by decoding
 EXTRAS = {
     "timm": "images",
+    "pillow_heif": "images",
+    "xlrd": "tables",
     "transformers": "text",
     "tokenizers": "text",
     "pyedflib": "devices",

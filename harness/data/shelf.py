@@ -2,7 +2,6 @@
 store, or for one launch in a temporary directory.
 """
 
-import fcntl
 import shutil
 import tempfile
 import warnings
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.content import digest
+from harness.data.holding import LOCK, free, held, hold
 from harness.data.readings import (
     MANIFEST,
     Column,
@@ -26,7 +26,7 @@ from harness.data.readings import (
 from harness.errors import DataError
 
 READINGS = "readings"  # in a store
-_TEMPORARY, _LOCK = "fermarsi-readings-", "lock"
+_TEMPORARY = "fermarsi-readings-"
 Read = Callable[[Columns], None]
 
 
@@ -78,9 +78,10 @@ class Shelf:
 
     def _made(self, path: Path, read: Read) -> tuple[Mapping[str, Column], Any]:
         try:
-            columns = OnDisk(path, sync=self.is_kept)
-            read(columns)
-            return columns.finish(), columns.state
+            with held(path):
+                columns = OnDisk(path, sync=self.is_kept)
+                read(columns)
+                return columns.finish(), columns.state
         except (OSError, DataError):
             # Another process may have been quicker, and cleared away what this one built on
             if not (path / MANIFEST).exists():
@@ -96,9 +97,11 @@ class Temporary:
 
     def __init__(self) -> None:
         _remove_left(Path(tempfile.gettempdir()))
-        self.path = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
-        self._lock = (self.path / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        lock = None
+        while lock is None:  # another process may take it for one that was left
+            self.path = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+            lock = hold(self.path)
+        self._lock = lock
 
     def remove(self) -> None:
         """Delete it; what is mapped stays readable."""
@@ -138,10 +141,10 @@ def _states(paths: Sequence[Path]) -> str:
 def _remove_left(parent: Path) -> None:
     """Delete what processes that died have left."""
     for path in parent.glob(f"{_TEMPORARY}*"):
-        # Of another user, or being deleted, or in use
-        with suppress(OSError), (path / _LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+        # Of another user, or being deleted, or in use; without a lock it was made just now
+        with suppress(OSError), free(path) as is_free:
+            if is_free and (path / LOCK).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def read_in_memory(read: Read) -> tuple[Mapping[str, Column], Any]:

@@ -16,8 +16,9 @@ lock is needed.
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from numpy.typing import NDArray
 
 from harness.components import TARGET
 from harness.data.feed import Patience, evaluation_batches
+from harness.data.holding import free, held
 from harness.data.known_store import read_known, write_known
 from harness.data.readings import rows_in
 from harness.data.shelf import READINGS
 from harness.data.source import array_of, known_of
 from harness.data.split import Split
-from harness.durable import make_directory, read_json, sync_directory, write_json
+from harness.durable import read_json, sync_directory, write_json
 from harness.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -94,8 +96,21 @@ class Store:
         them.
         """
         path = self.directory / key
-        with _explain_os_errors(path):
-            make_directory(path)
+        with ExitStack() as stack:
+            with _explain_os_errors(path):
+                stack.enter_context(held(path))
+            self._fill(path, split, made_of, num_workers, check_leave, progress)
+        return path
+
+    def _fill(
+        self,
+        path: Path,
+        split: Split,
+        made_of: Mapping[str, Any],
+        num_workers: int,
+        check_leave: CheckLeave,
+        progress: Progress,
+    ) -> None:
         begin = number = 0
         columns: dict[str, str] = {}
         while begin < len(split):
@@ -126,7 +141,6 @@ class Store:
         # Of builds that were killed, or of one that was slower than this
         for left in path.glob(".[sk]*-*"):
             shutil.rmtree(left, ignore_errors=True)
-        return path
 
     def entries(self) -> list[Entry]:
         """All entries, by key, then the readings of files that they were made of."""
@@ -145,16 +159,23 @@ class Store:
         return found
 
     def prune(self, keep: set[str]) -> list[Entry]:
-        """Delete the entries whose keys are not in `keep`, and readings of none of these; returns
-        them. An entry loses its manifest first: half of one is never taken for whole.
+        """Delete the entries whose keys are not in `keep`, and readings of none of these, except
+        those that another process is making; returns them. An entry loses its manifest first: half
+        of one is never taken for whole.
         """
         entries = self.entries()
         kept = {key for one in entries if one.key in keep for key in one.made_of.get(READINGS, ())}
-        gone = [entry for entry in entries if entry.key not in keep | kept]
-        for entry in gone:
-            with _explain_os_errors(entry.path):
+        gone = []
+        for entry in (one for one in entries if one.key not in keep | kept):
+            with _explain_os_errors(entry.path), free(entry.path) as is_free:
+                if not is_free:
+                    warnings.warn(
+                        f"{entry.path}: another process is making it: it stays.", stacklevel=2
+                    )
+                    continue
                 (entry.path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(entry.path)
+                gone.append(entry)
         return gone
 
 

@@ -9,19 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
-from harness.sources import workbook
 from harness.sources.cells import Cells, Layout
+from harness.sources.extent import NO_VALUE, Unread, padded
 from harness.sources.files import need
 from harness.sources.headed import COMMENT, Line, by_column, read_head, rows_below
-from harness.sources.workbook import (
-    NO_VALUE,
-    Unread,
-    check_document,
-    check_workbook,
-    find_padded,
-    member_of,
-)
-from harness.wording import did_you_mean
+from harness.sources.old_excel import read_old
+from harness.sources.open_document import check_document
+from harness.sources.workbook import check_workbook, choose_sheet, find_padded, member_of
 
 EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
 # Of the members that a spreadsheet has (Open Document Format 1.3, part 2, 3.2)
@@ -33,52 +27,18 @@ _KINDS = (
 
 
 def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
-    """The columns of a sheet, all of them if None, by calamine. Numbers in a format of zeros
-    (00000) and, in .xlsx, errors (#N/A) are text, as Excel shows them. Raises DataError with the
-    row.
+    """The columns of a sheet, all of them if None, by calamine, .xls by xlrd. Numbers in a format
+    of zeros (00000) and errors (#N/A) are text, as Excel shows them. Raises DataError with the row.
     """
-    calamine = need("python_calamine", "tables", f"{path}: Excel")
-    # Loaded when used
-    import pandas as pd
-
     ending = _ending_of(path)
-    is_xml = ending in (".xlsx", ".xlsm")
-    unread = check_workbook(path) if is_xml or ending == ".xlsb" else {}
-    if ending == ".ods":
-        check_document(path)
-    try:
-        with pd.ExcelFile(path, engine="calamine") as book:
-            sheets = [str(name) for name in book.sheet_names]
-            named = layout.sheet
-            if isinstance(named, int) and 1 <= named <= len(sheets):
-                named = sheets[named - 1]
-            if named not in sheets:
-                raise DataError(
-                    f"{path}: no sheet {named!r}, only {', '.join(sheets)}."
-                    f"{did_you_mean(str(named), sheets, quoted=True)} Set sheet to one of them."
-                )
-            if ending == ".xls":
-                _refuse_sparse(path, book.book.get_sheet_by_name(named))
-            grid = pd.read_excel(
-                book, sheet_name=named, header=None, dtype=object, keep_default_na=False
-            ).to_numpy(dtype=object)
-    except (calamine.CalamineError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
-        ) from error
-    if is_xml:
-        member = member_of(path, str(named))
-        grid = _with_unread(grid, unread.get(member, {}))
-        for (row, column), width in find_padded(path, member).items():
-            if row > grid.shape[0] or column > grid.shape[1]:  # of cells below or beside the data
-                continue
-            number = grid[row - 1, column - 1]
-            if isinstance(number, int | float) and float(number).is_integer() and number >= 0:
-                grid[row - 1, column - 1] = f"{int(number):0{width}d}"
+    if ending == ".xls":
+        grid = read_old(path, layout.sheet)
+    else:
+        grid = _read_new(path, ending, layout.sheet).tolist()
     mark = layout.comment
     lines: Iterator[Line] = (
         (row, COMMENT if mark and str(cells[0]).lstrip().startswith(mark) else cells)
-        for row, cells in enumerate(grid.tolist(), start=1)
+        for row, cells in enumerate(grid, start=1)
     )
     head = read_head(path, layout, columns, lines)
     kept = list(rows_below(head, layout, lines))
@@ -103,16 +63,39 @@ def _ending_of(path: Path) -> str:
     return next((kind for member, kind in _KINDS if member in members), path.suffix.lower())
 
 
-def _refuse_sparse(path: Path, sheet: Any) -> None:
-    """As `check_workbook`, for a sheet that calamine holds."""
-    height, width = (index + 1 for index in sheet.end or (0, 0))
-    if height * width > workbook.MAX_EMPTY:
-        count = sum(cell != "" for row in sheet.iter_rows() for cell in row)
-        workbook.refuse_sparse(str(path), count, height * width, f"row {height}")
+def _read_new(path: Path, ending: str, named: str | int) -> NDArray[Any]:
+    """The cells (rows, columns) of a sheet, "" where one is empty."""
+    calamine = need("python_calamine", "tables", f"{path}: Excel")
+    # Loaded when used
+    import pandas as pd
+
+    unread = check_document(path) if ending == ".ods" else check_workbook(path)
+    try:
+        with path.open("rb") as file, pd.ExcelFile(file, engine="calamine") as book:
+            sheet = choose_sheet(path, named, [str(name) for name in book.sheet_names])
+            grid = pd.read_excel(
+                book, sheet_name=sheet, header=None, dtype=object, keep_default_na=False
+            ).to_numpy(dtype=object)
+    except BaseException as error:
+        known = (calamine.CalamineError, ValueError, KeyError)
+        # A panic of Rust is no Exception
+        if not isinstance(error, known) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(
+            f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
+        ) from error
+    member = sheet if ending == ".ods" else member_of(path, sheet)
+    grid = _with_unread(grid, unread.get(member, {}))
+    if ending in (".xlsx", ".xlsm"):
+        for (row, column), width in find_padded(path, member).items():
+            if row > grid.shape[0] or column > grid.shape[1]:  # of cells below or beside the data
+                continue
+            grid[row - 1, column - 1] = padded(grid[row - 1, column - 1], width)
+    return grid
 
 
 def _with_unread(grid: NDArray[Any], unread: Unread) -> NDArray[Any]:
-    """The cells of a sheet, with those that calamine leaves empty."""
+    """The cells of a sheet, with those that calamine leaves empty or without their zeros."""
     if not unread:
         return grid
     shape = np.max([grid.shape, *unread], axis=0)

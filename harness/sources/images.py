@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -292,13 +291,7 @@ def _unopened(file: Path | bytes, name: str, error: Exception) -> DataError:
 
 
 def _open_heic(file: Path | bytes, name: str) -> Any:
-    try:
-        heif = import_module("pillow_heif")
-    except ImportError as error:
-        raise DataError(
-            f"{name}: a HEIC photo, which needs pillow-heif, which is not installed. Install it: "
-            "pip install pillow-heif. Or convert it to JPEG or PNG."
-        ) from error
+    heif = need("pillow_heif", "images", f"{name}: a HEIC photo")
     try:
         return heif.HeifImageFile(decodable(file))
     except (OSError, ValueError, SyntaxError, RuntimeError) as error:

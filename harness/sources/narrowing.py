@@ -1,7 +1,7 @@
 """What float32 makes of numbers that are large compared with their differences."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 from harness.wording import some
 
 _STEPS_OF_FLOAT32 = 1024  # in the range of a column, below which its numbers are compared
+_MOST = 2**16  # distinct numbers that are counted
 
 
 class Narrowed(NamedTuple):
-    """The range of numbers, and, where it is narrow, how many distinct ones there are, as float32
-    and as float64.
+    """The range of numbers, and, where it is narrow, the distinct ones, as float32 and as float64
+    (the first `_MOST` + 1 of these); JSON values.
     """
 
     low: float = np.inf
     high: float = -np.inf
-    narrow: int = 0
-    wide: int = 0
+    narrow: Sequence[float] = ()
+    wide: Sequence[float] = ()
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> "Narrowed":
@@ -29,29 +30,45 @@ class Narrowed(NamedTuple):
         if len(finite) == 0:
             return cls()
         low, high = float(finite.min()), float(finite.max())
-        if not may_lose(low, high):
+        if not _may_become_lossy(low, high):
             return cls(low, high)
-        return cls(low, high, len(np.unique(finite.astype(np.float32))), len(np.unique(finite)))
+        narrow = np.unique(finite.astype(np.float32)).tolist()
+        return cls(low, high, narrow, np.unique(finite)[: _MOST + 1].tolist())
 
     def joined(self, other: "Narrowed") -> "Narrowed":
         """Of two pieces of a column."""
         low, high = min(self.low, other.low), max(self.high, other.high)
-        return Narrowed(low, high, self.narrow + other.narrow, self.wide + other.wide)
+        if low > high or not _may_become_lossy(low, high):
+            return Narrowed(low, high)
+        narrow = sorted({*self.narrow, *other.narrow})
+        return Narrowed(low, high, narrow, sorted({*self.wide, *other.wide})[: _MOST + 1])
 
     def lost(self) -> str | None:
         """What float32 (7 digits) makes of numbers that are large compared with their differences;
         None if it distinguishes them well.
         """
-        if self.narrow == self.wide or not may_lose(self.low, self.high):
+        narrow, wide = len(self.narrow), len(self.wide)
+        if narrow == wide or not may_lose(self.low, self.high):
             return None
-        return f"{self.narrow:,} of {self.wide:,} distinct numbers remain"
+        of = f"{wide:,}" if wide <= _MOST else f"more than {_MOST:,}"
+        return f"{narrow:,} of {of} distinct numbers remain"
+
+
+def _may_become_lossy(low: float, high: float) -> bool:
+    """Whether this range or a wider one may be one of `may_lose`: the steps of float32 double at
+    each power of two, so that one that grows by little may have twice as wide ones.
+    """
+    return not 2 * _STEPS_OF_FLOAT32 * _step(low, high) <= high - low
 
 
 def may_lose(low: float, high: float) -> bool:
     """Whether numbers in this range may be so close together that float32 joins some."""
+    return not (_STEPS_OF_FLOAT32 * _step(low, high) <= high - low or low == high)
+
+
+def _step(low: float, high: float) -> float:
     with np.errstate(all="ignore"):
-        step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    return not (step * _STEPS_OF_FLOAT32 <= high - low or low == high)
+        return float(np.spacing(np.float32(max(abs(low), abs(high)))))
 
 
 def tell_narrowed(lost: Mapping[str, str]) -> None:

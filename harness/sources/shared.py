@@ -4,10 +4,17 @@
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from inspect import getfile
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from harness.data import written
+from harness.data.code import code_digest
+from harness.data.content import digest
 from harness.data.readings import Column
 from harness.data.shelf import Read, current_shelf, read_in_memory
 from harness.sources.device_files import with_parts
@@ -35,7 +42,7 @@ def read_shared(
     states = _states_of(paths)
     key: Hashable = None if states is None else (settings, fields, states)
     if shelf is not None:
-        on_shelf = shelf.key((settings, fields, files.paths), paths)
+        on_shelf = shelf.key((_version(), settings, fields, files.paths), paths)
         key = None if states is None else (shelf.directory, on_shelf)
     found: Reading | None = None if key is None else _IN_USE.get(key)
     if found is None:
@@ -44,6 +51,20 @@ def read_shared(
         if key is not None:
             _IN_USE[key] = found
     return found
+
+
+@cache
+def _version() -> str:
+    """What changes when files may be read otherwise: the code of the readers, and the packages that
+    they read with.
+    """
+    files = (*sorted(Path(__file__).parent.glob("*.py")), Path(getfile(written)))
+    code = code_digest(b"".join(path.read_bytes() for path in files))
+    packages = []
+    for name in ("pyarrow", "numpy", "pandas", "python-calamine", "h5py", "pyedflib", "wfdb"):
+        with suppress(PackageNotFoundError):
+            packages.append([name, version(name)])
+    return digest([code, packages])
 
 
 def _states_of(paths: Sequence[Path]) -> Hashable | None:

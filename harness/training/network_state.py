@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 
 from harness.checkpoint.state import same_bits
@@ -51,7 +52,13 @@ class BufferState:
                 one.module._buffers[one.key] = one.values  # nothing can be put into its memory
                 continue
             one.module._buffers[one.key] = one.tensor
-            if one.tensor.numel():
+            if not one.tensor.numel():
+                continue
+            if one.tensor.is_inference():  # torch counts no writes
+                one.tensor.copy_(one.values)
+                continue
+            # No write to what it was: several ranks would take it for changed
+            with _unsafe_preserve_version_counter(one.tensor):
                 one.tensor.copy_(one.values)
 
 

@@ -19,8 +19,8 @@ from harness.ranks.meeting import MEETING
 from harness.ranks.mesh import num_shards_of
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded, local_of
+from harness.training.buffers import Buffers
 from harness.training.determinism import require_determinism
-from harness.training.statistics import RunningStatistics
 from harness.wording import some
 
 # Gradients whose norms torch takes in one call
@@ -117,11 +117,17 @@ class Replicas(Whole):
     """The network as the training's forward passes see it, a whole copy on each rank."""
 
     def __init__(
-        self, network: nn.Module, accelerator: Accelerator, ranks: Ranks, find_unused: bool
+        self,
+        network: nn.Module,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        find_unused: bool,
+        writes_are_counted: bool = False,
     ) -> None:
         """Called by every rank, once the weights are in.
 
-        find_unused: whether a step may leave parameters out, on one rank or on all.
+        find_unused: whether a step may leave parameters out, on one rank or on all;
+        writes_are_counted: as in `Buffers`.
         """
         super().__init__(network, ranks)
         self.averaged_over = ranks.size
@@ -137,7 +143,7 @@ class Replicas(Whole):
             # Buffers become rank 0's at the end of each step (`agree_on_buffers`), not at the next
             # forward: a checkpoint in between would differ.
             self.model.forward_sync_buffers = False
-        self._buffers = Buffers(network, ranks)
+        self._buffers = Buffers(network, ranks, writes_are_counted)
         self.agree_on_buffers()
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
@@ -182,41 +188,6 @@ class Replicas(Whole):
                 "wait for it. Set train.find_unused_parameters: true, or use every parameter in "
                 "each forward pass."
             ) from error
-
-
-class Buffers:
-    """A network's buffers, which become the same on every rank: the running statistics of all
-    slots, and rank 0's of all others.
-    """
-
-    def __init__(self, network: nn.Module, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._statistics = RunningStatistics(network, ranks)
-        # Where the buffers are, not the tensors: wrapping puts others there, and so does a forward
-        # pass that assigns a buffer anew.
-        self._keys = [
-            (module._buffers, key)
-            for module in network.modules()
-            for key in module._buffers
-            if not self._statistics.owns(module, key)
-        ]
-
-    def slot(self) -> AbstractContextManager[None]:
-        """Around one slot's forward and backward pass."""
-        return (
-            self._statistics.slot() if self._ranks.size > 1 and self._statistics.modules else _ALONE
-        )
-
-    def agree(self) -> None:
-        """After a step. Called by every rank."""
-        self._statistics.update()
-        self._ranks.broadcast_in_place(
-            [
-                tensor
-                for buffers, key in self._keys
-                if (tensor := buffers[key]) is not None and tensor.numel()
-            ]
-        )
 
 
 def require_gradients(network: nn.Module, of_all: bool) -> None:

@@ -21,7 +21,8 @@ from harness.ranks.mesh import (
 )
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import local_of
-from harness.training.parallel import Buffers, agree_on_start, require_gradients
+from harness.training.buffers import Buffers
+from harness.training.parallel import agree_on_start, require_gradients
 from harness.training.parts import twins_of
 from harness.training.recompute import matching, repeated_blocks
 from harness.wording import some
@@ -39,6 +40,7 @@ class Shards:
         ranks: Ranks,
         settings: ParallelConfig,
         find_unused: bool,
+        writes_are_counted: bool = False,
     ) -> None:
         """Called by every rank, with the same weights on all, before there is an optimizer: its
         parameters are others then. Raises ConfigError.
@@ -76,7 +78,7 @@ class Shards:
         self.model: nn.Module = accelerator.prepare_model(
             network, device_placement=False, evaluation_mode=True
         )
-        self._buffers = Buffers(network, ranks)
+        self._buffers = Buffers(network, ranks, writes_are_counted)
 
     def description(self) -> str:
         """What is shared among how many, in words."""

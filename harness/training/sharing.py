@@ -14,6 +14,7 @@ from harness.ranks.ranks import Ranks
 from harness.training.elastic import Elastic
 from harness.training.parallel import Replicas
 from harness.training.shards import Shards
+from harness.training.stable import writes_are_counted
 
 
 class Sharing(Protocol):
@@ -58,7 +59,8 @@ def shard(
     if config.parallel.kind == "ddp":
         return None
     unused = config.train.find_unused_parameters
-    return Shards(network, accelerator, ranks, config.parallel, unused)
+    counted = counts_buffers(config)
+    return Shards(network, accelerator, ranks, config.parallel, unused, counted)
 
 
 def share(network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Config) -> Sharing:
@@ -70,4 +72,9 @@ def share(network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Co
     if config.run.exactness == "elastic":
         num_slots = config.batch.size // config.batch.micro_size
         return Elastic(network, accelerator, ranks, num_slots, find_unused)
-    return Replicas(network, accelerator, ranks, find_unused)
+    return Replicas(network, accelerator, ranks, find_unused, counts_buffers(config))
+
+
+def counts_buffers(config: Config) -> bool:
+    """Whether torch counts what passes write to buffers; compiled ones may write uncounted."""
+    return not config.train.compile and writes_are_counted([config.network, config.task])

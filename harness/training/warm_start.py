@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.checkpoint.foreign import tensors_of_file
 from harness.checkpoint.layout import find_aliases
-from harness.checkpoint.read import find_checkpoint, find_damage, load
+from harness.checkpoint.read import find_damage, load, look_for_checkpoint
 from harness.checkpoint.state import same_bits
 from harness.checkpoint.stored import StoredTensors
 from harness.config.parts import PartConfig
@@ -44,27 +44,28 @@ def start_weights(network: nn.Module, config: Config, ranks: Ranks) -> list[str]
 def _start_part(network: nn.Module, path: str, part: PartConfig, origin: Path, ranks: Ranks) -> str:
     where = f"parts.{path}.init_from: {origin}"
     own = f"{path}." if path in dict(network.named_modules(remove_duplicate=False)) else path
-    weights = read_weights(origin, where, ranks)
+    weights, notes = read_weights(origin, where, ranks)
     prefixes = {own if part.prefix is None else part.prefix: own}
     names = rename(weights.keys(), prefixes, where, f"parts.{path}.prefix")
-    return put_in(network, weights.renamed(names), where, own, ranks=ranks)
+    told = put_in(network, weights.renamed(names), where, own, ranks=ranks)
+    return "\n".join([*notes, told])
 
 
 def warm_start(
     network: nn.Module, path: Path, prefixes: Mapping[str, str], ranks: Ranks | None = None
 ) -> str:
     """Put in the weights of `path` whose names the network has; returns what matched and what did
-    not.
+    not, below what was skipped.
 
     `prefixes`: which weights are taken, by how their names begin, and what stands there instead in
     the network; without any, all as they are. ranks: called by every rank. Raises CheckpointError.
     """
     where = f"run.init_from: {path}"
-    weights = read_weights(path, where, ranks or Ranks())
+    weights, notes = read_weights(path, where, ranks or Ranks())
     if prefixes:
         names = rename(weights.keys(), prefixes, where, "run.init_prefix")
         weights = weights.renamed(names)
-    return put_in(network, weights, where, ranks=ranks or Ranks())
+    return "\n".join([*notes, put_in(network, weights, where, ranks=ranks or Ranks())])
 
 
 def rename(
@@ -92,32 +93,39 @@ def rename(
     return found
 
 
-def read_weights(path: Path, where: str, ranks: Ranks) -> StoredTensors:
+def read_weights(path: Path, where: str, ranks: Ranks) -> tuple[StoredTensors, list[str]]:
     """Weights by name of a run, a checkpoint, or a safetensors file; they are read when they are
-    put in. Called by every rank, each of which verifies a share of a checkpoint's hashes. Raises
+    put in. And warnings of the checkpoints that were skipped.
+
+    Called by every rank, each of which verifies a share of a checkpoint's hashes. Raises
     CheckpointError.
     """
     if not ranks.decide(path.is_dir):
-        return ranks.together(lambda: tensors_of_file(path, where))
-    found = _verified(path, ranks)
-    return ranks.together(lambda: load(found, rank=0, num_ranks=0).model)
+        return ranks.together(lambda: tensors_of_file(path, where)), []
+    found, skipped = _verified(path, where.removesuffix(f": {path}"), ranks)
+    notes = [f"warning: {where}: {found.name} is taken instead: {one}" for one in skipped]
+    return ranks.together(lambda: load(found, rank=0, num_ranks=0).model), notes
 
 
-def _verified(path: Path, ranks: Ranks) -> Path:
-    """The checkpoint there that is valid in all its bytes."""
+def _verified(path: Path, setting: str, ranks: Ranks) -> tuple[Path, list[str]]:
+    """The checkpoint there that is valid in all its bytes, and why others were skipped."""
     damage: dict[str, list[str]] = {}
     while True:
-        find = partial(_find, path, damage)
-        found = Path(ranks.decide(find))
+        name, skipped = ranks.decide(partial(_look, path, setting, damage))
+        found = Path(name)
         look = partial(find_damage, found, ranks.rank, ranks.size)
         problems = [one for mine in ranks.gather(together_slowly(ranks, look)) for one in mine]
         if not problems:
-            return found
+            return found, skipped
         damage[str(found)] = sorted(problems)
 
 
-def _find(path: Path, damage: Mapping[str, list[str]]) -> str:
-    return str(find_checkpoint(path, "size", damage))
+def _look(path: Path, setting: str, damage: Mapping[str, list[str]]) -> tuple[str, list[str]]:
+    try:
+        found, skipped = look_for_checkpoint(path, "size", damage)
+    except CheckpointError as error:
+        raise CheckpointError(f"{setting}: {error}") from error
+    return str(found), skipped
 
 
 def put_in(

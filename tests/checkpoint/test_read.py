@@ -99,8 +99,9 @@ def test_a_run_or_a_checkpoint_is_found_and_of_a_run_the_best(tmp_path: Path) ->
         == checkpoints / "step-00000004"
     )
     (checkpoints / "step-00000004" / "config.yaml").unlink()
-    assert find_checkpoint(tmp_path) == checkpoints / "step-00000005"
-    with pytest.raises(CheckpointError, match=r"config\.yaml"):
+    with pytest.warns(UserWarning, match=r"step-00000005 is taken instead: .*/step-00000004: sk"):
+        assert find_checkpoint(tmp_path) == checkpoints / "step-00000005"
+    with pytest.raises(CheckpointError, match=r"^/.*config\.yaml"):
         find_checkpoint(checkpoints / "step-00000004")
     with pytest.raises(CheckpointError, match="neither a checkpoint nor a run that has one"):
         find_checkpoint(tmp_path / "nothing")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ def in_process(arguments: Sequence[object]) -> Launched:
     passes.
     """
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("default")  # as a process has it
         try:
             main([str(one) for one in arguments])
         except SystemExit as end:

@@ -75,7 +75,7 @@ def sweep_commands(run: Path, times: int) -> int:
                 more = [f"{out}.safetensors"] if arguments == ["export"] else []
                 Path(f"{out}.safetensors").unlink(missing_ok=True)
                 of_run = in_process([*arguments, run, *more])
-                assert_said(of_run, 0, str(before))
+                assert_said(of_run, 0, str(before), f"{before.name} is taken instead: {newest}: ")
                 Path(f"{out}.safetensors").unlink(missing_ok=True)
                 assert_said(in_process([*arguments, newest, *more]), 2, str(newest))
             row = json.loads(in_process(["checkpoints", "verify", run, "--json"]).stdout)[-1]
@@ -104,8 +104,9 @@ def test_launches_skip_it_or_say_so(digits: Path, tmp_path: Path, name: str) -> 
     flip(newest / name, where)
     other = [*SMALL, f"run.dir={tmp_path / 'other'}", "stop.budget={steps: 8}"]
     # By its path, and for its weights: it and no other is meant
-    for asked in (f"run.resume={newest}", f"run.init_from={newest}"):
-        assert_said(train_on_ranks(1, DIGITS, [*other, asked])[0], 2, str(newest))
+    for asked in ("run.resume", "run.init_from"):
+        (ended,) = train_on_ranks(1, DIGITS, [*other, f"{asked}={newest}"])
+        assert_said(ended, 2, f"CheckpointError: {asked}: {newest}: ")
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
     # A finished run that is asked for more
     more = copied(run, tmp_path / "more")

@@ -1,8 +1,11 @@
 """Readings of files that are kept as mapped columns: the same samples, once for all, resumed."""
 
+import fcntl
 import os
+import shutil
 import signal
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,8 +20,10 @@ from harness.data import shelf as shelf_module
 from harness.data.preparing import Feedback, store_shelf
 from harness.data.readings import OnDisk
 from harness.data.shelf import Shelf, Temporary, shelved, temporary_shelf
+from harness.data.split import Split
+from harness.data.store import EntrySource, Store
 from harness.errors import DataError
-from harness.sources import csv_files, table_files, tables
+from harness.sources import csv_files, shared, table_files, tables
 from harness.sources.series import Series
 from harness.sources.split import ByValue
 from harness.sources.tables import Table
@@ -261,6 +266,65 @@ def test_of_two_readings_at_once_both_end(tmp_path: Path, monkeypatch: pytest.Mo
     assert_same(slower, table(files))
     (directory,) = (store / "readings").iterdir()
     assert {path.name for path in directory.iterdir()} == {"columns", "manifest.json"}
+
+
+@pytest.mark.usefixtures("small")
+def test_pruning_leaves_what_is_being_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, store = write(tmp_path) + "csv", Store(tmp_path / "store")
+    finish, pruned, left = OnDisk.finish, [], []
+
+    def prune_first(self: OnDisk) -> Any:
+        with pytest.warns(UserWarning, match="another process is making it: it stays"):
+            pruned.extend(store.prune(set()))
+        return finish(self)
+
+    with monkeypatch.context() as context, shelved(kept(store.directory)):
+        context.setattr(OnDisk, "finish", prune_first)
+        assert_same(table(files), table(files))
+
+    def prune_between(done: int, of: int) -> None:
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            left.extend(store.prune(set()))
+
+    split = Split(table(files), (), "data.train", lambda batch: None)
+    entry = store.build("k", split, {}, 0, lambda: None, prune_between)
+    assert [one.path.parent.name for one in left] == ["readings"]
+    assert_same(EntrySource(entry), table(files))
+    assert pruned == []
+    assert [one.key for one in store.prune(set())] == ["k"]
+
+
+def test_a_temporary_directory_that_was_taken_for_a_left_one_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock, taken = fcntl.flock, []
+
+    def take_first(file: Any, how: int) -> None:
+        if not taken:
+            taken.append(Path(file.name).parent)
+            shutil.rmtree(taken[0])
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", take_first)
+    made = Temporary()
+    assert made.path != taken[0]
+    assert list(tmp_path.iterdir()) == [made.path]
+    Temporary().remove()
+    assert made.path.exists()
+    made.remove()
+
+
+def test_another_version_of_the_readers_reads_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = write(tmp_path) + "csv"
+    with shelved(kept(tmp_path / "store")):
+        table(files)
+        monkeypatch.setattr(shared, "_version", lambda: "another")
+        table(files)
+    assert len(list((tmp_path / "store" / "readings").iterdir())) == 2
 
 
 def test_what_a_dead_process_left_is_deleted(

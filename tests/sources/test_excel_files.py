@@ -1,6 +1,7 @@
 """Spreadsheets of older Excel and of LibreOffice, and numbers that are shown with zeros."""
 
 import base64
+import re
 import struct
 import zipfile
 import zlib
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import openpyxl
+import pandas as pd
 import pytest
 
 from harness.errors import DataError
-from harness.sources import workbook
+from harness.sources import extent
+from harness.sources.old_excel import read_old
 from harness.sources.tables import Table
 
 # n, t, d; 1.5, "a", 2026-01-31; 2, "ü", 2026-02-01 12:00, written by xlwt 1.3
@@ -39,6 +42,20 @@ FAR_XLS = (
     b"EG#T6EG#T6wgmX+SDRmcJ`jY>p(0}Lbyg`=?KR1Ni{qH2XPOSChf$!sh>K0d&o+crP?y@EPjFwzI6<u!F^)0m$9U86"
     b"ONT;LKb{RcI)82nHQRo*nSTD|_J0EM`@I7"
 )
+# zip, n, e, d, t, h, b; 123 as 00000, 1.5, #DIV/0!, 2026-01-31 12:00, 12:00, 30 hours, True; and
+# #N/A alone in the third column
+ERRORS_XLS = (
+    b"c-rk)O=uHQ5dPj~^J~+lH7T}22nDOwRunH%XrqGmWT{>h6*P4NDK%+Hb7?PDYmS28$)8K1DqgBy{6PzP5Cnya9t5G#=ur"
+    b">^MGtM)naL(i+XxM4LEUee*_nAiGrRA-d2jdibnWc;y~Z4tp%V@)m|nO_Y>LQRPy(QG(`2!5_Yj#j{wjDqG>|SQ9{XRpc"
+    b"?@~HbI@>Ce?}bmKy(6w=pIPLBWs9#5<^UJ3?0N3u9Kx24H8wI@YBNA3%?^Zp9tS0mW#qWsP3#fhUsW`%Wi8HAJv+qtQy?"
+    b"!18MVKEISdx3!cSiFR6T8C-$cMVrTx}g0NnN3DDf=il^df)_u4^h1kIe>ml6aTrf;%OD5Y4Ba%q8CzD~_k6WA(L~9=!nn"
+    b"jQ%*95+q5#Vbfi#(0k_O-Pukp0I}yZaY*4~=v=yO+kioZUx5Ue3M_+gI2xYdSCr^OP*^EUNHa=Mo)8EEAhUGtW682Qbn%"
+    b"NV76U6elu>GDHcYULS8tlEeZ_l9*o>cNK91H6qu_5)aT*&E5X;=3sA6^rTouW#h_kZ<{zOm^jBRsByKFID~W8Ez)9}@bl"
+    b"8^Mv)tZ2Wef<y}2i32?xfc&IKuLCO^9bZ=;(_<Sis;KOK4)&VGz;C3&(dHxitD7ad0vy=jBm^EHN6)vB&uVLXZ!?#fDqG"
+    b"r}8Iq(zSwuwpl@J-i0<@QGL}Jg@QFQAJI&-c??6kme|AI%#@QbCTvPYA(`TmRGgR>l8(*Bz1pQ?EAPTNk;P!XMb)rg$*P"
+    b"-DDrFd4JwG2R6B(4ioN9Pxg<*NU6Z&Ld*^aZ`e{*}S{?3l1=<J};e!nuHf-3iVZ(+E>(HxNM_gSFbot}6+xo9FPqbkFCi"
+    b"!P^7z1===;LfZQglyaxT5(}52q^hrB>Od@V}68guJKGk6wwRzvB5zpFgVfc~;#p@cWifrT!NxiSrNp{|QxD`78"
+)
 ODS = "application/vnd.oasis.opendocument.spreadsheet"
 
 
@@ -60,8 +77,10 @@ def document(path: Path, rows: str) -> Path:
     return path
 
 
-def binary_book(path: Path, cells: dict[tuple[int, int], float | str]) -> str:
-    """An .xlsb, of rows and columns from 0, as [MS-XLSB] says."""
+def binary_book(path: Path, cells: dict[tuple[int, int], float | str | bytes]) -> str:
+    """An .xlsb, of rows and columns from 0, as [MS-XLSB] says; bytes are the type of a cell's
+    record and its content, in the second style, whose format is 00000.
+    """
 
     def record(kind: int, content: bytes = b"") -> bytes:
         types = [kind] if kind < 128 else [kind & 0x7F | 0x80, kind >> 7]
@@ -76,6 +95,9 @@ def binary_book(path: Path, cells: dict[tuple[int, int], float | str]) -> str:
         if row != before:
             rows += record(0, struct.pack("<I", row).ljust(25, b"\0"))
         before, place = row, struct.pack("<II", column, 0)
+        if isinstance(value, bytes):
+            rows += record(value[0], struct.pack("<II", column, 1) + value[1:])
+            continue
         written = (6, text(value)) if isinstance(value, str) else (5, struct.pack("<d", value))
         rows += record(written[0], place + written[1])
     sheet = record(129) + record(148, bytes(16)) + record(145) + rows + record(146) + record(130)
@@ -85,6 +107,10 @@ def binary_book(path: Path, cells: dict[tuple[int, int], float | str]) -> str:
         whole = record(131) + record(143) + bundle + record(144) + record(132)
         book.writestr("xl/workbook.bin", whole)
         book.writestr("xl/worksheets/sheet1.bin", sheet)
+        count = struct.pack("<I", 1)
+        zeros = record(615, count) + record(44, struct.pack("<H", 170) + text("00000"))
+        styles = [record(47, struct.pack("<HH", 0, form).ljust(16, b"\0")) for form in (0, 170)]
+        book.writestr("xl/styles.bin", zeros + record(617, struct.pack("<I", 2)) + b"".join(styles))
         book.writestr(
             "xl/_rels/workbook.bin.rels",
             f'<Relationships xmlns="{of}/package/2006/relationships"><Relationship Id="rId1" '
@@ -181,6 +207,76 @@ def test_errors_and_formulas_without_values_are_no_empty_cells(tmp_path: Path) -
     assert len(Table(str(tmp_path / "a.xlsx"), [], {"t": "text"})) == 5
 
 
+def test_errors_and_zeros_of_other_workbooks_are_what_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.xls").write_bytes(zlib.decompress(base64.b85decode(ERRORS_XLS)))
+    heads: dict[tuple[int, int], float | str | bytes] = {(0, 0): "zip", (0, 1): "n", (0, 2): "e"}
+    whole = struct.pack("<BI", 2, 123 << 2 | 2)
+    cells = {(1, 0): whole, (1, 1): 1.5, (1, 2): b"\x03\x07", (2, 2): b"\x0b\x2a" + bytes(4)}
+    binary_book(tmp_path / "b.xlsb", heads | cells)
+    real = b"\x05" + struct.pack("<d", 123)
+    binary_book(tmp_path / "c.xlsb", heads | cells | {(1, 0): real})
+    # As LibreOffice of today and older ones write errors
+    error = 'table:formula="of:=1/0" office:value-type='
+    divided, missing = (
+        f"<table:table-cell {error}{of}><text:p>{shown}</text:p></table:table-cell>"
+        for of, shown in (
+            ('"string" office:string-value=""', "#DIV/0!"),
+            ('"float" office:value="0"', "#N/A"),
+        )
+    )
+    number = '<table:table-cell office:value-type="float" office:value='
+    note = "<office:annotation><text:p>1</text:p></office:annotation>"
+    second = (
+        f'<table:table-row>{number}"123">{note}<text:p>00123</text:p></table:table-cell>'
+        f'{number}"1.5"><text:p>1.5</text:p></table:table-cell>{divided}</table:table-row>'
+    )
+    third = f"<table:table-row><table:table-cell/><table:table-cell/>{missing}</table:table-row>"
+    document(tmp_path / "d.ods", row("zip", "n", "e") + second + third)
+    for name in ("a.xls", "b.xlsb", "c.xlsb", "d.ods"):
+        columns: Any = {"zip": "text", "e": "text"}
+        read = Table(str(tmp_path / name), ["n"], columns, missing="keep").__getitems__([0, 1])
+        assert (read["zip"], read["e"]) == (["00123", ""], ["#DIV/0!", "#N/A"]), name
+        assert str(read["features"].tolist()) == "[[1.5], [nan]]", name
+        with pytest.raises(DataError, match=r"row 2, column 'e': '#DIV/0!' .*to missing_marks"):
+            Table(str(tmp_path / name), ["e"], missing="keep")
+    formula = '<table:table-cell table:formula="of:=1+1"/>'
+    document(tmp_path / "e.ods", row("n") + f"<table:table-row>{formula}</table:table-row>")
+    with pytest.raises(DataError, match=r"row 2, column 'n': a formula whose value is not stored"):
+        Table(str(tmp_path / "e.ods"), ["n"])
+
+
+def test_cells_of_old_workbooks_are_those_of_another_reader(tmp_path: Path) -> None:
+    for number, content in enumerate((XLS, ERRORS_XLS)):
+        path = tmp_path / f"{number}.xls"
+        path.write_bytes(zlib.decompress(base64.b85decode(content)))
+        found = read_old(path, 1)
+        # Calamine does not read the errors, nor the zeros
+        same = {"#DIV/0!": "", "#N/A": "", "00123": 123}
+        frame = pd.read_excel(
+            path, header=None, engine="calamine", dtype=object, keep_default_na=False
+        )
+        cells = [[same.get(cell, cell) for cell in of] for of in found]
+        count = len(frame)  # which leaves out the row of an error alone
+        assert cells[:count] == frame.to_numpy().tolist()
+        assert all(cell == "" for of in cells[count:] for cell in of)
+        kinds = [[type(cell) for cell in of] for of in frame.to_numpy().tolist()]
+        assert [[type(cell) for cell in of] for of in cells[:count]] == kinds
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"<html><table><tr><td>n</td></tr></table>", "not a supported workbook, but a web page"),
+        (b"n\tm\n1\t2\n", r"cannot be read: .* not an Excel file"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "cannot be read: .* truncated"),
+    ],
+)
+def test_what_is_no_old_workbook_is_named(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "a.xls").write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path))}/a\.xls: {why}"):
+        Table(str(tmp_path / "a.xls"))
+
+
 def test_formulas_beside_the_cells_are_of_no_cell(tmp_path: Path) -> None:
     book = openpyxl.Workbook()
     sheet: Any = book.active
@@ -242,12 +338,22 @@ def test_binary_workbooks_are_read_unless_they_would_fill_the_memory(tmp_path: P
     (tmp_path / "c.xlsb").write_bytes((tmp_path / "a.xlsb").read_bytes()[:-50])
     with pytest.raises(DataError, match=r"c\.xlsb: cannot be read: .* truncated"):
         Table(str(tmp_path / "c.xlsb"), ["n"])
+    with (
+        zipfile.ZipFile(tmp_path / "a.xlsb") as whole,
+        zipfile.ZipFile(tmp_path / "d.xlsb", "w") as book,
+    ):
+        for name in whole.namelist():
+            # Styles without their number are a panic of calamine, which is no Exception
+            is_styles = name == "xl/styles.bin"
+            book.writestr(name, b"\xe9\x04\0" if is_styles else whole.read(name))
+    with pytest.raises(DataError, match=r"d\.xlsb: cannot be read: .* truncated"):
+        Table(str(tmp_path / "d.xlsb"), ["n"])
 
 
 def test_a_cell_far_away_in_an_old_workbook_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.xls").write_bytes(zlib.decompress(base64.b85decode(FAR_XLS)))
-    monkeypatch.setattr(workbook, "MAX_EMPTY", 10_000)
+    monkeypatch.setattr(extent, "MAX_EMPTY", 10_000)
     with pytest.raises(DataError, match=r"3 filled cells in a sheet of 15,003, up to row 5001"):
         Table(str(tmp_path / "a.xls"), ["n"], missing="keep")

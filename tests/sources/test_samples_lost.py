@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import DataError
+from harness.sources import csv_files
 from harness.sources.files import find_files
 from harness.sources.hub import Hub
 from harness.sources.images import Images
@@ -187,6 +188,29 @@ def test_counters_that_float32_cannot_distinguish_are_told(tmp_path: Path) -> No
             Series(str(tmp_path / name), ["n", "x"], 4, 4)
     with pytest.warns(UserWarning, match="column 'n': 2 of 40 distinct numbers remain"):
         Hub("parquet", data_files=str(tmp_path / "a.parquet"))
+
+
+def test_counters_are_compared_over_all_pieces_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece may hold one number alone, and numbers come again in other pieces."""
+    monkeypatch.setattr(csv_files, "_BLOCK", 200)
+    path = tmp_path / "a.csv"
+    for values, what in (
+        (np.repeat(counters(4), 50), "1 of 4"),
+        (np.tile(counters(4), 50), "1 of 4"),
+        (np.repeat([2.0**24 - 1, 2.0**24 + 1], 50), None),
+        (np.concatenate([counters(40), [0.0]]), None),
+        (123456789 + np.arange(70_000) / 32, "274 of more than 65,536"),
+    ):
+        monkeypatch.setattr(csv_files, "_BLOCK", 200 if len(values) < 300 else 2**19)
+        path.write_text("\n".join(["n", *map(repr, values.tolist())]) + "\n")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            Table(str(path))
+        assert [f"{what} distinct numbers" in str(one.message) for one in told] == (
+            [] if what is None else [True]
+        ), [str(one.message) for one in told]
 
 
 def test_numbers_with_many_digits_are_not_told(tmp_path: Path) -> None:

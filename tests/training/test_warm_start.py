@@ -150,6 +150,15 @@ def test_the_best_checkpoint_damaged_on_any_rank_gives_way_to_a_valid_one_on_all
         file.write_bytes(octets)
     found = on_ranks(2, start_from, tmp_path)
     assert [weights for weights, _, _ in found] == [{"weight": [1.0] * 4, "bias": [0.25] * 2}] * 2
+    skipped = f"{tmp_path}/step-00000002: skipped, not valid: model-0000"
+    words = f"warning: run.init_from: {tmp_path}: step-00000001 is taken instead: {skipped}"
+    assert all(told.startswith(words) for _, told, _ in found)
+    for path in tmp_path.glob("step-*"):  # by its path, it and no other is meant
+        (path / "config.yaml").write_text("other")
+        with pytest.raises(CheckpointError, match=f"^run.init_from: {path}: config.yaml: "):
+            warm_start(nn.Linear(2, 2), path, {})
+    with pytest.raises(CheckpointError, match=f"^run.init_from: {tmp_path}: there are checkpoints"):
+        warm_start(nn.Linear(2, 2), tmp_path, {})
 
 
 def test_tied_weights_that_differ_there_are_refused(tmp_path: Path) -> None:
