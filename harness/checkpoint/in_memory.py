@@ -33,10 +33,12 @@ def held_copies() -> Iterator[Path]:
         with suppress(OSError), (left / _LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left, ignore_errors=True)
-    directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=MEMORY))
+    made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=MEMORY))
+    directory = MEMORY / made.name.removeprefix(".")
     try:
-        with (directory / _LOCK).open("w") as lock:
+        with (made / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            made.rename(directory)  # held before another launcher can find it
             yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -50,6 +52,15 @@ def copies_directory(environment: Mapping[str, str] = os.environ) -> Path:
             "--min-processes, and this was not launched by it. Use it, or leave this out."
         )
     return Path(environment[COPIES])
+
+
+def forget_others(directory: Path, found: Path | None) -> None:
+    """Remove all copies but the one that the launch goes on from, if it is one: what is damaged,
+    or older than the checkpoint that was chosen.
+    """
+    for _, name in step_names(directory):
+        if directory / name != found:
+            shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def newer_copy(

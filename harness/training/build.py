@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from harness import components
-from harness.checkpoint.in_memory import copies_directory
+from harness.checkpoint.in_memory import copies_directory, forget_others
 from harness.checkpoint.manifest import CLASSES
 from harness.checkpoint.read import LoadedState
 from harness.checkpoint.retention import Retention
@@ -325,6 +325,7 @@ def open_copies(
     if settings.in_memory is None:
         return None
     directory = ranks.together(copies_directory)
+    ranks.decide(lambda: forget_others(directory, launch.checkpoint))
     store = store_in(directory, Retention(1, 0), settings, ranks, launch, lease)
     by_clock = settings.model_copy(update={"every": settings.in_memory})
     return Copies(store, open_pace(by_clock, engine, ranks, ledger))

@@ -1,5 +1,6 @@
 """A training from wherever it stands to its end, on ranks that have met."""
 
+from collections.abc import Callable
 from contextlib import suppress
 
 from accelerate import Accelerator
@@ -36,9 +37,14 @@ def train(
     interruption: Interruption,
     age_s: float,
     console: Console | None = None,
+    *,
+    begun: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Run a training to its end, from wherever it stands. age_s: how long the launch has taken so
-    far. Called by every rank. Raises HarnessError.
+    """Run a training to its end, from wherever it stands. Called by every rank. Raises
+    HarnessError.
+
+    age_s: how long the launch has taken so far; begun: called once the run directory is this
+    launch's.
     """
     directory = config.run.dir
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=age_s)
@@ -55,6 +61,7 @@ def train(
             with ledger.account("resume"):
                 start = agree_on_checkpoint(config, ranks)
                 ranks.decide(lambda: prepare_directory(config, start, console))
+                begun()
             launch = Launch(start.run_id, launches, start.path, start.saved_path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)

@@ -121,9 +121,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_survivors_of_rank_0_go_on_in_seconds_and_another_takes_its_place(
     tmp_path: Path, reference: Path
 ) -> None:
-    """From a copy in memory, since the last checkpoint is of step 7."""
+    """From a copy in memory, the last checkpoint being of step 7; though it was to begin anew."""
     run = tmp_path / "run"
-    copied = ["checkpoint.in_memory.steps=2"]
+    copied = ["checkpoint.in_memory.steps=2", "run.resume=never", "run.overwrite=true"]
     with launched(run, 3, "--min-processes", "2", settings=copied) as launch:
         launch.wait_for(lambda: len(launch.trace()) >= 10)
         survivors = launch.children()[1:]

@@ -5,8 +5,13 @@ never cut off, and never in place of a checkpoint that is as new, or of a copy t
 import shutil
 from pathlib import Path
 
-from harness.checkpoint.in_memory import COPIES, MEMORY, held_copies, newer_copy
-from harness.checkpoint.read import list_checkpoints, read_manifest
+import pytest
+
+from harness.checkpoint.in_memory import COPIES, MEMORY, forget_others, held_copies, newer_copy
+from harness.checkpoint.read import list_checkpoints, step_name
+from harness.config.read import read_config
+from harness.ranks.ranks import Ranks
+from harness.training.resume import agree_on_checkpoint
 from tests.pool import Launched, train_on_ranks
 from tests.resume.test_exact import STORM, assert_same, events, finish
 
@@ -28,14 +33,9 @@ def begun_at(run: Path) -> int:
     return int([one for one in events(run) if one["event"] == "launch"][-1]["step"])
 
 
-def assert_goes_on(run: Path, copies: Path, reference: Path, step: int) -> None:
-    ends = launch(run, copies)
-    assert [one.exit_code for one in ends] == [0, 0], ends[0].stderr
-    assert begun_at(run) == step
-    assert_same(run, reference)
-
-
-def test_a_launch_goes_on_from_the_newest_valid_state(tmp_path: Path) -> None:
+def test_a_launch_goes_on_from_the_newest_valid_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finish(tmp_path / "whole", 2, *SHORT)
     run, copies = tmp_path / "run", tmp_path / "copies"
     ends = launch(run, copies, "1:12:before")
@@ -43,19 +43,35 @@ def test_a_launch_goes_on_from_the_newest_valid_state(tmp_path: Path) -> None:
     saved, [copied] = steps_of(run / "checkpoints")[-1], steps_of(copies)
     assert saved == 7
     assert copied in (8, 10)  # the last one may still be in flight
+
+    monkeypatch.setenv(COPIES, str(copies))
+    config = read_config(STORM, [f"run.dir={run}", *COPIED])
+    start = agree_on_checkpoint(config, Ranks())
+    assert (start.path, start.saved_path) == (
+        copies / step_name(copied),
+        run / "checkpoints" / step_name(saved),
+    )
     last = list_checkpoints(run / "checkpoints")[-1].path
-    assert newer_copy(copies, last, {})[0] == list_checkpoints(copies)[-1].path
     assert newer_copy(run / "checkpoints", last, {}) == (None, [])  # as old as the last checkpoint
     assert newer_copy(tmp_path / "gone", last, {}) == (None, [])
-    shutil.copytree(run, tmp_path / "damaged", symlinks=True)
-    shutil.copytree(copies, tmp_path / "damaged-copies", symlinks=True)
-    assert_goes_on(run, copies, tmp_path / "whole", copied)
-    [file] = (tmp_path / "damaged-copies").glob("step-*/model-00001-of-*.safetensors")
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(copies, damaged)
+    [file] = damaged.glob("step-*/model-00001-of-*.safetensors")
     octets = bytearray(file.read_bytes())
     octets[-1] ^= 1
     file.write_bytes(octets)
-    assert read_manifest(file.parent).step == copied
-    assert_goes_on(tmp_path / "damaged", tmp_path / "damaged-copies", tmp_path / "whole", saved)
+    monkeypatch.setenv(COPIES, str(damaged))
+    start = agree_on_checkpoint(config, Ranks())
+    assert start.path == start.saved_path == run / "checkpoints" / step_name(saved)
+    assert f"the copy in memory of step {copied} is not valid: model-00001" in str(start.notes)
+    forget_others(damaged, start.path)
+    assert steps_of(damaged) == []
+
+    ends = launch(run, copies)
+    assert [one.exit_code for one in ends] == [0, 0], ends[0].stderr
+    assert begun_at(run) == copied
+    assert_same(run, tmp_path / "whole")
 
 
 def test_copies_need_a_launcher_that_keeps_them(tmp_path: Path) -> None:
