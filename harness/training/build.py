@@ -49,6 +49,7 @@ from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.exactness import reasons_against_elastic
+from harness.training.fetching import built_for_a_checkpoint
 from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
@@ -56,6 +57,7 @@ from harness.training.pacing import Pace, pace_of
 from harness.training.pretrained import dump_parts, resumed_parts
 from harness.training.resume import restore_rest
 from harness.training.run import Copies, Launch, Progress, Run
+from harness.training.speed import Speed, peak_of
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
 from harness.wording import some
@@ -71,16 +73,14 @@ def build(
     lease: Lease,
     tracker: Tracker,
 ) -> Run:
-    """A run with the state of its checkpoint, if there is one. Called by every rank. Raises
-    HarnessError.
-    """
+    """A run with the state of its checkpoint, if any. Called by every rank. Raises HarnessError."""
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
     tracker.console.phase("building the network")
-    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch))
+    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch, tracker))
     controller = ranks.together(lambda: controller_of(config, task))
     shown = ranks.together(lambda: shown_of(config, task))
     with ledger.account("resume"):
@@ -112,6 +112,7 @@ def build(
         tracker=tracker,
         trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
+        speed=Speed(progress.step, sampling.size, peak_of(config, engine.device, ranks.size)),
         note=StepNote(config.run.dir if ranks.is_first() else None),
         facts=facts_of(config, data, environments(ranks, engine.device)),
         extra_files=ranks.together(lambda: files_beside(engine, data, task, tracker.console.say)),
@@ -125,11 +126,19 @@ def build(
 
 
 def open_engine(
-    config: Config, accelerator: Accelerator, task: Task, probe: Batch, launch: Launch
+    config: Config,
+    accelerator: Accelerator,
+    task: Task,
+    probe: Batch,
+    launch: Launch,
+    tracker: Tracker,
 ) -> Engine:
     """The network to be trained, without what it once began from. Raises HarnessError."""
     kept = resumed_parts(launch.checkpoint, config.network)
-    return Engine(config, accelerator, task, probe, kept)
+    if launch.checkpoint is None:
+        return Engine(config, accelerator, task, probe, kept)
+    with built_for_a_checkpoint(lambda text: tracker.console.say(f"warning: {text}")):
+        return Engine(config, accelerator, task, probe, kept)
 
 
 def controller_of(config: Config, task: Task) -> StopController:

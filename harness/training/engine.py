@@ -60,6 +60,7 @@ from harness.training.pretrained import Parts, build_network
 from harness.training.recompute import recompute
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
 from harness.training.sharing import Sharing, shard, share
+from harness.training.speed import Operations
 from harness.training.stable import stable_tensors, write_counts, writes_are_counted
 from harness.training.stepper import Stepper, has_modes
 from harness.wording import first_line, origin
@@ -102,6 +103,8 @@ class Engine:
         self.not_deterministic: list[str] = []
         # Why an interrupted run may end with other bits, found in the warm-up.
         self.inexact: list[str] = []
+        # Floating-point operations of a micro-batch, forward and backward, once they are counted
+        self.operations: int | None = None
         # Parameters that forward or backward passes change as well, found in the warm-up
         self._changed_in_passes: set[str] = set()
         self._writes_are_counted = writes_are_counted([config.network, config.task])
@@ -312,12 +315,7 @@ class Engine:
         """
         task, autocast = self._task, self.accelerator.autocast
         network_parts.training_mode(self.network, self._parts)
-        with explain_errors("network", "a training pass", batch), autocast():
-            outputs = self._as_trained(task.forward(self.network, batch))
-        with explain_errors("task", f"the loss of {kind_of(outputs)}", batch):
-            loss_sum = task.loss_sum(outputs, batch)
-        with explain_errors("network", "the backward pass", batch):
-            self.accelerator.backward(loss_sum)
+        self._try_passes(batch)
         if self.shards is not None:
             self.shards.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
@@ -330,6 +328,30 @@ class Engine:
                 IntervalMetrics(task.metrics()).update(task, outputs, batch, 0)
         if self.shards is not None:
             release_parameters(self.network)
+
+    def _try_passes(self, batch: Batch) -> None:
+        """Forward and backward; the first time their operations are counted, if they let
+        themselves be counted.
+        """
+        if self.operations is None and self.shards is None and not self._config.train.compile:
+            operations = Operations()
+            try:
+                with operations:
+                    self._pass(batch)
+            except Exception:  # noqa: BLE001 - once more, without what counts
+                self.optimizer.zero_grad(set_to_none=True)
+            else:
+                self.operations = operations.count
+                return
+        self._pass(batch)
+
+    def _pass(self, batch: Batch) -> None:
+        with explain_errors("network", "a training pass", batch), self.accelerator.autocast():
+            outputs = self._as_trained(self._task.forward(self.network, batch))
+        with explain_errors("task", f"the loss of {kind_of(outputs)}", batch):
+            loss_sum = self._task.loss_sum(outputs, batch)
+        with explain_errors("network", "the backward pass", batch):
+            self.accelerator.backward(loss_sum)
 
     def _as_trained(self, outputs: Any) -> Any:
         """As Accelerate gives them: in float32 where it computes in less."""
