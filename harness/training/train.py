@@ -65,19 +65,7 @@ def train(
             launch = Launch(start.run_id, launches, start.path, start.saved_path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
-            run.watch.finish_save = run.store.wait
-            try:
-                with run.note, run.watch:
-                    try:
-                        return fit(run)
-                    except LeavingError:
-                        if ranks.size > 1 or not run.progress.agreed:
-                            raise
-                        return leave_between_steps(run)
-            finally:
-                run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
-                if run.copies is not None:
-                    run.copies.store.close(LEAVING_S)
+            return _fit_watched(run)
         except AbandonedError:
             raise
         except LeavingError as leaving:
@@ -98,3 +86,19 @@ def train(
                     lease.check()
                     ledger.save()
             lease.release()
+
+
+def _fit_watched(run: Run) -> Outcome:
+    run.watch.finish_save = run.store.wait
+    try:
+        with run.note, run.watch:
+            try:
+                return fit(run)
+            except LeavingError:
+                if run.ranks.size > 1 or not run.progress.agreed:
+                    raise
+                return leave_between_steps(run)
+    finally:
+        run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
+        if run.copies is not None:
+            run.copies.store.close(LEAVING_S)
