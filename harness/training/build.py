@@ -81,7 +81,6 @@ def build(
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
-    tracker.console.phase("building the network")
     engine = open_engine(config, accelerator, task, probe, launch, ranks, tracker)
     with ledger.account("resume"):
         loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
@@ -140,6 +139,7 @@ def open_engine(
     """The network to be trained, without what it once began from. Called by every rank. Raises
     HarnessError.
     """
+    tracker.console.phase("building the network")
     kept = ranks.together(lambda: resumed_parts(launch.checkpoint, config.network))
     watched = (
         nullcontext()
