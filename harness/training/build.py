@@ -1,6 +1,7 @@
 """From a config to a run: the only composition root."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -42,11 +43,13 @@ from harness.tasks.task import Task, known_metrics, targets_of
 from harness.tracking.courier import RunInfo
 from harness.tracking.tracker import Tracker
 from harness.training.agenda import Agenda
+from harness.training.birth import build_shared
 from harness.training.data import RunData, open_data
 from harness.training.engine import Engine
 from harness.training.environment import environments
 from harness.training.evaluation import evaluation_plans
 from harness.training.exactness import reasons_against_elastic
+from harness.training.fetching import built_for_a_checkpoint
 from harness.training.loading import load_state
 from harness.training.losses import LossWindow
 from harness.training.network_state import find_changes
@@ -54,6 +57,7 @@ from harness.training.pacing import Pace, pace_of
 from harness.training.pretrained import dump_parts, resumed_parts
 from harness.training.resume import restore_rest
 from harness.training.run import Launch, Progress, Run
+from harness.training.speed import Speed, peak_of
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
 from harness.wording import some
@@ -69,20 +73,19 @@ def build(
     lease: Lease,
     tracker: Tracker,
 ) -> Run:
-    """A run with the state of its checkpoint, if there is one. Called by every rank. Raises
-    HarnessError.
-    """
+    """A run with the state of its checkpoint, if any. Called by every rank. Raises HarnessError."""
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
     tracker.console.phase("building the network")
-    engine = ranks.together(lambda: open_engine(config, accelerator, task, probe, launch))
-    controller = ranks.together(lambda: controller_of(config, task))
-    shown = ranks.together(lambda: shown_of(config, task))
+    engine = open_engine(config, accelerator, task, probe, launch, ranks, tracker)
     with ledger.account("resume"):
         loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
+    engine.probe(ranks, probe)
+    controller = ranks.together(lambda: controller_of(config, task))
+    shown = ranks.together(lambda: shown_of(config, task))
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
     patience = training_patience(config, ranks, interruption)
@@ -109,6 +112,7 @@ def build(
         tracker=tracker,
         trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
+        speed=Speed(progress.step, sampling.size, peak_of(config, engine.device, ranks.size)),
         note=StepNote(config.run.dir if ranks.is_first() else None),
         facts=facts_of(config, data, environments(ranks, engine.device)),
         extra_files=ranks.together(lambda: files_beside(engine, data, task, tracker.console.say)),
@@ -122,11 +126,26 @@ def build(
 
 
 def open_engine(
-    config: Config, accelerator: Accelerator, task: Task, probe: Batch, launch: Launch
+    config: Config,
+    accelerator: Accelerator,
+    task: Task,
+    probe: Batch,
+    launch: Launch,
+    ranks: Ranks,
+    tracker: Tracker,
 ) -> Engine:
-    """The network to be trained, without what it once began from. Raises HarnessError."""
-    kept = resumed_parts(launch.checkpoint, config.network)
-    return Engine(config, accelerator, task, probe, kept)
+    """The network to be trained, without what it once began from. Called by every rank. Raises
+    HarnessError.
+    """
+    kept = ranks.together(lambda: resumed_parts(launch.checkpoint, config.network))
+    watched = (
+        nullcontext()
+        if launch.checkpoint is None
+        else built_for_a_checkpoint(lambda text: tracker.console.say(f"warning: {text}"))
+    )
+    with watched:
+        birth = build_shared(config, kept, ranks)
+        return ranks.together(lambda: Engine(config, accelerator, task, probe, birth))
 
 
 def controller_of(config: Config, task: Task) -> StopController:
@@ -146,10 +165,11 @@ def restore_weights(
     """Those of the checkpoint, with the rest of its state; without one, those that the config
     names; and an optimizer for them. Called by every rank. Raises HarnessError.
     """
+    engine.shard(ranks)
     if launch.checkpoint is None:
         for line in start_weights(engine.network, config, ranks):
             console.say(line)
-    engine.open(ranks)
+    ranks.together(engine.open)
     if launch.checkpoint is None:
         return None
     console.phase(f"reading {launch.checkpoint.name}")
@@ -334,7 +354,7 @@ def files_beside(
     """Texts by name that lie beside the weights of each checkpoint, so that it can be used without
     what the run began from.
     """
-    files = {**extra_files_of(engine.network), **dump_parts(engine.kept_parts)}
+    files = {**extra_files_of(engine.network), **dump_parts(engine.birth.kept_parts)}
     for number, owner in enumerate([*data.treatments, task]):
         for name, text in files_beside_of(owner).items():
             if files.setdefault(name, text) != text:

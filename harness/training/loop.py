@@ -182,6 +182,9 @@ def log_training(run: Run) -> None:
     norm = steps[-1].grad_norm if steps else math.nan
     rate = run.engine.learning_rate()
     progress = {"train/loss_step": mean_loss(steps), "grad_norm": norm, "lr": rate}
+    operations = run.engine.operations
+    of_step = None if operations is None else operations * run.sampling.num_slots
+    progress |= run.speed.measure(run.step, run.ledger.stepped_s(), of_step)
     if run.engine.scaler_state() is not None:
         progress["skipped_steps"] = run.losses.num_skipped
     run.tracker.train({**run.position(), **progress})

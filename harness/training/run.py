@@ -28,6 +28,7 @@ from harness.training.engine import Engine
 from harness.training.evaluation import EvaluationPlan
 from harness.training.losses import LossWindow
 from harness.training.pacing import Pace
+from harness.training.speed import Speed
 from harness.training.trace import Trace
 
 
@@ -95,6 +96,7 @@ class Run:
     tracker: Tracker
     trace: Trace | None
     ledger: Ledger
+    speed: Speed
     note: StepNote
     facts: Mapping[str, Any]
     extra_files: Mapping[str, str]
