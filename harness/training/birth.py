@@ -41,6 +41,8 @@ from harness.wording import first_line, some
 # Of torch.nn.init, what draws nothing for a tensor without memory (torch 2.15)
 _PASSED_OVER = ("_no_grad_trunc_normal_", "orthogonal_", "sparse_")
 
+Files = Callable[[], AbstractContextManager[Conversions | None]]
+
 
 @dataclass(frozen=True)
 class Birth:
@@ -72,27 +74,11 @@ def build_shared(config: Config, kept: Parts, ranks: Ranks) -> Birth:
     if config.parallel.kind == "ddp" or ranks.size == 1:
         return ranks.together(lambda: build_whole(config, kept))
 
-    def attempt(
-        files: Callable[[], AbstractContextManager[Conversions | None]],
-    ) -> tuple[Birth | None, str, dict[str, FileValues]]:
-        try:
-            with nullcontext() if ranks.is_first() else _without_memory(), files() as conversions:
-                born = build_whole(config, kept)
-            found = values_on_file(born.network, conversions) if conversions else {}
-            obstacle = conversions.obstacle if conversions else ""
-            if ranks.is_first():
-                obstacle = obstacle or _obstacle(born.network, found)
-            return born, obstacle, found
-        except Exception as error:
-            if ranks.is_first() and files is nullcontext:
-                raise
-            return None, f"{type(error).__name__}: {first_line(error)}", {}
-
-    ways: list[Callable[[], AbstractContextManager[Conversions | None]]] = [nullcontext]
+    ways: list[Files] = [nullcontext]
     if reads_pretrained(config.network):
         ways.insert(0, deferring)
     for files in ways:
-        born, obstacle, found = ranks.together(partial(attempt, files))
+        born, obstacle, found = ranks.together(partial(_attempt, config, kept, ranks, files))
         reasons = _reasons(born, obstacle, ranks)
         if not reasons:
             assert born is not None
@@ -104,6 +90,26 @@ def build_shared(config: Config, kept: Parts, ranks: Ranks) -> Birth:
         f"built without values ({reasons[0]})"
     )
     return Birth(whole.network, whole.kept_parts, note=note)
+
+
+def _attempt(
+    config: Config, kept: Parts, ranks: Ranks, files: Files
+) -> tuple[Birth | None, str, dict[str, FileValues]]:
+    """(the network, why it cannot be given to other ranks, what of it is on file); none where it
+    cannot be built so.
+    """
+    try:
+        with nullcontext() if ranks.is_first() else _without_memory(), files() as conversions:
+            born = build_whole(config, kept)
+        found = values_on_file(born.network, conversions) if conversions else {}
+        obstacle = conversions.obstacle if conversions else ""
+        if ranks.is_first():
+            obstacle = obstacle or _obstacle(born.network, found)
+        return born, obstacle, found
+    except Exception as error:
+        if ranks.is_first() and files is nullcontext:
+            raise
+        return None, f"{type(error).__name__}: {first_line(error)}", {}
 
 
 def _reasons(born: Birth | None, obstacle: str, ranks: Ranks) -> list[str]:
