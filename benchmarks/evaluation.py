@@ -70,7 +70,7 @@ def main() -> None:
     for name, dims in NETWORKS.items():
         network, noise, task = Mlp(dims), Noise(), Classification("x", "label")
         task.fit_to(torch.zeros(1, 10))
-        plan = EvaluationPlan(Split(noise, (), "noise", task.check), MICRO_SIZE)
+        plan = EvaluationPlan(Split(noise, (), "noise", task.check), MICRO_SIZE, keep=True)
         ours: Callable[[], object] = lambda: evaluate(network, task, plan, Ranks(), device)  # noqa: B023, E731 - called in this round
         plain: Callable[[], object] = lambda: bare(network, noise)  # noqa: B023, E731 - the same
         ours(), plain()

@@ -123,7 +123,8 @@ class Classification(BaseTask):
             "the training split has to be observed before `fit_to`"
         )
         targets = batch[self.target]
-        if outputs.shape != (len(targets), outputs.shape[1], *targets.shape[1:]):
+        shape = outputs.shape
+        if shape[:1] + shape[2:] != targets.shape:
             raise ConfigError(
                 f"network: returns {kind_of(outputs)} for {kind_of(targets)} in {self.target!r}; "
                 "classification takes logits (B, C, ...) for targets (B, ...), with the classes "

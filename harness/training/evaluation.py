@@ -35,12 +35,14 @@ from harness.tasks.task import Task
 from harness.training.companions import asked_errors
 from harness.training.items import total
 from harness.training.network_state import BufferState
+from harness.training.stable import writes_are_counted
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
     """How a split is evaluated: micro-batches of `size`, workers and how they are waited for, and
-    the samples if not all; `errors`: the metrics whose gains are compared with their errors.
+    the samples if not all; `errors`: the metrics whose gains are compared with their errors;
+    `keep`: later evaluations may get the first one's micro-batches.
     """
 
     split: Split
@@ -49,6 +51,7 @@ class EvaluationPlan:
     samples: NDArray[np.int64] | None = None
     patience: Patience = FOREVER
     errors: frozenset[str] = frozenset()
+    keep: bool = False
     _feeds: dict[Any, EvaluationFeed] = field(default_factory=dict, init=False, repr=False)
 
     def feed(self, ranks: Ranks, device: torch.device) -> EvaluationFeed:
@@ -65,6 +68,7 @@ class EvaluationPlan:
                 self.samples,
                 self.patience,
                 preserve=False,  # `evaluate` preserves all, and each forward pass seeds anew
+                keep=self.keep,
             )
         return self._feeds[key]
 
@@ -86,6 +90,7 @@ def evaluation_plans(
     """
     size = config.evaluation.micro_size or config.batch.micro_size
     patience = Patience(data_limit_s(config.run.timeout_s), interruption.check)
+    keep = writes_are_counted([config.network, config.task])
     plans = {}
     wanted, asked = config.stop.train_metrics, asked_errors(config.stop)
     errors = {
@@ -101,10 +106,12 @@ def evaluation_plans(
             if isinstance(wanted, TrainSample)
             else None
         )
-        plans["train"] = EvaluationPlan(train, size, num_workers, chosen, patience, errors["train"])
+        plans["train"] = EvaluationPlan(
+            train, size, num_workers, chosen, patience, errors["train"], keep
+        )
     if "val" in splits:
         plans["val"] = EvaluationPlan(
-            splits["val"], size, num_workers, None, patience, errors["val"]
+            splits["val"], size, num_workers, None, patience, errors["val"], keep
         )
     return plans
 
