@@ -254,7 +254,7 @@ CASES: list[tuple[Callable[[Path], Any], type[HarnessError], str]] = [
     (lambda here: read("run.resume=runs/x", "run.init_from=y"), ConfigError,
      "which never starts a new run; leave one of them out"),
     (lambda here: digest_of(type("Net", (), {"__module__": "__main__"})), ConfigError,
-     "Define it in a cell or a file, with at least one method of its own."),
+     "Define it in a cell or a file."),
     (lambda here: split_config(SPLIT, "test"), ConfigError,
      "data.test: the config has no such split. Give data.test.source."),
     (lambda here: Split(iter(()), [], "data.train", print), DataError,  # type: ignore[arg-type]

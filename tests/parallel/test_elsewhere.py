@@ -45,6 +45,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         overrides = [f"run.dir={directory / layout}", f"checkpoint.model_layout={layout}"]
         launched = train_on_ranks(2, config, overrides)
         assert [one.exit_code for one in launched] == [0, 0], launched[0].stderr
+        assert "rank 0 builds the network on its host" in launched[0].stdout
     return directory
 
 
