@@ -106,7 +106,7 @@ def _attempt(
         if ranks.is_first():
             obstacle = obstacle or _obstacle(born.network, found)
         return born, obstacle, found
-    except Exception as error:
+    except Exception as error:  # whatever a constructor raises without values
         if ranks.is_first() and files is nullcontext:
             raise
         return None, f"{type(error).__name__}: {first_line(error)}", {}
