@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.config.schema import Config
+from harness.errors import ConfigError
 from harness.randomness import capture_random, generators_of, seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded
@@ -65,6 +66,21 @@ def build_whole(config: Config, kept: Parts) -> Birth:
     """
     seed_ambient(seed_for(config.run.seed, "network"))
     return Birth(*build_network(config.network, kept))
+
+
+def outline(config: Config) -> Birth:
+    """The network without memory for its parameters, on the meta device, where its construction
+    does without their values; else it had them for a moment. Raises ConfigError.
+    """
+    try:
+        with _without_memory(), deferring():
+            network = build_whole(config, {}).network
+    except ConfigError:
+        network = build_whole(config, {}).network
+    for one in network.parameters():
+        if not one.is_meta:
+            _swap(one, torch.empty_like(one, device="meta"))
+    return Birth(network, {}, is_spread=True)
 
 
 def build_shared(config: Config, kept: Parts, ranks: Ranks) -> Birth:
