@@ -150,8 +150,7 @@ def describe_network(
     asked = read_config(path, overrides)
     config = asked.model_copy(update={"parallel": ParallelConfig()})  # measured as a whole
     task: Task = components.build(config.task, "task")
-    found = samples_of(training_split(config, task), config.batch.micro_size)
-    batch = to_device(found, torch.device("cpu"))
+    batch = samples_of(training_split(config, task), config.batch.micro_size)
     accelerator = start_accelerator(
         config.train.precision,
         config.run.exactness,

@@ -120,8 +120,10 @@ def describe_ranks(
     memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
     if memory_bytes is None and torch.cuda.is_available():
         memory_bytes = torch.cuda.get_device_properties(0).total_memory
-    outlined = _Outlined(config)
-    found = outlined.memory_of(num_ranks, config.batch.micro_size)
+    outlined = _Outlined(config, num_ranks)
+    found = replace(
+        outlined.memory_of(num_ranks, config.batch.micro_size), advice=tuple(outlined.remarks())
+    )
     if memory_bytes is None:
         return found
     sizes = (
@@ -131,14 +133,20 @@ def describe_ranks(
         and outlined.memory_of(num_ranks, one).total_bytes <= memory_bytes
     )
     largest = next(sizes, None)
-    advice = () if largest else tuple(outlined.advice(num_ranks, memory_bytes))
-    return replace(found, memory_bytes=memory_bytes, largest_micro_size=largest, advice=advice)
+    advice = [] if largest else [*outlined.advice(num_ranks, memory_bytes)]
+    return replace(
+        found,
+        memory_bytes=memory_bytes,
+        largest_micro_size=largest,
+        advice=(*found.advice, *advice),
+    )
 
 
 class _Outlined:
     """A network without memory, and what it would take."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, num_ranks: int) -> None:
+        """Raises HarnessError, also for a network that so many processes cannot share."""
         self._config, self._settings = config, config.parallel
         train = config.train.model_copy(update={"compile": False})
         plain = config.model_copy(update={"parallel": ParallelConfig(), "train": train})
@@ -153,7 +161,11 @@ class _Outlined:
         batch = samples_of(self._split, 1)
         self._engine = Engine(plain, self._accelerator, self._task, batch, outline(plain))
         self._network = self._engine.network
-        self._blocks = units_of(self._network, self._settings) if self._is_sharded else []
+        self._blocks: list[str] = []
+        if self._is_sharded:
+            self._blocks = units_of(self._network, self._settings)
+            num_shards = num_ranks // num_replicas_of(self._settings, num_ranks, {})
+            check_network(self._network, self._blocks, num_shards)
         self._engine.shard(Ranks())
         self._engine.open()
         self._parameters = dict(self._network.named_parameters())
@@ -185,6 +197,15 @@ class _Outlined:
         expected = self._activation_bytes(known) * micro_size / known * 2 / 3
         return self._held(num_ranks, micro_size).total_bytes + expected <= memory_bytes
 
+    def remarks(self) -> Iterator[str]:
+        """What takes memory without need."""
+        if self._is_sharded and self._config.train.precision != "no":
+            yield (
+                f"train.precision: {self._config.train.precision} keeps a copy of all weights from "
+                "forward to backward pass on each process (counted as activations): with sharded "
+                "networks set parallel.precision: {params: bf16} instead"
+            )
+
     def advice(self, num_ranks: int, memory_bytes: int) -> Iterator[str]:
         """What to change where nothing fits."""
         if not self._engine.recomputed:
@@ -192,7 +213,8 @@ class _Outlined:
         if not self._is_sharded:
             yield "parallel.kind: fsdp leaves each process its rows alone"
             return
-        counts = range(num_ranks, _MOST_RANKS + 1, num_ranks)
+        most = max(map(len, self._parameters.values()))
+        counts = range(num_ranks, min(most, _MOST_RANKS) + 1, num_ranks)
         room = (one for one in counts if self._held(one, 1, 1).total_bytes < memory_bytes)
         enough = next(room, None)
         if enough is None:
@@ -214,7 +236,6 @@ class _Outlined:
         shards = 1
         if self._is_sharded:
             shards = num_ranks // num_replicas_of(self._settings, num_ranks, {})
-            check_network(self._network, self._blocks, shards)
         slots = slots or self._config.batch.size // micro_size // num_ranks
         named = self._parameters.values()
         trained = [one for one in named if one.requires_grad]
@@ -288,6 +309,7 @@ class _Outlined:
                 outputs = self._task.forward(self._network, given)
                 self._task.fit_to(outputs)
                 loss = self._task.loss_sum(outputs, given)
+                del outputs
                 size_bytes: int = memory.live_bytes
             del loss
         return size_bytes * micro_size // num_samples

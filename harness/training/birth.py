@@ -73,7 +73,7 @@ def outline(config: Config) -> Birth:
     does without their values; else it had them for a moment. Raises ConfigError.
     """
     try:
-        with _without_memory(), deferring():
+        with _without_memory(drawing=False), deferring():
             network = build_whole(config, {}).network
     except ConfigError:
         network = build_whole(config, {}).network
@@ -245,9 +245,11 @@ def _obstacle(network: nn.Module, on_file: Collection[str]) -> str:
 
 
 @contextmanager
-def _without_memory() -> Iterator[None]:
+def _without_memory(drawing: bool = True) -> Iterator[None]:
     """Inside, parameters lose their memory when modules register them; what else is made, such as
     buffers and tensors on the way, is as ever.
+
+    drawing: whether their random numbers are drawn all the same.
     """
     register = nn.Module.register_parameter
     draws = _Draws()
@@ -264,9 +266,10 @@ def _without_memory() -> Iterator[None]:
 
     initialisers = {name: getattr(nn.init, name) for name in _PASSED_OVER}
     setattr(nn.Module, "register_parameter", registered)  # noqa: B010 - mypy lets no method be set
-    vars(nn.init).update({name: partial(filled, one) for name, one in initialisers.items()})
+    if drawing:
+        vars(nn.init).update({name: partial(filled, one) for name, one in initialisers.items()})
     try:
-        with draws:
+        with draws if drawing else nullcontext():
             yield
     finally:
         vars(nn.init).update(initialisers)
