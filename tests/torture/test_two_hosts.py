@@ -152,7 +152,7 @@ def test_a_host_that_is_lost_and_comes_back_costs_seconds_and_no_sample(
             subprocess.Popen(
                 ["ip", "netns", "exec", host, *command, f"run.dir={run}", *settings],
                 cwd=ROOT,
-                env={**os.environ, "GLOO_SOCKET_IFNAME": host, "DELAY_S": "0.2"},
+                env={**os.environ, "GLOO_SOCKET_IFNAME": host, "DELAY_S": "0.15"},
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
