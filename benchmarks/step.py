@@ -325,9 +325,8 @@ def main() -> None:
     if arguments.arm:
         work(CASES[arguments.cases[0]], arguments.arm, arguments.config)
     print(f"{arguments.rounds} rounds; {os.cpu_count()} CPUs, torch {torch.__version__}\n")
-    print(
-        f"{'case':<24}{'loop':<10}{'us a step':>10}{'fermarsi is':>13}   quartiles        CPU   main"
-    )
+    head = f"{'case':<24}{'loop':<10}{'us a step':>10}{'fermarsi is':>13}"
+    print(f"{head}   quartiles        CPU   main")
     for name in arguments.cases:
         case = CASES[name]
         found = measure(case, arguments.rounds)
