@@ -30,7 +30,7 @@ from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.settings import ModelLayout
 from harness.checkpoint.stage import Snapshot, Stage, StagedShare
 from harness.checkpoint.versions import versions
-from harness.checkpoint.worker import Worker, give_way
+from harness.checkpoint.worker import Worker
 from harness.errors import CheckpointError, HarnessError
 from harness.ranks.heartbeat import SAVE, STAGE
 from harness.ranks.ranks import Ranks
@@ -122,7 +122,7 @@ class CheckpointStore:
         self._defers = True
         self._history = HistoryFile()
         # Hashing is what takes longest where disks are fast
-        self._hasher = ThreadPoolExecutor(2, "fermarsi-hash", give_way)
+        self._hasher = ThreadPoolExecutor(2, thread_name_prefix="fermarsi-hash")
         self._worker = Worker("fermarsi-save")
         self._finished: deque[SaveReport] = deque()
         # How the last save ended on this rank
