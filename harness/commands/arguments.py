@@ -64,6 +64,25 @@ Allow = Annotated[
         callback=allowed_prefixes,
     ),
 ]
+
+
+EXTRA = {"allow_extra_args": True}  # context_settings of commands that call `refuse_extra`
+
+
+def refuse_extra(context: typer.Context, path: Path) -> None:
+    """What follows a run that the command does not train, such as settings, would have no effect.
+    Raises ConfigError.
+    """
+    if not context.args:
+        return
+    if "=" not in context.args[0]:
+        message = "only options follow a run, e.g. --split test."
+        raise typer.BadParameter(message, context, param_hint=context.args[0])
+    from harness.commands.compare import refuse_changes
+
+    refuse_changes(path, context.args)
+
+
 SPLIT_NAMES = offer("train", "val", "test")
 SplitName = Annotated[
     str, typer.Option("--split", help="train, val or test.", autocompletion=SPLIT_NAMES)
