@@ -1,6 +1,6 @@
 # make demo      train on real data with two processes, from nothing
 # make test      lint and the tests            make lint      ruff, mypy --strict, shellcheck
-# make torture   long proofs by force          make bench     benchmarks
+# make torture   long proofs by force          make bench     benchmarks, those of other harnesses in .venv/bench (6 GB)
 # make test-lowest   core tests with the lowest versions of the dependencies that pyproject.toml allows
 # make explore   property tests on fresh examples
 # make gpu-test  what only a GPU can show, with GPU_PYTHON's own torch and no network
@@ -18,7 +18,7 @@ COMPILE := $(UV) compile --quiet --universal --python-version 3.11 --generate-ha
 SCRIPTS := .ci/run launch/slurm.sbatch $(wildcard launch/*.sh docker/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test lint unit test-lowest torture explore gpu-test gpu-deps soak image-test bench lock clean
+.PHONY: help demo setup test lint unit test-lowest torture explore gpu-test gpu-deps soak image-test bench bench-env lock clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -80,7 +80,12 @@ soak: setup explore
 image-test: setup
 	$(BIN)/python -m pytest -m image --timeout 1500
 
-bench: .venv/dev.stamp
+# What users of other harnesses run; the torch of both is the same.
+bench-env: .venv/uv.stamp
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv/bench
+	$(UV) install --quiet --python .venv/bench/bin/python --require-hashes --requirement requirements/bench.txt
+
+bench: .venv/dev.stamp bench-env
 	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark" || exit 1; done
 
 lock: .venv/uv.stamp
@@ -88,6 +93,7 @@ lock: .venv/uv.stamp
 	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml --constraint requirements/dev.txt -o requirements/run.txt
 	$(COMPILE) --no-deps requirements/data.in -o requirements/data.txt
+	$(COMPILE) requirements/bench.in --constraint requirements/dev.txt -o requirements/bench.txt
 	@! grep -nE '://|--(index|extra-index|find-links)' requirements/*.txt || { echo 'requirements/ names an address; see above'; exit 1; }
 
 clean:

@@ -73,7 +73,8 @@ def step_of(exactness: str, width: int) -> Callable[[], None]:
     ranks = Ranks.join(60.0)
     batch = {"x": torch.randn(MICRO_SIZE, 64), "label": torch.randint(0, 10, (MICRO_SIZE,))}
     engine = Engine(config, accelerator, components.build(config.task, "task"), batch)
-    engine.open(ranks)
+    engine.shard(ranks)
+    engine.open()
     engine.warm_up(ranks, batch, batch)
     share = SLOTS // ranks.size
 

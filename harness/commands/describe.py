@@ -157,7 +157,8 @@ def describe_network(
         config.train.matmul_precision,
     )
     engine = Engine(config, accelerator, task, batch)
-    engine.open(Ranks())
+    engine.shard(Ranks())
+    engine.open()
     engine.wrap(Ranks())
     rows = {
         name: Row(name, type(module).__name__) for name, module in engine.network.named_modules()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ from harness.data.store import EntrySource
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
 from harness.tasks.task import Task, targets_of
+from harness.training.fetching import built_for_a_checkpoint
 from harness.training.network_state import to_channels_last
 from harness.training.parallel import products_in
 from harness.training.pretrained import load_parts
@@ -86,7 +88,8 @@ def load_trained(
     found = find_checkpoint(path)
     config = read_config(found / "config.yaml", allow=allow, network=load_parts(found))
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = _network(config)
+    with built_for_a_checkpoint(lambda text: warnings.warn(text, stacklevel=5)):
+        network = _network(config)
     loaded = load(found, rank=0, num_ranks=0)
     restore_network(network, loaded)
     with document_errors(found):

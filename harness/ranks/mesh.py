@@ -4,7 +4,7 @@ torch.distributed.fsdp and .tensor are known here alone, and imported by those w
 seconds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -55,11 +55,13 @@ class Mesh:
         params: torch.dtype | None,
         reduce: torch.dtype | None,
         offload: bool,
+        fill: Callable[[nn.Module], None] = lambda _: None,
     ) -> None:
         """Leave each rank its rows of the units' parameters; the last unit holds all others (FSDP2;
-        Zhao et al., "PyTorch FSDP", 2023). No collective.
+        Zhao et al., "PyTorch FSDP", 2023). Called by every rank.
 
-        params, reduce: what passes compute with and gradients are summed in, None: as they are.
+        params, reduce: what passes compute with and gradients are summed in, None: as they are;
+        fill: gives a unit that has no values yet all of them, before it is cut.
         """
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
@@ -68,6 +70,7 @@ class Mesh:
         if offload:
             given["offload_policy"] = CPUOffloadPolicy()
         for unit in units:
+            fill(unit)
             # What leaves the network is as wide as its parameters: losses are summed from it
             output = torch.float32 if unit is root and params is not None else None
             # Named in any case: before torch 2.15 none was that of `params`

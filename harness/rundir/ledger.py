@@ -48,6 +48,7 @@ class Ledger:
         self._open = "start_up"
         self._saved = -math.inf
         self._began = self._since = clock() - age_s
+        self._before_s = 0.0
         self.failures = 0
         self.ended = False
 
@@ -58,6 +59,12 @@ class Ledger:
     def begin_training(self) -> None:
         """From now on, time not booked otherwise is compute."""
         self._switch("compute")
+        self._before_s = self._stepped_s()
+
+    def stepped_s(self) -> float:
+        """Seconds of this launch that steps took, with their waits for data."""
+        self._switch(self._open)
+        return self._stepped_s() - self._before_s
 
     def totals(self) -> dict[str, float]:
         """Seconds by account, up to now."""
@@ -132,6 +139,9 @@ class Ledger:
             return left if fits and counted and set(left["totals"]) <= set(ACCOUNTS) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # half a line after a power cut: the time it held is counted as idle
+
+    def _stepped_s(self) -> float:
+        return self._totals["compute"] + self._totals["data_wait"]
 
     def _switch(self, name: str) -> str:
         now = self._clock()

@@ -3,6 +3,7 @@
 import datetime
 import re
 import zoneinfo
+from contextlib import suppress
 from functools import cache
 
 from harness.errors import ConfigError
@@ -11,6 +12,8 @@ from harness.wording import did_you_mean
 _ANY = datetime.datetime(2000, 1, 1)
 _MIDNIGHT = re.compile(r"(?<![\d:/.-])24(?=(:?00)+(\.0+)?(?!\d))")
 _DIGITS = "%[YmdHMSjyI]"  # numbers of a fixed width
+# Python takes 12.30 for 0.3 s after 12:00, and 12-03 for 12:00 three hours west of Greenwich
+_NOT_ISO = re.compile(r"\d{4}-[\dW-]+\D\d\d([+-]|(:?\d\d)?[.,])")
 
 
 def check_time_format(form: str) -> None:
@@ -42,13 +45,20 @@ def check_timezone(name: str | None) -> None:
         ) from error
 
 
+def parse_iso(text: str) -> datetime.datetime:
+    """A date in ISO 8601, where a fraction is one of seconds. Raises ValueError."""
+    if _NOT_ISO.match(text):
+        raise ValueError(f"{text!r} is not in ISO 8601")
+    return datetime.datetime.fromisoformat(text)
+
+
 def parse_date(text: str, form: str | None) -> datetime.datetime:
     """A date in a form, or in ISO 8601; 24:00 is midnight at the end of a day. Numbers that stand
     together, such as %H%M, must have all digits, or be alone, where zeros before them may be
     missing: 15 is 00:15. Raises ValueError.
     """
     if form is None:
-        read = datetime.datetime.fromisoformat
+        read = parse_iso
     else:
         # Digits beyond those that %f reads
         text = re.sub(r"(\.\d{6})\d+", r"\1", text) if "%f" in form else text
@@ -64,9 +74,10 @@ def parse_date(text: str, form: str | None) -> datetime.datetime:
         return read(text)
     except ValueError:
         early, count = _MIDNIGHT.subn("00", text)
-        if count != 1:
-            raise
-        return read(early) + datetime.timedelta(days=1)
+        if count == 1:
+            with suppress(ValueError):
+                return read(early) + datetime.timedelta(days=1)
+        raise
 
 
 def _padded(word: str, form: str) -> str:

@@ -1,7 +1,9 @@
 """Finding and reading files: path patterns with {fields}, corrupt files, missing decoders."""
 
+import errno
 import importlib
 import re
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,18 @@ OnError = Literal["stop", "skip"]
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 Listing = dict[str, list[str]]  # what glob found for each of its patterns
+_CHUNK_BYTES = 2**20
+_PAUSES_S = (0.0, 1.0, 4.0)
+# What disks, networks and processes out of memory or of open files have, and paths have not
+_FAULTS = {
+    getattr(errno, name)
+    for name in (
+        *("EIO", "ESTALE", "EAGAIN", "EINTR", "EBUSY", "ENOMEM", "EMFILE", "ENFILE", "ENXIO"),
+        *("ENODEV", "ETIMEDOUT", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "ENOTCONN"),
+        *("ENETDOWN", "ENETUNREACH", "ENETRESET", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO"),
+    )
+    if hasattr(errno, name)
+}
 _WILD = re.compile(r"[{*?]")
 
 
@@ -238,7 +252,7 @@ def read_each(
     files: Files, read: Callable[[Path], Read], on_error: OnError
 ) -> tuple[Files, list[Read], list[str]]:
     """Read each file; one that raises DataError ends the reading ("stop") or is skipped ("skip"),
-    with one warning for all.
+    with one warning for all. One whose disk or network fails is tried again, and never skipped.
 
     Returns the files that were read, what was read, and a message for each skipped file. Raises
     DataError also if every file was skipped.
@@ -251,7 +265,7 @@ def read_all(
     items: Sequence[Item], read: Callable[[Item], Read], on_error: OnError, what: str
 ) -> tuple[list[int], list[Read], list[str]]:
     """As `read_each`, for items of any kind: the indices of the items that were read, what was
-    read, and a message for each skipped item.
+    read, and a message for each skipped item. After an error `read` may be called again.
     """
     require_choice("on_error", on_error, get_args(OnError))
     kept: list[int] = []
@@ -261,8 +275,10 @@ def read_all(
         try:
             if isinstance(item, Path):
                 refuse_dangling(item)
-            values.append(read(item))
+            values.append(_read_patiently(item, read, must_know=on_error == "skip"))
             kept.append(index)
+        except _FaultError as error:
+            raise DataError(str(error)) from error
         except DataError as error:
             if on_error == "stop":
                 if len(items) == 1:
@@ -276,6 +292,58 @@ def read_all(
             raise DataError(message)
         warnings.warn(message, stacklevel=4)
     return kept, values, skipped
+
+
+class _FaultError(DataError):
+    """A disk or a network that fails."""
+
+
+def _read_patiently(item: Item, read: Callable[[Item], Read], *, must_know: bool) -> Read:
+    """What `read` gives, if need be after some seconds. Raises DataError for a file that is wrong
+    in itself, _FaultError if its disk or network keeps failing. With `must_know` it also finds
+    faults that a decoder did not tell, which reads the file once more.
+    """
+    try:
+        return read(item)
+    except DataError as error:
+        if _fault_in(error) is None and not must_know:
+            raise
+    for pause_s in _PAUSES_S:
+        time.sleep(pause_s)
+        try:
+            fault = _fault_of(item) if isinstance(item, Path) else None
+            if fault is None:
+                return read(item)
+        except DataError as again:
+            fault = _fault_in(again)
+            if fault is None:
+                raise
+    raise _FaultError(
+        f"{item}: cannot be read now: {fault}. The disk or the network fails, not the file, so it "
+        "is not skipped. Try again when they are back."
+    )
+
+
+def _fault_of(path: Path) -> OSError | None:
+    """What keeps a file from being read to its end, unless it is the file itself."""
+    try:
+        with path.open("rb") as file:
+            while file.read(_CHUNK_BYTES):
+                pass
+    except OSError as error:
+        return error if error.errno in _FAULTS else None
+    return None
+
+
+def _fault_in(error: BaseException | None) -> OSError | None:
+    """The error of a disk or a network that led to an error."""
+    while error is not None:
+        # Ffmpeg has EIO for damaged films too
+        is_plain = type(error).__module__ == "builtins"
+        if isinstance(error, OSError) and is_plain and error.errno in _FAULTS:
+            return error
+        error = error.__cause__
+    return None
 
 
 def decodable(file: Path | bytes) -> Path | BinaryIO:

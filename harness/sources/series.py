@@ -46,15 +46,9 @@ def _reads(files: Files, reader: Reader, on_error: OnError) -> Callable[[Columns
 
         def read_file(path: Path) -> None:
             report("reading files", len(done), len(files.paths))
-            if isinstance(done.get(str(path)), str):
-                raise DataError(done[str(path)])
             if str(path) in done:
                 return
-            try:
-                tracks = reader.read(path)
-            except DataError as error:
-                done[str(path)] = str(error)
-                raise
+            tracks = reader.read(path)
             done[str(path)] = [
                 [one.name, one.fields, one.values.shape[1], one.stretches.tolist()]
                 for one in tracks
@@ -70,7 +64,9 @@ def _reads(files: Files, reader: Reader, on_error: OnError) -> Callable[[Columns
                     {name: joined([of[name] for of in pieces]) for name in pieces[0]}, state
                 )
 
-        read_all(files.paths, read_file, on_error, "files")
+        _, _, skipped = read_all(files.paths, read_file, on_error, "files")
+        left = (str(path) for path in files.paths if str(path) not in done)
+        done.update(zip(left, skipped, strict=True))
         columns.state = state
 
     return read

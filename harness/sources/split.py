@@ -7,6 +7,7 @@ of each. A source with `part: all` needs no rule.
 
 import datetime
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from harness.data.texts import Texts
 from harness.data.written import name_of, text_of
 from harness.errors import ConfigError, DataError, require_choice
+from harness.sources.dates import parse_iso
 from harness.wording import did_you_mean, some
 
 Part = Literal["all", "train", "val", "test"]
@@ -142,11 +144,12 @@ class ByTime:
 
 def _time(text: str, column: str) -> float:
     try:
-        return float(text)
+        if math.isfinite(number := float(text)):
+            return number
     except ValueError:
         pass
     try:
-        date = datetime.datetime.fromisoformat(text)
+        date = parse_iso(text)
     except ValueError:
         raise DataError(
             f"split: {text!r} in {column!r} is neither a number nor a date such as 2026-01-31. "

@@ -179,20 +179,20 @@ class _Reader:
             number_of = {path: number for number, path in enumerate(files.paths)}
 
             def read_file(path: Path) -> None:
-                if (text := str(path)) in at.done:
-                    if (message := at.done[text]) is not None:
-                        raise DataError(message)
+                if str(path) in at.done:
                     return
                 fixed = {name: values[number_of[path]] for name, values in files.fields.items()}
                 try:
                     self._read(path, fixed, columns, at)
-                except DataError as error:
-                    at.leave(path, str(error), at.begin)
+                except DataError:
+                    at.pieces, at.spans = 0, {}
                     columns.cut(at.begin, vars(at))
                     raise
-                at.leave(path, None, columns.num_rows)
+                at.leave(path, columns.num_rows)
 
-            read_all(files.paths, read_file, self.on_error, "files")
+            _, _, skipped = read_all(files.paths, read_file, self.on_error, "files")
+            left = (str(path) for path in files.paths if str(path) not in at.done)
+            at.done.update(zip(left, skipped, strict=True))
             columns.state = vars(at)
 
         return read
@@ -265,9 +265,9 @@ class _Reader:
 
 @dataclass
 class _Position:
-    """Where the reader of a table is, as JSON values: the files that were left, with the message
-    for a skipped one, and of the present one its first row, how many pieces were read, and what
-    float32 makes of columns.
+    """Where the reader of a table is, as JSON values: the files that were read, at the end with the
+    messages for skipped ones, and of the present one its first row, how many pieces were read, and
+    what float32 makes of columns.
     """
 
     features: list[str] | None = None
@@ -277,11 +277,10 @@ class _Position:
     spans: dict[str, list[Any]] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
 
-    def leave(self, path: Path, message: str | None, num_rows: int) -> None:
+    def leave(self, path: Path, num_rows: int) -> None:
         """Go on to the next file."""
         spans = {name: Narrowed(*span) for name, span in self.spans.items()}
         told = {f"{path}, column {name!r}": span.lost() for name, span in spans.items()}
-        if message is None:
-            self.lost |= {where: lost for where, lost in told.items() if lost is not None}
-        self.done[str(path)] = message
+        self.lost |= {where: lost for where, lost in told.items() if lost is not None}
+        self.done[str(path)] = None
         self.begin, self.pieces, self.spans = num_rows, 0, {}

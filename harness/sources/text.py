@@ -44,7 +44,7 @@ class Bytes(BatchSource):
             raise ConfigError(f"held_out: {held_out}: must be between 0 and 1.")
         patterns = [files] if isinstance(files, str) else list(files)
         self._paths = [path for pattern in patterns for path in _paths(pattern)]
-        self._texts = [self._read(path) for path in self._paths]
+        self._texts = [self._open(path) for path in self._paths]
         self._reach = np.arange(length + 1)
         windows = []
         for number, (path, text) in enumerate(zip(self._paths, self._texts, strict=True)):
@@ -87,8 +87,18 @@ class Bytes(BatchSource):
     def _text(self, values: NDArray[Any]) -> str:
         return values.astype(np.uint8).tobytes().decode(errors="replace")
 
+    def _open(self, path: Path) -> NDArray[Any]:
+        try:
+            if is_pointer(path):
+                raise DataError(f"{path}: {what_is(path, 'table')}")
+            return self._read(path)
+        except OSError as error:
+            raise DataError(
+                f"{path}: {error.strerror or error}. Make the file readable, or leave it out."
+            ) from error
+
     def _read(self, path: Path) -> NDArray[Any]:
-        """(length of the file,) integers."""
+        """(length of the file,) integers. Raises OSError."""
         if path.stat().st_size == 0:  # cannot be mapped
             return np.empty(0, np.uint8)
         if is_packed(path):
@@ -154,8 +164,6 @@ def _paths(pattern: str) -> list[Path]:
     )
     for path in found:
         refuse_dangling(path)
-        if is_pointer(path):
-            raise DataError(f"{path}: {what_is(path, 'table')}")
     if not found:
         raise DataError(
             f"{pattern}: no such file (looked in {Path(expanded).absolute().parent}). Give the "

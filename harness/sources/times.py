@@ -1,6 +1,7 @@
 """Columns of times: numbers, dates, or a date and a time of day in two columns."""
 
 import datetime
+import re
 import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ from harness.sources.dates import parse_date
 
 _PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_YEAR_1900 = datetime.datetime(1900, 1, 1)  # strptime's date of times of day
 _LAST_YEAR = 9999
+_MONTHS = 12
 _NO_TIME = datetime.timedelta()
 
 
@@ -35,7 +38,7 @@ def seconds_of(
         return _numbers(cells, name)
     found = as_list(stored)
     if len(names) == 2:
-        found = [_join(*pair) for pair in zip(found, as_list(cells.raw(names[1])), strict=True)]
+        found = _join(cells, names, form)
     elif any(isinstance(cell, datetime.timedelta) for cell in found):
         return _elapsed(cells, name, found)
     dates = []
@@ -49,12 +52,16 @@ def seconds_of(
     are_dates = form is not None or len(names) == 2 or any(dates)
     for index, (date, cell) in enumerate(zip(dates, found, strict=True)):
         if date is None and isinstance(cell, str) and DAY_FIRST.match(cell.strip()):
-            ways = "Set time_format, e.g. '%d/%m/%Y %H:%M:%S'"
+            year_first = cell.strip()[:4].isdecimal()
+            form = "%Y-%m-%d %H.%M" if year_first else "%d/%m/%Y %H:%M:%S"
+            ways = f"Set time_format, e.g. {form!r}"
             cells.refuse(name, index, f"{cell!r} is a date in another format. {ways}.")
         if date is None and are_dates and not is_empty(cell):
-            cells.refuse(name, index, f"{cell!r} is not a date. Correct it.")
+            cells.refuse(name, index, f"{cell!r} is not a date. Correct it, or set time_format.")
     if not are_dates:
         return _numbers(cells, name)
+    if len(names) == 1:
+        _tell_exchanged(cells, name, found, dates)
     return _since_epoch(cells, name, dates, keys or [None] * len(dates))
 
 
@@ -141,15 +148,64 @@ def _is_second_pass(
     return _NO_TIME < earlier <= shift or (earlier == _NO_TIME and step >= shift)
 
 
-def _join(date: Any, time: Any) -> Any:
+def _tell_exchanged(
+    cells: Cells, name: str, found: Sequence[Any], dates: Sequence[datetime.datetime | None]
+) -> None:
+    """Warn of dates that look like a spreadsheet's reading of another order of day and month."""
+    typed: dict[bool, list[int]] = {False: [], True: []}
+    for cell, date in zip(found, dates, strict=True):
+        if date is not None:
+            typed[isinstance(cell, str)].append(date.day)
+    stored, text = typed[False], typed[True]
+    if stored and text and max(stored) <= _MONTHS < min(text):
+        warnings.warn(
+            f"{cells.path}: {len(stored):,} cells of {name!r} are dates, of days up to 12 alone, "
+            f"and {len(text):,} are text, of later days alone: probably a spreadsheet took the day "
+            "for the month where it could. Compare them with their source, and import its column "
+            "as text.",
+            stacklevel=2,
+        )
+
+
+def _join(cells: Cells, names: Sequence[str], form: str | None) -> list[Any]:
     """The cells of a date and of a time of day as one."""
-    if is_empty(date) or is_empty(time):
-        return None
+    found = []
+    pairs = zip(*(as_list(cells.raw(name)) for name in names), strict=True)
+    for index, (date, time) in enumerate(pairs):
+        try:
+            found.append(None if is_empty(date) or is_empty(time) else _joined(date, time, form))
+        except ValueError as error:
+            cells.refuse(names[0], index, f"{error}. Correct it, or set time_format.")
+    return found
+
+
+def _joined(date: Any, time: Any, form: str | None) -> datetime.datetime | str:
+    """A date and a time of day. Raises ValueError for one that is text, beside another that is
+    not, and not of its part of the form.
+    """
     if isinstance(date, datetime.datetime):
         date = date.date()
+    is_date, is_time = isinstance(date, datetime.date), isinstance(time, datetime.time)
+    if form is not None and is_date != is_time:
+        of_date, of_time = _parts(form)
+        if is_time:
+            date = parse_date(_digits(date, of_date), of_date).date()
+        else:
+            clock = parse_date(_digits(time, of_time), of_time)
+            # 24:00 is of the day after
+            start = _YEAR_1900.replace(tzinfo=clock.tzinfo)
+            return datetime.datetime.combine(date, datetime.time(), clock.tzinfo) + (clock - start)
     if isinstance(date, datetime.date) and isinstance(time, datetime.time):
         return datetime.datetime.combine(date, time)
     return f"{_text(date)} {_text(time)}"
+
+
+def _parts(form: str) -> tuple[str, str]:
+    """The words of a form up to the first with a part of a time of day, and the others."""
+    words = form.split()
+    is_clock = [re.search("%[HIMSfpzXT]", word.replace("%%", "")) is not None for word in words]
+    at = is_clock.index(True) if True in is_clock else len(words)
+    return " ".join(words[:at]), " ".join(words[at:])
 
 
 def _text(cell: Any) -> str:

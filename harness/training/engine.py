@@ -26,8 +26,6 @@ from harness.randomness import (
     modules_of,
     preserve_random,
     restore_random,
-    seed_ambient,
-    seed_for,
     seeding_for,
 )
 from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
@@ -36,6 +34,7 @@ from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task, detach, kind_of, widen
 from harness.training import parts as network_parts
 from harness.training.average import WeightAverage
+from harness.training.birth import Birth, build_whole
 from harness.training.compiling import compile_forward
 from harness.training.determinism import (
     operation_in,
@@ -56,10 +55,10 @@ from harness.training.network_state import (
 )
 from harness.training.optimizer import build_optimizer, check_proportions, copy_options
 from harness.training.parallel import agree_on_start
-from harness.training.pretrained import Parts, build_network
 from harness.training.recompute import recompute
 from harness.training.schedule import build_schedule, restore_schedule, step_schedule
 from harness.training.sharing import Sharing, shard, share
+from harness.training.speed import Operations
 from harness.training.stable import stable_tensors, write_counts, writes_are_counted
 from harness.training.stepper import Stepper, has_modes
 from harness.wording import first_line, origin
@@ -67,7 +66,7 @@ from harness.wording import first_line, origin
 
 class Engine:
     """Forward, backward and update of one network. Built on each rank without a collective; then
-    `open` makes its optimizer, and `wrap` joins the ranks.
+    ranks `shard` it, `open` makes its optimizer, and `wrap` joins the ranks.
     """
 
     def __init__(
@@ -76,17 +75,18 @@ class Engine:
         accelerator: Accelerator,
         task: Task,
         probe: Batch,
-        parts: Parts | None = None,
+        birth: Birth | None = None,
     ) -> None:
         """`probe`: a micro-batch for a first forward pass, which tells the task the shape of the
-        outputs. `parts`: of the network, as a checkpoint keeps them. Raises ConfigError.
+        outputs. `birth`: of the network, if it is built already. Raises ConfigError.
         """
         self.accelerator = accelerator
         self.device: torch.device = accelerator.device
         self._task = task
-        seed_ambient(seed_for(config.run.seed, "network"))
-        built, self.kept_parts = build_network(config.network, parts or {})
-        self.network: nn.Module = built.to(self.device)
+        self.birth = birth or build_whole(config, {})
+        self.network: nn.Module = self.birth.network
+        if not self.birth.is_spread:
+            self.network = self.network.to(self.device)
         give_buffers_memory(self.network)
         if config.train.channels_last:
             to_channels_last(self.network)
@@ -96,25 +96,25 @@ class Engine:
         network_parts.check_parts(self.network, self._parts)
         network_parts.freeze(self.network, self._parts)
         self.recomputed = recompute(self.network, config.train.recompute)
-        self._probe(to_device(probe, self.device))
+        if not self.birth.is_spread:
+            self._probe(to_device(probe, self.device))
         self.seed_forward = seeding_for(self.network, task)
         self.generators = generators_of(network=self.network, task=task)
         self.not_deterministic: list[str] = []
         # Why an interrupted run may end with other bits, found in the warm-up.
         self.inexact: list[str] = []
+        # Floating-point operations of a micro-batch, forward and backward, once they are counted
+        self.operations: int | None = None
         # Parameters that forward or backward passes change as well, found in the warm-up
         self._changed_in_passes: set[str] = set()
         self._writes_are_counted = writes_are_counted([config.network, config.task])
 
-    def open(self, ranks: Ranks) -> None:
-        """The network's parameters as ranks share them, and an optimizer for them.
+    def shard(self, ranks: Ranks) -> None:
+        """Leave the network as ranks share it. Called by every rank. Raises ConfigError."""
+        self.shards = shard(self.birth, self.accelerator, ranks, self._config)
 
-        Called by every rank, with the weights that a new run begins with. Raises ConfigError.
-        """
-        self.shards = shard(self.network, self.accelerator, ranks, self._config)
-        ranks.together(self._open_optimizer)
-
-    def _open_optimizer(self) -> None:
+    def open(self) -> None:
+        """An optimizer for them. Raises ConfigError."""
         config = self._config
         if config.train.compile:
             compile_forward(self.network, self.device, config.run.exactness != "none")
@@ -259,6 +259,14 @@ class Engine:
             one.restore()
         restore_random(random_state, self.generators)
 
+    def probe(self, ranks: Ranks, batch: Batch) -> None:
+        """The forward pass that tells the task the shape of the outputs, where none could be made
+        when the engine was built. Called by every rank, with the weights in. Raises ConfigError.
+        """
+        if self.birth.is_spread:
+            ranks.together(lambda: self._probe(to_device(batch, self.device)))
+            release_parameters(self.network)
+
     def note_inexact(self, ranks: Ranks, reasons: Sequence[str]) -> None:
         """Remember why the run is not exact on any rank. Called by every rank."""
         for one in ranks.gather(list(reasons)):
@@ -312,12 +320,7 @@ class Engine:
         """
         task, autocast = self._task, self.accelerator.autocast
         network_parts.training_mode(self.network, self._parts)
-        with explain_errors("network", "a training pass", batch), autocast():
-            outputs = self._as_trained(task.forward(self.network, batch))
-        with explain_errors("task", f"the loss of {kind_of(outputs)}", batch):
-            loss_sum = task.loss_sum(outputs, batch)
-        with explain_errors("network", "the backward pass", batch):
-            self.accelerator.backward(loss_sum)
+        self._try_passes(batch)
         if self.shards is not None:
             self.shards.check_gradients()
         self.optimizer.zero_grad(set_to_none=True)
@@ -330,6 +333,30 @@ class Engine:
                 IntervalMetrics(task.metrics()).update(task, outputs, batch, 0)
         if self.shards is not None:
             release_parameters(self.network)
+
+    def _try_passes(self, batch: Batch) -> None:
+        """Forward and backward; the first time their operations are counted, if they let
+        themselves be counted.
+        """
+        if self.operations is None and self.shards is None and not self._config.train.compile:
+            operations = Operations()
+            try:
+                with operations:
+                    self._pass(batch)
+            except Exception:  # noqa: BLE001 - once more, without what counts
+                self.optimizer.zero_grad(set_to_none=True)
+            else:
+                self.operations = operations.count
+                return
+        self._pass(batch)
+
+    def _pass(self, batch: Batch) -> None:
+        with explain_errors("network", "a training pass", batch), self.accelerator.autocast():
+            outputs = self._as_trained(self._task.forward(self.network, batch))
+        with explain_errors("task", f"the loss of {kind_of(outputs)}", batch):
+            loss_sum = self._task.loss_sum(outputs, batch)
+        with explain_errors("network", "the backward pass", batch):
+            self.accelerator.backward(loss_sum)
 
     def _as_trained(self, outputs: Any) -> Any:
         """As Accelerate gives them: in float32 where it computes in less."""

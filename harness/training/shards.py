@@ -21,6 +21,7 @@ from harness.ranks.mesh import (
 )
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import local_of
+from harness.training.birth import Birth, spread
 from harness.training.buffers import Buffers
 from harness.training.parallel import agree_on_start, require_gradients
 from harness.training.parts import twins_of
@@ -35,16 +36,17 @@ class Shards:
 
     def __init__(
         self,
-        network: nn.Module,
+        birth: Birth,
         accelerator: Accelerator,
         ranks: Ranks,
         settings: ParallelConfig,
         find_unused: bool,
         writes_are_counted: bool = False,
     ) -> None:
-        """Called by every rank, with the same weights on all, before there is an optimizer: its
-        parameters are others then. Raises ConfigError.
+        """Called by every rank, before there is an optimizer: its parameters are others then.
+        Raises ConfigError.
         """
+        network, self._note = birth.network, birth.note
         self.ranks = ranks
         self.averaged_over = ranks.size
         self._network = network
@@ -65,7 +67,13 @@ class Shards:
             return names
 
         self.blocks = ranks.together(choose)
-        agree_on_start(network, ranks)
+
+        def give(unit: nn.Module) -> None:
+            if birth.is_spread:
+                spread(unit, ranks, self._device, birth.on_file, num_shards)
+
+        if not birth.is_spread:
+            agree_on_start(network, ranks)
         self.mesh = Mesh.open(ranks, num_replicas, accelerator.device)
         self.mesh.shard(
             [*(network.get_submodule(name) for name in self.blocks), network],
@@ -73,7 +81,13 @@ class Shards:
             params=_DTYPES[settings.precision.params],
             reduce=_DTYPES[settings.precision.reduce],
             offload=settings.offload == "cpu",
+            fill=give,
         )
+        if birth.is_spread:
+            for module in network.modules():
+                for key, tensor in module._buffers.items():
+                    module._buffers[key] = None if tensor is None else tensor.to(self._device)
+            agree_on_start(network, ranks)
         # Autocast alone: Accelerate would share the network in its own way
         self.model: nn.Module = accelerator.prepare_model(
             network, device_placement=False, evaluation_mode=True
@@ -82,11 +96,11 @@ class Shards:
 
     def description(self) -> str:
         """What is shared among how many, in words."""
-        mesh = self.mesh
+        mesh, note = self.mesh, f"; {self._note}" if self._note else ""
         copies = f" in each of {mesh.num_replicas} groups" if mesh.num_replicas > 1 else ""
         return (
             f"{mesh.num_shards} processes{copies} share the network, and gather "
-            f"{some(self.blocks)} while in use, and the rest for a whole pass"
+            f"{some(self.blocks)} while in use, and the rest for a whole pass{note}"
         )
 
     @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.config.schema import Config
 from harness.ranks.ranks import Ranks
+from harness.training.birth import Birth
 from harness.training.elastic import Elastic
 from harness.training.parallel import Replicas
 from harness.training.shards import Shards
@@ -50,17 +51,15 @@ class Sharing(Protocol):
         """
 
 
-def shard(
-    network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Config
-) -> Shards | None:
+def shard(birth: Birth, accelerator: Accelerator, ranks: Ranks, config: Config) -> Shards | None:
     """The network with each rank's rows alone, if the config asks for that: before there is an
-    optimizer. Called by every rank, with the same weights on all. Raises ConfigError.
+    optimizer. Called by every rank. Raises ConfigError.
     """
     if config.parallel.kind == "ddp":
         return None
     unused = config.train.find_unused_parameters
     counted = counts_buffers(config)
-    return Shards(network, accelerator, ranks, config.parallel, unused, counted)
+    return Shards(birth, accelerator, ranks, config.parallel, unused, counted)
 
 
 def share(network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Config) -> Sharing:

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import sys
 from pathlib import Path
 
 import nbformat
@@ -21,8 +22,10 @@ WIDTH = 16
     """
 from torch import nn
 
+LAYERS = [nn.ReLU]
+
 def body(width):
-    return nn.Sequential(nn.Linear(6, width), nn.ReLU())
+    return nn.Sequential(nn.Linear(6, width), *(layer() for layer in LAYERS))
 
 class Net(nn.Module):
     def __init__(self, rate: float = 0.0):
@@ -94,6 +97,17 @@ except fermarsi.ConfigError as error:
 WIDTH = 16
 """,
     """
+LAYERS.append(nn.Tanh)
+""",
+    """
+try:
+    fermarsi.train(config({"_target_": Net, "rate": 0.5}), {"stop.budget.steps": 5000})
+except fermarsi.ConfigError as error:
+    print("refused:", error)
+""",
+    """
+LAYERS = [nn.ReLU]
+
 class Net(Net.__bases__[0]):
     def __init__(self, rate: float = 0.0):
         super().__init__()
@@ -137,6 +151,74 @@ def test_the_code_of_a_function_does_not_depend_on_where_objects_lie(tmp_path: P
     assert first == again != other
 
 
+SETTING = """
+from harness.data.notebook import digest_of
+import own, numpy as np
+from dataclasses import dataclass
+if __name__ == "__main__":
+    SEEN, mean = [], np.array([0.5, 0.25])
+    epochs = [3]
+
+@dataclass
+class Size:
+    height: int = 2
+
+SIZES = {"a": [1, 2]}
+SIZES["b"] = 3
+for count in range(2):
+    SIZES.setdefault(count, count)
+Layer = own.Layer
+
+def scale():
+    return 2 * mean
+
+def network():
+    SEEN.append(1)
+    return SEEN, SIZES, [count for count in mean], scale(), own.HEIGHT, Layer, np.pi, Size()
+
+digest = digest_of(network)
+"""
+SAME = {
+    "a call, which fills its cache": [("digest =", "network()\ndigest =")],
+    "a comprehension's variable": [("import own", "other = [mean for mean in (1, 2)]\nimport own")],
+    "a value that is looked at": [("Layer =", "mean.max(), SIZES.get(1)\nLayer =")],
+    "a comment": [("SIZES =", "# of layers\nSIZES =")],
+    "a value that is replaced": [("SIZES =", "SIZES = {}\nSIZES =")],
+    "another statement below the same condition": [("[3]", "[4]")],
+}
+OTHER = {
+    "a list in a dictionary": [("[1, 2]", "[1, 3]")],
+    "an array, through a function": [("0.25", "0.75")],
+    "a class without methods": [("int = 2", "int = 3")],
+    "an item": [('["b"] = 3', '["b"] = 4')],
+    "a loop": [("range(2)", "range(3)")],
+    "what changes a value": [("Layer =", "mean = mean / 2\nLayer =")],
+    "what that changes": [("Layer =", "mean /= 2\nLayer =")],
+}
+
+
+def digest_in(folder: Path, text: str) -> str:
+    (folder / "script.py").write_text(text)
+    sys.modules.pop("own", None)
+    return str(runpy.run_path(str(folder / "script.py"), run_name="__main__")["digest"])
+
+
+def test_values_of_a_script_count_by_the_statements_that_set_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own.py").write_text("HEIGHT = [2]\nclass Layer:\n    pass\n")
+    first = digest_in(tmp_path, SETTING)
+    for kind, edits in {**SAME, **OTHER}.items():
+        text = SETTING
+        for before, after in edits:
+            assert before in text
+            text = text.replace(before, after)
+        assert (digest_in(tmp_path, text) == first) == (kind in SAME), kind
+    (tmp_path / "own.py").write_text("HEIGHT = [3]\nclass Layer:\n    pass\n")
+    assert digest_in(tmp_path, SETTING) != first
+
+
 @pytest.mark.filterwarnings("ignore")  # of zmq and asyncio, which are the client's
 def test_a_notebook_trains_its_own_class_goes_on_and_predicts(tmp_path: Path) -> None:
     notebook = nbformat.v4.new_notebook(
@@ -154,7 +236,8 @@ def test_a_notebook_trains_its_own_class_goes_on_and_predicts(tmp_path: Path) ->
     assert "budget 2 True" in printed[3]
     assert "'predicted', 'probability_0', 'probability_1', 'probability_2'] 4" in printed[4]
     assert "network._source_: 'code" in printed[5]
-    assert "the code of __main__.Net is code" in printed[6]
+    assert "network._source_: 'code" in printed[7]
+    assert "the code of __main__.Net is code" in printed[8]
     assert any(
         output.get("data", {}).keys() & {"application/vnd.jupyter.widget-view+json", "text/html"}
         for output in notebook.cells[2].outputs

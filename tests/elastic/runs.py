@@ -15,7 +15,8 @@ from harness.checkpoint.read import list_checkpoints, load_trainer
 from tests.pool import Launched, train_on_ranks
 
 CONFIGS = Path(__file__).parent
-TIMES = ("hours", "elapsed_s")
+# What a record tells of the clock
+TIMES = ("hours", "elapsed_s", "samples_per_s", "flop_per_s", "peak_share")
 
 
 def train(config: Path, directory: Path, ranks: int, *overrides: str, **env: str) -> list[Launched]:

@@ -37,7 +37,8 @@ def warm_up(network: str) -> Engine:
     task = components.build(config.task, "task")
     engine = Engine(config, start_accelerator("no", "elastic", 60.0), task, batch_of(1.0))
     ranks = Ranks.join()
-    engine.open(ranks)
+    engine.shard(ranks)
+    engine.open()
     engine.warm_up(ranks, batch_of(1.0), batch_of(2.0))
     return engine
 

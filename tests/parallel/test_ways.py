@@ -15,6 +15,7 @@ from harness.config.read import read_config
 from harness.errors import ConfigError
 from harness.ranks.mesh import Mesh
 from harness.ranks.ranks import Ranks
+from harness.training.birth import Birth
 from harness.training.parallel import start_accelerator
 from harness.training.shards import Shards, check_network, num_replicas_of, units_of
 from tests.parallel.way_parts import Tower, records, trace
@@ -179,7 +180,9 @@ def shared_on_machines_of(sizes: list[int]) -> str:
     """How ranks share a network whose launchers tell them these numbers of processes."""
     accelerator, ranks = start_accelerator("no", "none", 60.0), Ranks.join()
     os.environ["LOCAL_WORLD_SIZE"] = str(sizes[ranks.rank])
-    shards = Shards(Tower(), accelerator, ranks, settings(kind="hsdp"), find_unused=False)
+    shards = Shards(
+        Birth(Tower(), {}), accelerator, ranks, settings(kind="hsdp"), find_unused=False
+    )
     return shards.description()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from harness.checkpoint.history import read_history
 from harness.checkpoint.read import list_checkpoints, load_trainer
+from tests.elastic.runs import TIMES
 from tests.pool import Launched, train_on_ranks
 
 STORM = Path(__file__).with_name("storm.yaml")
@@ -61,7 +62,7 @@ def last_state(directory: Path) -> dict[str, Any]:
 def evaluations(directory: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in one.items() if name != "elapsed_s"}
+        {name: value for name, value in one.items() if name not in TIMES}
         for one in records
         if one["kind"] in ("train", "eval")
     ]

@@ -101,6 +101,8 @@ def test_windows_that_overlap_the_beginning_of_a_part_are_left_out() -> None:
         DataError, match=r"^split: 'soon' in 't' is neither a number nor a date such as 2026-01-31"
     ):
         ByTime("t").parts({"t": ["1", "soon"]})
+    with pytest.raises(DataError, match=r"'nan' in 't' is neither a number nor a date"):
+        ByTime("t").parts({"t": ["1", "nan"]})
     with pytest.raises(ConfigError, match=r"^gap: -1: must be at least 0"):
         ByTime("t", gap=-1)
 

@@ -1,6 +1,8 @@
 """Times and arrays as devices store them; pandas says what the times are."""
 
+import datetime
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from harness.errors import ConfigError, DataError
 from harness.sources.series import Series
+from harness.sources.split import ByTime
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "data"
 
@@ -97,6 +100,73 @@ def test_native_dates_need_no_form(tmp_path: Path, ending: str) -> None:
     frame.to_parquet(path) if ending == "parquet" else frame.to_excel(path, index=False)
     series = Series(str(path), ["a"], 1, 1, time="t", rate_hz=1 / 86400, time_format="%d/%m/%Y")
     assert times_of(series) == [1767225600, 1767312000]
+
+
+def test_dates_that_a_spreadsheet_took_for_others_are_told(tmp_path: Path) -> None:
+    """Excel in American English reads 03/02/2026 as the second of March, and leaves 13/02/2026."""
+    settings: dict[str, Any] = {"time": "t", "gap_s": 1e9, "time_format": "%d/%m/%Y"}
+    american = [pd.Timestamp(2026, day, 2) for day in (1, 2, 3)]
+    for cells, is_told in (
+        ([*american, "13/02/2026", "14/02/2026"], True),
+        ([*american, "03/04/2026"], False),
+        ([pd.Timestamp(2026, 1, 30), "31/01/2026", "01/02/2026"], False),
+    ):
+        pd.DataFrame({"t": cells, "a": 1.0}).to_excel(tmp_path / "a.xlsx", index=False)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            Series(str(tmp_path / "a.xlsx"), ["a"], 1, 1, sort=True, **settings)
+        what = r"3 cells of 't' are dates, .* 2 are text, .* took the day for the month"
+        assert [bool(re.search(what, str(one.message))) for one in told] == [True] * is_told
+
+
+@pytest.mark.parametrize("ending", ["xlsx", "parquet"])
+def test_a_form_is_of_the_column_that_is_text_where_the_other_is_native(
+    tmp_path: Path, ending: str
+) -> None:
+    day, dates = datetime.time(12, 30), [datetime.date(2026, 2, 1), datetime.date(2026, 2, 2)]
+    texts = ["01/02/2026", "02/02/2026"]
+    pairs: dict[str, tuple[list[Any], list[Any]]] = {
+        "%d/%m/%Y %H.%M": (dates, ["12.30", "12.30"]),
+        "%H.%M": (dates, ["12.30", "12.30"]),
+        "%d/%m/%Y %I:%M %p": (dates, ["12:30 PM", "12:30 PM"]),
+        "%d/%m/%Y %H:%M": (texts, [day, day]),
+        "%d/%m/%Y": (texts, [day, day]),
+        "%d/%m/%Y %H%M": (dates, [1230, 1230]),
+        "%m/%d/%Y %H:%M": (dates, [day, day]),
+    }
+    path = tmp_path / f"a.{ending}"
+    settings: dict[str, Any] = {"time": ["d", "t"], "gap_s": 1e9}
+    for form, (first, second) in pairs.items():
+        columns = {"d": first, "t": second, "a": [1.0, 2.0]}
+        if ending == "parquet":
+            pd.DataFrame(columns).to_parquet(path)
+        else:
+            book = openpyxl.Workbook()
+            sheet: Any = book.active
+            for row in (list(columns), *zip(*columns.values(), strict=True)):
+                sheet.append(list(row))
+            book.save(path)
+        series = Series(str(path), ["a"], 1, 1, time_format=form, **settings)
+        assert times_of(series) == [1769949000, 1770035400], form
+    pd.DataFrame({"d": dates, "t": ["24:00", "0:01"], "a": 1.0}).to_parquet(tmp_path / "b.parquet")
+    late = Series(str(tmp_path / "b.parquet"), ["a"], 1, 1, time_format="%d/%m %H:%M", **settings)
+    assert times_of(late) == [1769990400, 1769990460]
+    with pytest.raises(DataError, match=r"row \d, column 'd': time data '24:00' does not match"):
+        Series(str(tmp_path / "b.parquet"), ["a"], 1, 1, time_format="%d/%m %H.%M", **settings)
+
+
+@pytest.mark.parametrize("clock", ["12.30", "12,30", "12:30.5", "12-03", "1230.5"])
+def test_times_that_python_takes_for_others_are_refused(tmp_path: Path, clock: str) -> None:
+    (tmp_path / "a.csv").write_text(f't,a\n"2026-02-01 {clock}",1\n')
+    settings: dict[str, Any] = {"time": "t", "rate_hz": 1}
+    what = rf"'2026-02-01 {re.escape(clock)}' is a date in another format\. Set time_format"
+    with pytest.raises(DataError, match=rf"row 2, column 't': {what}, e\.g\. '%Y-%m-%d %H\.%M'"):
+        Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **settings)
+    with pytest.raises(DataError, match=r"is neither a number nor a date"):
+        ByTime("t").parts({"t": [f"2026-02-01 {clock}", "2026-02-02"]})
+    if clock == "12.30":
+        form = {**settings, "time_format": "%Y-%m-%d %H.%M"}
+        assert times_of(Series(str(tmp_path / "a.csv"), ["a"], 1, 1, **form)) == [1769949000]
 
 
 def test_a_date_that_is_not_of_the_form_is_named(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from harness.errors import ConfigError
 from harness.rundir.outcome import Outcome
 from harness.tracking.records import read_records
 from harness.training.in_process import train_in_process
+from tests.elastic.runs import TIMES
 from tests.pool import on_ranks, train_on_ranks
 from tests.resume.test_exact import last_state, trace
 
@@ -46,7 +47,7 @@ def train(directory: Path, overrides: list[str]) -> Outcome:
 
 def bits(directory: Path) -> list[Any]:
     records = [
-        {name: value for name, value in record.items() if name != "elapsed_s"}
+        {name: value for name, value in record.items() if name not in TIMES}
         for record in read_records(directory / "metrics.jsonl")
         if record["kind"] != "event"
     ]

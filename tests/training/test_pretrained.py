@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from harness.networks.architecture import torchvision_architecture
 from harness.training import pretrained
 from tests.pool import train_on_ranks
 
+SMALL = Path(__file__).parent / "small.yaml"
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 WORDS = ["good", "fine", "great", "bad", "poor", "awful", "film", "the", "was", "a"]
 AUTO = "transformers.AutoModelForSequenceClassification.from_pretrained"
@@ -157,6 +161,47 @@ def test_a_network_of_one_s_own_around_a_pretrained_one(tmp_path: Path) -> None:
     assert evaluate(run, tmp_path, "tests")["accuracy"] > 0.4
     with pytest.raises(ConfigError, match=r"test_pretrained\.Mood is code from elsewhere"):
         evaluate(run, tmp_path)
+
+
+class Fetching(nn.Module):
+    """A network of a user's own that fetches what it begins from, (B, 6) -> (B, 3)."""
+
+    def __init__(self, url: str, directory: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.layer.load_state_dict(torch.hub.load_state_dict_from_url(url, directory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_a_network_that_fetches_its_base_by_itself_is_told(tmp_path: Path) -> None:
+    """Known: pretrained weights are downloaded again whenever a checkpoint is loaded, which fails
+    on nodes without a network (qubvel-org/segmentation_models.pytorch#957,
+    Lightning-Universe/lightning-flash#984).
+    """
+    torch.manual_seed(0)
+    torch.save(nn.Linear(6, 3).state_dict(), tmp_path / "w.pth")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    run, cache, allow = tmp_path / "run", tmp_path / "cache", [__name__, "tests.resume"]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/w.pth"
+        network = f"{{_target_: {__name__}.Fetching, url: '{url}', directory: {cache}}}"
+        asked = [f"network={network}", f"run.dir={run}"]
+        (end,) = train_on_ranks(1, SMALL, [*asked, "stop.budget.steps=4"])
+        assert (end.exit_code, "asked for" in end.stdout) == (0, False), end.stderr
+        known = evaluate_split(run, "val", allow).values  # from torch's cache: nothing is said
+        shutil.rmtree(cache)
+        with pytest.warns(UserWarning, match=r"asked for 127\.0\.0\.1 while it was built, though"):
+            assert evaluate_split(run, "val", allow).values == known
+        shutil.rmtree(cache)
+        (end,) = train_on_ranks(1, SMALL, [*asked, "stop.budget.steps=8"])
+        assert (end.exit_code, "asked for 127.0.0.1" in end.stdout) == (0, True), end.stderr
+        server.shutdown()
+    shutil.rmtree(cache)
+    with pytest.raises(ConfigError, match=r"refused.*asked for 127\.0\.0\.1 .*pretrained: false"):
+        evaluate_split(run, "val", allow)
 
 
 FRONT = "see: {_target_: torch.nn.Conv2d, in_channels: 1, out_channels: 3, kernel_size: 1}"

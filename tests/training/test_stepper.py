@@ -43,7 +43,8 @@ def engine_of(optimizer: str, dtype: str) -> Engine:
     config = read_config(SMALL, overrides)
     task = components.build(config.task, "task")
     engine = Engine(config, start_accelerator("no", "same_world", 60.0), task, batch_of(0))
-    engine.open(Ranks())
+    engine.shard(Ranks())
+    engine.open()
     return engine
 
 
