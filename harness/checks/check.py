@@ -76,8 +76,7 @@ def check_data(
         for name, spec in specs.items()
     ]
     check_parts(data, findings)
-    repeated = find_repeated(surveys)
-    check_duplicates(surveys, repeated, findings)
+    check_duplicates(surveys, repeated := find_repeated(surveys), findings)
     check_conflicts(surveys, repeated, roles, findings)
     check_groups(surveys, groups, findings)
     if ("recording",) not in groups:
