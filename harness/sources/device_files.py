@@ -345,7 +345,7 @@ def _length(path: Path, columns: dict[str, Any]) -> int:
 
 def _read_error(path: Path, error: BaseException) -> DataError:
     way = "It may be truncated, or in another format."
-    if "compliant" in str(error):  # of EDF, and what is not
+    if "compliant" in str(error) and "Filesize" not in str(error):  # of EDF, and what is not
         way = "Correct its header, e.g. with EDFbrowser."
     return DataError(f"{path}: cannot be read: {error}. {way}")
 
