@@ -32,7 +32,8 @@ class Narrowed(NamedTuple):
         low, high = float(finite.min()), float(finite.max())
         if not _may_become_lossy(low, high):
             return cls(low, high)
-        narrow = np.unique(finite.astype(np.float32)).tolist()
+        with np.errstate(over="ignore"):  # numbers that float32 cannot hold are refused where read
+            narrow = np.unique(finite.astype(np.float32)).tolist()
         return cls(low, high, narrow, np.unique(finite)[: _MOST + 1].tolist())
 
     def joined(self, other: "Narrowed") -> "Narrowed":
