@@ -245,11 +245,17 @@ def read_json(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
     try:
         objects = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: row {error.lineno}: not JSON: {error.msg}.") from error
+        way = "Correct it."
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            way = "If it has an object on each line, name it .jsonl."
+        raise DataError(f"{path}: row {error.lineno}: not JSON: {error.msg}. {way}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}. Correct it.") from error
     if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
-        raise DataError(f"{path}: not a list of objects. Give one, with an object for each row.")
+        raise DataError(
+            f"{path}: not a list of objects. Give one, with an object for each row, as "
+            "pandas writes with orient='records'."
+        )
     rows = range(1, len(objects) + 1)
     objects = _plain(path, rows, objects)
     wanted = select_names(path, list(dict.fromkeys(chain.from_iterable(objects))), columns)
