@@ -326,7 +326,7 @@ def test_a_config_over_a_base_with_overrides() -> None:
         (
             "stop.train_metrics=intervall",
             "stop.train_metrics: 'intervall' is not allowed. Give 'interval' or 'full' or a "
-            "mapping. Did you mean interval?",
+            "mapping (samples). Did you mean interval?",
         ),
         (
             "stop.targets={accuracy: {at_least: high}}",
