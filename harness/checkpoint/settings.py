@@ -39,16 +39,23 @@ class CheckpointConfig(Section):
         description="How often checkpoints are saved; auto: from the cost of a save and how often "
         "the run fails; null: at each evaluation.",
     )
+    in_memory: SaveEvery | Literal["auto"] | None = Field(
+        None,
+        description="How often a copy also goes into the memory of the machine, from where the "
+        "others go on when a process is lost (fermarsi launch --min-processes, one machine); auto: "
+        "as for every; null: never.",
+    )
     max_overhead: float = Field(
         0.01,
         gt=0,
         lt=1,
-        description="With every: auto, the share of the training's time that saves may cost.",
+        description="With auto, the share of the training's time that saves may cost, and so "
+        "may copies.",
     )
     failures_per_day: float | None = Field(
         None,
         gt=0,
-        description="With every: auto, failures per day of training, on all machines together. "
+        description="With auto, failures per day of training, on all machines together. "
         "null: as observed in this run.",
     )
     keep_last: int = Field(2, ge=1, description="The number of newest checkpoints kept.")
@@ -85,7 +92,7 @@ class CheckpointConfig(Section):
             for name in ("max_overhead", "failures_per_day")
             if getattr(self, name) != fields[name].default
         ]
-        if given and self.every != "auto":
+        if given and "auto" not in (self.every, self.in_memory):
             raise ValueError(
                 f"{given[0]} has no effect without every: auto; set that too, or leave it out"
             )

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -145,6 +145,7 @@ def _launch_elastic(
     least: int,
 ) -> int:
     """Raises HarnessError."""
+    from harness.checkpoint.in_memory import COPIES, held_copies
     from harness.commands.elastic_launch import ElasticLaunch
 
     if least > here * machines.nodes:
@@ -158,18 +159,24 @@ def _launch_elastic(
             f"--min-processes {least}: of {here * machines.nodes} processes, {most} can share the "
             f"{num_slots} slots of a batch. Give {most} or less, or change batch.size."
         )
-    return ElasticLaunch(
-        command=command,
-        environment=environment,
-        processes=here,
-        machines=machines.nodes,
-        machine=machines.node,
-        host=machines.host,
-        port=0 if machines.nodes == 1 else int(machines.port),
-        num_slots=num_slots,
-        least=least,
-        grace_s=float(environment["PET_SHUTDOWN_TIMEOUT"]),
-    ).run()
+    if config.checkpoint.in_memory is not None and machines.nodes > 1:
+        raise ConfigError(
+            "checkpoint.in_memory: copies are kept by one machine, and this is a launch of "
+            f"{machines.nodes}. Leave it out."
+        )
+    with nullcontext() if config.checkpoint.in_memory is None else held_copies() as copies:
+        return ElasticLaunch(
+            command=command,
+            environment={**environment, **({} if copies is None else {COPIES: str(copies)})},
+            processes=here,
+            machines=machines.nodes,
+            machine=machines.node,
+            host=machines.host,
+            port=0 if machines.nodes == 1 else int(machines.port),
+            num_slots=num_slots,
+            least=least,
+            grace_s=float(environment["PET_SHUTDOWN_TIMEOUT"]),
+        ).run()
 
 
 def _processes_here(asked: int | None, *, cpu: bool) -> int:

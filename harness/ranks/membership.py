@@ -25,7 +25,7 @@ TIMEOUT_S = 30.0  # for an answer of the store
 POLL_S = 0.25
 MEETING_S = 3.0  # for a meeting to end by itself that another will not come to
 GIVE_UP_S = 1.0  # for collectives to notice by themselves that a member is gone
-_READY, _FINAL, _OVER = "ready", "final", "over"
+_READY, _FINAL, _OVER, _BEGUN = "ready", "final", "over", "begun"
 
 
 def is_member(environment: Mapping[str, str]) -> bool:
@@ -35,13 +35,14 @@ def is_member(environment: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """A process's part in a generation."""
+    """A process's part in a generation; `goes_on`: whether one before it has begun the training."""
 
     generation: int
     rank: int
     size: int
     host: str
     port: int
+    goes_on: bool
 
     def environment(self) -> dict[str, str]:
         """What a launcher would set."""
@@ -87,7 +88,8 @@ class Membership:
                     self.has_trained = True
                     rank = generation.members.index(self.member)
                     size = len(generation.members)
-                    return Place(generation.number, rank, size, self._host, self._port)
+                    goes_on = bool(self._store.check([_BEGUN]))
+                    return Place(generation.number, rank, size, self._host, self._port, goes_on)
 
     def _next(self, check: Callable[[], None]) -> Generation | None:
         key = f"generation/{self._seen + 1}"
@@ -97,6 +99,11 @@ class Membership:
                 return None
             time.sleep(POLL_S / 5)
         return Generation.from_json(json.loads(self._store.get(key)))
+
+    def begin(self) -> None:
+        """Tell that the training is under way: from here on it goes on where it stands."""
+        with _connected():
+            self._store.set(_BEGUN, "1")
 
     def is_growth_due(self) -> bool:
         """Whether more processes could train than do; not where the store is gone."""

@@ -12,10 +12,11 @@ class Request(IntEnum):
     """What a rank asks of all ranks between two steps; the highest request wins."""
 
     NONE = 0
-    SAVE = 1
-    TIME_UP = 2
-    STOP_REQUESTED = 3
-    INTERRUPTED = 4
+    COPY = 1
+    SAVE = 2
+    TIME_UP = 3
+    STOP_REQUESTED = 4
+    INTERRUPTED = 5
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Due:
     """What is to be done after a step.
 
     `read`: the host waits for the losses so far, before anything that relies on them. `compare`:
-    whether all ranks hold the same state; each save does so anyway.
+    whether all ranks hold the same state; each save does so anyway. `copy`: into memory, where
+    nothing is saved.
     """
 
     read: bool
@@ -31,6 +33,7 @@ class Due:
     evaluate: bool
     save: bool
     compare: bool
+    copy: bool = False
 
 
 _NOTHING = Due(read=False, log=False, evaluate=False, save=False, compare=False)
@@ -41,7 +44,7 @@ class Agenda:
     """The calendar of a run.
 
     `save_every`: None to save at each evaluation; `saves_on_request`: to save at neither, because
-    rank 0 requests saves by the clock.
+    rank 0 requests saves by the clock. `copy_every`: into memory, None: never, or on request.
     """
 
     sampling: Sampling
@@ -52,6 +55,7 @@ class Agenda:
     trace: bool = False
     compare_every: Every | None = None
     saves_on_request: bool = False
+    copy_every: Every | None = None
 
     def due(self, step: int, request: Request, *, owed: bool = False) -> Due:
         """What follows step `step`.
@@ -78,12 +82,17 @@ class Agenda:
                 evaluate if self.save_every is None else self.falls(self.save_every, step)
             )
         log = self.falls(self.log_every, step) and not owed
+        copy = request == Request.COPY or (
+            self.copy_every is not None and self.falls(self.copy_every, step)
+        )
+        copy = copy and not save and not owed
         return Due(
-            read=(log or evaluate or save or self.trace) and not owed,
+            read=(log or evaluate or save or copy or self.trace) and not owed,
             log=log,
             evaluate=evaluate,
             save=save,
             compare=self.compare_every is not None and self.falls(self.compare_every, step),
+            copy=copy,
         )
 
     def falls(self, every: Every, step: int) -> bool:
@@ -123,7 +132,7 @@ class Agenda:
     @cached_property
     def _stretches(self) -> list[Every]:
         every = (self.log_every, self.evaluate_every, self.save_every, self.compare_every)
-        return [one for one in every if one is not None]
+        return [one for one in (*every, self.copy_every) if one is not None]
 
     @cached_property
     def _last(self) -> int | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from harness import components
+from harness.checkpoint.in_memory import copies_directory, forget_others
 from harness.checkpoint.manifest import CLASSES
 from harness.checkpoint.read import LoadedState
 from harness.checkpoint.retention import Retention
-from harness.checkpoint.settings import SaveEvery
+from harness.checkpoint.settings import CheckpointConfig, SaveEvery
 from harness.checkpoint.state import extra_files_of
 from harness.checkpoint.write import CheckpointStore
 from harness.config.document import to_yaml
@@ -56,7 +58,7 @@ from harness.training.network_state import find_changes
 from harness.training.pacing import Pace, pace_of
 from harness.training.pretrained import dump_parts, resumed_parts
 from harness.training.resume import restore_rest
-from harness.training.run import Launch, Progress, Run
+from harness.training.run import Copies, Launch, Progress, Run
 from harness.training.speed import Speed, peak_of
 from harness.training.trace import Trace
 from harness.training.warm_start import start_weights
@@ -79,7 +81,6 @@ def build(
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
     probe = ranks.together(lambda: first_batch(data.splits["train"], sampling))
-    tracker.console.phase("building the network")
     engine = open_engine(config, accelerator, task, probe, launch, ranks, tracker)
     with ledger.account("resume"):
         loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
@@ -108,7 +109,8 @@ def build(
         plans=evaluation_plans(config, data.splits, data.num_workers, interruption),
         controller=controller,
         store=open_store(config, ranks, launch, lease),
-        pace=open_pace(config, engine, ranks, ledger),
+        pace=open_pace(config.checkpoint, engine, ranks, ledger),
+        copies=open_copies(config, engine, ranks, launch, lease, ledger),
         tracker=tracker,
         trace=open_trace(config, ranks, progress.step),
         ledger=ledger,
@@ -137,6 +139,7 @@ def open_engine(
     """The network to be trained, without what it once began from. Called by every rank. Raises
     HarnessError.
     """
+    tracker.console.phase("building the network")
     kept = ranks.together(lambda: resumed_parts(launch.checkpoint, config.network))
     watched = (
         nullcontext()
@@ -194,7 +197,7 @@ def agenda_of(config: Config, sampling: Sampling) -> Agenda:
     """What is due after which step. Raises ConfigError for a schedule that ends before the
     budget.
     """
-    stop, save = config.stop, config.checkpoint.every
+    stop, save, copy = config.stop, config.checkpoint.every, config.checkpoint.in_memory
     save_every = save.by_step() if isinstance(save, SaveEvery) else None
     agenda = Agenda(
         sampling,
@@ -205,6 +208,7 @@ def agenda_of(config: Config, sampling: Sampling) -> Agenda:
         config.log.trace,
         config.run.compare_every,
         saves_on_request=save is not None and save_every is None,
+        copy_every=copy.by_step() if isinstance(copy, SaveEvery) else None,
     )
     check_schedule_length(config.schedule, agenda.last_step())
     return agenda
@@ -327,10 +331,39 @@ def introduce(run: Run, shown: Shown) -> None:
 def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> CheckpointStore:
     """The run's checkpoints, written by this launch. Called by every rank."""
     settings = config.checkpoint
+    kept = Retention(settings.keep_last, settings.keep_best, settings.keep_every)
+    return store_in(config.run.dir / "checkpoints", kept, settings, ranks, launch, lease)
+
+
+def open_copies(
+    config: Config, engine: Engine, ranks: Ranks, launch: Launch, lease: Lease, ledger: Ledger
+) -> Copies | None:
+    """What is kept in memory, if the config asks for it. Called by every rank. Raises
+    ConfigError.
+    """
+    settings = config.checkpoint
+    if settings.in_memory is None:
+        return None
+    directory = ranks.together(copies_directory)
+    ranks.decide(lambda: forget_others(directory, launch.checkpoint))
+    store = store_in(directory, Retention(1, 0), settings, ranks, launch, lease)
+    by_clock = settings.model_copy(update={"every": settings.in_memory})
+    return Copies(store, open_pace(by_clock, engine, ranks, ledger))
+
+
+def store_in(
+    directory: Path,
+    kept: Retention,
+    settings: CheckpointConfig,
+    ranks: Ranks,
+    launch: Launch,
+    lease: Lease,
+) -> CheckpointStore:
+    """Called by every rank."""
     return CheckpointStore(
-        config.run.dir / "checkpoints",
+        directory,
         ranks,
-        Retention(settings.keep_last, settings.keep_best, settings.keep_every),
+        kept,
         run_id=launch.run_id,
         attempt=f"{launch.run_id}-{launch.number}",
         fence=lease.check,
@@ -341,11 +374,13 @@ def open_store(config: Config, ranks: Ranks, launch: Launch, lease: Lease) -> Ch
     )
 
 
-def open_pace(config: Config, engine: Engine, ranks: Ranks, ledger: Ledger) -> Pace | None:
+def open_pace(
+    settings: CheckpointConfig, engine: Engine, ranks: Ranks, ledger: Ledger
+) -> Pace | None:
     """On rank 0 the clock that times saves, if one does."""
     # About what each rank copies for one: weights and, as most optimizers have, two moments
     share_bytes = 3 * sum(one.nbytes for one in engine.network.parameters()) // ranks.size
-    return pace_of(config.checkpoint, ledger, share_bytes) if ranks.is_first() else None
+    return pace_of(settings, ledger, share_bytes) if ranks.is_first() else None
 
 
 def files_beside(

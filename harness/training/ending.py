@@ -79,7 +79,7 @@ def time_saved_s(run: Run) -> float:
 
 def outcome_of(run: Run, verdict: Verdict | None) -> Outcome:
     """Why and where the run ended, written to outcome.json. Rank 0 only."""
-    checkpoint = run.store.last_checkpoint() or run.launch.checkpoint
+    checkpoint = run.store.last_checkpoint() or run.launch.saved
     is_saved = checkpoint is not None and checkpoint.name == step_name(run.step)
     if verdict is not None and verdict.stops:
         reason, detail = str(verdict.reason), verdict.detail

@@ -25,7 +25,14 @@ from harness.training.ending import conclude
 from harness.training.evaluation import EvaluationPlan, evaluate, undefined_in
 from harness.training.losses import mean_loss
 from harness.training.run import Run
-from harness.training.saving import check_saving, finish_copy, is_save_due, report_saves, save
+from harness.training.saving import (
+    check_saving,
+    copy_into_memory,
+    finish_copy,
+    is_save_due,
+    report_saves,
+    save,
+)
 from harness.training.trace import digest
 
 REQUESTS_POLL_S = 1.0
@@ -67,14 +74,14 @@ def fit(run: Run) -> Outcome:
                 verdict = judge(run, measured, request)
                 request = after_interval(run, verdict, request)
         ends = verdict is not None and verdict.stops
-        if (
-            due.save
-            or ends
-            or request == Request.INTERRUPTED
-            or (verdict is not None and verdict.new_best)
-        ) and not has_diverged(verdict):
+        leaves = ends or request == Request.INTERRUPTED
+        if has_diverged(verdict):
+            pass  # the last good checkpoint stays the last
+        elif due.save or leaves or (verdict is not None and verdict.new_best):
             save(run, verdict, request)
-        if ends or request == Request.INTERRUPTED:
+        elif due.copy:
+            copy_into_memory(run)
+        if leaves:
             return conclude(run, verdict, request)
 
 
@@ -151,7 +158,11 @@ def wish(run: Run) -> Request:
         budget = run.config.stop.budget
         if budget is not None and budget.hours is not None and run.ledger.hours() >= budget.hours:
             return Request.TIME_UP
-    return Request.SAVE if is_save_due(run) else Request.NONE
+    if is_save_due(run, run.store, run.pace):
+        return Request.SAVE
+    copies = run.copies
+    due = copies is not None and is_save_due(run, copies.store, copies.pace)
+    return Request.COPY if due else Request.NONE
 
 
 def read_losses(run: Run) -> Verdict:

@@ -69,13 +69,18 @@ def _train_once(
         os.environ.update(place.environment())
         interruption.at_interval = membership.is_growth_due
         interruption.goes_on = place.generation > 1
+        if place.goes_on:  # where to begin was asked once
+            asked = config.run.model_copy(update={"resume": "auto", "overwrite": False})
+            config = config.model_copy(update={"run": asked})
         ranks = Ranks()
         try:
             own = console.of_rank(place.rank)
             with membership, own:
                 _, accelerator, ranks = join(interruption, lambda: config)
                 age_s += time.monotonic() - begun
-                outcome = train(config, accelerator, ranks, interruption, age_s, own)
+                outcome = train(
+                    config, accelerator, ranks, interruption, age_s, own, begun=membership.begin
+                )
             return _code(outcome, interruption)
         except AbandonedError as error:
             fail(error, ranks)

@@ -14,6 +14,7 @@ from typing import Any
 from harness import components
 from harness.checkpoint.commit import set_aside_newer
 from harness.checkpoint.history import read_history
+from harness.checkpoint.in_memory import copies_directory, newer_copy
 from harness.checkpoint.read import (
     LoadedState,
     choose,
@@ -263,18 +264,24 @@ def refuse_another(before: Config, config: Config, name: str) -> None:
 class Start:
     """Where a launch goes on, as rank 0 finds it: `checkpoint` is None at the beginning of a run.
 
-    `notes`: what a person should know; `superseded`: whether an earlier run is in the way.
+    `notes`: what a person should know; `superseded`: whether an earlier run is in the way; `saved`:
+    the newest on the disk, where `checkpoint` may be a copy in memory.
     """
 
     run_id: str
     checkpoint: str | None
     notes: list[str]
     superseded: bool = False
+    saved: str | None = None
 
     @property
     def path(self) -> Path | None:
         """Of the checkpoint."""
         return None if self.checkpoint is None else Path(self.checkpoint)
+
+    @property
+    def saved_path(self) -> Path | None:
+        return None if self.saved is None else Path(self.saved)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -315,14 +322,21 @@ def find_start(config: Config, damage: Mapping[str, Sequence[str]] | None = None
         notes.append(f"warning: {directory}: in the previous launch, {crash}")
     choice = choose(directory / "checkpoints", config.run.resume, verify="size", damage=damage)
     notes += [f"warning: {reason}" for reason in choice.skipped]
-    if choice.path is None:
+    found, where = choice.path, ""
+    if config.checkpoint.in_memory is not None and config.run.resume in ("auto", "must"):
+        copy, troubles = newer_copy(copies_directory(), choice.path, damage or {})
+        notes += [f"warning: {reason}" for reason in troubles]
+        found, where = (found, "") if copy is None else (copy, ", a copy in memory")
+    if found is None:
         return Start(secrets.token_hex(4), None, notes)
-    before = read_stored(choice.path / "config.yaml")
+    before = read_stored(found / "config.yaml")
     check_schedule(before, config, directory)
-    refuse_another(before, config, choice.path.name)
-    notes.append(f"{directory}: going on from {choice.path.name}")
-    with document_errors(choice.path):
-        return Start(str(load_trainer(choice.path)["run_id"]), str(choice.path), notes)
+    refuse_another(before, config, found.name)
+    notes.append(f"{directory}: going on from {found.name}{where}")
+    saved = None if choice.path is None else str(choice.path)
+    with document_errors(found):
+        run_id = str(load_trainer(found)["run_id"])
+    return Start(run_id, str(found), notes, saved=saved)
 
 
 def prepare_directory(config: Config, start: Start, console: Console) -> None:

@@ -36,11 +36,24 @@ from harness.training.trace import Trace
 class Launch:
     """One process group's life within a run: its number, and the checkpoint that it resumed from,
     None at the beginning of a run.
+
+    `saved`: the newest on the disk, where `checkpoint` may be a copy in memory.
     """
 
     run_id: str
     number: int
     checkpoint: Path | None
+    saved: Path | None = None
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What is kept in memory for those that a lost process leaves; `pace`: on rank 0, where the
+    clock asks for copies.
+    """
+
+    store: CheckpointStore
+    pace: Pace | None
 
 
 @dataclass
@@ -93,6 +106,7 @@ class Run:
     controller: StopController
     store: CheckpointStore
     pace: Pace | None
+    copies: Copies | None
     tracker: Tracker
     trace: Trace | None
     ledger: Ledger

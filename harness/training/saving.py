@@ -12,6 +12,7 @@ from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import RANKED_BY, ranking_of
 from harness.checkpoint.stage import Snapshot
 from harness.checkpoint.state import optimizer_tensors
+from harness.checkpoint.write import CheckpointStore
 from harness.interrupt import granted_s
 from harness.randomness import capture_random
 from harness.ranks.heartbeat import SAVE, STAGE
@@ -22,6 +23,7 @@ from harness.training.agreement import check_agreement
 from harness.training.average import AVERAGED
 from harness.training.exactness import exactness
 from harness.training.optimizer import TRAINED, parameter_names
+from harness.training.pacing import Pace
 from harness.training.run import Run
 from harness.wording import duration
 
@@ -43,13 +45,33 @@ def save(run: Run, verdict: Verdict | None, request: Request) -> None:
             run.store.save(snapshot, ranking_of(snapshot.facts))
 
 
+def copy_into_memory(run: Run) -> None:
+    """Begin a copy of the present step for those that a lost process leaves. Called by every rank;
+    the host waits for the copy of what is not stable.
+    """
+    assert run.copies is not None
+    run.ranks.heartbeat.enter(STAGE)
+    if run.copies.pace is not None:
+        run.copies.pace.begin(run.step)
+    with run.ledger.account("checkpoint_stall"):
+        check_agreement(run)
+        with snapshot_of(run, "schedule") as snapshot:
+            run.copies.store.save(snapshot, None)
+
+
 def finish_copy(run: Run) -> None:
     """Before an optimizer step: until the copy of a save that began after the last one is made. No
     collective.
     """
-    if run.store.is_copying():
-        with run.ledger.account("checkpoint_stall"):
-            run.store.finish_copy()
+    for store in stores_of(run):
+        if store.is_copying():
+            with run.ledger.account("checkpoint_stall"):
+                store.finish_copy()
+
+
+def stores_of(run: Run) -> list[CheckpointStore]:
+    """On the disk, and in memory."""
+    return [run.store] if run.copies is None else [run.store, run.copies.store]
 
 
 def check_saving(run: Run) -> None:
@@ -190,18 +212,18 @@ def is_worth_saving(run: Run) -> bool:
     return False
 
 
-def is_save_due(run: Run) -> bool:
+def is_save_due(run: Run, store: CheckpointStore, pace: Pace | None) -> bool:
     """Whether the clock asks for a save after this step; not while one is in flight. Rank 0's word
     counts; no collective.
     """
-    if run.pace is None:
+    if pace is None:
         return False
-    if run.store.is_saving():
-        return run.pace.is_due(saving=True)
-    last = run.store.last_report
+    if store.is_saving():
+        return pace.is_due(saving=True)
+    last = store.last_report
     ended = last is not None and last.error is None and not last.skipped
-    run.pace.end(run.step, last.total_s if last is not None and ended else None)
-    return run.pace.is_due()
+    pace.end(run.step, last.total_s if last is not None and ended else None)
+    return pace.is_due()
 
 
 def report_saves(run: Run) -> None:
@@ -212,6 +234,9 @@ def report_saves(run: Run) -> None:
         run.tracker.save(report, run.position())
         if report.error is None and not report.skipped:
             run.progress.save_s = report.total_s
+    for report in () if run.copies is None else run.copies.store.reports():
+        if report.error is not None:
+            run.tracker.warn(f"step {report.step:,} is not copied into memory: {report.error}")
     if run.pace is not None and (period := run.pace.news()) is not None:
         every, why = duration(period.seconds), period.reason
         run.tracker.event("save_interval", run.position(), seconds=period.seconds, reason=why)

@@ -1,5 +1,6 @@
 """A training from wherever it stands to its end, on ranks that have met."""
 
+from collections.abc import Callable
 from contextlib import suppress
 
 from accelerate import Accelerator
@@ -36,9 +37,14 @@ def train(
     interruption: Interruption,
     age_s: float,
     console: Console | None = None,
+    *,
+    begun: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Run a training to its end, from wherever it stands. age_s: how long the launch has taken so
-    far. Called by every rank. Raises HarnessError.
+    """Run a training to its end, from wherever it stands. Called by every rank. Raises
+    HarnessError.
+
+    age_s: how long the launch has taken so far; begun: called once the run directory is this
+    launch's.
     """
     directory = config.run.dir
     ledger = Ledger(directory / "ledger.json" if ranks.is_first() else None, age_s=age_s)
@@ -55,20 +61,11 @@ def train(
             with ledger.account("resume"):
                 start = agree_on_checkpoint(config, ranks)
                 ranks.decide(lambda: prepare_directory(config, start, console))
-            launch = Launch(start.run_id, launches, start.path)
+                begun()
+            launch = Launch(start.run_id, launches, start.path, start.saved_path)
             tracker = Tracker(directory, console, enabled=ranks.is_first())
             run = build(config, accelerator, ranks, launch, interruption, ledger, lease, tracker)
-            run.watch.finish_save = run.store.wait
-            try:
-                with run.note, run.watch:
-                    try:
-                        return fit(run)
-                    except LeavingError:
-                        if ranks.size > 1 or not run.progress.agreed:
-                            raise
-                        return leave_between_steps(run)
-            finally:
-                run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
+            return _fit_watched(run)
         except AbandonedError:
             raise
         except LeavingError as leaving:
@@ -89,3 +86,19 @@ def train(
                     lease.check()
                     ledger.save()
             lease.release()
+
+
+def _fit_watched(run: Run) -> Outcome:
+    run.watch.finish_save = run.store.wait
+    try:
+        with run.note, run.watch:
+            try:
+                return fit(run)
+            except LeavingError:
+                if run.ranks.size > 1 or not run.progress.agreed:
+                    raise
+                return leave_between_steps(run)
+    finally:
+        run.store.close(LEAVING_S)  # no save is in flight where `fit` returned
+        if run.copies is not None:
+            run.copies.store.close(LEAVING_S)

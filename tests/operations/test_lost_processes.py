@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.checkpoint.in_memory import COPIES
 from harness.cli import main
 from tests.pool import train_on_ranks
 from tests.resume.test_exact import STORM, events
@@ -29,12 +30,20 @@ ONWARD_S = 10.0  # from a loss to the next step
 class Launch:
     """`fermarsi launch` of storm.yaml, whose 12 slots fit 1, 2, 3, 4 and 6 processes."""
 
-    def __init__(self, run: Path, processes: int, *options: str, delay_s: float = 0.05) -> None:
+    def __init__(
+        self,
+        run: Path,
+        processes: int,
+        *options: str,
+        delay_s: float = 0.05,
+        settings: Sequence[str] = (),
+    ) -> None:
         self.run = run
+        settings = [f"run.dir={run}", *SLOW, *ELASTIC, *settings]
         program = "import sys; from harness.cli import main; main(sys.argv[1:])"
         arguments = ["launch", "--cpu", "--processes", str(processes), *options, str(STORM)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, *arguments, f"run.dir={run}", *SLOW, *ELASTIC],
+            [sys.executable, "-c", program, *arguments, *settings],
             cwd=ROOT,
             env={**os.environ, "DELAY_S": str(delay_s), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -73,8 +82,14 @@ class Launch:
 
 
 @contextmanager
-def launched(run: Path, processes: int, *options: str, delay_s: float = 0.05) -> Iterator[Launch]:
-    launch = Launch(run, processes, *options, delay_s=delay_s)
+def launched(
+    run: Path,
+    processes: int,
+    *options: str,
+    delay_s: float = 0.05,
+    settings: Sequence[str] = (),
+) -> Iterator[Launch]:
+    launch = Launch(run, processes, *options, delay_s=delay_s, settings=settings)
     try:
         yield launch
     finally:
@@ -106,10 +121,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_survivors_of_rank_0_go_on_in_seconds_and_another_takes_its_place(
     tmp_path: Path, reference: Path
 ) -> None:
+    """From a copy in memory, the last checkpoint being of step 7; though it was to begin anew."""
     run = tmp_path / "run"
-    with launched(run, 3, "--min-processes", "2") as launch:
-        launch.wait_for(lambda: len(launch.trace()) >= 8)
+    copied = ["checkpoint.in_memory.steps=2", "run.resume=never", "run.overwrite=true"]
+    with launched(run, 3, "--min-processes", "2", settings=copied) as launch:
+        launch.wait_for(lambda: len(launch.trace()) >= 10)
         survivors = launch.children()[1:]
+        environment = Path(f"/proc/{survivors[0]}/environ").read_text().split("\0")
+        [copies] = [Path(one.partition("=")[2]) for one in environment if COPIES in one]
+        assert list(copies.glob("step-*"))
         os.kill(launch.children()[0], signal.SIGKILL)
         launch.wait_for(lambda: len(launch.launches()) == 2)
         assert set(survivors) <= set(launch.children())  # the same processes
@@ -123,6 +143,9 @@ def test_survivors_of_rank_0_go_on_in_seconds_and_another_takes_its_place(
     assert sizes in ([3, 2, 3], [3, 2]), text  # it may be over before another process has begun
     assert_same_steps(run, reference)
     assert len(launch.trace()) == 40
+    assert launch.launches()[1]["step"] > 7
+    assert "a copy in memory" in text
+    assert not copies.exists()
 
 
 def test_a_signal_to_the_launcher_saves_and_leaves_with_75(tmp_path: Path) -> None:
