@@ -2,9 +2,11 @@
 
 Run: python benchmarks/evaluation.py [--rounds 15]
 
-Two loops evaluate the same network on the same 4,096 samples, in micro-batches of 32, in turns:
+Loops evaluate the same network on the same 4,096 samples, in micro-batches of 32, in turns:
 
-    fermarsi   `evaluate`: loss, accuracy, balanced accuracy and F1, exact on any number of ranks
+    later      `evaluate`: loss, accuracy, balanced accuracy and F1, exact on any number of ranks;
+               an evaluation but the first of a training, which has the micro-batches already
+    first      the same, which fetches them from the source
     bare       the best one can write: micro-batches fetched at once by their indices, the loss and
                the number of right answers summed on the device and read at the end
 
@@ -18,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,22 +68,28 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     print(f"{rounds} rounds; {os.cpu_count()} CPUs, torch {torch.__version__}\n")
-    print(f"{'network':<10}{'ms, bare':>10}{'fermarsi is':>13}   quartiles        CPU")
+    print(f"{'network':<10}{'ms, bare':>10}{'':4}{'fermarsi is':>17}   quartiles        CPU")
     device = torch.device("cpu")
     for name, dims in NETWORKS.items():
         network, noise, task = Mlp(dims), Noise(), Classification("x", "label")
         task.fit_to(torch.zeros(1, 10))
-        plan = EvaluationPlan(Split(noise, (), "noise", task.check), MICRO_SIZE)
-        ours: Callable[[], object] = lambda: evaluate(network, task, plan, Ranks(), device)  # noqa: B023, E731 - called in this round
-        plain: Callable[[], object] = lambda: bare(network, noise)  # noqa: B023, E731 - the same
-        ours(), plain()
-        pairs = [(seconds(ours), seconds(plain)) for _ in range(rounds)]
-        low, middle, high = statistics.quantiles([mine[0] / its[0] for mine, its in pairs], n=4)
-        used = statistics.median(mine[1] / its[1] for mine, its in pairs)
-        print(
-            f"{name:<10}{statistics.median(other[0] for _, other in pairs) * 1e3:>10.1f}"
-            f"{middle:>13.2f}   {low:.2f} to {high:.2f}{used:>11.2f}"
-        )
+        split = Split(noise, (), "noise", task.check)
+        plans = [EvaluationPlan(split, MICRO_SIZE, keep=keep) for keep in (True, False)]
+        arms: list[Callable[[], object]] = [
+            partial(evaluate, network, task, plan, Ranks(), device) for plan in plans
+        ]
+        arms.append(partial(bare, network, noise))
+        for arm in arms:
+            arm()
+        found = [[seconds(arm) for arm in arms] for _ in range(rounds)]
+        for which, number in (("later", 0), ("first", 1)):
+            ratios = [one[number][0] / one[2][0] for one in found]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            used = statistics.median(one[number][1] / one[2][1] for one in found)
+            print(
+                f"{name:<10}{statistics.median(one[2][0] for one in found) * 1e3:>10.1f}    "
+                f"{which:<6}{middle:>11.2f}   {low:.2f} to {high:.2f}{used:>11.2f}"
+            )
 
 
 if __name__ == "__main__":

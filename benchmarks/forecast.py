@@ -1,7 +1,7 @@
 """How far forecasts of learning curves can be trusted, and what they save, on recorded curves of
 our own runs (benchmarks/curves/forecast_curves.py made them).
 
-Run: python benchmarks/forecast.py [network=FILE] [coverage] [targets] [savings] [cost]
+Run: python benchmarks/forecast.py [network=FILE] [coverage] [targets] [savings] [choice] [cost]
 
 network: what prior_fitted.py wrote, in place of the mixture.
 
@@ -30,11 +30,8 @@ import numpy as np
 
 from harness.stopping.controller import StopController
 from harness.stopping.curves import effective_times, extrapolate, is_monotone
-from harness.stopping.forecast import ForecastJudge
-from harness.stopping.milestones import MilestonesJudge
-from harness.stopping.overfitting import OverfittingJudge
+from harness.stopping.forecast import Point, look_ahead
 from harness.stopping.pairs import Deviations
-from harness.stopping.plateau import PlateauJudge
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, MetricInfo
 
@@ -175,45 +172,124 @@ def halving(own: Sequence[Curve]) -> list[int | None]:
     return ends
 
 
-def savings(all_curves: Sequence[Curve]) -> None:
-    print("\nEvaluations saved, and what the best loses, in shares of the curve's range\n")
-    print("| rule | saved | mean regret | runs above 1 % | regret of a family's best |")
-    print("| --- | --- | --- | --- | --- |")
-    rules: dict[str, Callable[[Sequence[Curve]], list[int | None]]] = {}
-    for patience in (3, 5, 10):
-        rules[f"patience {patience}"] = lambda own, p=patience: [
-            stops_at(one, improvement={"metric": one.metric, "patience": p}) for one in own
-        ]
-    for gain, chance in (("1%", 0.05), ("1%", 0.2), ("1%", 0.4), ("5%", 0.2)):
-        rules[f"forecast: {gain} at {chance:.0%}"] = lambda own, g=gain, c=chance: [
-            stops_at(
-                one,
-                forecast={
-                    "metric": one.metric,
-                    "gain": g,
-                    "chance_below": c,
-                    "for": 2,
-                    "action": "stop",
-                },
-            )
+def gain(chance: float, in_a_row: int) -> dict[str, Any]:
+    return {"gain": "1%", "chance_below": chance, "for": in_a_row, "action": "stop"}
+
+
+def by_itself(**stop: dict[str, Any]) -> Callable[[Sequence[Curve]], list[int | None]]:
+    """The rule of settings about a curve's metric."""
+
+    def rule(own: Sequence[Curve]) -> list[int | None]:
+        return [
+            stops_at(one, **{name: {"metric": one.metric, **to} for name, to in stop.items()})
             for one in own
         ]
+
+    return rule
+
+
+def savings(all_curves: Sequence[Curve]) -> None:
+    print("\nEvaluations saved, and what the best loses: of itself, and of the curve's range\n")
+    print("| rule | saved | of itself | runs above 1 % | of the range | runs above 1 % | best |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    rules: dict[str, Callable[[Sequence[Curve]], list[int | None]]] = {
+        f"patience {patience}": by_itself(improvement={"patience": patience})
+        for patience in (3, 5, 6, 10)
+    }
+    for chance in (0.05, 0.2, 0.4):
+        rules[f"forecast of 1 % below {chance:.0%}"] = by_itself(forecast=gain(chance, 2))
+    rules["forecast of 1 % below 20%, three in a row, or patience 8"] = by_itself(
+        forecast=gain(0.2, 3), improvement={"patience": 8}
+    )
     rules |= {"median of the others": median_rule, "successive halving": halving}
     for name, rule in rules.items():
-        saved, regrets, families = [], [], []
+        saved, own_regrets, range_regrets, families = [], [], [], []
         for own in by_family(all_curves).values():
             ends = [end or len(one.values) for end, one in zip(rule(own), own, strict=True)]
             kept = [one.ups[:end].max() for one, end in zip(own, ends, strict=True)]
             whole = [one.ups.max() for one in own]
-            span = [float(np.ptp(one.ups)) or 1.0 for one in own]
             saved += [1 - end / len(one.values) for one, end in zip(own, ends, strict=True)]
-            regrets += [(w - k) / s for w, k, s in zip(whole, kept, span, strict=True)]
+            for one, w, k in zip(own, whole, kept, strict=True):
+                own_regrets.append((w - k) / (abs(w) or 1.0))
+                range_regrets.append((w - k) / (float(np.ptp(one.ups)) or 1.0))
             families.append((max(whole) - max(kept)) / (max(whole) - min(whole)))
-        above = np.mean(np.array(regrets) > 0.01)
-        print(
-            f"| {name} | {np.mean(saved):.0%} | {np.mean(regrets):.1%} | {above:.0%} | "
-            f"{np.mean(families):.1%} |"
-        )
+        cells = [f"{np.mean(saved):.0%}"]
+        for regrets in (own_regrets, range_regrets):
+            cells += [f"{np.mean(regrets):.2%}", f"{np.mean(np.array(regrets) > 0.01):.0%}"]
+        print(f"| {name} | {' | '.join(cells)} | {np.mean(families):.1%} |")
+
+
+def chances_of_gain(curve: Curve) -> list[float | None]:
+    """After each evaluation but the last, that the best improves by 1 % of itself."""
+    count, points, chances = len(curve.values), list[Point](), list[float | None]()
+    for n, (value, rate) in enumerate(zip(curve.values, curve.rates, strict=True), 1):
+        points.append(Point(100 * n, value, rate))
+        if n < count:
+            best = float(curve.ups[:n].max())
+            goal = (best + 0.01 * abs(best)) * (1 if curve.info.mode == "max" else -1)
+            outlook = look_ahead(curve.metric, curve.info, points, 100 * count, goal)
+            chances.append(outlook.chance)
+    return chances
+
+
+def ends_by_gain(chances: Sequence[float | None], below: float, in_a_row: int) -> int | None:
+    small = 0
+    for n, chance in enumerate(chances, 1):
+        if chance is not None:
+            small = small + 1 if chance < below else 0
+        if small >= in_a_row:
+            return n
+    return None
+
+
+def choice(all_curves: Sequence[Curve]) -> None:
+    """The setting that saves most on the other families at 1 % of mean regret of the best itself,
+    tried on each family: as they are, and with the margin of conformal risk control, by which n
+    curves may lose (n + 1) / n of 1 % less 1 / n (a curve loses 1 at most; Angelopoulos et al.).
+    """
+    every = [(curve, chances_of_gain(curve)) for curve in all_curves]
+    families = np.array([curve.family for curve in all_curves])
+    patience = {p: by_itself(improvement={"patience": p})(all_curves) for p in range(2, 16)}
+    forecasts = {
+        (below / 100, row): [ends_by_gain(chances, below / 100, row) for _, chances in every]
+        for below in range(5, 75, 5)
+        for row in (1, 2, 3, 4)
+    }
+    both = {
+        (*one, p): [
+            min((e for e in pair if e), default=None) for pair in zip(ends, other, strict=True)
+        ]
+        for one, ends in forecasts.items()
+        for p, other in patience.items()
+    }
+    print("\nThe setting chosen on the other families, tried on each: mean over all curves\n")
+    print("| rules | margin | saved | regret | of families | chosen |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, rules in (("patience", patience), ("forecast", forecasts), ("first of both", both)):
+        tried = {rule: tried_on(all_curves, ends) for rule, ends in rules.items()}
+        for margin in (False, True):
+            saved, regrets, chosen = [], [], []
+            for family in sorted(set(families)):
+                others, own = families != family, families == family
+                count = others.sum()
+                most = 0.01 if not margin else ((count + 1) * 0.01 - 1) / count
+                allowed = [rule for rule, (_, lost) in tried.items() if lost[others].mean() <= most]
+                best = max(allowed, key=lambda rule: tried[rule][0][others].mean())
+                saved.append(tried[best][0][own])
+                regrets.append(tried[best][1][own])
+                chosen.append(f"{family} {best}: {regrets[-1].mean():.2%}")
+            whole = f"{np.concatenate(saved).mean():.1%} | {np.concatenate(regrets).mean():.2%}"
+            print(f"| {name} | {margin} | {whole} | {', '.join(chosen)} |")
+
+
+def tried_on(all_curves: Sequence[Curve], ends: Sequence[int | None]) -> tuple[Any, Any]:
+    """The shares of evaluations saved and of the best value lost, an array each."""
+    saved, lost = [], []
+    for one, end in zip(all_curves, ends, strict=True):
+        best = one.ups.max()
+        saved.append(1 - (end or len(one.values)) / len(one.values))
+        lost.append((best - one.ups[:end].max()) / (abs(best) or 1.0))
+    return np.array(saved), np.array(lost)
 
 
 def cost(count: int = 1000) -> None:
@@ -243,41 +319,30 @@ def cost(count: int = 1000) -> None:
         pairs = {"val/loss": Deviations(9999, 1e-9, draw.integers(-(10**6), 10**6, 128).tolist())}
         controller.judge(Evaluation(100 * n, float(n), n, 0.0, row, 0.1, deviations=pairs))
     each = 1e3 * (time.process_time() - began) / count
-    off = cost_off(count)
-    print(
-        f"\na verdict of {count:,}: {each:.2f} ms, {each / off[0]:.0f} times that of patience alone"
-    )
-    print(
-        f"that takes {1e3 * off[0]:.1f} us; without the judges that are off {1e3 * off[1]:.1f} us"
-    )
+    alone = cost_of_patience(count)
+    print(f"\na verdict of {count:,}: {each:.2f} ms; of patience alone {1e3 * alone:.1f} us")
 
 
-def cost_off(count: int, repeats: int = 15) -> tuple[float, float]:
-    """Milliseconds a verdict of patience and a budget: with all judges, and without those of
-    milestones, forecasts, gaps and plateaus, in turn; the fastest of each.
-    """
+def cost_of_patience(count: int, repeats: int = 15) -> float:
+    """Milliseconds a verdict of patience and a budget, all else off: the fastest of repeats."""
     settings = {
         "improvement": {"metric": "val/loss", "patience": 10**6},
         "budget": {"steps": 10**6},
     }
-    costs: list[list[float]] = [[], []]
-    for repeat in range(2 * repeats):
+    costs = []
+    for _ in range(repeats):
         controller = StopController(StopSettings.model_validate(settings), {"val/loss": LOSS})
-        if repeat % 2:
-            without = (MilestonesJudge, ForecastJudge, OverfittingJudge, PlateauJudge)
-            kept = [one for one in controller._judges if not isinstance(one, without)]
-            controller._judges = kept
         began = time.process_time()
         for n in range(1, count + 1):
             controller.judge(Evaluation(n, float(n), n, 0.0, {"val/loss": 1 / n}, 0.1))
-        costs[repeat % 2].append(1e3 * (time.process_time() - began) / count)
-    return min(costs[0]), min(costs[1])
+        costs.append(1e3 * (time.process_time() - began) / count)
+    return min(costs)
 
 
 if __name__ == "__main__":
     every = curves()
     print(f"{len(every)} curves")
-    parts = {"coverage": coverage, "targets": wrongly_stopped, "savings": savings}
+    parts = {"coverage": coverage, "targets": wrongly_stopped, "savings": savings, "choice": choice}
     networks = [one for one in sys.argv[1:] if one.startswith("network=")]
     if networks:
         from prior_fitted import PriorFitted

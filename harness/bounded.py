@@ -5,6 +5,7 @@ size, as JSON of bounded depth.
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from io import BufferedReader, FileIO
@@ -18,6 +19,7 @@ MAX_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 256 * 2**20
 
 _DIGITS = 18  # of a whole number; one with more is a float, which takes any
+_LONG = re.compile(f"[0-9]{{{_DIGITS + 1}}}|-[0-9]{{{_DIGITS}}}")
 
 
 def open_regular(path: Path, *, links: bool = True) -> FileIO:
@@ -48,8 +50,10 @@ def read_bytes(path: Path, most: int = MAX_BYTES, *, links: bool = True) -> byte
 
 def parse_json(data: bytes | str) -> Any:
     """One JSON value. Raises ValueError, also for one that is nested too deeply."""
-    try:
-        return json.loads(data, parse_int=_whole)
+    if isinstance(data, bytes):  # as json.loads does
+        data = data.decode(json.detect_encoding(data), "surrogatepass")
+    try:  # the hook is called for each number: only where it is needed
+        return json.loads(data, parse_int=_whole if _LONG.search(data) else None)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

@@ -22,7 +22,14 @@ from harness.rundir.outcome import INTERRUPTED
 from harness.search.process import Place
 from harness.search.results import Trials
 from harness.search.space import Parameter, Range, check_space, grid, parse_space
-from harness.search.study import FEWEST_EVALUATIONS, PRUNERS, SAMPLERS, Design, Study
+from harness.search.study import (
+    FEWEST_EVALUATIONS,
+    MEDIAN_OF,
+    PRUNERS,
+    SAMPLERS,
+    Design,
+    Study,
+)
 from harness.search.sweep import Plan, Sweep
 from harness.stopping.judges import best_metric
 from harness.stopping.verdict import MetricInfo
@@ -69,6 +76,15 @@ def sweep_command(
     if design.sampler == "grid":
         combinations = sum(1 for _ in grid(space))
         trials = min(combinations, options.trials or combinations)
+    if options.prune == "median":
+        if trials <= MEDIAN_OF:
+            raise ConfigError(
+                f"--prune median: can end no trial before its end: there are {trials} trials, and "
+                f"it needs more than {MEDIAN_OF}, the first of which are never ended. Give more "
+                "--trials, or leave --prune out."
+            )
+        if not as_json:
+            say(f"--prune median ends trials once {MEDIAN_OF} are complete")
     directory = options.directory or Path(f"{config.run.dir}-sweep")
     places = places_of(options.at_once, options.processes, cpu=options.cpu)
     plan = Plan(path, overrides, directory, config.run.name, trials, places, config.stop.budget)

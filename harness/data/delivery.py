@@ -106,6 +106,49 @@ class Groups:
             self._first.clear()
 
 
+_MOST_KEPT = 2**25  # bytes of a split on a rank
+
+
+class Kept:
+    """Numbered micro-batches of a first pass for those that follow, as many as fit into 32 MB.
+
+    Each is a copy: a source may use its memory again. One that was written to meanwhile, which
+    torch counts, is not given again, and no others are kept from then on.
+    """
+
+    def __init__(self) -> None:
+        self._batches: dict[int, tuple[Batch, list[int]]] = {}
+        self._left = _MOST_KEPT
+
+    def get(self, number: int, fetch: Callable[[int], Batch]) -> Batch:
+        """What `fetch` gives for a number, or gave. Raises what it raises."""
+        if number in self._batches:
+            batch, counts = self._batches[number]
+            if counts == _write_counts(batch):
+                return dict(batch)
+            self._batches.clear()
+            self._left = 0
+        batch = fetch(number)
+        self._add(number, batch)
+        return batch
+
+    def _add(self, number: int, batch: Batch) -> None:
+        if self._left == 0 or not all(map(_may_be_kept, batch.values())):
+            return
+        self._left = max(self._left - sum(one.nbytes for one in batch.values()), 0)
+        if self._left:
+            copied = {name: one.clone() for name, one in batch.items()}
+            self._batches[number] = copied, _write_counts(copied)
+
+
+def _may_be_kept(value: Any) -> bool:
+    return type(value) is Tensor and value.layout == torch.strided and not value.requires_grad
+
+
+def _write_counts(batch: Batch) -> list[int]:
+    return [one._version for one in batch.values()]
+
+
 class _ByValue:
     """A tensor that goes through a pipe as it is, and is a tensor again at the other end."""
 

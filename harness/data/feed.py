@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from harness.data.delivery import Groups, copies_to, one_ahead, packed, to_device
+from harness.data.delivery import Groups, Kept, copies_to, one_ahead, packed, to_device
 from harness.data.sampling import Sampling
 from harness.data.source import Batch, mark_of
 from harness.data.split import Split
@@ -208,13 +208,18 @@ class EvaluationFeed:
         *,
         preserve: bool = True,
         lasting: bool = True,
+        keep: bool = False,
     ) -> None:
-        """preserve: as in `Split.fetch`; lasting: whether there is more than one pass."""
+        """preserve: as in `Split.fetch`; lasting: whether there is more than one pass; keep: later
+        passes may get the first one's micro-batches, if they are few and made in this process.
+        """
         blocks = _Blocks(split, size, chosen, preserve)
         self._mine = range(rank * len(blocks) // num_ranks, (rank + 1) * len(blocks) // num_ranks)
         self._device = device
         # Workers, and copies to a GPU, are ahead by themselves
-        self._groups = Groups() if num_workers == 0 and device.type == "cpu" else None
+        here = num_workers == 0 and device.type == "cpu"
+        self._groups = Groups() if here else None
+        self._kept = Kept() if here and keep else None
         self._loading = _Loading(
             blocks, self._mine.__iter__, device, num_workers, patience, lasting=lasting
         )
@@ -230,6 +235,10 @@ class EvaluationFeed:
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """(block number, micro-batch on the device). Raises DataError."""
         if len(self._mine) == 0:
+            return
+        if self._kept is not None:
+            for block in self._mine:
+                yield block, self._kept.get(block, lambda one: _unwrap(self._loading.fetch(one)))
             return
         copies = copies_to(self._device)
         for block, batch in zip(self._mine, self._loading, strict=True):

@@ -45,6 +45,7 @@ class IntervalMetrics:
             for name, metric in self._blank.items()
             if isinstance(metric, Metric) and metric.holds
         ]
+        self.holds_all = len(self._holding) == len(metrics)
         self._eager = [name for name in metrics if name not in self._holding]
         self._live: dict[str, AnyMetric] = {}
         self._device = torch.device("cpu")

@@ -27,6 +27,9 @@ PRUNERS = ("none", "median", "hyperband", "asha", "forecast")
 # Evaluations in the budget from which on a pruner can end a trial before its end: a forecast needs
 # six, and three of them in a row
 FEWEST_EVALUATIONS = {"median": 2, "hyperband": 2, "asha": 2, "forecast": 9}
+# Complete trials that a median is one of. Trials end by themselves, so few may reach a late
+# evaluation: a median of one trial would prune promising ones
+MEDIAN_OF = 5
 _UNTIL = "until"  # of a trial that pauses: the number of evaluations
 
 
@@ -118,6 +121,12 @@ class Study:
         """The values of a trial, by its number of evaluations."""
         return self.trials()[trial.number].intermediate_values
 
+    def should_prune(self, trial: optuna.Trial) -> bool:
+        """What Optuna's pruner says of a trial; one without any number is the worst."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)
+            return trial.should_prune()
+
     def until(self, trial: optuna.Trial) -> int | None:
         """The number of evaluations at which it pauses; None if it never does."""
         if self.design.prune != "asha":
@@ -156,7 +165,7 @@ class Study:
         pruners: Any = self._optuna.pruners
         pruner: optuna.pruners.BasePruner = pruners.NopPruner()
         if self.design.prune == "median":
-            pruner = pruners.MedianPruner()
+            pruner = pruners.MedianPruner(n_startup_trials=MEDIAN_OF, n_min_trials=MEDIAN_OF)
         if self.design.prune == "hyperband":
             pruner = pruners.HyperbandPruner(
                 min_resource=1,

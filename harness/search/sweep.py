@@ -185,7 +185,7 @@ class Sweep:
             return ""
         if design.prune == "asha":
             return "paused" if self.study.until(trial) == count else ""
-        return "pruned" if hopeless or trial.should_prune() else ""
+        return "pruned" if hopeless or self.study.should_prune(trial) else ""
 
     def _end(self, course: Course) -> None:
         """Tell the study what became of a trial whose process has ended."""

@@ -92,3 +92,31 @@ def _why_unread(cell: Any, error: Exception) -> str:
     except ConfigError:
         return f"the time zone {zone!r} is not known"
     return f"{error} (a date before the year 1 or after 9999?)"
+
+
+def widened(path: Path, fine: Any, coarse: Any) -> Any:
+    """A table whose dates of 96 bits were read in nanoseconds, which silently leave their range
+    before 1677 and after 2262; in those columns what was read in microseconds. Raises DataError
+    for a column that needs both.
+    """
+    # Loaded when used
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for number, name in enumerate(fine.column_names):
+        exact, wide = fine.column(number), coarse.column(number)
+        if exact.type == wide.type or not pa.types.is_timestamp(exact.type):
+            continue
+        nanoseconds, microseconds = exact.cast(pa.int64()), wide.cast(pa.int64())
+        rounded = pc.divide(nanoseconds, 1000)
+        is_near = pc.less_equal(pc.abs(pc.subtract(rounded, microseconds)), 1)
+        if pc.all(is_near).as_py() in (True, None):
+            continue
+        lost = pc.and_(is_near, pc.not_equal(pc.multiply(rounded, 1000), nanoseconds))
+        if pc.any(lost).as_py():
+            raise DataError(
+                f"{path}: column {name!r}: dates before 1677 or after 2262 beside nanoseconds. "
+                "Store them as text, or do not read the column."
+            )
+        fine = fine.set_column(number, name, wide)
+    return fine

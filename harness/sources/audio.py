@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from math import gcd
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from harness.sources.collection import Collection, Keep
 from harness.sources.container_sound import is_container, read_container
 from harness.sources.files import OnError, decodable, need
 from harness.sources.mistaken import what_is
-from harness.sources.sound_files import FORMATS, is_cut
+from harness.sources.sound_files import FORMATS, is_cut, is_mp3_frame, is_unmeasured_mp3
 from harness.sources.source import span_columns
 from harness.sources.split import Part, Rule
 
@@ -24,6 +25,7 @@ Wave = NDArray[np.float32]
 Channels = int | Literal["mono"]
 _LOSSY = 1.5  # the peak that decoders may give sound that was at most 1
 _LOSSY_FORMATS = ("OGG", "MP3")
+_EMPTY_ID3 = b"ID3\3\0\0\0\0\0\x0a" + bytes(10)
 
 
 class Recordings(Collection):
@@ -153,7 +155,7 @@ class WaveReader:
 
     def whole(self, file: Path | bytes, name: str) -> Wave:
         """The wave (C, T) of a recording, with the requested rate and its own length."""
-        if is_container(file):
+        if _is_for_ffmpeg(file):
             rate_hz, frames = read_container(file, name)
             self._require(name, frames.shape[1], rate_hz)
             return self._prepare(name, frames, rate_hz, lossy=True)
@@ -163,7 +165,7 @@ class WaveReader:
 
     def window(self, file: Path | bytes, name: str, begin: int) -> Wave:
         """The wave (C, T) from a sample on, counted at the requested rate."""
-        if not is_container(file):
+        if not _is_for_ffmpeg(file):
             head = self._inspect(file, name)
             if head.samplerate == self.rate_hz and head.format not in _LOSSY_FORMATS:
                 count = max(0, min(self.num_frames, int(head.frames) - begin))
@@ -177,7 +179,7 @@ class WaveReader:
 
         Raises DataError for one that is not as requested, or that is truncated.
         """
-        if is_container(file):  # whose headers do not say it exactly
+        if _is_for_ffmpeg(file):  # whose headers do not say it exactly
             return int(self.whole(file, name).shape[1])
         head = self._inspect(file, name)
         return -(-int(head.frames) * self.rate_hz // int(head.samplerate))
@@ -217,7 +219,7 @@ class WaveReader:
         """The header of a recording, by soundfile. Raises DataError as `check` does."""
         soundfile = _decoder()
         try:
-            head = soundfile.info(decodable(file))
+            head = soundfile.info(_openable(file))
         except soundfile.SoundFileError as error:
             if (what := what_is(file, "sound")) is not None:
                 raise DataError(f"{name}: not a supported sound file, but {what}") from error
@@ -265,7 +267,7 @@ def _decode(file: Path | bytes, name: str, begin: int, count: int) -> NDArray[np
     """(count, C) from `begin` on. Raises DataError if there are fewer."""
     soundfile = _decoder()
     try:
-        with soundfile.SoundFile(decodable(file)) as opened:
+        with soundfile.SoundFile(_openable(file)) as opened:
             if begin:
                 opened.seek(begin)
             frames: NDArray[np.float32] = opened.read(count, dtype="float32", always_2d=True)
@@ -276,6 +278,21 @@ def _decode(file: Path | bytes, name: str, begin: int, count: int) -> NDArray[np
             f"{name}: {len(frames)} frames, but its header declares {count}. It may be truncated."
         )
     return frames
+
+
+def _is_for_ffmpeg(file: Path | bytes) -> bool:
+    """Whether libsndfile does not read a file, or not all of it."""
+    try:
+        return is_container(file) or is_unmeasured_mp3(file)
+    except OSError:
+        return False  # reported by soundfile
+
+
+def _openable(file: Path | bytes) -> Path | BinaryIO:
+    # In memory libsndfile takes MP3 for sound only behind such a header
+    if isinstance(file, bytes) and is_mp3_frame(file):
+        return BytesIO(_EMPTY_ID3 + file)
+    return decodable(file)
 
 
 def _no_sound(name: str) -> DataError:

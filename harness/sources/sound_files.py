@@ -42,6 +42,7 @@ _BY_MAGIC = {
 }
 _SOUND = (b"data", b"SSND", b"BODY")
 _MOST_CHUNKS = 10_000
+_MP3_HEAD_BYTES = 256
 # What is written to a pipe, the length unknown: all bits, or as SoX does
 _UNKNOWN = {4: 0x7FFF_F000, 8: 1 << 62}
 
@@ -106,6 +107,36 @@ def _sound_end(file: BinaryIO, head: bytes, length: int, chunks: _Chunks) -> int
         offset += begin + size - chunks.within
         offset += -offset % chunks.align
     return 0
+
+
+def is_unmeasured_mp3(recording: Path | bytes) -> bool:
+    """Whether an MP3 file does not declare how many frames it has, or goes on after them:
+    libsndfile guesses their number from the first ones, and reads no more.
+    """
+    with recording.open("rb") if isinstance(recording, Path) else BytesIO(recording) as file:
+        begin, head = 0, file.read(_MP3_HEAD_BYTES)
+        while head[:3] == b"ID3" and len(head) >= 10:
+            # ID3v2.4.0, sections 3.1 and 6.2: seven bits a byte
+            has_footer = head[5] & 0x10
+            begin += 10 + int("".join(f"{byte & 0x7F:07b}" for byte in head[6:10]), 2)
+            begin += 10 if has_footer else 0
+            file.seek(begin)
+            head = file.read(_MP3_HEAD_BYTES)
+        if not is_mp3_frame(head):
+            return False
+        # By the encoders Xing and LAME, in a first frame of silence
+        tag = re.search(rb"(?:Xing|Info)\0\0\0(.)(.{8})", head[:64], re.DOTALL)
+        if tag is None or not tag[1][0] & 1:
+            return True
+        if not tag[1][0] & 2:
+            return False
+        file.seek(begin + int.from_bytes(tag[2][4:], "big"))
+        return is_mp3_frame(file.read(4))
+
+
+def is_mp3_frame(head: bytes) -> bool:
+    """Whether a frame of MPEG audio, layer III, may begin so (ISO 11172-3, section 2.4.1.3)."""
+    return len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2 and head[2] < 0xF0
 
 
 def _is_cut_ogg(file: BinaryIO, length: int) -> bool:

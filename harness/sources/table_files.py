@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.data.written import name_of
 from harness.errors import DataError
-from harness.sources.arrow_cells import cells_of, flattened, names_of_leaves
+from harness.sources.arrow_cells import cells_of, flattened, names_of_leaves, widened
 from harness.sources.cells import Cells, Layout
 from harness.sources.csv_files import (
     PACKED,
@@ -94,26 +94,44 @@ def _explained(path: Path, layout: Layout, reader: _Reader) -> Iterator[None]:
 
 
 def _parquet(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
+    # Loaded when used
+    import pyarrow as pa
+
     with _opened(path, columns) as (file, wanted):
-        table = file.read(list(wanted.values()))
+        table = pa.concat_tables(_tables(path, file, wanted), promote_options="permissive")
     return _of_table(path, layout, wanted, table, 1)
 
 
 def _parquet_pieces(path: Path, layout: Layout, columns: Collection[str] | None) -> Iterator[Cells]:
-    # Loaded when used
-    import pyarrow as pa
-
     row = 1
     with _opened(path, columns) as (file, wanted):
-        count = max(1, min(_ROWS_AT_ONCE, _CELLS_AT_ONCE // max(1, len(wanted))))
-        batches = file.iter_batches(count, columns=list(wanted.values()), use_threads=False)
-        for batch in batches:
-            piece = _of_table(path, layout, wanted, pa.Table.from_batches([batch]), row)
-            row += len(batch)
-            piece.share = (row - 1) / file.metadata.num_rows
+        for table in _tables(path, file, wanted):
+            piece = _of_table(path, layout, wanted, table, row)
+            row += len(table)
+            piece.share = (row - 1) / max(1, file.metadata.num_rows)
             yield piece
-        if row == 1:
-            yield _of_table(path, layout, wanted, file.schema_arrow.empty_table(), row)
+
+
+def _tables(path: Path, file: Any, wanted: dict[str, str]) -> Iterator[Any]:
+    """Some rows of a Parquet file at a time, flattened; one without rows if it has none."""
+    # Loaded when used
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def batches(file: Any) -> Iterator[Any]:
+        count = max(1, min(_ROWS_AT_ONCE, _CELLS_AT_ONCE // max(1, len(wanted))))
+        for batch in file.iter_batches(count, columns=list(wanted.values()), use_threads=False):
+            yield flattened(pa.Table.from_batches([batch]))
+
+    if file.metadata.num_rows == 0:
+        yield flattened(file.schema_arrow.empty_table())
+        return
+    if all(file.schema.column(at).physical_type != "INT96" for at in range(len(file.schema))):
+        yield from batches(file)
+        return
+    with pq.ParquetFile(path, pre_buffer=False, coerce_int96_timestamp_unit="us") as coarse:
+        for fine, wide in zip(batches(file), batches(coarse), strict=True):
+            yield widened(path, fine, wide)
 
 
 @contextmanager
@@ -140,7 +158,6 @@ def _opened(path: Path, columns: Collection[str] | None) -> Iterator[tuple[Any, 
 def _of_table(
     path: Path, layout: Layout, wanted: dict[str, str], table: Any, first_row: int
 ) -> Cells:
-    table = flattened(table)
     cells = {name: cells_of(path, name, table[one], first_row) for name, one in wanted.items()}
     return Cells(path, cells, range(first_row, first_row + len(table)), layout)
 

@@ -105,6 +105,7 @@ class BudgetJudge(Judge):
     """Stops at the first limit that an evaluation reaches."""
 
     reason = "budget"
+    of_metrics = False
 
     def __init__(self, budget: Budget | None) -> None:
         self._limits = {} if budget is None else budget.limits()

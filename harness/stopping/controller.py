@@ -107,7 +107,8 @@ class StopController:
     def _begin(self) -> None:
         """Reset the running state to that before the first evaluation."""
         self._request = RequestJudge()
-        self._judges = judges_of(self._settings, self._metrics, self._request)
+        every = judges_of(self._settings, self._metrics, self._request)
+        self._judges = [one for one in every if one.metrics() or not one.of_metrics]
         self._best = (
             None
             if self._best_metric is None

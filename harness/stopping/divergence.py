@@ -124,6 +124,7 @@ class DivergenceJudge(Judge):
     """Stops at a loss that is not finite, and when one of the bounds is passed."""
 
     reason = "diverged"
+    of_metrics = False
 
     def __init__(self, settings: Sequence[Divergence], metrics: Metrics) -> None:
         self._settings = settings

@@ -22,8 +22,11 @@ _LOOKS = 16
 # as 200
 _EACH_UP_TO = 40
 _BAND = 0.95
-# One in 500: there are 512 draws
-_SUREST = 0.002
+# Of so many curves nothing is known, neither that they reach a value nor that they don't: chosen on
+# recorded ones by conformal risk control (Angelopoulos et al., 2022; docs/benchmarks.md)
+_UNKNOWN = 0.01
+# The smallest chance that those curves are enough to vouch for
+_SMALLEST = 0.02
 BUDGET_SPENT = "the budget is spent"
 # Beyond it squares are infinite
 _LARGEST = 1e100
@@ -32,9 +35,11 @@ _LARGEST = 1e100
 def _chance(value: object) -> float:
     """A probability: 0.05, or a text like "5%"."""
     number = share_of(value) or value
-    if isinstance(number, bool) or not isinstance(number, int | float) or not _SUREST <= number < 1:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        number = math.nan
+    if not _SMALLEST <= number < 1:
         raise ValueError(
-            f"{value!r} is not a chance from {_SUREST} to below 1, like 5% or 0.05; a forecast "
+            f"{value!r} is not a chance from {_SMALLEST} to below 1, like 5% or 0.05; a forecast "
             "knows no smaller ones"
         )
     return float(number)
@@ -113,16 +118,9 @@ class Outlook:
         low, high = self.band
         chance = ""
         if self.chance is not None and self.value is not None:
-            chance = f"; chance to reach {show(self.value)}: {_percent(self.chance)} %"
+            chance = f"; chance to reach {show(self.value)}: {100 * self.chance:.3g} %"
         ends = f"{show(low, high)} to {show(high, low)}"
         return f"{self.metric}, {_BAND:.0%}: {ends} by step {self.by:,}{chance}"
-
-
-def _percent(chance: float) -> str:
-    """In per cent, no surer than so many draws can be."""
-    if chance < _SUREST:
-        return f"below {100 * _SUREST:g}"
-    return f"above {100 - 100 * _SUREST:g}" if chance > 1 - _SUREST else f"{100 * chance:.3g}"
 
 
 def last_step(budget: Budget, evaluation: Evaluation) -> int | None:
@@ -180,7 +178,7 @@ def look_ahead(
         by,
         (low, high),
         value,
-        None if value is None else found.chance(sign * value),
+        None if value is None else _UNKNOWN + (1 - 2 * _UNKNOWN) * found.chance(sign * value),
         fan=[(round(at), *band) for at, band in zip(future, bands, strict=True)],
     )
 

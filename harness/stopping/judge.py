@@ -38,6 +38,8 @@ class Judge(Protocol):
     reason: str
     # Whether its criterion is one of intervals, which an extra evaluation does not end
     of_intervals: bool = False
+    # Whether it is off, and takes no evaluation, while its settings name no metric
+    of_metrics: bool = True
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the settings, given the available metrics, each as "where: what. What

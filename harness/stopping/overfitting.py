@@ -66,9 +66,9 @@ class OverfittingJudge(Judge):
         if not self._above:
             return Finding()
         words = (
-            f"val/{one.metric} {show(val)} is worse than train/{one.metric} {show(train)} by "
-            f"{show(gap, one.above)}, above {show(one.above)}, at {self._above} of {one.for_} "
-            "evaluations in a row"
+            f"val/{one.metric} ({show(val)}) is {show(gap, one.above)} worse than "
+            f"train/{one.metric} ({show(train)}); the gap has been above {show(one.above)} at "
+            f"{self._above} of {one.for_} consecutive evaluations"
         )
         stops = self._above >= one.for_
-        return Finding(f"{words} at step {evaluation.step:,}" if stops else None, words)
+        return Finding(f"{words} (step {evaluation.step:,})" if stops else None, words)

@@ -68,9 +68,9 @@ class RunningPlateau:
         if slope * self._sign > error * float(stdtrit(one.over - 2, one.confidence)):
             return Finding()
         return Finding(
-            f"the slope of {one.metric} over the last {one.over} values, {show(slope, digits=3)} "
-            f"+- {show(error, digits=2)} a step, is not for the better at "
-            f"{show(one.confidence * 100)} % confidence"
+            f"{one.metric} shows no improving trend over its last {one.over} values at "
+            f"{show(one.confidence * 100)} % confidence: slope {show(slope, digits=3)} +- "
+            f"{show(error, digits=2)} per step"
         )
 
 

@@ -126,7 +126,8 @@ def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricIn
     """
     hints = dict(_hints(settings))
     infos = {}
-    for name in history.metrics:
+    names = dict.fromkeys(history.metrics)
+    for name in names:
         words = set(re.split(r"[^a-z0-9]+", name.lower()))
         stated = next(
             (
@@ -150,7 +151,7 @@ def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricIn
         ]
         share = mode == "max" and words & _SHARES and all(0 <= value <= 1 for value in values)
         lower, upper = (0.0, 1.0) if share else (None, None)
-        known = (chance_of(name) in history.metrics, error_of(name) in history.metrics)
+        known = (chance_of(name) in names, error_of(name) in names)
         infos[name] = MetricInfo(mode, lower, upper, *known)
     return infos
 

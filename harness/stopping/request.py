@@ -8,6 +8,7 @@ class RequestJudge(Judge):
     """Stops at the evaluations for which `made` is set."""
 
     reason = "stop_requested"
+    of_metrics = False
 
     def __init__(self) -> None:
         self.made = False

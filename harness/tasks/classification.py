@@ -123,13 +123,28 @@ class Classification(BaseTask):
             "the training split has to be observed before `fit_to`"
         )
         targets = batch[self.target]
-        if outputs.shape != (len(targets), outputs.shape[1], *targets.shape[1:]):
+        shape = outputs.shape
+        if shape[:1] + shape[2:] != targets.shape:
             raise ConfigError(
                 f"network: returns {kind_of(outputs)} for {kind_of(targets)} in {self.target!r}; "
                 "classification takes logits (B, C, ...) for targets (B, ...), with the classes "
                 "along the second axis. Move them there in the network; tokens (B, T, V) are for "
                 "harness.tasks.LanguageModelling."
             )
+        return self._cross_entropy(outputs, targets)
+
+    def join(self, outputs: Sequence[Any], batches: Sequence[Batch]) -> tuple[Tensor, Batch] | None:
+        shape = outputs[0].shape
+        if len(shape) != 2 or any(one.shape != shape for one in outputs):
+            return None
+        return torch.cat(list(outputs)), {
+            self.target: torch.cat([batch[self.target] for batch in batches])
+        }
+
+    def loss_sums(self, outputs: Tensor, batch: Batch, parts: int) -> Tensor:
+        return self._cross_entropy(outputs, batch[self.target], parts)
+
+    def _cross_entropy(self, outputs: Tensor, targets: Tensor, parts: int | None = None) -> Tensor:
         if self._weights is not None and self._weights.device != outputs.device:
             self._weights = self._weights.to(outputs.device)
         return cross_entropy_sum(
@@ -138,6 +153,7 @@ class Classification(BaseTask):
             self.ignore_index,
             self.label_smoothing,
             self._weights,
+            parts,
         )
 
     def num_items(self, batch: Batch) -> Tensor | int:

@@ -61,8 +61,9 @@ def cross_entropy_sum(
     ignored: int | None,
     label_smoothing: float,
     weights: Tensor | None = None,
+    parts: int | None = None,
 ) -> Tensor:
-    """The sum of the cross entropies of all items, a scalar.
+    """The sum of the cross entropies of all items, a scalar, or those of as many parts.
 
     logits: (B, C, ...); targets: (B, ...) int64; weights: (C,), one a class.
     """
@@ -71,6 +72,7 @@ def cross_entropy_sum(
         nn.functional.cross_entropy,
         wide,
         targets,
+        parts,
         weight=None if weights is None else weights.to(wide.dtype),
         label_smoothing=label_smoothing,
         ignore_index=-100 if ignored is None else ignored,

@@ -35,6 +35,16 @@ class Task(Protocol):
     def loss_sum(self, outputs: Any, batch: Batch) -> Tensor:
         """The sum of the losses of all items: a scalar tensor with a gradient."""
 
+    def join(self, outputs: Sequence[Any], batches: Sequence[Batch]) -> tuple[Tensor, Batch] | None:
+        """Several micro-batches of an evaluation on the CPU as one of what `update` and `loss_sums`
+        take; None if they cannot be joined. A task may lack this method.
+        """
+
+    def loss_sums(self, outputs: Tensor, batch: Batch, parts: int) -> Tensor:
+        """Of what `join` made of that many micro-batches, to the bits of `loss_sum` for each:
+        (parts,) float64. A task without `join` may lack this method.
+        """
+
     def num_items(self, batch: Batch) -> Tensor | int:
         """How many items: a scalar int64 tensor on the batch's device; no host wait. A plain int
         where it follows from the number of samples alone: then ranks agree on it once, instead of
@@ -309,14 +319,24 @@ def widen(outputs: Any) -> Any:
 
 
 def sum_loss(
-    loss: Callable[..., Tensor], outputs: Tensor, targets: Tensor, **options: Any
+    loss: Callable[..., Tensor],
+    outputs: Tensor,
+    targets: Tensor,
+    parts: int | None = None,
+    **options: Any,
 ) -> Tensor:
     """The sum of a loss of torch's over all items; where no gradient is taken, in float64, so that
     an evaluation does not depend on the size of its micro-batches.
+
+    parts: of how many micro-batches of equal shape these are; their sums (parts,) are given then,
+    without a gradient.
     """
-    if torch.is_grad_enabled():
+    if parts is None and torch.is_grad_enabled():
         return loss(outputs, targets, reduction="sum", **options)
-    return loss(outputs, targets, reduction="none", **options).sum(dtype=torch.float64)
+    losses = loss(outputs, targets, reduction="none", **options)
+    if parts is None:
+        return losses.sum(dtype=torch.float64)
+    return losses.view(parts, -1).sum(1, dtype=torch.float64)
 
 
 def kind_of(value: Any) -> str:

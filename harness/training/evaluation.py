@@ -35,12 +35,14 @@ from harness.tasks.task import Task
 from harness.training.companions import asked_errors
 from harness.training.items import total
 from harness.training.network_state import BufferState
+from harness.training.stable import writes_are_counted
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
     """How a split is evaluated: micro-batches of `size`, workers and how they are waited for, and
-    the samples if not all; `errors`: the metrics whose gains are compared with their errors.
+    the samples if not all; `errors`: the metrics whose gains are compared with their errors;
+    `keep`: later evaluations may get the first one's micro-batches.
     """
 
     split: Split
@@ -49,6 +51,7 @@ class EvaluationPlan:
     samples: NDArray[np.int64] | None = None
     patience: Patience = FOREVER
     errors: frozenset[str] = frozenset()
+    keep: bool = False
     _feeds: dict[Any, EvaluationFeed] = field(default_factory=dict, init=False, repr=False)
 
     def feed(self, ranks: Ranks, device: torch.device) -> EvaluationFeed:
@@ -65,6 +68,7 @@ class EvaluationPlan:
                 self.samples,
                 self.patience,
                 preserve=False,  # `evaluate` preserves all, and each forward pass seeds anew
+                keep=self.keep,
             )
         return self._feeds[key]
 
@@ -86,6 +90,7 @@ def evaluation_plans(
     """
     size = config.evaluation.micro_size or config.batch.micro_size
     patience = Patience(data_limit_s(config.run.timeout_s), interruption.check)
+    keep = writes_are_counted([config.network, config.task])
     plans = {}
     wanted, asked = config.stop.train_metrics, asked_errors(config.stop)
     errors = {
@@ -101,10 +106,12 @@ def evaluation_plans(
             if isinstance(wanted, TrainSample)
             else None
         )
-        plans["train"] = EvaluationPlan(train, size, num_workers, chosen, patience, errors["train"])
+        plans["train"] = EvaluationPlan(
+            train, size, num_workers, chosen, patience, errors["train"], keep
+        )
     if "val" in splits:
         plans["val"] = EvaluationPlan(
-            splits["val"], size, num_workers, None, patience, errors["val"]
+            splits["val"], size, num_workers, None, patience, errors["val"], keep
         )
     return plans
 
@@ -122,10 +129,17 @@ class Result:
     deviations: Mapping[str, Deviations] = field(default_factory=dict)
 
 
-class Tally:
-    """What is counted of this rank's micro-batches."""
+# Numbers in what a network gives for a micro-batch, up to which several are counted at once
+_MOST_JOINED = 2**14
 
-    def __init__(self, task: Task, plan: EvaluationPlan) -> None:
+
+class Tally:
+    """What is counted of this rank's micro-batches.
+
+    joins: whether those of a group may be counted at once: each has outputs in memory of their own.
+    """
+
+    def __init__(self, task: Task, plan: EvaluationPlan, *, joins: bool = False) -> None:
         self.metrics = IntervalMetrics(task.metrics())
         self.sums: list[Tensor] = []
         self.items: list[Tensor | int] = []
@@ -133,13 +147,39 @@ class Tally:
         self._task = task
         self._size = plan.size
         self._counts_hits = bool(plan.errors - {"loss"}) and hasattr(task, "hits")
+        self._joins = joins and hasattr(task, "join") and self.metrics.holds_all
+        self._held: list[tuple[int, Batch, Any]] = []
 
     def add(self, block: int, batch: Batch, outputs: Any) -> None:
         """One micro-batch; no host wait on a GPU."""
+        if self._joins and isinstance(outputs, Tensor) and outputs.numel() <= _MOST_JOINED:
+            self._held.append((block, batch, outputs))
+        else:
+            self._add(block, batch, outputs)
+
+    def end_group(self) -> None:
+        """Count what is still to be counted."""
+        held, self._held = self._held, []
+        if len(held) > 1:
+            blocks, batches, outputs = zip(*held, strict=True)
+            joined = self._task.join(outputs, batches)
+            if joined is not None:
+                self.sums += self._task.loss_sums(*joined, len(held)).unbind()
+                self.metrics.update(self._task, *joined, blocks[0])
+                for one in held:
+                    self._count(*one)
+                return
+        for one in held:
+            self._add(*one)
+
+    def _add(self, block: int, batch: Batch, outputs: Any) -> None:
+        self.sums.append(self._task.loss_sum(outputs, batch).double())
+        self.metrics.update(self._task, outputs, batch, block)
+        self._count(block, batch, outputs)
+
+    def _count(self, block: int, batch: Batch, outputs: Any) -> None:
         task = self._task
-        self.sums.append(task.loss_sum(outputs, batch).double())
         self.items.append(task.num_items(batch))
-        self.metrics.update(task, outputs, batch, block)
         if self._counts_hits:
             self.groups.add(block * self._size, task.hits(outputs, batch))
 
@@ -163,8 +203,8 @@ def evaluate(
     or a metric is undefined on the split.
     """
     ranks.heartbeat.enter(EVALUATION_DATA)
-    tally, feed = Tally(task, plan), plan.feed(ranks, device)
     seed = None if draws_nothing(network, task) else seeding_for(network, task)
+    tally, feed = Tally(task, plan, joins=seed is None and not in_step), plan.feed(ranks, device)
 
     def forward(block: int, batch: Batch) -> Any:
         ranks.heartbeat.enter(EVALUATION)
@@ -177,6 +217,7 @@ def evaluate(
             for block, batch in group:
                 check_leave()
                 tally.add(block, batch, forward(block, batch))
+            tally.end_group()
             ranks.heartbeat.enter(EVALUATION_DATA)
 
     with preserve_random(), evaluation_mode(network), torch.no_grad():

@@ -240,10 +240,10 @@ def test_a_report_of_thousands_of_metrics_and_classes_is_made_in_time(
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({**record, "tables": {f"val/{n}": table for n in range(3)}}) + "\n")
         file.write(json.dumps({**record, "tables": {"a": [[1, 2], [3]], "b": "x"}}) + "\n")
-    began = time.monotonic()
-    ended = command("report", run)
+    began = time.process_time()  # of work, not of waiting for a processor
+    ended = in_process(["report", run])
     assert ended.exit_code == 0, ended.stderr
-    assert time.monotonic() - began < LIMIT_S
+    assert time.process_time() - began < LIMIT_S
     assert "2,944 more metrics are not drawn" in (run / "report.html").read_text()
 
 

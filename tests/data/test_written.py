@@ -3,6 +3,7 @@
 import csv
 import datetime
 import json
+import struct
 import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from harness.data.written import text_of
 from harness.errors import DataError
+from harness.sources.series import Series
 from harness.sources.tables import Table
 from harness.treatments import Encode
 
@@ -218,6 +220,52 @@ def test_dates_that_impala_wrote_as_bytes_are_text() -> None:
         words
         == ["03/01/09", "03/01/09", "04/01/09", "04/01/09"] + ["02/01/09"] * 2 + ["01/01/09"] * 2
     )
+
+
+def write_int96(path: Path, days: Sequence[tuple[int, int]]) -> None:
+    """Dates of 96 bits, from (days, nanoseconds) since 1970, as Impala and Spark write them."""
+
+    def packed(day: int, nanoseconds: int) -> bytes:
+        return struct.pack("<qI", nanoseconds, day + 2_440_588)  # of the Julian calendar
+
+    near = [(20_000 + row, row) for row in range(len(days))]
+    times = pa.array([day * 86_400 * 10**9 + rest for day, rest in near], pa.timestamp("ns"))
+    options: dict[str, Any] = {"use_dictionary": False, "compression": "NONE"}
+    options |= {"write_statistics": False, "use_deprecated_int96_timestamps": True}
+    table = pa.table({"until": times, "x": np.arange(len(days)) / 2})
+    pq.write_table(table, path, row_group_size=2, **options)
+    data = path.read_bytes()
+    for before, after in zip(near, days, strict=True):
+        assert data.count(packed(*before)) == 1
+        data = data.replace(packed(*before), packed(*after))
+    path.write_bytes(data)
+
+
+def test_dates_of_96_bits_are_those_that_were_written(tmp_path: Path) -> None:
+    """apache/arrow#44112: 9999-12-23, "for ever" in many databases, was read as 1816-03-22."""
+    path = tmp_path / "a.parquet"
+    second = 10**9
+    known = [
+        ((2_932_888, 86_399 * second), "9999-12-23 23:59:59"),
+        ((20_454, 1), "2026-01-01 00:00:00.000000001"),
+        ((-200_000, 3 * second // 2), "1422-06-03 00:00:01.5"),
+        ((-1, 500), "1969-12-31 00:00:00.0000005"),
+        ((20_454, 2000), "2026-01-01 00:00:00.000002"),
+    ]
+    for rows in (known[:1], known[1:2], known[3:], [known[0], known[4], known[2]]):
+        write_int96(path, [row for row, _ in rows])
+        for features in (["x"], []):
+            table = Table(str(path), features=features, columns={"until": "text"})
+            words = table.__getitems__(list(range(len(rows))))["until"]
+            assert words == [text for _, text in rows]
+    write_int96(path, [known[4][0], known[2][0]])
+    series = Series(str(path), ["x"], 1, 1, time="until", gap_s=1e12, sort=True)
+    times = list(map(float, series.known()["time"]))
+    assert times == [-200_000 * 86_400 + 1.5, 20_454 * 86_400 + 2e-6]
+    write_int96(path, [known[0][0], known[1][0]])
+    with pytest.raises(DataError, match=r"column 'until': dates before 1677 or after 2262 beside"):
+        Table(str(path), features=["x"], columns={"until": "text"})
+    assert len(Table(str(path), features=["x"])) == 2
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases beside the repository")

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,7 +33,7 @@ class Recorded:
     """In place of a launch: its run is recorded at once, up to its end."""
 
     begun: ClassVar[list[tuple[str, Place]]] = []
-    length: ClassVar[int] = LENGTH
+    curve: ClassVar[Callable[[float], list[float]]]
 
     def __init__(self, config: Path, overrides: Sequence[str], log: Path, place: Place) -> None:
         settings = dict(one.split("=", 1) for one in overrides)
@@ -44,7 +44,7 @@ class Recorded:
             self.code = 2
             return
         run.mkdir(exist_ok=True)
-        values = [loss_of(lr, n) for n in range(1, self.length + 1)]
+        values = Recorded.curve(lr)
         if settings.get("network.dropout") == "1.0":  # diverges at once
             values = []
         records = [
@@ -55,7 +55,8 @@ class Recorded:
         (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
         best = None
         if values:
-            best = {"metric": "val/loss", "value": values[-1], "step": 36, "checkpoint": None}
+            value = min(one for one in values if one == one)
+            best = {"metric": "val/loss", "value": value, "step": 36, "checkpoint": None}
         reason = "budget" if values else "diverged"
         self.code = 0 if values else 3
         outcome = {"reason": reason, "detail": "it.", "step": 36, "epoch": 4.5, "samples": 288}
@@ -82,6 +83,7 @@ def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_module, "POLL_S", 0.0)
     monkeypatch.setattr(sweep_command, "_draw", lambda result: "")
     Recorded.begun = []
+    Recorded.curve = lambda lr: [loss_of(lr, n) for n in range(1, LENGTH + 1)]
 
 
 def sweep(directory: Path, *options: str, over: str = "optimizer.lr=1e-5..1:log") -> None:
@@ -130,6 +132,35 @@ def test_pruning_is_that_of_optunas_own_loop(prune: str, tmp_path: Path) -> None
     assert (prune == "none") == all(state == "COMPLETE" for state, _ in mine)
 
 
+def test_a_median_is_one_of_five_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Optuna 2441, 2506, 2556: trials that end by themselves leave few at late evaluations, and
+    promising ones were pruned by the median of one.
+    """
+
+    def curve(lr: float) -> list[float]:  # the first goes on, four end early, the last is late
+        return {0.1: [1.0, 0.5, 0.4], 0.06: [2.0, 1.0, 0.5, 0.1]}.get(lr, [3.0, 2.0])
+
+    Recorded.curve = curve
+    five = "optimizer.lr=0.1,0.2,0.3,0.4,0.5"
+    sweep(tmp_path, "--prune", "median", "--sampler", "grid", over=f"{five},0.06")
+    assert {one["state"] for one in result(tmp_path)} == {"complete"}
+    assert "--prune median ends trials once 5 are complete" in capsys.readouterr().out
+    with pytest.raises(
+        ConfigError, match=r"--prune median: can end no trial .* 5 trials, .* more than 5"
+    ):
+        sweep(tmp_path / "b", "--prune", "median", over=five)
+
+
+def test_a_trial_without_a_number_is_pruned_as_the_worst(tmp_path: Path) -> None:
+    """Optuna 264, 6055."""
+    Recorded.curve = lambda lr: [math.nan, 0.5] if lr == 0.06 else [1.0, 0.5]
+    five = "optimizer.lr=0.1,0.2,0.3,0.4,0.5"
+    sweep(tmp_path, "--prune", "median", "--sampler", "grid", over=f"{five},0.06")
+    states = {one["optimizer.lr"]: one["state"] for one in result(tmp_path)}
+    assert states.pop(0.06) == "pruned"
+    assert set(states.values()) == {"complete"}
+
+
 def test_forecasts_prune_what_will_not_reach_the_best(tmp_path: Path) -> None:
     over = "optimizer.lr=0.01,1e-5,0.02"
     sweep(tmp_path, "--prune", "forecast", "--sampler", "grid", over=over)
@@ -138,19 +169,26 @@ def test_forecasts_prune_what_will_not_reach_the_best(tmp_path: Path) -> None:
     assert states["1e-5"] == "PRUNED"
 
 
-@pytest.mark.parametrize("prune", ["median", "asha", "none"])
+@pytest.mark.parametrize("prune", ["median", "hyperband", "asha", "forecast", "grid"])
 def test_a_sweep_killed_at_any_entry_of_its_journal_ends_as_one_that_was_not(
     prune: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Optuna 2705, 3655, 6283: what was cut off stayed "running", and its values were not tried
+    again. Ray 8647, Optuna 5489: a grid began anew, or repeated itself. Ray 14667, 30861, WarpRec
+    126: sampler or the scores of rungs were lost. Hydra 2647: trials were counted anew.
+    """
     options = ["--trials", "7", "--prune", prune, "--sampler", "tpe"]
-    sweep(tmp_path / "whole", *options)
+    over = "optimizer.lr=1e-5..1:log"
+    if prune == "grid":
+        options, over = ["--sampler", "grid"], "optimizer.lr=0.1,0.01,1e-3,1e-4"
+    sweep(tmp_path / "whole", *options, over=over)
     lines = (tmp_path / "whole" / "study.journal").read_text().count("\n")
     append = JournalFileBackend.append_logs
 
     class Killed(BaseException):
         pass
 
-    for kill_at in range(1, lines, max(1, lines // 6)):
+    for kill_at in range(1, lines, max(1, lines // 4)):
         directory, count = tmp_path / f"{kill_at}", itertools.count(1)
 
         def cut_off(
@@ -168,9 +206,10 @@ def test_a_sweep_killed_at_any_entry_of_its_journal_ends_as_one_that_was_not(
         with monkeypatch.context() as patch:
             patch.setattr(JournalFileBackend, "append_logs", cut_off)
             with pytest.raises(Killed):
-                sweep(directory, *options)
-        sweep(directory, *options)
+                sweep(directory, *options, over=over)
+        sweep(directory, *options, over=over)
         assert result(directory) == result(tmp_path / "whole")
+        assert all(one.state.is_finished() for one in trials(directory))
 
 
 def test_more_trials_go_on_and_another_sweep_in_its_directory_is_refused(tmp_path: Path) -> None:
@@ -224,8 +263,8 @@ def test_a_pruner_without_effect_is_told_where_it_shows_only_then(
     one = "stop.budget={samples: 288}"
     sweep(tmp_path / "a", "--prune", "asha", "--trials", "2", one)
     assert "had no effect" not in capsys.readouterr().out
-    monkeypatch.setattr(Recorded, "length", 1)
-    sweep(tmp_path / "b", "--prune", "median", "--trials", "2", one)
+    Recorded.curve = lambda lr: [loss_of(lr, 1)]
+    sweep(tmp_path / "b", "--prune", "median", "--trials", "6", one)
     assert "--prune median had no effect: no trial was evaluated" in capsys.readouterr().out
 
 

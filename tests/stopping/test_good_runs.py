@@ -10,25 +10,20 @@ from harness.config.read import read_section
 from harness.stopping.history import read_history
 from harness.stopping.replay import replay
 from harness.stopping.settings import StopSettings
+from tests.stopping.recommended import recommended
 
 ROOT = Path(__file__).parents[2]
-RECORDED = sorted((ROOT / "benchmarks" / "curves" / "configs").glob("*.jsonl"))
-# Its best is 0.982 of 0.995
-NEVER_THERE = ["activity"]
-FORECAST = "chance_below: 5%, for: 3, from: {epochs: 5}, action: stop"
+RECORDED = ROOT / "benchmarks" / "curves" / "configs"
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_a_run_of_a_config_reaches_its_targets(path: Path) -> None:
-    target = "val/loss" if path.stem == "shakespeare" else "val/accuracy"
-    given = [f"stop.forecast={{target: {target}, {FORECAST}}}"]
-    if target == "val/accuracy":
-        given += ["stop.milestones={metric: val/accuracy, at_least: 1.2x chance, by: {epochs: 5}}"]
-    settings = read_section(ROOT / "configs" / f"{path.stem}.yaml", StopSettings, given)
-    history = read_history(path)
-    last = replay(history, settings).verdicts[-1]
-    reason = "hopeless" if path.stem in NEVER_THERE else "targets_reached"
-    assert last.reason == reason, last.detail
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_run_of_a_config_reaches_its_targets(name: str) -> None:
+    target = "val/loss" if name == "shakespeare" else "val/accuracy"
+    config = ROOT / "configs" / f"{name}.yaml"
+    settings = read_section(config, StopSettings, recommended(target))
+    last = replay(read_history(RECORDED / f"{name}.jsonl"), settings).verdicts[-1]
+    assert last.reason == "targets_reached", last.detail
 
 
 def test_few_curves_that_reach_their_target_are_ended_before() -> None:

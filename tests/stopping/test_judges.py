@@ -1,6 +1,9 @@
 """What all criteria together have to be."""
 
-from harness.stopping.judge import Judge
+import pytest
+
+from harness.stopping.controller import StopController
+from harness.stopping.judge import Finding, Judge
 from harness.stopping.judges import judges_of, metrics_of
 from harness.stopping.request import RequestJudge
 from harness.stopping.settings import StopSettings
@@ -37,11 +40,21 @@ def test_the_order_of_precedence_is_that_of_the_docs() -> None:
     ]
 
 
-def test_criteria_that_are_not_set_find_nothing() -> None:
-    for judge in judges(StopSettings.model_validate({"budget": {"steps": 9}})):
-        found = judge.take(Evaluation(1, 1.0, 1, 0.0, {"val/f1": 0.1}))
-        assert (found.stop, found.outlook, *found.warnings, *found.criteria) == (None, "")
+def test_criteria_that_are_not_set_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_budget = StopSettings.model_validate({"budget": {"steps": 9}})
+    asked: list[str] = []
+    for judge in judges(only_budget):
         assert not judge.metrics()
+        taken = judge.take(Evaluation(1, 1.0, 1, 0.0, {"val/f1": 0.1}))
+        assert (taken.stop, taken.outlook, *taken.warnings, *taken.criteria) == (None, "")
+
+        def note(self: Judge, evaluation: Evaluation) -> Finding:
+            asked.append(self.reason)
+            return Finding()
+
+        monkeypatch.setattr(type(judge), "take", note)
+    StopController(only_budget, METRICS).judge(Evaluation(1, 1.0, 1, 0.0, {"val/f1": 0.1}))
+    assert asked == ["diverged", "stop_requested", "budget"]
 
 
 def test_each_criterion_says_which_metrics_and_which_columns_it_needs() -> None:

@@ -73,8 +73,8 @@ def test_a_gap_above_its_bound_for_long_enough_is_overfitting(
 
 def test_overfitting_is_told_in_numbers() -> None:
     assert end(settings(gap=GAP), losses((0.5, 0.76), (0.5, 0.8)))[2] == (
-        "val/loss 0.8 is worse than train/loss 0.5 by 0.3, above 0.25, at 2 of 2 evaluations in a "
-        "row at step 20."
+        "val/loss (0.8) is 0.3 worse than train/loss (0.5); the gap has been above 0.25 at 2 of 2 "
+        "consecutive evaluations (step 20)."
     )
 
 
@@ -118,9 +118,9 @@ def test_a_slope_is_tested_as_scipy_tests_it() -> None:
         assert stops == (theirs.pvalue >= 0.1)
         decided.add(stops)
     assert decided == {True, False}
-    assert (
-        "is not for the better at 95 % confidence (step 50)."
-        in (end(settings(plateau=FLAT), [1.0] * 5)[2])
+    assert end(settings(plateau=FLAT), [1.0] * 5)[2] == (
+        "val/loss shows no improving trend over its last 5 values at 95 % confidence: slope 0 +- 0 "
+        "per step (step 50)."
     )
 
 

@@ -2,6 +2,7 @@
 it should not depend on.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from harness.checkpoint import exact_json
 from harness.stopping.controller import StopController
+from harness.stopping.pairs import Deviations
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, LoggedSteps, MetricInfo, Verdict
 
@@ -193,6 +195,41 @@ def test_what_comes_later_changes_nothing_before(
 def test_verdicts_survive_json(settings: StopSettings, history: list[Evaluation]) -> None:
     for verdict in judge(settings, history):
         assert str(Verdict.from_json(verdict.to_json())) == str(verdict)
+
+
+@given(all_settings(), evaluations(), st.data())
+def test_noise_free_repeats_change_nothing(
+    settings: StopSettings, history: list[Evaluation], data: st.DataObject
+) -> None:
+    """An evaluation that is made again outside of the intervals, with the same numbers."""
+    repeats = [data.draw(st.integers(0, 2)) for _ in history]
+    repeated = [
+        dataclasses.replace(one, extra=number > 0)
+        for one, count in zip(history, repeats, strict=True)
+        for number in range(count + 1)
+    ]
+    told = judge(settings, repeated)
+    firsts = [verdict for one, verdict in zip(repeated, told, strict=True) if not one.extra]
+    assert list(map(str, firsts)) == list(map(str, judge(settings, history)))
+    assert not any(v.new_best for one, v in zip(repeated, told, strict=True) if one.extra)
+
+
+@given(evaluations(), improvements(), st.sampled_from(["", "2 se"]), st.integers(0, 3))
+def test_an_interval_that_only_repeats_its_numbers_is_no_gain_and_moves_no_reference(
+    history: list[Evaluation], improvement: dict[str, Any], errors: str, place: int
+) -> None:
+    improvement |= {"metric": "val/loss", "cooldown": 0, "patience": 99}
+    improvement |= {"at_least": errors} if errors else {}
+    settings = StopSettings.model_validate({"improvement": improvement})
+    pairs = {"val/loss": Deviations(9, 0.01, [3, -1, -2, place])}
+    infos = {**INFOS, "val/loss": MetricInfo("min", has_error=True)}
+    history = [dataclasses.replace(one, deviations=pairs) for one in history]
+    twice = judge(settings, [one for one in history for _ in range(2)], infos)
+    plain = judge(settings, history, infos)
+    gains_of = [[(one.improved, one.new_best) for one in each] for each in (twice[::2], plain)]
+    assert gains_of[0] == gains_of[1]
+    assert not any(one.new_best for one in twice[1::2])
+    assert not any(one.criteria[0].improved for one in twice[1::2])
 
 
 @given(

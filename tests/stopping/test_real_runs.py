@@ -6,15 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.pool import train_on_ranks
+from tests.stopping.recommended import recommended
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
-# As docs/stopping.md recommends them
-AHEAD = [
-    "stop.targets={val/accuracy: {at_least: 0.95}}",
-    "stop.milestones={metric: val/accuracy, at_least: 1.2x chance, by: {epochs: 5}}",
-    "stop.forecast={target: val/accuracy, chance_below: 5%, for: 3, from: {epochs: 5}, "
-    "action: stop}",
-]
+AHEAD = ["stop.targets={val/accuracy: {at_least: 0.95}}", *recommended()]
 
 
 @pytest.mark.parametrize(
