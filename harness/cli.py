@@ -192,9 +192,10 @@ def status(run: RunPath, as_json: Json = False) -> None:
 @app.command(epilog="Example: fermarsi config configs/digits.yaml batch.size=192")
 def config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved config, or every error in it at once."""
-    from harness.config.read import describe
+    with without_garbage_collection():
+        from harness.commands.config import describe_config
 
-    print(describe(config, overrides or ()), end="")
+    print(describe_config(config, overrides or ()), end="")
 
 
 @app.command(epilog="Example: fermarsi describe configs/digits.yaml --depth 2")
