@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.commands.arguments import (
+    EXTRA,
     Allow,
     AnyPath,
     ConfigPath,
@@ -26,6 +27,7 @@ from harness.commands.arguments import (
     RunPath,
     SplitName,
     find_own_code,
+    refuse_extra,
 )
 from harness.commands.many import many
 from harness.commands.of_data import data
@@ -135,19 +137,28 @@ def launch_(
     )
 
 
-@app.command(epilog="Example: fermarsi evaluate runs/digits --split test")
+@app.command(context_settings=EXTRA, epilog="Example: fermarsi evaluate runs/digits --split test")
 def evaluate(
-    path: AnyPath, split: SplitName = "val", as_json: Json = False, allow: Allow = None
+    context: typer.Context,
+    path: AnyPath,
+    split: SplitName = "val",
+    as_json: Json = False,
+    allow: Allow = None,
 ) -> None:
     """Metrics of a trained network on a split of its config."""
+    refuse_extra(context, path)
     with without_garbage_collection():
         from harness.commands.evaluate import evaluate_split
 
     show(evaluate_split(path, split, allow or ()), as_json)
 
 
-@app.command(epilog="Example: fermarsi predict runs/digits --split test --out found.csv")
+@app.command(
+    context_settings=EXTRA,
+    epilog="Example: fermarsi predict runs/digits --split test --out found.csv",
+)
 def predict(
+    context: typer.Context,
     path: AnyPath,
     out: Annotated[Path, typer.Option(help="The file to write: .parquet, .csv or .jsonl.")],
     split: SplitName = "val",
@@ -163,6 +174,7 @@ def predict(
     """Write a trained network's predictions, one row per sample; killed, it is resumed by the same
     command.
     """
+    refuse_extra(context, path)
     with without_garbage_collection():
         from harness.commands.predict import write_predictions
 

@@ -201,7 +201,8 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 SPLIT = read().data
 
 # (what raises, given an empty directory; its type; its words)
-CASES: list[tuple[Callable[[Path], Any], type[HarnessError], str]] = [
+Cases = list[tuple[Callable[[Path], Any], type[HarnessError], str]]
+CASES: Cases = [
     (with_(api_training, "_run", lambda arguments: (1, None), lambda: api_training.launch(SMALL)),
      RankError, "the launch ended with exit code 1: see above."),
     (lambda here: exact_json.loads(b"[" * 700 + b"]" * 700, "trainer_state.json"),
@@ -329,20 +330,25 @@ CASES: list[tuple[Callable[[Path], Any], type[HarnessError], str]] = [
 ]  # fmt: skip
 
 
-def test_each_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
-    unsaid = []
-    for number, (case, kind, words) in enumerate(CASES):
-        here = tmp_path / str(number)
+def unsaid(cases: Cases, directory: Path) -> list[tuple[str, str]]:
+    """The words of those that do not say them, and what they say."""
+    found = []
+    for number, (case, kind, words) in enumerate(cases):
+        here = directory / str(number)
         here.mkdir()
         try:
             case(here)
         except kind as error:
             if words not in str(error):
-                unsaid.append((words, str(error)))
+                found.append((words, str(error)))
         except Exception as error:  # noqa: BLE001 - all are told at once
-            unsaid.append((words, repr(error)))
+            found.append((words, repr(error)))
         else:
-            unsaid.append((words, "nothing was raised"))
-    assert unsaid == []
+            found.append((words, "nothing was raised"))
+    return found
+
+
+def test_each_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
+    assert unsaid(CASES, tmp_path) == []
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(DEEP)

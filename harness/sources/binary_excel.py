@@ -51,6 +51,16 @@ class RecordExtent(Extent):
                         self.unread[row, column + 1] = text
 
 
+def negative_records(file: BinaryIO | Any) -> Iterator[tuple[int, int]]:
+    """(row, column) from 1 of the cells of a sheet that hold negative numbers."""
+    row = 0
+    for kind, content in _records(file.read()):
+        if kind == _ROW:
+            row = struct.unpack_from("<I", content)[0] + 1
+        elif kind in (_RK, *_REALS) and _number(kind, content) < 0:
+            yield row, struct.unpack_from("<I", content)[0] + 1
+
+
 def padded_records(styles: bytes) -> dict[int, int]:
     """{number of a cell style: digits} of those whose format is zeros alone, in xl/styles.bin."""
     width_of_format, width_of = {}, {}

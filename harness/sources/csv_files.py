@@ -256,7 +256,7 @@ def _ends_of_rows(content: bytes, separator: int) -> NDArray[np.bool_] | None:
     """
     data = np.frombuffer(content, np.uint8)
     ends = np.flatnonzero(data == _NEWLINE)
-    if content.count(b"\r") != content.count(b"\r\n"):
+    if b"\r" in content and content.count(b"\r") != content.count(b"\r\n"):
         return None
     lengths = np.diff(ends, prepend=-1) - 1
     is_row: NDArray[np.bool_] = lengths > (data[ends - 1] == _RETURN)

@@ -18,7 +18,8 @@ from harness.sources.cells import Cells, Layout
 from harness.sources.files import need
 from harness.sources.headed import select_names
 
-_OF_CF = ("_FillValue", "missing_value", "scale_factor", "add_offset")
+_MARKS, _VALID = ("_FillValue", "missing_value"), ("valid_range", "valid_min", "valid_max")
+_OF_CF = (*_MARKS, *_VALID, "scale_factor", "add_offset", "_Unsigned")
 _OF_EDF, _OF_WFDB = ("annotation",), ("symbol", "aux_note")  # columns of annotations
 TIME = "time"  # the column of seconds since the beginning, where a file states its rate
 
@@ -31,6 +32,7 @@ def read_edf(path: Path, layout: Layout, columns: Collection[str] | None) -> Cel
             _refuse_more(path, file.datarecords_in_file)
             labels = list(map(name_of, file.getSignalLabels()))
             wanted = _select(path, labels, columns, _OF_EDF)
+            _refuse_unscaled(path, file, {name: labels.index(name) for name in wanted})
             notes = annotations_of_edf(file) if columns and "annotation" in columns else {}
             rates = {name: file.getSampleFrequency(labels.index(name)) for name in wanted}
             signals = {
@@ -146,6 +148,18 @@ def _parts_of(path: Path, within: Sequence[Path] = ()) -> list[Path]:
     return [one for at in headers for one in (at, *_parts_of(at, (*within, path)))]
 
 
+def _refuse_unscaled(path: Path, file: Any, signals: dict[str, int]) -> None:
+    """Refuse signals whose header says no scale, as those of no electrode do; pyedflib gives their
+    counts.
+    """
+    for name, at in signals.items():
+        if file.getDigitalMinimum(at) == file.getDigitalMaximum(at):
+            raise DataError(
+                f"{path}: signal {name!r} has no scale: its digital minimum is its maximum. "
+                "Choose other columns."
+            )
+
+
 def _refuse_more(path: Path, count: int) -> None:
     """Refuse an EDF file that holds more data records than its header declares; readers would leave
     them out. https://www.edfplus.info/specs/edf.html
@@ -216,29 +230,46 @@ def _decoded(hdf5: Any, node: Any, cells: Any) -> Any:
         return [of.get(cell, cell) for cell in cells.tolist()]
     stored = {key: node.attrs[key] for key in _OF_CF if key in node.attrs}
     found = {key: one for key, one in stored.items() if not isinstance(one, hdf5.Empty)}
-    if not found:
+    is_unsigned = str(_plain(found.pop("_Unsigned", ""))).lower() == "true"
+    if not (found or is_unsigned):
         return cells
-    missing = [np.ravel(found[key]) for key in ("_FillValue", "missing_value") if key in found]
-    if cells.dtype.kind in "iuf":
+    whole = np.dtype(f"u{cells.dtype.itemsize}") if is_unsigned else cells.dtype
+
+    def numbers(key: str, *instead: float) -> NDArray[Any]:
+        """The numbers of an attribute, those of packed values in their type."""
+        of = np.ravel(found.get(key, instead))
         try:
-            missing = [
-                marks.astype(np.float64) if marks.dtype.kind in "SUO" else marks
-                for marks in missing
-            ]
+            of = of.astype(np.float64) if of.dtype.kind in "SUO" else of
         except ValueError as error:
-            raise DataError(
-                f"{node.file.filename}: {node.name}: its missing_value is no number: {error}. "
-                "Correct the attribute."
-            ) from error
-    scale, offset = (
-        float(np.ravel(found.get(key, default))[0])
-        for key, default in (("scale_factor", 1), ("add_offset", 0))
-    )
-    values = cells
-    if (scale, offset) != (1, 0):
-        values = cells.astype(np.float64) * scale + offset
-    gone = np.isin(cells, np.concatenate(missing)) if missing else np.zeros(len(cells), np.bool_)
+            raise _odd(node, f"its {key} is no number: {error}") from error
+        is_packed = is_unsigned and key in (*_MARKS, *_VALID) and key in found
+        return of.astype(cells.dtype).view(whole) if is_packed else of
+
+    counts = cells.view(whole) if is_unsigned else cells
+    gone = np.zeros(len(counts), np.bool_)
+    for key in _MARKS:
+        gone |= np.isin(counts, numbers(key)) if key in found else False
+    lowest, highest = [numbers("valid_min"), numbers("valid_max")]
+    if "valid_range" in found:
+        lowest, highest = np.split(numbers("valid_range"), 2)
+    for bound, is_out in ((lowest, np.less), (highest, np.greater)):
+        if len(bound):
+            gone |= is_out(counts, bound[0])
+    scale, offset = numbers("scale_factor", 1), numbers("add_offset", 0)
+    if len(scale) != 1 or len(offset) != 1:
+        raise _odd(node, "its scale_factor or add_offset has several values")
+    values = counts
+    if (scale[0], offset[0]) != (1, 0):
+        values = counts.astype(np.float64) * float(scale[0]) + float(offset[0])
     return np.where(gone, np.nan, values) if gone.any() else values
+
+
+def _odd(node: Any, what: str) -> DataError:
+    return DataError(f"{node.file.filename}: {node.name}: {what}. Correct the attribute.")
+
+
+def _plain(text: Any) -> Any:
+    return text.decode("latin-1") if isinstance(text, bytes) else text
 
 
 def _of_dataset(path: Path, name: str, values: Any) -> Any:
@@ -313,7 +344,10 @@ def _length(path: Path, columns: dict[str, Any]) -> int:
 
 
 def _read_error(path: Path, error: BaseException) -> DataError:
-    return DataError(f"{path}: cannot be read: {error}. It may be truncated, or in another format.")
+    way = "It may be truncated, or in another format."
+    if "compliant" in str(error) and "Filesize" not in str(error):  # of EDF, and what is not
+        way = "Correct its header, e.g. with EDFbrowser."
+    return DataError(f"{path}: cannot be read: {error}. {way}")
 
 
 DEVICES = {

@@ -1,23 +1,36 @@
 """Sheets of Excel and of LibreOffice."""
 
+import datetime
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import DataError
+from harness.sources.binary_excel import negative_records
 from harness.sources.cells import Cells, Layout
-from harness.sources.extent import NO_VALUE, Unread, padded
+from harness.sources.extent import NO_VALUE, Unread, padded, position
 from harness.sources.files import need
 from harness.sources.headed import COMMENT, Line, by_column, read_head, rows_below
-from harness.sources.old_excel import read_old
+from harness.sources.old_excel import NEGATIVE, read_old
 from harness.sources.open_document import check_document
-from harness.sources.workbook import check_workbook, choose_sheet, find_padded, member_of
+from harness.sources.workbook import (
+    BINARY,
+    check_workbook,
+    choose_sheet,
+    find_padded,
+    member_of,
+)
 
 EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
+_WAYS = {  # of cells that are told apart by identity
+    id(NO_VALUE): "Open the file in Excel or LibreOffice and save it, or store values.",
+    id(NEGATIVE): "Format it as a number, or as a duration: [h]:mm:ss.",
+}
 # Of the members that a spreadsheet has (Open Document Format 1.3, part 2, 3.2)
 _KINDS = (
     ("xl/workbook.xml", ".xlsx"),
@@ -45,11 +58,9 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
     cells = by_column(head, [cells for _, cells in kept])
     for name, read in cells.items():
         for (row, _), cell in zip(kept, read, strict=True):
-            if cell is NO_VALUE:
-                raise DataError(
-                    f"{path}: row {row}, column {name!r}: {cell}. Open the file in Excel or "
-                    "LibreOffice and save it, or store values."
-                )
+            way = _WAYS.get(id(cell))
+            if way is not None:
+                raise DataError(f"{path}: row {row}, column {name!r}: {cell}. {way}")
     return Cells(path, cells, [row for row, _ in kept], layout)
 
 
@@ -91,7 +102,30 @@ def _read_new(path: Path, ending: str, named: str | int) -> NDArray[Any]:
             if row > grid.shape[0] or column > grid.shape[1]:  # of cells below or beside the data
                 continue
             grid[row - 1, column - 1] = padded(grid[row - 1, column - 1], width)
+    cells = grid.ravel().tolist()
+    times = {at for at, cell in enumerate(cells) if type(cell) is datetime.time}
+    if times and ending != ".ods":
+        for row, column in _negative(path, member):
+            if (row - 1) * grid.shape[1] + column - 1 in times:
+                grid[row - 1, column - 1] = NEGATIVE
     return grid
+
+
+def _negative(path: Path, member: str) -> Iterator[tuple[int, int]]:
+    """(row, column) from 1 of the cells of a sheet that hold negative numbers. The file was
+    checked.
+    """
+    with zipfile.ZipFile(path) as book, book.open(member) as file:
+        if member.lower().endswith(BINARY):
+            yield from negative_records(file)
+            return
+        for _, cell in ElementTree.iterparse(file):
+            if cell.tag.endswith("}c"):
+                at = position(cell.get("r", ""))
+                if at and (cell.findtext("{*}v") or "").startswith("-"):
+                    yield at
+            elif cell.tag.endswith("}row"):
+                cell.clear()
 
 
 def _with_unread(grid: NDArray[Any], unread: Unread) -> NDArray[Any]:

@@ -145,7 +145,7 @@ def _rows_of(data: bytes) -> NDArray[np.int64] | None:
     """The lines (N,) that hold an object, from 1; None if an object may span lines, or be so deep
     that pyarrow would end the process.
     """
-    if data.count(b"\r") != data.count(b"\r\n"):
+    if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
         return None
     values = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(values == _NEWLINE)
@@ -245,11 +245,17 @@ def read_json(path: Path, layout: Layout, columns: Collection[str] | None) -> Ce
     try:
         objects = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: row {error.lineno}: not JSON: {error.msg}.") from error
+        way = "Correct it."
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            way = "If it has an object on each line, name it .jsonl."
+        raise DataError(f"{path}: row {error.lineno}: not JSON: {error.msg}. {way}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}. Correct it.") from error
     if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
-        raise DataError(f"{path}: not a list of objects. Give one, with an object for each row.")
+        raise DataError(
+            f"{path}: not a list of objects. Give one, with an object for each row, as "
+            "pandas writes with orient='records'."
+        )
     rows = range(1, len(objects) + 1)
     objects = _plain(path, rows, objects)
     wanted = select_names(path, list(dict.fromkeys(chain.from_iterable(objects))), columns)

@@ -32,7 +32,8 @@ class Narrowed(NamedTuple):
         low, high = float(finite.min()), float(finite.max())
         if not _may_become_lossy(low, high):
             return cls(low, high)
-        narrow = np.unique(finite.astype(np.float32)).tolist()
+        with np.errstate(over="ignore"):  # numbers that float32 cannot hold are refused where read
+            narrow = np.unique(finite.astype(np.float32)).tolist()
         return cls(low, high, narrow, np.unique(finite)[: _MOST + 1].tolist())
 
     def joined(self, other: "Narrowed") -> "Narrowed":
@@ -76,7 +77,8 @@ def tell_narrowed(lost: Mapping[str, str]) -> None:
     if lost:
         listed = [f"{where}: {what}" for where, what in lost.items()]
         warnings.warn(
-            f"float32 has 7 digits, and cannot distinguish large numbers: {some(listed, 4)}. "
-            "Subtract a constant in the file, or read the column as integer or text.",
+            "float32 has 7 digits, and nothing between 0 and 1e-45; it cannot distinguish these "
+            f"numbers: {some(listed, 4)}. Subtract a constant or rescale them in the file, or read "
+            "the column as integer or text.",
             stacklevel=3,
         )

@@ -16,6 +16,8 @@ from harness.sources.workbook import choose_sheet
 
 _DURATIONS = ("[h", "[m", "[s")
 _ENCRYPTED = "encrypted"
+# Calamine would give the time of day of -0.25 as 18:00; compared by identity
+NEGATIVE = "a negative number in the format of a date or time, which Excel shows as ####"
 
 
 def read_old(path: Path, named: str | int) -> list[list[Any]]:
@@ -73,5 +75,7 @@ def _value(book: Any, cell: Any) -> Any:
         return whole if width is None else padded(whole, width)
     if form.lower().startswith(_DURATIONS):
         return datetime.timedelta(days=value)
+    if value < 0:
+        return NEGATIVE
     moment = xlrd.xldate.xldate_as_datetime(value, book.datemode)
     return moment.time() if 0 <= value < 1 else moment

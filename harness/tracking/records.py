@@ -61,7 +61,9 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from filter(None, (_record(found) for _, found in json_lines(path)))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}. Make it a readable file."
+        ) from error
 
 
 def follow(path: Path, ended: threading.Event) -> Iterator[dict[str, Any]]:

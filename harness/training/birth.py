@@ -7,9 +7,9 @@ built: where anything differs but values of parameters and buffers, each builds 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -26,6 +26,14 @@ from harness.randomness import capture_random, generators_of, seed_ambient, seed
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded
 from harness.training.network_state import attributes_of
+from harness.training.on_file import (
+    Conversions,
+    FileValues,
+    deferring,
+    is_mapped,
+    reads_pretrained,
+    values_on_file,
+)
 from harness.training.parts import twins_of
 from harness.training.pretrained import Parts, build_network
 from harness.wording import first_line, some
@@ -33,18 +41,22 @@ from harness.wording import first_line, some
 # Of torch.nn.init, what draws nothing for a tensor without memory (torch 2.15)
 _PASSED_OVER = ("_no_grad_trunc_normal_", "orthogonal_", "sparse_")
 
+Files = Callable[[], AbstractContextManager[Conversions | None]]
+
 
 @dataclass(frozen=True)
 class Birth:
     """A network before its training, and how its pretrained parts are built without their weights.
 
-    is_spread: whether rank 0 alone has its parameters, on the CPU; note: what a user is told.
+    is_spread: whether rank 0 alone has its parameters, on the CPU; on_file: those that no rank has,
+    but can read; note: what a user is told.
     """
 
     network: nn.Module
     kept_parts: Parts
     is_spread: bool = False
     note: str = ""
+    on_file: Mapping[nn.Parameter, FileValues] = field(default_factory=dict)
 
 
 def build_whole(config: Config, kept: Parts) -> Birth:
@@ -62,27 +74,16 @@ def build_shared(config: Config, kept: Parts, ranks: Ranks) -> Birth:
     if config.parallel.kind == "ddp" or ranks.size == 1:
         return ranks.together(lambda: build_whole(config, kept))
 
-    def attempt() -> tuple[Birth | None, str]:
-        if ranks.is_first():
-            born = build_whole(config, kept)
-            return born, _obstacle(born.network)
-        try:
-            with _without_memory():
-                return build_whole(config, kept), ""
-        except Exception as error:  # noqa: BLE001 - whatever a constructor raises without values
-            return None, f"{type(error).__name__}: {first_line(error)}"
-
-    born, obstacle = ranks.together(attempt)
-    facts = ranks.together(lambda: facts_of(born.network) if born else {})
-    wanted: Mapping[str, str] = ranks.decide(lambda: facts)
-    names = sorted(name for name in {*wanted, *facts} if wanted.get(name) != facts.get(name))
-    if names and not obstacle:
-        obstacle = f"{some(names)} would differ"
-    reasons = [one for one in ranks.gather(obstacle) if one]
-    if not reasons:
-        assert born is not None
-        note = "rank 0 builds the network on its host, and the others get their rows block by block"
-        return Birth(born.network, born.kept_parts, True, note)
+    ways: list[Files] = [nullcontext]
+    if reads_pretrained(config.network):
+        ways.insert(0, deferring)
+    for files in ways:
+        born, obstacle, found = ranks.together(partial(_attempt, config, kept, ranks, files))
+        reasons = _reasons(born, obstacle, ranks)
+        if not reasons:
+            assert born is not None
+            on_file = _agreed(born.network, found, ranks)
+            return Birth(born.network, born.kept_parts, True, _note(on_file), on_file)
     whole = ranks.together(lambda: born if born and ranks.is_first() else build_whole(config, kept))
     note = (
         "each process builds the whole network before it keeps its rows, because it cannot be "
@@ -91,12 +92,79 @@ def build_shared(config: Config, kept: Parts, ranks: Ranks) -> Birth:
     return Birth(whole.network, whole.kept_parts, note=note)
 
 
-def spread(unit: nn.Module, ranks: Ranks, device: torch.device) -> None:
-    """Give a module's parameters that are not shared yet memory on the device, and rank 0's values.
-    Called by every rank.
+def _attempt(
+    config: Config, kept: Parts, ranks: Ranks, files: Files
+) -> tuple[Birth | None, str, dict[str, FileValues]]:
+    """(the network, why it cannot be given to other ranks, what of it is on file); none where it
+    cannot be built so.
+    """
+    try:
+        with nullcontext() if ranks.is_first() else _without_memory(), files() as conversions:
+            born = build_whole(config, kept)
+        found = values_on_file(born.network, conversions) if conversions else {}
+        obstacle = conversions.obstacle if conversions else ""
+        if ranks.is_first():
+            obstacle = obstacle or _obstacle(born.network, found)
+        return born, obstacle, found
+    except Exception as error:  # whatever a constructor raises without values
+        if ranks.is_first() and files is nullcontext:
+            raise
+        return None, f"{type(error).__name__}: {first_line(error)}", {}
+
+
+def _reasons(born: Birth | None, obstacle: str, ranks: Ranks) -> list[str]:
+    """Why what ranks built cannot be one network, of all ranks. Called by every rank."""
+    facts = ranks.together(lambda: facts_of(born.network) if born else {})
+    wanted: Mapping[str, str] = ranks.decide(lambda: facts)
+    names = sorted(name for name in {*wanted, *facts} if wanted.get(name) != facts.get(name))
+    if names and not obstacle:
+        obstacle = f"{some(names)} would differ"
+    return [one for one in ranks.gather(obstacle) if one]
+
+
+def _agreed(
+    network: nn.Module, found: Mapping[str, FileValues], ranks: Ranks
+) -> dict[nn.Parameter, FileValues]:
+    """The parameters that every rank can read from the same file; rank 0 reads the others. Called
+    by every rank.
+    """
+    identities = ranks.gather({name: one.identity for name, one in found.items()})
+    agreed: dict[nn.Parameter, FileValues] = {}
+    for name, values in found.items():
+        parameter = network.get_parameter(name)
+        if all(one.get(name) == values.identity for one in identities):
+            agreed[parameter] = values
+        elif ranks.is_first() and parameter.is_meta:
+            _swap(parameter, values.tensor.to(parameter.dtype))
+    return agreed
+
+
+def _note(on_file: Mapping[nn.Parameter, FileValues]) -> str:
+    note = "rank 0 builds the network on its host, and the others get their rows block by block"
+    read = (
+        f", except for {len(on_file)} parameters of which each reads its rows from pretrained files"
+    )
+    return note + (read if on_file else "")
+
+
+def spread(
+    unit: nn.Module,
+    ranks: Ranks,
+    device: torch.device,
+    on_file: Mapping[nn.Parameter, FileValues],
+    num_shards: int,
+) -> None:
+    """Give a module's parameters that are not shared yet memory on the device, and rank 0's values;
+    of those on file, the values of this rank's rows alone. Called by every rank.
     """
     for parameter in unit.parameters():
         if is_sharded(parameter):
+            continue
+        if parameter in on_file:
+            values = torch.empty_like(parameter, device=device)
+            rows, own = on_file[parameter].rows_of(ranks.rank % num_shards, num_shards)
+            values[rows].copy_(own)
+            _swap(parameter, values)
             continue
         if parameter.is_meta:
             _swap(parameter, torch.empty_like(parameter, device=device))
@@ -150,10 +218,10 @@ def _octets(value: Any) -> bytes:
     return b"[%s]" % b",".join(map(_octets, value))
 
 
-def _obstacle(network: nn.Module) -> str:
+def _obstacle(network: nn.Module, on_file: Collection[str]) -> str:
     """Why its parameters cannot be given to other ranks as they are; "" if they can."""
     for name, one in network.named_parameters():
-        if is_lazy(one) or one.is_meta:
+        if is_lazy(one) or (one.is_meta and name not in on_file):
             return f"{name} has no {'shape' if is_lazy(one) else 'values'} yet"
         if not one.is_contiguous():
             return f"{name} is not contiguous in memory"
@@ -171,7 +239,7 @@ def _without_memory() -> Iterator[None]:
     def registered(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         register(self, name, param)
         # Not classes of their own, whose data may be more than values
-        if type(param) is nn.Parameter and not param.is_meta:
+        if type(param) is nn.Parameter and not param.is_meta and not is_mapped(param):
             _swap(param, draws.owned(torch.empty_like(param, device="meta")))
 
     def filled(fill: Any, tensor: Tensor, *args: Any, **options: Any) -> Tensor:

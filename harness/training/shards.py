@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -68,7 +67,11 @@ class Shards:
             return names
 
         self.blocks = ranks.together(choose)
-        give = partial(spread, ranks=ranks, device=accelerator.device)
+
+        def give(unit: nn.Module) -> None:
+            if birth.is_spread:
+                spread(unit, ranks, self._device, birth.on_file, num_shards)
+
         if not birth.is_spread:
             agree_on_start(network, ranks)
         self.mesh = Mesh.open(ranks, num_replicas, accelerator.device)
@@ -78,7 +81,7 @@ class Shards:
             params=_DTYPES[settings.precision.params],
             reduce=_DTYPES[settings.precision.reduce],
             offload=settings.offload == "cpu",
-            fill=give if birth.is_spread else lambda _: None,
+            fill=give,
         )
         if birth.is_spread:
             for module in network.modules():

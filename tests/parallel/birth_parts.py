@@ -91,3 +91,17 @@ class Lazy(Base):
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.LazyLinear(8)
+
+
+class Halved(nn.Module):
+    """Halves a value of what it was given."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        with torch.no_grad():
+            self.inner.get_parameter("transformer.h.1.mlp.c_fc.weight")[0, 0] *= 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x).logits
+        return out

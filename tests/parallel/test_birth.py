@@ -1,17 +1,21 @@
 """Networks that no rank but the first builds with values: the bits of a whole construction."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from harness.config.read import read_config
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import local_of, own_range
 from harness.training.birth import build_shared, build_whole
 from harness.training.network_state import attributes_of
+from harness.training.on_file import is_mapped
 from harness.training.parallel import start_accelerator
 from harness.training.shards import Shards
 from tests.pool import on_ranks
@@ -59,7 +63,7 @@ def born_one(network: str, ranks: Ranks) -> tuple[list[str], str, int]:
     accelerator = start_accelerator("no", "same_world", 60.0)
     birth = build_shared(config, {}, ranks)
     parameters = [one for one in birth.network.parameters() if not is_lazy(one)]
-    size_bytes = sum(one.nbytes for one in parameters if not one.is_meta)
+    size_bytes = sum(one.nbytes for one in parameters if not (one.is_meta or is_mapped(one)))
     whole = build_whole(config, {}).network
     if any(map(is_lazy, whole.parameters())):
         return [], birth.note, size_bytes
@@ -100,3 +104,56 @@ def test_what_needs_values_is_built_by_each_process_and_that_is_told() -> None:
             assert "each process builds the whole network" in note
             assert why in note
             assert size_bytes > 0
+
+
+def pretrained_folder(folder: Path) -> None:
+    """Of GPT-2 in bfloat16, in several files."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=30, n_positions=8, n_embd=12, n_layer=2, n_head=2)
+    network: Any = GPT2LMHeadModel(config)
+    network.to(torch.bfloat16).save_pretrained(folder, max_shard_size="4KB")
+
+
+def test_pretrained_weights_are_read_by_rows_in_any_type(tmp_path: Path) -> None:
+    pretrained_folder(tmp_path)
+    folder = f"pretrained_model_name_or_path: {tmp_path}"
+    loaded = f"{{_target_: transformers.GPT2LMHeadModel.from_pretrained, {folder}"
+    classifier = "transformers.GPT2ForSequenceClassification.from_pretrained"
+    networks = [
+        f"{loaded}}}",
+        f"{loaded}, dtype: float32}}",
+        f"{{_target_: {classifier}, {folder}, dtype: float32}}",
+        f"{{_target_: {PARTS}.Halved, inner: {loaded}, dtype: bfloat16}}}}",
+        f"{{_target_: {PARTS}.Halved, inner: {loaded}, dtype: float32}}}}",
+    ]
+    ranks = on_ranks(2, born, networks)
+    for rank, found in enumerate(ranks):
+        assert [wrong for wrong, _, _ in found] == [[]] * 5
+        told = ["pretrained files" in note for _, note, _ in found]
+        assert told == [True, True, True, True, False]  # one asks for what is not read yet
+        head = 2 * 12 * 4 if rank == 0 else 0
+        assert [size_bytes for _, _, size_bytes in found[:4]] == [0, 0, head, 0]
+
+
+def read_from_two(folders: Sequence[Path]) -> tuple[list[str], str]:
+    ranks = Ranks.join(30.0)
+    os.chdir(folders[ranks.rank])
+    network = (
+        "{_target_: transformers.GPT2LMHeadModel.from_pretrained, dtype: float32, "
+        "pretrained_model_name_or_path: base}"
+    )
+    wrong, note, _ = born_one(network, ranks)
+    return wrong, note
+
+
+def test_of_folders_that_differ_between_machines_rank_0_s_is_taken(tmp_path: Path) -> None:
+    folders = [tmp_path / "old", tmp_path / "new"]
+    for folder in folders:
+        pretrained_folder(folder / "base")
+    damaged = sorted(folders[1].glob("base/*.safetensors"))[0]
+    octets = bytearray(damaged.read_bytes())
+    octets[-1] ^= 1
+    damaged.write_bytes(octets)
+    (none, note), (differing, _) = on_ranks(2, read_from_two, folders)
+    assert (none, {*differing}) == ([], {"lm_head.weight", "transformer.wte.weight"})
+    assert "rank 0 builds" in note

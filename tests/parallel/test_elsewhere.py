@@ -12,6 +12,7 @@ from harness.config.read import read_config
 from harness.errors import ConfigError
 from tests.checkpoint.examples import assert_same, loaded_from, names_in
 from tests.pool import command, train_on_ranks
+from tests.resume.zoo import gpt2
 
 CONFIG = """
 run: {name: words}
@@ -28,7 +29,8 @@ log: {trace: true}
 parallel: {kind: fsdp}
 """
 NETWORKS = {
-    "gpt2": "{_target_: tests.resume.zoo.gpt2}",
+    "gpt2": "{_target_: transformers.GPT2LMHeadModel.from_pretrained, dtype: float32, "
+    "pretrained_model_name_or_path: BASE}",
     "gpt": "{_target_: harness.networks.Gpt, vocabulary: 7, context: 8, dim: 12, depth: 2, "
     "num_heads: 2}",
 }
@@ -40,12 +42,16 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The same training on two ranks with whole weights and with rows."""
     directory = tmp_path_factory.mktemp(request.param)
     config = directory / "words.yaml"
-    config.write_text(CONFIG.replace("NETWORK", NETWORKS[request.param]))
+    gpt2().to(torch.bfloat16).save_pretrained(directory / "base")
+    network = NETWORKS[request.param].replace("BASE", f"{directory}/base")
+    config.write_text(CONFIG.replace("NETWORK", network))
     for layout in LAYOUTS:
         overrides = [f"run.dir={directory / layout}", f"checkpoint.model_layout={layout}"]
         launched = train_on_ranks(2, config, overrides)
         assert [one.exit_code for one in launched] == [0, 0], launched[0].stderr
         assert "rank 0 builds the network on its host" in launched[0].stdout
+        is_read = "reads its rows from pretrained files" in launched[0].stdout
+        assert is_read == (request.param == "gpt2")
     return directory
 
 

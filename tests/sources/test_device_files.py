@@ -221,6 +221,47 @@ def test_a_missing_value_that_is_text_counts_or_is_refused(tmp_path: Path) -> No
         Table(str(tmp_path / "a.h5"), ["odd"])
 
 
+def test_numbers_outside_of_the_range_that_a_file_calls_valid_are_missing(tmp_path: Path) -> None:
+    """https://docs.unidata.ucar.edu/nug/current/attribute_conventions.html"""
+    counts = np.array([-1, 0, 100, -128], np.int8)
+    nan = np.nan
+    cases: dict[str, tuple[dict[str, Any], list[float]]] = {
+        "unsigned": ({"_Unsigned": "true"}, [255, 0, 100, 128]),
+        "bytes": ({"_Unsigned": b"true", "_FillValue": np.int8(-1)}, [nan, 0, 100, 128]),
+        "signed": ({"_Unsigned": "false"}, [-1, 0, 100, -128]),
+        "scaled": ({"_Unsigned": "true", "scale_factor": 0.5}, [127.5, 0, 50, 64]),
+        "range": ({"valid_range": np.array([-1, 50], np.int8)}, [-1, 0, nan, nan]),
+        "from": ({"valid_min": np.int8(0), "add_offset": 1.0}, [nan, 1, 101, nan]),
+        "to": ({"valid_max": np.int8(0)}, [-1, 0, nan, -128]),
+        "both": ({"_Unsigned": "true", "valid_max": np.int8(-128)}, [nan, 0, 100, 128]),
+    }
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, (attributes, _) in cases.items():
+            file.create_dataset(name, data=counts).attrs.update(attributes)
+        file.create_dataset("several", data=counts).attrs["scale_factor"] = [0.5, 0.25]
+    table = Table(str(tmp_path / "a.h5"), list(cases), missing="keep")
+    wanted = np.array([values for _, values in cases.values()], np.float32).T
+    np.testing.assert_array_equal(table.__getitems__([0, 1, 2, 3])["features"], wanted)
+    with pytest.raises(DataError, match=r"/several: its scale_factor or add_offset has several"):
+        Table(str(tmp_path / "a.h5"), ["several"])
+
+
+def test_a_signal_without_a_scale_is_refused(tmp_path: Path) -> None:
+    """holgern/pyedflib#14: channels "-" of CHB-MIT, which pyedflib gives as counts."""
+    path = tmp_path / "a.edf"
+    with pyedflib.EdfWriter(str(path), 2, pyedflib.FILETYPE_EDF) as file:
+        for number, name in enumerate(("EEG", "-")):
+            header = pyedflib.highlevel.make_signal_header(name, sample_frequency=10)
+            file.setSignalHeader(number, header)
+        file.writeSamples([np.arange(100.0), np.arange(100.0)])
+    data = path.read_bytes()
+    begin = 256 + 2 * (16 + 80 + 8 + 8 + 8)  # of the digital minima, in columns of 8 bytes
+    path.write_bytes(data[: begin + 8] + data[begin + 24 : begin + 32] + data[begin + 16 :])
+    np.testing.assert_allclose(series(path, ["EEG"])[0][:10], np.arange(10), atol=0.01)
+    with pytest.raises(DataError, match=r"a\.edf: signal '-' has no scale.* Choose other columns"):
+        series(path, ["-"])
+
+
 def test_datasets_mean_what_their_attributes_say(tmp_path: Path) -> None:
     counts = np.array([1, 2, -999, 4], np.int16)
     with h5py.File(tmp_path / "a.h5", "w") as file:

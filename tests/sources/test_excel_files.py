@@ -77,7 +77,9 @@ def document(path: Path, rows: str) -> Path:
     return path
 
 
-def binary_book(path: Path, cells: dict[tuple[int, int], float | str | bytes]) -> str:
+def binary_book(
+    path: Path, cells: dict[tuple[int, int], float | str | bytes], form: int = 170
+) -> str:
     """An .xlsb, of rows and columns from 0, as [MS-XLSB] says; bytes are the type of a cell's
     record and its content, in the second style, whose format is 00000.
     """
@@ -109,7 +111,7 @@ def binary_book(path: Path, cells: dict[tuple[int, int], float | str | bytes]) -
         book.writestr("xl/worksheets/sheet1.bin", sheet)
         count = struct.pack("<I", 1)
         zeros = record(615, count) + record(44, struct.pack("<H", 170) + text("00000"))
-        styles = [record(47, struct.pack("<HH", 0, form).ljust(16, b"\0")) for form in (0, 170)]
+        styles = [record(47, struct.pack("<HH", 0, one).ljust(16, b"\0")) for one in (0, form)]
         book.writestr("xl/styles.bin", zeros + record(617, struct.pack("<I", 2)) + b"".join(styles))
         book.writestr(
             "xl/_rels/workbook.bin.rels",
@@ -261,6 +263,32 @@ def test_cells_of_old_workbooks_are_those_of_another_reader(tmp_path: Path) -> N
         assert all(cell == "" for of in cells[count:] for cell in of)
         kinds = [[type(cell) for cell in of] for of in frame.to_numpy().tolist()]
         assert [[type(cell) for cell in of] for of in cells[:count]] == kinds
+
+
+def test_negative_times_are_no_times_of_day(tmp_path: Path) -> None:
+    """Excel shows them as ####; calamine and pandas make -0.25 18:00:00."""
+    book = openpyxl.Workbook()
+    sheet: Any = book.active
+    for cells in (["a", "b"], [-0.25, -0.25], [0.75, -3], [-5, 0]):
+        sheet.append(cells)
+    for cell in ("A2", "A3", "A4"):
+        sheet[cell].number_format = "h:mm:ss"
+    sheet["B2"].number_format = "[h]:mm:ss"
+    book.save(tmp_path / "a.xlsx")
+    real = {row: bytes([5]) + struct.pack("<d", value) for row, value in ((1, 0.75), (2, -0.25))}
+    head: dict[tuple[int, int], Any] = {(0, 0): "a", (0, 1): "b", (1, 1): -1.0, (2, 1): -2.0}
+    binary_book(tmp_path / "b.xlsb", head | {(row, 0): cell for row, cell in real.items()}, 21)
+    old = zlib.decompress(base64.b85decode(XLS))
+    date, negative = (struct.pack("<i", value << 2 | 3) for value in (4_605_450, -25))  # hundredths
+    assert old.count(date) == 1
+    (tmp_path / "c.xls").write_bytes(old.replace(date, negative))
+    for name, row, column in (("a.xlsx", 2, "a"), ("b.xlsb", 3, "a"), ("c.xls", 3, "d")):
+        what = rf"row {row}, column '{column}': a negative number in the format .* \[h\]:mm:ss"
+        with pytest.raises(DataError, match=rf"{re.escape(name)}: {what}"):
+            Table(str(tmp_path / name), [], {column: "text"})
+    found = Table(str(tmp_path / "a.xlsx"), [], {"b": "text"}).known()["b"]
+    assert found == ["-1 day, 18:00:00", "-3", "0"]
+    assert Table(str(tmp_path / "b.xlsb"), ["b"])[1]["features"] == [-2]
 
 
 @pytest.mark.parametrize(

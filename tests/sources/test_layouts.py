@@ -168,9 +168,10 @@ def test_packed_and_json_files_that_are_torn_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.csv\.gz: cannot be read: Not a gzipped file"):
         Table(str(tmp_path / "a.csv.gz"))
     for text, what in (
-        ('[{"a": 1},\n {"a": ]', r"row 2: not JSON"),
+        ('[{"a": 1},\n {"a": ]', r"row 2: not JSON: .* Correct it\."),
         ('{"a": [1, 2]}', r"not a list of objects\. Give one"),
-        ("[1, 2]", r"not a list of objects\. Give one"),
+        ("[1, 2]", r"not a list of objects\. Give one, .*orient='records'"),
+        ('{"a": 1}\n{"a": 2}\n', r"row 2: not JSON: Extra data\. If it .* name it \.jsonl\."),
     ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(DataError, match=rf"a\.json: {what}"):
