@@ -77,7 +77,6 @@ def build(
 ) -> Run:
     """A run with the state of its checkpoint, if any. Called by every rank. Raises HarnessError."""
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
-    # Before the data, which may take long
     controller = ranks.together(lambda: controller_of(config, task))
     shown = ranks.together(lambda: shown_of(config, task))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
@@ -153,7 +152,9 @@ def open_engine(
 
 
 def controller_of(config: Config, task: Task) -> StopController:
-    """What ends the run. Raises ConfigError."""
+    """What ends the run; made before the data is prepared, which may take long. Raises
+    ConfigError.
+    """
     return StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
 
 
