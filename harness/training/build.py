@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from harness import components
 from harness.checkpoint.in_memory import copies_directory, forget_others
 from harness.checkpoint.manifest import CLASSES
+from harness.checkpoint.mirror import Machines, Mirror
 from harness.checkpoint.read import LoadedState
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.settings import CheckpointConfig, SaveEvery
@@ -346,9 +347,11 @@ def open_copies(
     settings = config.checkpoint
     if settings.in_memory is None:
         return None
-    directory = ranks.together(copies_directory)
-    ranks.decide(lambda: forget_others(directory, launch.checkpoint))
-    store = store_in(directory, Retention(1, 0), settings, ranks, launch, lease)
+    directory, machines = ranks.together(copies_directory), Machines.of(ranks)
+    if machines.is_first:
+        forget_others(directory, launch.checkpoint)
+    mirror = Mirror(directory, machines) if machines.number > 1 else None
+    store = store_in(directory, Retention(1, 0), settings, ranks, launch, lease, mirror)
     by_clock = settings.model_copy(update={"every": settings.in_memory})
     return Copies(store, open_pace(by_clock, engine, ranks, ledger))
 
@@ -360,6 +363,7 @@ def store_in(
     ranks: Ranks,
     launch: Launch,
     lease: Lease,
+    mirror: Mirror | None = None,
 ) -> CheckpointStore:
     """Called by every rank."""
     return CheckpointStore(
@@ -372,6 +376,7 @@ def store_in(
         max_failures=settings.max_failures,
         timeout_s=settings.timeout_s,
         model_layout=settings.model_layout,
+        mirror=mirror,
         found=launch.checkpoint,
     )
 
