@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.commands.arguments import (
+    EXTRA,
     Allow,
     AnyPath,
     ConfigPath,
@@ -26,6 +27,7 @@ from harness.commands.arguments import (
     RunPath,
     SplitName,
     find_own_code,
+    refuse_extra,
 )
 from harness.commands.many import many
 from harness.commands.of_data import data
@@ -135,19 +137,28 @@ def launch_(
     )
 
 
-@app.command(epilog="Example: fermarsi evaluate runs/digits --split test")
+@app.command(context_settings=EXTRA, epilog="Example: fermarsi evaluate runs/digits --split test")
 def evaluate(
-    path: AnyPath, split: SplitName = "val", as_json: Json = False, allow: Allow = None
+    context: typer.Context,
+    path: AnyPath,
+    split: SplitName = "val",
+    as_json: Json = False,
+    allow: Allow = None,
 ) -> None:
     """Metrics of a trained network on a split of its config."""
+    refuse_extra(context, path)
     with without_garbage_collection():
         from harness.commands.evaluate import evaluate_split
 
     show(evaluate_split(path, split, allow or ()), as_json)
 
 
-@app.command(epilog="Example: fermarsi predict runs/digits --split test --out found.csv")
+@app.command(
+    context_settings=EXTRA,
+    epilog="Example: fermarsi predict runs/digits --split test --out found.csv",
+)
 def predict(
+    context: typer.Context,
     path: AnyPath,
     out: Annotated[Path, typer.Option(help="The file to write: .parquet, .csv or .jsonl.")],
     split: SplitName = "val",
@@ -163,6 +174,7 @@ def predict(
     """Write a trained network's predictions, one row per sample; killed, it is resumed by the same
     command.
     """
+    refuse_extra(context, path)
     with without_garbage_collection():
         from harness.commands.predict import write_predictions
 
@@ -192,9 +204,10 @@ def status(run: RunPath, as_json: Json = False) -> None:
 @app.command(epilog="Example: fermarsi config configs/digits.yaml batch.size=192")
 def config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved config, or every error in it at once."""
-    from harness.config.read import describe
+    with without_garbage_collection():
+        from harness.commands.config import describe_config
 
-    print(describe(config, overrides or ()), end="")
+    print(describe_config(config, overrides or ()), end="")
 
 
 @app.command(epilog="Example: fermarsi describe configs/digits.yaml --depth 2")
@@ -208,14 +221,37 @@ def describe(
             min=1, help="The depth of nested modules that get their own row; by default all."
         ),
     ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="What each of so many processes needs; the network may be larger than this "
+            "machine's memory.",
+        ),
+    ] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="With --ranks: what a process may have, e.g. 80; by default this machine's GPU's.",
+        ),
+    ] = None,
 ) -> None:
     """The network with the shapes of a micro-batch, its parameters, and the memory that
     training takes.
     """
     with without_garbage_collection():
         from harness.commands.describe import describe_network, page_width
-
-    show(describe_network(config, overrides or (), depth), as_json, page_width())
+        from harness.commands.describe_ranks import describe_ranks
+        from harness.errors import ConfigError
+    if ranks is None:
+        if memory_gb is not None:
+            raise ConfigError("--memory-gb: no effect without --ranks. Give both.")
+        show(describe_network(config, overrides or (), depth), as_json, page_width())
+    else:
+        if depth is not None:
+            raise ConfigError("--depth: no effect with --ranks. Give one of them.")
+        show(describe_ranks(config, overrides or (), ranks, memory_gb), as_json, page_width())
 
 
 @app.command(epilog="Example: fermarsi replay runs/digits --sweep stop.improvement.patience=3,5,10")

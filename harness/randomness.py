@@ -213,7 +213,7 @@ def capture_random(own: Mapping[str, Generator]) -> dict[str, torch.Tensor]:
     assert (version, legacy["bit_generator"]) == (3, "MT19937")
     state = {
         # 624 words and the position among them
-        "python.words": torch.tensor(words, dtype=torch.int64),
+        "python.words": torch.from_numpy(np.array(words, dtype=np.int64)),
         "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
         "numpy.keys": torch.from_numpy(legacy["state"]["key"].astype(np.int64)),
         "numpy.position": torch.tensor(

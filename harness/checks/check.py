@@ -21,6 +21,7 @@ from harness.checks.leaks import (
     check_recordings,
     check_time,
     columns_of_rules,
+    find_repeated,
 )
 from harness.checks.near import Prints, check_near
 from harness.checks.numbers import check_numbers
@@ -75,8 +76,8 @@ def check_data(
         for name, spec in specs.items()
     ]
     check_parts(data, findings)
-    check_duplicates(surveys, findings)
-    check_conflicts(surveys, roles, findings)
+    check_duplicates(surveys, repeated := find_repeated(surveys), findings)
+    check_conflicts(surveys, repeated, roles, findings)
     check_groups(surveys, groups, findings)
     if ("recording",) not in groups:
         check_recordings(surveys, findings)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from harness.checks.report import Findings
 from harness.checks.roles import Roles
 from harness.checks.survey import Survey
-from harness.data.columns import Values
+from harness.data.columns import Values, are_texts
 from harness.data.texts import Texts
 
 ALPHA = 0.01  # the chance that any feature of splits without drift is called different
@@ -52,7 +52,7 @@ class Features:
         count = len(next(iter(samples.values())))
         for name, values in samples.items():
             if isinstance(values, list):
-                if name not in self._words and all(isinstance(cell, str) for cell in values):
+                if name not in self._words and are_texts(values):
                     kept = self._kept(1, count).tolist()
                     self._texts.setdefault(name, []).extend(values[row] for row in kept)
             elif values.ndim > 2:

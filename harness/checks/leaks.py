@@ -15,9 +15,23 @@ from harness.components import TARGET, components_in
 from harness.errors import ConfigError
 
 
-def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
-    """Content shared by two splits is a finding; within a split it is a note."""
-    repeated = _repeated(surveys)
+def find_repeated(surveys: Sequence[Survey]) -> set[bytes]:
+    """The digests of contents that occur more than once, in any split; blank ones do not count."""
+    once: set[bytes | None] = set()
+    again: set[bytes | None] = set()
+    for one in surveys:
+        new = set(one.digests)
+        again |= once & new
+        once |= new
+        if len(new) < len(one.digests):
+            again |= {digest for digest, count in Counter(one.digests).items() if count > 1}
+    return {digest for digest in again if digest is not None}
+
+
+def check_duplicates(surveys: Sequence[Survey], repeated: set[bytes], findings: Findings) -> None:
+    """Content shared by two splits is a finding; within a split it is a note. `repeated`: as of
+    `find_repeated`.
+    """
     digests = [_by_digest(one, repeated) for one in surveys]
     for (one, of_one), (other, of_other) in combinations(zip(surveys, digests, strict=True), 2):
         shared = [digest for digest in of_other if digest in of_one]
@@ -41,9 +55,12 @@ def check_duplicates(surveys: Sequence[Survey], findings: Findings) -> None:
             )
 
 
-def check_conflicts(surveys: Sequence[Survey], roles: Roles, findings: Findings) -> None:
-    """Equal content with different classes, within a split or between two."""
-    repeated = _repeated(surveys)
+def check_conflicts(
+    surveys: Sequence[Survey], repeated: set[bytes], roles: Roles, findings: Findings
+) -> None:
+    """Equal content with different classes, within a split or between two. `repeated`: as of
+    `find_repeated`.
+    """
     for role in roles.classes:
         # Content -> class -> its first sample
         seen: dict[bytes, dict[str, tuple[Survey, int]]] = defaultdict(dict)
@@ -175,12 +192,6 @@ def check_time(surveys: Sequence[Survey], column: str, findings: Findings) -> No
             f"of {one.where} ({last}). Split by time."
         )
         findings.add("time_order", (one.split, other.split), message, len(early), examples)
-
-
-def _repeated(surveys: Sequence[Survey]) -> set[bytes]:
-    """Contents that occur more than once, in any split; blank ones do not count."""
-    counts = Counter(digest for one in surveys for digest in one.digests)
-    return {digest for digest, count in counts.items() if count > 1 and digest is not None}
 
 
 def _by_digest(one: Survey, repeated: set[bytes]) -> dict[bytes, list[int]]:

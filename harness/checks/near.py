@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from harness.checks.report import SHOWN, Findings
 from harness.checks.roles import Roles
 from harness.checks.survey import Survey, content_of
-from harness.data.columns import Values
+from harness.data.columns import Values, are_texts
 from harness.wording import some
 
 # Of 256 bits. Among 5,000 x 20,000 images of Fashion-MNIST two pairs are so near, both the same
@@ -174,7 +174,10 @@ def _compare(one: Survey, mine: Prints, other: Survey, theirs: Prints, findings:
                 "pairs of such rows are expected to agree by chance"
             )
             return
-    at, of = _distinct(one, ()), _distinct(other, one.digests)
+    firsts, others = _firsts(one), _firsts(other)
+    at = np.sort(np.array([*firsts.values()], np.int64))
+    new = [row for digest, row in others.items() if digest not in firsts]
+    of = np.sort(np.array(new, np.int64))
     search = _equal if mine.are_rows else _alike
     pairs, ended = search(mine.hashes[at], theirs.hashes[of])
     near = {int(of[b]): int(at[a]) for a, b in pairs.tolist()}
@@ -194,15 +197,11 @@ def _compare(one: Survey, mine: Prints, other: Survey, theirs: Prints, findings:
     )
 
 
-def _distinct(one: Survey, without: Sequence[bytes | None]) -> NDArray[np.int64]:
-    """The positions of the first sample of each content, but for blank ones and these."""
-    seen = {None, *without}
-    firsts = []
-    for at, digest in enumerate(one.digests):
-        if digest not in seen:
-            seen.add(digest)
-            firsts.append(at)
-    return np.array(firsts, np.int64)
+def _firsts(one: Survey) -> dict[bytes | None, int]:
+    """{digest: the position of its first sample}, without blank ones."""
+    firsts = dict(zip(reversed(one.digests), range(len(one.digests) - 1, -1, -1), strict=True))
+    firsts.pop(None, None)
+    return firsts
 
 
 def _alike(one: Hash, other: Hash) -> tuple[Pairs, bool]:
@@ -232,15 +231,19 @@ def _search(
     found: list[Pairs] = []
     compared = 0
     for mine, theirs in keys:
-        order = np.argsort(theirs, kind="stable")
-        begins, ends = (np.searchsorted(theirs[order], mine, side) for side in ("left", "right"))
+        # Both sorted, the search stays within the processor's caches
+        firsts, order = np.argsort(mine, kind="stable"), np.argsort(theirs, kind="stable")
+        begins, ends = (
+            np.searchsorted(theirs[order], mine[firsts], side) for side in ("left", "right")
+        )
         counts = ends - begins
         upto = np.cumsum(counts)
         for begin in range(0, int(upto[-1]) if len(upto) else 0, _AT_ONCE):
             numbers = np.arange(begin, min(begin + _AT_ONCE, int(upto[-1])))
             a = np.searchsorted(upto, numbers, "right")
             b = order[begins[a] + numbers - (upto - counts)[a]]
-            found.append(np.stack([a, b], 1)[are_near(a, b)])
+            pairs = np.stack([firsts[a], b], 1)
+            found.append(pairs[are_near(*pairs.T)])
             compared += len(numbers)
             if compared > _CANDIDATES or sum(map(len, found)) > _PAIRS:
                 return np.concatenate(found), True
@@ -249,7 +252,7 @@ def _search(
 
 def _kind(values: Values) -> str:
     cells = values if isinstance(values, list) else values[:1]
-    if all(isinstance(cell, str) for cell in cells):
+    if are_texts(cells):
         return "text"
     if not all(isinstance(cell, np.ndarray | np.generic) for cell in cells):
         return "other"

@@ -13,7 +13,7 @@ from harness import components
 from harness.checks.channels import Channels
 from harness.checks.roles import Roles
 from harness.components import TARGET
-from harness.data.columns import Values, blocks_of, has_one_value, texts_of
+from harness.data.columns import Values, are_texts, blocks_of, has_one_value, texts_of
 from harness.data.source import known_of, some_of
 from harness.data.texts import Texts
 from harness.errors import ConfigError
@@ -180,8 +180,10 @@ def _contents(values: Values) -> tuple[list[bytes], NDArray[np.bool_]]:
         kind = f"{values.dtype} {values.shape[1:]}".encode()
         rows = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
         blank = (rows == rows[:, :1]).all(1) & (rows.shape[1] >= BLANK_SIZE)
-        return [kind + row.tobytes() for row in rows], blank
-    if all(isinstance(cell, str) for cell in values):
+        joined = rows.tobytes()
+        size = len(joined) // max(1, len(rows))
+        return [kind + joined[at * size : (at + 1) * size] for at in range(len(rows))], blank
+    if are_texts(values):
         texts = [cell.encode() for cell in values]
         return [b"str %d " % len(text) + text for text in texts], np.zeros(len(texts), np.bool_)
     arrays = list(map(np.asarray, values))
@@ -194,6 +196,8 @@ def _numbers(indices: list[int], values: Values) -> list[tuple[list[int], NDArra
     """(indices, their numbers): together, or one by one if shapes differ."""
     if isinstance(values, np.ndarray):
         return [(indices, values)] if values.size else []
+    if are_texts(values):
+        return []
     return [
         ([index], value[None])
         for index, value in zip(indices, values, strict=True)

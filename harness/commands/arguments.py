@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -25,6 +26,11 @@ def allowed_prefixes(allow: list[str] | None) -> list[str]:
     given = [one for one in [*(allow or ()), *always] if one]
     find_own_code([one for one in given if "/" not in one])
     return [one if "/" in one else one.replace(":", ".") for one in given]
+
+
+def offer(*choices: str) -> Callable[[str], list[str]]:
+    """For the completion of a shell."""
+    return lambda incomplete: [one for one in choices if one.startswith(incomplete)]
 
 
 ConfigPath = Annotated[
@@ -58,7 +64,29 @@ Allow = Annotated[
         callback=allowed_prefixes,
     ),
 ]
-SplitName = Annotated[str, typer.Option("--split", help="train, val or test.")]
+
+
+EXTRA = {"allow_extra_args": True}  # context_settings of commands that call `refuse_extra`
+
+
+def refuse_extra(context: typer.Context, path: Path) -> None:
+    """What follows a run that the command does not train, such as settings, would have no effect.
+    Raises ConfigError.
+    """
+    if not context.args:
+        return
+    if "=" not in context.args[0]:
+        message = "only options follow a run, e.g. --split test."
+        raise typer.BadParameter(message, context, param_hint=context.args[0])
+    from harness.commands.compare import refuse_changes
+
+    refuse_changes(path, context.args)
+
+
+SPLIT_NAMES = offer("train", "val", "test")
+SplitName = Annotated[
+    str, typer.Option("--split", help="train, val or test.", autocompletion=SPLIT_NAMES)
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print only warnings, errors and how the launch ended.")
 ]

@@ -71,6 +71,24 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     return Comparison(list(runs), differing, _rows(results), _rows(times))
 
 
+def refuse_changes(path: Path, overrides: Sequence[str]) -> None:
+    """Raise ConfigError: a run or checkpoint is evaluated as it was trained, with which of these
+    settings have no effect.
+    """
+    before = dict(_leaves(_config(path)))
+    now = dict(_leaves(read_values(path / "config.yaml", overrides)))
+    changed = [
+        f"{name}: {_shown(name, before.get(name))} -> {_shown(name, now.get(name))}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    raise ConfigError(
+        f"{path}: a network is evaluated with the settings that it was trained with, so these "
+        f"have no effect:\n  " + "\n  ".join(changed or overrides) + "\nLeave them out, or train a "
+        "run with them: fermarsi train CONFIG KEY=VALUE run.dir=DIR."
+    )
+
+
 def _config(run: Path) -> Values:
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run}: no config.yaml. Give the directories of runs.")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from harness.commands.arguments import ConfigPath, Json, Overrides
+from harness.commands.arguments import ConfigPath, Json, Overrides, offer
 from harness.imports import without_garbage_collection
 
 many = typer.Typer()
@@ -31,13 +31,17 @@ def sweep(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="tpe, random or grid; by default grid for choices without --trials."),
+        typer.Option(
+            help="tpe, random or grid; by default grid for choices without --trials.",
+            autocompletion=offer("tpe", "random", "grid"),
+        ),
     ] = None,
     prune: Annotated[
         str,
         typer.Option(
             help="none, median, hyperband, asha (pauses trials, and goes on with the best), or "
-            "forecast (of reaching the best trial's value)."
+            "forecast (of reaching the best trial's value).",
+            autocompletion=offer("none", "median", "hyperband", "asha", "forecast"),
         ),
     ] = "none",
     eta: Annotated[

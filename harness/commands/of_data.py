@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from harness.commands.arguments import (
+    SPLIT_NAMES,
     Allow,
     AnyPath,
     ConfigPath,
@@ -48,7 +49,10 @@ def check(
 @data.command("show", epilog="Example: fermarsi data show configs/digits.yaml val 7 10-19")
 def show_(
     config: ConfigPath,
-    split: Annotated[str, typer.Argument(help="train, val or test.", metavar="SPLIT")],
+    split: Annotated[
+        str,
+        typer.Argument(help="train, val or test.", metavar="SPLIT", autocompletion=SPLIT_NAMES),
+    ],
     asked: Annotated[
         list[str] | None,
         typer.Argument(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from harness.commands.arguments import Allow, AnyPath, Json
+from harness.commands.arguments import Allow, AnyPath, Json, offer
 from harness.commands.show import say, show
 
 tools = typer.Typer()
@@ -33,7 +33,12 @@ def export(
     path: AnyPath,
     out: Annotated[Path, typer.Argument(help="The file or folder to write.", metavar="OUT")],
     to: Annotated[
-        str, typer.Option(help="safetensors, onnx, torch-export or hf.", metavar="FORMAT")
+        str,
+        typer.Option(
+            help="safetensors, onnx, torch-export or hf.",
+            metavar="FORMAT",
+            autocompletion=offer("safetensors", "onnx", "torch-export", "hf"),
+        ),
     ] = "safetensors",
     allow: Allow = None,
 ) -> None:
@@ -59,7 +64,13 @@ def compare(
 @tools.command(epilog="Example: fermarsi init pets --kind images --data ~/photos")
 def init(
     directory: Annotated[Path, typer.Argument(help="A new directory.", metavar="DIR")],
-    kind: Annotated[str, typer.Option(help="images, table, audio, series or text.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="images, table, audio, series or text.",
+            autocompletion=offer("images", "table", "audio", "series", "text"),
+        ),
+    ],
     origin: Annotated[
         Path,
         typer.Option(

@@ -17,6 +17,7 @@ from harness.config.schema import Config
 from harness.wording import Keys, closest, did_you_mean, dotted, short_repr
 
 ANY_KEY = "*"
+_MOST_KEYS = 6
 
 
 # Sections whose keys are no key of the schema's
@@ -141,10 +142,18 @@ def _in_words(keys: Keys, errors: list[ErrorDetails], draft: Draft) -> str:
     if all(one["type"] in _EXPECTED for one in errors):
         wanted = " or ".join(
             dict.fromkeys(_EXPECTED[one["type"]].format(**one.get("ctx", {})) for one in errors)
-        )
+        ).replace("a mapping", f"a mapping{_keys_inside(keys)}")
         choices = re.findall("'(.*?)'", wanted)
         return f"{short_repr(value)} is not allowed. Give {wanted}.{did_you_mean(value, choices)}"
     return f"{short_repr(value)} is not allowed. {errors[0]['msg']}."
+
+
+def _keys_inside(keys: Keys) -> str:
+    """Those that a section takes, where there are few."""
+    info = known_fields().get(_pattern(keys))
+    models = models_in(info.annotation) if info else []
+    names = [info.alias or name for one in models for name, info in one.model_fields.items()]
+    return f" ({', '.join(names)})" if 0 < len(names) <= _MOST_KEYS else ""
 
 
 def _suggestion(keys: Keys, value: Any, tree: Any) -> str:

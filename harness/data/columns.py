@@ -2,7 +2,7 @@
 reading them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,11 +92,12 @@ def texts_of(
 
 def has_one_value(values: Values) -> bool:
     """Whether a column holds one number or text for each sample."""
-    return (
-        values.ndim == 1
-        if isinstance(values, np.ndarray)
-        else all(isinstance(value, str) for value in values)
-    )
+    return values.ndim == 1 if isinstance(values, np.ndarray) else are_texts(values)
+
+
+def are_texts(cells: Iterable[Any]) -> bool:
+    """Whether all of them are texts."""
+    return all(issubclass(kind, str) for kind in set(map(type, cells)))
 
 
 def _values(name: str, column: Any) -> Values:
@@ -104,9 +105,9 @@ def _values(name: str, column: Any) -> Values:
         return array_of(name, column)
     items = None
     if isinstance(column, list | tuple):
+        if column and are_texts(column):
+            return list(column)
         items = [array_of(name, one) if isinstance(one, torch.Tensor) else one for one in column]
-    if items and all(isinstance(item, str) for item in items):
-        return items
     if items is None or len({np.shape(item) for item in items}) == 1:
         array = np.asarray(column if items is None else items)
         return array if array.dtype.kind in "biuf" else array.tolist()

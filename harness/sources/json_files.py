@@ -145,7 +145,7 @@ def _rows_of(data: bytes) -> NDArray[np.int64] | None:
     """The lines (N,) that hold an object, from 1; None if an object may span lines, or be so deep
     that pyarrow would end the process.
     """
-    if data.count(b"\r") != data.count(b"\r\n"):
+    if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):
         return None
     values = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(values == _NEWLINE)

@@ -11,7 +11,14 @@ from xml.parsers import expat
 
 from harness.errors import DataError
 from harness.sources.binary_excel import RecordExtent, padded_records, sheet_links
-from harness.sources.extent import Extent, Unread, check_sheet, position, width_of_zeros
+from harness.sources.extent import (
+    Extent,
+    Unread,
+    check_sheet,
+    is_plain,
+    position,
+    width_of_zeros,
+)
 from harness.sources.mistaken import what_is
 from harness.wording import did_you_mean
 
@@ -53,6 +60,10 @@ def check_workbook(path: Path) -> dict[str, Unread]:
                 is_xml = not member.filename.lower().endswith(BINARY)
                 if not is_xml and not member.filename.lower().startswith("xl/worksheets/"):
                     continue
+                if is_xml:
+                    with book.open(member) as file:
+                        if is_plain(file):
+                            continue
                 with book.open(member) as file:
                     extent = Extent(file) if is_xml else RecordExtent(file, width_of)
                 check_sheet(f"{path}: {member.filename}", extent)

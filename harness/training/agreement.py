@@ -24,6 +24,8 @@ def check_agreement(run: Run) -> None:
     Raises RankError.
     """
     run.progress.agreed = True
+    if run.ranks.size == 1:
+        return
     where = f"step {run.step:,}"
     compare(dict(state_of(run.engine)), run.ranks, run.engine.device, where)
 

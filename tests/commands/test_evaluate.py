@@ -25,6 +25,13 @@ def test_a_split_is_evaluated_in_the_run_s_precision(tmp_path: Path, precision: 
         assert values[name] == kept[f"val/{name}"], name
     shown = "float32" if precision == "no" else precision
     assert f"in the run's precision ({shown})" in command("evaluate", run, *allow).stdout
+    asked = ["evaluate", run, *allow, "optimizer.lr=0.5", "network.width=16"]
+    refused = command(*asked)
+    assert refused.exit_code == 2
+    assert f"{run}: a network is evaluated with the settings that it" in refused.stderr
+    assert "have no effect:\n  optimizer.lr: 0.001 -> 0.5\nLeave them out, or" in refused.stderr
+    refused = command("predict", run, "val", "--out", tmp_path / "found.csv")
+    assert (refused.exit_code, "only options follow a run" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("words", ["evaluate", "report", "status", "replay", "checkpoints list"])

@@ -5,6 +5,10 @@ from typing import Any
 from typer.main import get_command
 
 from harness.cli import app
+from harness.commands.export import SUFFIXES
+from harness.commands.init import KINDS
+from harness.data.settings import SPLITS
+from harness.search.study import PRUNERS, SAMPLERS
 from harness.wording import own_version
 from tests.pool import command
 
@@ -22,6 +26,29 @@ def test_every_command_shows_an_example_of_itself() -> None:
     examples = {name: one.epilog or "" for name, one in found.items()}
     lacking = [one for one in found if not examples[one].startswith(f"Example: {one} ")]
     assert not lacking
+
+
+def test_shells_offer_the_values_of_options() -> None:
+    found, offered = commands(get_command(app), "fermarsi"), {}
+    for name, one in found.items():
+        with one.make_context(name, [], resilient_parsing=True) as context:
+            for parameter in one.params:
+                known = parameter.shell_complete(context, "")
+                words = tuple(word.value for word in known if word.type == "plain")
+                if words:
+                    offered[name.removeprefix("fermarsi "), parameter.name] = words
+                    begun = parameter.shell_complete(context, "t")
+                    assert [word.value for word in begun] == [w for w in words if w[0] == "t"]
+    splits = dict.fromkeys(
+        [("evaluate", "split"), ("predict", "split"), ("data suspects", "split")], SPLITS
+    )
+    assert offered == splits | {
+        ("data show", "split"): SPLITS,
+        ("init", "kind"): KINDS,
+        ("export", "to"): tuple(SUFFIXES),
+        ("sweep", "sampler"): SAMPLERS,
+        ("sweep", "prune"): PRUNERS,
+    }
 
 
 def test_the_version_and_the_completion_of_shells() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.config import trust
 from harness.config.identity import identity_changes
-from harness.config.read import describe, read_config, read_section, resolved_yaml
+from harness.config.read import read_config, read_section, resolved_yaml
 from harness.config.schema import Config
 from harness.errors import ConfigError
 from harness.stopping.budget import Every
@@ -221,7 +221,11 @@ def test_a_config_over_a_base_with_overrides() -> None:
             "data.train.treatments[0]: 3: give a component: a mapping with _target_: pkg.mod.Name "
             "and its arguments.",
         ),
-        ("data.train=null", "data.train: None is not allowed. Give a mapping."),
+        (
+            "data.train=null",
+            "data.train: None is not allowed. Give a mapping (source, "
+            "samples, treatments, balance).",
+        ),
         (
             "network=null",
             "network: None: give a component: a mapping with _target_: pkg.mod.Name and its "
@@ -254,10 +258,15 @@ def test_a_config_over_a_base_with_overrides() -> None:
             "checkpoint.verify=hash",
             "checkpoint.verify: 'hash' is not allowed. Give 'full' or 'size'.",
         ),
-        ("checkpoint.every=3", "checkpoint.every: 3 is not allowed. Give a mapping or 'auto'."),
+        (
+            "checkpoint.every=3",
+            "checkpoint.every: 3 is not allowed. Give a mapping (steps, "
+            "epochs, minutes) or 'auto'.",
+        ),
         (
             "checkpoint.every=Auto",
-            "checkpoint.every: 'Auto' is not allowed. Give a mapping or 'auto'. Did you mean auto?",
+            "checkpoint.every: 'Auto' is not allowed. Give a mapping (steps, epochs, minutes) or "
+            "'auto'. Did you mean auto?",
         ),
         (
             "checkpoint.every={minutes: 0}",
@@ -317,7 +326,7 @@ def test_a_config_over_a_base_with_overrides() -> None:
         (
             "stop.train_metrics=intervall",
             "stop.train_metrics: 'intervall' is not allowed. Give 'interval' or 'full' or a "
-            "mapping. Did you mean interval?",
+            "mapping (samples). Did you mean interval?",
         ),
         (
             "stop.targets={accuracy: {at_least: high}}",
@@ -577,10 +586,8 @@ def test_stop_settings_are_read_without_torch_and_soon() -> None:
 
 
 def test_the_resolved_config_is_whole_and_says_who_wrote_it() -> None:
-    text = describe(
-        Path("digits.yaml"),
-        ["network.value=${run.seed}", "optimizer.lr=1e-3", "network.depth=null"],
-    )
+    given = ["network.value=${run.seed}", "optimizer.lr=1e-3", "network.depth=null"]
+    text = resolved_yaml(read_config(Path("digits.yaml"), given))
     assert text.startswith("# The resolved config of a run of fermarsi ")
     for line in (
         "  precision: 'no'",

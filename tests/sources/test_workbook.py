@@ -3,12 +3,15 @@
 import re
 import time
 import zipfile
+from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from harness.errors import DataError
+from harness.sources.extent import MAX_EMPTY, Extent, is_plain
 from harness.sources.tables import Table
 from harness.sources.workbook import check_workbook
 
@@ -91,3 +94,33 @@ def test_empty_cells_with_a_style_and_tables_far_down_are_fine(tmp_path: Path) -
         f"<row r='{row}'><c r='XFC{row}'><v>1</v></c></row>" for row in range(9**6, 9**6 + 9)
     )
     check_workbook(workbook(tmp_path / "b.xlsx", f"<SHEET>{low}{END}"))
+
+
+CELLS = (
+    '<c r="B7" s="1"><v>1</v></c>',
+    '<c r="C9" t="inlineStr"><is><t>x &lt;c r="ZZ99"></t></is></c>',
+    "<c r='D9'><v>1</v></c>",
+    '<c s="1" r="XFD1048576"><v>1</v></c>',
+    '<c\nr="XFD1048576"><v>1</v></c>',
+    '<c r="E2" t="e"><v>#N/A</v></c>',
+    '<c r="F2" t = "e"><v>#N/A</v></c>',
+    "<c r='G2' t='&#101;'><v>#N/A</v></c>",
+    '<c r="H2"><f>1+1</f></c>',
+    '<c r="H3"><f\n/></c>',
+    "<c><v>1</v></c>",
+    '<c r="XFD1048576"/>',
+    '<!-- --><c r="A1"><v>2</v></c>',
+)
+
+
+def test_what_tags_tell_of_a_sheet_is_what_a_parser_tells() -> None:
+    accepted = 0
+    for chosen in product(CELLS, repeat=2):
+        sheet = f'<worksheet><sheetData><row r="1">{"".join(chosen)}</row></sheetData></worksheet>'
+        for data in (sheet.encode(), sheet.encode("utf-16")):
+            parsed = Extent(BytesIO(data))
+            if is_plain(BytesIO(data)):
+                accepted += 1
+                assert not parsed.unread, chosen
+                assert parsed.num_cells <= MAX_EMPTY, chosen
+    assert accepted == 4 + 1  # two cells as Excel writes them, and an empty one beside itself
