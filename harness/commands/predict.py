@@ -61,7 +61,7 @@ class PredictionRequest:
             spec = source_of_files(trained, self.split, self.files)
         shelf = None if self.readings is None else temporary_shelf(self.readings)
         with shelved(shelf):
-            split = open_split(trained, self.split, spec)
+            split = open_split(trained, self.split, spec, "--files" if self.files else "--source")
         fit_task(trained, split)
         return trained, split, PredictionTables(trained, split, self.split)
 
