@@ -566,6 +566,7 @@ def test_the_hot_path_does_not_wait_for_the_device() -> None:
         "harness.training.engine": {"forward_backward", "update", "accumulate"},
         "harness.training.parallel": {"accumulate", "clip", "agree_on_buffers"},
         "harness.training.shards": {"accumulate", "clip", "agree_on_buffers"},
+        "harness.training.norms": {"of"},
         "harness.training.items": {"weight", "number", "of"},
         "harness.training.fused": {"step"},
         "harness.metrics.confusion": {"update", "fold"},

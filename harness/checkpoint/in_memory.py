@@ -58,9 +58,11 @@ def forget_others(directory: Path, found: Path | None) -> None:
     """Remove all copies but the one that the launch goes on from, if it is one: what is damaged,
     or older than the checkpoint that was chosen.
     """
-    for _, name in step_names(directory):
-        if directory / name != found:
-            shutil.rmtree(directory / name, ignore_errors=True)
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
+        elif path.is_dir() and path != found:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def newer_copy(

@@ -115,6 +115,14 @@ def list_checkpoints(directory: Path, verify: Verify = "size") -> list[Checkpoin
     return [inspect(directory / name, step, verify) for step, name in step_names(directory)]
 
 
+def newest_step(directory: Path) -> int:
+    """Of the newest valid checkpoint, by all but the hashes of its tensors; -1 if there is none."""
+    for step, name in reversed(step_names(directory)):
+        if inspect(directory / name, step).manifest is not None:
+            return step
+    return -1
+
+
 def inspect(path: Path, step: int | None = None, verify: Verify = "size") -> CheckpointInfo:
     """One checkpoint directory, valid or not.
 

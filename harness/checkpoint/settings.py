@@ -42,7 +42,7 @@ class CheckpointConfig(Section):
     in_memory: SaveEvery | Literal["auto"] | None = Field(
         None,
         description="How often a copy also goes into the memory of the machine, from where the "
-        "others go on when a process is lost (fermarsi launch --min-processes, one machine); auto: "
+        "others go on when a process or a machine is lost (fermarsi launch --min-processes); auto: "
         "as for every; null: never.",
     )
     max_overhead: float = Field(

@@ -25,6 +25,7 @@ from harness.checkpoint.commit import begin, collect_leftovers, commit, known_fr
 from harness.checkpoint.files import translate_errors, write_files
 from harness.checkpoint.history import HistoryFile
 from harness.checkpoint.manifest import FileEntry, Manifest, join_pieces
+from harness.checkpoint.mirror import Mirror
 from harness.checkpoint.read import step_name
 from harness.checkpoint.retention import KeptCheckpoint, Ranking, Retention
 from harness.checkpoint.settings import ModelLayout
@@ -101,11 +102,12 @@ class CheckpointStore:
         timeout_s: float,
         found: Path | None = None,
         model_layout: ModelLayout = "whole",
+        mirror: Mirror | None = None,
     ) -> None:
         """`fence`: called on rank 0 before any change on the disk.
 
-        `found`: where this launch goes on; `model_layout`: see settings.py. By every rank. Raises
-        CheckpointError.
+        `found`: where this launch goes on; `model_layout`: see settings.py; `mirror`: where
+        machines do not share the directory. By every rank. Raises CheckpointError.
         """
         self._directory = directory
         self._ranks = ranks
@@ -114,6 +116,7 @@ class CheckpointStore:
         self._fence = fence
         self._max_failures = max_failures
         self._timeout_s = timeout_s
+        self._mirror = mirror
         self._channel = ranks.channel(timeout_s)
         self._channel_broken = False
         self._stage = Stage(whole_model=model_layout == "whole")
@@ -301,7 +304,11 @@ class CheckpointStore:
                 stall_s=held_s,
                 total_s=time.monotonic() - job.started,
             )
+        if self._mirror is not None:
+            self._mirror.share(channel, temporary, gathered)
         size_bytes = channel.decide(lambda: self._commit(job, staged, temporary, gathered))
+        if self._mirror is not None:
+            self._mirror.finish(channel, temporary, target.name)
         total_s = time.monotonic() - job.started
         tidied = channel.decide(lambda: self._tidy(job))
         return SaveReport(
@@ -313,6 +320,8 @@ class CheckpointStore:
         with translate_errors(
             "writing into the directory that rank 0 has made, which all ranks must share,"
         ):
+            if self._mirror is not None:
+                self._mirror.prepare(temporary)
             return write_files(
                 self._directory / temporary, [*small, *staged.contents], self._hasher
             )

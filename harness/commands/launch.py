@@ -159,11 +159,6 @@ def _launch_elastic(
             f"--min-processes {least}: of {here * machines.nodes} processes, {most} can share the "
             f"{num_slots} slots of a batch. Give {most} or less, or change batch.size."
         )
-    if config.checkpoint.in_memory is not None and machines.nodes > 1:
-        raise ConfigError(
-            "checkpoint.in_memory: copies are kept by one machine, and this is a launch of "
-            f"{machines.nodes}. Leave it out."
-        )
     with nullcontext() if config.checkpoint.in_memory is None else held_copies() as copies:
         return ElasticLaunch(
             command=command,

@@ -33,6 +33,11 @@ def is_member(environment: Mapping[str, str]) -> bool:
     return STORE in environment
 
 
+def machine_of(environment: Mapping[str, str] = os.environ) -> str:
+    """This process's machine, as its launch numbers them; the same for all of other launches."""
+    return environment.get(MEMBER, "").partition(".")[0]
+
+
 @dataclass(frozen=True)
 class Place:
     """A process's part in a generation; `goes_on`: whether one before it has begun the training."""

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from harness import components
 from harness.checkpoint.in_memory import copies_directory, forget_others
 from harness.checkpoint.manifest import CLASSES
+from harness.checkpoint.mirror import Machines, Mirror
 from harness.checkpoint.read import LoadedState
 from harness.checkpoint.retention import Retention
 from harness.checkpoint.settings import CheckpointConfig, SaveEvery
@@ -77,6 +78,8 @@ def build(
 ) -> Run:
     """A run with the state of its checkpoint, if any. Called by every rank. Raises HarnessError."""
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
+    controller = ranks.together(lambda: controller_of(config, task))
+    shown = ranks.together(lambda: shown_of(config, task))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
@@ -85,8 +88,6 @@ def build(
     with ledger.account("resume"):
         loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
     engine.probe(ranks, probe)
-    controller = ranks.together(lambda: controller_of(config, task))
-    shown = ranks.together(lambda: shown_of(config, task))
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
     patience = training_patience(config, ranks, interruption)
@@ -152,7 +153,9 @@ def open_engine(
 
 
 def controller_of(config: Config, task: Task) -> StopController:
-    """What ends the run. Raises ConfigError."""
+    """What ends the run; made before the data is prepared, which may take long. Raises
+    ConfigError.
+    """
     return StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
 
 
@@ -344,9 +347,11 @@ def open_copies(
     settings = config.checkpoint
     if settings.in_memory is None:
         return None
-    directory = ranks.together(copies_directory)
-    ranks.decide(lambda: forget_others(directory, launch.checkpoint))
-    store = store_in(directory, Retention(1, 0), settings, ranks, launch, lease)
+    directory, machines = ranks.together(copies_directory), Machines.of(ranks)
+    if machines.is_first:
+        forget_others(directory, launch.checkpoint)
+    mirror = Mirror(directory, machines) if machines.number > 1 else None
+    store = store_in(directory, Retention(1, 0), settings, ranks, launch, lease, mirror)
     by_clock = settings.model_copy(update={"every": settings.in_memory})
     return Copies(store, open_pace(by_clock, engine, ranks, ledger))
 
@@ -358,6 +363,7 @@ def store_in(
     ranks: Ranks,
     launch: Launch,
     lease: Lease,
+    mirror: Mirror | None = None,
 ) -> CheckpointStore:
     """Called by every rank."""
     return CheckpointStore(
@@ -370,6 +376,7 @@ def store_in(
         max_failures=settings.max_failures,
         timeout_s=settings.timeout_s,
         model_layout=settings.model_layout,
+        mirror=mirror,
         found=launch.checkpoint,
     )
 

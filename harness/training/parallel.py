@@ -21,6 +21,7 @@ from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded, local_of
 from harness.training.buffers import Buffers
 from harness.training.determinism import require_determinism
+from harness.training.norms import Norms
 from harness.wording import some
 
 # Gradients whose norms torch takes in one call
@@ -78,6 +79,7 @@ class Whole:
         self.model: nn.Module = network
         self._network = network
         self._alike: dict[int, bool] = {}
+        self._norms = Norms()
 
     def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
         """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
@@ -89,7 +91,7 @@ class Whole:
                 return nn.utils.clip_grad_norm_(parameters, limit)
             return nn.utils.get_total_norm(gradients)
         # What these do with gradients of one kind, without looking for its kernels: the same bits
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm: Tensor = torch.linalg.vector_norm(self._norms.of(gradients))
         if limit is not None:
             torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
         return norm

@@ -6,7 +6,7 @@ Nothing here is a collective.
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from harness import components
 from harness.checkpoint.commit import set_aside_newer
 from harness.checkpoint.history import read_history
 from harness.checkpoint.in_memory import copies_directory, newer_copy
+from harness.checkpoint.mirror import Machines, complete_copies
 from harness.checkpoint.read import (
     LoadedState,
     choose,
     document_errors,
     find_damage,
     load_trainer,
+    newest_step,
     read_manifest,
 )
 from harness.components import target_of
@@ -273,6 +275,7 @@ class Start:
     notes: list[str]
     superseded: bool = False
     saved: str | None = None
+    in_memory: bool = False
 
     @property
     def path(self) -> Path | None:
@@ -296,16 +299,28 @@ def agree_on_checkpoint(config: Config, ranks: Ranks) -> Start:
     so for all. Called by every rank. Raises HarnessError.
     """
     damage: dict[str, list[str]] = {}
+    if seeks_copies(config):
+        directory, machines = ranks.together(copies_directory), Machines.of(ranks)
+        step = ranks.decide(lambda: newest_step(config.run.dir / "checkpoints"))
+        damage = complete_copies(directory, ranks, machines, step)
     while True:
-        start = ranks.decide(lambda: find_start(config, damage), Start)
-        if start.checkpoint is None or config.checkpoint.verify == "size":
+        chosen = ranks.decide(lambda: find_start(config, damage), Start)
+        start, share = chosen, (ranks.rank, ranks.size)
+        if chosen.in_memory:  # each machine has its own
+            start = replace(chosen, checkpoint=str(directory / Path(chosen.checkpoint or "").name))
+            share = (machines.index, machines.count)
+        if start.path is None or config.checkpoint.verify == "size":
             return start
-        look = partial(find_damage, Path(start.checkpoint), ranks.rank, ranks.size)
-        mine = together_slowly(ranks, look)
+        mine = together_slowly(ranks, partial(find_damage, start.path, *share))
         problems = [problem for found in ranks.gather(mine) for problem in found]
         if not problems:
             return start
-        damage[start.checkpoint] = sorted(problems)
+        damage[chosen.checkpoint or ""] = sorted(problems)
+
+
+def seeks_copies(config: Config) -> bool:
+    """Whether a launch may go on from a copy in memory."""
+    return config.checkpoint.in_memory is not None and config.run.resume in ("auto", "must")
 
 
 def find_start(config: Config, damage: Mapping[str, Sequence[str]] | None = None) -> Start:
@@ -322,21 +337,22 @@ def find_start(config: Config, damage: Mapping[str, Sequence[str]] | None = None
         notes.append(f"warning: {directory}: in the previous launch, {crash}")
     choice = choose(directory / "checkpoints", config.run.resume, verify="size", damage=damage)
     notes += [f"warning: {reason}" for reason in choice.skipped]
-    found, where = choice.path, ""
-    if config.checkpoint.in_memory is not None and config.run.resume in ("auto", "must"):
+    copy: Path | None = None
+    if seeks_copies(config):
         copy, troubles = newer_copy(copies_directory(), choice.path, damage or {})
         notes += [f"warning: {reason}" for reason in troubles]
-        found, where = (found, "") if copy is None else (copy, ", a copy in memory")
+    found = copy or choice.path
     if found is None:
         return Start(secrets.token_hex(4), None, notes)
     before = read_stored(found / "config.yaml")
     check_schedule(before, config, directory)
     refuse_another(before, config, found.name)
+    where = "" if copy is None else ", a copy in memory"
     notes.append(f"{directory}: going on from {found.name}{where}")
     saved = None if choice.path is None else str(choice.path)
     with document_errors(found):
         run_id = str(load_trainer(found)["run_id"])
-    return Start(run_id, str(found), notes, saved=saved)
+    return Start(run_id, str(found), notes, saved=saved, in_memory=copy is not None)
 
 
 def prepare_directory(config: Config, start: Start, console: Console) -> None:

@@ -139,17 +139,20 @@ def test_a_cut_cable_is_noticed_on_both_sides_and_the_run_goes_on_exactly(
 def test_a_host_that_is_lost_and_comes_back_costs_seconds_and_no_sample(
     tmp_path: Path, cable: Cable
 ) -> None:
+    """From a copy in the memory of the machine that is left, whose checkpoint is of step 7."""
     run, processes = tmp_path / "run", []
+    copied = ["checkpoint.in_memory.steps=2"]
     program = "import sys; from harness.cli import main; main(sys.argv[1:])"
+    settings = [*SLOW, *LONG, *ELASTIC, *copied]
     for number, host in enumerate(cable.hosts):
         options = ["--cpu", "--processes", "2", "--min-processes", "2", "--nodes", "2"]
         place = ["--node", str(number), "--head", "10.77.0.1:29555"]
         command = [sys.executable, "-c", program, "launch", *options, *place, str(STORM)]
         processes.append(
             subprocess.Popen(
-                ["ip", "netns", "exec", host, *command, f"run.dir={run}", *SLOW, *LONG, *ELASTIC],
+                ["ip", "netns", "exec", host, *command, f"run.dir={run}", *settings],
                 cwd=ROOT,
-                env={**os.environ, "GLOO_SOCKET_IFNAME": host, "DELAY_S": "0.2"},
+                env={**os.environ, "GLOO_SOCKET_IFNAME": host, "DELAY_S": "0.15"},
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -175,7 +178,7 @@ def test_a_host_that_is_lost_and_comes_back_costs_seconds_and_no_sample(
         return len(file.read_text().splitlines()) if file.exists() else 0
 
     try:
-        wait_for(lambda: steps() >= 9, 120)
+        wait_for(lambda: steps() >= 12, 120)
         cable.cut()
         cut_at = time.monotonic()
         wait_for(lambda: sizes() == [4, 2], 30)
@@ -194,6 +197,8 @@ def test_a_host_that_is_lost_and_comes_back_costs_seconds_and_no_sample(
             one.kill()
     assert [one.returncode for one in processes] == [0, 0], told
     assert onward_s < ONWARD_S
+    assert ", a copy in memory" in told[0]
+    assert [one["step"] for one in events(run) if one["event"] == "launch"][1] > 7
     ends = train_on_ranks(2, STORM, [f"run.dir={tmp_path / 'whole'}", *LONG, *ELASTIC])
     assert [end.exit_code for end in ends] == [0, 0], ends[0].stderr
     assert_same_steps(run, tmp_path / "whole")
