@@ -162,6 +162,12 @@ def predict(
     path: AnyPath,
     out: Annotated[Path, typer.Option(help="The file to write: .parquet, .csv or .jsonl.")],
     split: SplitName = "val",
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="New files, read as the split's; a path, or a pattern in quotes; repeatable."
+        ),
+    ] = None,
     source: Annotated[
         str,
         typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=find_own_code),
@@ -178,7 +184,7 @@ def predict(
     with without_garbage_collection():
         from harness.commands.predict import write_predictions
 
-    say(write_predictions(path, split, source, out, allow or (), processes))
+    say(write_predictions(path, split, source, out, allow or (), processes, files or ()))
 
 
 @app.command(epilog="Example: fermarsi report runs/digits")
