@@ -7,7 +7,7 @@ built: where anything differs but values of parameters and buffers, each builds 
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -229,7 +229,7 @@ def _octets(value: Any) -> bytes:
         value = [[key, one] for key, one in value.items()]
     if isinstance(value, set):
         value = sorted(value, key=repr)
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return f"{type(value).__name__} {value!r}".encode()
     return b"[%s]" % b",".join(map(_octets, value))
 
