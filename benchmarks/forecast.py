@@ -1,7 +1,10 @@
 """How far forecasts of learning curves can be trusted, and what they save, on recorded curves of
 our own runs (benchmarks/curves/forecast_curves.py made them).
 
-Run: python benchmarks/forecast.py [network=FILE] [coverage] [targets] [savings] [choice] [cost]
+Run: python benchmarks/forecast.py [network=FILE] [text] [coverage] [targets] [savings] [choice]
+         [cost]
+
+text: the curves of language models, by which nothing was chosen, in place of the others.
 
 network: what prior_fitted.py wrote, in place of the mixture.
 
@@ -36,6 +39,7 @@ from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, MetricInfo
 
 CURVES = Path(__file__).parent / "curves" / "forecast_curves.parquet"
+TEXT_CURVES = CURVES.with_name("text_curves.parquet")
 SHARE = MetricInfo("max", 0.0, 1.0)
 LOSS = MetricInfo("min", 0.0)
 GOOD = 0.6  # the target of a family: what this share of its runs does not reach
@@ -57,11 +61,11 @@ class Curve:
         return np.array(self.values) * (1 if self.info.mode == "max" else -1)
 
 
-def curves() -> list[Curve]:
+def curves(path: Path = CURVES) -> list[Curve]:
     import pyarrow.parquet as pq
 
     found = []
-    for row in pq.read_table(CURVES).to_pylist():
+    for row in pq.read_table(path).to_pylist():
         for name, info in (("accuracy", SHARE), ("loss", LOSS)):
             if row[name] is not None and np.isfinite(row[name]).all():
                 found.append(Curve(row["family"], f"val/{name}", info, row[name], row["lr"]))
@@ -340,7 +344,7 @@ def cost_of_patience(count: int, repeats: int = 15) -> float:
 
 
 if __name__ == "__main__":
-    every = curves()
+    every = curves(TEXT_CURVES if "text" in sys.argv else CURVES)
     print(f"{len(every)} curves")
     parts = {"coverage": coverage, "targets": wrongly_stopped, "savings": savings, "choice": choice}
     networks = [one for one in sys.argv[1:] if one.startswith("network=")]
@@ -351,7 +355,7 @@ if __name__ == "__main__":
 
         extrapolate = PriorFitted(Path(networks[0].partition("=")[2]))  # type: ignore[assignment]
         harness.stopping.curves.extrapolate = extrapolate
-    asked = [one for one in sys.argv[1:] if one not in networks] or [*parts, "cost"]
+    asked = [one for one in sys.argv[1:] if one not in (*networks, "text")] or [*parts, "cost"]
     for part in asked:
         if part == "cost":
             cost()

@@ -162,6 +162,12 @@ def predict(
     path: AnyPath,
     out: Annotated[Path, typer.Option(help="The file to write: .parquet, .csv or .jsonl.")],
     split: SplitName = "val",
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="New files, read as the split's; a path, or a pattern in quotes; repeatable."
+        ),
+    ] = None,
     source: Annotated[
         str,
         typer.Option(help="Another source, as YAML: '{_target_: ...}'.", callback=find_own_code),
@@ -178,7 +184,7 @@ def predict(
     with without_garbage_collection():
         from harness.commands.predict import write_predictions
 
-    say(write_predictions(path, split, source, out, allow or (), processes))
+    say(write_predictions(path, split, source, out, allow or (), processes, files or ()))
 
 
 @app.command(epilog="Example: fermarsi report runs/digits")
@@ -204,9 +210,10 @@ def status(run: RunPath, as_json: Json = False) -> None:
 @app.command(epilog="Example: fermarsi config configs/digits.yaml batch.size=192")
 def config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the resolved config, or every error in it at once."""
-    from harness.config.read import describe
+    with without_garbage_collection():
+        from harness.commands.config import describe_config
 
-    print(describe(config, overrides or ()), end="")
+    print(describe_config(config, overrides or ()), end="")
 
 
 @app.command(epilog="Example: fermarsi describe configs/digits.yaml --depth 2")
@@ -220,14 +227,37 @@ def describe(
             min=1, help="The depth of nested modules that get their own row; by default all."
         ),
     ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="What each of so many processes needs; the network may be larger than this "
+            "machine's memory.",
+        ),
+    ] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="With --ranks: what a process may have, e.g. 80; by default this machine's GPU's.",
+        ),
+    ] = None,
 ) -> None:
     """The network with the shapes of a micro-batch, its parameters, and the memory that
     training takes.
     """
     with without_garbage_collection():
         from harness.commands.describe import describe_network, page_width
-
-    show(describe_network(config, overrides or (), depth), as_json, page_width())
+        from harness.commands.describe_ranks import describe_ranks
+        from harness.errors import ConfigError
+    if ranks is None:
+        if memory_gb is not None:
+            raise ConfigError("--memory-gb: no effect without --ranks. Give both.")
+        show(describe_network(config, overrides or (), depth), as_json, page_width())
+    else:
+        if depth is not None:
+            raise ConfigError("--depth: no effect with --ranks. Give one of them.")
+        show(describe_ranks(config, overrides or (), ranks, memory_gb), as_json, page_width())
 
 
 @app.command(epilog="Example: fermarsi replay runs/digits --sweep stop.improvement.patience=3,5,10")

@@ -7,13 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import h5py
 import numpy as np
 import torch
 from torch import nn
 
 from harness.api.model import Model
+from harness.checkpoint import in_memory
 from harness.checkpoint.manifest import FORMAT, FORMAT_VERSION, _document, _own_hash, parse_manifest
 from harness.commands import elastic_launch, export, suggest, suspects, trained
+from harness.commands import launch as command_of_launch
 from harness.commands.forecast import forecasts
 from harness.commands.init import start_project
 from harness.commands.report import write_report
@@ -22,6 +25,7 @@ from harness.console import Console
 from harness.data import store
 from harness.errors import CheckpointError, ConfigError, DataError, LeavingError, RankError
 from harness.metrics.states import _Sum
+from harness.networks import Mlp
 from harness.search.folds import Dealing, fold_overrides
 from harness.sources import open_document
 from harness.sources.audio import WaveReader
@@ -29,14 +33,17 @@ from harness.sources.container_sound import read_container
 from harness.sources.device_files import _select
 from harness.sources.hub import Hub
 from harness.sources.images import Images
+from harness.sources.series import Series
 from harness.sources.streams import MixedStream
 from harness.sources.tables import Table
 from harness.stopping.history import History, read_history
 from harness.stopping.settings import StopSettings
+from harness.tasks import Classification
 from harness.tracking import tracker
 from harness.tracking.records import read_records
 from harness.training import build, ending, launch, loop, optimizer, parallel, resume
 from tests.test_rare_messages import SMALL, Cases, adam, changed, read, unsaid
+from tests.training.test_evaluation import Flowers, evaluations
 
 Anything = cast("Callable[..., Any]", SimpleNamespace)  # with what is looked at alone
 
@@ -235,6 +242,30 @@ def unwritable_directory(here: Path) -> None:
     resume.prepare_directory(config, resume.Start("1", None, []), Console(enabled=False))
 
 
+def nothing_to_evaluate() -> None:
+    source, task = Flowers(4), Classification("x", "label", ignore_index=-1)
+    source.label[:] = -1
+    evaluations(Mlp([8, 5]), source, task, 2, keep=False)
+
+
+def odd_attribute(here: Path, scale: Any) -> None:
+    with h5py.File(here / "a.h5", "w") as file:
+        file["x"] = np.arange(4)
+        file["x"].attrs["scale_factor"] = scale
+    Series(str(here / "a.h5"), ["x"], 2, 1)
+
+
+def no_memory(here: Path) -> None:
+    with changed(in_memory, "MEMORY", here), in_memory.held_copies():
+        pass
+
+
+def copies_apart() -> None:
+    config = read("checkpoint.in_memory=auto")
+    machines = command_of_launch.Machines(2, 0, "node-a")
+    command_of_launch._launch_elastic([], {}, config, 1, machines, 1)
+
+
 class FailOnRecompileLimitHit(Exception):  # noqa: N818 - as torch names it
     """In place of torch._dynamo's, which is slow to import."""
 
@@ -284,6 +315,15 @@ CASES: Cases = [
         read("data.val=null", "data.train.source={_target_: harness.sources.tables.Table, files: a,"
              " columns: [x], part: train}"), Dealing(2), 0), ConfigError,
      "data.val: there is none to measure a fold by. Add it, with part: val."),
+    (no_memory, ConfigError, "checkpoint.in_memory: there is no file system in memory at "),
+    (lambda here: copies_apart(), ConfigError,
+     "checkpoint.in_memory: copies are kept by one machine, and this is a launch of 2."),
+    (lambda here: nothing_to_evaluate(), DataError,
+     "flowers: nothing to evaluate: every target is ignored. Give a split with at least one item."),
+    (lambda here: odd_attribute(here, [1.0, 2.0]), DataError,
+     "a.h5: /x: its scale_factor or add_offset has several values. Correct the attribute."),
+    (lambda here: odd_attribute(here, "much"), DataError,
+     "a.h5: /x: its scale_factor is no number"),
     (listed, DataError, "list.csv: its columns differ from those of"),
     (lambda here: read_container(sound(here / "a.aac", 16000, 32000), "a.aac"), DataError,
      "a.aac: its rate or channels change midway. Convert it to FLAC."),

@@ -4,7 +4,8 @@ labels.
 
 Run: python benchmarks/curves/forecast_curves.py [FAMILY ...]   (minutes)
 
-Writes forecast_curves.parquet next to it, one row a run: its family, its config as JSON, and by
+Writes forecast_curves.parquet next to it (text_curves.parquet of the family of text, by which
+nothing was chosen), one row a run: its family, its config as JSON, and by
 evaluation the epochs, the learning rates, val/loss and, for classifiers, val/accuracy.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 CURVES = Path(__file__).with_name("forecast_curves.parquet")
+TEXT_CURVES = CURVES.with_name("text_curves.parquet")
 RUNS_A_FAMILY = 54
 INTERVALS = 32
 TEXT = Path(os.environ.get("FERMARSI_SHAKESPEARE", "../shared/data/tinyshakespeare/input.txt"))
@@ -212,29 +214,30 @@ def main(families: list[str]) -> None:
     torch.use_deterministic_algorithms(True)
     os.environ |= {"ACCELERATE_USE_CPU": "true", "WANDB_MODE": "disabled"}
     sys.path.insert(0, str(Path(__file__).parent))
-    kept = pq.read_table(CURVES).to_pylist() if CURVES.exists() else []
-    kept = [one for one in kept if one["family"] not in families]
     with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
         text = Path(root) / "text.txt"
         text.write_text(TEXT.read_text()[:40_000])
         for family in families:
+            path = TEXT_CURVES if family == "shakespeare" else CURVES
+            kept = pq.read_table(path).to_pylist() if path.exists() else []
+            kept = [one for one in kept if one["family"] != family]
             for number, config in enumerate(configs(family, text)):
                 directory = Path(root) / f"{family}-{number}"
                 directory.mkdir()
                 row = train(config, directory)
                 kept += [row] if row is not None else []
-            write(kept)
+            write(kept, path)
             print(family, len(kept), flush=True)
 
 
-def write(rows: list[dict[str, Any]]) -> None:
+def write(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     numbers = pa.list_(pa.float32())
     columns = [("family", pa.string()), ("config", pa.string())]
     columns += [(name, numbers) for name in ("epoch", "lr", "loss", "accuracy")]
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), CURVES, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), path, compression="zstd")
 
 
 if __name__ == "__main__":

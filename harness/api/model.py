@@ -1,6 +1,5 @@
 """A trained network, and what it says of new data."""
 
-import inspect
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import nn
 from harness import components
 from harness.api.config import plain
 from harness.commands.evaluate import SplitMetrics, evaluate_trained
+from harness.commands.new_samples import PLACE, source_of_files, without_targets
 from harness.commands.prediction_rows import PredictionTables
 from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
 from harness.components import TARGET
@@ -23,13 +23,10 @@ from harness.errors import ConfigError, HarnessError
 from harness.objects import Objects, present
 from harness.sources.given import Arrays
 from harness.sources.tables import Table
-from harness.tasks.task import targets_of
 from harness.wording import first_line
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_PLACE = {"part": "all", "split": None}
 
 
 class Model:
@@ -108,18 +105,10 @@ class Model:
                         f"predict: the frame is no table: {first_line(error)}. Give columns of "
                         "one kind each, under different names."
                     ) from error
-                yield {**self._without_targets(spec, list(inputs.columns)), "files": str(file)}
+                known = without_targets(self._trained, spec, list(inputs.columns))
+                yield {**known, **PLACE, "files": str(file)}
         elif paths:
-            takes = inspect.signature(target).parameters
-            if "files" not in takes:
-                raise ConfigError(
-                    f"predict: {spec[TARGET]}, the source of data.{split}, reads no files. Give a "
-                    "mapping of arrays."
-                )
-            files = [str(path.absolute()) for path in paths]
-            place = {name: value for name, value in _PLACE.items() if name in takes}
-            known = self._without_targets(spec, None)
-            yield {**known, **place, "files": files}
+            yield source_of_files(self._trained, split, [str(path.absolute()) for path in paths])
         else:
             objects = Objects()
             source = plain(Arrays(**self._fields(inputs)), ("predict",), objects)
@@ -140,23 +129,6 @@ class Model:
                 "predict: the network has several inputs. Give a mapping {field: array}."
             )
         return {field: inputs}
-
-    def _without_targets(
-        self, spec: Mapping[str, Any], columns: Sequence[str] | None
-    ) -> dict[str, Any]:
-        """A source's settings for new samples: all of them, and none of the columns that say what
-        is to be predicted, but for those that a frame has.
-        """
-        targets = {*targets_of(self._trained.task).values()} - {*(columns or ())}
-        found = dict(spec)
-        if isinstance(columns_of := spec.get("columns"), Mapping):
-            found["columns"] = {
-                name: kind for name, kind in columns_of.items() if name not in targets
-            }
-        if columns is not None:
-            found |= _PLACE
-        found.pop("classes", None)
-        return found
 
 
 def load(

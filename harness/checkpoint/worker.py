@@ -1,23 +1,8 @@
 """A thread that does what a save leaves to do, one save after another."""
 
-import os
-import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
-
-_NICE = 5  # a third of the share of a thread that computes
-
-
-def _give_way() -> None:
-    """From now on this thread, and those that it starts, get a core after those that compute, where
-    there are too few: a save of 600 MB made a step of 0.56 s 0.3 s longer on two cores, and makes
-    it 0.05 s longer [measured]. Only Linux has priorities by thread.
-    """
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, min(19, os.getpriority(os.PRIO_PROCESS, 0) + _NICE))
 
 
 class Worker:
@@ -56,7 +41,6 @@ class Worker:
         self._jobs.put(None)
 
     def _work(self) -> None:
-        _give_way()
         while (job := self._jobs.get()) is not None:
             try:
                 job()

@@ -76,7 +76,7 @@ def refuse_extra(context: typer.Context, path: Path) -> None:
     if not context.args:
         return
     if "=" not in context.args[0]:
-        message = "only options follow a run, e.g. --split test."
+        message = "only options follow a run, e.g. --split test; patterns go into quotes."
         raise typer.BadParameter(message, context, param_hint=context.args[0])
     from harness.commands.compare import refuse_changes
 

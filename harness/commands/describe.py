@@ -28,6 +28,7 @@ from harness.data.delivery import to_device
 from harness.data.preparing import Feedback, Preparation, Sources, fit, open_splits
 from harness.data.sampling import fitting_world_sizes
 from harness.data.source import Batch
+from harness.data.split import Split
 from harness.randomness import preserve_random, seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task
@@ -149,7 +150,7 @@ def describe_network(
     asked = read_config(path, overrides)
     config = asked.model_copy(update={"parallel": ParallelConfig()})  # measured as a whole
     task: Task = components.build(config.task, "task")
-    batch = to_device(_micro_batch(config, task), torch.device("cpu"))
+    batch = samples_of(training_split(config, task), config.batch.micro_size)
     accelerator = start_accelerator(
         config.train.precision,
         config.run.exactness,
@@ -173,21 +174,21 @@ def describe_network(
         one = Count(torch.ones((), dtype=torch.int64, device=engine.device), 1)
         engine.forward_backward(batch, one)
     named = list(engine.network.named_parameters())
-    gradients = {parameter: _bytes(parameter.grad) for _, parameter in named}
+    gradients = {parameter: bytes_of(parameter.grad) for _, parameter in named}
     unreached = [name for name, one in named if one.requires_grad and one.grad is None]
     engine.update()
     for name, parameter in named:
         row = rows[name.rpartition(".")[0]]
         row.trained += parameter.numel() * parameter.requires_grad
         row.frozen += parameter.numel() * (not parameter.requires_grad)
-        row.weight_bytes += _bytes(parameter)
+        row.weight_bytes += bytes_of(parameter)
         row.gradient_bytes += gradients[parameter]
-        row.optimizer_bytes += _bytes(engine.optimizer.state.get(parameter))
+        row.optimizer_bytes += bytes_of(engine.optimizer.state.get(parameter))
     for name, buffer in engine.network.named_buffers():
-        rows[name.rpartition(".")[0]].weight_bytes += _bytes(buffer)
+        rows[name.rpartition(".")[0]].weight_bytes += bytes_of(buffer)
     state = engine.optimizer.state
     shared = [state[owner] for owner in state if not isinstance(owner, Tensor)]
-    total = Row("", "total", optimizer_bytes=_bytes(shared))
+    total = Row("", "total", optimizer_bytes=bytes_of(shared))
     for row in rows.values():
         total.add(row)
     slots = config.batch.size // config.batch.micro_size
@@ -195,7 +196,7 @@ def describe_network(
         _fold(rows, depth),
         total,
         activation_bytes,
-        0 if engine.stepper.average is None else _bytes(engine.stepper.average.tensors),
+        0 if engine.stepper.average is None else bytes_of(engine.stepper.average.tensors),
         unreached,
         config.batch.micro_size,
         slots,
@@ -204,12 +205,16 @@ def describe_network(
     )
 
 
-def _micro_batch(config: Config, task: Task) -> Batch:
-    """The first samples of the training split, without augmentation."""
+def training_split(config: Config, task: Task) -> Split:
+    """The samples to train with. Raises HarnessError."""
     sources = Sources(config.data)
     prepared = Preparation({}, {}, fit(config.data, sources, Feedback()))
-    split = open_splits(config.data, ("train",), sources, prepared, task.check)["train"]
-    indices = np.arange(min(len(split), config.batch.micro_size), dtype=np.int64)
+    return open_splits(config.data, ("train",), sources, prepared, task.check)["train"]
+
+
+def samples_of(split: Split, count: int) -> Batch:
+    """Its first ones, without augmentation."""
+    indices = np.arange(min(len(split), count), dtype=np.int64)
     return split.fetch(indices, indices.astype(np.uint64), 0, training=False)
 
 
@@ -299,13 +304,14 @@ def _shape_text(shapes: Any) -> str:
     return "" if shapes is None else f"({', '.join(map(str, shapes))})"
 
 
-def _bytes(value: Any) -> int:
+def bytes_of(value: Any) -> int:
     """The size of all tensors in a value, nested ones included."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+    return sum(one.numel() * one.element_size() for one in tensors_in(value))
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All in a value, nested ones included."""
+    return [one for one in tree_leaves(value) if isinstance(one, Tensor)]
 
 
 def size_text(size_bytes: int) -> str:

@@ -3,6 +3,7 @@
 import json
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,13 @@ from harness.errors import CheckpointError, ConfigError, DataError, HarnessError
 from harness.training.evaluation import evaluation_mode
 from harness.wording import first_line, some
 
-SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2", "hf": ""}
+SUFFIXES = {
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "torch-export": ".pt2",
+    "hf": "",
+    "peft": "",
+}
 _SIZES = (4, 3)  # of the micro-batches that are compared; export fixes a size of 1
 _RTOL, _ATOL = 1e-3, 1e-4  # of the largest output; other kernels add in another order
 _MOST_BYTES = 1_500_000_000  # of one ONNX file, which may have 2 GB
@@ -81,7 +88,7 @@ def export_network(path: Path, out: Path, to: str, allow: Sequence[str] = ()) ->
     examples = examples_of(trained, network)
     flat = FlatNetwork(network, examples.spec)
     temporary = out.with_name(f".{secrets.token_hex(4)}-{out.name}")
-    write = {"onnx": _onnx, "torch-export": _torch_export, "hf": _hf}[to]
+    write = {"onnx": _onnx, "torch-export": _torch_export, "hf": _hf, "peft": _peft}[to]
     try:
         with evaluation_mode(network), torch.no_grad():
             compute = write(trained, flat, examples, temporary)
@@ -259,6 +266,45 @@ def _hf(trained: TrainedNetwork, flat: FlatNetwork, examples: Examples, out: Pat
     loaded = FlatNetwork(type(network).from_pretrained(out, local_files_only=True), flat._spec)
     loaded.eval()
     return lambda inputs: loaded(*inputs)
+
+
+def _peft(trained: TrainedNetwork, flat: FlatNetwork, examples: Examples, out: Path) -> Compute:
+    """Adapters without what they adapt, put back into the network to be compared."""
+    network: Any = flat.network
+    peft: Any = sys.modules.get("peft")  # else no network is of its classes
+    if peft is None or not isinstance(network, peft.PeftModel):
+        raise ConfigError(
+            f"network: a {type(network).__name__} is not of peft, whose adapters --to peft writes. "
+            "Make it by peft.get_peft_model, or use --to safetensors."
+        )
+    before = iter([flat(*inputs) for inputs in examples.inputs])
+    network.save_pretrained(out, save_embedding_layers=False)
+    adapters: dict[int, str] = {}
+    for name in network.peft_config:
+        folder = out if name == "default" else out / name
+        own = peft.get_peft_model_state_dict(
+            network, adapter_name=name, save_embedding_layers=False
+        )
+        found = peft.utils.load_peft_weights(str(folder), device="cpu")
+        adapters |= {one.data_ptr(): key for key, one in own.items()}
+        wrong = own.keys() ^ found.keys()
+        wrong |= {key for key in own.keys() & found.keys() if not same_bits(own[key], found[key])}
+        if wrong:
+            raise CheckpointError(f"{out}: other adapters were read back: {some(sorted(wrong))}.")
+        for one in own.values():
+            one.zero_()
+        peft.set_peft_model_state_dict(network, found, adapter_name=name)
+    beside = [
+        *(name for name, one in network.named_parameters() if one.requires_grad),
+        *(name for name, one in network.named_buffers() if name.endswith("running_mean")),
+    ]
+    beside = [name for name in beside if network.state_dict()[name].data_ptr() not in adapters]
+    if beside:
+        raise ConfigError(
+            f"network: {some(beside)} changed in the training too, and would be lost. Name the "
+            "modules in modules_to_save of the adapters, or use --to safetensors."
+        )
+    return lambda _: next(before)
 
 
 def _run(flat: FlatNetwork, examples: Examples) -> Any:

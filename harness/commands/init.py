@@ -126,6 +126,7 @@ def _readme(plan: Plan, directory: Path, origin: Path) -> str:
     notes = "".join(f"- {note}\n" for note in plan.notes)
     config, run, out = (quote(str(directory / one)) for one in ("train.yaml", "run", "found.csv"))
     allow = quote(f"{origin.resolve().parent}/")
+    new = quote("new/*" if origin.is_dir() else f"new{origin.suffix}")
     return f"""# {directory.resolve().name}
 
 A starter project for {origin}.
@@ -136,6 +137,7 @@ fermarsi data check {config}      leaks, odd values, the sizes of classes
 fermarsi train {config}           until it no longer pays; again to resume
 fermarsi evaluate {run} --split test --allow {allow}
 fermarsi predict {run} --split test --out {out} --allow {allow}
+fermarsi predict {run} --files {new} --out {out}      new data, without what is to be predicted
 fermarsi report {run}             one page with the curves
 ```
 """

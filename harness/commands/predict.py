@@ -22,6 +22,7 @@ import torch
 
 from harness import components
 from harness.checkpoint.manifest import MANIFEST
+from harness.commands.new_samples import source_of_files
 from harness.commands.prediction_rows import PredictionTables
 from harness.commands.show import write_errors
 from harness.commands.trained import TrainedNetwork, fit_task, load_trained, open_split
@@ -50,14 +51,17 @@ class PredictionRequest:
     out: Path
     allow: tuple[str, ...] = ()
     readings: Path | None = None  # of files, for all processes
+    files: tuple[str, ...] = ()
 
     def open(self) -> tuple[TrainedNetwork, Split, PredictionTables]:
         """The network, the samples and their predictions. Raises HarnessError."""
         trained = load_trained(self.path, self.allow)
         spec = _read_source(self.source) if self.source else None
+        if self.files:
+            spec = source_of_files(trained, self.split, self.files)
         shelf = None if self.readings is None else temporary_shelf(self.readings)
         with shelved(shelf):
-            split = open_split(trained, self.split, spec)
+            split = open_split(trained, self.split, spec, "--files" if self.files else "--source")
         fit_task(trained, split)
         return trained, split, PredictionTables(trained, split, self.split)
 
@@ -73,18 +77,23 @@ def write_predictions(
     out: Path,
     allow: Sequence[str] = (),
     processes: int = 1,
+    files: Sequence[str] = (),
 ) -> str:
     """Write the predictions of a run's best checkpoint, or of a checkpoint, on a split of its
-    config, or on another source, given as YAML; returns what was done. Raises HarnessError.
+    config, on other files, or on another source, given as YAML; returns what was done. Raises
+    HarnessError.
 
+    files: read as the split's source reads its own; paths or patterns.
     out: a Parquet, CSV or JSON lines file, by its suffix; it is there when it is whole.
     """
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out: {out}: give a name that ends in {', '.join(SUFFIXES)}.")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: {out}: there is no directory {out.parent}. Create it.")
+    if source and files:
+        raise ConfigError("--files, --source: two kinds of new samples. Give one of them.")
     with temporary_readings(wanted=processes > 1) as readings:
-        request = PredictionRequest(path, split, source, out, tuple(allow), readings)
+        request = PredictionRequest(path, split, source, out, tuple(allow), readings, (*files,))
         return _predict(request, processes)
 
 
@@ -137,6 +146,7 @@ def directory_work(
         "checkpoint": hashlib.sha256(manifest).hexdigest(),
         "split": request.split,
         "source": request.source,
+        "files": request.files,
         "samples": len(split),
         "content": split.fingerprint(),
         "micro_size": trained.micro_size,

@@ -35,9 +35,9 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="safetensors, onnx, torch-export or hf.",
+            help="safetensors, onnx, torch-export, hf or peft.",
             metavar="FORMAT",
-            autocompletion=offer("safetensors", "onnx", "torch-export", "hf"),
+            autocompletion=offer("safetensors", "onnx", "torch-export", "hf", "peft"),
         ),
     ] = "safetensors",
     allow: Allow = None,

@@ -178,10 +178,13 @@ def with_products(forward: Callable[..., Any], precision: str) -> Callable[..., 
 
 
 def open_split(
-    trained: TrainedNetwork, name: str, source: Mapping[str, Any] | None = None
+    trained: TrainedNetwork,
+    name: str,
+    source: Mapping[str, Any] | None = None,
+    option: str = "--source",
 ) -> Split:
-    """A split of the trained config, with another source if one is given; the split's treatments
-    are used.
+    """A split of the trained config, with another source if one is given, by an option; the split's
+    treatments are used.
     """
     if name not in SPLITS:
         raise ConfigError(f"split: no such split: {name}. There are train, val and test.")
@@ -191,7 +194,7 @@ def open_split(
             f"split: {trained.path}/config.yaml has no data.{name}. It has {', '.join(data.names)}."
         )
     spec = getattr(data, name)
-    where = f"data.{name}" if source is None else "--source"
+    where = f"data.{name}" if source is None else option
     if source is None:
         trust.check_files(spec.source, f"{where}.source", trained.allow)
     with document_errors(trained.path):

@@ -146,11 +146,6 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> Mapping[str, Any]:
     return draft.tree
 
 
-def describe(path: Path, overrides: Sequence[str] = ()) -> str:
-    """The resolved config as YAML. Raises ConfigError with all mistakes at once."""
-    return resolved_yaml(read_config(path, overrides))
-
-
 def resolved_yaml(config: Config) -> str:
     """A YAML text that `read_config` reads as an equal config from any directory: no base, no
     interpolation, defaults written out.

@@ -1,10 +1,13 @@
 """Micro-batches from workers, and to the device: to a GPU on a stream of their own."""
 
 import copy
+import fcntl
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import torch
@@ -169,6 +172,17 @@ _BY_VALUE |= {torch.int8, torch.uint8, torch.bool}
 def packed(batch: Any) -> Any:
     """A micro-batch as a worker sends it."""
     return _map(batch, lambda one: _ByValue(one) if _is_plain(one) else one)
+
+
+_PIPE_BYTES = 2**20  # what Linux lets a user have
+
+
+def widen_pipe(end: Connection) -> None:
+    """Let more than a micro-batch wait in a pipe, where the system can: of 64 KB, as they come, a
+    sender and its receiver take turns in filling and emptying.
+    """
+    with suppress(AttributeError, OSError):
+        fcntl.fcntl(end.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from harness.data.delivery import Groups, Kept, copies_to, one_ahead, packed, to_device
+from harness.data.delivery import Groups, Kept, copies_to, one_ahead, packed, to_device, widen_pipe
 from harness.data.sampling import Sampling
 from harness.data.source import Batch, mark_of
 from harness.data.split import Split
@@ -326,6 +326,8 @@ class _Loading:
             loader = self._open()
             others = set(multiprocessing.active_children())
             loaded = iter(loader)
+            if self._num_workers:
+                widen_pipe(loaded._worker_result_queue._reader)  # type: ignore[attr-defined] # torch's
             _workers.update(one for one in multiprocessing.active_children() if one not in others)
         if self._lasting:
             self._loader = loader

@@ -56,6 +56,9 @@ CheckLeave = Callable[[], None]
 Progress = Callable[[int, int], None]
 
 
+Chunk = NDArray[Any] | list[Any]  # samples of a column: (B, ...), or B arrays or texts
+
+
 @dataclass(frozen=True)
 class Entry:
     """An entry of the store; `num_samples` is None while it is unfinished."""
@@ -283,12 +286,12 @@ class _Shard:
 
 def _next_shard(
     split: Split, begin: int, num_workers: int, check_leave: CheckLeave, progress: Progress
-) -> dict[str, list[Any]]:
-    """{column: one item a sample} from sample `begin` on, until a shard is full or the split
+) -> dict[str, list[Chunk]]:
+    """{column: blocks of samples} from sample `begin` on, until a shard is full or the split
     ends.
     """
-    shard: dict[str, list[Any]] = {}
-    size = 0
+    shard: dict[str, list[Chunk]] = {}
+    size, done = 0, begin
     rest = np.arange(begin, len(split), dtype=np.int64)
     for block, batch in evaluation_batches(
         split,
@@ -307,16 +310,18 @@ def _next_shard(
                 f"{', '.join(batch)}; before: {', '.join(shard)}."
             )
         for name, values in batch.items():
-            items = (
-                list(array_of(f"{split.where}: {name}", values))
-                if isinstance(values, torch.Tensor)
-                else [_plain(item, name, split.where) for item in values]
-            )
-            size += sum(
-                len(item.encode()) if isinstance(item, str) else item.nbytes for item in items
-            )
-            shard.setdefault(name, []).extend(items)
-        progress(begin + len(next(iter(shard.values()))), len(split))
+            chunk: Chunk
+            if isinstance(values, torch.Tensor):
+                chunk = array_of(f"{split.where}: {name}", values)
+                size += chunk.nbytes
+            else:
+                chunk = [_plain(item, name, split.where) for item in values]
+                size += sum(
+                    len(item.encode()) if isinstance(item, str) else item.nbytes for item in chunk
+                )
+            shard.setdefault(name, []).append(chunk)
+        done += len(values)
+        progress(done, len(split))
         if size >= SHARD_BYTES:
             break
     return shard
@@ -334,7 +339,11 @@ def _plain(item: Any, name: str, where: str) -> Any:
     return array
 
 
-def _write_shard(shard: Path, columns: Mapping[str, list[Any]]) -> None:
+def _num_samples(shard: Mapping[str, list[Chunk]]) -> int:
+    return sum(map(len, next(iter(shard.values()))))
+
+
+def _write_shard(shard: Path, columns: Mapping[str, list[Chunk]]) -> None:
     making = shard.with_name(f".{shard.name}-{secrets.token_hex(4)}")
     try:
         _fill(making, columns)
@@ -346,15 +355,21 @@ def _write_shard(shard: Path, columns: Mapping[str, list[Any]]) -> None:
     sync_directory(shard.parent)
 
 
-def _fill(making: Path, columns: Mapping[str, list[Any]]) -> None:
+def _fill(making: Path, columns: Mapping[str, list[Chunk]]) -> None:
     making.mkdir()
     kinds = {}
-    for name, items in columns.items():
+    for name, chunks in columns.items():
         if "/" in name or name.startswith("."):
             raise DataError(
                 f"{making.parent}: {name!r} is not a valid column name in a store. Rename it in "
                 "the source."
             )
+        joined = _join(chunks)
+        if isinstance(joined, np.ndarray):
+            kinds[name] = "array"
+            _save(making / f"{name}.npy", joined)
+            continue
+        items: list[Any] = joined
         if isinstance(items[0], str):
             kinds[name] = "text"
             encoded = [np.frombuffer(item.encode(), dtype=np.uint8) for item in items]
@@ -373,7 +388,7 @@ def _fill(making: Path, columns: Mapping[str, list[Any]]) -> None:
             _save(making / f"{name}.offsets.npy", np.cumsum([0, *(len(item) for item in encoded)]))
     write_json(
         making / MANIFEST,
-        {"num_samples": len(next(iter(columns.values()))), "columns": kinds},
+        {"num_samples": _num_samples(columns), "columns": kinds},
         sync=True,
     )
     sync_directory(making)

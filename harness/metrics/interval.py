@@ -61,7 +61,10 @@ class IntervalMetrics:
 
     def update(self, task: Updates, outputs: Any, batch: Mapping[str, Any], number: int) -> None:
         """Take in one micro-batch; no host wait, no collective."""
-        device = next(value.device for value in batch.values() if isinstance(value, Tensor))
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                device = value.device
+                break
         if self._device != device:
             self._device = device
             for metric in self._live.values():

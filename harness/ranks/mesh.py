@@ -5,7 +5,6 @@ seconds.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.ranks.ranks import Ranks
-from harness.ranks.rows import is_sharded
+from harness.ranks.rows import is_sharded, is_unit
 from harness.ranks.sockets import noted_sockets
 
 REPLICATE, SHARD = "replicate", "shard"
@@ -117,9 +116,8 @@ def give_unused_zeros(network: nn.Module) -> None:
 def release_parameters(network: nn.Module) -> None:
     """Leave each rank its rows alone, also after a forward pass that no backward pass followed."""
     for module in network.modules():
-        with suppress(AttributeError):
-            reshard: Any = module.reshard
-            reshard()
+        if is_unit(module):
+            module.reshard()
 
 
 def _root(network: nn.Module) -> Any:

@@ -12,6 +12,7 @@ from harness.errors import CheckpointError
 
 # [first, last) of each rank; equal where it has none. Replicas have the same.
 Rows = tuple[tuple[int, int], ...]
+_UNIT = "FSDPModule"  # the class that torch adds to those of a module
 
 
 def rows_of(tensor: object, where: str = "a tensor") -> Rows | None:
@@ -74,7 +75,12 @@ def class_of(module: object) -> type[Any]:
     """The class that a module was made of: sharding puts it into one of its own."""
     classes = type(module).__mro__
     names = [one.__name__ for one in classes]
-    return classes[names.index("FSDPModule") + 1] if "FSDPModule" in names else classes[0]
+    return classes[names.index(_UNIT) + 1] if _UNIT in names else classes[0]
+
+
+def is_unit(module: object) -> TypeGuard[Any]:
+    """Whether ranks gather its parameters together (FSDP2)."""
+    return any(one.__name__ == _UNIT for one in type(module).__mro__)
 
 
 def is_sharded(tensor: object) -> TypeGuard[Any]:

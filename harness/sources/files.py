@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from glob import escape, glob
 from io import BytesIO
 from itertools import product
+from os.path import exists, isdir, isfile, islink
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, get_args
 from unicodedata import normalize
@@ -96,7 +97,7 @@ def find_files(templates: str | Sequence[str], *, tell: bool = True) -> Files:
 
 def files_of(fields: Mapping[Path, Mapping[str, str]]) -> Files:
     """One file or more with their fields, sorted by name."""
-    paths = sorted(fields)
+    paths = sorted(fields, key=lambda path: path.parts)  # as paths are ordered, many times faster
     return Files(paths, {name: [fields[path][name] for path in paths] for name in fields[paths[0]]})
 
 
@@ -108,10 +109,10 @@ def _matches(template: str, listing: Listing) -> dict[Path, dict[str, str]]:
     # Names are in one of two normal forms, by the system that wrote them
     forms = dict.fromkeys([expanded, *(normalize(form, expanded) for form in ("NFC", "NFD"))])
     found = {
-        path: match
+        Path(name): match
         for form in forms
-        for path, match in _paths(form, listing)
-        if path.is_file() or is_dangling(path)
+        for name, match in _found(form, listing)
+        if isfile(name) or is_dangling(Path(name))
     }
     if not found:
         begin = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parent
@@ -133,7 +134,7 @@ def _alternatives(template: str, listing: Listing) -> list[str]:
     several = ["".join(chosen) for chosen in product(*words)]
     if len(several) == 1:
         return several
-    return [one for one in several if _paths(str(Path(one).expanduser()), listing)] or several
+    return [one for one in several if _found(str(Path(one).expanduser()), listing)] or several
 
 
 # Endings that mean the same
@@ -191,7 +192,7 @@ def _beside(template: str, listing: Listing) -> str:
 
 def is_dangling(path: Path) -> bool:
     """Whether a path is a link that leads nowhere."""
-    return path.is_symlink() and not path.exists()
+    return islink(path) and not exists(path)
 
 
 def refuse_dangling(path: Path) -> None:
@@ -208,7 +209,7 @@ def _folders(template: str, listing: Listing) -> set[str]:
     parent = str(Path(template).expanduser().parent)
     if "{label}" not in parent or "**" in parent:
         return set()
-    return {text_of(match["label"]) for path, match in _paths(parent, listing) if path.is_dir()}
+    return {text_of(match["label"]) for name, match in _found(parent, listing) if isdir(name)}
 
 
 def _open_ended(template: str) -> str | None:
@@ -217,7 +218,7 @@ def _open_ended(template: str) -> str | None:
     return f"{stem}.*" if dot and ending.isalnum() else None
 
 
-def _paths(template: str, listing: Listing) -> list[tuple[Path, re.Match[str]]]:
+def _found(template: str, listing: Listing) -> list[tuple[str, re.Match[str]]]:
     """The paths that match a template, with the values of its fields."""
     pattern, globbed = _patterns(template)
     # Folders are listed once for all endings
@@ -225,7 +226,7 @@ def _paths(template: str, listing: Listing) -> list[tuple[Path, re.Match[str]]]:
     if open_ended is not None and _WILD.search(open_ended.removesuffix("*")):
         globbed = _patterns(open_ended)[1]
     matches = re.compile(pattern).fullmatch
-    return [(Path(name), match) for name in _glob(globbed, listing) if (match := matches(name))]
+    return [(name, match) for name in _glob(globbed, listing) if (match := matches(name))]
 
 
 def _glob(globbed: str, listing: Listing) -> list[str]:

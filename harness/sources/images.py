@@ -33,6 +33,7 @@ from harness.wording import first_line
 Mode = Literal["RGB", "L"]
 Layout = Literal["HWC", "CHW"]
 Radiometric = Literal["counts", "degC"]
+Check = Literal["all", "first"]
 # Torch supports few operations on uint16
 _HEAD_BYTES = 1024
 _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": np.float32}
@@ -61,8 +62,9 @@ class Images(Collection):
     `columns`, e.g. {age: number}, are added to samples (see `Collection`).
     Classes are numbered as in `classes`, or else by name. `keep`: "memory" decodes every
     file at start-up, so that a corrupt file is found then (with `on_error: skip` it is skipped and
-    named in `skipped`); "disk" checks headers only and decodes a file when it is read. Raises a
-    DataError that names the file.
+    named in `skipped`); "disk" checks headers only and decodes a file when it is read; with
+    `check`: "first" that of the first file only, and others when they are read. Raises a DataError
+    that names the file.
     """
 
     version = 2  # upright, and the counts of PGM files unchanged
@@ -81,9 +83,21 @@ class Images(Collection):
         on_error: OnError = "stop",
         layout: Layout | None = None,
         radiometric: Radiometric | None = None,
+        check: Check = "all",
     ) -> None:
-        self.reader = ImageReader(size, fit, mode, layout, radiometric)
+        require_choice("check", check, get_args(Check))
+        if check == "first" and (keep != "disk" or on_error != "stop"):
+            raise ConfigError(
+                "check: first needs keep: disk and on_error: stop: files that are not checked at "
+                "start-up can neither be kept in memory nor be skipped."
+            )
+        self._checks_all = check == "all"
+        self.reader: ImageReader = ImageReader(size, fit, mode, layout, radiometric)
         super().__init__("image", files, part, split, classes, keep, on_error, columns)
+
+    def _check(self, path: Path) -> None:
+        if self._checks_all or not self.reader.has_first:
+            self.reader.check(path, str(path))
 
 
 class ImageReader:
@@ -116,6 +130,11 @@ class ImageReader:
         _decoder()
         # The name, size and mode that all others must match, and whether it can be converted
         self._first: tuple[str, tuple[int, int], str, bool] | None = None
+
+    @property
+    def has_first(self) -> bool:
+        """Whether there is an image that all others must be like."""
+        return self._first is not None
 
     def check(self, file: Path | bytes, name: str) -> None:
         """Refuse an image that, by its header, cannot be read without loss or differs from the

@@ -236,6 +236,11 @@ class ForecastJudge(Judge):
     def problems(self) -> Iterator[str]:
         if self._settings is None:
             return
+        if self._budget is None:
+            yield (
+                "stop.forecast: needs a budget, within which something is to happen. Give "
+                "stop.budget."
+            )
         name = self._settings.name
         where = f"stop.forecast.{'metric' if self._settings.target is None else 'target'}"
         yield from unknown_metric(where, name, self._metrics)

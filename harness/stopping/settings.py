@@ -159,10 +159,6 @@ class StopSettings(Section):
             if not getattr(self, needed)
             and getattr(self, name) != type(self).model_fields[name].default
         ]
-        if self.forecast is not None and self.budget is None:
-            problems.append(
-                "forecast needs a budget: give one, within which something is to happen"
-            )
         if self.gap is not None and self.train_metrics == "interval":
             problems.append(
                 "gap: metrics of an interval's own batches, while the network changes, are not to "

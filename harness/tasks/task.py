@@ -313,9 +313,9 @@ def widen(outputs: Any) -> Any:
     """In float32 at least: losses and probabilities in half precision would lose small
     differences.
     """
-    return map_tensors(
-        lambda one: one.float() if one.dtype in (torch.float16, torch.bfloat16) else one, outputs
-    )
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+    return map_tensors(widen, outputs)
 
 
 def sum_loss(

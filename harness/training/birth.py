@@ -7,7 +7,7 @@ built: where anything differs but values of parameters and buffers, each builds 
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.config.schema import Config
+from harness.errors import ConfigError
 from harness.randomness import capture_random, generators_of, seed_ambient, seed_for
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded
@@ -65,6 +66,21 @@ def build_whole(config: Config, kept: Parts) -> Birth:
     """
     seed_ambient(seed_for(config.run.seed, "network"))
     return Birth(*build_network(config.network, kept))
+
+
+def outline(config: Config) -> Birth:
+    """The network without memory for its parameters, on the meta device, where its construction
+    does without their values; else it had them for a moment. Raises ConfigError.
+    """
+    try:
+        with _without_memory(drawing=False), deferring():
+            network = build_whole(config, {}).network
+    except ConfigError:
+        network = build_whole(config, {}).network
+    for one in network.parameters():
+        if not one.is_meta:
+            _swap(one, torch.empty_like(one, device="meta"))
+    return Birth(network, {}, is_spread=True)
 
 
 def build_shared(config: Config, kept: Parts, ranks: Ranks) -> Birth:
@@ -213,7 +229,7 @@ def _octets(value: Any) -> bytes:
         value = [[key, one] for key, one in value.items()]
     if isinstance(value, set):
         value = sorted(value, key=repr)
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return f"{type(value).__name__} {value!r}".encode()
     return b"[%s]" % b",".join(map(_octets, value))
 
@@ -229,9 +245,11 @@ def _obstacle(network: nn.Module, on_file: Collection[str]) -> str:
 
 
 @contextmanager
-def _without_memory() -> Iterator[None]:
+def _without_memory(drawing: bool = True) -> Iterator[None]:
     """Inside, parameters lose their memory when modules register them; what else is made, such as
     buffers and tensors on the way, is as ever.
+
+    drawing: whether their random numbers are drawn all the same.
     """
     register = nn.Module.register_parameter
     draws = _Draws()
@@ -248,9 +266,10 @@ def _without_memory() -> Iterator[None]:
 
     initialisers = {name: getattr(nn.init, name) for name in _PASSED_OVER}
     setattr(nn.Module, "register_parameter", registered)  # noqa: B010 - mypy lets no method be set
-    vars(nn.init).update({name: partial(filled, one) for name, one in initialisers.items()})
+    if drawing:
+        vars(nn.init).update({name: partial(filled, one) for name, one in initialisers.items()})
     try:
-        with draws:
+        with draws if drawing else nullcontext():
             yield
     finally:
         vars(nn.init).update(initialisers)

@@ -78,6 +78,8 @@ def build(
 ) -> Run:
     """A run with the state of its checkpoint, if any. Called by every rank. Raises HarnessError."""
     task: Task = ranks.together(lambda: components.build(config.task, "task"))
+    controller = ranks.together(lambda: controller_of(config, task))
+    shown = ranks.together(lambda: shown_of(config, task))
     data = open_data(config, ranks, launch, task, tracker.console, interruption)
     sampling = sampling_of(config, data)
     slots = ranks.together(lambda: sampling.slots_of(ranks.rank, ranks.size))
@@ -86,8 +88,6 @@ def build(
     with ledger.account("resume"):
         loaded = restore_weights(config, launch, engine, data, ranks, tracker.console)
     engine.probe(ranks, probe)
-    controller = ranks.together(lambda: controller_of(config, task))
-    shown = ranks.together(lambda: shown_of(config, task))
     progress = Progress(0 if loaded is None else loaded.manifest.step)
     agenda = ranks.together(lambda: agenda_of(config, sampling))
     patience = training_patience(config, ranks, interruption)
@@ -153,7 +153,9 @@ def open_engine(
 
 
 def controller_of(config: Config, task: Task) -> StopController:
-    """What ends the run. Raises ConfigError."""
+    """What ends the run; made before the data is prepared, which may take long. Raises
+    ConfigError.
+    """
     return StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
 
 

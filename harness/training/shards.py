@@ -188,7 +188,7 @@ def check_network(network: nn.Module, blocks: Sequence[str], num_shards: int) ->
     kinds: dict[str, dict[torch.dtype, str]] = {}
     for name, twins in twins_of(network).items():
         parameter = network.get_parameter(name)
-        units = sorted({_unit_of(twin, blocks) for twin in twins})
+        units = sorted({unit_of(twin, blocks) for twin in twins})
         if len(units) > 1:
             raise ConfigError(
                 f"parallel.shard: {' and '.join(twins)} are tied, and lie in separate shards: "
@@ -224,6 +224,6 @@ def check_network(network: nn.Module, blocks: Sequence[str], num_shards: int) ->
         )
 
 
-def _unit_of(name: str, blocks: Sequence[str]) -> str:
+def unit_of(name: str, blocks: Sequence[str]) -> str:
     """The block that a parameter lies in, "" for the rest of the network."""
     return next((block for block in blocks if name.startswith(f"{block}.")), "")

@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import stat
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -178,22 +177,6 @@ def test_whoever_reads_while_a_save_is_in_flight_finds_the_one_before(
     found = choose(tmp_path, "auto", verify="full")
     assert found is not None
     assert_is_step(found.path, 2)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all threads have one priority")
-def test_threads_of_a_save_give_way_to_those_that_compute(store: CheckpointStore) -> None:
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    save(store, 1, optimizer={"m/x": torch.ones(2**17)})
-    priorities = {
-        thread.name.rpartition("_")[0] or thread.name: os.getpriority(
-            os.PRIO_PROCESS, thread.native_id or 0
-        )
-        for thread in threading.enumerate()
-        if thread.name.startswith(("fermarsi-save", "fermarsi-hash"))
-    }
-    lower = min(19, before + 5)
-    assert priorities == {"fermarsi-save": lower, "fermarsi-hash": lower}
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 STABLE = {"model": {"embed.weight"}, "optimizer": {"exp_avg/embed.weight"}}

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from harness import components
+from harness.config.read import read_config
 from tests.pool import command
 
 ROOT = Path(__file__).parents[2]
@@ -99,3 +101,72 @@ def test_a_table_names_what_no_gradient_reaches(tmp_path: Path) -> None:
     encoder = next(line for line in told.splitlines() if "encoder" in line)
     assert f"{6 * 16 + 16 + 2 * 16 + 16 * 8 + 8}" in encoder
     assert not list(tmp_path.iterdir())
+
+
+CHAIN = (
+    "network={_target_: harness.networks.Gpt, vocabulary: 11, context: 5, dim: 12, depth: 2, "
+    "num_heads: 2}",
+    "task={_target_: harness.tasks.LanguageModelling, input: tokens}",
+    "data={checks: {duplicates: warn}, train: {source: {_target_: tests.start_parts.Words}}}",
+    "batch={size: 32, micro_size: 4}",
+    "optimizer={_target_: torch.optim.AdamW, lr: 0.01}",
+    "stop={every: {steps: 3}, budget: {steps: 3}}",
+)
+
+
+def test_of_each_of_several_processes_it_says_what_one_counts_by_hand(tmp_path: Path) -> None:
+    config = tmp_path / "words.yaml"
+    config.write_text("run: {name: words}\n")
+    whole = described(*CHAIN, config=config)
+    alone = described(*CHAIN, "--ranks", "1", config=config)
+    total = whole["total"]
+    assert alone["activation_bytes"] == whole["activation_bytes"]
+    for name, found in (("weight", "parameter"), ("gradient",) * 2, ("optimizer",) * 2):
+        assert alone[f"{found}_bytes"] == total[f"{name}_bytes"]
+    assert alone["gathered_bytes"] == 0
+
+    network = read_config(config, CHAIN).network
+    parameters = dict(components.build(network, "network").named_parameters())
+    rows = sum(-(-len(one) // 4) * one[0].numel() for one in parameters.values())
+    everything = sum(one.numel() for one in parameters.values())
+    block = sum(one.numel() for name, one in parameters.items() if name.startswith("blocks.0."))
+    sharded = [*CHAIN, "parallel={kind: fsdp}", "train={ema: {decay: 0.9}}", "--ranks", "4"]
+    found = described(*sharded, config=config)
+    assert found["parameter_bytes"] == found["average_bytes"] == 4 * rows
+    assert found["gradient_bytes"] == 4 * (rows + everything)  # of two slots
+    assert found["optimizer_bytes"] == 4 * (2 * rows + len(parameters))
+    assert found["gathered_bytes"] == 4 * (everything - 2 * block + 3 * block)
+
+    # One slot each, and so no whole gradients
+    larger = described(*sharded, "batch={size: 32, micro_size: 8}", config=config)
+    assert larger["gradient_bytes"] == 4 * rows
+    for spare, largest in ((0, 8), (-64, 4)):
+        memory_gb = str((larger["total_bytes"] + spare) / 1e9)
+        exact = described(*sharded, "--memory-gb", memory_gb, config=config)
+        assert exact["largest_micro_size"] == largest
+    small = described(*sharded, "--memory-gb", "1e-6", config=config)
+    assert small["largest_micro_size"] is None
+    assert small["advice"][0].startswith("train.recompute: auto")
+
+
+def test_a_network_larger_than_this_machine_is_described(tmp_path: Path) -> None:
+    config = tmp_path / "tall.yaml"
+    config.write_text("run: {name: tall}\n")
+    tall = "network={_target_: tests.parallel.large_parts.Tall, depth: 64, width: 32768}"
+    blobs = "data={train: {source: {_target_: tests.resume.parts.Blobs, count: 96}}}"
+    task = "task={_target_: harness.tasks.Classification, input: x, target: label}"
+    given = [tall, blobs, task, *CHAIN[3:], "parallel={kind: fsdp}", "--memory-gb", "80"]
+    found = described(*given, "--ranks", "8", config=config)
+    assert found["parameter_bytes"] == pytest.approx(64 * 4 * 32768**2 / 8, rel=1e-3)
+    assert any("processes have room for their rows" in one for one in found["advice"])
+
+
+def test_what_has_no_effect_or_does_not_fit_is_refused() -> None:
+    for given, message in (
+        (["--memory-gb", "8"], "--memory-gb: no effect without --ranks"),
+        (["--ranks", "2", "--depth", "1"], "--depth: no effect with --ranks"),
+        (["--ranks", "5"], "--ranks: 5 processes cannot share 12 micro-batches evenly"),
+    ):
+        end = command("describe", DIGITS, *given)
+        assert end.exit_code == 2
+        assert message in end.stderr

@@ -128,6 +128,24 @@ def test_each_kind_trains_and_predicts(tmp_path: Path, kind: str) -> None:
         assert values["accuracy"] > 0.8
         names = {"images": {"cat", "dog"}, "audio": {"low", "high"}, "series": {"walk", "run"}}
         assert {*found["predicted"]} <= names.get(kind, {"glad", "sad"})
+    # New data, without what is to be predicted
+    if data.is_dir():
+        new = min(one for one in data.iterdir() if one.is_dir())
+        files, count = f"{new}/*", len([*new.iterdir()])
+    else:
+        rows = data.read_text().splitlines()[:9]
+        separator = ";" if kind == "table" else ","
+        without = [row.rpartition(separator)[0] for row in rows]
+        files, count = str(tmp_path / "new.csv"), 8
+        Path(files).write_text("\n".join(without) + "\n")
+    write_predictions(run, "val", "", out, files=[files])
+    found = pd.read_csv(out)
+    assert len(found) == count
+    if kind == "table":
+        truth = [float(row.rpartition(";")[2]) for row in rows[1:]]
+        assert np.corrcoef(found["predicted"], truth)[0, 1] > 0.5
+    elif kind != "text":
+        assert (found["predicted"] == new.name).mean() > 0.8
 
 
 def test_nothing_is_changed_in_a_folder_that_is_not_empty(tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def test_pictures_without_labels(shades: Path, tmp_path: Path) -> None:
     table = read(out)
     assert "label" not in table
     assert (table["predicted"] == "boot").mean() > 0.9
+    asked = ["--out", tmp_path / "same.csv", "--files", f"{shades}/pictures/boot/*.png"]
+    done = command("predict", shades / "run", *asked)
+    assert done.exit_code == 0, done.stderr
+    pd.testing.assert_frame_equal(read(tmp_path / "same.csv"), table)
+    done = command("predict", shades / "run", *asked, "--source", source)
+    assert "two kinds of new samples. Give one of them." in done.stderr
 
 
 @pytest.mark.parametrize("name", ["found.xlsx", "found", "nowhere/found.csv"])

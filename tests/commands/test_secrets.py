@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.config.read import describe, read_config, read_stored, resolved_yaml
+from harness.config.read import read_config, read_stored, resolved_yaml
 from harness.errors import ConfigError
 from harness.hidden import Reference
 from harness.sources.digits import Digits
@@ -161,7 +161,7 @@ def test_places_are_kept_by_the_key_by_the_variable_or_by_a_mark(
     assert type(stored.network["own"]) is str
     again = read_config(tmp_path / "stored.yaml")
     assert again == config
-    shown = describe(tmp_path / "c.yaml")
+    shown = resolved_yaml(read_config(tmp_path / "c.yaml"))
     assert shown.count("-value") == 2  # of path and monkey
 
 

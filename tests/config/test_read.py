@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.config import trust
 from harness.config.identity import identity_changes
-from harness.config.read import describe, read_config, read_section, resolved_yaml
+from harness.config.read import read_config, read_section, resolved_yaml
 from harness.config.schema import Config
 from harness.errors import ConfigError
 from harness.stopping.budget import Every
@@ -586,10 +586,8 @@ def test_stop_settings_are_read_without_torch_and_soon() -> None:
 
 
 def test_the_resolved_config_is_whole_and_says_who_wrote_it() -> None:
-    text = describe(
-        Path("digits.yaml"),
-        ["network.value=${run.seed}", "optimizer.lr=1e-3", "network.depth=null"],
-    )
+    given = ["network.value=${run.seed}", "optimizer.lr=1e-3", "network.depth=null"]
+    text = resolved_yaml(read_config(Path("digits.yaml"), given))
     assert text.startswith("# The resolved config of a run of fermarsi ")
     for line in (
         "  precision: 'no'",

@@ -1,5 +1,6 @@
 """From a source to micro-batches."""
 
+import fcntl
 import os
 import signal
 import time
@@ -225,6 +226,8 @@ def test_workers_live_on_between_evaluations_also_after_one_that_was_left() -> N
     seen = [[batch for _, batch in feed] for _ in range(2)]
     next(iter(feed))
     seen.append([batch for _, batch in feed])
+    results = feed._loading._loader._iterator._worker_result_queue._reader
+    assert fcntl.fcntl(results.fileno(), fcntl.F_GETPIPE_SZ) >= 2**20  # several wait in it
     processes = {int(batch["process"][0]) for each in seen for batch in each}
     assert len(processes) == 2
     assert os.getpid() not in processes

@@ -3,11 +3,16 @@
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 import fermarsi
 from harness.checkpoint.read import find_checkpoint
+from harness.commands import export
+from harness.commands.export import export_network
+from harness.commands.trained import load_trained
 from harness.config.read import read_config
 from harness.errors import ConfigError
 from tests.checkpoint.examples import assert_same, loaded_from, names_in
@@ -83,8 +88,6 @@ def test_from_pretrained_reads_whole_weights_and_takes_no_rows_for_weights(
     runs: Path, tmp_path: Path
 ) -> None:
     if runs.name.startswith("gpt2"):
-        from transformers import GPT2LMHeadModel
-
         whole, rows = (find_checkpoint(runs / layout) for layout in LAYOUTS)
         network, told = GPT2LMHeadModel.from_pretrained(whole, output_loading_info=True)
         assert not any(told.values())
@@ -92,6 +95,8 @@ def test_from_pretrained_reads_whole_weights_and_takes_no_rows_for_weights(
         assert_same(network.state_dict(), own.cpu().state_dict())
         tokens = torch.tensor([[1, 2, 0, 1]])
         assert torch.equal(network(tokens).logits, own.eval()(tokens).logits)
+        with pytest.raises(ConfigError, match=r"a GPT2LMHeadModel is not of peft"):
+            export_network(whole, tmp_path / "none", "peft", ["tests"])
         # transformers#34080: rows were taken for weights
         with pytest.raises(OSError, match="no file named model"):
             GPT2LMHeadModel.from_pretrained(rows)
@@ -106,3 +111,40 @@ def test_rows_are_refused_where_there_are_none(tmp_path: Path) -> None:
     given = [f"run.dir={tmp_path}", "parallel.kind=ddp", "checkpoint.model_layout=rows"]
     with pytest.raises(ConfigError, match=r"checkpoint: model_layout: rows has no effect with"):
         read_config(tmp_path / "words.yaml", given)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers and peft
+def test_adapters_are_trained_sharded_and_exported_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    gpt2().save_pretrained(base)
+    loading = "transformers.GPT2LMHeadModel.from_pretrained"
+    inner = f"{{_target_: {loading}, pretrained_model_name_or_path: {base}}}"
+    network = f"{{_target_: tests.resume.zoo.adapted, model: {inner}}}"
+    (tmp_path / "words.yaml").write_text(CONFIG.replace("NETWORK", network))
+    run, out = tmp_path / "run", tmp_path / "adapters"
+    launched = train_on_ranks(2, tmp_path / "words.yaml", [f"run.dir={run}"])
+    assert [one.exit_code for one in launched] == [0, 0], launched[0].stderr
+    assert "reads its rows from pretrained files" in launched[0].stdout
+    moments = loaded_from(find_checkpoint(run)).optimizer
+    assert {*moments} == {name for name in moments if ".lora_" in name}
+
+    allow = ["tests", f"{tmp_path}/"]
+    export_network(run, out, "peft", allow)
+    plain = GPT2LMHeadModel.from_pretrained(base)
+    tokens = torch.tensor([[1, 2, 0, 1]])
+    untrained = plain(tokens).logits
+    again = peft.PeftModel.from_pretrained(plain, out).eval()
+    trained = fermarsi.load(run, allow=allow).network.cpu().eval()
+    assert torch.equal(again(tokens).logits, trained(tokens).logits)
+    assert not torch.equal(again(tokens).logits, untrained)
+    size_bytes = sum(one.stat().st_size for one in out.glob("*.safetensors"))
+    assert size_bytes < 0.2 * (base / "model.safetensors").stat().st_size
+
+    found = load_trained(run, allow)
+    found.network.get_parameter("base_model.model.transformer.wpe.weight").requires_grad_(True)
+    monkeypatch.setattr(export, "load_trained", lambda *_: found)
+    with pytest.raises(ConfigError, match=r"wpe\.weight changed in the training too"):
+        export_network(run, tmp_path / "other", "peft", allow)
+    assert not (tmp_path / "other").exists()

@@ -289,6 +289,16 @@ def bert(adapted: bool = False) -> nn.Module:
     return get_peft_model(network, LoraConfig(r=2, task_type="SEQ_CLS", lora_dropout=0.1))
 
 
+def adapted(model: nn.Module) -> nn.Module:
+    """A GPT-2 with LoRA by peft."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,  # type: ignore[arg-type] # a PreTrainedModel
+        LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True),
+    )
+
+
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 

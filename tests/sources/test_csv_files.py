@@ -47,6 +47,7 @@ PIECES = [
     '""',
     '"x,y"',
     '"p\nq"',
+    '"p\r\nq"',
 ]
 
 
@@ -102,6 +103,18 @@ def test_a_bad_row_after_many_blocks_has_its_number(
         (tmp_path / "a.csv").write_text(f"{regular(500)}\n{line}\n{regular(500)[6:]}")
         with pytest.raises(DataError, match=rf"a\.csv: row 503(, column 'n')?: .*{what}"):
             Table(str(tmp_path / "a.csv"), ["n"], {"t": "text"})
+
+
+def test_lines_in_a_cell_stay_whole_wherever_pyarrow_cuts_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # https://github.com/apache/arrow/issues/51368
+    monkeypatch.setattr(csv_files, "_BLOCK", 512)
+    path = tmp_path / "a.csv"
+    for length in range(100, 160):
+        cell = "z" * length + "\r\nB"
+        path.write_text(f'id,s\r\n0,"{cell}"\r\n1,plain\r\n', newline="")
+        assert list(Table(str(path), [], {"s": "text"})[0].values()) == [cell]
 
 
 def test_an_odd_quote_does_not_make_a_file_be_looked_through_again_and_again(
@@ -218,3 +231,21 @@ def test_all_parts_of_a_series_share_one_reading(
     )
     Series(files, ["n"], 10, 10, units={"n": "degC"})
     assert len(read) == 6
+
+
+def test_what_comes_late_in_a_file_is_read_as_what_comes_first(tmp_path: Path) -> None:
+    # https://github.com/pandas-dev/pandas/issues/68706 joins the two; #36103 has a column of both
+    # floats and texts; https://github.com/pola-rs/polars/issues/10544 fails after 100 rows
+    path = tmp_path / "a.csv"
+    large = [2**64 - 1, 2**64 - 2]
+    rows = ["1,1,0.5", *["1,1,0.5"] * 2**16, *(f"{number},CASE-NO0A60,0.5" for number in large)]
+    path.write_text("\n".join(["a,b,c", *rows]))
+    table = Table(str(path), ["c"], {"a": "text", "b": "text"})
+    assert [table[-at]["a"] for at in (2, 1)] == list(map(str, large))
+    assert [table[at]["b"] for at in (0, -1)] == ["1", "CASE-NO0A60"]
+    with pytest.raises(
+        DataError, match=r"row 65539, column 'a': 18446744073709551615 is too large"
+    ):
+        Table(str(path), ["c"], {"a": "integer"})
+    with pytest.raises(DataError, match=r"row 65539, column 'b': 'CASE-NO0A60' is not a number"):
+        Table(str(path), ["b", "c"])

@@ -1,6 +1,7 @@
 """Spreadsheets of older Excel and of LibreOffice, and numbers that are shown with zeros."""
 
 import base64
+import datetime
 import re
 import struct
 import zipfile
@@ -11,6 +12,7 @@ from typing import Any
 import openpyxl
 import pandas as pd
 import pytest
+from openpyxl.utils.datetime import MAC_EPOCH, WINDOWS_EPOCH
 
 from harness.errors import DataError
 from harness.sources import extent
@@ -263,6 +265,24 @@ def test_cells_of_old_workbooks_are_those_of_another_reader(tmp_path: Path) -> N
         assert all(cell == "" for of in cells[count:] for cell in of)
         kinds = [[type(cell) for cell in of] for of in frame.to_numpy().tolist()]
         assert [[type(cell) for cell in of] for of in cells[:count]] == kinds
+
+
+@pytest.mark.parametrize("epoch", [WINDOWS_EPOCH, MAC_EPOCH])
+def test_dates_are_those_of_the_date_system_of_a_workbook(tmp_path: Path, epoch: Any) -> None:
+    """SheetJS/sheetjs#1821 and miraisolutions/xlconnect#32: four years and a day away; and
+    pandas-dev/pandas#10001: a number far beyond all dates in the format of one.
+    """
+    book = openpyxl.Workbook()
+    book.epoch = epoch
+    sheet: Any = book.active
+    moment = datetime.datetime(2026, 2, 1, 12, 30, 15)
+    for cells in (["d", "t"], [moment, 10_000_000], [moment.date(), datetime.time(7, 45)]):
+        sheet.append(cells)
+    sheet["B2"].number_format = "yyyy-mm-dd"
+    book.save(tmp_path / "a.xlsx")
+    known = Table(str(tmp_path / "a.xlsx"), [], {"d": "text", "t": "text"}).known()
+    assert known["d"] == ["2026-02-01 12:30:15", "2026-02-01"]
+    assert known["t"] == ["10000000", "07:45:00"]
 
 
 def test_negative_times_are_no_times_of_day(tmp_path: Path) -> None:

@@ -323,3 +323,27 @@ def test_thermal_frames_are_not_saturated(tmp_path: Path) -> None:
     ]  # type: ignore[arg-type]
     assert sum(map(len, parts)) == 200
     assert {path for one in parts for path in one.files.paths} == set(source.files.paths)
+
+
+def test_files_that_are_checked_when_they_are_read_are_refused_then(tmp_path: Path) -> None:
+    for name, size in (("a-x/0", 4), ("a/0", 4), ("a/1", 5)):
+        save(tmp_path / f"{name}.png", np.zeros((size, size), np.uint8))
+    (tmp_path / "a/2.png").write_bytes(b"no image")
+    (tmp_path / "a/3.png").symlink_to(tmp_path / "gone.png")
+    files = str(tmp_path / "{label}/*.png")
+    with pytest.raises(DataError, match=r"3\.png: a link to .*gone\.png"):
+        Images(files, keep="disk", check="first")
+    (tmp_path / "a/3.png").unlink()
+
+    source = Images(files, keep="disk", check="first")
+    assert source.known()["path"] == [
+        str(tmp_path / f"{name}.png") for name in ("a/0", "a/1", "a/2", "a-x/0")
+    ]  # as paths are ordered, by their parts
+    assert source[3]["image"].shape == (1, 4, 4)
+    with pytest.raises(DataError, match=r"a/1\.png: 5 x 5 L, but .*a/0\.png has 4 x 4 L"):
+        source[1]
+    with pytest.raises(DataError, match=r"a/2\.png: not an image"):
+        source[2]
+    for other in ({"keep": "memory"}, {"keep": "disk", "on_error": "skip"}):
+        with pytest.raises(ConfigError, match="check: first needs keep: disk and on_error: stop"):
+            Images(files, check="first", **other)

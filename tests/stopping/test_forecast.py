@@ -240,7 +240,7 @@ def test_a_thousand_evaluations_are_fitted_two_hundred_times(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"budget": None, "targets": TARGET}, "forecast needs a budget"),
+        ({"budget": None, "targets": TARGET}, "stop.forecast: needs a budget"),
         ({"targets": {}}, "stop.targets has no target for val/accuracy, but for nothing"),
         ({"forecast": {**STOP, "target": "val/acuracy"}}, "Did you mean val/accuracy?"),
         ({"forecast": {**STOP, "metric": "val/loss", "gain": 0.1}}, "exactly one of target"),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import app
+from harness.errors import ConfigError
 from tests.pool import train_on_ranks
 from tests.stopping.recommended import recommended
 
@@ -39,3 +41,30 @@ def test_a_run_ends_by_what_lies_ahead_of_it(
     assert outcome["reason"] == reason, outcome["detail"]
     assert said in outcome["detail"]
     assert outcome["epoch"] < before
+
+
+def test_what_cannot_take_effect_is_said_when_the_config_is_read_and_before_data_is(
+    tmp_path: Path,
+) -> None:
+    mistakes = [
+        "stop.milestones={metric: val/accuracy, at_least: 0.5, by: {epochs: 9999}}",
+        "stop.forecast={target: val/f1}",
+        "stop.improvement={metric: val/f1, at_least: 2 se, patience: 3}",
+    ]
+    said = (
+        "3 problems:",
+        "stop.milestones.by: 9999 epochs are beyond the budget of 200.",
+        "stop.forecast.target: stop.targets has no target for val/f1",
+        "stop.improvement.at_least: the standard error of val/f1 is not known.",
+    )
+    with pytest.raises(ConfigError) as refused:
+        app(["config", str(DIGITS), *mistakes], standalone_mode=False)
+    # Killed if it is made
+    source = "data.train.source={_target_: tests.search.parts.CutOff, count: 64, by: KILL}"
+    (ended,) = train_on_ranks(1, DIGITS, [f"run.dir={tmp_path / 'run'}", source, *mistakes])
+    assert ended.exit_code == 2
+    for words in said:
+        assert words in str(refused.value)
+        assert words in ended.stderr
+    with pytest.raises(ConfigError, match=r"smooth: no such key. Did you mean stop.improvement"):
+        app(["config", str(DIGITS), "stop.smooth.window=3"], standalone_mode=False)

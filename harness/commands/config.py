@@ -1,0 +1,20 @@
+"""`fermarsi config`: the resolved config, or what is wrong with it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import components
+from harness.config.read import read_config, resolved_yaml
+from harness.tasks.task import Task
+from harness.training.build import controller_of, shown_of
+
+
+def describe_config(path: Path, overrides: Sequence[str]) -> str:
+    """The resolved config as YAML, once what it says of metrics fits those of the task. Raises
+    ConfigError.
+    """
+    config = read_config(path, overrides)
+    task: Task = components.build(config.task, "task")
+    controller_of(config, task)
+    shown_of(config, task)
+    return resolved_yaml(config)
