@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from harness.commands import export
+from harness.commands import export, export_folder
 from harness.commands.export import Examples, FlatNetwork, export_network
 from harness.commands.trained import load_trained
 from harness.errors import ConfigError, HarnessError
@@ -110,7 +110,7 @@ def test_what_cannot_be_written_or_differs_is_refused_and_leaves_nothing(
         patch.setitem(sys.modules, "onnxscript", None)
         refused("onnx", r"needs onnxscript, which is not installed: pip install")
     with monkeypatch.context() as patch:
-        patch.setattr(export, "same_bits", lambda *both: False)
+        patch.setattr(export_folder, "same_bits", lambda *both: False)
         refused("safetensors", r"other tensors were read back: .* Try another disk.")
     with monkeypatch.context() as patch:
         patch.setattr(export, "_SIZES", (2, 10_000))

@@ -144,7 +144,7 @@ def test_adapters_are_trained_sharded_and_exported_alone(
 
     found = load_trained(run, allow)
     found.network.get_parameter("base_model.model.transformer.wpe.weight").requires_grad_(True)
-    monkeypatch.setattr(export, "load_trained", lambda *_: found)
+    monkeypatch.setattr(export, "load_trained", lambda *_, **__: found)
     with pytest.raises(ConfigError, match=r"wpe\.weight changed in the training too"):
         export_network(run, tmp_path / "other", "peft", allow)
     assert not (tmp_path / "other").exists()
