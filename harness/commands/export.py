@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from harness.checkpoint.export import export
 from harness.checkpoint.read import find_checkpoint, model_of, read_manifest
-from harness.checkpoint.state import same_bits
+from harness.checkpoint.state import label_names, same_bits
 from harness.commands.trained import TrainedNetwork, load_trained, open_split
 from harness.data.source import of_batch
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError, require_choice
@@ -255,10 +255,8 @@ def _hf(trained: TrainedNetwork, flat: FlatNetwork, examples: Examples, out: Pat
             f"network: a {type(network).__name__} is not of transformers, whose folders --to hf "
             "writes. Use --to safetensors, onnx or torch-export."
         )
-    names, labels = trained.class_names, getattr(network.config, "id2label", None) or {}
-    if len(names) == len(labels) and all(str(one).startswith("LABEL_") for one in labels.values()):
-        network.config.id2label = dict(enumerate(names))
-        network.config.label2id = {name: number for number, name in enumerate(names)}
+    for key, value in label_names(network.config, trained.class_names).items():
+        setattr(network.config, key, value)
     network.save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (trained.path / name).is_file():

@@ -290,7 +290,10 @@ def plan_table(path: Path, target: str | None) -> Plan:
         elif not _is_number(column) and 1 < values <= _FEW:
             categories.append(name)
         else:
-            notes.append(f"{name} is left out: {values:,} different values, as of an id or a text")
+            notes.append(
+                f"{name} is left out: {values:,} different values, as of an id or a text; with "
+                f"{name}: text in columns it stands beside the predictions"
+            )
     if not numbers and not categories:
         raise ConfigError(
             f"--data {path}: no column to predict {target} from ({some(notes)}). Add one."
