@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.commands.trace import compare
 from tests.elastic.runs import CONFIGS, came_to, finish, outcome, train
 
 EVERYTHING, SENTENCES = CONFIGS / "everything.yaml", CONFIGS / "sentences.yaml"
@@ -34,6 +35,8 @@ def test_any_number_of_ranks_gives_the_same_bits_and_so_do_changing_ones(tmp_pat
     assert "any number of processes that divides 12" in manifest.read_text()
     for ranks in (2, 3, 4, 6):
         assert_same(finish(EVERYTHING, tmp_path / str(ranks), ranks), reference, f"{ranks} ranks")
+    text, code = compare(tmp_path / "1", tmp_path / "6")  # as docs/elastic.md has it
+    assert code == 0, text
     # Killed right after a save, between saves, before the first, and before an evaluation is saved
     saves = "checkpoint.every.steps=2"
     kills = [(4, 1), (1, 3), (6, 1), (2, 3), (3, 2), (1, 1), (4, 3)]

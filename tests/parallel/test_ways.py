@@ -98,6 +98,8 @@ def test_a_run_goes_on_in_any_way_with_the_samples_it_would_have_had(
     chain = tmp_path / "chain"
     assert [one["samples"] for one in trace(chain)] == [one["samples"] for one in trace(alone)]
     assert losses_of(chain) == pytest.approx(losses_of(alone), rel=1e-12)
+    # Of the averaged weights, which went through every way of sharing
+    assert evaluations_of(chain)[-1] == pytest.approx(evaluations_of(alone)[-1], rel=1e-12)
     changes = [one["changes"] for one in records(chain, "event") if one.get("event") == "changes"]
     assert "parallel.kind: 'fsdp' -> 'ddp'" in changes[0]
 
