@@ -215,7 +215,7 @@ def restore_network(network: nn.Module, loaded: LoadedState, ranks: Ranks | None
     then.
     """
     state: dict[str, Tensor] = network.state_dict()
-    (ranks or Ranks()).together(lambda: _check_network(state, loaded.model))
+    (ranks or Ranks()).together(lambda: check_network(state, loaded.model))
     tensors = (network.named_parameters, network.named_buffers)
     live = {
         name: one
@@ -236,7 +236,10 @@ def restore_network(network: nn.Module, loaded: LoadedState, ranks: Ranks | None
     network.load_state_dict(state)
 
 
-def _check_network(state: Mapping[str, Tensor], stored: StoredTensors) -> None:
+def check_network(state: Mapping[str, Tensor], stored: StoredTensors) -> None:
+    """Compare a network's state with a checkpoint's: names, types, shapes, and ties where it has
+    memory. Raises CheckpointError.
+    """
     _check_names("network", state.keys(), stored.keys())
     made = {name: own for name, own in state.items() if not is_lazy(own)}
     for name, own in made.items():
@@ -246,7 +249,9 @@ def _check_network(state: Mapping[str, Tensor], stored: StoredTensors) -> None:
                 f"network: {name} is {here[0]} {here[1]}, in the checkpoint {there[0]} {there[1]}. "
                 "Build the network that was saved."
             )
-    for alias, name in find_aliases(made).items():
+    for alias, name in find_aliases(
+        {name: own for name, own in made.items() if not own.is_meta}
+    ).items():
         if not stored.are_one(alias, name) and not same_bits(stored[alias], stored[name]):
             raise CheckpointError(
                 f"network: {alias} is tied to {name}, and in the checkpoint they differ. Build the "
