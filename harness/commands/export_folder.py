@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.checkpoint.export import copy_tensors
 from harness.checkpoint.read import load, model_of, read_manifest
-from harness.checkpoint.state import same_bits
+from harness.checkpoint.state import label_names, same_bits
 from harness.commands.trained import TrainedNetwork
 from harness.errors import CheckpointError, ConfigError
 from harness.wording import some
@@ -34,10 +34,8 @@ def write_hf(outlined: TrainedNetwork, out: Path) -> str:
             f"network: a {type(network).__name__} is not of transformers, whose folders --to hf "
             "writes. Use --to safetensors, onnx or torch-export."
         )
-    names, labels = outlined.class_names, getattr(network.config, "id2label", None) or {}
-    if len(names) == len(labels) and all(str(one).startswith("LABEL_") for one in labels.values()):
-        network.config.id2label = dict(enumerate(names))
-        network.config.label2id = {name: number for number, name in enumerate(names)}
+    for key, value in label_names(network.config, outlined.class_names).items():
+        setattr(network.config, key, value)
     network.save_pretrained(out, state_dict={})  # all but weights
     for name in _TOKENIZER:
         if (outlined.path / name).is_file():

@@ -58,8 +58,10 @@ def test_a_fine_tuned_transformer_in_each_format(tmp_path: Path) -> None:
     for to, name in (("hf", "folder"), ("onnx", "mood.onnx"), ("torch-export", "mood.pt2")):
         said = export_network(run, tmp_path / name, to, allow)
         assert "input_ids [0], attention_mask [0]" in said
-    found = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "folder")
-    assert found.config.id2label == {0: "glad", 1: "sad"}
+    for folder in (tmp_path / "folder", run / "checkpoints" / "best"):
+        found = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+        assert found.config.id2label == {0: "glad", 1: "sad"}
+        assert found.config.label2id == {"glad": 0, "sad": 1}
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
     assert words.tokenize("the awful film") == ["the", "awful", "film"]
 
