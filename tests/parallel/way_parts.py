@@ -57,7 +57,7 @@ class Tower(nn.Module):
 
 
 class Traced(Tower):
-    """The same, compiled but for the kernels, which take a C++ compiler half a minute; the file that
+    """The same, compiled but for kernels, which take a C++ compiler half a minute; the file that
     the environment names gets a line for each graph: the number of its operations.
     """
 
