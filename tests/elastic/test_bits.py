@@ -60,7 +60,10 @@ def test_uneven_items_count_alike_on_any_number_of_ranks(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "setting",
-    [pytest.param("compile=true", marks=pytest.mark.soak), "channels_last=true"],
+    [
+        pytest.param("compile=true", marks=pytest.mark.soak),
+        pytest.param("channels_last=true", marks=pytest.mark.torture),
+    ],
 )
 def test_kernels_of_other_kinds_give_the_same_bits(tmp_path: Path, setting: str) -> None:
     """inductor's, which see a micro-batch alone; convolutions of another layout."""
