@@ -135,7 +135,8 @@ def _adapters(network: Any, state: Mapping[str, Tensor]) -> dict[str, dict[str, 
         name: peft.get_peft_model_state_dict(
             network, state_dict=state, adapter_name=name, save_embedding_layers=False
         )
-        for name in network.peft_config
+        for name, config in network.peft_config.items()
+        if not config.is_prompt_learning  # of which peft keeps what is computed from the state
     }
 
 
