@@ -35,8 +35,8 @@ _TAIL_FREEDOM = 3.0
 _GAIN_DISCREPANCY = 0.3
 # A new rise after a plateau: its chance, about this times ln 2 per doubling of the time, and mean
 # height, a share of what is left to the metric's best (docs/benchmarks.md)
-_BREAK_RATE = 0.06
-_BREAK_HEIGHT = 0.2
+_BREAK_RATE = 0.25
+_BREAK_HEIGHT = 0.05
 
 
 @functools.cache
