@@ -7,10 +7,10 @@ another.
 The first gives the results of function(argument), one a rank; the second makes a launch of a
 config, as `accelerate launch` would.
 
-A cold start of a process that imports torch takes seconds; a fork of a warm one takes milliseconds,
-leaves nothing behind, and may be killed for nothing. What a job may find is what a worker of
-`accelerate launch` finds: the same environment variables, the store of an agent that outlives the
-workers, its place in the main thread.
+A cold start of a process that imports torch takes seconds: it is made once, and every process is a
+fork. A fork takes milliseconds, leaves nothing behind, and may be killed for nothing. What a job
+may find is what a worker of `accelerate launch` finds: the same environment variables, the store of
+an agent that outlives the workers, its place in the main thread.
 
 The function must be importable by its module and name; arguments and results must be picklable
 (this is the only place that pickles).
@@ -20,6 +20,7 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from typing import Any
 import torch.distributed as dist
 
 MOST_RANKS = 8
-START_LIMIT_S = 180.0  # importing torch in eight processes on two cores
+START_LIMIT_S = 180.0  # importing torch on two busy cores
 PEERS_LIMIT_S = 30.0  # what the other ranks are given when one has failed
 
 # torch asks for the host name of every address it connects to, ::ffff:127.0.0.1 too, of which a
@@ -97,53 +98,63 @@ class Launched:
     stderr: str
 
 
+@dataclass(frozen=True)
+class Template:
+    """A process that has imported what jobs need, to be forked."""
+
+    process: "subprocess.Popen[bytes]"
+    control: socket.socket
+
+    @classmethod
+    def start(cls, directory: Path) -> "Template":
+        """It dies with this process. Only for the main thread, whose end a child takes for its
+        parent's.
+        """
+        assert threading.current_thread() is threading.main_thread()
+        ours, theirs = socket.socketpair()
+        said = directory / "template.err"
+        script = Path(__file__).with_name("rank_process.py")
+        with theirs, said.open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, str(script), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=err,
+                stderr=err,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C reaches pytest alone
+                env=_ENVIRONMENT,
+            )
+        if not wait([ours], START_LIMIT_S) or not ours.recv(1):
+            process.kill()
+            raise RuntimeError(
+                f"the pool did not start within {START_LIMIT_S:.0f} s:\n{said.read_text()}"
+            )
+        return cls(process, ours)
+
+    def end(self) -> None:
+        self.control.close()
+        self.process.kill()
+        self.process.wait()
+
+
 @dataclass
 class Worker:
     """A process of the pool, with the files that its standard output and error go to."""
 
-    process: subprocess.Popen[bytes]
+    process: int
     connection: Connection
     stdout: Path
     stderr: Path
-    ready: bool = False
     child: int | None = None  # the job that it works on
 
     @classmethod
-    def start(cls, directory: Path, number: int) -> "Worker":
-        """A process that begins to import torch; it dies with this one. Only for the main thread,
-        whose end a child takes for its parent's.
-        """
-        assert threading.current_thread() is threading.main_thread()
+    def fork(cls, template: Template, directory: Path, number: int) -> "Worker":
         ours, theirs = Pipe()
         stdout, stderr = directory / f"{number}.out", directory / f"{number}.err"
-        with stdout.open("ab") as out, stderr.open("ab") as err:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    str(Path(__file__).with_name("rank_process.py")),
-                    str(theirs.fileno()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                pass_fds=[theirs.fileno()],
-                # So that it can be ended with its own children, and Ctrl-C reaches pytest alone
-                start_new_session=True,
-                env=_ENVIRONMENT,
-            )
-        theirs.close()
-        return cls(process, ours, stdout, stderr)
-
-    def await_start(self) -> None:
-        with contextlib.suppress(EOFError):
-            self.ready = self.ready or (
-                self.connection.poll(START_LIMIT_S) and self.connection.recv() == "ready"
-            )
-        if not self.ready:
-            raise RuntimeError(
-                f"a process of the pool did not start within {START_LIMIT_S:.0f} s:\n"
-                f"{self.stderr.read_text()}"
-            )
+        with theirs, stdout.open("ab") as out, stderr.open("ab") as err:
+            given = [theirs.fileno(), out.fileno(), err.fileno()]
+            socket.send_fds(template.control, [b"1"], given)
+        return cls(ours.recv(), ours, stdout, stderr)
 
     def end_job(self, how: int = signal.SIGKILL) -> None:
         """Send a signal to the job; SIGKILL goes to whatever it started as well."""
@@ -156,8 +167,7 @@ class Worker:
         self.end_job()
         self.connection.close()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            os.killpg(self.process, signal.SIGKILL)
 
 
 @dataclass
@@ -165,6 +175,7 @@ class Pool:
     """The processes of the session; as many as the largest job so far needed."""
 
     idle: list[Worker] = field(default_factory=list)
+    _template: Template | None = None
     _directory: "tempfile.TemporaryDirectory[str] | None" = None
     _started: int = 0
 
@@ -215,24 +226,27 @@ class Pool:
         for worker in self.idle:
             worker.end()
         self.idle.clear()
+        if self._template is not None:
+            self._template.end()
+            self._template = None
         if self._directory is not None:
             self._directory.cleanup()
             self._directory = None
 
     def _take(self, n: int) -> list[Worker]:
-        self.idle = [worker for worker in self.idle if worker.process.poll() is None]
+        self.idle = [worker for worker in self.idle if not worker.connection.poll()]  # its end
         while len(self.idle) < n:
             self.idle.append(self._start())
         taken, self.idle = self.idle[:n], self.idle[n:]
-        for worker in taken:
-            worker.await_start()
         return taken
 
     def _start(self) -> Worker:
         if self._directory is None:
             self._directory = tempfile.TemporaryDirectory(prefix="fermarsi-pool-")
+        directory = Path(self._directory.name)
+        self._template = self._template or Template.start(directory)
         self._started += 1
-        return Worker.start(Path(self._directory.name), self._started)
+        return Worker.fork(self._template, directory, self._started)
 
     def _collect(
         self, workers: Sequence[Worker], timeout_s: float
@@ -366,6 +380,7 @@ def command(
 def _in_group(function: Callable[..., Any], *args: Any) -> Any:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
+        dist.barrier()  # one that leaves at once would leave while others still connect
     return function(*args)
 
 

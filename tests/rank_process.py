@@ -1,5 +1,5 @@
-"""A process of the pool (see tests/pool.py): imports once, then forks itself for each job, so that
-a job finds a clean process and may die in it.
+"""The processes of the pool (see tests/pool.py): one imports once and forks the others, which fork
+themselves for each job, so that a job finds a clean process and may die in it.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -36,23 +37,41 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """For each job: ("began", its process id), then ("ended", how: see `work`), or ("died", the
-    exit code, negative for a signal).
-    """
+    """For each (connection, standard output, standard error) that comes: a process that serves."""
     die_with_parent()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     torch.set_num_threads(1)
-    connection = Connection(int(sys.argv[1]))
-    os.set_inheritable(connection.fileno(), False)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
+    control = socket.socket(fileno=int(sys.argv[1]))
     gc.collect()
     gc.freeze()  # what was imported need not be walked in each job, nor copied for it
-    connection.send("ready")
+    control.send(b"1")
+    while (given := socket.recv_fds(control, 1, 3))[0]:
+        if os.fork() == 0:
+            control.close()
+            serve(*given[1])
+        for one in given[1]:
+            os.close(one)
+
+
+def serve(connected: int, out: int, err: int) -> NoReturn:
+    """Tell the process id, and for each job: ("began", its process id), then ("ended", how: see
+    `work`), or ("died", the exit code, negative for a signal).
+    """
+    die_with_parent()
+    os.setsid()  # so that it can be ended with its own children
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for descriptor, standard in ((out, 1), (err, 2)):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    connection = Connection(connected)
+    connection.send(os.getpid())
     while True:
         try:
             path, directory, job = connection.recv()
         except EOFError:
-            return
+            os._exit(0)
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:

@@ -8,7 +8,7 @@ position, and takes whatever it is given.
 import copy
 import json
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -215,7 +215,7 @@ def restore_network(network: nn.Module, loaded: LoadedState, ranks: Ranks | None
     then.
     """
     state: dict[str, Tensor] = network.state_dict()
-    (ranks or Ranks()).together(lambda: _check_network(state, loaded.model))
+    (ranks or Ranks()).together(lambda: check_network(state, loaded.model))
     tensors = (network.named_parameters, network.named_buffers)
     live = {
         name: one
@@ -236,7 +236,10 @@ def restore_network(network: nn.Module, loaded: LoadedState, ranks: Ranks | None
     network.load_state_dict(state)
 
 
-def _check_network(state: Mapping[str, Tensor], stored: StoredTensors) -> None:
+def check_network(state: Mapping[str, Tensor], stored: StoredTensors) -> None:
+    """Compare a network's state with a checkpoint's: names, types, shapes, and ties where it has
+    memory. Raises CheckpointError.
+    """
     _check_names("network", state.keys(), stored.keys())
     made = {name: own for name, own in state.items() if not is_lazy(own)}
     for name, own in made.items():
@@ -246,7 +249,9 @@ def _check_network(state: Mapping[str, Tensor], stored: StoredTensors) -> None:
                 f"network: {name} is {here[0]} {here[1]}, in the checkpoint {there[0]} {there[1]}. "
                 "Build the network that was saved."
             )
-    for alias, name in find_aliases(made).items():
+    for alias, name in find_aliases(
+        {name: own for name, own in made.items() if not own.is_meta}
+    ).items():
         if not stored.are_one(alias, name) and not same_bits(stored[alias], stored[name]):
             raise CheckpointError(
                 f"network: {alias} is tied to {name}, and in the checkpoint they differ. Build the "
@@ -254,10 +259,22 @@ def _check_network(state: Mapping[str, Tensor], stored: StoredTensors) -> None:
             )
 
 
-def extra_files_of(network: nn.Module) -> dict[str, str]:
+def label_names(config: Any, names: Sequence[str]) -> dict[str, dict[Any, Any]]:
+    """The settings by which a config of transformers calls its classes by `names`; {} where it has
+    names, or another number of classes.
+    """
+    labels = getattr(config, "id2label", None) or {}
+    has_names = not all(str(label).startswith("LABEL_") for label in labels.values())
+    if has_names or len(names) != len(labels):
+        return {}
+    numbers = {name: number for number, name in enumerate(names)}
+    return {"id2label": dict(enumerate(names)), "label2id": numbers}
+
+
+def extra_files_of(network: nn.Module, names: Sequence[str] = ()) -> dict[str, str]:
     """For a network of transformers, the config.json by which `from_pretrained` reads a
     checkpoint's directory; {} for any other, and where it would find other tensors than its own,
-    as with adapters.
+    as with adapters. names: of its classes, for a config that has none.
     """
     theirs = sys.modules.get("transformers.modeling_utils")  # else no network is of its classes
     if theirs is None or not isinstance(network, theirs.PreTrainedModel):
@@ -270,7 +287,7 @@ def extra_files_of(network: nn.Module) -> dict[str, str]:
     if plain.state_dict().keys() != network.state_dict().keys():
         return {}
     config = json.loads(network.config.to_json_string())
-    config["architectures"] = [class_of(network).__name__]
+    config |= {"architectures": [class_of(network).__name__], **label_names(network.config, names)}
     return {"config.json": json.dumps(config, indent=2, sort_keys=True) + "\n"}
 
 

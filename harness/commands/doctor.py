@@ -102,7 +102,8 @@ def _processors() -> Finding:
         if threads
         else "with several processes set OMP_NUM_THREADS to cores / processes (launch/*.sh do)"
     )
-    return Finding("cores", f"{cores}; torch uses {torch.get_num_threads()} threads", to_do)
+    used = torch.get_num_threads()
+    return Finding("cores", f"{cores}; torch uses {used} thread{'s' if used > 1 else ''}", to_do)
 
 
 def _devices() -> list[Finding]:

@@ -94,11 +94,11 @@ def _locked_memory() -> Finding:
     few = soft != resource.RLIM_INFINITY and soft < _LOCKED_BYTES
     has_rdma = Path("/sys/class/infiniband").is_dir()
     to_do = "ulimit -l unlimited (docker run --ulimit memlock=-1), for NCCL over InfiniBand"
-    return Finding("locked memory", _limit(soft), to_do if few and has_rdma else "")
+    return Finding("locked memory", _limit(soft, " bytes"), to_do if few and has_rdma else "")
 
 
-def _limit(value: int) -> str:
-    return "unlimited" if value == resource.RLIM_INFINITY else f"{value:,}"
+def _limit(value: int, unit: str = "") -> str:
+    return "unlimited" if value == resource.RLIM_INFINITY else f"{value:,}{unit}"
 
 
 def _name() -> Finding:

@@ -23,7 +23,8 @@ from harness.wording import first_line
 POLL_S = 0.1
 # Survivors first: a starting process would take their cores
 PAUSE_S = 5.0
-MOST_EARLY = 3  # deaths in a row before a process is ready
+MOST_EARLY = 3  # deaths in a row before a process is ready, or soon after
+SOON_S = 60.0  # after its start
 AWAY_S = 600.0  # for machine 0 to answer again
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 
@@ -37,7 +38,16 @@ class _Place:
     member: str = ""
     started: int = 0
     early: int = 0
+    begun_s: float = 0.0
     again_s: float = 0.0
+
+    def note_loss(self, was_ready: bool, now_s: float) -> bool:
+        """Whether it was one too many: whoever dies again and again also costs the others, who are
+        put together anew each time.
+        """
+        lasted = was_ready and now_s - self.begun_s > SOON_S
+        self.early = 0 if lasted else self.early + 1
+        return self.early == MOST_EARLY
 
 
 @dataclass
@@ -175,9 +185,11 @@ class ElasticLaunch:
                     f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
                 )
                 _say(f"lost {_name(place)}: {how}")
-                place.early = 0 if self._gathering.was_ready(place.member) else place.early + 1
-                if place.early == MOST_EARLY:
-                    _say(f"number {place.number} here ended {MOST_EARLY} times before it was ready")
+                if place.note_loss(self._gathering.was_ready(place.member), now_s):
+                    _say(
+                        f"number {place.number} here was lost {MOST_EARLY} times in a row within "
+                        f"{SOON_S:.0f} s: it is not started again"
+                    )
             place.process, place.again_s = None, now_s + PAUSE_S
 
     def _start(self, now_s: float) -> None:
@@ -189,6 +201,7 @@ class ElasticLaunch:
                 continue
             place.member = f"{self.machine:04}.{place.number:03}.{place.started}"
             place.started += 1
+            place.begun_s = now_s
             place.process = subprocess.Popen(
                 self.command,
                 env={

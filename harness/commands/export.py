@@ -16,12 +16,13 @@ from torch.utils import _pytree as pytree
 
 from harness.checkpoint.export import export
 from harness.checkpoint.read import find_checkpoint, model_of, read_manifest
-from harness.checkpoint.state import same_bits
+from harness.commands.export_folder import folder_of, require_weights, write_hf, write_peft
 from harness.commands.trained import TrainedNetwork, load_trained, open_split
 from harness.data.source import of_batch
 from harness.errors import CheckpointError, ConfigError, DataError, HarnessError, require_choice
 from harness.training.evaluation import evaluation_mode
-from harness.wording import first_line, some
+from harness.training.machine import available_bytes
+from harness.wording import first_line
 
 SUFFIXES = {
     "safetensors": ".safetensors",
@@ -32,6 +33,7 @@ SUFFIXES = {
 }
 _SIZES = (4, 3)  # of the micro-batches that are compared; export fixes a size of 1
 _RTOL, _ATOL = 1e-3, 1e-4  # of the largest output; other kernels add in another order
+_NETWORKS = 3  # held while folders are compared: the network, another that reads them, outputs
 _MOST_BYTES = 1_500_000_000  # of one ONNX file, which may have 2 GB
 
 
@@ -60,6 +62,10 @@ class FlatNetwork(nn.Module):
         return tuple(_tensors_of(self.network(*args, **kwargs)).values())
 
 
+Compute = Callable[[Sequence[Tensor]], Sequence[Any]]
+Write = Callable[[TrainedNetwork, FlatNetwork, Examples, Path], Compute]
+
+
 def export_network(path: Path, out: Path, to: str, allow: Sequence[str] = ()) -> str:
     """Write the network of a run's best checkpoint, or of a checkpoint; returns what was done. In
     float32 where the run computed in mixed precision. Raises HarnessError; `out` is there when it
@@ -77,31 +83,58 @@ def export_network(path: Path, out: Path, to: str, allow: Sequence[str] = ()) ->
         found = find_checkpoint(path)
         export(found, out)
         try:
-            _compare_weights(found, out)
+            require_weights(model_of(found, read_manifest(found)), out)
         except HarnessError:
             out.unlink(missing_ok=True)
             raise
         return f"{out}: the weights of {found}, read back bit by bit"
-    trained = load_trained(path, allow)
-    network = trained.network.cpu()
-    vars(network).pop("forward", None)  # of mixed precision
-    examples = examples_of(trained, network)
-    flat = FlatNetwork(network, examples.spec)
     temporary = out.with_name(f".{secrets.token_hex(4)}-{out.name}")
-    write = {"onnx": _onnx, "torch-export": _torch_export, "hf": _hf, "peft": _peft}[to]
     try:
-        with evaluation_mode(network), torch.no_grad():
-            compute = write(trained, flat, examples, temporary)
-            difference = _compare(flat, examples, compute, to)
+        if to in FOLDERS:
+            write, read = FOLDERS[to]
+            outlined = load_trained(path, allow, weights=False)
+            found = outlined.path
+            done = write(outlined, temporary)
+            done += f"; {_compare_in_memory(outlined, read, temporary, to)}"
+        else:
+            trained = load_trained(path, allow)
+            found = trained.path
+            done = _compare(
+                trained, {"onnx": _onnx, "torch-export": _torch_export}[to], temporary, to
+            )
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.unlink(missing_ok=True)
+    return f"{out}: the network of {found}; {done}"
+
+
+def _compare_in_memory(outlined: TrainedNetwork, read: Write, out: Path, to: str) -> str:
+    """The same for what is written already, where there is room for the network."""
+    size_bytes = sum(one.nbytes for one in outlined.network.state_dict().values())
+    needed, there = _NETWORKS * size_bytes, available_bytes()
+    if needed > there:
+        return (
+            "its outputs were not compared with the network's: that takes "
+            f"{needed / 1e9:,.1f} GB of memory, and {there / 1e9:,.1f} GB are free"
+        )
+    return _compare(load_trained(outlined.path, outlined.allow), read, out, to)
+
+
+def _compare(trained: TrainedNetwork, write: Write, out: Path, to: str) -> str:
+    """Write the network, and compare outputs; returns what was compared. Raises HarnessError."""
+    network = trained.network.cpu()
+    vars(network).pop("forward", None)  # of mixed precision
+    examples = examples_of(trained, network)
+    flat = FlatNetwork(network, examples.spec)
+    with evaluation_mode(network), torch.no_grad():
+        compute = write(trained, flat, examples, out)
+        difference = _difference(flat, examples, compute, to)
     free = {name: list(axes) for name, axes in zip(examples.names, examples.axes, strict=True)}
     shown = ", ".join(f"{name} {axes}" for name, axes in free.items())
     return (
-        f"{out}: the network of {trained.path}; axes of any length: {shown}; its outputs for two "
-        f"micro-batches differ from the network's by {difference:.2g} at most"
+        f"axes of any length: {shown}; its outputs for two micro-batches differ from the network's "
+        f"by {difference:.2g} at most"
     )
 
 
@@ -167,9 +200,6 @@ def _tensors_of(outputs: Any) -> dict[str, Tensor]:
 
 def _shapes(examples: Examples) -> tuple[Mapping[int, Any], ...]:
     return tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in examples.axes)
-
-
-Compute = Callable[[Sequence[Tensor]], Sequence[Any]]
 
 
 def _program(flat: FlatNetwork, examples: Examples) -> Any:
@@ -248,63 +278,32 @@ def _onnx_compute(path: Path, names: Sequence[str]) -> Compute:
     ]
 
 
-def _hf(trained: TrainedNetwork, flat: FlatNetwork, examples: Examples, out: Path) -> Compute:
+def _read_hf(trained: TrainedNetwork, flat: FlatNetwork, examples: Examples, out: Path) -> Compute:
     network: Any = flat.network
-    if not (trained.path / "config.json").is_file() or not hasattr(network, "save_pretrained"):
-        raise ConfigError(
-            f"network: a {type(network).__name__} is not of transformers, whose folders --to hf "
-            "writes. Use --to safetensors, onnx or torch-export."
-        )
-    names, labels = trained.class_names, getattr(network.config, "id2label", None) or {}
-    if len(names) == len(labels) and all(str(one).startswith("LABEL_") for one in labels.values()):
-        network.config.id2label = dict(enumerate(names))
-        network.config.label2id = {name: number for number, name in enumerate(names)}
-    network.save_pretrained(out)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if (trained.path / name).is_file():
-            shutil.copyfile(trained.path / name, out / name)
     loaded = FlatNetwork(type(network).from_pretrained(out, local_files_only=True), flat._spec)
     loaded.eval()
     return lambda inputs: loaded(*inputs)
 
 
-def _peft(trained: TrainedNetwork, flat: FlatNetwork, examples: Examples, out: Path) -> Compute:
-    """Adapters without what they adapt, put back into the network to be compared."""
+def _read_peft(
+    trained: TrainedNetwork, flat: FlatNetwork, examples: Examples, out: Path
+) -> Compute:
+    """Adapters are put back into the network itself."""
     network: Any = flat.network
-    peft: Any = sys.modules.get("peft")  # else no network is of its classes
-    if peft is None or not isinstance(network, peft.PeftModel):
-        raise ConfigError(
-            f"network: a {type(network).__name__} is not of peft, whose adapters --to peft writes. "
-            "Make it by peft.get_peft_model, or use --to safetensors."
-        )
+    peft: Any = sys.modules["peft"]
     before = iter([flat(*inputs) for inputs in examples.inputs])
-    network.save_pretrained(out, save_embedding_layers=False)
-    adapters: dict[int, str] = {}
     for name in network.peft_config:
-        folder = out if name == "default" else out / name
         own = peft.get_peft_model_state_dict(
             network, adapter_name=name, save_embedding_layers=False
         )
-        found = peft.utils.load_peft_weights(str(folder), device="cpu")
-        adapters |= {one.data_ptr(): key for key, one in own.items()}
-        wrong = own.keys() ^ found.keys()
-        wrong |= {key for key in own.keys() & found.keys() if not same_bits(own[key], found[key])}
-        if wrong:
-            raise CheckpointError(f"{out}: other adapters were read back: {some(sorted(wrong))}.")
         for one in own.values():
             one.zero_()
+        found = peft.utils.load_peft_weights(str(folder_of(out, name)), device="cpu")
         peft.set_peft_model_state_dict(network, found, adapter_name=name)
-    beside = [
-        *(name for name, one in network.named_parameters() if one.requires_grad),
-        *(name for name, one in network.named_buffers() if name.endswith("running_mean")),
-    ]
-    beside = [name for name in beside if network.state_dict()[name].data_ptr() not in adapters]
-    if beside:
-        raise ConfigError(
-            f"network: {some(beside)} changed in the training too, and would be lost. Name the "
-            "modules in modules_to_save of the adapters, or use --to safetensors."
-        )
     return lambda _: next(before)
+
+
+FOLDERS = {"hf": (write_hf, _read_hf), "peft": (write_peft, _read_peft)}
 
 
 def _run(flat: FlatNetwork, examples: Examples) -> Any:
@@ -312,7 +311,7 @@ def _run(flat: FlatNetwork, examples: Examples) -> Any:
     return flat.network(*args, **kwargs)
 
 
-def _compare(flat: FlatNetwork, examples: Examples, compute: Compute, to: str) -> float:
+def _difference(flat: FlatNetwork, examples: Examples, compute: Compute, to: str) -> float:
     """The largest difference of an output, for both micro-batches. Raises CheckpointError."""
     largest = 0.0
     for inputs in examples.inputs:
@@ -328,21 +327,3 @@ def _compare(flat: FlatNetwork, examples: Examples, compute: Compute, to: str) -
                 )
             largest = max(largest, float((one - other).abs().max()) if one.numel() else 0.0)
     return largest
-
-
-def _compare_weights(checkpoint: Path, out: Path) -> None:
-    """One tensor at a time. Raises CheckpointError."""
-    from safetensors import safe_open
-
-    model = model_of(checkpoint, read_manifest(checkpoint))
-    with safe_open(out, "pt") as file:
-        found = {*file.keys()}
-        wrong = [
-            name
-            for name in model
-            if name not in found or not same_bits(file.get_tensor(name), model[name])
-        ]
-    if wrong or len(found) != len(model):
-        raise CheckpointError(
-            f"{out}: other tensors were read back: {some(wrong)}. Try another disk."
-        )

@@ -277,6 +277,13 @@ def _flat(table: "pd.DataFrame") -> "tuple[pd.DataFrame, list[str]]":
     return table.drop(columns=nested), notes
 
 
+def _left_out(name: str, values: int) -> str:
+    return (
+        f"{name} is left out: {values:,} different values, as of an id or a text; with {name}: "
+        "text in columns it stands beside the predictions"
+    )
+
+
 def plan_table(path: Path, target: str | None) -> Plan:
     """Rows with a target, some cells missing. Raises ConfigError."""
     table, notes = _flat(_read(path))
@@ -290,7 +297,7 @@ def plan_table(path: Path, target: str | None) -> Plan:
         elif not _is_number(column) and 1 < values <= _FEW:
             categories.append(name)
         else:
-            notes.append(f"{name} is left out: {values:,} different values, as of an id or a text")
+            notes.append(_left_out(name, values))
     if not numbers and not categories:
         raise ConfigError(
             f"--data {path}: no column to predict {target} from ({some(notes)}). Add one."

@@ -79,4 +79,6 @@ def show(result: Result, as_json: bool, width: int | None = None) -> None:
         if isinstance(block, str):
             say(block)
         else:
+            for column in block.columns:
+                column.overflow = "fold"  # names and commands are to be told apart, and copied
             Console(markup=False, width=width).print(block)

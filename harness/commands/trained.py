@@ -16,7 +16,7 @@ from torch import nn
 from harness import components
 from harness.checkpoint.manifest import CLASSES
 from harness.checkpoint.read import document_errors, find_checkpoint, load, load_trainer
-from harness.checkpoint.state import restore_network
+from harness.checkpoint.state import check_network, restore_network
 from harness.components import TARGET
 from harness.config import trust
 from harness.config.read import read_config
@@ -40,6 +40,7 @@ from harness.data.store import EntrySource
 from harness.errors import ConfigError, DataError
 from harness.tasks.learning import restore_learners
 from harness.tasks.task import Task, targets_of
+from harness.training.birth import outline
 from harness.training.fetching import built_for_a_checkpoint
 from harness.training.network_state import to_channels_last
 from harness.training.parallel import products_in
@@ -77,10 +78,14 @@ class TrainedNetwork:
 
 
 def load_trained(
-    path: Path, allow: Sequence[str] = (), device: torch.device | None = None
+    path: Path,
+    allow: Sequence[str] = (),
+    device: torch.device | None = None,
+    *,
+    weights: bool = True,
 ) -> TrainedNetwork:
     """Build the network of a run or checkpoint and put its weights in; `device`: by default a GPU
-    if there is one. Raises HarnessError.
+    if there is one; weights: else its parameters have no memory. Raises HarnessError.
 
     A checkpoint is data: the components that its config may name are limited, see trust.py;
     `allow` adds prefixes of components and directories of files.
@@ -89,9 +94,12 @@ def load_trained(
     config = read_config(found / "config.yaml", allow=allow, network=load_parts(found))
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with built_for_a_checkpoint(lambda text: warnings.warn(text, stacklevel=5)):
-        network = _network(config)
+        network = _network(config) if weights else outline(config).network
     loaded = load(found, rank=0, num_ranks=0)
-    restore_network(network, loaded)
+    if weights:
+        restore_network(network, loaded)
+    else:
+        check_network(network.state_dict(), loaded.model)
     with document_errors(found):
         trainer = load_trainer(found)
         learned = [TreatmentState(**one) for one in trainer.get("learned", ())]
@@ -99,16 +107,22 @@ def load_trained(
     task = _task(config)
     with document_errors(found):
         restore_learners(task, learners)
+    if weights:
+        network = _as_evaluated(network, config, device)
+    with document_errors(found):
+        classes = class_names(loaded.manifest.facts)
+    names = classes.get(str(getattr(task, "target", None)), ())
+    return TrainedNetwork(found, config, network, task, device, learned, allow, names, classes)
+
+
+def _as_evaluated(network: nn.Module, config: Config, device: torch.device) -> nn.Module:
     network = network.to(device).eval()
     if config.train.channels_last:
         to_channels_last(network)
     network = in_precision(network, config.train.precision, device)
     products = products_in(config.train.matmul_precision, config.run.exactness)
     network.forward = with_products(network.forward, products)
-    with document_errors(found):
-        classes = class_names(loaded.manifest.facts)
-    names = classes.get(str(getattr(task, "target", None)), ())
-    return TrainedNetwork(found, config, network, task, device, learned, allow, names, classes)
+    return network
 
 
 def class_names(facts: Mapping[str, Any]) -> dict[str, list[str]]:

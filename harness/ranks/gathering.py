@@ -94,8 +94,11 @@ class Gathering:
         if current is not None:
             if self._coordinator.is_broken(live):
                 self._store.set(f"broken/{current.number}", "1")
+            key = f"grow/{current.number}"
             if self._coordinator.could_grow(live, ready):
-                self._store.set(f"grow/{current.number}", "1")
+                self._store.set(key, "1")
+            elif self._store.check([key]):  # who waited is gone
+                self._store.delete_key(key)
         late = self._coordinator.late(live, ready)
         made = self._coordinator.look(live, ready, now_s)
         if made is None:

@@ -396,7 +396,8 @@ def files_beside(
     """Texts by name that lie beside the weights of each checkpoint, so that it can be used without
     what the run began from.
     """
-    files = {**extra_files_of(engine.network), **dump_parts(engine.birth.kept_parts)}
+    names = data.class_names.get(str(getattr(task, "target", None)), ())
+    files = {**extra_files_of(engine.network, names), **dump_parts(engine.birth.kept_parts)}
     for number, owner in enumerate([*data.treatments, task]):
         for name, text in files_beside_of(owner).items():
             if files.setdefault(name, text) != text:

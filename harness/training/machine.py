@@ -1,7 +1,10 @@
 """What the machine denies a training, as one message: files, disks, memory."""
 
+import math
 import os
 import resource
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -25,6 +28,27 @@ def peak_bytes() -> tuple[int, str]:
     if on_device:
         return on_device, "device"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "host"  # Linux: in KiB
+
+
+def available_bytes() -> float:
+    """Memory that this process may still take on the host: of the machine, of its container and
+    by its own limit (RLIMIT_DATA), as far as Linux tells; else infinite.
+    """
+    group, (own, _) = Path("/sys/fs/cgroup"), resource.getrlimit(resource.RLIMIT_DATA)
+    found = [math.inf]
+    with suppress(OSError, LookupError):
+        found.append(_field("/proc/meminfo", "MemAvailable:"))
+    with suppress(OSError, ValueError):  # ValueError: no limit is "max"
+        most, now = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        found.append(int(most) - int(now))
+    with suppress(OSError, LookupError):
+        if own != resource.RLIM_INFINITY:
+            found.append(own - _field("/proc/self/status", "VmData:"))
+    return min(found)
+
+
+def _field(path: str, name: str) -> int:
+    return 1024 * int(Path(path).read_text().split(name)[1].split()[0])
 
 
 def explain_machine_error(error: BaseException, phase: str = "") -> str | None:

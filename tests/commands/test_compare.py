@@ -35,7 +35,13 @@ def test_settings_results_and_time_side_by_side(digits: Path, tmp_path: Path) ->
     shown = command("compare", digits, other)
     assert shown.exit_code == 0, shown.stderr
     assert "optimizer.lr" in shown.stdout
+    renamed = (other / "config.yaml").read_text().replace("split: val", f"split: {'x' * 90}")
+    (other / "config.yaml").write_text(renamed)
+    shown = command("compare", digits, other)
+    assert "\u2026" not in shown.stdout  # 80 columns cut nothing: names are told apart
+    assert "x" * 15 in shown.stdout
     asked = json.loads(command("compare", digits, other, "--json").stdout)
+    assert asked["settings"].pop("data.val.source.split") == ["val", "x" * 90]
     assert asked["settings"] == {"optimizer.lr": found.settings["optimizer.lr"]}
 
 

@@ -1,12 +1,15 @@
 """`fermarsi describe` against counts by hand."""
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import components
+from harness.cli import app
 from harness.config.read import read_config
 from tests.pool import command
 
@@ -18,9 +21,9 @@ PARAMETERS = sum(HIDDEN + OUT)
 
 
 def described(*arguments: str, config: Path = DIGITS) -> dict[str, Any]:
-    end = command("describe", config, *arguments, "--json")
-    assert end.exit_code == 0, end.stderr
-    found: dict[str, Any] = json.loads(end.stdout.splitlines()[-1])
+    with redirect_stdout(StringIO()) as told:
+        assert not app(["describe", str(config), *arguments, "--json"], standalone_mode=False)
+    found: dict[str, Any] = json.loads(told.getvalue().splitlines()[-1])
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from harness.commands.elastic_launch import _Place
 from harness.console import Console
 from harness.errors import LeavingError
 from harness.interrupt import GROWS, PREEMPT, Interruption
@@ -70,6 +71,31 @@ def test_a_store_that_is_gone_asks_for_no_growth(gathering: Gathering) -> None:
     one._store = dist.PrefixStore("gone", dist.HashStore())  # type: ignore[assignment] # any store
     one._store.set_timeout(timedelta(milliseconds=10))
     assert not one.is_growth_due()
+
+
+def test_growth_is_taken_back_where_who_waited_is_gone(gathering: Gathering) -> None:
+    one = member(gathering)
+    gathering.tell([NAME])
+    assert one.wait(lambda: look(gathering)) is not None
+    append_note(gathering._store, "ready", f"{OTHER}:1 ")
+    for live, due in (([NAME, OTHER], True), ([NAME], False), ([NAME, OTHER], True)):
+        gathering.tell(live)
+        look(gathering)
+        assert one.is_growth_due() is due
+
+
+def test_whoever_is_lost_again_and_again_is_not_started_for_ever() -> None:
+    """Though it was ready each time: the others would be put together anew every few seconds."""
+    place = _Place(0)
+    for lasted_s, was_ready, too_many in (
+        (5.0, True, False),
+        (90.0, False, False),  # it took long, and was never ready
+        (90.0, True, False),  # a loss as any other
+        (5.0, True, False),
+        (5.0, True, False),
+        (5.0, True, True),
+    ):
+        assert place.note_loss(was_ready, place.begun_s + lasted_s) is too_many
 
 
 def test_a_signal_counts_where_the_launch_leaves_to_go_on_with_more() -> None:

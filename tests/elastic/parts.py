@@ -90,6 +90,20 @@ class Everything(nn.Module):
         return out
 
 
+class Picture(nn.Module):
+    """The features as a picture of 2 x 3. x: (B, 6) -> (B, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, NUM_CLASSES, (2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.norm(self.first(x.view(-1, 1, 2, 3))).relu()).flatten(1)
+        return out
+
+
 class Mortal(torch.optim.AdamW):
     """AdamW all of whose processes die after the step that DIE_AT names, counted from the start of
     the launch.

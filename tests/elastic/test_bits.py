@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.commands.trace import compare
 from tests.elastic.runs import CONFIGS, came_to, finish, outcome, train
 
 EVERYTHING, SENTENCES = CONFIGS / "everything.yaml", CONFIGS / "sentences.yaml"
@@ -34,6 +35,8 @@ def test_any_number_of_ranks_gives_the_same_bits_and_so_do_changing_ones(tmp_pat
     assert "any number of processes that divides 12" in manifest.read_text()
     for ranks in (2, 3, 4, 6):
         assert_same(finish(EVERYTHING, tmp_path / str(ranks), ranks), reference, f"{ranks} ranks")
+    text, code = compare(tmp_path / "1", tmp_path / "6")  # as docs/elastic.md has it
+    assert code == 0, text
     # Killed right after a save, between saves, before the first, and before an evaluation is saved
     saves = "checkpoint.every.steps=2"
     kills = [(4, 1), (1, 3), (6, 1), (2, 3), (3, 2), (1, 1), (4, 3)]
@@ -55,15 +58,46 @@ def test_uneven_items_count_alike_on_any_number_of_ranks(tmp_path: Path) -> None
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param("compile=true", marks=pytest.mark.soak),
+        pytest.param("channels_last=true", marks=pytest.mark.torture),
+    ],
+)
+def test_kernels_of_other_kinds_give_the_same_bits(tmp_path: Path, setting: str) -> None:
+    """inductor's, which see a micro-batch alone; convolutions of another layout."""
+    settings = ["network={_target_: tests.elastic.parts.Picture}", f"train.{setting}"]
+    reference = finish(EVERYTHING, tmp_path / "1", 1, *settings)
+    assert_same(finish(EVERYTHING, tmp_path / "2", 2, *settings), reference, setting)
+
+
 @pytest.mark.torture
 def test_a_run_killed_and_resized_every_few_steps(tmp_path: Path) -> None:
-    """A launch costs seconds of two busy cores: 16 of them. Some repeat a step, whose save was not
-    done yet.
+    """A launch costs seconds of two busy cores: 16 of them."""
+    kill_and_resize(tmp_path, 16, seed=5)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_killed_and_resized_at_two_hundred_points(tmp_path: Path, seed: int) -> None:
+    kill_and_resize(tmp_path, 40, seed=seed)
+
+
+def kill_and_resize(tmp_path: Path, num_kills: int, seed: int) -> None:
+    """Each launch is killed in one of its first steps, right after a save or during one; some
+    repeat a step, whose save was not done yet.
     """
-    steps = ["stop.budget.steps=90", "schedule.T_max=90", "checkpoint.every.steps=1"]
-    steps.append("run.max_crashes=20")
+    generator = random.Random(seed)
+    sizes = [3]  # from the last launch, which ends, to the first
+    for _ in range(num_kills):
+        sizes.append(generator.choice([one for one in (1, 2, 3, 4, 6) if one != sizes[-1]]))
+    kills = [(size, generator.randint(2, 5)) for size in sizes[:0:-1]]
+    num_steps = sum(die_at for _, die_at in kills) + 5
+    steps = [f"stop.budget.steps={num_steps}", f"schedule.T_max={num_steps}"]
+    steps += ["checkpoint.every.steps=1", "run.max_crashes=20", "stop.improvement.patience=1000"]
     reference = finish(EVERYTHING, tmp_path / "1", 1, *steps)
-    generator = random.Random(5)
-    kills = [(generator.choice((1, 2, 3, 4, 6)), generator.randint(2, 5)) for _ in range(16)]
+    assert len(reference["trace"]) == num_steps
     resize(tmp_path / "changing", kills, *steps)
     assert_same(finish(EVERYTHING, tmp_path / "changing", 3, *steps), reference, "changing ranks")
+    assert outcome(tmp_path / "changing")["launches"] == num_kills + 1

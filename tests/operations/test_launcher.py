@@ -132,6 +132,16 @@ def test_a_rank_that_fails_is_the_last_that_is_read(tmp_path: Path) -> None:
     assert "rank 1 cannot" in output[output.rindex("Root Cause") :]
 
 
+def test_an_error_of_one_ends_a_launch_that_goes_on_without_lost_ones(tmp_path: Path) -> None:
+    """Its peer meets a broken collective, as after a loss, but does not go on alone."""
+    least = ("--processes", "2", "--min-processes", "1")
+    code, output = run(*LAUNCH, *least, SMALL, FAILS, f"run.dir={tmp_path / 'run'}")
+    assert code == 1, output
+    assert output.splitlines()[-1] == "rank 1, step 2: ValueError: rank 1 cannot (traceback above)"
+    assert "launch 2" not in output
+    assert "lost process" not in output
+
+
 @pytest.mark.parametrize(
     ("machines", "message"),
     [

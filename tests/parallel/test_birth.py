@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -87,8 +88,28 @@ def differs(tensor: Tensor, wanted: Tensor) -> bool:
     return kinds[0] != kinds[1] or not torch.equal(local_of(tensor), own)
 
 
-def test_a_network_that_rank_0_builds_has_the_bits_of_a_whole_construction() -> None:
-    first, *others = on_ranks(2, born, [*SPREAD.values()])
+Births = list[list[tuple[list[str], str, int]]]  # by rank, of each network
+
+
+@pytest.fixture(scope="module")
+def births(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Births]:
+    """Of all networks on the same two ranks: what they import costs more than they do."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    pretrained_folder(folder)
+    groups = {
+        "spread": [*SPREAD.values()],
+        "whole": [network for network, _ in WHOLE.values()],
+        "pretrained": pretrained_networks(folder),
+    }
+    networks = [network for one in groups.values() for network in one]
+    ranks = [iter(rank) for rank in on_ranks(2, born, networks, timeout_s=180.0)]
+    return {name: [[next(rank) for _ in one] for rank in ranks] for name, one in groups.items()}
+
+
+def test_a_network_that_rank_0_builds_has_the_bits_of_a_whole_construction(
+    births: dict[str, Births],
+) -> None:
+    first, *others = births["spread"]
     for rank in (first, *others):
         assert [wrong for wrong, _, _ in rank] == [[]] * len(SPREAD)
         assert {note[:37] for _, note, _ in rank} == {"rank 0 builds the network on its host"}
@@ -96,9 +117,10 @@ def test_a_network_that_rank_0_builds_has_the_bits_of_a_whole_construction() -> 
     assert all(size_bytes == 0 for rank in others for _, _, size_bytes in rank)
 
 
-def test_what_needs_values_is_built_by_each_process_and_that_is_told() -> None:
-    networks = [network for network, _ in WHOLE.values()]
-    for rank in on_ranks(2, born, networks):
+def test_what_needs_values_is_built_by_each_process_and_that_is_told(
+    births: dict[str, Births],
+) -> None:
+    for rank in births["whole"]:
         for (wrong, note, size_bytes), (_, why) in zip(rank, WHOLE.values(), strict=True):
             assert not wrong
             assert "each process builds the whole network" in note
@@ -114,20 +136,21 @@ def pretrained_folder(folder: Path) -> None:
     network.to(torch.bfloat16).save_pretrained(folder, max_shard_size="4KB")
 
 
-def test_pretrained_weights_are_read_by_rows_in_any_type(tmp_path: Path) -> None:
-    pretrained_folder(tmp_path)
-    folder = f"pretrained_model_name_or_path: {tmp_path}"
+def pretrained_networks(path: Path) -> list[str]:
+    folder = f"pretrained_model_name_or_path: {path}"
     loaded = f"{{_target_: transformers.GPT2LMHeadModel.from_pretrained, {folder}"
     classifier = "transformers.GPT2ForSequenceClassification.from_pretrained"
-    networks = [
+    return [
         f"{loaded}}}",
         f"{loaded}, dtype: float32}}",
         f"{{_target_: {classifier}, {folder}, dtype: float32}}",
         f"{{_target_: {PARTS}.Halved, inner: {loaded}, dtype: bfloat16}}}}",
         f"{{_target_: {PARTS}.Halved, inner: {loaded}, dtype: float32}}}}",
     ]
-    ranks = on_ranks(2, born, networks)
-    for rank, found in enumerate(ranks):
+
+
+def test_pretrained_weights_are_read_by_rows_in_any_type(births: dict[str, Births]) -> None:
+    for rank, found in enumerate(births["pretrained"]):
         assert [wrong for wrong, _, _ in found] == [[]] * 5
         told = ["pretrained files" in note for _, note, _ in found]
         assert told == [True, True, True, True, False]  # one asks for what is not read yet

@@ -1,16 +1,22 @@
 """Networks that were trained sharded, in one process and in other tools: as any other."""
 
-import shutil
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import peft
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GPT2LMHeadModel
 
 import fermarsi
 from harness.checkpoint.read import find_checkpoint
-from harness.commands import export
+from harness.commands import export, export_folder
 from harness.commands.export import export_network
 from harness.commands.trained import load_trained
 from harness.config.read import read_config
@@ -84,8 +90,27 @@ def test_rows_and_whole_weights_serve_every_command_alike(runs: Path, tmp_path: 
     assert command("compare", runs / "whole", runs / "rows").exit_code == 0
 
 
+class Held(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
+    """The most bytes of tensors with memory at one time, meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch's
+        self._live: WeakSet[Any] = WeakSet()
+        self.peak_bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves((args, kwargs, made)):
+            if isinstance(one, Tensor) and not one.is_meta:
+                self._live.add(one.untyped_storage())
+        self.peak_bytes = max(self.peak_bytes, sum(one.nbytes() for one in self._live))
+        return made
+
+
 def test_from_pretrained_reads_whole_weights_and_takes_no_rows_for_weights(
-    runs: Path, tmp_path: Path
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if runs.name.startswith("gpt2"):
         whole, rows = (find_checkpoint(runs / layout) for layout in LAYOUTS)
@@ -100,10 +125,27 @@ def test_from_pretrained_reads_whole_weights_and_takes_no_rows_for_weights(
         # transformers#34080: rows were taken for weights
         with pytest.raises(OSError, match="no file named model"):
             GPT2LMHeadModel.from_pretrained(rows)
-        command("export", rows, tmp_path / "model.safetensors")
-        shutil.copyfile(rows / "config.json", tmp_path / "config.json")
-        again = GPT2LMHeadModel.from_pretrained(tmp_path)
-        assert_same(again.state_dict(), network.state_dict())
+        monkeypatch.setattr(export_folder, "_SHARD_BYTES", 10_000)
+        size_bytes = sum(one.nbytes for one in network.state_dict().values())
+        with Held() as compared:
+            for run, out in ((rows, tmp_path / "rows"), (whole, tmp_path / "whole")):
+                said = export_network(run, out, "hf", ["tests"])
+                assert "differ from the network's by 0 at" in said
+                again = GPT2LMHeadModel.from_pretrained(out)
+                assert_same(again.state_dict(), network.state_dict())
+                assert torch.equal(again(tokens).logits, network(tokens).logits)
+                assert len([*out.glob("model-*.safetensors")]) > 2
+        monkeypatch.setattr(export, "available_bytes", lambda: 50_000)
+        with Held() as held:
+            said = export_network(rows, tmp_path / "narrow", "hf", ["tests"])
+        assert re.search(
+            r"bit by bit; its outputs were not compared .* takes .* GB of memory", said
+        )
+        assert held.peak_bytes < size_bytes / 2 < size_bytes < compared.peak_bytes
+        names = sorted(one.name for one in out.iterdir())
+        assert names == sorted(one.name for one in (tmp_path / "narrow").iterdir())
+        for name in names:
+            assert (out / name).read_bytes() == (tmp_path / "narrow" / name).read_bytes()
 
 
 def test_rows_are_refused_where_there_are_none(tmp_path: Path) -> None:
@@ -131,7 +173,7 @@ def test_adapters_are_trained_sharded_and_exported_alone(
     assert {*moments} == {name for name in moments if ".lora_" in name}
 
     allow = ["tests", f"{tmp_path}/"]
-    export_network(run, out, "peft", allow)
+    assert "differ from the network's by 0 at" in export_network(run, out, "peft", allow)
     plain = GPT2LMHeadModel.from_pretrained(base)
     tokens = torch.tensor([[1, 2, 0, 1]])
     untrained = plain(tokens).logits
@@ -139,12 +181,18 @@ def test_adapters_are_trained_sharded_and_exported_alone(
     trained = fermarsi.load(run, allow=allow).network.cpu().eval()
     assert torch.equal(again(tokens).logits, trained(tokens).logits)
     assert not torch.equal(again(tokens).logits, untrained)
-    size_bytes = sum(one.stat().st_size for one in out.glob("*.safetensors"))
-    assert size_bytes < 0.2 * (base / "model.safetensors").stat().st_size
+    file = "adapter_model.safetensors"
+    size_bytes = (base / "model.safetensors").stat().st_size
+    assert (out / file).stat().st_size < 0.2 * size_bytes
+    with monkeypatch.context() as patch, Held() as held:
+        patch.setattr(export, "available_bytes", lambda: 50_000)
+        assert "were not compared" in export_network(run, tmp_path / "narrow", "peft", allow)
+    assert held.peak_bytes < size_bytes / 2
+    assert (tmp_path / "narrow" / file).read_bytes() == (out / file).read_bytes()
 
     found = load_trained(run, allow)
     found.network.get_parameter("base_model.model.transformer.wpe.weight").requires_grad_(True)
-    monkeypatch.setattr(export, "load_trained", lambda *_: found)
+    monkeypatch.setattr(export, "load_trained", lambda *_, **__: found)
     with pytest.raises(ConfigError, match=r"wpe\.weight changed in the training too"):
         export_network(run, tmp_path / "other", "peft", allow)
     assert not (tmp_path / "other").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.checkpoint.read import find_checkpoint
 from harness.checkpoint.state import extra_files_of
 from harness.config.parallel import ParallelConfig
 from harness.config.read import read_config
@@ -18,7 +19,8 @@ from harness.ranks.ranks import Ranks
 from harness.training.birth import Birth
 from harness.training.parallel import start_accelerator
 from harness.training.shards import Shards, check_network, num_replicas_of, units_of
-from tests.parallel.way_parts import Tower, records, trace
+from tests.checkpoint.examples import loaded_from
+from tests.parallel.way_parts import GRAPHS, Tower, records, trace
 from tests.pool import command, on_ranks, train_on_ranks
 
 CONFIG = Path(__file__).with_name("ways.yaml")
@@ -73,6 +75,18 @@ def test_a_network_trains_alike_however_it_is_shared_to_the_rounding_of_float64(
         assert_alike(run_of(tmp_path, name, num_ranks, *WIDE, way), alone, 1e-12)
 
 
+def test_a_compiled_network_is_shared_as_one_that_is_not(alone: Path, tmp_path: Path) -> None:
+    given = [f"run.dir={tmp_path / 'run'}", *WIDE, FSDP, "train.compile=true"]
+    given += ["network._target_=tests.parallel.way_parts.Traced"]
+    graphs = tmp_path / "graphs"
+    launched = train_on_ranks(2, CONFIG, given, env={GRAPHS: str(graphs)})
+    assert [one.exit_code for one in launched] == [0, 0], launched[0].stderr
+    assert_alike(tmp_path / "run", alone, 1e-12)
+    assert len(graphs.read_text().split()) >= 8  # each block of each rank, and the rest
+    found = (loaded_from(find_checkpoint(one)).model.keys() for one in (tmp_path / "run", alone))
+    assert len({*map(frozenset, found)}) == 1
+
+
 def test_batch_norm_s_statistics_are_those_of_ddp(tmp_path: Path) -> None:
     options = (*WIDE, "network.norm=true", "train.recompute=auto", "optimizer.fused=false")
     ddp = run_of(tmp_path, "ddp", 2, *options)
@@ -98,6 +112,8 @@ def test_a_run_goes_on_in_any_way_with_the_samples_it_would_have_had(
     chain = tmp_path / "chain"
     assert [one["samples"] for one in trace(chain)] == [one["samples"] for one in trace(alone)]
     assert losses_of(chain) == pytest.approx(losses_of(alone), rel=1e-12)
+    # Of the averaged weights, which went through every way of sharing
+    assert evaluations_of(chain)[-1] == pytest.approx(evaluations_of(alone)[-1], rel=1e-12)
     changes = [one["changes"] for one in records(chain, "event") if one.get("event") == "changes"]
     assert "parallel.kind: 'fsdp' -> 'ddp'" in changes[0]
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import lookup_backend
 
 from harness.errors import DataError
 from tests.resume.parts import Blobs
+
+GRAPHS = "TRACED_GRAPHS_FILE"
 
 
 class Block(nn.Module):
@@ -51,6 +54,21 @@ class Tower(nn.Module):
             x = block(x)
         out: Tensor = self.head(self.again(self.first(x).tanh()))
         return out
+
+
+class Traced(Tower):
+    """The same, compiled but for kernels, which take a C++ compiler half a minute; the file that
+    the environment names gets a line for each graph: the number of its operations.
+    """
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        super().compile(*args, backend=_note, **options)
+
+
+def _note(graph: Any, inputs: Any) -> Any:
+    with open(os.environ[GRAPHS], "a") as file:
+        file.write(f"{len(graph.graph.nodes)}\n")
+    return lookup_backend("aot_eager")(graph, inputs)
 
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:

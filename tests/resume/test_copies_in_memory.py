@@ -15,7 +15,7 @@ from harness.training.resume import agree_on_checkpoint
 from tests.pool import Launched, train_on_ranks
 from tests.resume.test_exact import STORM, assert_same, events, finish
 
-SHORT = ["stop.budget.steps=16", "checkpoint.every.steps=7"]
+SHORT = ["stop.budget.steps=16", "checkpoint.every.steps=7", "batch.micro_size=6"]
 COPIED = [*SHORT, "checkpoint.in_memory.steps=2"]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -82,6 +83,7 @@ def _recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep_module, "Launched", Recorded)
     monkeypatch.setattr(sweep_module, "POLL_S", 0.0)
     monkeypatch.setattr(sweep_command, "_draw", lambda result: "")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no machine fails here
     Recorded.begun = []
     Recorded.curve = lambda lr: [loss_of(lr, n) for n in range(1, LENGTH + 1)]
 
