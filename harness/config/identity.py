@@ -28,9 +28,11 @@ def _differences(old: Mapping[Keys, Any], new: Mapping[Keys, Any]) -> list[str]:
     ]
 
 
-def course_changes(before: Config, now: Config) -> list[str]:
-    """What differs in the keys that decide how a run goes on, as "key: before -> now"."""
-    old, new = dict(_course(before)), dict(_course(now))
+def course_changes(before: Config, now: Config, also: tuple[str, ...] = ()) -> list[str]:
+    """What differs in the keys that decide how a run goes on, and in `also`, as "key: before ->
+    now".
+    """
+    old, new = (dict(_sections(one, (*_COURSE, *also))) for one in (before, now))
     return _differences(old, new)
 
 
@@ -83,9 +85,9 @@ def _identity(config: Config) -> Iterator[tuple[Keys, Any]]:
             yield ("parts", path, "freeze"), part.freeze
 
 
-def _course(config: Config) -> Iterator[tuple[Keys, Any]]:
+def _sections(config: Config, names: tuple[str, ...]) -> Iterator[tuple[Keys, Any]]:
     dump = config.model_dump(by_alias=True)
-    for name in _COURSE:
+    for name in names:
         yield from _leaves(dump[name], (name,))
 
 

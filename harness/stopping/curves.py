@@ -4,8 +4,9 @@ A curve is y = a - b phi(t), a mixture over the families of T. Domhan, J. T. Spr
 F. Hutter, "Speeding up automatic hyperparameter optimization of deep neural networks by
 extrapolation of learning curves", IJCAI 2015. The nonlinear parameters of phi are on a grid. At
 each point of it a and b have a conjugate posterior (normal-inverse-gamma) in closed form, whose
-evidence weighs it: nothing is optimised, so nothing can end in a local minimum. The draws are the
-same each time: a forecast follows from the history alone.
+evidence weighs it: nothing is optimised, so nothing can end in a local minimum. No family knows a
+second rise after a plateau (of language models, of spirals), so each draw has one at some time to
+come. The draws are the same each time: a forecast follows from the history alone.
 """
 
 import functools
@@ -32,6 +33,10 @@ _DISCREPANCY = 1.0
 _TAIL_FREEDOM = 3.0
 # The same as a share of the gain that is forecast
 _GAIN_DISCREPANCY = 0.3
+# A new rise after a plateau: its chance, about this times ln 2 per doubling of the time, and mean
+# height, a share of what is left to the metric's best (docs/benchmarks.md)
+_BREAK_RATE = 0.25
+_BREAK_HEIGHT = 0.05
 
 
 @functools.cache
@@ -79,6 +84,17 @@ def _tails() -> Array:
     order = np.random.RandomState(1908).permutation(NUM_DRAWS)
     quantiles: Array = stdtrit(_TAIL_FREEDOM, (order + 0.5) / NUM_DRAWS)
     return quantiles
+
+
+@functools.cache
+def _breaks() -> tuple[Array, Array]:
+    """Of each draw (S,) when a new rise begins, in units of the history's length (Pareto), and its
+    height over the mean (exponential).
+    """
+    when, height = (
+        (np.random.RandomState(seed).permutation(NUM_DRAWS) + 0.5) / NUM_DRAWS for seed in (1, 2)
+    )
+    return when ** (-1 / _BREAK_RATE), -np.log(height)
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,8 @@ def extrapolate(
     posterior = _Posterior(chances / chances.sum(), mean, covariance, squares / 2, float(shape))
     values, noise = _draw(posterior, future / length)
     low, high = (bound - level for bound in bounds)
+    room = max(high, 0.0) if math.isfinite(high) else reach
+    values = values + _BREAK_HEIGHT * room * _new_rises(future / length)
     return Future(np.clip(values, low, high) + level, noise, counts)
 
 
@@ -179,6 +197,13 @@ def _draw(posterior: _Posterior, future: Array) -> tuple[Array, Array]:
     gain = drop * (here - there)
     left_open = np.log2(future) * (_DISCREPANCY * noise[:, None] + _GAIN_DISCREPANCY * gain)
     return drawn[:, :1] - drop * there + left_open * _tails()[:, None], noise
+
+
+def _new_rises(future: Array) -> Array:
+    """What a new rise has added by future times, (S, F), over its mean height in the end."""
+    when, height = _breaks()
+    rises: Array = height[:, None] * (1 - np.minimum(when[:, None] / future, 1) ** 2)
+    return rises
 
 
 def noise_of(values: Array) -> float:

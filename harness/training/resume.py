@@ -228,7 +228,9 @@ def say_finished(config: Config, outcome: Outcome) -> str:
     words = f"{directory}: this run is finished: {outcome.detail}"
     changes = [
         change
-        for change in course_changes(read_stored(directory / "config.yaml"), config)
+        for change in course_changes(
+            read_stored(directory / "config.yaml"), config, ("checkpoint", "log")
+        )
         if not change.startswith("stop.")  # judged anew: it ends all the same
     ]
     more = "Ask for more (stop.*) to go on"

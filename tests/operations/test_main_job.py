@@ -152,11 +152,14 @@ def test_a_finished_run_stays_finished_until_more_is_asked_for(tmp_path: Path) -
     again = command(*short, "stop.budget.epochs=2")
     assert again.exit_code == 0
     assert "this run is finished: the budget of 2 epochs is spent" in again.stdout
+    assert "no effect" not in again.stdout
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    changed = command(*short, "stop.budget.epochs=2", "optimizer.lr=0.5", "train.clip_grad_norm=2")
+    others = ["optimizer.lr=0.5", "train.clip_grad_norm=2", "checkpoint.keep_last=7"]
+    changed = command(*short, "stop.budget.epochs=2", *others)
     assert changed.exit_code == 0
     assert "these changes have no effect:\n  optimizer.lr: " in changed.stdout
     assert "-> 0.5\n  train.clip_grad_norm: " in changed.stdout
+    assert "\n  checkpoint.keep_last: 2 -> 7\n" in changed.stdout
     assert f"train anew: run.dir={tmp_path / 'run-2'}." in changed.stdout
     other = command(*short, "stop.budget.epochs=2", "run.seed=99")
     assert other.exit_code == 2

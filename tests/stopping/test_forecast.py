@@ -94,6 +94,18 @@ def test_units_change_nothing_and_neither_does_the_side_that_is_better() -> None
     assert look(points, value=0.81) == known
 
 
+def test_a_plateau_may_end_by_a_new_rise() -> None:
+    """The byte models of benchmarks/curves/text_curves.parquet that reached this after all."""
+    for metric, target, values in (
+        ("val/accuracy", 0.168, [0.12, 0.152, 0.152, 0.152, 0.152, 0.152, 0.151, 0.151]),
+        ("val/loss", 3.09, [4.242, 3.709, 3.512, 3.448, 3.404, 3.364, 3.334, 3.313, 3.301]),
+    ):
+        points = [Point(6 * n, value, 0.1) for n, value in enumerate(values, 1)]
+        chance = look_ahead(metric, INFOS[metric], points, 192, target).chance
+        assert chance is not None
+        assert chance > 0.1
+
+
 def test_a_rate_that_runs_out_ends_the_rise() -> None:
     def slow(n: float) -> float:
         return 0.9 - 0.8 * math.exp(-n / 40)
