@@ -79,6 +79,9 @@ def serve(connected: int, out: int, err: int) -> NoReturn:
             os.close(reading)
             sys.path[:] = path
             os.chdir(directory)
+            # Makes torch's pool of threads anew, which several threads of a backward pass would at
+            # once: "Invalid thread pool!"
+            torch.set_num_threads(torch.get_num_threads())
             work(job, writing)
         os.close(writing)
         connection.send(("began", child))

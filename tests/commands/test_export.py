@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from harness.commands import export, export_folder
 from harness.commands.export import Examples, FlatNetwork, export_network
 from harness.commands.trained import load_trained
-from harness.errors import ConfigError, HarnessError
+from harness.errors import CheckpointError, ConfigError, HarnessError
 from tests.checkpoint.examples import assert_same
 from tests.pool import train_on_ranks
 from tests.training.test_pretrained import prepare
@@ -64,6 +64,16 @@ def test_a_fine_tuned_transformer_in_each_format(tmp_path: Path) -> None:
         assert found.config.label2id == {"glad": 0, "sad": 1}
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")
     assert words.tokenize("the awful film") == ["the", "awful", "film"]
+    names = export_folder._names_on_the_hub
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            export_folder,
+            "_names_on_the_hub",
+            lambda *given: {f"odd.{new}": own for new, own in names(*given).items()},
+        )
+        with pytest.raises(CheckpointError, match="from_pretrained finds other weights"):
+            export_network(run, tmp_path / "odd", "hf", allow)
+    assert not (tmp_path / "odd").exists()
 
 
 def test_a_network_that_fixes_its_batch_is_refused_in_words() -> None:
