@@ -266,7 +266,7 @@ CASES: Cases = [
      "data.train: x: a float cannot be kept in a store. Convert it to"),
     (lambda here: _fill(here / "s", {"a/b": []}), DataError,
      "'a/b' is not a valid column name in a store. Rename it in the source."),
-    (lambda here: _fill(here / "s", {"a": [np.zeros((2, 3)), np.zeros((2, 4))]}), DataError,
+    (lambda here: _fill(here / "s", {"a": [np.zeros((1, 2, 3)), np.zeros((1, 2, 4))]}), DataError,
      "samples differ in dtype or in an axis other than the first. Give them one shape."),
     (lambda here: _dtype("quux"), CheckpointError, "train_metrics: there is no dtype 'quux'."),
     (lambda here: objects.take("network", "m.Net", "0", "0"), ConfigError,

@@ -16,7 +16,6 @@ from harness.api.model import Model
 from harness.checkpoint import in_memory
 from harness.checkpoint.manifest import FORMAT, FORMAT_VERSION, _document, _own_hash, parse_manifest
 from harness.commands import elastic_launch, export, suggest, suspects, trained
-from harness.commands import launch as command_of_launch
 from harness.commands.forecast import forecasts
 from harness.commands.init import start_project
 from harness.commands.report import write_report
@@ -260,12 +259,6 @@ def no_memory(here: Path) -> None:
         pass
 
 
-def copies_apart() -> None:
-    config = read("checkpoint.in_memory=auto")
-    machines = command_of_launch.Machines(2, 0, "node-a")
-    command_of_launch._launch_elastic([], {}, config, 1, machines, 1)
-
-
 class FailOnRecompileLimitHit(Exception):  # noqa: N818 - as torch names it
     """In place of torch._dynamo's, which is slow to import."""
 
@@ -316,8 +309,6 @@ CASES: Cases = [
              " columns: [x], part: train}"), Dealing(2), 0), ConfigError,
      "data.val: there is none to measure a fold by. Add it, with part: val."),
     (no_memory, ConfigError, "checkpoint.in_memory: there is no file system in memory at "),
-    (lambda here: copies_apart(), ConfigError,
-     "checkpoint.in_memory: copies are kept by one machine, and this is a launch of 2."),
     (lambda here: nothing_to_evaluate(), DataError,
      "flowers: nothing to evaluate: every target is ignored. Give a split with at least one item."),
     (lambda here: odd_attribute(here, [1.0, 2.0]), DataError,

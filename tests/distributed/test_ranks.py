@@ -4,9 +4,11 @@ import itertools
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from harness.ranks.messages import FRAME_BYTES
 from harness.ranks.pulse import Pulse
 from harness.ranks.ranks import Ranks
 from harness.ranks.slowly import slowly
+from harness.ranks.watch import Watch
 from harness.training.launch import SURVIVORS_S
 from tests.pool import RanksFailed, on_ranks
 
@@ -222,11 +225,13 @@ def lose_rank_0(act: str) -> list[Any]:
         "beat": lambda: [pulse.beat(0) for _ in range(3)],
     }
     start = time.monotonic()
-    error = caught(acts[act])
-    ranks.publish_failure(RankError("lost rank 0"))
-    ranks.published_failure()
-    soon = time.monotonic() - start < SHORT_S + 3
-    missing = ranks.missing(SURVIVORS_S)
+    # As in a launch: who notices late is not missed by who noticed at once
+    with tempfile.TemporaryDirectory() as stacks, Watch(ranks, "warn", Path(stacks)):
+        error = caught(acts[act])
+        ranks.publish_failure(RankError("lost rank 0"))
+        ranks.published_failure()
+        soon = time.monotonic() - start < SHORT_S + 3
+        missing = ranks.missing(SURVIVORS_S)
     leave()
     return [is_lost_peer(error), soon, missing]
 
