@@ -5,6 +5,7 @@ seconds.
 """
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded, is_unit
 from harness.ranks.sockets import noted_sockets
+
+try:
+    from torch.distributed import set_timeout
+except ImportError:  # before torch 2.15
+    from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 
 REPLICATE, SHARD = "replicate", "shard"
 
@@ -44,6 +50,9 @@ class Mesh:
         names = (REPLICATE, SHARD) if both else (SHARD,)
         with noted_sockets():
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        for name in names:
+            # Groups made for the mesh would wait for as long as torch has it
+            set_timeout(timedelta(seconds=ranks.timeout_s), mesh.get_group(name))
         return cls(mesh, num_replicas, num_shards)
 
     def shard(
@@ -104,6 +113,13 @@ def whole(tensor: Tensor) -> Tensor:
 def exchange_gradients(network: nn.Module, on: bool) -> None:
     """Whether backward passes sum gradients over ranks, or keep each rank's own until they do."""
     _root(network).set_requires_gradient_sync(on)
+
+
+def exchange_between_replicas(network: nn.Module, on: bool) -> None:
+    """Whether backward passes also sum over the rows of a mesh what they sum within each, or keep
+    each row's sums until they do.
+    """
+    _root(network).set_requires_all_reduce(on)
 
 
 def give_unused_zeros(network: nn.Module) -> None:

@@ -16,6 +16,7 @@ from harness.config.parallel import ParallelConfig
 from harness.errors import ConfigError
 from harness.ranks.mesh import (
     Mesh,
+    exchange_between_replicas,
     exchange_gradients,
     give_unused_zeros,
 )
@@ -52,6 +53,10 @@ class Shards:
         self._network = network
         self._device = accelerator.device
         self._find_unused = find_unused
+        # Called where what they say changes
+        self._exchange = (
+            exchange_gradients if settings.reduce_every == "step" else exchange_between_replicas
+        )
         self._exchanges = True
         # Of machines with other numbers of processes each would find another one
         num_replicas = ranks.decide(lambda: num_replicas_of(settings, ranks.size, os.environ))
@@ -105,9 +110,11 @@ class Shards:
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        """Inside, backward passes sum gradients over ranks only if this is the step's last slot."""
+        """Inside, backward passes sum gradients over all ranks only if this is the step's last slot;
+        with `reduce_every: micro_batch` over those that share the network in any case.
+        """
         if last != self._exchanges:
-            exchange_gradients(self._network, last)
+            self._exchange(self._network, last)
             self._exchanges = last
         with self._buffers.slot():
             yield
