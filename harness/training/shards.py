@@ -110,8 +110,8 @@ class Shards:
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        """Inside, backward passes sum gradients over all ranks only if this is the step's last slot;
-        with `reduce_every: micro_batch` over those that share the network in any case.
+        """Inside, backward passes sum gradients over all ranks only if this is the step's last
+        slot; with `reduce_every: micro_batch` over those that share the network in any case.
         """
         if last != self._exchanges:
             self._exchange(self._network, last)
