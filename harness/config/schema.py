@@ -372,7 +372,7 @@ class Config(Section):
     @field_validator("parallel")
     @classmethod
     def _can_be_shared(cls, value: ParallelConfig, info: ValidationInfo) -> ParallelConfig:
-        train, run = info.data.get("train"), info.data.get("run")
+        train = info.data.get("train")
         if value.kind == "ddp":
             return value
         if train is not None and train.precision == "fp16":
@@ -384,11 +384,6 @@ class Config(Section):
             raise ValueError(
                 f"kind {value.kind} does not go with train.channels_last: such weights have no "
                 "rows to share; leave one of them out"
-            )
-        if run is not None and run.exactness == "elastic":
-            raise ValueError(
-                f"kind {value.kind} does not go with run.exactness: elastic: how many processes "
-                "there are changes the order of sums; use exactness: resume, or kind: ddp"
             )
         return value
 
