@@ -88,6 +88,17 @@ class KnownColumns(Protocol):
         ...
 
 
+Numbers = Callable[[NDArray[np.int64]], Mapping[str, NDArray[Any]]]
+
+
+class OwnNumbers(Protocol):
+    """A source that gives numbers in float32, and can tell them as its files have them."""
+
+    def own_numbers(self) -> Numbers:
+        """A function of indices (B,): {column: (B,) float64, or int64 where all are whole}."""
+        ...
+
+
 class ClassNames(Protocol):
     """A source or treatment that numbers classes by names, which the run then keeps."""
 
@@ -318,6 +329,14 @@ def known_of(source: Any) -> Mapping[str, Sequence[str]]:
     """{column: (N,) texts} without reading samples; {} if the source knows no columns."""
     known: Mapping[str, Sequence[str]] = source.known() if hasattr(source, "known") else {}
     return known
+
+
+def own_numbers_of(source: Any) -> Numbers:
+    """Numbers of samples as the source's files have them, which may be read once more; of no column
+    if it does not tell. Raises DataError.
+    """
+    found: Numbers = source.own_numbers() if hasattr(source, "own_numbers") else lambda _: {}
+    return found
 
 
 def class_names_of(owner: Any) -> dict[str, list[str]]:
