@@ -440,7 +440,8 @@ def some_of(source: Any, most: int) -> NDArray[np.int64]:
     if hasattr(source, "mark"):
         return np.arange(min(most, len(source)), dtype=np.int64)
     size = len(source)
-    return np.unique(np.linspace(0, size - 1, min(most, size)).astype(np.int64))
+    rows = np.linspace(0, size - 1, min(most, size)).astype(np.int64)
+    return rows[np.diff(rows, prepend=-1) > 0]
 
 
 def mark_of(source: Any) -> Mapping[str, Any] | None:
