@@ -218,7 +218,8 @@ class _Outlined:
         if not self._is_sharded:
             yield "parallel.kind: fsdp leaves each process its rows alone"
             return
-        at_step = self._settings.reduce_every == "step"
+        is_elastic = self._config.run.exactness == "elastic"
+        at_step = self._settings.reduce_every == "step" and not is_elastic
         # Of one slot no whole gradients are kept either
         if at_step and (size := self.largest_size(num_ranks, memory_bytes, slots=1)):
             yield (

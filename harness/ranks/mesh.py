@@ -27,11 +27,21 @@ REPLICATE, SHARD = "replicate", "shard"
 class Mesh:
     """Ranks in rows of `num_shards`: those of a row share the network, rows hold the same."""
 
-    def __init__(self, device_mesh: Any, num_replicas: int, num_shards: int) -> None:
+    def __init__(
+        self,
+        device_mesh: Any,
+        num_replicas: int,
+        num_shards: int,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
         self.num_replicas = num_replicas
         self.num_shards = num_shards
         self._mesh = device_mesh
+        self._ranks = ranks
+        self._device = device
         self._group = device_mesh.get_group(SHARD)
+        self.shard_index = ranks.rank % num_shards
 
     @classmethod
     def open(cls, ranks: Ranks, num_replicas: int, device: torch.device) -> "Mesh":
@@ -53,7 +63,7 @@ class Mesh:
         for name in names:
             # Groups made for the mesh would wait for as long as torch has it
             set_timeout(timedelta(seconds=ranks.timeout_s), mesh.get_group(name))
-        return cls(mesh, num_replicas, num_shards)
+        return cls(mesh, num_replicas, num_shards, ranks, device)
 
     def shard(
         self,
@@ -97,6 +107,38 @@ class Mesh:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
+    def exchange(self, octets: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Bytes to each of the ranks that share the network, `sent` of them one after another, and
+        those that it gets from each, on its device; no host wait on a GPU. Called by every rank.
+        """
+        octets = octets.to(self._device)
+        if self.num_shards == 1:
+            return octets
+        found = octets.new_empty(sum(received))
+        with self._ranks.heartbeat:
+            dist.all_to_all_single(found, octets, list(received), list(sent), group=self._group)
+        return found
+
+    def start_gather(self, mine: Tensor) -> Callable[[], Tensor]:
+        """Begin to give (n,) to the ranks that hold the same rows. Gives what waits for theirs, one
+        after another in the order of replicas: no host wait on a GPU. Called by every rank.
+        """
+        whole = mine.new_empty(self.num_replicas * len(mine))
+        work = dist.all_gather_into_tensor(
+            whole.view(torch.uint8),
+            mine.view(torch.uint8),
+            group=self._mesh.get_group(REPLICATE),
+            async_op=True,
+        )
+
+        def finish() -> Tensor:
+            if work is not None:
+                with self._ranks.heartbeat:
+                    work.wait()
+            return whole
+
+        return finish
+
 
 def num_shards_of(tensor: object) -> int:
     """Among how many ranks in a row it is divided."""
@@ -120,6 +162,24 @@ def exchange_between_replicas(network: nn.Module, on: bool) -> None:
     each row's sums until they do.
     """
     _root(network).set_requires_all_reduce(on)
+
+
+def whole_parameters(network: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    """Each sharded parameter, and the whole one that passes compute with and that keeps their
+    gradients while these are not exchanged. One unit's are gathered at a time. Called by every
+    rank, after a first pass.
+    """
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    sharded = dict(network.named_parameters())
+    for unit in network.modules():
+        if is_unit(unit):
+            unit.reshard()
+            unit.unshard()
+            for name, one in network.named_parameters():
+                if not is_sharded(one):
+                    found[sharded[name]] = one
+            unit.reshard()
+    return found
 
 
 def give_unused_zeros(network: nn.Module) -> None:

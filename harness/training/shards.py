@@ -29,7 +29,7 @@ from harness.training.parts import twins_of
 from harness.training.recompute import matching, repeated_blocks
 from harness.wording import some
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
 
 
 class Shards:
@@ -83,8 +83,8 @@ class Shards:
         self.mesh.shard(
             [*(network.get_submodule(name) for name in self.blocks), network],
             reshard_after_forward=settings.reshard_after_forward,
-            params=_DTYPES[settings.precision.params],
-            reduce=_DTYPES[settings.precision.reduce],
+            params=DTYPES[settings.precision.params],
+            reduce=DTYPES[settings.precision.reduce],
             offload=settings.offload == "cpu",
             fill=give,
         )
@@ -107,6 +107,9 @@ class Shards:
             f"{mesh.num_shards} processes{copies} share the network, and gather "
             f"{some(self.blocks)} while in use, and the rest for a whole pass{note}"
         )
+
+    def begin(self) -> None:
+        """After the trial on each rank, before the warm-up of all. Called by every rank."""
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -153,7 +156,7 @@ class Shards:
         """After a first backward pass, the same on all ranks: whether each trained parameter has a
         gradient. From then on one that has none gets zeros. Raises ConfigError.
         """
-        require_gradients(self._network, not self._find_unused)
+        require_gradients(self._network.named_parameters(), not self._find_unused)
         give_unused_zeros(self._network)
 
 

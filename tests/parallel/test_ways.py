@@ -142,6 +142,8 @@ def test_one_message_says_what_cannot_be_shared(tmp_path: Path) -> None:
 
     assert "shard: no effect with kind: ddp" in said("parallel.shard=[blocks.*]")
     assert "reduce_every: no effect with kind: ddp" in said("parallel.reduce_every=micro_batch")
+    each = "parallel={kind: fsdp, reduce_every: micro_batch}"
+    assert "does not go with run.exactness" in said(each, "run.exactness=elastic")
     assert "replicate: no effect with kind: fsdp" in said("parallel={kind: fsdp, replicate: 2}")
     assert "train.precision: fp16" in said(FSDP, "train.precision=fp16")
     assert "train.channels_last" in said(FSDP, "train.channels_last=true")
