@@ -30,6 +30,8 @@ from harness.training.recompute import matching, repeated_blocks
 from harness.wording import some
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
+# What waits for a step's last slot
+_EXCHANGES = {"step": exchange_gradients, "micro_batch": exchange_between_replicas}
 
 
 class Shards:
@@ -53,10 +55,7 @@ class Shards:
         self._network = network
         self._device = accelerator.device
         self._find_unused = find_unused
-        # Called where what they say changes
-        self._exchange = (
-            exchange_gradients if settings.reduce_every == "step" else exchange_between_replicas
-        )
+        self._exchange = _EXCHANGES[settings.reduce_every]
         self._exchanges = True
         # Of machines with other numbers of processes each would find another one
         num_replicas = ranks.decide(lambda: num_replicas_of(settings, ranks.size, os.environ))
