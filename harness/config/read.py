@@ -21,6 +21,7 @@ from harness.config.mistakes import explain
 from harness.config.reading import Draft, raise_all
 from harness.config.schedules import find_schedule_mistakes
 from harness.config.schema import Config, RunConfig
+from harness.config.stops import misfits
 from harness.data.notebook import find_change
 from harness.data.settings import SPLITS
 from harness.errors import ConfigError
@@ -65,6 +66,8 @@ def read_config(
                     _check_schedule(draft, spec, config)
             elif allow is None:
                 _check_tracker(draft, keys, spec)
+    if draft.mistakes and allow is None:
+        draft.mistakes += list(misfits(draft))
     raise_all(draft.mistakes)
     assert config is not None
     return config
