@@ -4,7 +4,7 @@ Another way of sharing is another class with the methods of `Sharing`; nothing e
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
@@ -171,7 +171,7 @@ class Replicas(Whole):
         one that never gets any would end a run in its second step. Raises ConfigError.
         """
         wanted = isinstance(self.model, DistributedDataParallel) and not self._find_unused
-        require_gradients(self._network, wanted)
+        require_gradients(self._network.named_parameters(), wanted)
 
     def _check_reduced(self) -> None:
         """Raise ConfigError if DDP still waits for gradients that a step did not give: this rank's
@@ -192,13 +192,14 @@ class Replicas(Whole):
             ) from error
 
 
-def require_gradients(network: nn.Module, of_all: bool) -> None:
+def require_gradients(named: Iterable[tuple[str, nn.Parameter]], of_all: bool) -> None:
     """After a first backward pass. Raise ConfigError for sparse gradients and, with `of_all`, for
     trained parameters that have none.
     """
+    parameters = dict(named)
     sparse = [
         name
-        for name, parameter in network.named_parameters()
+        for name, parameter in parameters.items()
         if parameter.grad is not None and parameter.grad.layout != torch.strided
     ]
     if sparse:
@@ -208,7 +209,7 @@ def require_gradients(network: nn.Module, of_all: bool) -> None:
         )
     without = [
         name
-        for name, parameter in network.named_parameters()
+        for name, parameter in parameters.items()
         if parameter.requires_grad and parameter.grad is None
     ]
     if without and of_all:

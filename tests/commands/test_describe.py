@@ -140,9 +140,18 @@ def test_of_each_of_several_processes_it_says_what_one_counts_by_hand(tmp_path: 
     assert found["optimizer_bytes"] == 4 * (2 * rows + len(parameters))
     assert found["gathered_bytes"] == 4 * (everything - 2 * block + 3 * block)
 
-    # One slot each, and so no whole gradients
+    # One slot each, and so no whole gradients but of what is gathered for a whole pass
     larger = described(*sharded, "batch={size: 32, micro_size: 8}", config=config)
-    assert larger["gradient_bytes"] == 4 * rows
+    assert larger["gradient_bytes"] == 4 * (rows + everything - 2 * block)
+    each = "parallel={kind: fsdp, reduce_every: micro_batch}"
+    summed = described(*sharded, each, config=config)
+    assert summed["gradient_bytes"] == larger["gradient_bytes"]
+    ones = "batch={size: 32, micro_size: 1}"
+    memory_gb = str(described(*sharded, each, ones, config=config)["total_bytes"] / 1e9)
+    told = described(*sharded, "--memory-gb", memory_gb, config=config)
+    assert told["largest_micro_size"] is None
+    assert told["advice"][1].startswith("parallel.reduce_every: micro_batch keeps no whole grad")
+    assert told["advice"][1].endswith("then a batch.micro_size of 1 fits")
     for spare, largest in ((0, 8), (-64, 4)):
         memory_gb = str((larger["total_bytes"] + spare) / 1e9)
         exact = described(*sharded, "--memory-gb", memory_gb, config=config)
