@@ -18,7 +18,7 @@ from harness.config.reading import Draft
 from harness.errors import HarnessError
 from harness.stopping.judges import problems
 from harness.stopping.settings import StopSettings
-from harness.wording import Key, Keys, Mistake
+from harness.wording import Keys, Mistake
 
 
 class _Taken(StopSettings):
@@ -34,8 +34,9 @@ def misfits(draft: Draft) -> Iterator[Mistake]:
     nor the data has a mistake.
     """
     stop = draft.tree.get("stop")
-    hidden = {one.keys[1] for one in draft.mistakes if one.keys[:1] == ("stop",) and one.keys[1:]}
-    settings = _as_far_as_valid(stop, [one.keys for one in draft.mistakes])
+    stops = [one.keys for one in draft.mistakes if one.keys[:1] == ("stop",)]
+    hidden = {str(keys[1]) for keys in stops if keys[1:]}
+    settings = _as_far_as_valid(stop, stops)
     if settings is None:
         return
     # Else looked for by pydantic, if no key has a mistake
@@ -59,7 +60,7 @@ def _as_far_as_valid(stop: Any, mistakes: Sequence[Keys]) -> StopSettings | None
     """The settings without what is invalid; None if nothing is left of them."""
     tree = {"stop": copy.deepcopy(stop)}
     for keys in mistakes:
-        if keys[:1] == ("stop",) and keys[1:]:
+        if keys[1:]:
             _remove(tree, keys)
     while isinstance(tree.get("stop"), dict):
         try:
@@ -86,7 +87,7 @@ def _without_what_follows(settings: StopSettings, stop: Mapping[str, Any]) -> St
 def _remove(tree: dict[str, Any], keys: Keys) -> None:
     """Remove what is at some keys, or the innermost value around it; of a list, the whole."""
     node: Any = tree
-    path: list[tuple[Any, Key]] = []
+    path: list[tuple[Any, Any]] = []
     for key in keys:
         if not (isinstance(node, list | dict) and (key in node or isinstance(node, list))):
             break
