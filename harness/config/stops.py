@@ -88,6 +88,7 @@ def _remove(tree: dict[str, Any], keys: Keys) -> None:
     """Remove what is at some keys, or the innermost value around it; of a list, the whole."""
     node: Any = tree
     path: list[tuple[Any, Any]] = []
+    key: Any
     for key in keys:
         if not (isinstance(node, list | dict) and (key in node or isinstance(node, list))):
             break
