@@ -6,19 +6,21 @@ readable budget nothing is said of a forecast within it.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
-from harness import components
 from harness.config.mistakes import keys_of
 from harness.config.reading import Draft
 from harness.errors import HarnessError
 from harness.stopping.judges import problems
 from harness.stopping.settings import StopSettings
+from harness.stopping.verdict import Metrics
 from harness.wording import Keys, Mistake
+
+MetricsOf = Callable[[Mapping[str, Any], Sequence[str]], Metrics]
 
 
 class _Taken(StopSettings):
@@ -29,9 +31,9 @@ class _Taken(StopSettings):
         return self
 
 
-def misfits(draft: Draft) -> Iterator[Mistake]:
+def misfits(draft: Draft, metrics_of: MetricsOf | None) -> Iterator[Mistake]:
     """What the settings contradict, and what does not fit the metrics of the task, where neither it
-    nor the data has a mistake.
+    nor the data has a mistake. `metrics_of`: of a task's component and splits; None: not looked at.
     """
     stop = draft.tree.get("stop")
     stops = [one.keys for one in draft.mistakes if one.keys[:1] == ("stop",)]
@@ -43,17 +45,13 @@ def misfits(draft: Draft) -> Iterator[Mistake]:
     if hidden and not draft.has_mistake(("stop",)):
         for contradiction in settings.contradictions(hidden):
             yield Mistake(("stop",), f"{contradiction}.", draft.origin(("stop",)))
-    if any(one.keys[:1] in ((), ("task",), ("data",)) for one in draft.mistakes):
+    hides = ((), ("task",), ("data",))
+    if metrics_of is None or any(one.keys[:1] in hides for one in draft.mistakes):
         return
-    # torch, which the task has imported
-    from harness.tasks.task import known_metrics
-
     splits = ["train"] if draft.tree["data"].get("val") is None else ["train", "val"]
     with suppress(HarnessError):  # said by what makes the task for training
-        task = components.build(draft.tree["task"], "task")
-        if hasattr(task, "infos"):
-            found = problems(settings, known_metrics(task, splits))
-            yield from (Mistake((), problem) for problem in found)
+        metrics = metrics_of(draft.tree["task"], splits)
+        yield from (Mistake((), one) for one in (problems(settings, metrics) if metrics else ()))
 
 
 def _as_far_as_valid(stop: Any, mistakes: Sequence[Keys]) -> StopSettings | None:
