@@ -65,6 +65,14 @@ class ParallelConfig(Section):
             "again for its backward pass: less memory, more traffic."
         ),
     )
+    reduce_every: Literal["step", "micro_batch"] = Field(
+        "step",
+        description=(
+            "When processes sum gradients: with a step's last micro-batch, each holding whole "
+            "ones until then, or with every one, each holding its rows: less memory, more traffic, "
+            "and other last bits."
+        ),
+    )
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:

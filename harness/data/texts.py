@@ -39,10 +39,10 @@ class Texts(_Column):
         """The same texts; `texts` itself if it is of this class."""
         if isinstance(texts, Texts):
             return texts
-        code_of: dict[str, int] = {}
-        read = (code_of.setdefault(text, len(code_of)) for text in texts)
-        codes = np.fromiter(read, np.int32, len(texts))
-        return cls([*code_of], codes)
+        words = dict.fromkeys(texts)
+        code_of = dict(zip(words, range(len(words)), strict=True))
+        codes = np.fromiter(map(code_of.__getitem__, texts), np.int32, len(texts))
+        return cls([*words], codes)
 
     @classmethod
     def concat(cls, columns: Sequence["Texts"]) -> "Texts":

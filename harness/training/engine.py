@@ -120,7 +120,7 @@ class Engine:
         config = self._config
         if config.train.compile:
             compile_forward(self.network, self.device, config.run.exactness != "none")
-        self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
+        self.optimizer: Optimizer = self.optimizer_of(config.optimizer, self._parts)
         ema = config.train.ema
         average = None if ema is None else WeightAverage(ema)
         self.stepper = Stepper(
@@ -141,12 +141,21 @@ class Engine:
         if config.schedule and any(part.lr is not None for part in self._parts.values()):
             check_proportions(self.optimizer, rates, config.schedule)
 
+    def optimizer_of(self, spec: Mapping[str, Any], parts: network_parts.Parts) -> Optimizer:
+        """An optimizer over the network's trained parameters. Raises ConfigError."""
+        # Fused kernels compute the last elements of a tensor otherwise, and rows end elsewhere on
+        # another number of ranks
+        apart = self.shards is not None and self._config.run.exactness == "elastic"
+        return build_optimizer(spec, self.network, parts, may_fuse=not apart)
+
     def wrap(self, ranks: Ranks) -> None:
         """Make the passes and steps those of all ranks.
 
         Called by every rank, once the weights are in; in a training by `warm_up`.
         """
         self.heartbeat = ranks.heartbeat
+        if self.shards is not None:
+            self.shards.begin()
         self.sharing: Sharing = self.shards or share(
             self.network, self.accelerator, ranks, self._config
         )
