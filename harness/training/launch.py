@@ -39,7 +39,7 @@ from harness.tasks.task import metrics_of
 from harness.training.compiling import MOST_SHAPES, has_too_many_shapes
 from harness.training.determinism import explain
 from harness.training.machine import explain_machine_error
-from harness.training.parallel import start_accelerator
+from harness.training.parallel import accelerator_for
 from harness.training.train import train
 from harness.wording import first_line, printable
 
@@ -178,12 +178,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
     connect_lazily(int(os.environ.get("WORLD_SIZE", "1")))
     try:
         with noted_sockets():
-            return start_accelerator(
-                config.train.precision,
-                config.run.exactness,
-                config.run.timeout_s,
-                config.train.matmul_precision,
-            )
+            return accelerator_for(config)
     except Exception as error:
         if not is_lost_peer(error):
             raise
