@@ -35,6 +35,7 @@ from harness.ranks.ranks import NOTES, Ranks
 from harness.ranks.sockets import noted_sockets
 from harness.rundir.ledger import process_age_s
 from harness.rundir.outcome import INTERRUPTED, exit_code
+from harness.tasks.task import metrics_of
 from harness.training.compiling import MOST_SHAPES, has_too_many_shapes
 from harness.training.determinism import explain
 from harness.training.machine import explain_machine_error
@@ -133,7 +134,7 @@ def launch_among(
 def read_aloud(path: Path, overrides: Sequence[str], console: Console) -> Config:
     """The config; says what begins, before and after. Raises ConfigError."""
     console.phase(f"reading {path}")
-    config = read_config(path, overrides)
+    config = read_config(path, overrides, metrics_of=metrics_of)
     if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
         console.phase(f"waiting for all {size} processes")
     return config
