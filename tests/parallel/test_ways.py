@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +252,21 @@ def test_the_description_of_a_shared_network_is_of_all_of_it() -> None:
     described = command("describe", CONFIG, FSDP)
     assert "are shared among the processes of parallel.kind: fsdp" in described.stdout
     assert "FSDP" not in described.stdout
+
+
+@pytest.mark.torture
+@pytest.mark.skipif(shutil.which("g++") is None, reason="nothing compiles for the CPU here: no g++")
+def test_compiled_kernels_are_those_of_blocks_between_exchanges(tmp_path: Path) -> None:
+    # In this thread: the pool's processes are to leave nothing behind
+    env = {
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels"),
+    }
+    network = "network={_target_: tests.parallel.large_parts.Tall, depth: 2, width: 8}"
+    given = [network, "data.val=null", FSDP, "stop={every: {steps: 3}, budget: {steps: 3}}"]
+    for name in ("plain", "compiled"):
+        each = [f"run.dir={tmp_path / name}", *given, f"train.compile={name == 'compiled'}"]
+        launched = train_on_ranks(2, CONFIG, each, env=env, timeout_s=200.0)
+        assert [one.exit_code for one in launched] == [0, 0], launched[0].stderr
+    assert_alike(tmp_path / "compiled", tmp_path / "plain", 1e-5)
+    assert [*(tmp_path / "kernels").rglob("*.so")]
