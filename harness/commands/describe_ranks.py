@@ -23,7 +23,7 @@ from harness.commands.describe import (
     tensors_in,
     training_split,
 )
-from harness.config.parallel import ParallelConfig
+from harness.config.parallel import ParallelConfig, num_replicas_of
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.sampling import fitting_world_sizes
@@ -35,7 +35,7 @@ from harness.training.birth import outline
 from harness.training.engine import Engine, explain_errors
 from harness.training.parallel import accelerator_for
 from harness.training.parts import training_mode
-from harness.training.shards import check_network, num_replicas_of, unit_of, units_of
+from harness.training.shards import check_network, unit_of, units_of
 from harness.wording import some
 
 _MOST_RANKS = 4096
