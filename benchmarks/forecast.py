@@ -87,23 +87,26 @@ def stops_at(curve: Curve, **stop: Any) -> int | None:
     return None
 
 
+def held_by_band(curve: Curve, part: int) -> bool | None:
+    """Whether the 90 % band at one `part`-th of the budget holds the last value; None without."""
+    ups, rates = curve.ups, np.array(curve.rates)
+    bounds = (0.0, 1.0) if curve.info.mode == "max" else (-np.inf, 0.0)
+    cut = len(ups) // part
+    if not is_monotone(ups[:cut]):
+        return None
+    steps = np.arange(1.0, len(ups) + 1)
+    past, ahead = effective_times(steps[:cut], rates[:cut], steps[cut:])
+    low, high = extrapolate(past, ups[:cut], ahead, np.ones(len(ups) - cut), bounds).band(0.9)
+    return bool(low <= ups[-1] <= high)
+
+
 def coverage(all_curves: Sequence[Curve]) -> None:
     print("\n90 % bands of the last value: share that hold it, and share without a forecast\n")
     print("| curves | at 25 % | none | at 50 % | none |\n| --- | --- | --- | --- | --- |")
     held: dict[str, dict[int, list[bool | None]]] = defaultdict(lambda: defaultdict(list))
     for curve in all_curves:
-        ups, rates = curve.ups, np.array(curve.rates)
-        bounds = (0.0, 1.0) if curve.info.mode == "max" else (-np.inf, 0.0)
         for part in (4, 2):
-            cut = len(ups) // part
-            inside = None
-            if is_monotone(ups[:cut]):
-                steps = np.arange(1.0, len(ups) + 1)
-                past, ahead = effective_times(steps[:cut], rates[:cut], steps[cut:])
-                low, high = extrapolate(
-                    past, ups[:cut], ahead, np.ones(len(ups) - cut), bounds
-                ).band(0.9)
-                inside = bool(low <= ups[-1] <= high)
+            inside = held_by_band(curve, part)
             falls = min(curve.rates) < 0.9 * max(curve.rates)
             kind = "falling rate" if falls else "steady rate"
             for name in (curve.family, curve.metric, kind, "all"):
