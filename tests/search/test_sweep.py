@@ -1,8 +1,8 @@
 """Sweeps: the trials that Optuna proposes are runs, whatever happens to the sweep."""
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys
