@@ -370,6 +370,9 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     if isinstance(cells, np.ndarray):
         numbers, numbering = np.unique(cells, return_inverse=True)
         return as_list(numbers), numbering
+    if isinstance(cells, list) and set(map(type, cells)) == {str}:
+        texts = Texts.of(cells)
+        return [*texts.words], texts.codes
     if isinstance(cells, list):
         number_of: dict[Any, int] = {}
         found: list[Any] = []
