@@ -23,7 +23,7 @@ from harness.commands.describe import (
     tensors_in,
     training_split,
 )
-from harness.config.parallel import ParallelConfig
+from harness.config.parallel import ParallelConfig, num_replicas_of
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.sampling import fitting_world_sizes
@@ -33,9 +33,9 @@ from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task
 from harness.training.birth import outline
 from harness.training.engine import Engine, explain_errors
-from harness.training.parallel import start_accelerator
+from harness.training.parallel import accelerator_for
 from harness.training.parts import training_mode
-from harness.training.shards import check_network, num_replicas_of, unit_of, units_of
+from harness.training.shards import check_network, unit_of, units_of
 from harness.wording import some
 
 _MOST_RANKS = 4096
@@ -145,12 +145,7 @@ class _Outlined:
         train = config.train.model_copy(update={"compile": False})
         plain = config.model_copy(update={"parallel": ParallelConfig(), "train": train})
         self._task: Task = components.build(config.task, "task")
-        self._accelerator = start_accelerator(
-            config.train.precision,
-            config.run.exactness,
-            config.run.timeout_s,
-            config.train.matmul_precision,
-        )
+        self._accelerator = accelerator_for(config)
         self._split = training_split(config, self._task)
         batch = samples_of(self._split, 1)
         self._engine = Engine(plain, self._accelerator, self._task, batch, outline(plain))
@@ -204,11 +199,13 @@ class _Outlined:
 
     def remarks(self) -> Iterator[str]:
         """What takes memory without need."""
-        if self._is_sharded and self._config.train.precision != "no":
+        is_cast = self._is_sharded and self._config.train.precision != "no"
+        if is_cast and not self._engine.recomputed:
             yield (
                 f"train.precision: {self._config.train.precision} keeps a copy of all weights from "
                 "forward to backward pass on each process (counted as activations): with sharded "
-                "networks set parallel.precision: {params: bf16} instead"
+                "networks set train.recompute: auto, which keeps that of one block, or "
+                "parallel.precision: {params: bf16} instead"
             )
 
     def advice(self, num_ranks: int, memory_bytes: int) -> Iterator[str]:

@@ -21,11 +21,13 @@ from harness.data.source import Batch
 from harness.errors import ConfigError, HarnessError
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import (
+    Boundary,
     capture_random,
     generators_of,
     modules_of,
     preserve_random,
     restore_random,
+    seed_torch,
     seeding_for,
 )
 from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
@@ -129,6 +131,12 @@ class Engine:
         self.fresh_groups = copy_options(self.optimizer)
         self.schedule: Any = (
             build_schedule(config.schedule, self.optimizer) if config.schedule else None
+        )
+        # Optimizers and schedules of torch's and ours draw nothing; a user's may
+        self.boundary = Boundary(
+            late=self.seed_forward is seed_torch
+            and type(self.optimizer).__module__.startswith("torch.optim.")
+            and type(self.schedule).__module__ in ("builtins", "harness.schedules")
         )
         if config.schedule and any(part.lr is not None for part in self._parts.values()):
             check_proportions(self.optimizer, rates, config.schedule)

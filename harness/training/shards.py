@@ -3,16 +3,15 @@ and moment, and gathers a block's parameters while it is used (FSDP2), also in e
 forward pass is one of all ranks.
 """
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness.config.parallel import ParallelConfig
+from harness.config.parallel import ParallelConfig, num_replicas_of
 from harness.errors import ConfigError
 from harness.ranks.mesh import (
     Mesh,
@@ -157,23 +156,6 @@ class Shards:
         """
         require_gradients(self._network.named_parameters(), not self._find_unused)
         give_unused_zeros(self._network)
-
-
-def num_replicas_of(settings: ParallelConfig, size: int, environ: Mapping[str, str]) -> int:
-    """How many groups of ranks hold the whole network. Raises ConfigError."""
-    if settings.kind != "hsdp":
-        return 1
-    if settings.replicate is None:
-        # One a machine, as the launcher says
-        return size // math.gcd(size, int(environ.get("LOCAL_WORLD_SIZE", size)))
-    if size % settings.replicate:
-        fits = [str(one) for one in range(1, size + 1) if size % one == 0]
-        raise ConfigError(
-            f"parallel.replicate: {size} processes do not make {settings.replicate} groups of the "
-            f"same size. Set one of {some(fits)}, or launch a multiple of {settings.replicate} "
-            "processes."
-        )
-    return settings.replicate
 
 
 def units_of(network: nn.Module, settings: ParallelConfig) -> list[str]:

@@ -10,8 +10,9 @@ import pytest
 
 from harness import components
 from harness.cli import app
+from harness.commands.describe_ranks import RankMemory, describe_ranks
 from harness.config.read import read_config
-from tests.pool import command
+from tests.pool import command, on_ranks
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -159,6 +160,23 @@ def test_of_each_of_several_processes_it_says_what_one_counts_by_hand(tmp_path: 
     small = described(*sharded, "--memory-gb", "1e-6", config=config)
     assert small["largest_micro_size"] is None
     assert small["advice"][0].startswith("train.recompute: auto")
+
+
+def test_sharded_weights_that_are_cast_are_not_kept_where_blocks_run_again(tmp_path: Path) -> None:
+    config = tmp_path / "words.yaml"
+    config.write_text("run: {name: words}\n")
+    given = [*CHAIN, "network.dim=96", "parallel={kind: fsdp}", "train.precision=bf16"]
+    # Of Accelerate a process has one precision
+    ((kept, again),) = on_ranks(1, kept_and_again, config, given)
+    copy_bytes = 8 * kept.parameter_bytes / 2
+    assert kept.activation_bytes > copy_bytes
+    assert "keeps a copy of all weights" in kept.advice[0]
+    assert again.activation_bytes < 0.2 * copy_bytes
+    assert not again.advice
+
+
+def kept_and_again(config: Path, given: list[str]) -> list[RankMemory]:
+    return [describe_ranks(config, [*given, f"train.recompute={one}"], 8) for one in ("[]", "auto")]
 
 
 def test_a_network_larger_than_this_machine_is_described(tmp_path: Path) -> None:

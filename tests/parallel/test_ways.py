@@ -11,14 +11,14 @@ from torch import nn
 
 from harness.checkpoint.read import find_checkpoint
 from harness.checkpoint.state import extra_files_of
-from harness.config.parallel import ParallelConfig
+from harness.config.parallel import ParallelConfig, num_replicas_of
 from harness.config.read import read_config
 from harness.errors import ConfigError
 from harness.ranks.mesh import Mesh
 from harness.ranks.ranks import Ranks
 from harness.training.birth import Birth
 from harness.training.parallel import start_accelerator
-from harness.training.shards import Shards, check_network, num_replicas_of, units_of
+from harness.training.shards import Shards, check_network, units_of
 from tests.checkpoint.examples import loaded_from
 from tests.parallel.way_parts import GRAPHS, Tower, records, trace
 from tests.pool import command, on_ranks, train_on_ranks
