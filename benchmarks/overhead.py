@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import harness.training.train
 from harness.training.agenda import Request
-from harness.training.loop import train_step
+from harness.training.loop import train_step, warm_up_batches
 from harness.training.run import Run
 
 BLOCK = 40  # steps
@@ -92,7 +92,7 @@ class TakesTurns(torch.optim.SGD):
 
 def bare(run: Run) -> Any:
     """The loop without what this benchmark is about."""
-    run.engine.warm_up(run.feed.sample_batch(run.step), run.feed.sample_batch(run.step + 1))
+    run.engine.warm_up(run.ranks, *warm_up_batches(run))
     while True:
         train_step(run)
         if run.agenda.due(run.step, Request.NONE).log:

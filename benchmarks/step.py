@@ -62,7 +62,6 @@ network: NETWORK
 task: {_target_: harness.tasks.Classification, input: x, target: label}
 batch: {size: SIZE, micro_size: 32}
 optimizer: {_target_: torch.optim.AdamW, lr: 1e-3}
-schedule: {_target_: step.TakesTurns}
 stop: {every: {steps: 1000000}, budget: {steps: 1000000}}
 log: {every: {steps: 50}}
 train: {compile: COMPILED}
@@ -155,11 +154,11 @@ class Pairs(Noise):
 
 
 class TakesTurns:
-    """A schedule of nothing that on rank 0, after each block of steps, tells how long it took and
+    """Stepped as a schedule is: on rank 0, after each block of steps, tells how long it took and
     waits to be asked for another; the other ranks wait for rank 0.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.left = self.block = int(os.environ["BLOCK"])
         self.begun = (0.0, 0.0, 0.0)
 
@@ -236,8 +235,16 @@ def work(case: Case, arm: str, config: Path) -> None:
     """One rank of one arm."""
     if arm not in ("fermarsi", "eager"):
         bare(case, arm)
+    import harness.training.loop
     from harness.training.launch import launch
 
+    turns, train_step = TakesTurns(), harness.training.loop.train_step
+
+    def counted(run: Any) -> None:
+        train_step(run)
+        turns.step()
+
+    harness.training.loop.train_step = counted
     raise SystemExit(launch(config, []))
 
 

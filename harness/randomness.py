@@ -6,6 +6,7 @@ Before each forward pass the ambient generators (Python, NumPy, torch on every d
 of ranks and after any interruption.
 """
 
+import functools
 import hashlib
 import json
 import random
@@ -39,6 +40,31 @@ def seed_ambient(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     seed_torch(seed)
+
+
+class Boundary:
+    """Between two steps the ambient generators are those of (seed, step), the same on every rank.
+
+    late: nothing but what asks by `settle` looks at them before they are seeded anew, so that most
+    steps need not seed them here.
+    """
+
+    def __init__(self, *, late: bool) -> None:
+        self._late = late
+        self._place: tuple[int, int] | None = None
+
+    def reach(self, seed: int, step: int) -> None:
+        """The last passes of a step are over."""
+        self._place = seed, step
+        if not self._late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Somebody looks at the generators now."""
+        if self._place is not None:
+            seed, step = self._place
+            self._place = None
+            seed_ambient(seed_for(seed, "update", step))
 
 
 def seed_torch(seed: int) -> None:
@@ -125,12 +151,18 @@ def accelerator_module() -> Any:
     One that is there but not in use does not count: a training on the CPU starts no context on a
     GPU, and a loader's worker, which was forked before or must not use CUDA, none either.
     """
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None:
+    module = _module_of_build()
+    if module is None:
         return None
-    module = torch.get_device_module(accelerator)
     begun = getattr(module, "is_initialized", module.is_available)
     return module if begun() else None
+
+
+@functools.cache
+def _module_of_build() -> Any:
+    """Of the kind of accelerator that torch was built for."""
+    accelerator = torch.accelerator.current_accelerator()
+    return None if accelerator is None else torch.get_device_module(accelerator)
 
 
 @contextmanager

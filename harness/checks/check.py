@@ -21,7 +21,7 @@ from harness.checks.leaks import (
     check_recordings,
     check_time,
     columns_of_rules,
-    find_repeated,
+    number_repeated,
 )
 from harness.checks.near import Prints, check_near
 from harness.checks.numbers import check_numbers
@@ -76,7 +76,7 @@ def check_data(
         for name, spec in specs.items()
     ]
     check_parts(data, findings)
-    check_duplicates(surveys, repeated := find_repeated(surveys), findings)
+    check_duplicates(surveys, repeated := number_repeated(surveys), findings)
     check_conflicts(surveys, repeated, roles, findings)
     check_groups(surveys, groups, findings)
     if ("recording",) not in groups:
@@ -85,7 +85,7 @@ def check_data(
     for time in times:
         check_time(surveys, time, findings)
     if prints:
-        check_near(surveys, list(prints.values()), findings)
+        check_near(surveys, list(prints.values()), repeated, findings)
     if features:
         check_drift(surveys, list(features.values()), roles, groups, findings)
     for one in surveys:

@@ -1,6 +1,6 @@
 """Leaks between splits: shared content, groups or rows of a recording, and times out of order."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -12,33 +12,40 @@ from harness.checks.report import Findings
 from harness.checks.roles import Roles
 from harness.checks.survey import Survey
 from harness.components import TARGET, components_in
+from harness.data.readings import distinct
 from harness.errors import ConfigError
 
 
-def find_repeated(surveys: Sequence[Survey]) -> set[bytes]:
-    """The digests of contents that occur more than once, in any split; blank ones do not count."""
-    once: set[bytes | None] = set()
-    again: set[bytes | None] = set()
-    for one in surveys:
-        new = set(one.digests)
-        again |= once & new
-        once |= new
-        if len(new) < len(one.digests):
-            again |= {digest for digest, count in Counter(one.digests).items() if count > 1}
-    return {digest for digest in again if digest is not None}
-
-
-def check_duplicates(surveys: Sequence[Survey], repeated: set[bytes], findings: Findings) -> None:
-    """Content shared by two splits is a finding; within a split it is a note. `repeated`: as of
-    `find_repeated`.
+def number_repeated(surveys: Sequence[Survey]) -> list[NDArray[np.int64]]:
+    """Of each survey (n,): for contents that occur more than once, in any split, their numbers from
+    0, equal for equal contents; for others, and for blank ones, -1.
     """
-    digests = [_by_digest(one, repeated) for one in surveys]
-    for (one, of_one), (other, of_other) in combinations(zip(surveys, digests, strict=True), 2):
-        shared = [digest for digest in of_other if digest in of_one]
-        count = sum(len(of_other[digest]) for digest in shared)
+    hashes = np.concatenate([one.hashes for one in surveys])
+    rows = np.flatnonzero(~np.concatenate([one.is_blank for one in surveys]))
+    ordered = np.sort(hashes[rows, 0])
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    rows = rows[np.isin(hashes[rows, 0], twice)] if len(twice) else rows[:0]
+    _, which = distinct(hashes[rows])
+    numbers = np.full(len(hashes), -1, np.int64)
+    numbers[rows] = np.where(np.bincount(which, minlength=1)[which] > 1, which, -1)
+    return np.split(numbers, np.cumsum([len(one.rows) for one in surveys])[:-1])
+
+
+def check_duplicates(
+    surveys: Sequence[Survey], repeated: Sequence[NDArray[np.int64]], findings: Findings
+) -> None:
+    """Content shared by two splits is a finding; within a split it is a note. `repeated`: as of
+    `number_repeated`.
+    """
+    contents = [
+        _rows_by_content(one, numbers) for one, numbers in zip(surveys, repeated, strict=True)
+    ]
+    for (one, of_one), (other, of_other) in combinations(zip(surveys, contents, strict=True), 2):
+        shared = [number for number in of_other if number in of_one]
+        count = sum(len(of_other[number]) for number in shared)
         examples = [
-            f"{other.name(of_other[digest][0])} = {one.name(of_one[digest][0])}"
-            for digest in shared
+            f"{other.name(of_other[number][0])} = {one.name(of_one[number][0])}"
+            for number in shared
         ]
         share = f"{count:,} of {len(other.rows):,} samples ({count / len(other.rows):.1%})"
         message = f"{other.where}: {share} have the same content as samples in {one.where}."
@@ -47,7 +54,7 @@ def check_duplicates(surveys: Sequence[Survey], repeated: set[bytes], findings: 
             "data.checks.duplicates: warn if the data contains repetitions by nature."
         )
         findings.add("duplicates", (one.split, other.split), f"{message} {advice}", count, examples)
-    for one, of_one in zip(surveys, digests, strict=True):
+    for one, of_one in zip(surveys, contents, strict=True):
         again = sum(len(rows) - 1 for rows in of_one.values())
         if again and findings.wants("duplicates"):
             findings.notes.append(
@@ -56,21 +63,27 @@ def check_duplicates(surveys: Sequence[Survey], repeated: set[bytes], findings: 
 
 
 def check_conflicts(
-    surveys: Sequence[Survey], repeated: set[bytes], roles: Roles, findings: Findings
+    surveys: Sequence[Survey],
+    repeated: Sequence[NDArray[np.int64]],
+    roles: Roles,
+    findings: Findings,
 ) -> None:
     """Equal content with different classes, within a split or between two. `repeated`: as of
-    `find_repeated`.
+    `number_repeated`.
     """
     for role in roles.classes:
         # Content -> class -> its first sample
-        seen: dict[bytes, dict[str, tuple[Survey, int]]] = defaultdict(dict)
-        for one in surveys:
+        seen: dict[int, dict[str, tuple[Survey, int]]] = defaultdict(dict)
+        for one, numbers in zip(surveys, repeated, strict=True):
+            at = np.flatnonzero(numbers >= 0)
             labels = one.labels(role.target)
-            for row, digest, label in zip(
-                one.rows.tolist(), one.digests, labels or (), strict=labels is not None
+            for row, number, label in zip(
+                one.rows[at].tolist(),
+                numbers[at].tolist(),
+                () if labels is None else labels.take(at),
+                strict=labels is not None,
             ):
-                if digest is not None and digest in repeated and label not in seen[digest]:
-                    seen[digest][label] = one, row
+                seen[number].setdefault(label, (one, row))
         found = [by_class for by_class in seen.values() if len(by_class) > 1]
         examples = [
             " but ".join(
@@ -194,11 +207,11 @@ def check_time(surveys: Sequence[Survey], column: str, findings: Findings) -> No
         findings.add("time_order", (one.split, other.split), message, len(early), examples)
 
 
-def _by_digest(one: Survey, repeated: set[bytes]) -> dict[bytes, list[int]]:
-    rows: dict[bytes, list[int]] = defaultdict(list)
-    for row, digest in zip(one.rows.tolist(), one.digests, strict=True):
-        if digest is not None and digest in repeated:
-            rows[digest].append(row)
+def _rows_by_content(one: Survey, numbers: NDArray[np.int64]) -> dict[int, list[int]]:
+    at = np.flatnonzero(numbers >= 0)
+    rows: dict[int, list[int]] = defaultdict(list)
+    for row, number in zip(one.rows[at].tolist(), numbers[at].tolist(), strict=True):
+        rows[number].append(row)
     return rows
 
 

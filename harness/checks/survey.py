@@ -1,9 +1,9 @@
 """One pass over a split's samples, as its source returns them."""
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,8 @@ from harness.errors import ConfigError
 from harness.treatments import Join
 
 BLANK_SIZE = 8  # a sample of this many numbers, all equal, is blank rather than a duplicate
+_SHORT = 256  # bytes of a row that are hashed with others at once
+Hashes = NDArray[np.uint64]
 
 
 class Observer(Protocol):
@@ -33,16 +35,17 @@ class Observer(Protocol):
 class Survey:
     """What is known about a split.
 
-    Of the n checked samples, `rows` (n,): `digests` of their content (None: blank), `columns` of
-    one text per sample, and `channels`: statistics of their numbers, by key. `known`: texts of
-    all samples.
+    Of the n checked samples, `rows` (n,): `hashes` (n, 2) of their content, of which some are
+    `is_blank` (n,), `columns` of one text per sample, and `channels`: statistics of their numbers,
+    by key. `known`: texts of all samples.
     """
 
     split: str
     num_samples: int
     rows: NDArray[np.int64]
     known: Mapping[str, Sequence[str]]
-    digests: list[bytes | None] = field(default_factory=list)
+    hashes: Hashes
+    is_blank: NDArray[np.bool_]
     columns: Mapping[str, Texts] = field(default_factory=dict)
     channels: dict[str, Channels] = field(default_factory=dict)
 
@@ -108,11 +111,14 @@ def survey(
     """
     size = len(source)
     rows = some_of(source, limit)
-    found = Survey(split, size, rows, known_of(source))
+    hashes, is_blank = np.empty((len(rows), 2), np.uint64), np.empty(len(rows), np.bool_)
+    found = Survey(split, size, rows, known_of(source), hashes, is_blank)
     where = f"data.{split}"
     targets = {role.target for role in roles.targets}
     columns: dict[str, list[str]] = {}
+    end = 0
     for indices, samples in blocks_of(source, rows, where):
+        block = slice(end, end := end + len(indices))
         unknown = sorted(set(ranges) - set(samples))
         if unknown:
             raise ConfigError(
@@ -121,7 +127,8 @@ def survey(
             )
         for observer in observers:
             observer.add(samples)
-        found.digests += digests_of(samples, content_of(samples, roles, treatments))
+        names = content_of(samples, roles, treatments)
+        hashes[block], is_blank[block] = hashes_of(samples, names)
         single = [name for name in targets if name in samples and has_one_value(samples[name])]
         for name in dict.fromkeys([*asked, *single]):
             if name in samples or name not in found.known:
@@ -163,33 +170,54 @@ def _join_inputs(inputs: Sequence[str], treatments: Sequence[Mapping[str, Any]])
     return wanted
 
 
-def digests_of(samples: Mapping[str, Values], names: Sequence[str]) -> list[bytes | None]:
-    """One per sample: of the type, shape and bytes of its columns; None for a blank sample."""
-    columns = [_contents(samples[name]) for name in names]
-    blank = np.logical_and.reduce([of for _, of in columns]).tolist()
-    joined = map(b"".join, zip(*(contents for contents, _ in columns), strict=True))
-    return [
-        None if is_blank else hashlib.blake2b(content, digest_size=16).digest()
-        for content, is_blank in zip(joined, blank, strict=True)
-    ]
+def hashes_of(samples: Mapping[str, Values], names: Sequence[str]) -> tuple[Hashes, NDArray[Any]]:
+    """(B, 2): 128 bits of the type, shape and bytes of these columns; (B,): whether blank."""
+    hashes, blank = zip(*(_hashes(samples[name]) for name in names), strict=True)
+    return _sums(np.concatenate(hashes, 1).view(np.uint32)), np.logical_and.reduce(blank)
 
 
-def _contents(values: Values) -> tuple[list[bytes], NDArray[np.bool_]]:
-    """Of each sample: its type, shape and bytes, and whether it is blank."""
+def _hashes(values: Values) -> tuple[Hashes, NDArray[np.bool_]]:
+    """(B, 2), (B,): the same of one column."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and values.dtype.isnative:
-        kind = f"{values.dtype} {values.shape[1:]}".encode()
         rows = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
         blank = (rows == rows[:, :1]).all(1) & (rows.shape[1] >= BLANK_SIZE)
-        joined = rows.tobytes()
-        size = len(joined) // max(1, len(rows))
-        return [kind + joined[at * size : (at + 1) * size] for at in range(len(rows))], blank
+        kind = f"{values.dtype} {values.shape[1:]}".encode()
+        size = rows.shape[1] * rows.itemsize
+        if size > _SHORT:
+            data = rows.tobytes()
+            return _digests(kind + data[at : at + size] for at in range(0, len(data), size)), blank
+        words = np.zeros((len(rows), 4 + -(-size // 4)), np.uint32)
+        words[:, :4] = _digests([kind]).view(np.uint32)
+        words.view(np.uint8)[:, 16 : 16 + size] = rows.view(np.uint8).reshape(len(rows), size)
+        return _sums(words), blank
     if are_texts(values):
         texts = [cell.encode() for cell in values]
-        return [b"str %d " % len(text) + text for text in texts], np.zeros(len(texts), np.bool_)
+        hashes = _digests(b"str %d " % len(text) + text for text in texts)
+        return hashes, np.zeros(len(texts), np.bool_)
     arrays = list(map(np.asarray, values))
-    contents = [f"{array.dtype} {array.shape}".encode() + array.tobytes() for array in arrays]
-    sizes = (array.size >= BLANK_SIZE and (array == array.flat[0]).all() for array in arrays)
-    return contents, np.fromiter(sizes, np.bool_, len(arrays))
+    if any(array.dtype.kind not in "biuf" or not array.dtype.isnative for array in arrays):
+        kinds = (f"{array.dtype} {array.shape}".encode() for array in arrays)
+        contents = (kind + array.tobytes() for kind, array in zip(kinds, arrays, strict=True))
+        blanks = [array.size >= BLANK_SIZE and (array == array.flat[0]).all() for array in arrays]
+        return _digests(contents), np.array(blanks, np.bool_)
+    each = [_hashes(array[None]) for array in arrays]
+    return np.concatenate([one for one, _ in each]), np.concatenate([blank for _, blank in each])
+
+
+def _digests(contents: Iterable[bytes]) -> Hashes:
+    """(B, 2)"""
+    digests = b"".join([blake2b(content, digest_size=16).digest() for content in contents])
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+
+
+def _sums(words: NDArray[np.uint32]) -> Hashes:
+    """(B, K) -> (B, 2): sums of words, each times a random number. Different words have the same
+    sums by a chance of 2^-66 at most (J. L. Carter and M. N. Wegman, "Universal classes of hash
+    functions", 1979).
+    """
+    draw = np.random.default_rng(0)
+    factors = draw.integers(2**64, size=(words.shape[1], 2), dtype=np.uint64)
+    return words.astype(np.uint64) @ factors
 
 
 def _numbers(indices: list[int], values: Values) -> list[tuple[list[int], NDArray[Any]]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from harness import components
 from harness.config.read import read_config, resolved_yaml
-from harness.tasks.task import Task
+from harness.tasks.task import Task, metrics_of
 from harness.training.build import controller_of, shown_of
 
 
@@ -13,7 +13,7 @@ def describe_config(path: Path, overrides: Sequence[str]) -> str:
     """The resolved config as YAML, once what it says of metrics fits those of the task. Raises
     ConfigError.
     """
-    config = read_config(path, overrides)
+    config = read_config(path, overrides, metrics_of=metrics_of)
     task: Task = components.build(config.task, "task")
     controller_of(config, task)
     shown_of(config, task)

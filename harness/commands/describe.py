@@ -34,7 +34,7 @@ from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task
 from harness.training.engine import Engine
 from harness.training.items import Count
-from harness.training.parallel import start_accelerator
+from harness.training.parallel import accelerator_for
 
 COLUMNS = ("module", "kind", "shapes", "trained", "frozen", "weights", "gradients", "optimizer")
 
@@ -151,12 +151,7 @@ def describe_network(
     config = asked.model_copy(update={"parallel": ParallelConfig()})  # measured as a whole
     task: Task = components.build(config.task, "task")
     batch = samples_of(training_split(config, task), config.batch.micro_size)
-    accelerator = start_accelerator(
-        config.train.precision,
-        config.run.exactness,
-        config.run.timeout_s,
-        config.train.matmul_precision,
-    )
+    accelerator = accelerator_for(config)
     engine = Engine(config, accelerator, task, batch)
     engine.shard(Ranks())
     engine.open()

@@ -23,7 +23,7 @@ from harness.commands.describe import (
     tensors_in,
     training_split,
 )
-from harness.config.parallel import ParallelConfig
+from harness.config.parallel import ParallelConfig, num_replicas_of
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.data.sampling import fitting_world_sizes
@@ -33,9 +33,9 @@ from harness.ranks.ranks import Ranks
 from harness.tasks.task import Task
 from harness.training.birth import outline
 from harness.training.engine import Engine, explain_errors
-from harness.training.parallel import start_accelerator
+from harness.training.parallel import accelerator_for
 from harness.training.parts import training_mode
-from harness.training.shards import check_network, num_replicas_of, unit_of, units_of
+from harness.training.shards import check_network, unit_of, units_of
 from harness.wording import some
 
 _MOST_RANKS = 4096
@@ -126,13 +126,7 @@ def describe_ranks(
     )
     if memory_bytes is None:
         return found
-    sizes = (
-        one
-        for one in outlined.sizes(num_ranks)
-        if outlined.may_fit(num_ranks, one, memory_bytes)
-        and outlined.memory_of(num_ranks, one).total_bytes <= memory_bytes
-    )
-    largest = next(sizes, None)
+    largest = outlined.largest_size(num_ranks, memory_bytes)
     advice = [] if largest else [*outlined.advice(num_ranks, memory_bytes)]
     return replace(
         found,
@@ -151,12 +145,7 @@ class _Outlined:
         train = config.train.model_copy(update={"compile": False})
         plain = config.model_copy(update={"parallel": ParallelConfig(), "train": train})
         self._task: Task = components.build(config.task, "task")
-        self._accelerator = start_accelerator(
-            config.train.precision,
-            config.run.exactness,
-            config.run.timeout_s,
-            config.train.matmul_precision,
-        )
+        self._accelerator = accelerator_for(config)
         self._split = training_split(config, self._task)
         batch = samples_of(self._split, 1)
         self._engine = Engine(plain, self._accelerator, self._task, batch, outline(plain))
@@ -179,31 +168,44 @@ class _Outlined:
     def _is_sharded(self) -> bool:
         return self._settings.kind != "ddp"
 
-    def memory_of(self, num_ranks: int, micro_size: int) -> RankMemory:
-        """Of one of so many processes."""
-        held = self._held(num_ranks, micro_size)
+    def memory_of(self, num_ranks: int, micro_size: int, slots: int | None = None) -> RankMemory:
+        """Of one of so many processes; slots: of a step on each, None: as the batch has them."""
+        held = self._held(num_ranks, micro_size, slots)
         return replace(held, activation_bytes=self._activation_bytes(micro_size))
 
-    def sizes(self, num_ranks: int) -> list[int]:
-        """Those of micro-batches that so many processes can share evenly, the largest first."""
+    def largest_size(
+        self, num_ranks: int, memory_bytes: int, slots: int | None = None
+    ) -> int | None:
+        """Of micro-batches that so many processes can share evenly, the largest that fits."""
         size = self._config.batch.size
-        return [one for one in range(size, 0, -1) if size % (one * num_ranks) == 0]
+        sizes = (one for one in range(size, 0, -1) if size % (one * num_ranks) == 0)
+        fits = (
+            one
+            for one in sizes
+            if self._may_fit(num_ranks, one, memory_bytes, slots)
+            and self.memory_of(num_ranks, one, slots).total_bytes <= memory_bytes
+        )
+        return next(fits, None)
 
-    def may_fit(self, num_ranks: int, micro_size: int, memory_bytes: int) -> bool:
+    def _may_fit(
+        self, num_ranks: int, micro_size: int, memory_bytes: int, slots: int | None
+    ) -> bool:
         """Whether there is room for two thirds of the activations that it would have if they grew
         with the micro-batch, as most do.
         """
         known = self._config.batch.micro_size
         expected = self._activation_bytes(known) * micro_size / known * 2 / 3
-        return self._held(num_ranks, micro_size).total_bytes + expected <= memory_bytes
+        return self._held(num_ranks, micro_size, slots).total_bytes + expected <= memory_bytes
 
     def remarks(self) -> Iterator[str]:
         """What takes memory without need."""
-        if self._is_sharded and self._config.train.precision != "no":
+        is_cast = self._is_sharded and self._config.train.precision != "no"
+        if is_cast and not self._engine.recomputed:
             yield (
                 f"train.precision: {self._config.train.precision} keeps a copy of all weights from "
                 "forward to backward pass on each process (counted as activations): with sharded "
-                "networks set parallel.precision: {params: bf16} instead"
+                "networks set train.recompute: auto, which keeps that of one block, or "
+                "parallel.precision: {params: bf16} instead"
             )
 
     def advice(self, num_ranks: int, memory_bytes: int) -> Iterator[str]:
@@ -213,6 +215,14 @@ class _Outlined:
         if not self._is_sharded:
             yield "parallel.kind: fsdp leaves each process its rows alone"
             return
+        is_elastic = self._config.run.exactness == "elastic"
+        at_step = self._settings.reduce_every == "step" and not is_elastic
+        # Of one slot no whole gradients are kept either
+        if at_step and (size := self.largest_size(num_ranks, memory_bytes, slots=1)):
+            yield (
+                "parallel.reduce_every: micro_batch keeps no whole gradients, with more exchanges: "
+                f"then a batch.micro_size of {size} fits"
+            )
         most = max(map(len, self._parameters.values()))
         counts = range(num_ranks, min(most, _MOST_RANKS) + 1, num_ranks)
         room = (one for one in counts if self._held(one, 1, 1).total_bytes < memory_bytes)
@@ -220,8 +230,9 @@ class _Outlined:
         if enough is None:
             yield "no number of processes is enough: what is gathered must shrink (parallel.shard)"
         elif enough > num_ranks:
-            yield f"{enough} processes have room for their rows, with a micro-batch each in a step"
-        elif self._config.batch.size > num_ranks:
+            how = ", with a micro-batch each in a step" if at_step else ""
+            yield f"{enough} processes have room for their rows{how}"
+        elif at_step and self._config.batch.size > num_ranks:
             yield (
                 f"a batch.size of {num_ranks} samples, one micro-batch a process, would need no "
                 "whole gradients"
@@ -240,8 +251,12 @@ class _Outlined:
         named = self._parameters.values()
         trained = [one for one in named if one.requires_grad]
         own_gradients = sum(_share(one, one.nbytes, shards) for one in trained)
-        # Summed over ranks with the step's last slot
-        whole = sum(one.nbytes for one in trained) if shards > 1 and slots > 1 else 0
+        # Summed over ranks with the step's last slot, or that of the rest at the end of a pass
+        whole = 0
+        if shards > 1:
+            is_kept = slots > 1 and self._settings.reduce_every == "step"
+            kept = trained if is_kept else self._units().get("", [])
+            whole = sum(one.nbytes for one in kept if one.requires_grad)
         ema = self._config.train.ema
         return RankMemory(
             ranks=num_ranks,
@@ -263,14 +278,21 @@ class _Outlined:
         gradients; or all, where nothing is given back after the forward pass.
         """
         width = 2 if self._settings.precision.params == "bf16" else None
-        sizes: dict[str, int] = {}
-        for name, one in self._parameters.items():
-            unit = unit_of(name, self._blocks)
-            sizes[unit] = sizes.get(unit, 0) + one.numel() * (width or one.itemsize)
+        sizes = {
+            unit: sum(one.numel() * (width or one.itemsize) for one in inside)
+            for unit, inside in self._units().items()
+        }
         rest = sizes.pop("", 0)
         if not self._settings.reshard_after_forward:
             return rest + sum(sizes.values()) + max(sizes.values(), default=0)
         return rest + 3 * max(sizes.values(), default=0)
+
+    def _units(self) -> dict[str, list[Tensor]]:
+        """The parameters that are gathered together, by block; "" for the rest of the network."""
+        found: dict[str, list[Tensor]] = {}
+        for name, one in self._parameters.items():
+            found.setdefault(unit_of(name, self._blocks), []).append(one)
+        return found
 
     def _optimizer_state(self) -> list[tuple[Tensor, int]]:
         """Bytes, with the parameter whose rows they are shared with; found by a step."""

@@ -33,6 +33,7 @@ EXTRAS = {
     "pyedflib": "devices",
     "wfdb": "devices",
     "h5py": "devices",
+    "peft": "adapters",
     "optuna": "search",
     "onnxscript": "export",
     "cleanlab": "labels",

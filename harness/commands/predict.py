@@ -52,6 +52,7 @@ class PredictionRequest:
     allow: tuple[str, ...] = ()
     readings: Path | None = None  # of files, for all processes
     files: tuple[str, ...] = ()
+    several: bool = False  # processes
 
     def open(self) -> tuple[TrainedNetwork, Split, PredictionTables]:
         """The network, the samples and their predictions. Raises HarnessError."""
@@ -60,10 +61,11 @@ class PredictionRequest:
         if self.files:
             spec = source_of_files(trained, self.split, self.files)
         shelf = None if self.readings is None else temporary_shelf(self.readings)
-        with shelved(shelf):
+        with shelved(shelf if self.several else None):
             split = open_split(trained, self.split, spec, "--files" if self.files else "--source")
         fit_task(trained, split)
-        return trained, split, PredictionTables(trained, split, self.split)
+        with shelved(shelf):
+            return trained, split, PredictionTables(trained, split, self.split)
 
     def part(self, directory: Path, number: int) -> Path:
         """The file of one table."""
@@ -92,8 +94,11 @@ def write_predictions(
         raise ConfigError(f"--out: {out}: there is no directory {out.parent}. Create it.")
     if source and files:
         raise ConfigError("--files, --source: two kinds of new samples. Give one of them.")
-    with temporary_readings(wanted=processes > 1) as readings:
-        request = PredictionRequest(path, split, source, out, tuple(allow), readings, (*files,))
+    several = processes > 1
+    with temporary_readings(wanted=True) as readings:
+        request = PredictionRequest(
+            path, split, source, out, tuple(allow), readings, (*files,), several
+        )
         return _predict(request, processes)
 
 

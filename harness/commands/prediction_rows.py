@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.commands.trained import TrainedNetwork
 from harness.data.feed import evaluation_batches
 from harness.data.preparing import build_treatments
-from harness.data.source import inverse_of, key_of, known_of, training_only
+from harness.data.source import inverse_of, key_of, known_of, own_numbers_of, training_only
 from harness.data.split import Split
+from harness.data.store import EntrySource
+from harness.data.texts import NumberTexts, Texts
 from harness.errors import DataError
 from harness.randomness import preserve_random, seed_ambient, seed_for
 from harness.tasks.task import targets_of
@@ -38,9 +41,11 @@ class PredictionTables:
         self._split = split
         size = trained.micro_size
         self.count = -(-len(split) // (max(1, ROWS // size) * size))
-        self._known = {
-            key: np.array(texts, dtype=object) for key, texts in known_of(split.source).items()
-        }
+        described = split.source
+        if isinstance(described, EntrySource) and described.open is not None:
+            described = described.open()  # an entry has no numbers but float32
+        self._known = {key: _column(texts) for key, texts in known_of(described).items()}
+        self._numbers = own_numbers_of(described)
         self._of = targets_of(trained.task)
         own = getattr(trained.task, "target", None)
         self._own = own if isinstance(own, str) else ""
@@ -92,15 +97,19 @@ class PredictionTables:
 
     def _with_known(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """The columns, with what is known of these samples behind their index, as known_NAME where
-        a column has that name; the column of a target says itself what is known of it.
+        a column has that name; the column of a target says itself what is known of it, a number as
+        the source has it.
         """
         rows = columns["sample"]
+        own = self._numbers(rows)
+        known = {**{name: of(rows) for name, of in self._known.items()}, **own}
         others = {
-            f"known_{name}" if name in columns else name: texts[rows]
-            for name, texts in self._known.items()
+            f"known_{name}" if name in columns else name: values
+            for name, values in known.items()
             if name not in self._targets or name not in columns
         }
-        return {"sample": rows, **others, **columns}
+        true = {name: own[name] for name in columns if name in self._undo and name in own}
+        return {"sample": rows, **others, **columns, **true}
 
     def _flat(self, columns: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
         """Columns (B,) and (B, 1) as they are, but for those of classes that have names; (B, C) as
@@ -111,7 +120,8 @@ class PredictionTables:
         for name, values in columns.items():
             target = of.get(name, "")
             if values.is_floating_point():
-                values = _inverted(values.float(), self._undo.get(target, ()))
+                wide = values.dtype == torch.float64
+                values = _inverted(values if wide else values.float(), self._undo.get(target, ()))
             array = values.cpu().numpy()
             array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
             names = self._trained.classes.get(target or self._own, ())
@@ -123,6 +133,16 @@ class PredictionTables:
                 yield name, named[np.where((array >= 0) & (array < len(names)), array, len(names))]
             else:
                 yield name, array if array.ndim == 1 else list(array.tolist())
+
+
+def _column(texts: Sequence[str]) -> Callable[[NDArray[np.int64]], NDArray[Any]]:
+    """What gives some of a known column, numbers as such, without all of it in memory."""
+    if isinstance(texts, NumberTexts):
+        return lambda rows: np.asarray(texts.values[rows])
+    if isinstance(texts, Texts):
+        return lambda rows: np.array(list(texts.take(rows)), dtype=object)
+    whole = np.array(texts, dtype=object)
+    return lambda rows: whole[rows]
 
 
 def _inverted(values: Tensor, inverses: Sequence[Invert]) -> Tensor:

@@ -32,7 +32,7 @@ from harness.data.preparing import (
     prepare,
     store_shelf,
 )
-from harness.data.settings import SPLITS
+from harness.data.settings import SPLITS, SplitConfig
 from harness.data.shelf import Shelf, current_shelf, shelved
 from harness.data.source import as_columns, key_of, read_together
 from harness.data.split import Split
@@ -223,9 +223,16 @@ def open_split(
     entry = _stored(trained, name)
     if entry is not None:
         done = count_once(spec.treatments, treatments)
-        return Split(EntrySource(entry), treatments[done:], where, trained.task.check)
+        stored = EntrySource(entry)
+        if hasattr(components.find(spec.source[TARGET]), "own_numbers"):
+            stored.open = functools.partial(_open, trained, spec, name)
+        return Split(stored, treatments[done:], where, trained.task.check)
+    return Split(_open(trained, spec, name), treatments, where, trained.task.check)
+
+
+def _open(trained: TrainedNetwork, spec: SplitConfig, name: str) -> Any:
     with shelved(current_shelf() or _shelf(trained)):
-        return Split(open_source(spec, name), treatments, where, trained.task.check)
+        return open_source(spec, name)
 
 
 def _shelf(trained: TrainedNetwork) -> Shelf | None:

@@ -1,6 +1,7 @@
 """What may change of a config between the launches of a run."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from harness.components import TARGET
@@ -10,7 +11,36 @@ from harness.data.content import digest
 from harness.wording import Keys, dotted
 
 _ABSENT = object()
+_ANY_NAME = "*"
 _COURSE = ("optimizer", "schedule", "parts", "train", "parallel", "stop", "evaluation")
+_NO_STEPS = "no more steps are taken"
+_NO_RECORDS = "nothing more is recorded"
+READ_ONCE = "weights are read when a run begins"
+
+# Why a change has no effect on a finished run, by the beginning of its key; the longest counts
+_IDLE: Mapping[Keys, str] = {
+    (): "it identifies the run",  # and is refused before
+    ("run",): "the launch has nothing left to do",
+    ("run", "name"): "the run is recorded under its earlier name",
+    ("run", "init_from"): READ_ONCE,
+    ("run", "init_prefix"): READ_ONCE,
+    ("data",): "no more samples are read",
+    ("data", "test"): "no training reads it, and evaluate and predict go by the run's config.yaml",
+    ("data", "checks"): "data is not checked again",
+    ("parts",): _NO_STEPS,
+    ("parts", _ANY_NAME, "init_from"): READ_ONCE,
+    ("parts", _ANY_NAME, "prefix"): READ_ONCE,
+    ("optimizer",): _NO_STEPS,
+    ("schedule",): _NO_STEPS,
+    ("train",): _NO_STEPS,
+    ("parallel",): _NO_STEPS,
+    ("stop",): "judged by it, the run has ended all the same",
+    ("checkpoint",): "no more checkpoints are saved",
+    ("evaluation",): "no more evaluations are made",
+    ("interrupt",): "there is nothing to interrupt",
+    ("log",): _NO_RECORDS,
+    ("tracking",): _NO_RECORDS,
+}
 
 
 def identity_changes(before: Config, now: Config) -> list[str]:
@@ -21,19 +51,53 @@ def identity_changes(before: Config, now: Config) -> list[str]:
 
 
 def _differences(old: Mapping[Keys, Any], new: Mapping[Keys, Any]) -> list[str]:
+    return [_difference(keys, old, new) for keys in _differing(old, new)]
+
+
+def _differing(old: Mapping[Keys, Any], new: Mapping[Keys, Any]) -> list[Keys]:
+    keys = dict.fromkeys([*old, *new])
+    return [one for one in keys if _differ(old.get(one, _ABSENT), new.get(one, _ABSENT))]
+
+
+def _difference(keys: Keys, old: Mapping[Keys, Any], new: Mapping[Keys, Any]) -> str:
+    before, now = (_text_of(one.get(keys, _ABSENT)) for one in (old, new))
+    return f"{dotted(keys)}: {before} -> {now}"
+
+
+def course_changes(before: Config, now: Config) -> list[str]:
+    """What differs in the keys that decide how a run goes on, as "key: before -> now"."""
+    old, new = (dict(_sections(one, _COURSE)) for one in (before, now))
     return [
-        f"{dotted(keys)}: {_text_of(old.get(keys, _ABSENT))} -> {_text_of(new.get(keys, _ABSENT))}"
-        for keys in [*old, *(keys for keys in new if keys not in old)]
-        if _differ(old.get(keys, _ABSENT), new.get(keys, _ABSENT))
+        _difference(keys, old, new) for keys in _differing(old, new) if _why_idle(keys) != READ_ONCE
     ]
 
 
-def course_changes(before: Config, now: Config, also: tuple[str, ...] = ()) -> list[str]:
-    """What differs in the keys that decide how a run goes on, and in `also`, as "key: before ->
-    now".
+def once_changes(before: Config, now: Config) -> list[str]:
+    """What differs in the keys that a run heeds at its beginning alone, as `idle_changes` does."""
+    return [one for one in idle_changes(before, now) if one.endswith(f"({READ_ONCE})")]
+
+
+def idle_changes(before: Config, now: Config) -> list[str]:
+    """What differs where nothing is left to do, on a finished run, as "key: before -> now (why that
+    has no effect)"; the name of its directory is nothing of the run's.
     """
-    old, new = (dict(_sections(one, (*_COURSE, *also))) for one in (before, now))
-    return _differences(old, new)
+    old, new = (dict(_sections(one, tuple(Config.model_fields))) for one in (before, now))
+    return [
+        f"{_difference(keys, old, new)} ({_why_idle(keys)})"
+        for keys in _differing(old, new)
+        if keys != ("run", "dir")
+    ]
+
+
+def _why_idle(keys: Keys) -> str:
+    patterns = (pattern for pattern in _IDLE if _begins(keys, pattern))
+    return _IDLE[max(patterns, key=len)]
+
+
+def _begins(keys: Keys, pattern: Keys) -> bool:
+    return len(keys) >= len(pattern) and all(
+        wanted in (key, _ANY_NAME) for key, wanted in zip(keys, pattern, strict=False)
+    )
 
 
 def rate_changes(before: Config, now: Config) -> list[str]:
@@ -116,4 +180,4 @@ def _differ(before: Any, now: Any) -> bool:
 
 
 def _text_of(value: Any) -> str:
-    return "absent" if value is _ABSENT else repr(value)
+    return "absent" if value is _ABSENT else repr(str(value) if isinstance(value, Path) else value)

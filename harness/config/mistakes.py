@@ -75,7 +75,7 @@ def explain(error: ValidationError, draft: Draft) -> None:
     # A value that fits no branch of a union: one error a branch
     shallow: dict[Keys, list[ErrorDetails]] = {}
     for one in error.errors(include_url=False):
-        keys, of_branch = _keys(one, draft.tree)
+        keys, of_branch = keys_of(one, draft.tree)
         (shallow if of_branch else found).setdefault(keys, []).append(one)
     for keys, several in shallow.items():
         if not any(inside[: len(keys)] == keys for inside in found):
@@ -107,7 +107,7 @@ def _fields(model: type[BaseModel], keys: Keys) -> Iterator[tuple[Keys, FieldInf
             yield from _fields(inner, (*here, ANY_KEY) if named else here)
 
 
-def _keys(error: ErrorDetails, tree: Any) -> tuple[Keys, bool]:
+def keys_of(error: ErrorDetails, tree: Any) -> tuple[Keys, bool]:
     """The user's keys in pydantic's location, which also names branches of unions, and whether it
     ends with a branch.
     """

@@ -1,10 +1,14 @@
 """The section of a config that says how processes share a network."""
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from harness.errors import ConfigError
 from harness.settings import Section
+from harness.wording import some
 
 
 class ParallelPrecisionConfig(Section):
@@ -65,6 +69,14 @@ class ParallelConfig(Section):
             "again for its backward pass: less memory, more traffic."
         ),
     )
+    reduce_every: Literal["step", "micro_batch"] = Field(
+        "step",
+        description=(
+            "When processes sum gradients: with a step's last micro-batch, each holding whole "
+            "ones until then, or with every one, each holding its rows: less memory, more traffic, "
+            "and other last bits."
+        ),
+    )
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
@@ -84,3 +96,20 @@ class ParallelConfig(Section):
 
     def _is_set(self, name: str) -> bool:
         return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+
+def num_replicas_of(settings: ParallelConfig, size: int, environ: Mapping[str, str]) -> int:
+    """How many groups of ranks hold the whole network. Raises ConfigError."""
+    if settings.kind != "hsdp":
+        return 1
+    if settings.replicate is None:
+        # One a machine, as the launcher says
+        return size // math.gcd(size, int(environ.get("LOCAL_WORLD_SIZE", size)))
+    if size % settings.replicate:
+        fits = [str(one) for one in range(1, size + 1) if size % one == 0]
+        raise ConfigError(
+            f"parallel.replicate: {size} processes do not make {settings.replicate} groups of the "
+            f"same size. Set one of {some(fits)}, or launch a multiple of {settings.replicate} "
+            "processes."
+        )
+    return settings.replicate

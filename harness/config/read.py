@@ -21,6 +21,7 @@ from harness.config.mistakes import explain
 from harness.config.reading import Draft, raise_all
 from harness.config.schedules import find_schedule_mistakes
 from harness.config.schema import Config, RunConfig
+from harness.config.stops import MetricsOf, misfits
 from harness.data.notebook import find_change
 from harness.data.settings import SPLITS
 from harness.errors import ConfigError
@@ -41,6 +42,7 @@ def read_config(
     allow: Sequence[str] | None = None,
     network: Mapping[Keys, Any] | None = None,
     over: Mapping[Any, Any] | None = None,
+    metrics_of: MetricsOf | None = None,
 ) -> Config:
     """A config file over its bases, with `key=value` overrides; `over` as in `reading.read`.
 
@@ -50,7 +52,8 @@ def read_config(
     allow and that are not under these prefixes are refused, before anything of theirs is imported,
     and trackers, which nothing makes of it, are not looked at; no other file is read for it and
     nothing is interpolated. None: the config is the user's own. network: other components for some
-    of the network's, by the keys that lead to them.
+    of the network's, by the keys that lead to them. metrics_of: with it, what of the stop settings
+    does not fit the metrics is told beside other mistakes; without any, whoever knows them tells.
     """
     draft = _read(path, overrides, stored=allow is not None, over=over)
     if network:
@@ -65,6 +68,8 @@ def read_config(
                     _check_schedule(draft, spec, config)
             elif allow is None:
                 _check_tracker(draft, keys, spec)
+    if draft.mistakes and allow is None:
+        draft.mistakes += list(misfits(draft, metrics_of))
     raise_all(draft.mistakes)
     assert config is not None
     return config

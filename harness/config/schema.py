@@ -372,7 +372,7 @@ class Config(Section):
     @field_validator("parallel")
     @classmethod
     def _can_be_shared(cls, value: ParallelConfig, info: ValidationInfo) -> ParallelConfig:
-        train, run = info.data.get("train"), info.data.get("run")
+        train = info.data.get("train")
         if value.kind == "ddp":
             return value
         if train is not None and train.precision == "fp16":
@@ -385,10 +385,11 @@ class Config(Section):
                 f"kind {value.kind} does not go with train.channels_last: such weights have no "
                 "rows to share; leave one of them out"
             )
-        if run is not None and run.exactness == "elastic":
+        run = info.data.get("run")
+        if value.reduce_every != "step" and run is not None and run.exactness == "elastic":
             raise ValueError(
-                f"kind {value.kind} does not go with run.exactness: elastic: how many processes "
-                "there are changes the order of sums; use exactness: resume, or kind: ddp"
+                f"reduce_every: {value.reduce_every} does not go with run.exactness: elastic, "
+                "which adds up the whole gradients of each slot; leave one of them out"
             )
         return value
 

@@ -224,7 +224,7 @@ class _Joining:
             for shard, _ in self._spans
         ]
         codes = [_load(shard, number, "codes")[:count] for shard, count in self._spans]
-        first, which = _distinct(np.concatenate([_hashes(one) for one in words]))
+        first, which = distinct(np.concatenate([_hashes(one) for one in words]))
         bases = np.cumsum([0, *map(len, words)])
         coded = (
             which[base + part[begin : begin + _ROWS]].astype(np.int32)
@@ -324,8 +324,8 @@ def _hashes(words: Words) -> NDArray[np.uint64]:
     return np.frombuffer(hashes, np.uint64).reshape(-1, 2)
 
 
-def _distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(N, 2) -> the first of each kind (K,), ascending, and the kind (N,) of each."""
+def distinct(hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """hashes (N, 2) -> the first of each kind (K,), ascending, and the kind (N,) of each."""
     _, first, which = np.unique(hashes[:, 0], return_index=True, return_inverse=True)
     if (hashes[first[which], 1] != hashes[:, 1]).any():  # 64 bits do not tell all apart
         _, first, which = np.unique(hashes, axis=0, return_index=True, return_inverse=True)

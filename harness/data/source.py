@@ -88,6 +88,17 @@ class KnownColumns(Protocol):
         ...
 
 
+Numbers = Callable[[NDArray[np.int64]], Mapping[str, NDArray[Any]]]
+
+
+class OwnNumbers(Protocol):
+    """A source that gives numbers in float32, and can tell them as its files have them."""
+
+    def own_numbers(self) -> Numbers:
+        """A function of indices (B,): {column: (B,) float64, or int64 where all are whole}."""
+        ...
+
+
 class ClassNames(Protocol):
     """A source or treatment that numbers classes by names, which the run then keeps."""
 
@@ -320,6 +331,14 @@ def known_of(source: Any) -> Mapping[str, Sequence[str]]:
     return known
 
 
+def own_numbers_of(source: Any) -> Numbers:
+    """Numbers of samples as the source's files have them, which may be read once more; of no column
+    if it does not tell. Raises DataError.
+    """
+    found: Numbers = source.own_numbers() if hasattr(source, "own_numbers") else lambda _: {}
+    return found
+
+
 def class_names_of(owner: Any) -> dict[str, list[str]]:
     """{column: names in the order of their numbers} of a source or treatment; {} without any."""
     names = owner.class_names() if hasattr(owner, "class_names") else {}
@@ -421,7 +440,8 @@ def some_of(source: Any, most: int) -> NDArray[np.int64]:
     if hasattr(source, "mark"):
         return np.arange(min(most, len(source)), dtype=np.int64)
     size = len(source)
-    return np.unique(np.linspace(0, size - 1, min(most, size)).astype(np.int64))
+    rows = np.linspace(0, size - 1, min(most, size)).astype(np.int64)
+    return rows[np.diff(rows, prepend=-1) > 0]
 
 
 def mark_of(source: Any) -> Mapping[str, Any] | None:

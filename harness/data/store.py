@@ -201,6 +201,7 @@ class EntrySource:
                 "it: it will be built again."
             )
         self.path = path
+        self.open: Callable[[], Any] | None = None  # what it was made of, where that is known
         self._known: list[str] | None = manifest.get("known")
         self.skipped: list[str] = manifest["made_of"].get("left_out", [])
         self._shards = [

@@ -5,6 +5,7 @@ seconds.
 """
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,17 +16,32 @@ from harness.ranks.ranks import Ranks
 from harness.ranks.rows import is_sharded, is_unit
 from harness.ranks.sockets import noted_sockets
 
+try:
+    from torch.distributed import set_timeout
+except ImportError:  # before torch 2.15
+    from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
+
 REPLICATE, SHARD = "replicate", "shard"
 
 
 class Mesh:
     """Ranks in rows of `num_shards`: those of a row share the network, rows hold the same."""
 
-    def __init__(self, device_mesh: Any, num_replicas: int, num_shards: int) -> None:
+    def __init__(
+        self,
+        device_mesh: Any,
+        num_replicas: int,
+        num_shards: int,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
         self.num_replicas = num_replicas
         self.num_shards = num_shards
         self._mesh = device_mesh
+        self._ranks = ranks
+        self._device = device
         self._group = device_mesh.get_group(SHARD)
+        self.shard_index = ranks.rank % num_shards
 
     @classmethod
     def open(cls, ranks: Ranks, num_replicas: int, device: torch.device) -> "Mesh":
@@ -44,7 +60,10 @@ class Mesh:
         names = (REPLICATE, SHARD) if both else (SHARD,)
         with noted_sockets():
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-        return cls(mesh, num_replicas, num_shards)
+        for name in names:
+            # Groups made for the mesh would wait for as long as torch has it
+            set_timeout(timedelta(seconds=ranks.timeout_s), mesh.get_group(name))
+        return cls(mesh, num_replicas, num_shards, ranks, device)
 
     def shard(
         self,
@@ -88,6 +107,38 @@ class Mesh:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
+    def exchange(self, octets: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Bytes to each of the ranks that share the network, `sent` of them one after another, and
+        those that it gets from each, on its device; no host wait on a GPU. Called by every rank.
+        """
+        octets = octets.to(self._device)
+        if self.num_shards == 1:
+            return octets
+        found = octets.new_empty(sum(received))
+        with self._ranks.heartbeat:
+            dist.all_to_all_single(found, octets, list(received), list(sent), group=self._group)
+        return found
+
+    def start_gather(self, mine: Tensor) -> Callable[[], Tensor]:
+        """Begin to give (n,) to the ranks that hold the same rows. Gives what waits for theirs, one
+        after another in the order of replicas: no host wait on a GPU. Called by every rank.
+        """
+        whole = mine.new_empty(self.num_replicas * len(mine))
+        work = dist.all_gather_into_tensor(
+            whole.view(torch.uint8),
+            mine.view(torch.uint8),
+            group=self._mesh.get_group(REPLICATE),
+            async_op=True,
+        )
+
+        def finish() -> Tensor:
+            if work is not None:
+                with self._ranks.heartbeat:
+                    work.wait()
+            return whole
+
+        return finish
+
 
 def num_shards_of(tensor: object) -> int:
     """Among how many ranks in a row it is divided."""
@@ -104,6 +155,31 @@ def whole(tensor: Tensor) -> Tensor:
 def exchange_gradients(network: nn.Module, on: bool) -> None:
     """Whether backward passes sum gradients over ranks, or keep each rank's own until they do."""
     _root(network).set_requires_gradient_sync(on)
+
+
+def exchange_between_replicas(network: nn.Module, on: bool) -> None:
+    """Whether backward passes also sum over the rows of a mesh what they sum within each, or keep
+    each row's sums until they do.
+    """
+    _root(network).set_requires_all_reduce(on)
+
+
+def whole_parameters(network: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
+    """Each sharded parameter, and the whole one that passes compute with and that keeps their
+    gradients while these are not exchanged. One unit's are gathered at a time. Called by every
+    rank, after a first pass.
+    """
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    sharded = dict(network.named_parameters())
+    for unit in network.modules():
+        if is_unit(unit):
+            unit.reshard()
+            unit.unshard()
+            for name, one in network.named_parameters():
+                if not is_sharded(one):
+                    found[sharded[name]] = one
+            unit.reshard()
+    return found
 
 
 def give_unused_zeros(network: nn.Module) -> None:

@@ -46,6 +46,12 @@ def own_range(tensor: object) -> tuple[int, int] | None:
     return None if rows is None else rows[dist.get_rank()]
 
 
+def num_rows(of_all: int, shard: int, num_shards: int) -> int:
+    """How many of a tensor's rows one of the ranks has that share it, as torch.chunk has it."""
+    count = -(-of_all // num_shards)
+    return max(0, min(count, of_all - shard * count))
+
+
 def local_of(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: its rows where it is sharded, in their own memory."""
     if not is_sharded(tensor):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.source import Numbers
 from harness.errors import DataError
 from harness.sources.narrowing import Narrowed, tell_narrowed
 from harness.sources.source import BatchSource
@@ -21,12 +22,26 @@ class Arrays(BatchSource):
 
     def __init__(self, **fields: Any) -> None:
         self._fields = {name: _array(name, values) for name, values in fields.items()}
+        self._given = {
+            name: values if getattr(values, "dtype", None) == np.float64 else self._fields[name]
+            for name, values in fields.items()
+        }
         sizes = {name: len(values) for name, values in self._fields.items()}
         if len(set(sizes.values())) != 1:
             raise DataError(f"arrays: {sizes or 'none'}: give at least one, all of one length.")
 
     def __len__(self) -> int:
         return len(next(iter(self._fields.values())))
+
+    def own_numbers(self) -> Numbers:
+        """A function of indices (B,): {field: (B,)} of the fields that are one number a sample."""
+        numbers = {
+            name: of
+            for name, of in self._fields.items()
+            if of.ndim == 1 and of.dtype.kind in "biuf"
+        }
+        given = {name: np.asarray(self._given[name]) for name in numbers}
+        return lambda indices: {name: of[indices] for name, of in given.items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{name: (B, ...) array, or a list of B texts}"""

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from harness.data.columns import Values, read_samples
 from harness.data.mixing import Mixing, select_groups, shares_of
 from harness.data.source import (
+    Numbers,
     as_columns,
     class_names_of,
     has_length,
     known_of,
     order_of,
+    own_numbers_of,
     paths_of,
     read_together,
     skipped_of,
@@ -190,6 +192,11 @@ class Subset(BatchSource):
     def known(self) -> dict[str, list[str]]:
         """{column: (N,) texts}, those that the source knows."""
         return {name: select(texts, self._rows) for name, texts in known_of(self._source).items()}
+
+    def own_numbers(self) -> Numbers:
+        """Numbers as the source's files have them."""
+        own = own_numbers_of(self._source)
+        return lambda indices: own(self._rows[indices])
 
     def class_names(self) -> dict[str, list[str]]:
         """{column: names in the order of their numbers}, as the source gives them."""

@@ -33,7 +33,7 @@ class Rule(Protocol):
     def columns(self) -> Sequence[str]:
         """The columns that the rule needs."""
 
-    def parts(self, known: Known) -> NDArray[np.str_]:
+    def parts(self, known: Known) -> NDArray[np.str_] | Texts:
         """{column: (N,)} -> (N,) of "train", "val", "test"; any other word means no part."""
 
 
@@ -66,7 +66,7 @@ class ByValue:
         )
 
     def parts(self, known: Known) -> NDArray[np.str_]:
-        (values,) = _columns(known, self.columns)
+        values = _columns(known, self.columns)[0].compact()
         if not self._given:
             unknown = sorted(set(values.words) - set(_PARTS))
             if unknown:
@@ -98,15 +98,18 @@ class ByGroup:
             raise ConfigError("column: give at least one.")
         self._shares = _shares(val, test)
 
-    def parts(self, known: Known) -> NDArray[np.str_]:
+    def parts(self, known: Known) -> Texts:
         groups = _together(_columns(known, self.columns))
         parts = parts_by_share(groups, self._shares)
-        absent = [part for part, share in self._shares.items() if share > 0 and part not in parts]
+        absent = [
+            part for part, share in self._shares.items() if share > 0 and part not in parts.words
+        ]
         if absent:
             named = ", ".join(map(repr, self.columns))
+            count = len(groups.compact().words)
             raise DataError(
-                f"split: {len(groups.words)} groups in {named} are too few to give {absent[0]} its "
-                "share. Set a larger share."
+                f"split: {count} groups in {named} are too few to give {absent[0]} its share. Set "
+                "a larger share."
             )
         return parts
 
@@ -128,7 +131,7 @@ class ByTime:
         self._gap = gap
 
     def parts(self, known: Known) -> NDArray[np.str_]:
-        (texts,) = _columns(known, self.columns)
+        texts = _columns(known, self.columns)[0].compact()
         times = np.array([_time(text, self.columns[0]) for text in texts.words])[texts.codes]
         ordered = np.sort(times)
         parts = np.full(len(times), "train", dtype="<U5")
@@ -178,7 +181,7 @@ class Stratified:
         joined = _together(keys)
         parts = np.empty(len(names), dtype="<U5")
         for rows in names.rows_by_word().values():
-            parts[rows] = parts_by_share(joined.take(rows), self._shares)
+            parts[rows] = parts_by_share(joined.take(rows), self._shares).array()
         return parts
 
 
@@ -216,7 +219,7 @@ class ByFold:
         keys = _together(_columns(known, self._groups or [ROW]))
         parts = np.full(len(keys), "train", dtype="<U5")
         if self._within is not None:
-            parts = self._within.parts(known).astype("<U5")
+            parts = np.array(self._within.parts(known), dtype="<U5")
         rows = np.flatnonzero(np.isin(parts, ("train", "val")))
         mine = keys.take(rows).compact()
         if len(mine.words) < self._k:
@@ -252,7 +255,7 @@ def _hash(key: str) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
-def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[np.str_]:
+def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> Texts:
     """keys (N,) -> (N,) parts: keys, in the order of their hashes, fill the parts in the order of
     `shares`; the samples of a key stay together.
 
@@ -266,9 +269,9 @@ def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> NDArray[
     middle = np.empty(len(counts))
     middle[order] = np.cumsum(counts[order]) - counts[order] / 2
     ends = np.cumsum(list(shares.values())) * len(which)
-    names = np.array([*shares, "train"])
-    chosen: NDArray[np.str_] = names[np.searchsorted(ends, middle, side="right")][which]
-    return chosen
+    names = [*shares, "train"]
+    used, part_of = np.unique(np.searchsorted(ends, middle, side="right"), return_inverse=True)
+    return Texts([names[one] for one in used], part_of.astype(np.int8)[which])
 
 
 def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[np.int64]:
@@ -287,17 +290,17 @@ def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[
     if getattr(rule, "by_row", False):
         known = {**known, ROW: list(map(str, range(count)))}
     parts = rule.parts(known)
-    rows = np.flatnonzero(parts == part)
+    rows = np.flatnonzero(parts.equal(part) if isinstance(parts, Texts) else parts == part)
     if len(rows) == 0:
         raise DataError(
             f"part: none of {count} samples is in {part!r}; the parts are "
-            f"{some(sorted(set(parts.tolist())), 8)}. Check split."
+            f"{some(sorted(set(map(str, parts))), 8)}. Check split."
         )
     return rows
 
 
 def _columns(known: Known, names: Sequence[str]) -> list[Texts]:
-    """The columns, each with only those words that occur."""
+    """The columns, which may have words that do not occur."""
     found = {name_of(name): cells for name, cells in known.items()}
     for name in names:
         if name_of(name) not in found:
@@ -306,7 +309,7 @@ def _columns(known: Known, names: Sequence[str]) -> list[Texts]:
                 f"split: no column {name!r} is known; the known columns are "
                 f"{', '.join(named) or 'none'}.{did_you_mean(name, named, quoted=True)}"
             )
-    return [Texts.of(found[name_of(name)]).compact() for name in names]
+    return [Texts.of(found[name_of(name)]) for name in names]
 
 
 def _together(columns: Sequence[Texts]) -> Texts:

@@ -6,14 +6,15 @@ The same data gives the same samples in each of these formats.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.readings import Columns
 from harness.data.shelf import report
-from harness.data.texts import NumberTexts, Texts
+from harness.data.source import Numbers
+from harness.data.texts import NumberTexts, Taken, Texts
 from harness.data.written import name_of, plain_name
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
@@ -32,6 +33,11 @@ from harness.sources.shared import read_shared
 from harness.sources.source import BatchSource
 from harness.sources.split import Part, Rule, rows_of
 from harness.sources.table_files import read_cells, read_pieces
+
+MOST_REPEATED = 64  # features of a table that stand beside its predictions
+Wide = Literal["wide"]
+WIDE: Wide = "wide"  # a number as float64, of no sample
+_ROWS = 2**18  # looked at together
 
 
 class Table(BatchSource):
@@ -99,6 +105,7 @@ class Table(BatchSource):
         # Parts of one table share its values, and differ in their rows
         self._whole = whole
         self._chosen = rows_of(part, split, whole.known, len(whole.rows))
+        self._files, self._layout, self._on_error = found, layout, on_error
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
@@ -109,7 +116,7 @@ class Table(BatchSource):
         """Every file that is read."""
         return with_parts(self._paths)
 
-    def known(self) -> dict[str, Sequence[str]]:
+    def known(self) -> Mapping[str, Sequence[str]]:
         """{column: (N,) texts}"""
         whole = self._whole
         texts = {
@@ -118,8 +125,31 @@ class Table(BatchSource):
             if self.columns.get(name, "number") != "number"
         }
         origins = {"path": whole.path_of, "row": NumberTexts(whole.rows)}
-        known = {**origins, **texts, **whole.known}
-        return {name: column.take(self._chosen) for name, column in known.items()}
+        return Taken({**origins, **texts, **whole.known}, self._chosen)
+
+    def own_numbers(self) -> Numbers:
+        """A function of indices (B,): {column: (B,)}, the features, if they are few, and `columns`
+        that are numbers; in float64, or int64 if all are whole. Raises DataError.
+        """
+        features = self.features or [] if len(self.features or ()) <= MOST_REPEATED else []
+        numbers = [name for name, kind in self.columns.items() if kind == "number"]
+        names = list(dict.fromkeys(map(name_of, [*features, *numbers])))
+        if not names:
+            return lambda _: {}
+        reader = _Reader(self._layout, [], dict.fromkeys(names, WIDE), [], set(), self._on_error)
+        own = read_shared(self._files, reader.settings, reader.reads(self._files), reader.whole)
+        if not np.array_equal(own.rows, self._whole.rows):
+            raise DataError(
+                f"{self._paths[0]}: the files changed while they were read. Run the command again."
+            )
+        columns = {name: np.asarray(own.values[name]) for name in names}
+        kinds = {name: np.int64 if _are_whole(of) else np.float64 for name, of in columns.items()}
+
+        def read(indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+            rows = self._chosen[indices]
+            return {name: of[rows].astype(kinds[name]) for name, of in columns.items()}
+
+        return read
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -131,6 +161,15 @@ class Table(BatchSource):
             name: list(column.take(rows)) if isinstance(column, Texts) else column[rows]
             for name, column in self._whole.values.items()
         }
+
+
+def _are_whole(values: Any) -> bool:
+    """Whether all numbers are whole, and none too large to be told from the next one."""
+    for begin in range(0, len(values), _ROWS):
+        some = values[begin : begin + _ROWS]
+        if not ((np.abs(some) <= 2**53) & (some == np.rint(some))).all():  # NaN is not
+            return False
+    return True
 
 
 @dataclass
@@ -152,7 +191,7 @@ class _Reader:
 
     layout: Layout
     features: list[str] | None
-    columns: dict[str, Kind]
+    columns: dict[str, Kind] | dict[str, Wide]
     rule_columns: list[str]
     of_paths: set[str]
     on_error: OnError
@@ -254,7 +293,7 @@ class _Reader:
             raise ConfigError("features, columns: no column is read. Name at least one.")
         for name, kind in self.columns.items():
             if name not in self.of_paths:
-                values[name] = frame.column(name, kind)
+                values[name] = frame.numbers(name) if kind == WIDE else frame.column(name, kind)
         known = {name: frame.texts(name) for name in self.rule_columns if name not in self.of_paths}
         return {
             **{f"value:{name}": column for name, column in values.items()},

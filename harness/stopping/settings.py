@@ -4,7 +4,7 @@ Values only. Each criterion has a file in this folder with its settings, its jud
 problems of the settings for the metrics of a task (does the metric exist, can it reach the value).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -145,8 +145,18 @@ class StopSettings(Section):
 
     @model_validator(mode="after")
     def _can_take_effect(self) -> Self:
+        problems = self.contradictions()
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def contradictions(self, unknown: Collection[str] = ()) -> list[str]:
+        """What of the settings has no effect beside the others, or no sense. `unknown`: fields of
+        which nothing is to be said, nor of others for their sake.
+        """
         problems = []
-        if not (self.targets or self.improvement or self.plateau) and self.budget is None:
+        ends = ("targets", "improvement", "plateau", "budget")
+        if not any(getattr(self, name) or name in unknown for name in ends):
             problems.append("nothing ends the training: give targets, improvement or budget")
         problems += [
             f"{name} has no effect without {needed}"
@@ -156,31 +166,37 @@ class StopSettings(Section):
                 ("warmup", "improvement"),
                 ("improvement_needs", "improvement"),
             )
-            if not getattr(self, needed)
+            if not (getattr(self, needed) or needed in unknown)
             and getattr(self, name) != type(self).model_fields[name].default
         ]
+        if "train_metrics" not in unknown:
+            problems += self._without_train_metrics()
+        problems += [] if "every" in unknown else self._broken_intervals()
+        return problems
+
+    def _without_train_metrics(self) -> Iterator[str]:
         if self.gap is not None and self.train_metrics == "interval":
-            problems.append(
+            yield (
                 "gap: metrics of an interval's own batches, while the network changes, are not to "
                 "be compared with those of validation; set train_metrics: full, or a sample"
             )
         for index, criterion in enumerate(self.improvement):
             if self._lacks_error(criterion):
                 where = item_path("improvement", index, self.improvement)
-                problems.append(f"{where}.at_least: {_NO_ERROR}")
+                yield f"{where}.at_least: {_NO_ERROR}"
+        if self.best is not None and self._lacks_error(self.best):
+            yield f"best.at_least: {_NO_ERROR}"
+
+    def _broken_intervals(self) -> Iterator[str]:
+        for index, criterion in enumerate(self.improvement):
             unit, count = criterion.patience.unit, criterion.patience.count
             length = getattr(self.every, unit, None)
             if length is not None and count % length:
                 where = item_path("improvement", index, self.improvement)
-                problems.append(
+                yield (
                     f"{where}.patience: {count} {unit} are not a whole number of intervals of "
                     f"{length} {unit}; give a multiple of {length}"
                 )
-        if self.best is not None and self._lacks_error(self.best):
-            problems.append(f"best.at_least: {_NO_ERROR}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
 
     def _lacks_error(self, one: Improvement | BestMetric) -> bool:
         of_training = one.metric.startswith("train/") and self.train_metrics == "interval"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from harness import components
 from harness.data.source import Learner
 from harness.errors import ConfigError, DataError
 from harness.metrics.metric import AnyMetric
@@ -116,6 +117,14 @@ def known_metrics(task: Task, splits: Sequence[str]) -> dict[str, MetricInfo]:
     if "loss" in infos:  # by micro-batches of the evaluation
         infos["loss"] = dataclasses.replace(infos["loss"], has_error=True)
     return {f"{split}/{name}": info for split in splits for name, info in infos.items()}
+
+
+def metrics_of(spec: Mapping[str, Any], splits: Sequence[str]) -> dict[str, MetricInfo]:
+    """The same of a task that is yet a component of a config; {} of one that does not tell. Raises
+    ConfigError.
+    """
+    task = components.build(spec, "task")
+    return known_metrics(task, splits) if hasattr(task, "infos") else {}
 
 
 def targets_of(task: Task) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ built: where anything differs but values of parameters and buffers, each builds 
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from harness.config.parallel import num_replicas_of
 from harness.config.schema import Config
 from harness.errors import ConfigError
 from harness.randomness import capture_random, generators_of, seed_ambient, seed_for
@@ -98,7 +100,11 @@ def build_shared(config: Config, kept: Parts, ranks: Ranks) -> Birth:
         reasons = _reasons(born, obstacle, ranks)
         if not reasons:
             assert born is not None
-            on_file = _agreed(born.network, found, ranks)
+            # Of machines with other numbers of processes each would find another one
+            replicas = ranks.decide(
+                lambda: num_replicas_of(config.parallel, ranks.size, os.environ)
+            )
+            on_file = _agreed(born.network, found, ranks, ranks.size // replicas)
             return Birth(born.network, born.kept_parts, True, _note(on_file), on_file)
     whole = ranks.together(lambda: born if born and ranks.is_first() else build_whole(config, kept))
     note = (
@@ -139,20 +145,57 @@ def _reasons(born: Birth | None, obstacle: str, ranks: Ranks) -> list[str]:
 
 
 def _agreed(
-    network: nn.Module, found: Mapping[str, FileValues], ranks: Ranks
+    network: nn.Module, found: Mapping[str, FileValues], ranks: Ranks, num_shards: int
 ) -> dict[nn.Parameter, FileValues]:
-    """The parameters that every rank can read from the same file; rank 0 reads the others. Called
-    by every rank.
+    """The parameters of which every rank can read the values that rank 0 would; rank 0 reads the
+    others. Called by every rank.
     """
-    identities = ranks.gather({name: one.identity for name, one in found.items()})
+    same = _same_values(found, ranks, num_shards)
     agreed: dict[nn.Parameter, FileValues] = {}
     for name, values in found.items():
         parameter = network.get_parameter(name)
-        if all(one.get(name) == values.identity for one in identities):
+        if name in same:
             agreed[parameter] = values
         elif ranks.is_first() and parameter.is_meta:
             _swap(parameter, values.tensor.to(parameter.dtype))
     return agreed
+
+
+def _same_values(found: Mapping[str, FileValues], ranks: Ranks, num_shards: int) -> Collection[str]:
+    """The names of what has the same values in the files of all ranks, by hashes of all of them:
+    the ranks that read rank 0's files share the work there, others hash the rows that they read.
+    Called by every rank.
+    """
+    files = {name: [one.file, *_kind(one.tensor)] for name, one in found.items()}
+    everyone = ranks.gather(files)
+    wanted = everyone[0]
+    names = [
+        name
+        for name, (_, *kind) in wanted.items()
+        if all(kind == one.get(name, [0])[1:] for one in everyone)
+    ]
+    beside = [rank for rank, one in enumerate(everyone) if one == wanted]
+    if len(beside) == ranks.size:
+        return names
+
+    def hash_own() -> list[tuple[int, list[str]]]:
+        indices: Iterable[int] = [ranks.rank % num_shards]
+        if ranks.rank in beside:
+            indices = range(num_shards)[beside.index(ranks.rank) :: len(beside)]
+        return [
+            (one, [found[name].digest_of(one, num_shards) for name in names]) for one in indices
+        ]
+
+    hashed = ranks.gather(ranks.together(hash_own))
+    of_first = {index: digests for rank in beside for index, digests in hashed[rank]}
+    differing = {
+        name
+        for rank_hashes in hashed
+        for index, digests in rank_hashes
+        for name, mine, other in zip(names, digests, of_first[index], strict=True)
+        if mine != other
+    }
+    return {*names} - differing
 
 
 def _note(on_file: Mapping[nn.Parameter, FileValues]) -> str:

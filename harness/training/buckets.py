@@ -2,10 +2,13 @@
 (elastic.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from harness.ranks.ranks import Ranks
 
 BUCKET_BYTES = 25 << 20
 ALIGNED_BYTES = 64  # kernels add up a tensor that begins elsewhere in another order
@@ -55,82 +58,6 @@ def are_apart(gradients: Sequence[Tensor | None]) -> bool:
     return len(set(places)) == len(places)
 
 
-class Bucket:
-    """Parameters whose gradients travel together, and where these lie in one flat tensor: in the
-    memory order of their parameters.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
-        first = parameters[0]
-        aligned = max(1, ALIGNED_BYTES // first.element_size())
-        self.offsets: list[int] = []
-        self.length = 0
-        for one in parameters:
-            self.offsets.append(self.length)
-            self.length += -(-one.numel() // aligned) * aligned
-        self._views: list[Tensor] = []
-        self._flat: Tensor | None = None
-
-    def flat(self, num_ranks: int) -> tuple[Tensor, list[Tensor]]:
-        """A tensor for all gradients in equal shares of the ranks, and each one's view of it; the
-        same at every step.
-        """
-        if self._flat is None:
-            first = self.parameters[0]
-            width = -(-self.length // num_ranks)
-            self._flat = first.detach().new_zeros(num_ranks * width)
-            self._views = [
-                self._flat.as_strided(one.shape, strides_of(one), offset)
-                for one, offset in zip(self.parameters, self.offsets, strict=True)
-            ]
-        return self._flat, self._views
-
-
-def strides_of(parameter: Tensor) -> Sequence[int]:
-    """Of its gradient: autograd's layout contract."""
-    return torch.empty_like(parameter, device="meta").stride()
-
-
-@torch.no_grad()
-def write(views: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-    """A bucket's gradients into its flat tensor."""
-    there = [(view, one) for view, one in zip(views, gradients, strict=True) if one is not None]
-    if there:
-        torch._foreach_copy_([view for view, _ in there], [one for _, one in there])
-    for view, one in zip(views, gradients, strict=True):
-        if one is None:
-            view.fill_(complex(_MISSING, _MISSING) if view.is_complex() else _MISSING)
-
-
-def give(bucket: Bucket, sums: Partial) -> None:
-    """Set the gradients of a rank alone, with the layout and alignment that those of several have:
-    norms depend on it.
-    """
-    for parameter, one in zip(bucket.parameters, sums.tensors, strict=True):
-        strides = strides_of(parameter)
-        if one is not None and (one.stride() != strides or one.data_ptr() % ALIGNED_BYTES):
-            one = torch.empty_strided(one.shape, strides, dtype=one.dtype, device=one.device).copy_(
-                one
-            )
-        parameter.grad = one
-
-
-def buckets_of(parameters: Sequence[nn.Parameter]) -> list[Bucket]:
-    """A function of the network alone: in the order in which a backward pass reaches parameters, by
-    type.
-    """
-    found: list[list[nn.Parameter]] = []
-    size = 0
-    for one in reversed(parameters):
-        if not found or size + one.nbytes > BUCKET_BYTES or one.dtype != found[-1][0].dtype:
-            found.append([])
-            size = 0
-        found[-1].append(one)
-        size += one.nbytes
-    return [Bucket(one) for one in found]
-
-
 class Scratch:
     """Memory that is used again: with fresh memory each page costs more than what is written to it
     does.
@@ -148,4 +75,136 @@ class Scratch:
         return found[:size].view(like.dtype)
 
     def give_back(self, tensors: Sequence[Tensor]) -> None:
+        """Of `take`."""
         self._free += [one._base for one in tensors if one._base is not None]
+
+
+class Bucket(Protocol):
+    """Parameters whose gradients travel together, of which each rank adds up a chunk of `width`
+    elements.
+    """
+
+    parameters: list[nn.Parameter]
+    width: int
+
+    def lay_out(self, sums: Sequence[Partial], scratch: Scratch) -> tuple[Tensor, list[Tensor]]:
+        """Partial sums as ranks exchange them, (R, n * width) for n of them: each rank's chunk of
+        one after another; and the memory to give back once they are sent.
+        """
+
+    def place(self, total: Tensor) -> Callable[[], object]:
+        """Take in this rank's chunk of the sum over all slots, and begin to give the ranks what
+        they need of it. Gives what waits for that: no host wait on a GPU. Called by every rank.
+        """
+
+    def give(self, used: set[nn.Parameter] | None) -> None:
+        """Set the gradients from what has come: None where a parameter is not `used`."""
+
+    def give_alone(self, sums: Partial) -> None:
+        """Set the gradients of a rank alone."""
+
+
+class WholeBucket:
+    """All gradients on each rank, in one flat tensor, in the memory order of their parameters; the
+    same at every step.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+        self.parameters = list(parameters)
+        self._ranks = ranks
+        first = parameters[0]
+        aligned = max(1, ALIGNED_BYTES // first.element_size())
+        self.offsets: list[int] = []
+        length = 0
+        for one in parameters:
+            self.offsets.append(length)
+            length += -(-one.numel() // aligned) * aligned
+        self.width = -(-length // ranks.size)
+        self._made: tuple[Tensor, list[Tensor]] | None = None
+
+    def _flat(self) -> tuple[Tensor, list[Tensor]]:
+        """A tensor for all gradients in equal shares of the ranks, and each one's view of it."""
+        if self._made is None:
+            first = self.parameters[0]
+            flat = first.detach().new_zeros(self._ranks.size * self.width)
+            views = [
+                flat.as_strided(one.shape, strides_of(one), offset)
+                for one, offset in zip(self.parameters, self.offsets, strict=True)
+            ]
+            self._made = flat, views
+        return self._made
+
+    def lay_out(self, sums: Sequence[Partial], scratch: Scratch) -> tuple[Tensor, list[Tensor]]:
+        """As `Bucket` has it; a single one in the memory that its result is for."""
+        flat, views = self._flat()
+        if len(sums) == 1:
+            write(views, sums[0].tensors)
+            return flat.view(self._ranks.size, -1), []
+        taken = scratch.take(flat, self._ranks.size * len(sums) * self.width)
+        rows = taken.view(self._ranks.size, len(sums), self.width)
+        for number, one in enumerate(sums):
+            write(views, one.tensors)
+            rows[:, number].copy_(flat.view(self._ranks.size, -1))
+        return rows.view(self._ranks.size, -1), [taken]
+
+    def place(self, total: Tensor) -> Callable[[], object]:
+        """As `Bucket` has it: all ranks get all chunks."""
+        by_rank = self._flat()[0].view(self._ranks.size, -1)
+        by_rank[self._ranks.rank] = total
+        return self._ranks.start_gather(by_rank)
+
+    def give(self, used: set[nn.Parameter] | None) -> None:
+        """As `Bucket` has it."""
+        for one, view in zip(self.parameters, self._flat()[1], strict=True):
+            one.grad = view if used is None or one in used else None
+
+    def give_alone(self, sums: Partial) -> None:
+        """As `Bucket` has it, with the layout and alignment that those of several ranks have: norms
+        depend on it.
+        """
+        for parameter, one in zip(self.parameters, sums.tensors, strict=True):
+            strides = strides_of(parameter)
+            if one is not None and (one.stride() != strides or one.data_ptr() % ALIGNED_BYTES):
+                one = torch.empty_strided(
+                    one.shape, strides, dtype=one.dtype, device=one.device
+                ).copy_(one)
+            parameter.grad = one
+
+
+def strides_of(parameter: Tensor) -> Sequence[int]:
+    """Of its gradient: autograd's layout contract."""
+    return torch.empty_like(parameter, device="meta").stride()
+
+
+@torch.no_grad()
+def write(views: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """A bucket's gradients into its flat tensor."""
+    there = [(view, one) for view, one in zip(views, gradients, strict=True) if one is not None]
+    if there:
+        torch._foreach_copy_([view for view, _ in there], [one for _, one in there])
+    for view, one in zip(views, gradients, strict=True):
+        if one is None:
+            fill_missing(view)
+
+
+def fill_missing(tensor: Tensor) -> Tensor:
+    """What a gradient that is not there counts as."""
+    return tensor.fill_(complex(_MISSING, _MISSING) if tensor.is_complex() else _MISSING)
+
+
+def grouped(
+    parameters: Sequence[nn.Parameter], dtype_of: Callable[[nn.Parameter], torch.dtype]
+) -> list[list[nn.Parameter]]:
+    """Those of each bucket, a function of the network alone: in the order in which a backward pass
+    reaches parameters, by the type of their gradients.
+    """
+    found: list[list[nn.Parameter]] = []
+    size = 0
+    for one in reversed(parameters):
+        nbytes, dtype = one.numel() * dtype_of(one).itemsize, dtype_of(one)
+        if not found or size + nbytes > BUCKET_BYTES or dtype != dtype_of(found[-1][0]):
+            found.append([])
+            size = 0
+        found[-1].append(one)
+        size += nbytes
+    return found

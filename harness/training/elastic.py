@@ -1,33 +1,30 @@
-"""The same bits on any number of ranks: each slot's gradient is computed alone, and all are added
-up in a tree that depends on the number of slots alone (slot_tree.py; docs/elastic.md).
-
-Across ranks each bucket of parameters makes one exchange, as soon as the last slot's backward pass
-has given its gradients: every rank gets its share of the elements of all ranks' partial sums,
-finishes the tree there, and the results are gathered.
+"""Ways of sharing whose runs have the same bits on any number of ranks (slot_sums.py;
+docs/elastic.md): a whole copy on each rank, or its rows.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from harness.config.parallel import ParallelConfig
 from harness.errors import ConfigError
+from harness.ranks.mesh import exchange_gradients, whole_parameters
 from harness.ranks.ranks import Ranks
-from harness.training.buckets import Partial, Scratch, add, are_apart, buckets_of, give, write
+from harness.ranks.rows import local_of
+from harness.training.birth import Birth
+from harness.training.buckets import WholeBucket, grouped
 from harness.training.network_state import BufferState, find_changes
 from harness.training.parallel import Whole, require_gradients
-from harness.training.slot_tree import Block, TreeSum, blocks_of
+from harness.training.row_buckets import RowBucket, RowNorms
+from harness.training.shards import DTYPES, Shards
+from harness.training.slot_sums import SlotSums
 from harness.training.statistics import RunningStatistics
 from harness.wording import some
 
-_MOST_WAITING = 2  # exchanges under way before the oldest is waited for
 _NOTHING: AbstractContextManager[None] = nullcontext()
-
-Finish = Callable[[], Tensor]
 
 
 def refuse_synchronised(network: nn.Module) -> None:
@@ -41,29 +38,43 @@ def refuse_synchronised(network: nn.Module) -> None:
         )
 
 
-@dataclass
-class _Exchange:
-    """One under way, of a bucket, and the memory that it needs."""
+class SteadyBuffers:
+    """A network's buffers: running statistics come in the order of slots, and no others change."""
 
-    bucket: int
-    finish: Finish
-    scratch: Sequence[Tensor]
+    def __init__(self, network: nn.Module, ranks: Ranks) -> None:
+        """With the buffers as they are before a first training pass."""
+        self._network = network
+        self.statistics = RunningStatistics(network, ranks)
+        self._before: BufferState | None = BufferState(network)
 
+    def slot(self) -> AbstractContextManager[None]:
+        """Around one slot's forward and backward pass."""
+        return self.statistics.slot() if self.statistics.modules else _NOTHING
 
-@dataclass
-class _Step:
-    """What a step has so far."""
-
-    slot: int
-    sums: list[TreeSum[Partial]]
-    waiting: deque[_Exchange] = field(default_factory=deque)
-    gathering: list[tuple[int, Finish]] = field(default_factory=list)
-    is_last: bool = False
-    # Of the left slot of a pair: how often its gradients, still the parameters', were written
-    left: dict[nn.Parameter, int] | None = None
-    missing: list[int] = field(default_factory=list)  # of each bucket's gradients, how many
-    sent: int = 0  # buckets
-    used: set[nn.Parameter] = field(default_factory=set)
+    def check(self) -> None:
+        """After the pass. Raise ConfigError for buffers that it changed and that do not come in the
+        order of slots.
+        """
+        assert self._before is not None
+        own = {
+            f"{path}.{key}".lstrip(".")
+            for path, module in self._network.named_modules()
+            for key in module._buffers
+            if self.statistics.owns(module, key)
+        }
+        before, now = (
+            {name: one.values for name, one in state.kept.items() if name not in own}
+            for state in (self._before, BufferState(self._network))
+        )
+        changed = find_changes(before, now)
+        self._before = None  # they took memory
+        if changed:
+            raise ConfigError(
+                f"network: a training pass changes the buffers {some(changed)}, on each rank by "
+                "its own slots, so that a run depends on the number of processes. Use batch "
+                "normalisation, whose statistics are put in the order of slots, or set "
+                "run.exactness: resume from the start of a run."
+            )
 
 
 class Elastic(Whole):
@@ -88,246 +99,125 @@ class Elastic(Whole):
         refuse_synchronised(network)
         # Without DDP: only the precision
         self.model = accelerator.prepare_model(network, evaluation_mode=True)
-        self.statistics = RunningStatistics(network, ranks)
-        self._find_unused = find_unused
-        self._num_slots = num_slots
-        share = num_slots // ranks.size
-        self._slots = range(ranks.rank * share, (ranks.rank + 1) * share)
-        self._layout = [blocks_of(range(r * share, (r + 1) * share)) for r in range(ranks.size)]
-        self._buffers: BufferState | None = BufferState(network)
-        self._names = {one: name for name, one in network.named_parameters() if one.requires_grad}
-        self._set_buckets(list(self._names))
-        self._expected: set[str] = set()
-        self._without: list[nn.Parameter] = []  # trained, but no pass gives them a gradient
-        self._step: _Step | None = None
-        self._scratch = Scratch()
+        self._buffers = SteadyBuffers(network, ranks)
+        names = {one: name for name, one in network.named_parameters() if one.requires_grad}
+        self._sums = SlotSums(names, ranks, num_slots, find_unused, self._buckets_of)
 
-    def _set_buckets(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._buckets = buckets_of(parameters)
-        self._bucket_of = {
-            one: index for index, bucket in enumerate(self._buckets) for one in bucket.parameters
-        }
+    def _buckets_of(self, parameters: Sequence[nn.Parameter]) -> list[WholeBucket]:
+        groups = grouped(parameters, lambda one: one.dtype)
+        return [WholeBucket(one, self.ranks) for one in groups]
 
     def check_gradients(self) -> None:
         """After a first backward pass. Called by every rank. Raises ConfigError for gradients that
         cannot be summed, and for buffers that the pass changed and that do not come in the order of
         slots.
         """
-        require_gradients(self._network, of_all=False)
-        assert self._buffers is not None
-        self.ranks.together(self._check_buffers)
-        if not self._find_unused:
-            mine = [name for one, name in self._names.items() if one.grad is not None]
-            self._expected = set(self.ranks.decide(lambda: mine))
-            self.ranks.together(lambda: self._check_expected(mine))
-            expected = [one for one, name in self._names.items() if name in self._expected]
-            self._set_buckets(expected)
-            self._without = [one for one in self._names if one not in self._bucket_of]
-        if self.ranks.size > 1:
-            for one in self._bucket_of:
-                one.register_post_accumulate_grad_hook(self._take_ready)  # type: ignore[no-untyped-call] # torch's
+        require_gradients(self._network.named_parameters(), of_all=False)
+        self.ranks.together(self._buffers.check)
+        self._sums.begin()
 
-    def _check_buffers(self) -> None:
-        assert self._buffers is not None
-        own = {
-            f"{path}.{key}".lstrip(".")
-            for path, module in self._network.named_modules()
-            for key in module._buffers
-            if self.statistics.owns(module, key)
-        }
-        before, now = (
-            {name: one.values for name, one in state.kept.items() if name not in own}
-            for state in (self._buffers, BufferState(self._network))
-        )
-        changed = find_changes(before, now)
-        self._buffers = None  # they took memory
-        if changed:
-            raise ConfigError(
-                f"network: a training pass changes the buffers {some(changed)}, on each rank by "
-                "its own slots, so that a run depends on the number of processes. Use batch "
-                "normalisation, whose statistics are put in the order of slots, or set "
-                "run.exactness: resume from the start of a run."
-            )
-
-    def _check_expected(self, given: Sequence[str]) -> None:
-        differing = self._expected ^ set(given)
-        if differing:
-            raise ConfigError(
-                f"network: {some(sorted(differing))} get a gradient in some micro-batches and none "
-                "in others. Set train.find_unused_parameters: true, or use every parameter in each "
-                "forward pass."
-            )
-
-    # -- a step
-
-    def accumulate(self, last: bool) -> AbstractContextManager[None]:
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
         """Around one slot's forward and backward pass: its gradients are taken, and after the last
         one's the parameters have the sum over all slots. Raises ConfigError.
         """
-        return self._one_slot(last)
-
-    @contextmanager
-    def _one_slot(self, last: bool) -> Iterator[None]:
-        if self._step is None:
-            sums = [TreeSum[Partial](add) for _ in self._buckets]
-            self._step = _Step(self._slots.start, sums)
-        step = self._step
-        if last and self.ranks.size > 1:
-            step.missing = [len(one.parameters) for one in self._buckets]
-            step.is_last = True
-        with self.statistics.slot() if self.statistics.modules else _NOTHING:
+        with self._sums.slot(last), self._buffers.slot():
             yield
-        if not self._find_unused:
-            self._check_given(step)
-        if not last:
-            self._keep(step)
-            step.slot += 1
-            return
-        self._step = None
-        self._finish(step)
-
-    def _check_given(self, step: _Step) -> None:
-        """Raise ConfigError unless the slot gave the gradients that the first pass gave."""
-        before = step.left or {}
-
-        def has_given(one: nn.Parameter) -> bool:
-            return one.grad is not None and one.grad._version != before.get(one, -1)
-
-        unsent = (one for bucket in self._buckets[step.sent :] for one in bucket.parameters)
-        given = all(map(has_given, unsent))
-        if given and all(one.grad is None for one in self._without):
-            return
-        sent = {one for bucket in self._buckets[: step.sent] for one in bucket.parameters}
-        self._check_expected(
-            [
-                name
-                for one, name in self._names.items()
-                if one in sent
-                or (one.grad is not None and one.grad._version != before.get(one, -1))
-            ]
-        )
-
-    def _keep(self, step: _Step) -> None:
-        """Take a slot's gradients, or leave those of the left one of a pair to autograd, which adds
-        the right one's to each while it is in the cache.
-        """
-        if step.slot % 2 == 0 and step.slot + 1 in self._slots:
-            given = [one for one in self._bucket_of if one.grad is not None]
-            if are_apart([one.grad for one in given]):
-                step.left = {one: one.grad._version for one in given if one.grad is not None}
-                return
-        for index in range(len(self._buckets)):
-            self._take(step, index)
-        step.left = None
-
-    def _take(self, step: _Step, index: int) -> None:
-        """Add a slot's gradients of a bucket, or a pair's, to those of the slots before."""
-        parameters = self._buckets[index].parameters
-        gradients = [one.grad for one in parameters]
-        for one in parameters:
-            one.grad = None
-        begin, size = (step.slot, 1) if step.left is None else (step.slot - 1, 2)
-        sums = Partial(gradients, owned=are_apart(gradients))
-        step.sums[index].push(Block(begin, size, sums))
-
-    def _take_ready(self, parameter: nn.Parameter) -> None:
-        """A hook of each parameter: once the last slot has given all gradients of a bucket, and of
-        those before it, it is sent: in the same order on every rank.
-        """
-        step = self._step
-        if step is None or not step.is_last:
-            return
-        index = self._bucket_of[parameter]
-        step.missing[index] -= 1
-        if step.missing[index] < 0:
-            raise ConfigError(
-                f"network: the gradient of {self._names[parameter]} comes in several pieces, as "
-                "with reentrant checkpoints. Use use_reentrant=False, or train.recompute."
-            )
-        while step.sent < len(self._buckets) and step.missing[step.sent] == 0:
-            self._send(step)
-
-    def _send(self, step: _Step) -> None:
-        """Begin the exchange of the next bucket."""
-        index = step.sent
-        step.sent += 1
-        self._take(step, index)
-        bucket = self._buckets[index]
-        flat, views = bucket.flat(self.ranks.size)
-        blocks = step.sums[index].blocks
-        for one in blocks:
-            pairs = zip(bucket.parameters, one.value.tensors, strict=True)
-            step.used.update(parameter for parameter, found in pairs if found is not None)
-        rows = flat.view(self.ranks.size, -1)
-        width = rows.shape[1]
-        counts = [len(one) * width for one in self._layout]
-        scratch = [self._scratch.take(flat, sum(counts))]
-        if len(blocks) == 1:
-            write(views, blocks[0].value.tensors)
-        else:
-            scratch.append(self._scratch.take(flat, self.ranks.size * len(blocks) * width))
-            rows = scratch[1].view(self.ranks.size, len(blocks), width)
-            for number, block in enumerate(blocks):
-                write(views, block.value.tensors)
-                rows[:, number].copy_(flat.view(self.ranks.size, -1))
-        step.sums[index] = TreeSum(add)  # frees the partial sums
-        finish = self.ranks.start_exchange(rows.view(self.ranks.size, -1), scratch[0], counts)
-        step.waiting.append(_Exchange(index, finish, scratch))
-        while len(step.waiting) > _MOST_WAITING:
-            self._gather(step)
-
-    def _gather(self, step: _Step) -> None:
-        """Finish the tree of the oldest exchange on this rank's share, and begin to gather it."""
-        exchange = step.waiting.popleft()
-        received = exchange.finish()
-        flat, _ = self._buckets[exchange.bucket].flat(self.ranks.size)
-        by_rank = flat.view(self.ranks.size, -1)
-        width = by_rank.shape[1]
-        tree = TreeSum[Tensor](Tensor.add_)
-        blocks = [block for layout in self._layout for block in layout]
-        for block, row in zip(blocks, torch.split(received, width), strict=True):
-            tree.push(Block(block.begin, block.size, row))
-        by_rank[self.ranks.rank] = tree.total()
-        self._scratch.give_back(exchange.scratch)
-        step.gathering.append((exchange.bucket, self.ranks.start_gather(by_rank)))
-
-    def _finish(self, step: _Step) -> None:
-        """Give the parameters the sums over all slots."""
-        if self.ranks.size == 1:
-            for index, bucket in enumerate(self._buckets):
-                self._take(step, index)
-                give(bucket, step.sums[index].total())
-            return
-        while step.sent < len(self._buckets):
-            self._send(step)
-        finish_used = self._start_used(step) if self._find_unused else None
-        while step.waiting:
-            self._gather(step)
-        used = None if finish_used is None else finish_used()
-        for index, finish in step.gathering:
-            finish()
-            bucket = self._buckets[index]
-            for one, view in zip(bucket.parameters, bucket.flat(self.ranks.size)[1], strict=True):
-                one.grad = view if used is None or one in used else None
-
-    def _start_used(self, step: _Step) -> Callable[[], set[nn.Parameter]]:
-        """Begin to find out which parameters got a gradient in any slot of any rank. The host
-        waits for the others, not for a device.
-        """
-        parameters = list(self._bucket_of)
-        mask = torch.tensor([one in step.used for one in parameters], dtype=torch.uint8)
-        work = self.ranks.start_maximum(mask)
-
-        def finish() -> set[nn.Parameter]:
-            if work is not None:
-                with self.ranks.heartbeat:
-                    work.wait()
-            return {one for one, got in zip(parameters, mask.tolist(), strict=True) if got}
-
-        return finish
 
     def agree_on_buffers(self) -> None:
         """Running statistics of all slots, in order; other buffers do not change. Called by every
         rank.
         """
-        self.statistics.update()
+        self._buffers.statistics.update()
+
+
+class ElasticShards(Shards):
+    """Its rows on each rank; gradients, buffers and norms have the same bits on any number, and in
+    any way of sharing.
+
+    Each slot's gradients are whole ones of its rank, which torch (FSDP2) leaves alone; the exchange
+    of their sums gives each rank its rows. Torch's own place for it, a custom reduce-scatter, knows
+    one partial sum a rank, and a rank alone never comes there.
+    """
+
+    def __init__(
+        self,
+        birth: Birth,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        settings: ParallelConfig,
+        num_slots: int,
+        find_unused: bool,
+    ) -> None:
+        """Called by every rank, before there is an optimizer: its parameters are others then.
+        Raises ConfigError.
+        """
+        refuse_synchronised(birth.network)
+        super().__init__(birth, accelerator, ranks, settings, find_unused)
+        self.averaged_over = 1
+        self._num_slots = num_slots
+        self._summed = DTYPES[settings.precision.reduce]
+        exchange_gradients(self._network, on=False)
+        self._sharded: dict[nn.Parameter, nn.Parameter] = {}  # by the whole one
+        self._norms = RowNorms(self.mesh)
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """After the trial on each rank, before the warm-up of all. Called by every rank."""
+        self._steady = SteadyBuffers(self._network, self.ranks)
+        sharded = {one: name for name, one in self._network.named_parameters()}
+        names = {whole: sharded[one] for whole, one in self._sharded.items()}
+        self._sums = SlotSums(
+            names, self.ranks, self._num_slots, self._find_unused, self._buckets_of
+        )
+        self._has_begun = True
+
+    def _buckets_of(self, parameters: Sequence[nn.Parameter]) -> list[RowBucket]:
+        def dtype_of(one: nn.Parameter) -> torch.dtype:
+            return self._summed or self._sharded[one].dtype
+
+        groups = grouped(parameters, dtype_of)
+        return [RowBucket(one, self._sharded, self.mesh, dtype_of(one[0])) for one in groups]
+
+    def check_gradients(self) -> None:
+        """After the first backward passes, of the trial and of the warm-up. Called by every rank.
+        Raises ConfigError for gradients that cannot be summed, and for buffers that a pass changed
+        and that do not come in the order of slots.
+        """
+        if not self._sharded:
+            found = whole_parameters(self._network)
+            self._sharded = {whole: one for one, whole in found.items() if one.requires_grad}
+        names = {one: name for name, one in self._network.named_parameters()}
+        named = [(names[one], whole) for whole, one in self._sharded.items()]
+        require_gradients(named, of_all=False)
+        if self._has_begun:
+            self.ranks.together(self._steady.check)
+            self._sums.begin()
+        for _, whole in named:
+            whole.grad = None
+
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        """Around one slot's forward and backward pass: its gradients are taken, and after the last
+        one's the parameters have the sum over all slots. Raises ConfigError.
+        """
+        with self._sums.slot(last), self._steady.slot():
+            yield
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+        """Scale the gradients down to a norm of `limit`, None: leave them. Gives the norm that they
+        had, of all ranks' rows; no host wait. Called by every rank.
+        """
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(self._norms.of(gradients))
+        if limit is not None:
+            factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+            for one in map(local_of, gradients):
+                one.mul_(factor.to(one.device))
+        return norm
+
+    def agree_on_buffers(self) -> None:
+        """Running statistics of all slots, in order; other buffers do not change. Called by every
+        rank.
+        """
+        self._steady.statistics.update()

@@ -21,11 +21,13 @@ from harness.data.source import Batch
 from harness.errors import ConfigError, HarnessError
 from harness.metrics.interval import IntervalMetrics
 from harness.randomness import (
+    Boundary,
     capture_random,
     generators_of,
     modules_of,
     preserve_random,
     restore_random,
+    seed_torch,
     seeding_for,
 )
 from harness.ranks.heartbeat import BACKWARD, FORWARD, UPDATE
@@ -118,7 +120,7 @@ class Engine:
         config = self._config
         if config.train.compile:
             compile_forward(self.network, self.device, config.run.exactness != "none")
-        self.optimizer: Optimizer = build_optimizer(config.optimizer, self.network, self._parts)
+        self.optimizer: Optimizer = self.optimizer_of(config.optimizer, self._parts)
         ema = config.train.ema
         average = None if ema is None else WeightAverage(ema)
         self.stepper = Stepper(
@@ -130,8 +132,21 @@ class Engine:
         self.schedule: Any = (
             build_schedule(config.schedule, self.optimizer) if config.schedule else None
         )
+        # Optimizers and schedules of torch's and ours draw nothing; a user's may
+        self.boundary = Boundary(
+            late=self.seed_forward is seed_torch
+            and type(self.optimizer).__module__.startswith("torch.optim.")
+            and type(self.schedule).__module__ in ("builtins", "harness.schedules")
+        )
         if config.schedule and any(part.lr is not None for part in self._parts.values()):
             check_proportions(self.optimizer, rates, config.schedule)
+
+    def optimizer_of(self, spec: Mapping[str, Any], parts: network_parts.Parts) -> Optimizer:
+        """An optimizer over the network's trained parameters. Raises ConfigError."""
+        # Fused kernels compute the last elements of a tensor otherwise, and rows end elsewhere on
+        # another number of ranks
+        apart = self.shards is not None and self._config.run.exactness == "elastic"
+        return build_optimizer(spec, self.network, parts, may_fuse=not apart)
 
     def wrap(self, ranks: Ranks) -> None:
         """Make the passes and steps those of all ranks.
@@ -139,6 +154,8 @@ class Engine:
         Called by every rank, once the weights are in; in a training by `warm_up`.
         """
         self.heartbeat = ranks.heartbeat
+        if self.shards is not None:
+            self.shards.begin()
         self.sharing: Sharing = self.shards or share(
             self.network, self.accelerator, ranks, self._config
         )

@@ -2,6 +2,7 @@
 
 from harness.data.code import places_asked
 from harness.training.environment import differences
+from harness.training.row_steps import depends_on_rows
 from harness.training.run import Run
 from harness.wording import some
 
@@ -36,10 +37,20 @@ def reasons_against_elastic(run: Run) -> list[str]:
     asked = places_asked(run.config.specs())
     if asked:
         reasons.append(f"a result may depend on the process that computes it ({some(asked)})")
+    if run.engine.shards is not None:
+        dtypes = {one.dtype for one in run.engine.network.parameters() if one.requires_grad}
+        found = {
+            depends_on_rows(run.config.optimizer, one, run.engine.device)
+            for one in sorted(dtypes, key=str)
+        }
+        reasons += [
+            f"{one}, and where a process's rows end depends on the number of processes"
+            for one in sorted(found - {""})
+        ]
     machines = run.facts["environment"]
     if len(machines) > 1:
-        found = differences(machines[:1], machines[1:])
-        reasons.append(f"the processes' machines differ ({'; '.join(found)})")
+        differing = differences(machines[:1], machines[1:])
+        reasons.append(f"the processes' machines differ ({'; '.join(differing)})")
     return reasons
 
 

@@ -35,10 +35,11 @@ from harness.ranks.ranks import NOTES, Ranks
 from harness.ranks.sockets import noted_sockets
 from harness.rundir.ledger import process_age_s
 from harness.rundir.outcome import INTERRUPTED, exit_code
+from harness.tasks.task import metrics_of
 from harness.training.compiling import MOST_SHAPES, has_too_many_shapes
 from harness.training.determinism import explain
 from harness.training.machine import explain_machine_error
-from harness.training.parallel import start_accelerator
+from harness.training.parallel import accelerator_for
 from harness.training.train import train
 from harness.wording import first_line, printable
 
@@ -133,7 +134,7 @@ def launch_among(
 def read_aloud(path: Path, overrides: Sequence[str], console: Console) -> Config:
     """The config; says what begins, before and after. Raises ConfigError."""
     console.phase(f"reading {path}")
-    config = read_config(path, overrides)
+    config = read_config(path, overrides, metrics_of=metrics_of)
     if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
         console.phase(f"waiting for all {size} processes")
     return config
@@ -177,12 +178,7 @@ def meet(config: Config, interruption: Interruption) -> Accelerator:
     connect_lazily(int(os.environ.get("WORLD_SIZE", "1")))
     try:
         with noted_sockets():
-            return start_accelerator(
-                config.train.precision,
-                config.run.exactness,
-                config.run.timeout_s,
-                config.train.matmul_precision,
-            )
+            return accelerator_for(config)
     except Exception as error:
         if not is_lost_peer(error):
             raise

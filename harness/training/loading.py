@@ -21,7 +21,6 @@ from harness.training.engine import Engine
 from harness.training.optimizer import (
     TRAINED,
     adopt_changes,
-    build_optimizer,
     parameter_names,
     regroup,
 )
@@ -102,7 +101,7 @@ def _restore_options(config: Config, checkpoint: Path, loaded: LoadedState, engi
     before = read_stored(checkpoint / "config.yaml")
     own = components.targets_in(config.optimizer)
     trust.check_code(before.optimizer, f"{checkpoint}: optimizer", own, _HOW_TO_TRUST)
-    built_before = build_optimizer(before.optimizer, engine.network, before.parts)
+    built_before = engine.optimizer_of(before.optimizer, before.parts)
     cycled = cycled_options(engine.schedule)
     adopt_changes(engine.optimizer, built_before, engine.fresh_groups, cycled)
     same = schedule_name(before) == schedule_name(config)

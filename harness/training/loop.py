@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from harness.data.source import Batch
 from harness.errors import LeavingError, RankError
 from harness.interrupt import GROWS
-from harness.randomness import seed_ambient, seed_for
+from harness.randomness import seed_for
 from harness.ranks.heartbeat import AGREEMENT, LOG, LOSSES, METRICS, VERDICT
 from harness.rundir.outcome import Outcome
 from harness.stopping.history import DEVIATIONS, EXTRA
@@ -111,8 +111,7 @@ def train_step(run: Run) -> None:
             run.train_metrics.update(
                 run.task, outputs, batch, run.step * run.sampling.num_slots + slot
             )
-        # The same on every rank, and at every step's boundary
-        seed_ambient(seed_for(run.sampling.seed, "update", run.step))
+        run.engine.boundary.reach(run.sampling.seed, run.step)
         finish_copy(run)
         grad_norm, skipped = run.engine.update()
         run.losses.add(loss_sums, items.number(), grad_norm, skipped)
@@ -170,6 +169,7 @@ def read_losses(run: Run) -> Verdict:
 
     Called by every rank; the host waits.
     """
+    run.engine.boundary.settle()  # for all that may follow
     run.ranks.heartbeat.enter(LOSSES)
     with run.ledger.account("compute"):
         window = run.losses.read(run.step)

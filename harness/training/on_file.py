@@ -20,18 +20,23 @@ from harness.components import TARGET, target_of
 from harness.ranks.rows import cut_rows
 
 _ASYNC = "HF_DEACTIVATE_ASYNC_LOAD"  # of transformers, whose threads no dispatch mode sees
-_SAMPLES, _SAMPLE_BYTES = 64, 16384
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
 class FileValues:
     """The values of a parameter: those of `tensor`, which is mapped, in another type perhaps.
 
-    identity: the same on ranks whose files are the same.
+    file: the same on ranks that read one file, on one machine.
     """
 
     tensor: Tensor
-    identity: str
+    file: str
+
+    def digest_of(self, index: int, num_shards: int) -> str:
+        """SHA-256 of the rows of one of so many ranks."""
+        octets = self.rows_of(index, num_shards)[1].reshape(-1).view(torch.uint8)
+        return hashlib.sha256(octets.numpy().data).hexdigest()[:32]
 
     def rows_of(self, index: int, num_shards: int) -> tuple[slice, Tensor]:
         """Those of one of so many ranks, and where they stand."""
@@ -101,15 +106,15 @@ def deferring() -> Iterator[Conversions]:
 def values_on_file(network: nn.Module, conversions: Conversions) -> dict[str, FileValues]:
     """Those of its parameters, by name, whose values lie in mapped files."""
     found: dict[str, FileValues] = {}
-    digests: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name, parameter in network.named_parameters():
         source = conversions.source_of(parameter)
         if source is None or source.dim() == 0 or not source.is_contiguous():
             continue
         begin, path = _mapping_of(source)
         offset = source.data_ptr() - begin
-        digest = digests.get(path) or digests.setdefault(path, _digest(Path(path)))
-        found[name] = FileValues(source, f"{digest} {offset} {source.dtype}")
+        file = files.get(path) or files.setdefault(path, _identity(Path(path)))
+        found[name] = FileValues(source, f"{file} {offset}")
     return found
 
 
@@ -141,12 +146,7 @@ def _only_converts(given: Mapping[str, Any]) -> bool:
     return given.get("dtype") is not None and given.get("device") in (None, torch.device("cpu"))
 
 
-def _digest(path: Path) -> str:
-    """Of a file's length, and of samples of its bytes."""
-    with path.open("rb") as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha256(str(size_bytes).encode())
-        for number in range(_SAMPLES):
-            file.seek(size_bytes * number // _SAMPLES)
-            digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+def _identity(path: Path) -> str:
+    """Of a file on this machine, as long as it runs."""
+    status = path.stat()
+    return f"{_BOOT.read_text().strip()} {status.st_dev} {status.st_ino}"

@@ -19,16 +19,18 @@ _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
 TRAINED = "trained_weight/"
 
 
-def build_optimizer(spec: Mapping[str, Any], network: nn.Module, parts: Parts) -> Optimizer:
+def build_optimizer(
+    spec: Mapping[str, Any], network: nn.Module, parts: Parts, may_fuse: bool = True
+) -> Optimizer:
     """The optimizer of a config over the network's trained parameters, in groups by part.
 
-    Raises ConfigError.
+    may_fuse: whether to take a fused kernel where the config does not say. Raises ConfigError.
     """
     wanted = dict(spec)
     name = components.target_of(wanted)
     if name in _FUSED and not {"fused", "foreach", "capturable", "differentiable"} & wanted.keys():
         # Fused kernels know no complex numbers
-        wanted["fused"] = all(
+        wanted["fused"] = may_fuse and all(
             one.is_floating_point() for one in network.parameters() if one.requires_grad
         )
     groups = parameter_groups(network, parts)

@@ -4,16 +4,22 @@ Another way of sharing is another class with the methods of `Sharing`; nothing e
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    AutocastKwargs,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from harness.config.schema import Config
 from harness.errors import ConfigError
 from harness.ranks.meeting import MEETING
 from harness.ranks.mesh import num_shards_of
@@ -36,14 +42,35 @@ def products_in(matmul_precision: str | None, exactness: str) -> str:
     return matmul_precision or ("high" if exactness == "none" else "highest")
 
 
-def start_accelerator(
-    precision: str, exactness: str, timeout_s: float, matmul_precision: str | None = None
-) -> Accelerator:
+def accelerator_for(config: Config) -> Accelerator:
     """The Accelerator of this process; joins the process group if the process was launched as one
     of several. Raises ConfigError.
+    """
+    train, exactness = config.train, config.run.exactness
+    # Whose sums are the same however a network is shared, and which keep whole gradients anyway
+    whole = config.parallel.kind == "ddp" or exactness == "elastic"
+    return start_accelerator(
+        train.precision,
+        exactness,
+        config.run.timeout_s,
+        train.matmul_precision,
+        keeps_casts=whole,
+    )
+
+
+def start_accelerator(
+    precision: str,
+    exactness: str,
+    timeout_s: float,
+    matmul_precision: str | None = None,
+    *,
+    keeps_casts: bool = True,
+) -> Accelerator:
+    """The same by single settings. Raises ConfigError.
 
     `timeout_s`: what the others are given to come, and later to answer; `matmul_precision`: as in
-    the config.
+    the config; `keeps_casts`: whether autocast keeps the weights that it casts until a pass ends,
+    or casts them at each use.
     """
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError(
@@ -55,12 +82,18 @@ def start_accelerator(
         torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision(products_in(matmul_precision, exactness))
     meeting = InitProcessGroupKwargs(init_method=MEETING, timeout=timedelta(seconds=timeout_s))
+    handlers: list[KwargsHandler] = [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        meeting,
+    ]
+    if not keeps_casts:
+        handlers.append(AutocastKwargs(cache_enabled=False))
     accelerator = Accelerator(
         mixed_precision=precision,
         # The schedule is stepped by the engine, once a step on every rank.
         step_scheduler_with_optimizer=False,
         rng_types=[],  # no synchronisation of generators: randomness is by purpose
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True), meeting],
+        kwargs_handlers=handlers,
     )
     if accelerator.device.type == "mps":
         raise ConfigError(
@@ -171,7 +204,7 @@ class Replicas(Whole):
         one that never gets any would end a run in its second step. Raises ConfigError.
         """
         wanted = isinstance(self.model, DistributedDataParallel) and not self._find_unused
-        require_gradients(self._network, wanted)
+        require_gradients(self._network.named_parameters(), wanted)
 
     def _check_reduced(self) -> None:
         """Raise ConfigError if DDP still waits for gradients that a step did not give: this rank's
@@ -192,13 +225,14 @@ class Replicas(Whole):
             ) from error
 
 
-def require_gradients(network: nn.Module, of_all: bool) -> None:
+def require_gradients(named: Iterable[tuple[str, nn.Parameter]], of_all: bool) -> None:
     """After a first backward pass. Raise ConfigError for sparse gradients and, with `of_all`, for
     trained parameters that have none.
     """
+    parameters = dict(named)
     sparse = [
         name
-        for name, parameter in network.named_parameters()
+        for name, parameter in parameters.items()
         if parameter.grad is not None and parameter.grad.layout != torch.strided
     ]
     if sparse:
@@ -208,7 +242,7 @@ def require_gradients(network: nn.Module, of_all: bool) -> None:
         )
     without = [
         name
-        for name, parameter in network.named_parameters()
+        for name, parameter in parameters.items()
         if parameter.requires_grad and parameter.grad is None
     ]
     if without and of_all:

@@ -26,7 +26,13 @@ from harness.checkpoint.read import (
     read_manifest,
 )
 from harness.components import target_of
-from harness.config.identity import course_changes, identity_changes, rate_changes
+from harness.config.identity import (
+    course_changes,
+    identity_changes,
+    idle_changes,
+    once_changes,
+    rate_changes,
+)
 from harness.config.read import read_stored, resolved_yaml
 from harness.config.schema import Config
 from harness.console import Console
@@ -141,7 +147,10 @@ def note_changes(loaded: LoadedState, run: Run) -> None:
     checkpoint was made with.
     """
     assert run.launch.checkpoint is not None
-    changes = course_changes(read_stored(run.launch.checkpoint / "config.yaml"), run.config)
+    before = read_stored(run.launch.checkpoint / "config.yaml")
+    for change in once_changes(before, run.config):
+        run.tracker.warn(f"{run.directory}: no effect on a run that goes on: {change}")
+    changes = course_changes(before, run.config)
     if loaded.manifest.world_size != run.ranks.size:
         changes.append(f"processes: {loaded.manifest.world_size} -> {run.ranks.size}")
     if changes:
@@ -202,22 +211,23 @@ def finished_outcome(config: Config) -> Outcome | None:
     outcome = read_outcome(config.run.dir)
     if outcome is None or not outcome.is_finished or config.run.resume not in ("auto", "must"):
         return None
-    if outcome.reason == "stop_requested":
-        return outcome if (config.run.dir / "STOP").exists() else None
+    if outcome.reason == "stop_requested" and not (config.run.dir / "STOP").exists():
+        return None
     if outcome.reason == "diverged":
         # With the same settings it would diverge again
         return outcome if read_stored(config.run.dir / "config.yaml") == config else None
     chosen = choose(config.run.dir / "checkpoints", config.run.resume, verify="size")
+    if chosen.path is not None:
+        refuse_another(read_stored(chosen.path / "config.yaml"), config, chosen.path.name)
+    if outcome.reason == "stop_requested":
+        return outcome
     if chosen.path is None:
         return None
     task: Task = components.build(config.task, "task")
     controller = StopController(config.stop, known_metrics(task, config.data.evaluated_splits))
     with document_errors(chosen.path):
         verdict = restore_history(controller, chosen.path, load_trainer(chosen.path)["stop"])
-    if verdict is None or not verdict.stops:
-        return None
-    refuse_another(read_stored(chosen.path / "config.yaml"), config, chosen.path.name)
-    return outcome
+    return outcome if verdict is not None and verdict.stops else None
 
 
 def say_finished(config: Config, outcome: Outcome) -> str:
@@ -226,18 +236,12 @@ def say_finished(config: Config, outcome: Outcome) -> str:
     """
     directory = config.run.dir
     words = f"{directory}: this run is finished: {outcome.detail}"
-    changes = [
-        change
-        for change in course_changes(
-            read_stored(directory / "config.yaml"), config, ("checkpoint", "log")
-        )
-        if not change.startswith("stop.")  # judged anew: it ends all the same
-    ]
+    changes = idle_changes(read_stored(directory / "config.yaml"), config)
     more = "Ask for more (stop.*) to go on"
     if not changes:
         return f"{words} {more}."
     return (
-        f"{words} It takes no more steps, so these changes have no effect:\n  "
+        f"{words} These changes have no effect on it:\n  "
         + "\n  ".join(changes)
         + f"\n{more} with them, or train anew: run.dir={free_name(directory)}."
     )

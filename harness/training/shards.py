@@ -3,19 +3,19 @@ and moment, and gathers a block's parameters while it is used (FSDP2), also in e
 forward pass is one of all ranks.
 """
 
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness.config.parallel import ParallelConfig
+from harness.config.parallel import ParallelConfig, num_replicas_of
 from harness.errors import ConfigError
 from harness.ranks.mesh import (
     Mesh,
+    exchange_between_replicas,
     exchange_gradients,
     give_unused_zeros,
 )
@@ -28,7 +28,9 @@ from harness.training.parts import twins_of
 from harness.training.recompute import matching, repeated_blocks
 from harness.wording import some
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
+# What waits for a step's last slot
+_EXCHANGES = {"step": exchange_gradients, "micro_batch": exchange_between_replicas}
 
 
 class Shards:
@@ -52,6 +54,7 @@ class Shards:
         self._network = network
         self._device = accelerator.device
         self._find_unused = find_unused
+        self._exchange = _EXCHANGES[settings.reduce_every]
         self._exchanges = True
         # Of machines with other numbers of processes each would find another one
         num_replicas = ranks.decide(lambda: num_replicas_of(settings, ranks.size, os.environ))
@@ -78,8 +81,8 @@ class Shards:
         self.mesh.shard(
             [*(network.get_submodule(name) for name in self.blocks), network],
             reshard_after_forward=settings.reshard_after_forward,
-            params=_DTYPES[settings.precision.params],
-            reduce=_DTYPES[settings.precision.reduce],
+            params=DTYPES[settings.precision.params],
+            reduce=DTYPES[settings.precision.reduce],
             offload=settings.offload == "cpu",
             fill=give,
         )
@@ -103,11 +106,16 @@ class Shards:
             f"{some(self.blocks)} while in use, and the rest for a whole pass{note}"
         )
 
+    def begin(self) -> None:
+        """After the trial on each rank, before the warm-up of all. Called by every rank."""
+
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        """Inside, backward passes sum gradients over ranks only if this is the step's last slot."""
+        """Inside, backward passes sum gradients over all ranks only if this is the step's last
+        slot; with `reduce_every: micro_batch` over those that share the network in any case.
+        """
         if last != self._exchanges:
-            exchange_gradients(self._network, last)
+            self._exchange(self._network, last)
             self._exchanges = last
         with self._buffers.slot():
             yield
@@ -146,25 +154,8 @@ class Shards:
         """After a first backward pass, the same on all ranks: whether each trained parameter has a
         gradient. From then on one that has none gets zeros. Raises ConfigError.
         """
-        require_gradients(self._network, not self._find_unused)
+        require_gradients(self._network.named_parameters(), not self._find_unused)
         give_unused_zeros(self._network)
-
-
-def num_replicas_of(settings: ParallelConfig, size: int, environ: Mapping[str, str]) -> int:
-    """How many groups of ranks hold the whole network. Raises ConfigError."""
-    if settings.kind != "hsdp":
-        return 1
-    if settings.replicate is None:
-        # One a machine, as the launcher says
-        return size // math.gcd(size, int(environ.get("LOCAL_WORLD_SIZE", size)))
-    if size % settings.replicate:
-        fits = [str(one) for one in range(1, size + 1) if size % one == 0]
-        raise ConfigError(
-            f"parallel.replicate: {size} processes do not make {settings.replicate} groups of the "
-            f"same size. Set one of {some(fits)}, or launch a multiple of {settings.replicate} "
-            "processes."
-        )
-    return settings.replicate
 
 
 def units_of(network: nn.Module, settings: ParallelConfig) -> list[str]:

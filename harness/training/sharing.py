@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.config.schema import Config
 from harness.ranks.ranks import Ranks
 from harness.training.birth import Birth
-from harness.training.elastic import Elastic
+from harness.training.elastic import Elastic, ElasticShards
 from harness.training.parallel import Replicas
 from harness.training.shards import Shards
 from harness.training.stable import writes_are_counted
@@ -58,6 +58,9 @@ def shard(birth: Birth, accelerator: Accelerator, ranks: Ranks, config: Config) 
     if config.parallel.kind == "ddp":
         return None
     unused = config.train.find_unused_parameters
+    if config.run.exactness == "elastic":
+        slots = num_slots_of(config)
+        return ElasticShards(birth, accelerator, ranks, config.parallel, slots, unused)
     counted = counts_buffers(config)
     return Shards(birth, accelerator, ranks, config.parallel, unused, counted)
 
@@ -69,11 +72,15 @@ def share(network: nn.Module, accelerator: Accelerator, ranks: Ranks, config: Co
     """
     find_unused = config.train.find_unused_parameters
     if config.run.exactness == "elastic":
-        num_slots = config.batch.size // config.batch.micro_size
-        return Elastic(network, accelerator, ranks, num_slots, find_unused)
+        return Elastic(network, accelerator, ranks, num_slots_of(config), find_unused)
     return Replicas(network, accelerator, ranks, find_unused, counts_buffers(config))
 
 
 def counts_buffers(config: Config) -> bool:
     """Whether torch counts what passes write to buffers; compiled ones may write uncounted."""
     return not config.train.compile and writes_are_counted([config.network, config.task])
+
+
+def num_slots_of(config: Config) -> int:
+    """Of all ranks."""
+    return config.batch.size // config.batch.micro_size

@@ -323,6 +323,7 @@ def test_rows_of_a_frame_are_predicted_as_those_of_the_table(tmp_path: Path) -> 
     found, own = model.predict(new), model.predict()
     assert found.index.tolist() == [5, 2, 9]
     assert found["predicted"].tolist() == own["predicted"].iloc[[5, 2, 9]].tolist()
+    pd.testing.assert_frame_equal(found[[*"abcdef"]], new.astype(float))
     assert set(found["predicted"]) <= {"k0", "k1", "k2"}
     assert model.predict(frame.iloc[:2])["kind"].tolist() == ["k0", "k1"]
     gap = new.assign(a=[0.5, np.nan, 0.5])

@@ -10,8 +10,9 @@ import pytest
 
 from harness import components
 from harness.cli import app
+from harness.commands.describe_ranks import RankMemory, describe_ranks
 from harness.config.read import read_config
-from tests.pool import command
+from tests.pool import command, on_ranks
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -140,9 +141,18 @@ def test_of_each_of_several_processes_it_says_what_one_counts_by_hand(tmp_path: 
     assert found["optimizer_bytes"] == 4 * (2 * rows + len(parameters))
     assert found["gathered_bytes"] == 4 * (everything - 2 * block + 3 * block)
 
-    # One slot each, and so no whole gradients
+    # One slot each, and so no whole gradients but of what is gathered for a whole pass
     larger = described(*sharded, "batch={size: 32, micro_size: 8}", config=config)
-    assert larger["gradient_bytes"] == 4 * rows
+    assert larger["gradient_bytes"] == 4 * (rows + everything - 2 * block)
+    each = "parallel={kind: fsdp, reduce_every: micro_batch}"
+    summed = described(*sharded, each, config=config)
+    assert summed["gradient_bytes"] == larger["gradient_bytes"]
+    ones = "batch={size: 32, micro_size: 1}"
+    memory_gb = str(described(*sharded, each, ones, config=config)["total_bytes"] / 1e9)
+    told = described(*sharded, "--memory-gb", memory_gb, config=config)
+    assert told["largest_micro_size"] is None
+    assert told["advice"][1].startswith("parallel.reduce_every: micro_batch keeps no whole grad")
+    assert told["advice"][1].endswith("then a batch.micro_size of 1 fits")
     for spare, largest in ((0, 8), (-64, 4)):
         memory_gb = str((larger["total_bytes"] + spare) / 1e9)
         exact = described(*sharded, "--memory-gb", memory_gb, config=config)
@@ -150,6 +160,23 @@ def test_of_each_of_several_processes_it_says_what_one_counts_by_hand(tmp_path: 
     small = described(*sharded, "--memory-gb", "1e-6", config=config)
     assert small["largest_micro_size"] is None
     assert small["advice"][0].startswith("train.recompute: auto")
+
+
+def test_sharded_weights_that_are_cast_are_not_kept_where_blocks_run_again(tmp_path: Path) -> None:
+    config = tmp_path / "words.yaml"
+    config.write_text("run: {name: words}\n")
+    given = [*CHAIN, "network.dim=96", "parallel={kind: fsdp}", "train.precision=bf16"]
+    # Of Accelerate a process has one precision
+    ((kept, again),) = on_ranks(1, kept_and_again, config, given)
+    copy_bytes = 8 * kept.parameter_bytes / 2
+    assert kept.activation_bytes > copy_bytes
+    assert "keeps a copy of all weights" in kept.advice[0]
+    assert again.activation_bytes < 0.2 * copy_bytes
+    assert not again.advice
+
+
+def kept_and_again(config: Path, given: list[str]) -> list[RankMemory]:
+    return [describe_ranks(config, [*given, f"train.recompute={one}"], 8) for one in ("[]", "auto")]
 
 
 def test_a_network_larger_than_this_machine_is_described(tmp_path: Path) -> None:

@@ -194,7 +194,8 @@ def test_several_processes_give_each_sample_once_in_order_and_in_its_own_unit(pr
     pd.testing.assert_frame_equal(found, read(prices / "2.parquet"))
     flats = pd.read_csv(prices / "flats.csv")
     assert found["sample"].tolist() == list(range(FLATS))
-    np.testing.assert_allclose(found["price"], flats["price"], rtol=1e-6)
+    columns = ["rooms", "area", "price"]
+    pd.testing.assert_frame_equal(found[columns], flats[columns], check_dtype=False)
     # The line that the network is, in euros, by the rules of standardisation
     weights = load_trained(prices / "run", [f"{prices}/"]).network.state_dict()
     weight, bias = (weights[name].double().numpy() for name in sorted(weights, reverse=True))
@@ -320,3 +321,25 @@ def test_the_report_names_the_classes(shades: Path, monkeypatch: pytest.MonkeyPa
     ]
     for labels in (matrix.get_xticklabels(), matrix.get_yticklabels()):
         assert [one.get_text() for one in labels] == ["boot", "shoe"]
+
+
+def test_numbers_are_those_of_the_file(prices: Path, tmp_path: Path) -> None:
+    """By pandas, for all columns that the run reads, whole and broken, large and missing."""
+    draw = np.random.default_rng(1)
+    flats = pd.DataFrame(
+        {
+            "name": [f"flat {number}" for number in range(300)],
+            "rooms": draw.integers(1, 6, 300),
+            "area": draw.uniform(20, 200, 300),  # 17 digits, of which float32 has 7
+        }
+    )
+    flats.to_csv(tmp_path / "new.csv", index=False)
+    for suffix in predict.SUFFIXES:
+        out = tmp_path / f"found{suffix}"
+        asked = ["--files", tmp_path / "new.csv", "--out", out, "--allow", f"{prices}/"]
+        done = command("predict", prices / "run", *asked)
+        assert done.exit_code == 0, done.stderr
+        found = read(out)
+        assert list(found.columns) == ["sample", "path", "row", "rooms", "area", "predicted"]
+        assert found["row"].tolist() == list(range(2, 302))
+        pd.testing.assert_frame_equal(found[["rooms", "area"]], flats[["rooms", "area"]])

@@ -119,6 +119,13 @@ class Mortal(torch.optim.AdamW):
         return result
 
 
+class Wholesale(torch.optim.SGD):
+    """Fails for parameters of other shapes than it knows."""
+
+    def step(self, closure: Any = None) -> Any:
+        raise ValueError("which layer is this?")
+
+
 class Sentences:
     """Tokens (T + 1,), of which the sequences have unevenly many; the rest is ignored."""
 

@@ -58,12 +58,20 @@ def came_to(directory: Path) -> dict[str, Any]:
 
 
 def tensor_hashes(checkpoint: Path) -> dict[str, str]:
-    """Of weights, buffers, moments and averages, however many ranks wrote them."""
+    """Of weights, buffers, moments and averages, however many ranks wrote them, and in rows."""
+    pieces: dict[str, dict[int, torch.Tensor]] = {}
+    for kind in ("model", "optimizer"):
+        for file in sorted(checkpoint.glob(f"{kind}-*.safetensors")):
+            for key, one in load_file(file).items():
+                name, _, rows = key.partition("[")  # name[first:last]
+                pieces.setdefault(name, {})[int(rows.partition(":")[0] or 0)] = one
+    joined = {
+        name: torch.cat([rows[first] for first in sorted(rows)]) if len(rows) > 1 else rows[0]
+        for name, rows in pieces.items()
+    }
     return {
         name: hashlib.sha256(one.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
-        for kind in ("model", "optimizer")
-        for file in sorted(checkpoint.glob(f"{kind}-*.safetensors"))
-        for name, one in load_file(file).items()
+        for name, one in joined.items()
     }
 
 

@@ -26,16 +26,26 @@ def resize(directory: Path, launches: list[tuple[int, int]], *overrides: str) ->
         assert -9 in [one.exit_code for one in ends], ends[0].stderr
 
 
-def test_any_number_of_ranks_gives_the_same_bits_and_so_do_changing_ones(tmp_path: Path) -> None:
-    reference = finish(EVERYTHING, tmp_path / "1", 1)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one rank."""
+    directory = tmp_path_factory.mktemp("one") / "run"
+    finish(EVERYTHING, directory, 1)
+    return directory
+
+
+def test_any_number_of_ranks_gives_the_same_bits_and_so_do_changing_ones(
+    one: Path, tmp_path: Path
+) -> None:
+    reference = came_to(one)
     assert len(reference["trace"]) == 12
-    found = outcome(tmp_path / "1")
+    found = outcome(one)
     assert found["exact"] is True, found
-    manifest = next((tmp_path / "1" / "checkpoints" / "latest").glob("manifest.json"))
+    manifest = next((one / "checkpoints" / "latest").glob("manifest.json"))
     assert "any number of processes that divides 12" in manifest.read_text()
     for ranks in (2, 3, 4, 6):
         assert_same(finish(EVERYTHING, tmp_path / str(ranks), ranks), reference, f"{ranks} ranks")
-    text, code = compare(tmp_path / "1", tmp_path / "6")  # as docs/elastic.md has it
+    text, code = compare(one, tmp_path / "6")  # as docs/elastic.md has it
     assert code == 0, text
     # Killed right after a save, between saves, before the first, and before an evaluation is saved
     saves = "checkpoint.every.steps=2"
@@ -45,6 +55,32 @@ def test_any_number_of_ranks_gives_the_same_bits_and_so_do_changing_ones(tmp_pat
     found = outcome(tmp_path / "changing")
     assert found["exact"] is True, found
     assert found["launches"] == 8
+
+
+def shared(kind: str, blocks: str = "first, last") -> str:
+    """Each rank holds its rows; a layer that some ranks leave out may be no block."""
+    replicas = ", replicate: 2" if kind == "hsdp" else ""
+    return f"parallel={{kind: {kind}, shard: [{blocks}]{replicas}}}"
+
+
+def test_sharded_networks_have_the_bits_of_whole_ones(one: Path, tmp_path: Path) -> None:
+    """Rows that three ranks share unevenly, two partial sums a rank, and ways that change."""
+    resize(tmp_path, [(4, 6)], shared("hsdp"))
+    resize(tmp_path, [(2, 2)], "parallel.kind=ddp")
+    assert_same(finish(EVERYTHING, tmp_path, 3, shared("fsdp")), came_to(one), "changing ways")
+    assert outcome(tmp_path)["exact"] is True, outcome(tmp_path)
+
+
+@pytest.mark.torture
+def test_sharded_networks_have_the_same_bits_on_any_number_of_ranks(
+    one: Path, tmp_path: Path
+) -> None:
+    for ranks, kind in ((1, "fsdp"), (4, "fsdp"), (6, "hsdp")):
+        found = finish(EVERYTHING, tmp_path / f"{kind}{ranks}", ranks, shared(kind))
+        assert_same(found, came_to(one), f"{kind} on {ranks}")
+    runs = [finish(SENTENCES, tmp_path / str(n), n, shared("fsdp", "block")) for n in (1, 5)]
+    for found in runs[1:]:
+        assert_same(found, runs[0], "sentences")
 
 
 def test_uneven_items_count_alike_on_any_number_of_ranks(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from harness.data.code import places_asked
 from harness.data.source import Batch
 from harness.errors import ConfigError
 from harness.ranks.ranks import Ranks
-from harness.training.buckets import Partial, add, buckets_of
+from harness.training.buckets import Partial, WholeBucket, add, grouped
 from harness.training.elastic import Elastic, refuse_synchronised
 from harness.training.engine import Engine
 from harness.training.items import Count
 from harness.training.parallel import start_accelerator
+from harness.training.row_steps import depends_on_rows
 from harness.training.statistics import RunningStatistics
 from tests.elastic import parts
 from tests.elastic.runs import CONFIGS, finish, outcome
@@ -110,6 +111,21 @@ def test_reasons_are_said(tmp_path: Path) -> None:
     assert places_asked([{"_target_": f"{PARTS}.Drawing"}]) == []
 
 
+def step_reason(target: str, **options: object) -> str:
+    spec = {"_target_": target, "lr": 0.01, **options}
+    return depends_on_rows(spec, torch.float32, torch.device("cpu"))
+
+
+def test_an_optimizer_that_looks_past_its_rows_is_found() -> None:
+    """Fused kernels compute the last elements of a tensor otherwise (torch 2.15, AVX2)."""
+    for name in ("AdamW", "Adam", "SGD", "RMSprop", "Adagrad", "NAdam", "RAdam"):
+        assert step_reason(f"torch.optim.{name}") == "", name
+    assert step_reason("torch.optim.SGD", momentum=0.9, nesterov=True) == ""
+    assert "does not compute each element" in step_reason("torch.optim.Adafactor")
+    assert "does not compute each element" in step_reason("torch.optim.Muon")
+    assert "could not be tried" in step_reason(f"{PARTS}.Wholesale")
+
+
 class Norms(nn.Module):
     """x: (B, 6) -> (B, 6)."""
 
@@ -172,9 +188,8 @@ def test_sums_leave_alone_what_autograd_may_still_have() -> None:
 def test_buckets_are_a_function_of_the_network() -> None:
     network = parts.Everything()
     trained = [one for one in network.parameters() if one.requires_grad]
-    found = buckets_of(trained)
+    found = grouped(trained, lambda one: one.dtype)
     assert len(found) > 2
-    assert [id(one) for bucket in found for one in bucket.parameters] == [
-        id(one) for one in reversed(trained)
-    ]
-    assert all(offset % 16 == 0 for bucket in found for offset in bucket.offsets)
+    assert [id(one) for bucket in found for one in bucket] == [id(one) for one in reversed(trained)]
+    ranks = Ranks.join()
+    assert all(offset % 16 == 0 for each in found for offset in WholeBucket(each, ranks).offsets)

@@ -243,6 +243,15 @@ def test_two_ranks_on_one_gpu(tmp_path: Path) -> None:
     assert_resumes(tmp_path, ranks=2, BACKEND="gloo")
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_two_ranks_have_the_bits_of_one(tmp_path: Path, precision: str) -> None:
+    asked = ["run.exactness=elastic", f"train.precision={precision}"]
+    assert train(tmp_path / "1", *asked) == [0]
+    assert train(tmp_path / "2", *asked, ranks=2, BACKEND="gloo") == [0, 0]
+    assert trace(tmp_path / "2") == trace(tmp_path / "1")
+    assert outcome(tmp_path / "2")["exact"], outcome(tmp_path / "2")["exact_reason"]
+
+
 def test_nccl_with_one_rank(tmp_path: Path) -> None:
     assert_resumes(tmp_path, ranks=1)
     last = list_checkpoints(tmp_path / "cut" / "checkpoints")[-1]

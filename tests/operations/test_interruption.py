@@ -182,6 +182,8 @@ def test_a_request_to_stop_is_obeyed_and_the_run_can_go_on_all_the_same(
     ends = launch(tmp_path / "run", 2, "forward:20:1:STOP")
     assert [one.exit_code for one in ends] == [0, 0]
     assert outcome(tmp_path / "run")["reason"] == "stop_requested"
+    (other,) = launch(tmp_path / "run", 1, "", "run.seed=99")
+    assert (other.exit_code, "belongs to another training" in other.stderr) == (2, True)
     (tmp_path / "run" / "STOP").unlink()
     go_on(tmp_path / "run", 2)
     assert trace(tmp_path / "run") == trace(references(2))

@@ -154,12 +154,22 @@ def test_a_finished_run_stays_finished_until_more_is_asked_for(tmp_path: Path) -
     assert "this run is finished: the budget of 2 epochs is spent" in again.stdout
     assert "no effect" not in again.stdout
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    others = ["optimizer.lr=0.5", "train.clip_grad_norm=2", "checkpoint.keep_last=7"]
+    others = [
+        "optimizer.lr=0.5",
+        "data.num_workers=1",
+        "data.test.source.split=val",
+        "log.trace=true",
+    ]
     changed = command(*short, "stop.budget.epochs=2", *others)
     assert changed.exit_code == 0
-    assert "these changes have no effect:\n  optimizer.lr: " in changed.stdout
-    assert "-> 0.5\n  train.clip_grad_norm: " in changed.stdout
-    assert "\n  checkpoint.keep_last: 2 -> 7\n" in changed.stdout
+    assert "These changes have no effect on it:\n" in changed.stdout
+    for told in (
+        "-> 0.5 (no more steps are taken)",
+        "data.num_workers: 'auto' -> 1 (no more samples are read)",
+        "data.test.source.split: 'test' -> 'val' (no training reads it, ",
+        "log.trace: False -> True (nothing more is recorded)",
+    ):
+        assert told in changed.stdout
     assert f"train anew: run.dir={tmp_path / 'run-2'}." in changed.stdout
     other = command(*short, "stop.budget.epochs=2", "run.seed=99")
     assert other.exit_code == 2
@@ -171,9 +181,10 @@ def test_a_finished_run_stays_finished_until_more_is_asked_for(tmp_path: Path) -
     again = command(*short, "stop.budget.epochs=2")
     assert again.exit_code == 0, again.stderr
     assert outcome(tmp_path / "run")["reason"] == "budget"
-    more = command(*short, "stop.budget.epochs=3")
+    more = command(*short, "stop.budget.epochs=3", "run.init_from=/nowhere.safetensors")
     assert more.exit_code == 0
     assert "going on from step-" in more.stdout
+    assert "no effect on a run that goes on: run.init_from: None -> '/nowhere" in more.stdout
     assert outcome(tmp_path / "run")["epoch"] >= 3
 
 

@@ -26,9 +26,15 @@ def digests_of(run: Path) -> dict[str, str]:
     ("num_ranks", "options"),
     [
         (3, [FSDP, "network.norm=true", "train.ema={decay: 0.9}", "train.precision=bf16"]),
-        (4, ["parallel={kind: hsdp, replicate: 2}", "train.recompute=auto"]),
+        (
+            4,
+            [
+                "parallel={kind: hsdp, replicate: 2, reduce_every: micro_batch}",
+                "train.recompute=auto",
+            ],
+        ),
     ],
-    ids=["fsdp on three", "hsdp on two times two"],
+    ids=["fsdp on three", "hsdp on two times two, summed in each slot"],
 )
 def test_a_run_that_is_killed_at_every_fifth_step_ends_with_the_same_bits(
     num_ranks: int, options: list[str], tmp_path: Path

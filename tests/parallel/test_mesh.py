@@ -1,9 +1,13 @@
 """What is asked of torch where parameters are shared by rows."""
 
+import time
+
+import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from harness.ranks.mesh import Mesh
+from harness.ranks.mesh import REPLICATE, SHARD, Mesh
 from harness.ranks.ranks import Ranks
 from harness.training.fused import FusedAdam
 from tests.pool import on_ranks
@@ -30,3 +34,21 @@ def reduced_in() -> list[str]:
         one.grad = torch.zeros_like(one)
     optimizer.step()
     return [*found, str(FusedAdam.of(optimizer) is not None)]
+
+
+def test_no_rank_of_a_mesh_waits_for_longer_than_it_was_told() -> None:
+    assert on_ranks(4, waited) == [[True, True], *[[]] * 3]
+
+
+def waited() -> list[bool]:
+    """For ranks that do not come: whether each group gave up in time, on rank 0."""
+    ranks = Ranks.join(timeout_s=0.5)
+    mesh = Mesh.open(ranks, 2, torch.device("cpu"))
+    found = []
+    for name in (SHARD, REPLICATE) if ranks.is_first() else ():
+        began = time.monotonic()
+        with pytest.raises(RuntimeError, match=r"(?i)timed out"):
+            dist.all_reduce(torch.ones(1), group=mesh._mesh.get_group(name))
+        found.append(0.4 < time.monotonic() - began < 5)
+    time.sleep(0 if ranks.is_first() else 2)
+    return found

@@ -11,14 +11,14 @@ from torch import nn
 
 from harness.checkpoint.read import find_checkpoint
 from harness.checkpoint.state import extra_files_of
-from harness.config.parallel import ParallelConfig
+from harness.config.parallel import ParallelConfig, num_replicas_of
 from harness.config.read import read_config
 from harness.errors import ConfigError
 from harness.ranks.mesh import Mesh
 from harness.ranks.ranks import Ranks
 from harness.training.birth import Birth
 from harness.training.parallel import start_accelerator
-from harness.training.shards import Shards, check_network, num_replicas_of, units_of
+from harness.training.shards import Shards, check_network, units_of
 from tests.checkpoint.examples import loaded_from
 from tests.parallel.way_parts import GRAPHS, Tower, records, trace
 from tests.pool import command, on_ranks, train_on_ranks
@@ -104,7 +104,9 @@ def test_bfloat16_trains_as_with_ddp_to_its_own_rounding(tmp_path: Path) -> None
 def test_a_run_goes_on_in_any_way_with_the_samples_it_would_have_had(
     alone: Path, tmp_path: Path
 ) -> None:
-    ways = [(2, FSDP), (1, "parallel.kind=ddp"), (3, FSDP), (4, HSDP), (4, "parallel.kind=ddp")]
+    ddp, each = "parallel.kind=ddp", "parallel={kind: KIND, reduce_every: micro_batch}"
+    summed = [each.replace("KIND", kind) for kind in ("fsdp", "hsdp, replicate: 2")]
+    ways = [(2, FSDP), (1, ddp), (3, summed[0]), (4, summed[1]), (4, ddp)]
     for launch, (num_ranks, way) in enumerate(ways, 1):
         steps = 8 if launch == len(ways) else launch
         budget = f"stop.budget.steps={steps}"
@@ -139,6 +141,9 @@ def test_one_message_says_what_cannot_be_shared(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "shard: no effect with kind: ddp" in said("parallel.shard=[blocks.*]")
+    assert "reduce_every: no effect with kind: ddp" in said("parallel.reduce_every=micro_batch")
+    each = "parallel={kind: fsdp, reduce_every: micro_batch}"
+    assert "does not go with run.exactness" in said(each, "run.exactness=elastic")
     assert "replicate: no effect with kind: fsdp" in said("parallel={kind: fsdp, replicate: 2}")
     assert "train.precision: fp16" in said(FSDP, "train.precision=fp16")
     assert "train.channels_last" in said(FSDP, "train.channels_last=true")
@@ -190,6 +195,24 @@ def test_replicas_are_machines_or_as_many_as_are_asked_for() -> None:
     assert num_replicas_of(settings(), 16, {"LOCAL_WORLD_SIZE": "8"}) == 1
     with pytest.raises(ConfigError, match=r"6 processes do not make 4 groups .* 1, 2, 3, 6"):
         num_replicas_of(settings(kind="hsdp", replicate=4), 6, {})
+
+
+def kept_between_slots(reduce_every: str) -> list[bool]:
+    """Which parameters of a trained network have gradients of this rank's rows after a slot that is
+    not the step's last.
+    """
+    accelerator, ranks = start_accelerator("no", "none", 60.0), Ranks.join()
+    network = Tower()
+    asked = settings(reduce_every=reduce_every)
+    shards = Shards(Birth(network, {}), accelerator, ranks, asked, find_unused=False)
+    with shards.accumulate(last=False):
+        shards.model(torch.randn(2, 6)).sum().backward()
+    return [one.grad is not None for one in network.parameters()]
+
+
+def test_gradients_are_summed_with_the_last_slot_or_with_each() -> None:
+    for reduce_every, found in (("step", {False}), ("micro_batch", {True})):
+        assert {*on_ranks(2, kept_between_slots, reduce_every)[0]} == found
 
 
 def shared_on_machines_of(sizes: list[int]) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.checkpoint.read import list_checkpoints
+from tests.elastic.runs import came_to
 from tests.pool import command, on_ranks, train_on_ranks
 from tests.resume.test_exact import evaluations, last_state, trace
 
@@ -156,3 +157,31 @@ def test_float16_goes_through_its_overflows_and_resumes_exactly(
     last = list_checkpoints(tmp_path / "whole" / "checkpoints")[-1].path
     trainer = json.loads((last / "trainer_state.json").read_text())
     assert trainer["schedule"]["steps"] == 48 - skipped
+
+
+def test_a_scaler_decides_alike_on_any_number_of_ranks(tmp_path: Path) -> None:
+    """With run.exactness: elastic it sees the sum of all slots, the same on each rank."""
+
+    def finish(num_ranks: int) -> Path:
+        directory = tmp_path / str(num_ranks)
+        overrides = [
+            f"run.dir={directory}",
+            "run.exactness=elastic",
+            "train.precision=fp16",
+            f"network={{_target_: {PARTS}.Hot}}",
+            "stop.skipped_steps=40",
+            "stop.budget.steps=24",
+        ]
+        assert on_ranks(num_ranks, launch_in_float16, overrides) == [0] * num_ranks
+        return directory
+
+    whole = finish(1)
+    assert came_to(finish(4)) == came_to(whole)
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    assert (
+        0
+        < [one for line in lines if (one := json.loads(line))["kind"] == "train"][-1][
+            "skipped_steps"
+        ]
+        < 24
+    )

@@ -68,3 +68,67 @@ def test_what_cannot_take_effect_is_said_when_the_config_is_read_and_before_data
         assert words in ended.stderr
     with pytest.raises(ConfigError, match=r"smooth: no such key. Did you mean stop.improvement"):
         app(["config", str(DIGITS), "stop.smooth.window=3"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "said"),
+    [
+        (  # Of a key, of a value, of a metric, of a time, of another section
+            [
+                "stop.improvement.patience=x",
+                "stop.smooth.window=3",
+                "stop.forecast={target: val/f1}",
+                "stop.milestones={metric: val/accuracy, at_least: 0.5, by: {epochs: 9999}}",
+                "network.dimz=3",
+            ],
+            [
+                "stop.improvement.patience: 'x' is not allowed",
+                "stop.smooth: no such key",
+                "stop.targets has no target for val/f1",
+                "9999 epochs are beyond the budget of 200",
+                "network.dimz: harness.networks.Mlp has no argument",
+            ],
+        ),
+        (  # One setting contradicts another; a forecast within a budget that hides a mistake
+            [
+                "stop.hold=2",
+                "stop.targets=null",
+                "stop.budget.epochs=x",
+                "stop.forecast={metric: val/loss, gain: 1%}",
+                "stop.best.metric=val/none",
+            ],
+            [
+                "stop: hold has no effect without targets.",
+                "stop.budget.epochs: 'x' is not allowed",
+                "stop.best.metric: there is no metric val/none",
+            ],
+        ),
+        (  # The same without a mistake of a value; a criterion of several
+            [
+                "stop.hold=2",
+                "stop.targets=null",
+                "stop.plateau=[{metric: val/none, over: 5}, {metric: val/loss, over: x}]",
+                "stop.forecast={target: val/f1}",
+                "stop.gap={metric: none, above: 1, for: 2}",
+            ],
+            [
+                "stop: hold has no effect without targets.",
+                "stop: gap: metrics of an interval's own batches",
+                "stop.plateau[1].over: 'x' is not allowed",
+                "stop.targets has no target for val/f1, but for nothing",
+                "there is no metric train/none",
+            ],
+        ),
+        (["stop=3", "run.sed=4"], ["stop: 3 is not allowed", "run.sed: no such key"]),
+        (  # A target that hides a mistake may be forecast; without a task, no metric is known
+            ["stop.targets={val/f1: {at_least: x}}", "stop.forecast={target: val/f1}", "task.a=1"],
+            ["stop.targets.val/f1.at_least: 'x' is not allowed", "task.a: "],
+        ),
+    ],
+)
+def test_mistakes_of_all_kinds_are_told_at_once(mistakes: list[str], said: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        app(["config", str(DIGITS), *mistakes], standalone_mode=False)
+    for words in said:
+        assert words in str(refused.value)
+    assert str(refused.value).startswith(f"{len(said)} mistakes:")

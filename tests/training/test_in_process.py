@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from harness.config.read import read_config
 from harness.errors import ConfigError
+from harness.randomness import Boundary, seed_ambient
 from harness.rundir.outcome import Outcome
 from harness.tracking.records import read_records
 from harness.training.in_process import train_in_process
@@ -125,6 +126,34 @@ def test_two_trainings_in_one_process_are_those_of_two_fresh_ones_and_leave_no_t
         assert mine == bits(fresh)
         # The process is older than the session's pool
         assert 0 < took_s < 60
+
+
+def test_generators_seeded_where_they_are_looked_at_leave_what_those_of_each_step_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = [
+        "network={_target_: harness.networks.Mlp, dims: [6, 8, 3], dropout: 0.5}",
+        "log.trace=false",
+        "schedule={_target_: harness.schedules.WarmupCosine, total_steps: 12}",
+    ]
+    found, seeded = [], []
+    monkeypatch.setattr(
+        "harness.randomness.seed_ambient", lambda seed: seeded.append(seed) or seed_ambient(seed)
+    )
+    for name in ("late", "each"):
+        train(tmp_path / name, ours)
+        found.append([last_state(tmp_path / name), len(seeded)])
+        monkeypatch.setattr(
+            "harness.training.engine.Boundary", lambda *, late: Boundary(late=False)
+        )
+    (late, few), (each, many) = found
+    assert late == each
+    assert many - 2 * few == 6  # of 12 steps, losses are read after every second one
+    # A schedule that may be, or call, a user's
+    constant = "schedule={_target_: torch.optim.lr_scheduler.ConstantLR}"
+    monkeypatch.setattr("harness.training.engine.Boundary", Boundary)
+    train(tmp_path / "foreign", [*ours[:2], constant])
+    assert len(seeded) - many == many - few
 
 
 def test_a_run_is_not_as_old_as_the_process(tmp_path: Path) -> None:
