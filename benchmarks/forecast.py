@@ -1,11 +1,11 @@
 """How far forecasts of learning curves can be trusted, and what they save, on recorded curves of
 our own runs (benchmarks/curves/forecast_curves.py made them).
 
-Run: python benchmarks/forecast.py [network=FILE] [text] [coverage] [targets] [savings] [choice]
-         [cost]
+Run: python benchmarks/forecast.py [network=FILE] [text|held_out] [coverage] [targets] [savings]
+         [choice] [cost]
 
 text: the curves of language models, by which nothing but the new rises was chosen (among equals),
-in place of the others.
+in place of the others. held_out: those of held_out_curves.py, by which nothing was chosen.
 
 network: what prior_fitted.py wrote, in place of the mixture.
 
@@ -41,6 +41,7 @@ from harness.stopping.verdict import Evaluation, MetricInfo
 
 CURVES = Path(__file__).parent / "curves" / "forecast_curves.parquet"
 TEXT_CURVES = CURVES.with_name("text_curves.parquet")
+HELD_OUT_CURVES = CURVES.with_name("held_out_curves.parquet")
 SHARE = MetricInfo("max", 0.0, 1.0)
 LOSS = MetricInfo("min", 0.0)
 GOOD = 0.6  # the target of a family: what this share of its runs does not reach
@@ -86,23 +87,26 @@ def stops_at(curve: Curve, **stop: Any) -> int | None:
     return None
 
 
+def held_by_band(curve: Curve, part: int) -> bool | None:
+    """Whether the 90 % band at one `part`-th of the budget holds the last value; None without."""
+    ups, rates = curve.ups, np.array(curve.rates)
+    bounds = (0.0, 1.0) if curve.info.mode == "max" else (-np.inf, 0.0)
+    cut = len(ups) // part
+    if not is_monotone(ups[:cut]):
+        return None
+    steps = np.arange(1.0, len(ups) + 1)
+    past, ahead = effective_times(steps[:cut], rates[:cut], steps[cut:])
+    low, high = extrapolate(past, ups[:cut], ahead, np.ones(len(ups) - cut), bounds).band(0.9)
+    return bool(low <= ups[-1] <= high)
+
+
 def coverage(all_curves: Sequence[Curve]) -> None:
     print("\n90 % bands of the last value: share that hold it, and share without a forecast\n")
     print("| curves | at 25 % | none | at 50 % | none |\n| --- | --- | --- | --- | --- |")
     held: dict[str, dict[int, list[bool | None]]] = defaultdict(lambda: defaultdict(list))
     for curve in all_curves:
-        ups, rates = curve.ups, np.array(curve.rates)
-        bounds = (0.0, 1.0) if curve.info.mode == "max" else (-np.inf, 0.0)
         for part in (4, 2):
-            cut = len(ups) // part
-            inside = None
-            if is_monotone(ups[:cut]):
-                steps = np.arange(1.0, len(ups) + 1)
-                past, ahead = effective_times(steps[:cut], rates[:cut], steps[cut:])
-                low, high = extrapolate(
-                    past, ups[:cut], ahead, np.ones(len(ups) - cut), bounds
-                ).band(0.9)
-                inside = bool(low <= ups[-1] <= high)
+            inside = held_by_band(curve, part)
             falls = min(curve.rates) < 0.9 * max(curve.rates)
             kind = "falling rate" if falls else "steady rate"
             for name in (curve.family, curve.metric, kind, "all"):
@@ -111,8 +115,18 @@ def coverage(all_curves: Sequence[Curve]) -> None:
         cells = []
         for part in (4, 2):
             known = [one for one in parts[part] if one is not None]
-            cells += [f"{np.mean(known):.0%}", f"{1 - len(known) / len(parts[part]):.0%}"]
+            cells += [share_of(sum(known), len(known)), f"{1 - len(known) / len(parts[part]):.0%}"]
         print(f"| {name} ({len(parts[2])}) | {' | '.join(cells)} |")
+
+
+def share_of(count: int, among: int) -> str:
+    """A share with its 95 % interval (Clopper & Pearson, 1934), as if curves were independent."""
+    from scipy.stats import binomtest
+
+    if not among:
+        return "-"
+    interval = binomtest(count, among).proportion_ci()
+    return f"{count / among:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 def wrongly_stopped(all_curves: Sequence[Curve]) -> None:
@@ -121,6 +135,7 @@ def wrongly_stopped(all_curves: Sequence[Curve]) -> None:
     print("| --- | --- | --- | --- |")
     for chance in (0.02, 0.05, 0.1):
         stopped, wrong, saved = 0, 0, []
+        wrongs: dict[str, int] = defaultdict(int)
         for own in by_family(all_curves).values():
             target = float(np.quantile([curve.ups.max() for curve in own], GOOD))
             for curve in own:
@@ -133,11 +148,13 @@ def wrongly_stopped(all_curves: Sequence[Curve]) -> None:
                 reaches = bool(curve.ups.max() >= target)
                 stopped += end is not None
                 wrong += end is not None and reaches
+                wrongs[curve.family] += end is not None and reaches
                 if not reaches:
                     saved.append(1 - (end or len(curve.values)) / len(curve.values))
         print(
-            f"| {chance:.0%} | {stopped} of {len(all_curves)} | {wrong / max(1, stopped):.1%} | "
-            f"{np.mean(saved):.0%} of those of runs that do not reach it |"
+            f"| {chance:.0%} | {stopped} of {len(all_curves)} | {share_of(wrong, stopped)} | "
+            f"{np.mean(saved):.0%} of those of runs that do not reach it | "
+            f"{dict(wrongs)} |"
         )
 
 
@@ -345,7 +362,8 @@ def cost_of_patience(count: int, repeats: int = 15) -> float:
 
 
 if __name__ == "__main__":
-    every = curves(TEXT_CURVES if "text" in sys.argv else CURVES)
+    files = {"text": TEXT_CURVES, "held_out": HELD_OUT_CURVES}
+    every = curves(next((path for name, path in files.items() if name in sys.argv), CURVES))
     print(f"{len(every)} curves")
     parts = {"coverage": coverage, "targets": wrongly_stopped, "savings": savings, "choice": choice}
     networks = [one for one in sys.argv[1:] if one.startswith("network=")]
@@ -356,7 +374,7 @@ if __name__ == "__main__":
 
         extrapolate = PriorFitted(Path(networks[0].partition("=")[2]))  # type: ignore[assignment]
         harness.stopping.curves.extrapolate = extrapolate
-    asked = [one for one in sys.argv[1:] if one not in (*networks, "text")] or [*parts, "cost"]
+    asked = [one for one in sys.argv[1:] if one not in (*networks, *files)] or [*parts, "cost"]
     for part in asked:
         if part == "cost":
             cost()

@@ -203,16 +203,21 @@ def train(config: dict[str, Any], directory: Path) -> dict[str, Any] | None:
     }
 
 
-def main(families: list[str]) -> None:
-    import pyarrow.parquet as pq
+def prepare() -> None:
+    """Load once, for all forks, what a run needs."""
     import torch
 
-    # Loaded once, for all forks
     for name in ("harness.networks", "harness.tasks", "harness.training.launch", *SLOW):
         importlib.import_module(name)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     os.environ |= {"ACCELERATE_USE_CPU": "true", "WANDB_MODE": "disabled"}
+
+
+def main(families: list[str]) -> None:
+    import pyarrow.parquet as pq
+
+    prepare()
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
         text = Path(root) / "text.txt"

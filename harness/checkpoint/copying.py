@@ -9,8 +9,9 @@ during which one was counted is not used.
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -85,20 +86,27 @@ class HostMemory:
 class Copy:
     """Parts that are being copied: those of each file in turn, `ready` when they are there."""
 
-    def __init__(
-        self, memory: HostMemory, files: Sequence[Sequence[Part]], executor: Executor
-    ) -> None:
+    def __init__(self, memory: HostMemory, files: Sequence[Sequence[Part]]) -> None:
+        self._memory = memory
+        self._files = files
         self._parts = [part for parts in files for part in parts]
         self._counts = [part.num_writes() for part in self._parts]
+        self.ready: list[Future[None]] = [Future() for _ in files]
         self._rejoin: Callable[[], object] | None = None
         self._finished = threading.Event()
         self._changed: list[str] = []
         self.held_s = 0.0
+
+    def start(self, executor: Executor) -> None:
+        """Begin. The last that a save does before the training goes on: a thread that wakes up
+        wants the interpreter, and where the cores are busy whoever gave it away gets it back late
+        [measured].
+        """
         if any(part.tensor.device.type != "cpu" for part in self._parts):
-            waits = self._start_on_device(memory, files)
-            self.ready = [executor.submit(one) for one in waits]
+            steps = self._start_on_device()
         else:
-            self.ready = [executor.submit(_fill, memory, parts) for parts in files]
+            steps = [partial(_fill, self._memory, parts) for parts in self._files]
+        executor.submit(_take_turns, steps, self.ready)
 
     def finish(self) -> None:
         """By the training's thread, before it changes what is copied: the host waits for the copy,
@@ -133,17 +141,15 @@ class Copy:
             if part.num_writes() != count
         ]
 
-    def _start_on_device(
-        self, memory: HostMemory, files: Sequence[Sequence[Part]]
-    ) -> list[Callable[[], None]]:
+    def _start_on_device(self) -> list[Callable[[], None]]:
         """On a stream of its own, after the device's work so far; the waits of the files."""
         here = torch.accelerator.current_stream()
         aside = torch.Stream(here.device)
         aside.wait_stream(here)
         ends = []
         with aside:
-            for parts in files:
-                _fill(memory, parts)
+            for parts in self._files:
+                _fill(self._memory, parts)
                 ends.append(aside.record_event())
         self._rejoin = lambda: torch.accelerator.current_stream().wait_event(ends[-1])
         return [end.synchronize for end in ends]
@@ -152,3 +158,13 @@ class Copy:
 def _fill(memory: HostMemory, parts: Sequence[Part]) -> None:
     for part in parts:
         memory.fill(part)
+
+
+def _take_turns(steps: Sequence[Callable[[], None]], ends: Sequence[Future[None]]) -> None:
+    for step, end in zip(steps, ends, strict=True):
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001 - raised by whoever waits for it
+            end.set_exception(error)
+        else:
+            end.set_result(None)

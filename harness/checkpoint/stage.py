@@ -222,19 +222,20 @@ class Stage:
             deferred = []
         on_gpu = any(part.tensor.device.type != "cpu" for part in (*now, *deferred))
         self._memory.reserve(plan.memory_bytes, on_gpu)
-        self._copy = Copy(self._memory, later, self._copier) if deferred else None
+        copy = Copy(self._memory, later) if deferred else None
         for part in now:
             self._memory.fill(part)
-        if on_gpu and now:
-            torch.accelerator.current_stream().synchronize()
-        outbox_ready, *ready = self._ready()
+        outbox_ready, *ready = [None] * len(later) if copy is None else copy.ready
         contents = [
             Content(
                 file.name, file.role, [file.head, self._memory.bytes[file.begin : file.end]], one
             )
             for file, one in zip(plan.files, ready, strict=True)
         ]
-        return contents, Exchange(self._memory, plan.rounds, outbox_ready) if plan.rounds else None
-
-    def _ready(self) -> Sequence[Future[None] | None]:
-        return [None] * (1 + len(self._plan.files)) if self._copy is None else self._copy.ready
+        exchange = Exchange(self._memory, plan.rounds, outbox_ready) if plan.rounds else None
+        if copy is not None:
+            copy.start(self._copier)
+        self._copy = copy
+        if on_gpu and now:
+            torch.accelerator.current_stream().synchronize()
+        return contents, exchange

@@ -1,7 +1,7 @@
 """Columns of texts in little memory: each distinct text once, or written when it is asked for."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -51,9 +51,14 @@ class Texts(_Column):
             return columns[0]
         words = cls.of([word for column in columns for word in column.words])
         begins = np.cumsum([0, *(len(column.words) for column in columns)])
-        parts = [
-            words.codes[begin : begin + len(column.words)][column.codes]
+        codes_of = [
+            words.codes[begin : begin + len(column.words)]
             for begin, column in zip(begins, columns, strict=False)
+        ]
+        parts = [
+            # Of columns with the same words, as of one file, all but a copy is spared
+            column.codes if (codes == np.arange(len(codes))).all() else codes[column.codes]
+            for codes, column in zip(codes_of, columns, strict=True)
         ]
         return cls(words.words, np.concatenate(parts))
 
@@ -85,7 +90,9 @@ class Texts(_Column):
     def equal(self, text: str) -> NDArray[np.bool_]:
         """(N,): which ones are this text"""
         codes = [code for code, word in enumerate(self.words) if word == text]
-        found: NDArray[np.bool_] = np.isin(self.codes, codes)
+        found: NDArray[np.bool_] = (
+            self.codes == codes[0] if len(codes) == 1 else np.isin(self.codes, codes)
+        )
         return found
 
     def array(self) -> NDArray[np.str_]:
@@ -108,6 +115,25 @@ class Texts(_Column):
 
     def __iter__(self) -> Iterator[str]:
         return map(self.words.__getitem__, self.codes.tolist())
+
+
+class Taken(Mapping[str, Sequence[str]]):
+    """Columns of texts in some rows, which are taken when they are asked for."""
+
+    def __init__(self, columns: Mapping[str, _Column], rows: NDArray[np.int64]) -> None:
+        self._columns, self._rows = columns, rows
+        self._taken: dict[str, _Column] = {}
+
+    def __getitem__(self, name: str) -> Sequence[str]:
+        if name not in self._taken:
+            self._taken[name] = self._columns[name].take(self._rows)
+        return self._taken[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 class NumberTexts(_Column):

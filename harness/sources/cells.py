@@ -3,6 +3,7 @@
 Every cell keeps its row as a person counts it, so that a message can name it.
 """
 
+import datetime
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -301,21 +302,22 @@ class Cells:
                 values[index] = np.inf
             except (ValueError, TypeError):
                 if not is_empty(cell) and str(cell).strip() not in self.layout.marks:
+                    shown = repr(cell) if isinstance(cell, str) else text_of(cell)
                     self.refuse(
-                        name, index, f"{cell!r} is not a number. {self._remedy(str(cell), index)}"
+                        name, index, f"{shown} is not a number. {self._remedy(cell, index)}"
                     )
                 values[index] = np.nan
         return values
 
-    def _remedy(self, text: str, index: int) -> str:
-        word = text.strip()
+    def _remedy(self, cell: Any, index: int) -> str:
+        word = str(cell).strip()
         if word.casefold() in _LIKELY_MARKS:
             return (
                 f"If it marks a missing value, add it to missing_marks ({', '.join(MISSING)} by "
                 "default) and set missing: keep."
             )
-        if DAY_FIRST.match(word):
-            return "If it is a date, read the column as text, or in a Series as its time."
+        if DAY_FIRST.match(word) or isinstance(cell, datetime.time | datetime.timedelta):
+            return "If it is a date or time, read the column as text, or in a Series as its time."
         other = "," if self.layout.decimal == "." else "."
         ways = []
         if grouped := _GROUPED.fullmatch(word):
@@ -368,6 +370,9 @@ def _distinct(cells: Any) -> tuple[list[Any], NDArray[np.integer]]:
     if isinstance(cells, np.ndarray):
         numbers, numbering = np.unique(cells, return_inverse=True)
         return as_list(numbers), numbering
+    if isinstance(cells, list) and set(map(type, cells)) == {str}:
+        texts = Texts.of(cells)
+        return [*texts.words], texts.codes
     if isinstance(cells, list):
         number_of: dict[Any, int] = {}
         found: list[Any] = []

@@ -2,7 +2,8 @@
 
 import datetime
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,7 +16,7 @@ from harness.sources.binary_excel import negative_records
 from harness.sources.cells import Cells, Layout
 from harness.sources.extent import NO_VALUE, Unread, padded, position
 from harness.sources.files import need
-from harness.sources.headed import COMMENT, Line, by_column, read_head, rows_below
+from harness.sources.headed import COMMENT, Head, Line, by_column, read_head, rows_below
 from harness.sources.old_excel import NEGATIVE, read_old
 from harness.sources.open_document import check_document
 from harness.sources.workbook import (
@@ -31,6 +32,7 @@ _WAYS = {  # of cells that are told apart by identity
     id(NO_VALUE): "Open the file in Excel or LibreOffice and save it, or store values.",
     id(NEGATIVE): "Format it as a number, or as a duration: [h]:mm:ss.",
 }
+_EXACT = 2**53  # floats below hold every integer
 # Of the members that a spreadsheet has (Open Document Format 1.3, part 2, 3.2)
 _KINDS = (
     ("xl/workbook.xml", ".xlsx"),
@@ -44,24 +46,27 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
     of zeros (00000) and errors (#N/A) are text, as Excel shows them. Raises DataError with the row.
     """
     ending = _ending_of(path)
-    if ending == ".xls":
-        grid = read_old(path, layout.sheet)
-    else:
-        grid = _read_new(path, ending, layout.sheet).tolist()
+    old = ending == ".xls"
+    grid = read_old(path, layout.sheet) if old else _read_new(path, ending, layout.sheet)
     mark = layout.comment
     lines: Iterator[Line] = (
         (row, COMMENT if mark and str(cells[0]).lstrip().startswith(mark) else cells)
         for row, cells in enumerate(grid, start=1)
     )
     head = read_head(path, layout, columns, lines)
-    kept = list(rows_below(head, layout, lines))
-    cells = by_column(head, [cells for _, cells in kept])
-    for name, read in cells.items():
-        for (row, _), cell in zip(kept, read, strict=True):
-            way = _WAYS.get(id(cell))
-            if way is not None:
-                raise DataError(f"{path}: row {row}, column {name!r}: {cell}. {way}")
-    return Cells(path, cells, [row for row, _ in kept], layout)
+    kept = list(lines)
+    found = None if mark or layout.skip_footer else _full_columns(head, kept)
+    if found is None:
+        kept = list(rows_below(head, layout, iter(kept)))
+        found = by_column(head, [cells for _, cells in kept])
+    rows = [row for row, _ in kept]
+    for name, read in found.items():
+        if not _WAYS.keys().isdisjoint(map(id, read)):
+            row, cell = next(
+                (row, one) for row, one in zip(rows, read, strict=True) if id(one) in _WAYS
+            )
+            raise DataError(f"{path}: row {row}, column {name!r}: {cell}. {_WAYS[id(cell)]}")
+    return Cells(path, {name: _as_stored(of) for name, of in found.items()}, rows, layout)
 
 
 def _ending_of(path: Path) -> str:
@@ -74,19 +79,44 @@ def _ending_of(path: Path) -> str:
     return next((kind for member, kind in _KINDS if member in members), path.suffix.lower())
 
 
-def _read_new(path: Path, ending: str, named: str | int) -> NDArray[Any]:
-    """The cells (rows, columns) of a sheet, "" where one is empty."""
-    calamine = need("python_calamine", "tables", f"{path}: Excel")
-    # Loaded when used
-    import pandas as pd
+def _full_columns(head: Head, kept: Sequence[Line]) -> dict[str, list[Any]] | None:
+    """{name: cells} of the columns to read; None if rows may be empty or of another length."""
+    columns = list(zip(*(cells for _, cells in kept), strict=True))
+    if len(columns) != len(head.names) or all("" in one or None in one for one in columns):
+        return None
+    return {name: list(columns[head.names.index(name)]) for name in head.wanted}
 
+
+def _as_stored(cells: list[Any]) -> NDArray[np.float64] | list[Any]:
+    """Numbers, of which all are floats, as an array or with whole ones as integers; dates with
+    a time.
+    """
+    kinds = set(map(type, cells))
+    if kinds == {float} and np.abs(numbers := np.array(cells)).max() < _EXACT:
+        return np.asarray(numbers + 0.0)  # 0 for -0
+    if float in kinds:
+        cells = [int(one) if type(one) is float and one.is_integer() else one for one in cells]
+    if datetime.date in kinds:
+        clock = datetime.time()
+        return [
+            datetime.datetime.combine(one, clock) if type(one) is datetime.date else one
+            for one in cells
+        ]
+    return cells
+
+
+def _read_new(path: Path, ending: str, named: str | int) -> list[list[Any]]:
+    """The cells of the rows of a sheet, "" where one is empty."""
+    calamine = need("python_calamine", "tables", f"{path}: Excel")
     unread = check_document(path) if ending == ".ods" else check_workbook(path)
     try:
-        with path.open("rb") as file, pd.ExcelFile(file, engine="calamine") as book:
-            sheet = choose_sheet(path, named, [str(name) for name in book.sheet_names])
-            grid = pd.read_excel(
-                book, sheet_name=sheet, header=None, dtype=object, keep_default_na=False
-            ).to_numpy(dtype=object)
+        with path.open("rb") as file:
+            book = calamine.load_workbook(file)
+            tables = (
+                one for one in book.sheets_metadata if one.typ == calamine.SheetTypeEnum.WorkSheet
+            )
+            sheet = choose_sheet(path, named, [str(one.name) for one in tables])
+            rows: list[list[Any]] = book.get_sheet_by_name(sheet).to_python(skip_empty_area=False)
     except BaseException as error:
         known = (calamine.CalamineError, ValueError, KeyError)
         # A panic of Rust is no Exception
@@ -96,19 +126,18 @@ def _read_new(path: Path, ending: str, named: str | int) -> NDArray[Any]:
             f"{path}: cannot be read: {error}. It may be truncated, or not an Excel file."
         ) from error
     member = sheet if ending == ".ods" else member_of(path, sheet)
-    grid = _with_unread(grid, unread.get(member, {}))
+    _add_unread(rows, unread.get(member, {}))
+    width = len(rows[0]) if rows else 0
     if ending in (".xlsx", ".xlsm"):
-        for (row, column), width in find_padded(path, member).items():
-            if row > grid.shape[0] or column > grid.shape[1]:  # of cells below or beside the data
-                continue
-            grid[row - 1, column - 1] = padded(grid[row - 1, column - 1], width)
-    cells = grid.ravel().tolist()
-    times = {at for at, cell in enumerate(cells) if type(cell) is datetime.time}
-    if times and ending != ".ods":
+        for (row, column), digits in find_padded(path, member).items():
+            if row <= len(rows) and column <= width:  # others are beside or below the data
+                rows[row - 1][column - 1] = padded(rows[row - 1][column - 1], digits)
+    if ending != ".ods" and datetime.time in set(map(type, chain.from_iterable(rows))):
         for row, column in _negative(path, member):
-            if (row - 1) * grid.shape[1] + column - 1 in times:
-                grid[row - 1, column - 1] = NEGATIVE
-    return grid
+            is_there = row <= len(rows) and column <= width
+            if is_there and type(rows[row - 1][column - 1]) is datetime.time:
+                rows[row - 1][column - 1] = NEGATIVE
+    return rows
 
 
 def _negative(path: Path, member: str) -> Iterator[tuple[int, int]]:
@@ -128,13 +157,14 @@ def _negative(path: Path, member: str) -> Iterator[tuple[int, int]]:
                 cell.clear()
 
 
-def _with_unread(grid: NDArray[Any], unread: Unread) -> NDArray[Any]:
-    """The cells of a sheet, with those that calamine leaves empty or without their zeros."""
+def _add_unread(rows: list[list[Any]], unread: Unread) -> None:
+    """Set the cells of a sheet that calamine leaves empty or without their zeros."""
     if not unread:
-        return grid
-    shape = np.max([grid.shape, *unread], axis=0)
-    filled = np.full(shape, "", dtype=object)
-    filled[: grid.shape[0], : grid.shape[1]] = grid
-    for (row, column), text in unread.items():
-        filled[row - 1, column - 1] = text
-    return filled
+        return
+    height = max(len(rows), *(row for row, _ in unread))
+    width = max(len(rows[0]) if rows else 0, *(column for _, column in unread))
+    for row in rows:
+        row += [""] * (width - len(row))
+    rows += [[""] * width for _ in range(height - len(rows))]
+    for (at, column), text in unread.items():
+        rows[at - 1][column - 1] = text

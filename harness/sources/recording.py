@@ -12,6 +12,8 @@ from harness.data.texts import Texts
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.arrays import is_array, load_array
 from harness.sources.cells import Cells, Layout
+from harness.sources.csv_files import ending_of
+from harness.sources.excel_files import EXCEL
 from harness.sources.long_format import widen
 from harness.sources.narrowing import Narrowed
 from harness.sources.source import Rows, select
@@ -244,11 +246,18 @@ class Reader:
                 )
             steps = np.diff(sheet.times)
             if not (steps > 0).all():
-                row = sheet.rows[int((~(steps > 0)).argmax()) + 1]
+                at = int((~(steps > 0)).argmax())
+                ways = (
+                    "Set sort: true, or duplicates: drop if rows are repeated, or correct the time"
+                )
+                if steps[at] == 0 and ending_of(sheet.path) in EXCEL:
+                    ways = (
+                        "Times of spreadsheets are read to the millisecond: give closer rows their "
+                        "time in seconds, as numbers. Or set duplicates: drop if rows are repeated"
+                    )
                 raise DataError(
-                    f"{sheet.path}: row {row}, column {self._time!r}: not later than the previous "
-                    "row. Set sort: true, or duplicates: drop if rows are repeated, or correct "
-                    "the time."
+                    f"{sheet.path}: row {sheet.rows[at + 1]}, column {self._time!r}: not later "
+                    f"than the previous row. {ways}."
                 )
             long = steps > self.gap_s
             self._refuse_unit(sheet.path, steps)

@@ -66,7 +66,7 @@ class ByValue:
         )
 
     def parts(self, known: Known) -> NDArray[np.str_]:
-        (values,) = _columns(known, self.columns)
+        values = _columns(known, self.columns)[0].compact()
         if not self._given:
             unknown = sorted(set(values.words) - set(_PARTS))
             if unknown:
@@ -101,13 +101,15 @@ class ByGroup:
     def parts(self, known: Known) -> Texts:
         groups = _together(_columns(known, self.columns))
         parts = parts_by_share(groups, self._shares)
-        there = parts.compact().words
-        absent = [part for part, share in self._shares.items() if share > 0 and part not in there]
+        absent = [
+            part for part, share in self._shares.items() if share > 0 and part not in parts.words
+        ]
         if absent:
             named = ", ".join(map(repr, self.columns))
+            count = len(groups.compact().words)
             raise DataError(
-                f"split: {len(groups.words)} groups in {named} are too few to give {absent[0]} its "
-                "share. Set a larger share."
+                f"split: {count} groups in {named} are too few to give {absent[0]} its share. Set "
+                "a larger share."
             )
         return parts
 
@@ -129,7 +131,7 @@ class ByTime:
         self._gap = gap
 
     def parts(self, known: Known) -> NDArray[np.str_]:
-        (texts,) = _columns(known, self.columns)
+        texts = _columns(known, self.columns)[0].compact()
         times = np.array([_time(text, self.columns[0]) for text in texts.words])[texts.codes]
         ordered = np.sort(times)
         parts = np.full(len(times), "train", dtype="<U5")
@@ -267,8 +269,9 @@ def parts_by_share(keys: Sequence[str], shares: Mapping[str, float]) -> Texts:
     middle = np.empty(len(counts))
     middle[order] = np.cumsum(counts[order]) - counts[order] / 2
     ends = np.cumsum(list(shares.values())) * len(which)
-    part_of = np.searchsorted(ends, middle, side="right").astype(np.int8)
-    return Texts([*shares, "train"], part_of[which])
+    names = [*shares, "train"]
+    used, part_of = np.unique(np.searchsorted(ends, middle, side="right"), return_inverse=True)
+    return Texts([names[one] for one in used], part_of.astype(np.int8)[which])
 
 
 def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[np.int64]:
@@ -297,7 +300,7 @@ def rows_of(part: Part, rule: Rule | None, known: Known, count: int) -> NDArray[
 
 
 def _columns(known: Known, names: Sequence[str]) -> list[Texts]:
-    """The columns, each with only those words that occur."""
+    """The columns, which may have words that do not occur."""
     found = {name_of(name): cells for name, cells in known.items()}
     for name in names:
         if name_of(name) not in found:
@@ -306,7 +309,7 @@ def _columns(known: Known, names: Sequence[str]) -> list[Texts]:
                 f"split: no column {name!r} is known; the known columns are "
                 f"{', '.join(named) or 'none'}.{did_you_mean(name, named, quoted=True)}"
             )
-    return [Texts.of(found[name_of(name)]).compact() for name in names]
+    return [Texts.of(found[name_of(name)]) for name in names]
 
 
 def _together(columns: Sequence[Texts]) -> Texts:

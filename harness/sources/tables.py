@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.data.readings import Columns
 from harness.data.shelf import report
 from harness.data.source import Numbers
-from harness.data.texts import NumberTexts, Texts
+from harness.data.texts import NumberTexts, Taken, Texts
 from harness.data.written import name_of, plain_name
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import (
@@ -116,7 +116,7 @@ class Table(BatchSource):
         """Every file that is read."""
         return with_parts(self._paths)
 
-    def known(self) -> dict[str, Sequence[str]]:
+    def known(self) -> Mapping[str, Sequence[str]]:
         """{column: (N,) texts}"""
         whole = self._whole
         texts = {
@@ -125,8 +125,7 @@ class Table(BatchSource):
             if self.columns.get(name, "number") != "number"
         }
         origins = {"path": whole.path_of, "row": NumberTexts(whole.rows)}
-        known = {**origins, **texts, **whole.known}
-        return {name: column.take(self._chosen) for name, column in known.items()}
+        return Taken({**origins, **texts, **whole.known}, self._chosen)
 
     def own_numbers(self) -> Numbers:
         """A function of indices (B,): {column: (B,)}, the features, if they are few, and `columns`

@@ -59,6 +59,10 @@ def seconds_of(
         if date is None and are_dates and not is_empty(cell):
             cells.refuse(name, index, f"{cell!r} is not a date. Correct it, or set time_format.")
     if not are_dates:
+        for index, cell in enumerate(found):
+            if isinstance(cell, datetime.time):
+                what = "a time of day without a date. Set time to the columns of both"
+                cells.refuse(name, index, f"{cell} is {what}: [date, time].")
         return _numbers(cells, name)
     if len(names) == 1:
         _tell_exchanged(cells, name, found, dates)

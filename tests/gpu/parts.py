@@ -31,3 +31,28 @@ class Waits(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
         return out * (1.0 if float(out.detach().abs().max()) >= 0 else torch.nan)
+
+
+class Expects(nn.Module):
+    """A convolution that raises where it is not run by the kernels that it expects. x: (B, 6) ->
+    (B, 3).
+    """
+
+    def __init__(self, products: str, benchmark: bool) -> None:
+        super().__init__()
+        self.products, self.benchmark = products, benchmark
+        self.conv = nn.Conv2d(2, 4, (1, 3))
+        self.head = nn.Linear(4, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        if (torch.get_float32_matmul_precision(), cudnn.benchmark, matmul.allow_tf32) != (
+            self.products,
+            self.benchmark,
+            self.products != "highest",
+        ):
+            raise ValueError("other kernels than were asked for")
+        if not self.conv.weight.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError("channels are not last")
+        logits: Tensor = self.head(self.conv(x.view(-1, 2, 1, 3)).flatten(1))
+        return logits

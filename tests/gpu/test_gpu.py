@@ -239,6 +239,21 @@ def test_a_hidden_wait_would_be_found(tmp_path: Path) -> None:
     assert train(tmp_path / "run", *asked, SYNC="error") == [1]
 
 
+def test_faster_kernels_are_taken_where_bits_may_differ(tmp_path: Path) -> None:
+    """Images with their channels last; the network raises for kernels that were not asked for."""
+    network = "network={_target_: tests.gpu.parts.Expects, products: %s, benchmark: %s}"
+    fast = ["run.exactness=none", "train.channels_last=true"]
+    exact = ["train.channels_last=true"]
+    for name, products, benchmark, asked in [
+        ("fast", "high", "true", fast),
+        ("medium", "medium", "true", [*fast, "train.matmul_precision=medium"]),
+        ("exact", "highest", "false", exact),
+    ]:
+        run, kernels = tmp_path / name, network % (products, benchmark)
+        assert train(run, kernels, "log.trace=false", *asked) == [0]
+        assert outcome(run)["exact"] == (name == "exact")
+
+
 def test_two_ranks_on_one_gpu(tmp_path: Path) -> None:
     assert_resumes(tmp_path, ranks=2, BACKEND="gloo")
 

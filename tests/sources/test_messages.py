@@ -170,7 +170,7 @@ def test_a_date_in_another_order_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("date", ["2026-01-31", "2026-01-31 12:00:00", "31.01.2026"])
 def test_a_date_among_numbers_is_to_be_read_as_text(tmp_path: Path, date: str) -> None:
     (tmp_path / "a.csv").write_text(f"a\n1\n{date}\n")
-    what = "If it is a date, read the column as text, or in a Series as its time"
+    what = "If it is a date or time, read the column as text, or in a Series as its time"
     with pytest.raises(DataError, match=rf"row 3, column 'a': '{date}' is not a number\. {what}"):
         Table(str(tmp_path / "a.csv"))
     table = Table(str(tmp_path / "a.csv"), features=[], columns={"a": "text"})

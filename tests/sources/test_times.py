@@ -14,6 +14,7 @@ import pytest
 from harness.errors import ConfigError, DataError
 from harness.sources.series import Series
 from harness.sources.split import ByTime
+from harness.sources.tables import Table
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "data"
 
@@ -428,3 +429,29 @@ def test_durations_are_seconds(tmp_path: Path, ending: str) -> None:
     settings: dict[str, Any] = {"time": "t", "gap_s": 1e9}
     read = times_of(Series(str(path), ["a"], 1, 1, **settings))
     assert read == pytest.approx(elapsed.total_seconds().tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "what"),
+    [
+        ("[h]:mm:ss.000", r"\d+", r"not later .* read to the millisecond: give closer rows their"),
+        ("yyyy-mm-dd hh:mm:ss.000", r"\d+", "not later .* time in seconds, as numbers"),
+        ("hh:mm:ss.000", "2", r"12:00:00 is a time of day without a date\. .*: \[date, time\]"),
+    ],
+)
+def test_times_that_spreadsheets_do_not_hold_are_named(
+    tmp_path: Path, form: str, row: str, what: str
+) -> None:
+    book = openpyxl.Workbook()
+    sheet: Any = book.active
+    sheet.append(["t", "a"])
+    for half_ms in range(8):
+        sheet.append([(45_000 if "y" in form else 0) + 0.5 + half_ms / 2000 / 86_400, 1])
+        sheet.cell(sheet.max_row, 1).number_format = form
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(DataError, match=rf"a\.xlsx: row {row}, column 't': {what}"):
+        Series(str(tmp_path / "a.xlsx"), ["a"], 4, 4, time="t", rate_hz=2000)
+    with pytest.raises(
+        DataError, match=r"row 2, column 't': .*12:00:00 is not a number\. If it is"
+    ):
+        Table(str(tmp_path / "a.xlsx"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.forecast import GOOD, by_family, curves, stops_at
+from benchmarks.forecast import GOOD, HELD_OUT_CURVES, by_family, curves, held_by_band, stops_at
 from harness.config.read import read_section
 from harness.stopping.history import read_history
 from harness.stopping.replay import replay
@@ -38,3 +38,11 @@ def test_few_curves_that_reach_their_target_are_ended_before() -> None:
             good += 1
     assert good > 200
     assert ended / good <= 0.05
+
+
+def test_bands_half_way_hold_what_becomes_of_families_that_nothing_was_chosen_by() -> None:
+    """One curve in three, of all four."""
+    every = curves(HELD_OUT_CURVES)[::3]
+    held = [found for one in every if (found := held_by_band(one, 2)) is not None]
+    assert len(held) > 100
+    assert 0.85 <= np.mean(held) <= 0.95

@@ -3,6 +3,9 @@
 import math
 from typing import Any
 
+import pytest
+
+from harness.errors import ConfigError
 from harness.stopping.controller import StopController
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, MetricInfo, Verdict
@@ -65,3 +68,29 @@ def test_the_best_is_that_of_its_own_evaluation_and_never_nan() -> None:
     assert lost.reason == "diverged"
     assert [one.new_best for one in (lost, *rest)] == [False, True, True, False]
     assert rest[-1].reason == "budget"
+
+
+def test_an_evaluation_that_did_not_measure_the_metric_leaves_the_count() -> None:
+    """Lightning 490, 524, 1901, 6113, 9151: epochs without a validation ended the run or crashed
+    it. Lightning 17736: a metric that improved at each validation was stopped.
+    """
+    settings = StopSettings.model_validate({"budget": {"steps": 99}, **LOSS_3})
+    controller, stops = StopController(settings, INFOS), []
+    for n, value in enumerate([1.0, None, 1.1, None, None, 1.2, None, 0.9, 1.0, None, 1.0, 1.0]):
+        measured = {} if value is None else {"val/loss": value}
+        stops.append(controller.judge(Evaluation(n, float(n), n, 0.0, measured)).stops)
+    assert stops == [False] * 11 + [True]
+
+
+def test_what_is_asked_by_a_time_or_from_a_time_on_says_so() -> None:
+    """W&B 8158, 10261: a sweep had no way to end what is below a bound after so many steps, or
+    what stands still, but only after the 200th; W&B 1975, 7156, 9615: it ended nothing, silently.
+    """
+    bound = {"milestones": {"metric": "val/loss", "at_most": 0.5, "by": {"steps": 3}}}
+    assert [one.reason for one in launched([0.9, 0.8, 0.7], [], bound)] == [None, None, "hopeless"]
+    assert not any(one.stops for one in launched([0.9, 0.5, 0.7, 0.9], [], bound))
+    late = {"improvement": {"metric": "val/loss", "patience": 2}, "warmup": 4}
+    stops = [one.stops for one in launched([1.0] * 6, [], late)]
+    assert stops == [False] * 5 + [True]
+    with pytest.raises(ConfigError, match=r"there is no metric val/test_acc_avg"):
+        launched([1.0], [], {"improvement": {"metric": "val/test_acc_avg", "patience": 2}})

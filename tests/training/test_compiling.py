@@ -74,10 +74,14 @@ def test_a_machine_without_a_compiler_is_one_message(monkeypatch: pytest.MonkeyP
 
 def kernels(exactness: str, precision: str | None) -> list[Any]:
     start_accelerator("no", exactness, 60.0, precision)
-    return [torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark]
+    return [
+        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.benchmark,
+    ]
 
 
 def test_faster_kernels_are_taken_where_bits_may_differ() -> None:
-    assert on_ranks(1, kernels, "none", None) == [["high", True]]
-    assert on_ranks(1, kernels, "resume", None) == [["highest", False]]
-    assert on_ranks(1, kernels, "resume", "medium") == [["medium", False]]
+    assert on_ranks(1, kernels, "none", None) == [["high", True, True]]
+    assert on_ranks(1, kernels, "resume", None) == [["highest", False, False]]
+    assert on_ranks(1, kernels, "resume", "medium") == [["medium", True, False]]

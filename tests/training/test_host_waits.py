@@ -6,6 +6,7 @@ on `cuda:0` show what `meta` cannot: fused kernels and tensors on different devi
 passes do not run without a GPU (torch 2.15).
 """
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,11 +66,11 @@ def _steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def run_on_meta(directory: Path, *overrides: str) -> Iterator[Run]:
-    """A run, built as a launch builds it, whose device has no values."""
+def run_on(device: str, directory: Path, *overrides: str) -> Iterator[Run]:
+    """A run, built as a launch builds it; on `meta` its device has no values."""
     config = read_config(SMALL, [f"run.dir={directory}", "log.trace=false", *overrides])
     accelerator = start_accelerator("no", "none", 60.0)
-    accelerator.state.device = torch.device("meta")
+    accelerator.state.device = torch.device(device)
     with Interruption() as interruption, Console(False) as console:
         run = build(
             config,
@@ -103,7 +104,7 @@ def run_on_meta(directory: Path, *overrides: str) -> Iterator[Run]:
     ],
 )  # fmt: skip
 def test_a_step_asks_for_no_value(tmp_path: Path, overrides: list[str]) -> None:
-    with run_on_meta(tmp_path, "optimizer.foreach=true", *overrides) as run:
+    with run_on("meta", tmp_path, "optimizer.foreach=true", *overrides) as run:
         for _ in range(2):
             train_step(run)
         assert run.step == 2
@@ -121,10 +122,30 @@ def test_a_step_asks_for_no_value(tmp_path: Path, overrides: list[str]) -> None:
 )
 def test_a_value_that_is_asked_for_is_found(tmp_path: Path, overrides: list[str]) -> None:
     with (
-        run_on_meta(tmp_path, *overrides) as run,
+        run_on("meta", tmp_path, *overrides) as run,
         pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"),
     ):
         train_step(run)
+
+
+def live_tensors() -> tuple[int, int]:
+    """How many there are, and their bytes."""
+    gc.collect()
+    found = [one for one in gc.get_objects() if type(one) is Tensor]
+    return len(found), sum(one.nbytes for one in found)
+
+
+def test_no_step_keeps_what_a_read_does_not_free(tmp_path: Path) -> None:
+    """Losses that are kept with their graphs, or for ever, grow from step to step."""
+    held = []
+    with run_on("cpu", tmp_path) as run:
+        for _ in range(5):
+            for _ in range(16):  # as many micro-batches as the metrics hold back at most
+                train_step(run)
+            run.losses.read(run.step)
+            run.losses.take_pending()
+            held.append(live_tensors())
+    assert held[2:] == held[1:2] * 3  # once the optimizer has its state
 
 
 class Reads(TorchDispatchMode):

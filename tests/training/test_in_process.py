@@ -77,6 +77,8 @@ def state_of_process() -> dict[str, Any]:
             torch.utils.deterministic.fill_uninitialized_memory,
             torch.backends.cudnn.benchmark,
             torch.get_float32_matmul_precision(),
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
             torch.get_num_threads(),
             torch.is_grad_enabled(),
             torch.distributed.is_initialized(),
