@@ -225,7 +225,8 @@ def restore_network(network: nn.Module, loaded: LoadedState, ranks: Ranks | None
     }
     tied = find_aliases({name: own for name, own in state.items() if not is_lazy(own)})
     for name, own in state.items():
-        if name in live and find_aliases({"live": live[name], "own": own}):
+        # What has no elements has no memory to tell it by
+        if name in live and (own.numel() == 0 or find_aliases({"live": live[name], "own": own})):
             state[name] = live[name]  # which a module does not copy to itself
         else:
             # Lazy layers take the shapes that they are given; extra states go to their modules

@@ -191,6 +191,11 @@ def check_network(network: nn.Module, blocks: Sequence[str], num_shards: int) ->
                 f"parallel.kind: {name} is a single number, of which no rank can hold rows. Give "
                 "it the shape (1,), or use kind: ddp."
             )
+        if parameter.requires_grad and not parameter.numel():
+            raise ConfigError(
+                f"parallel.kind: {name} has no elements, and FSDP2 sums no gradients of such. "
+                "Freeze it, e.g. by parts, remove it, or use kind: ddp."
+            )
         if not parameter.is_contiguous():
             raise ConfigError(
                 f"parallel.kind: {name} is not contiguous in memory, so that it has no rows to "

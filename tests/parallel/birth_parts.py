@@ -25,7 +25,8 @@ class Base(nn.Module):
 
 
 class Drawn(Base):
-    """Draws after parameters: buffers that are saved and that are not, a plain attribute, and an
+    """Draws after parameters: buffers that are saved and that are not (huggingface/transformers
+    #45902: rotary frequencies without values), a plain attribute, and an
     object that nobody looks into; ties, marks, frozen values, values given before registration.
     """
 

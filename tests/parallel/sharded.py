@@ -36,8 +36,8 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Rows that no number of ranks divides, fewer of them than ranks, two dtypes, tied weights and
-    buffers.
+    """Rows that no number of ranks divides, fewer of them than ranks, or none, two dtypes, tied
+    weights and buffers.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,8 @@ class Network(nn.Module):
         self.head.weight = self.embed.weight
         self.register_buffer("table", torch.zeros(11, 3))
         self.one.weight.requires_grad_(False)
+        # PrimeIntellect-ai/prime-rl#3252
+        self.none = nn.Parameter(torch.empty(0, 3), requires_grad=False)
 
 
 def made(way: str) -> nn.Module:

@@ -187,6 +187,10 @@ def test_networks_that_cannot_be_shared_usefully_are_refused() -> None:
     scaled = Tower()
     scaled.scale = nn.Parameter(torch.ones(()))
     assert "scale is a single number" in refusal(scaled)
+    # PrimeIntellect-ai/prime-rl#3252: experts with a placeholder
+    scaled.scale = nn.Parameter(torch.empty(0, 3))
+    assert "scale has no elements" in refusal(scaled)
+    check_network(scaled.requires_grad_(False), ["blocks.0"], 2)
 
 
 def test_replicas_are_machines_or_as_many_as_are_asked_for() -> None:
