@@ -232,7 +232,7 @@ def changed_beta() -> None:
 def sparse_gradients() -> None:
     network = nn.Embedding(3, 2, sparse=True)
     network(torch.tensor([1])).sum().backward()
-    parallel.require_gradients(network, of_all=True)
+    parallel.require_gradients(network.named_parameters(), of_all=True)
 
 
 def unwritable_directory(here: Path) -> None:

@@ -79,12 +79,18 @@ def _torch() -> Callable[[], None]:
 
 
 def _loaders() -> Callable[[], None]:
-    """Torch's handler for the end of a worker, which it installs once."""
+    """Torch's handler for the end of a worker, which it installs once, and the threads by which
+    requests go to workers: each ends by itself, soon after its queue was closed.
+    """
+    others = set(threading.enumerate())
     installed = signal_handling._SIGCHLD_handler_set
     handler = signal.getsignal(signal.SIGCHLD)
 
     def restore() -> None:
         end_workers()
+        for thread in set(threading.enumerate()) - others:
+            if thread.name == "QueueFeederThread":
+                thread.join(timeout=1.0)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
             signal_handling._SIGCHLD_handler_set = installed

@@ -112,19 +112,20 @@ def test_what_cannot_be_stepped_is_refused_in_one_message(
 def launch_in_float16(overrides: list[str]) -> int:
     """fp16 as on a GPU, with the CPU's scaler and autocast in place of CUDA's."""
     from harness.training import launch as launching
+    from harness.training import parallel
 
-    real = launching.start_accelerator
+    real = parallel.start_accelerator
 
-    def start(precision: str, exactness: str, timeout_s: float, matmul: str) -> Any:
+    def start(precision: str, *settings: Any, **more: Any) -> Any:
         assert precision == "fp16"
-        accelerator = real("no", exactness, timeout_s, matmul)
+        accelerator = real("no", *settings, **more)
         accelerator.state._mixed_precision = "fp16"
         accelerator.native_amp = True
         # Overflows come soon, and again after a resume
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3)
         return accelerator
 
-    launching.start_accelerator = start
+    parallel.start_accelerator = start
     return launching.launch(SMALL, overrides)
 
 

@@ -4,11 +4,13 @@ import faulthandler
 import gc
 import logging
 import multiprocessing
+import multiprocessing.queues
 import os
 import random
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -95,10 +97,22 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Any]:
     return [(name, before[name], after[name]) for name in before if before[name] != after[name]]
 
 
+def end_late(queue: Any) -> None:
+    """Threads that send to workers end some time after their queue was closed: as under load."""
+    feed = queue._feed
+
+    def slowly(*args: Any) -> None:
+        feed(*args)
+        time.sleep(0.2)
+
+    queue._feed = staticmethod(slowly)
+
+
 def train_twice(directory: Path) -> tuple[list[Any], list[float], list[Any]]:
     """What differs of the process afterwards, the seconds of each run, its bits."""
     # Whatever the first training of a process imports or starts for good is there
     train(directory / "first", PLAIN)
+    end_late(multiprocessing.queues.Queue)
     signal.signal(signal.SIGUSR1, lambda *_: None)
     torch.set_float32_matmul_precision("high")
     own = Accelerator(cpu=True, mixed_precision="bf16")
