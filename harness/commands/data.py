@@ -16,7 +16,7 @@ from harness.components import TARGET
 from harness.config.read import read_config
 from harness.config.schema import Config
 from harness.console import Console
-from harness.data.preparing import Feedback, Preparation, Sources, prepare, store_shelf
+from harness.data.preparing import Feedback, Sources, prepare, store_shelf
 from harness.data.split import Split
 from harness.data.store import Entry, Store
 from harness.errors import ConfigError
@@ -90,11 +90,7 @@ def prune_store(paths: Sequence[Path]) -> list[Entry]:
     read = [_read(path, ()) for path in paths]
     if len({store.directory.resolve() for _, store in read}) > 1:
         raise ConfigError("the configs name several stores. Prune one store at a time.")
-    used = {
-        Path(entry).name
-        for config, _ in read
-        for entry in _prepare(config, Feedback(), build=False).stored.values()
-    }
+    used = {key for config, _ in read for key in _prepare(config, Feedback(), build=False)}
     return read[0][1].prune(used)
 
 
@@ -108,17 +104,27 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[Config, Store]:
     return config, Store(config.data.store.dir)
 
 
-def _prepare(config: Config, feedback: Feedback, *, build: bool = True) -> Preparation:
+def _prepare(
+    config: Config, feedback: Feedback, *, build: bool = True
+) -> Mapping[str, Sequence[str]]:
+    """{name of an entry or reading in the store: the splits that use it}"""
     names = config.data.names
     assert config.data.store is not None
-    shelf = store_shelf(config.data.store.dir, feedback, make=build)
-    sources = Sources(config.data, shelf)
-    return prepare(config.data, names, sources, None, config.run.dir, feedback, build=build)
+    sources = Sources(config.data, store_shelf(config.data.store, feedback, make=build))
+    found = prepare(config.data, names, sources, None, config.run.dir, feedback, build=build)
+    if config.data.store.samples:
+        return {Path(entry).name: [name] for name, entry in found.stored.items()}
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        _ = sources[name]
+        for reading in sources.readings[name]:
+            splits.setdefault(reading, []).append(name)
+    return splits
 
 
-def _listing(store: Store, prepared: Preparation) -> Listing:
+def _listing(store: Store, prepared: Mapping[str, Sequence[str]]) -> Listing:
     entries = store.entries()
-    used = {Path(entry).name: [name] for name, entry in prepared.stored.items()}
+    used = {key: [*splits] for key, splits in prepared.items()}
     for one in entries:
         for reading in one.made_of.get("readings", ()):
             used.setdefault(reading, []).extend(used.get(one.key, ()))
@@ -166,7 +172,7 @@ def check_config(path: Path, overrides: Sequence[str], html: Path | None) -> Che
     """
     config = read_config(path, overrides)
     store, names = config.data.store, config.data.names
-    sources = Sources(config.data, None if store is None else store_shelf(store.dir, Feedback()))
+    sources = Sources(config.data, None if store is None else store_shelf(store, Feedback()))
     report = check_data(
         config.data,
         config.task,

@@ -239,7 +239,7 @@ def _shelf(trained: TrainedNetwork) -> Shelf | None:
     """The readings in the config's store, if there is one here that may be read."""
     store = trained.config.data.store
     readable = store is not None and _may_read_store(trained)
-    return store_shelf(store.dir, Feedback(), make=False) if store and readable else None
+    return store_shelf(store, Feedback(), make=False) if store and readable else None
 
 
 def _may_read_store(trained: TrainedNetwork) -> bool:

@@ -25,7 +25,7 @@ from harness import components
 from harness.components import STAGE, TARGET, without_stage
 from harness.data.content import Hashes, digest, identity
 from harness.data.feed import Patience, evaluation_batches
-from harness.data.settings import DataConfig, SplitConfig
+from harness.data.settings import DataConfig, SplitConfig, StoreConfig
 from harness.data.shelf import READINGS, Shelf, shelved
 from harness.data.source import (
     Batch,
@@ -109,7 +109,7 @@ class Sources:
         self._built: dict[str, Any] = {}
         self.readings: dict[str, list[str]] = {}
         if shelf is None and config.store is not None and config.store.dir.is_dir():
-            shelf = store_shelf(config.store.dir, Feedback())
+            shelf = store_shelf(config.store, Feedback())
         self._shelf = shelf
 
     def __getitem__(self, name: str) -> Any:
@@ -128,14 +128,16 @@ class Sources:
         return self._built[name]
 
 
-def store_shelf(directory: Path, feedback: Feedback, *, make: bool = True) -> Shelf:
+def store_shelf(store: StoreConfig, feedback: Feedback, *, make: bool = True) -> Shelf:
     """The shelf of a store, which is made if it is not there. Raises ConfigError."""
+    directory = store.dir
     hashes = Hashes(_make_directory(directory) / MEMO)
     return Shelf(
         directory / READINGS,
         lambda paths: hashes.of(paths, feedback.check_leave),
         is_kept=True,
         make=make,
+        holds_media=not store.samples,
         check_leave=feedback.check_leave,
         progress=feedback.progress,
     )
@@ -186,6 +188,7 @@ def prepare(
     ConfigError and DataError; `feedback.check_leave` may raise too.
     """
     store = None if config.store is None else Store(config.store.dir)
+    keeps_samples = config.store is not None and config.store.samples
     hashes = Hashes((memo if store is None else _make_directory(store.directory)) / MEMO)
     content = {
         name: _content(
@@ -194,7 +197,7 @@ def prepare(
             name,
             hashes,
             feedback,
-            in_full=store is not None,
+            in_full=keeps_samples,
         )
         for name in names
     }
@@ -208,7 +211,7 @@ def prepare(
         identities = [identity(spec, code=False) for spec in (split.source, *split.treatments)]
         known = [asdict(one) for one in learned]
         keys[name] = digest([VERSION, content[name], identities[0], identities[1:], known])
-        if store is not None:
+        if store is not None and keeps_samples:
             num_once = count_once(split.treatments, treatments)
             used = [asdict(one) for one in learned if one.treatment in split.treatments[:num_once]]
             once = [identity(spec) for spec in split.treatments[:num_once]]

@@ -65,6 +65,13 @@ class StoreConfig(Section):
             "before the first online one, by content."
         )
     )
+    samples: bool = Field(
+        True,
+        description=(
+            "Whether samples are kept. Without them it has only what is read of tables and lists "
+            "of files, for data that should not be there twice."
+        ),
+    )
 
 
 Found = Literal["error", "warn", "off"]

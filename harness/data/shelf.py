@@ -36,13 +36,15 @@ class Shelf:
 
     `identify`: a digest of files' content, or of their sizes and times. `is_kept`: for other
     launches. `make`: whether a reading that is not there is made. `used`: the keys that were asked
-    for.
+    for. `holds_media`: also decoded images, sound and video; where a store keeps the samples
+    themselves it need not.
     """
 
     directory: Path
     identify: Callable[[Sequence[Path]], str]
     is_kept: bool
     make: bool = True
+    holds_media: bool = True
     check_leave: Callable[[], None] = lambda: None
     progress: Callable[[str, int, int], None] = lambda what, done, of: None
     used: set[str] = field(default_factory=set)

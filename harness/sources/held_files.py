@@ -53,8 +53,7 @@ def read_held(
     """
     plain = Files(files.paths, {})
     read = _reads(files, read_rows, check, on_error)
-    # A store keeps the samples themselves
-    return read_shared(plain, (settings, on_error), read, _formed, keep=False)
+    return read_shared(plain, (settings, on_error), read, _formed, media=True)
 
 
 def _reads(

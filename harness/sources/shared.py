@@ -40,16 +40,16 @@ def read_shared(
     read: Read,
     form: Callable[[Mapping[str, Column], Any], Reading],
     *,
-    keep: bool = True,
+    media: bool = False,
 ) -> Reading:
     """What `form` makes of the columns that `read` fills and of its state after that; or what it
     made of the same files, fields of their paths and settings, if that is in use.
 
     Files that were modified in the last seconds are read again: they may have changed again within
-    the precision of their times. Without `keep` the reading is shared in this launch alone.
+    the precision of their times. `media`: the reading is of samples, which a store may keep itself.
     """
     shelf, paths = current_shelf(), with_parts(files.present())
-    if shelf is not None and shelf.is_kept and not keep:
+    if shelf is not None and media and not shelf.holds_media:
         shelf = None
     fields = tuple((name, tuple(values)) for name, values in sorted(files.fields.items()))
     states = _states_of(paths)

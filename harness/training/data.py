@@ -95,8 +95,8 @@ def shelf_of(
     """
     is_local_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if config.store is not None:
-        directory = config.store.dir
-        yield ranks.together(lambda: store_shelf(directory, feedback)), is_local_first
+        store = config.store
+        yield ranks.together(lambda: store_shelf(store, feedback)), is_local_first
         return
     with temporary_readings(wanted=ranks.size > 1 and is_local_first) as made:
         offered = ranks.gather("" if made is None else str(made))

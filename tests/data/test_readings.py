@@ -19,6 +19,7 @@ from harness.data import readings
 from harness.data import shelf as shelf_module
 from harness.data.preparing import Feedback, store_shelf
 from harness.data.readings import OnDisk
+from harness.data.settings import StoreConfig
 from harness.data.shelf import Shelf, Temporary, shelved, temporary_shelf
 from harness.data.split import Split
 from harness.data.store import EntrySource, Store
@@ -84,7 +85,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kept(directory: Path) -> Shelf:
     """That of a store; without fsync, which takes most of the time of these tests."""
-    shelf = store_shelf(directory, Feedback())
+    shelf = store_shelf(StoreConfig(dir=directory), Feedback())
     return replace(shelf, is_kept=False)
 
 
@@ -185,7 +186,7 @@ def test_a_reading_follows_the_content_of_its_files(tmp_path: Path) -> None:
 
 def test_a_damaged_reading_is_named(tmp_path: Path) -> None:
     files = write(tmp_path) + "csv"
-    with shelved(store_shelf(tmp_path / "store", Feedback())):
+    with shelved(store_shelf(StoreConfig(dir=tmp_path / "store"), Feedback())):
         table(files)
         (values,) = (tmp_path / "store").rglob("00000.values")
         values.write_bytes(values.read_bytes()[:-4])

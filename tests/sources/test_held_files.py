@@ -13,9 +13,11 @@ import pytest
 import soundfile
 from PIL import Image
 
+from harness.commands.data import build_store, inspect_store, prune_store
 from harness.data import readings
 from harness.data import shelf as shelf_module
 from harness.data.preparing import Feedback, store_shelf
+from harness.data.settings import StoreConfig
 from harness.data.shelf import Shelf, shelved, temporary_shelf
 from harness.sources import csv_files, listed, shared, table_files
 from harness.sources.audio import Recordings
@@ -106,19 +108,19 @@ def count_reads(config: Path, temporary: Path) -> list[Any]:
     return [sum(decoded.values()), max(decoded.values(), default=0), len(mapped), code]
 
 
-def test_ranks_without_a_store_decode_each_image_once(tmp_path: Path) -> None:
-    make_images(tmp_path)
-    (tmp_path / "c0" / "s0_05.png").unlink()
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    config = tmp_path / "c.yaml"
-    files = tmp_path / "c{label}/{who}_*.png"
+def write_config(folder: Path, more: str = "") -> Path:
+    """Of a training on twelve images."""
+    make_images(folder)
+    (folder / "c0" / "s0_05.png").unlink()
+    config = folder / "c.yaml"
+    files = folder / "c{label}/{who}_*.png"
     source = f"""_target_: harness.sources.images.Images, files: '{files}',
       split: {{_target_: harness.sources.split.ByGroup, column: who, val: 0.25, test: 0}}"""
     config.write_text(
         f"""
-run: {{dir: {tmp_path / "run"}}}
+run: {{dir: {folder / "run"}}}
 data:
+  {more}
   train:
     source: {{{source}, part: train}}
     treatments: &same [{{_target_: harness.treatments.ToFloat, key: image}}]
@@ -130,14 +132,34 @@ optimizer: {{_target_: torch.optim.SGD, lr: 0.1}}
 stop: {{every: {{epochs: 1}}, budget: {{epochs: 1}}}}
 """
     )
+    return config
+
+
+def test_ranks_without_a_store_decode_each_image_once(tmp_path: Path) -> None:
+    config, temporary = write_config(tmp_path), tmp_path / "tmp"
+    temporary.mkdir()
     first, second = on_ranks(2, count_reads, config, temporary)
     assert first == [COUNT, 1, 0, 0]
     assert second == [0, 0, 2, 0]
     assert not list(temporary.iterdir())
 
 
+def test_a_store_without_samples_has_what_was_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    config = write_config(tmp_path, f"store: {{dir: {store}, samples: false}}")
+    assert len(build_store(config, ()).rows) == 2
+    assert not list(store.glob("*/shard-*")), "no samples"
+    monkeypatch.setattr(Images, "_read_rows", None)  # nothing is decoded again
+    assert launch(config, []) == 0
+    assert sorted(row.used_by for row in inspect_store(config, ()).rows) == ["train", "val"]
+    assert prune_store([config]) == []
+    assert len(list((store / "readings").iterdir())) == 2
+
+
 def kept(directory: Path) -> Shelf:
-    return store_shelf(directory, Feedback())
+    return store_shelf(StoreConfig(dir=directory), Feedback())
 
 
 def make_table(folder: Path, count: int) -> str:
