@@ -256,7 +256,7 @@ def test_the_time_of_a_series_grows_with_its_files_not_their_square(
 @pytest.mark.usefixtures("small")
 def test_of_two_readings_at_once_both_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, store = write(tmp_path) + "csv", tmp_path / "store"
-    shelf = replace(store_shelf(store, Feedback()), is_kept=True)
+    shelf = replace(store_shelf(StoreConfig(dir=store), Feedback()), is_kept=True)
     finish, other = OnDisk.finish, []
 
     def finish_second(self: OnDisk) -> Any:
