@@ -18,7 +18,7 @@ from harness.sources.cells import Kind, check_kinds
 from harness.sources.files import OnError, class_names, read_each
 from harness.sources.held_files import Held, read_held
 from harness.sources.listed import listed_files
-from harness.sources.listing import Files
+from harness.sources.listing import Files, refuse_missing
 from harness.sources.source import BatchSource
 from harness.sources.split import Part, Rule
 
@@ -151,7 +151,14 @@ class Collection(BatchSource):
         if self._arrays is not None:
             gathered: NDArray[Any] = self._arrays[indices]
             return gathered
-        return np.stack([self._read(self.files.paths[index]) for index in indices])
+        return np.stack([self._read_listed(self.files.paths[index]) for index in indices])
+
+    def _read_listed(self, path: Path) -> Any:
+        try:
+            return self._read(path)
+        except DataError:
+            refuse_missing(path)
+            raise
 
     def _read_rows(self, path: Path) -> Mapping[str, NDArray[Any]]:
         """The rows that a file adds to columns, of which `values` are the samples' own."""

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal, TypeVar, get_args
 
 from harness.data.written import text_of
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.listing import Files, refuse_dangling
+from harness.sources.listing import Files, refuse_missing
 from harness.wording import did_you_mean, some
 
 OnError = Literal["stop", "skip"]
@@ -57,7 +57,7 @@ def read_all(
     for index, item in enumerate(items):
         try:
             if isinstance(item, Path):
-                refuse_dangling(item)
+                refuse_missing(item)
             values.append(_read_patiently(item, read, must_know=on_error == "skip"))
             kept.append(index)
         except _FaultError as error:

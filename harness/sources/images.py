@@ -17,7 +17,7 @@ from harness.sources.files import OnError, decodable, need, read_each
 from harness.sources.fitting import Fit, Fitting
 from harness.sources.flir import MARK, FlirError, read_thermogram
 from harness.sources.listed import listed_files
-from harness.sources.listing import Files, refuse_dangling
+from harness.sources.listing import Files, refuse_missing
 from harness.sources.mistaken import is_heic, what_is
 from harness.sources.pixels import (
     HeaderError,
@@ -116,7 +116,7 @@ class Images(Collection):
         if self._checks_all:
             return super()._look_at(files, on_error)
         for path in files.paths if files.may_dangle else ():
-            refuse_dangling(path)
+            refuse_missing(path)
         read_each(files.select_rows([0]), self._check, on_error)
         return files, [], []
 

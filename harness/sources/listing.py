@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from itertools import chain, product
-from os.path import exists, isdir, isfile, islink, join
+from os.path import exists, isdir, isfile, islink, join, realpath
 from pathlib import Path
 from typing import Any, overload
 from unicodedata import normalize
@@ -175,11 +175,13 @@ class _Folders:
         return self._found[folder]
 
     def below(self, folder: str) -> Iterator[str]:
-        """A folder and all in it, but hidden ones."""
+        """A folder and all in it, but hidden ones and links back to those above."""
         yield folder
         for name, is_file in self.entries(folder).items():
             path = join(folder, name)
-            if not is_file and not name.startswith(".") and isdir(path):
+            if is_file or name.startswith(".") or not isdir(path):
+                continue
+            if not islink(path) or not f"{realpath(folder)}/".startswith(f"{realpath(path)}/"):
                 yield from self.below(path)
 
 
@@ -379,10 +381,16 @@ def is_dangling(path: Path | str) -> bool:
     return islink(path) and not exists(path)
 
 
-def refuse_dangling(path: Path) -> None:
-    """Raise DataError for a link that leads nowhere."""
-    if is_dangling(path):
+def refuse_missing(path: Path) -> None:
+    """Raise DataError for a file that is not there, or a link that leads nowhere."""
+    if exists(path):
+        return
+    if islink(path):
         raise DataError(
             f"{path}: a link to {path.readlink()}, where there is no file. Bring the file back, or "
             "remove the link."
         )
+    raise DataError(
+        f"{path}: there is no such file. Bring it back, or correct or remove its row in the table "
+        "that lists it; names there are relative to the table, with / between folders."
+    )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.csv_files import PACKED, TORN, is_packed
 from harness.sources.encodings import check_encoding, why_undecoded
-from harness.sources.listing import refuse_dangling
+from harness.sources.listing import refuse_missing
 from harness.sources.mistaken import is_pointer, what_is
 from harness.sources.source import BatchSource, select, span_columns
 
@@ -163,7 +163,7 @@ def _paths(pattern: str) -> list[Path]:
         path for name in glob(expanded, recursive=True) if not (path := Path(name)).is_dir()
     )
     for path in found:
-        refuse_dangling(path)
+        refuse_missing(path)
     if not found:
         raise DataError(
             f"{pattern}: no such file (looked in {Path(expanded).absolute().parent}). Give the "

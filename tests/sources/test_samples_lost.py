@@ -113,6 +113,32 @@ def test_a_table_names_files_in_either_normal_form(tmp_path: Path) -> None:
     assert len(Images(str(table))) == 1
 
 
+@pytest.mark.parametrize("named", ["gone.png", "s\\a.png"])
+def test_a_listed_file_that_is_not_there_is_told_as_such(tmp_path: Path, named: str) -> None:
+    picture(tmp_path / "s" / "a.png")
+    (tmp_path / "metadata.csv").write_text(f"file_name\n{named}\ns/a.png\n")
+    files = str(tmp_path / "metadata.csv")
+    with pytest.raises(DataError, match=r"there is no such file\. Bring it back, or correct"):
+        Images(files)
+    with pytest.warns(UserWarning, match=r"^1 of 2 files skipped: .*there is no such file"):
+        assert len(Images(files, on_error="skip")) == 1
+    with pytest.raises(DataError, match=r"names there are relative to the table, with / between"):
+        Images(files, keep="disk", check="first").__getitems__([1, 0])
+
+
+def test_a_link_to_a_folder_above_repeats_no_file(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "b" / "2.png")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    (tmp_path / "a" / "aside").symlink_to(tmp_path / "b")
+    found = find_files(str(tmp_path / "**/*.png")).paths
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "a/1.png",
+        "a/aside/2.png",
+        "b/2.png",
+    ]
+
+
 def test_a_table_that_lists_files_may_hold_thumbnails(tmp_path: Path) -> None:
     for name in "ab":
         picture(tmp_path / f"{name}.png")
