@@ -3,6 +3,7 @@ what a network gets depends neither on the libraries of a machine nor on a choic
 decoders, which differ in the colours of interlaced films and in the stream that they take.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from os import SEEK_END
 from pathlib import Path
@@ -77,7 +78,14 @@ def _read(av: Any, path: Path, choose: Choose) -> tuple[int, Frames]:
         if stream.codec_context is None or stream.format is None:
             raise ValueError("it does not say its codec or pixel format")
         _refuse_deep(stream.format.name)
-        count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+        packets = [one.is_discard for one in container.demux(stream) if one.size > 0]
+        count = packets.count(False)
+        if len(packets) < stream.frames:
+            warnings.warn(
+                f"{path}: it declares {stream.frames} frames and holds {len(packets)}: after those "
+                "that are lost, frames have smaller numbers. Download it again, or leave it out.",
+                stacklevel=2,
+            )
     indices = list(choose(count))
     found: list[Frames] = []
     with av.open(str(path)) as container:

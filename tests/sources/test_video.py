@@ -381,6 +381,19 @@ def test_a_frame_in_which_the_decoder_concealed_errors_is_named(
         late[1]
 
 
+def test_frames_that_a_film_declares_and_does_not_hold_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.avi", numbered(20), "mjpeg", "yuvj420p")
+    content = bytearray(path.read_bytes())
+    at = len(content) // 2
+    content[at : at + 1500] = bytes(1500)
+    path.write_bytes(content)
+    with pytest.warns(
+        UserWarning, match=r"a\.avi: it declares 20 frames and holds 1\d: after those"
+    ):
+        found = frames_of(path)
+    assert 10 <= len(found) < 20
+
+
 def test_a_film_of_more_than_8_bits_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mkv", numbered(4), "ffv1", "gray16le")
     with pytest.raises(
