@@ -241,7 +241,8 @@ def test_a_table_lists_the_images_and_says_what_they_show(
     (tmp_path / "p" / "2.png").unlink()
     with pytest.raises(
         DataError,
-        match=rf"^{tmp_path}/p/2\.png: there is no such file\..* Or skip such files with on_error:",
+        match=rf"^{tmp_path}/p/2\.png: there is no such file\."
+        r".* Or skip such files with on_error: skip",
     ):
         Images(str(table), keep=keep)
 
