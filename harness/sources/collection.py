@@ -89,7 +89,7 @@ class Collection(BatchSource):
 
     def _hold(self, settings: Hashable, on_error: OnError) -> None:
         """Decode all files, or map what this process or another one of its launch has decoded."""
-        what = (type(self).__name__, settings)
+        what = (f"{type(self).__module__}.{type(self).__qualname__}", settings)
         held = read_held(self.files, what, self._read_rows, self._check, on_error)
         if held.skipped:
             left = np.setdiff1d(np.arange(len(self.files.paths)), [*held.skipped])

@@ -14,6 +14,8 @@ import soundfile
 from PIL import Image
 
 from harness.commands.data import build_store, inspect_store, prune_store
+from harness.commands.predict import PredictionRequest
+from harness.commands.trained import load_trained, open_split
 from harness.data import readings
 from harness.data import shelf as shelf_module
 from harness.data.preparing import Feedback, store_shelf
@@ -153,9 +155,27 @@ def test_a_store_without_samples_has_what_was_read_once(
     assert not list(store.glob("*/shard-*")), "no samples"
     monkeypatch.setattr(Images, "_read_rows", None)  # nothing is decoded again
     assert launch(config, []) == 0
+    trained = load_trained(tmp_path / "run", (f"{tmp_path}/",))
+    assert len(open_split(trained, "val")) == 3, "for evaluate and predict too"
     assert sorted(row.used_by for row in inspect_store(config, ()).rows) == ["train", "val"]
     assert prune_store([config]) == []
     assert len(list((store / "readings").iterdir())) == 2
+
+
+def test_processes_of_a_prediction_decode_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert launch(write_config(tmp_path), []) == 0
+    out, allow = tmp_path / "p.csv", (f"{tmp_path}/",)
+    request = PredictionRequest(
+        tmp_path / "run", "val", "", out, allow, readings=tmp_path / "r", several=True
+    )
+    _, first, _ = request.open()
+    shared._IN_USE.clear()  # as in another process
+    monkeypatch.setattr(Images, "_read_rows", None)
+    _, second, _ = request.open()
+    assert_same(second.source, first.source)
+    assert isinstance(second.source._arrays.base, np.memmap)
 
 
 def kept(directory: Path) -> Shelf:
