@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands.config import read_whole
 from harness.commands.page import figure_settings, figure_svg, page, section
 from harness.commands.show import say, show
 from harness.commands.sweep import TABLE, objective, places_of
@@ -35,7 +36,7 @@ def folds_command(
     """
     if dealing.group and dealing.stratify is not None:
         raise ConfigError("--group, --stratify: whole groups are not stratified. Leave one out.")
-    config = read_config(path, overrides)
+    config = read_whole(path, overrides)
     each = {}
     for fold in range(1, dealing.k + 1):
         name = override("run.name", f"{config.run.name}-{fold}")
