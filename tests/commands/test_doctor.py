@@ -79,8 +79,8 @@ DRIVERS = {
 
 @pytest.mark.parametrize("script", DRIVERS)
 def test_what_a_driver_says(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known: a driver that was updated under its module (nvidia-container-toolkit 171), a GPU that fell off
-    the bus. Torch then says "no CUDA-capable device", or nothing.
+    """Known: a driver that was updated under its module (nvidia-container-toolkit 171), a GPU that
+    fell off the bus. Torch then says "no CUDA-capable device", or nothing.
     """
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{script}\n")
