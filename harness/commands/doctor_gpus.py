@@ -60,7 +60,7 @@ def _unused() -> Finding:
         to_do = "unset it, or name GPUs that nvidia-smi -L shows, from 0"
         return Finding("GPU", f"{found}: CUDA_VISIBLE_DEVICES={visible!r}", to_do)
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call] # torch has no types there
         reason = "no reason given"
     except (AssertionError, RuntimeError) as error:
         reason = first_line(error)
@@ -112,7 +112,7 @@ def _nccl() -> Finding:
     import torch
 
     try:
-        version = torch.cuda.nccl.version()
+        version = torch.cuda.nccl.version()  # type: ignore[no-untyped-call] # nor there
     except (AttributeError, ImportError, RuntimeError):
         return Finding("NCCL", "missing in torch", "for several GPUs install a torch with NCCL")
     return Finding("NCCL", ".".join(map(str, version)))
