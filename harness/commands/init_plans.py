@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
+from harness.sources.cells import MISSING
 from harness.wording import first_line, some
 
 if TYPE_CHECKING:
@@ -253,6 +254,21 @@ def _read_like(dialect: Mapping[str, str]) -> dict[str, Any]:
     return {{"separator": "sep"}.get(name, name): value for name, value in dialect.items()}
 
 
+def _marks(path: Path, numbers: Sequence[str]) -> dict[str, Any]:
+    """The setting for words in columns of numbers that pandas takes for missing cells, as n/a."""
+    import pandas as pd
+
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return {}
+    sep = "," if path.suffix.lower() == ".csv" else "\t"
+    like = {"sep": sep, **_read_like(_dialect(path))}
+    as_text = pd.read_csv(path, **like, dtype=str, keep_default_na=False, usecols=list(numbers))
+    missing = pd.read_csv(path, **like, usecols=list(numbers)).isna()
+    words = {str(one).strip() for name in numbers for one in as_text[name][missing[name]]}
+    others = sorted(words - {"", *MISSING})
+    return {"missing_marks": [*MISSING, *others]} if others else {}
+
+
 def _count_numbers(table: "pd.DataFrame") -> int:
     return sum(_is_number(table[name]) for name in table.columns)
 
@@ -356,7 +372,7 @@ def plan_table(path: Path, target: str | None) -> Plan:
                 **dict.fromkeys(categories, "text"),
                 target: "text" if is_class else "number",
             },
-            **({"missing": "keep"} if holes else {}),
+            **({"missing": "keep", **_marks(path, numbers)} if holes else {}),
         },
         split,
         [*treatments, own],

@@ -184,19 +184,22 @@ def test_mistakes_end_in_words_and_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_a_table_of_a_spreadsheet_in_another_country(tmp_path: Path) -> None:
-    """Semicolons, decimal commas and an umlaut in the encoding of Windows: what Excel saves as CSV
-    in Germany. Its sizes were left out as texts.
+    """Semicolons, decimal commas and umlauts in the encoding of Windows: what Excel saves as CSV in
+    Germany, with a word for a missing number. Its sizes were left out as texts.
     """
     sizes = np.random.default_rng(0).uniform(20, 150, 60).round(1)
     rows = [f"{size};{'Köln' if at % 2 else 'Bonn'};{at}" for at, size in enumerate(sizes)]
-    lines = ["Fläche;Stadt;Preis", *rows]
+    lines = ["Fläche;Stadt;Preis", "n/a;Bonn;60", *rows]
     (tmp_path / "Preise.csv").write_text("\n".join(lines).replace(".", ","), encoding="cp1252")
     start_project(tmp_path / "flats", "table", tmp_path / "Preise.csv")
     source = read_config(tmp_path / "flats" / "train.yaml").data.train.source
     dialect = {"separator": ";", "decimal": ",", "encoding": "cp1252", "features": ["Fläche"]}
     assert {key: source[key] for key in dialect} == dialect
+    assert source["missing_marks"][-1] == "n/a"
+    assert "features: [Fläche]" in (tmp_path / "flats" / "train.yaml").read_text("utf-8")
     kept = {key: value for key, value in source.items() if key not in ("part", "split", "_target_")}
-    assert Table(**kept)[7]["features"][0] == np.float32(sizes[7])
+    assert Table(**kept)[8]["features"][0] == np.float32(sizes[7])
+    assert np.isnan(Table(**kept)[0]["features"]).all()
 
 
 def test_odd_files_and_names_of_a_newcomer(tmp_path: Path) -> None:
