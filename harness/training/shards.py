@@ -55,8 +55,7 @@ class Shards:
         self._network = network
         self._device = accelerator.device
         self._find_unused = find_unused
-        self._exchange = _EXCHANGES[settings.reduce_every]
-        self._exchanges = True
+        self._exchange, self._exchanges = _EXCHANGES[settings.reduce_every], True
         # Of machines with other numbers of processes each would find another one
         num_replicas = ranks.decide(lambda: num_replicas_of(settings, ranks.size, os.environ))
         num_shards = ranks.size // num_replicas
