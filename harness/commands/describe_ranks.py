@@ -278,12 +278,13 @@ class _Outlined:
         )
         if not offloads:
             return held
-        left = {"parameter_bytes": buffers, "gradient_bytes": whole}
-        left |= {"optimizer_bytes": 0, "average_bytes": 0}
         return replace(
             held,
-            **left,
-            host_bytes=sum(getattr(held, name) - size for name, size in left.items()),
+            parameter_bytes=buffers,
+            gradient_bytes=whole,
+            optimizer_bytes=0,
+            average_bytes=0,
+            host_bytes=held.total_bytes - held.gathered_bytes - buffers - whole,
         )
 
     def _gathered_bytes(self) -> int:

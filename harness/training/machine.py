@@ -3,6 +3,7 @@
 import math
 import os
 import resource
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def kinds_of_memory(network: nn.Module, optimizer: Optimizer) -> str:
     parameters = list(network.parameters())
     gradients = [one.grad for one in parameters if one.grad is not None]
     kept = [one for state in optimizer.state.values() for one in state.values()]
-    kinds = {
+    kinds: dict[str, Sequence[Tensor]] = {
         "parameters": parameters,
         "gradients": gradients,
         "the optimizer's state": [one for one in kept if isinstance(one, Tensor)],
