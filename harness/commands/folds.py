@@ -84,7 +84,8 @@ def write(result: Folds) -> None:
             axes.plot(*zip(*one.curve, strict=True), marker=".", label=f"fold {one.number}")
         more = f" ({result.missing()})" if result.missing() else ""
         axes.set(title=f"{printable(result.metric)[:60]}{more}", xlabel="epoch")
-        axes.legend(frameon=False, fontsize=8)
+        if result.folds:
+            axes.legend(frameon=False, fontsize=8)
         drawn = figure_svg(figure)
     head = ["", "mean", "spread", *(f"fold {one.number}" for one in result.folds)]
     rows = [
@@ -93,6 +94,7 @@ def write(result: Folds) -> None:
         for name, found in result.summary().items()
     ]
     sections = [section("{{ drawn }}", drawn=drawn), section(TABLE, head=head, rows=rows)]
+    sections += [section("<p>{{ said }}", said=one) for one in result.without_mean()]
     try:
         result.write_parquet(result.directory / "folds.parquet")
         replace_file(path, page(f"fermarsi: {result.directory.name}", sections), sync=False)
