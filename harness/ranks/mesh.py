@@ -148,7 +148,10 @@ def num_shards_of(tensor: object) -> int:
 def whole(tensor: Tensor) -> Tensor:
     """All of its rows; a whole tensor as it is. Called by every rank."""
     found = tensor.detach()
-    gathered: Tensor = found.full_tensor() if is_sharded(found) else found
+    if not is_sharded(found):
+        return found
+    # Rows that the host keeps are exchanged on the device
+    gathered: Tensor = found.to(found.device_mesh.device_type).full_tensor()
     return gathered
 
 

@@ -26,6 +26,10 @@ class _DeepError(Exception):
     """More bits per value than a uint8 frame can hold."""
 
 
+class _DamagedError(Exception):
+    """A frame, by its number, in which the decoder concealed errors."""
+
+
 def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
     """How many frames a file has, and the chosen ones, (N, H, W, 3) RGB, upright.
 
@@ -41,6 +45,11 @@ def read_frames(path: Path, choose: Choose) -> tuple[int, Frames]:
         raise DataError(
             f"{path}: its pixel format ({error}) has more than 8 bits, which would be "
             "rounded. Convert it to 8 bits: ffmpeg -i IN -pix_fmt yuv420p OUT."
+        ) from error
+    except _DamagedError as error:
+        raise DataError(
+            f"{path}: frame {error}: damaged, and the decoder concealed it. Download the file "
+            "again, or if it may show such errors write it anew: ffmpeg -i IN OUT."
         ) from error
     except (TypeError, AttributeError):  # from this code or another PyAV, not from the file
         raise
@@ -75,6 +84,9 @@ def _read(av: Any, path: Path, choose: Choose) -> tuple[int, Frames]:
         stream = container.streams.best("video")
         stream.codec_context.thread_count = 1  # many worker processes read a source
         for number, frame in enumerate(container.decode(stream) if indices else ()):
+            # Frames that it does not need count too: others are made from them
+            if frame.is_corrupt:
+                raise _DamagedError(number)
             if number == indices[len(found)]:
                 found.append(_upright(av, frame))
                 if len(found) == len(indices):

@@ -180,6 +180,7 @@ class ElasticShards(Shards):
 
     def begin(self) -> None:
         """After the trial on each rank, before the warm-up of all. Called by every rank."""
+        super().begin()
         self._steady = SteadyBuffers(self._network, self.ranks)
         sharded = {one: name for name, one in self._network.named_parameters()}
         names = {whole: sharded[one] for whole, one in self._sharded.items()}

@@ -4,6 +4,7 @@ import gc
 import importlib
 import json
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -354,6 +355,30 @@ def test_a_film_that_was_cut_short_is_refused_at_any_length(
             DataError, match=r"cut\.\w+: (truncated: it ends|cannot be decoded as video)"
         ):
             Clips(str(tmp_path / f"cut.{ending}"), frames=2, keep="disk")
+
+
+@pytest.mark.parametrize(("ending", "codec"), [("mp4", "libx264"), ("avi", "mpeg4")])
+@pytest.mark.filterwarnings("ignore:1 of 2 files skipped")
+def test_a_frame_in_which_the_decoder_concealed_errors_is_named(
+    tmp_path: Path, ending: str, codec: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96), dtype=np.uint8)
+    moving = np.stack([np.roll(noise, 2 * at, 1) for at in range(24)])
+    path = write(tmp_path / f"a.{ending}", moving, codec, "yuv420p", {"g": "100", "bf": "0"})
+    shutil.copy(path, tmp_path / f"b.{ending}")
+    with av.open(str(path)) as film:
+        at, size = [(one.pos, one.size) for one in film.demux(video=0) if one.size][9]
+    content = bytearray(path.read_bytes())
+    content[at + size // 3 : at + size // 3 + 40] = bytes(range(1, 41))
+    path.write_bytes(content)
+    files = str(tmp_path / f"*.{ending}")
+    with pytest.raises(DataError, match=rf"^{path}: frame 9: damaged, and the decoder concealed"):
+        Clips(files, frames=24)
+    assert len(Clips(files, frames=24, on_error="skip")) == 1
+    late = Clips(files, frames=2, step=22, keep="disk")
+    assert late[0]["clip"].shape == (3, 2, 64, 96), "what lies before the damage is read"
+    with pytest.raises(DataError, match=rf"{path}: frame 9: damaged"):
+        late[1]
 
 
 def test_a_film_of_more_than_8_bits_is_refused(tmp_path: Path) -> None:
