@@ -5,9 +5,10 @@
 One training of digits by a wide network (13 MB of weights and moments at width 1024), whose
 process is killed after times drawn from an exponential distribution of that mean; the last life
 ends by itself. `auto` is told nothing: it sees the failures. Targets: saves cost at most 1 % of the
-training, and the median of the work that a kill undoes is at most twice the interval that the
-formula gave. Goodput is told with and without the start of each process, which takes its share of
-lives this short; the processes are forked from one that has everything imported.
+training, the median of the work that a kill undoes is at most twice the interval that the formula
+gave, and 97 % of the time goes into what a training without saves and kills would do as well
+(steps, waits for data, evaluations). That is told with and without the start of each process, which
+takes its share of lives this short; the processes are forked from one that has everything imported.
 """
 
 import argparse
@@ -111,14 +112,14 @@ def storm(run: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "stall_share": trainer["checkpoint_stall_s"] / kept,
         "undone_s": [steps * step_s for steps in undone],
         "intervals_s": intervals,
-        "goodput": trainer["goodput"],
-        "goodput_without_starts": trainer["compute_s"]
-        / (sum(trainer[f"{name}_s"] for name in WITHOUT_STARTS)),
+        "accounts": {name: trainer[f"{name}_s"] for name in (*KEPT, *LOST, *STARTS)},
         "told": [one["reason"] for one in events(run) if one["event"] == "save_interval"][-1],
     }
 
 
-WITHOUT_STARTS = ("data_wait", "compute", "evaluation", "checkpoint_stall", "work_lost")
+KEPT = ("compute", "data_wait", "evaluation")
+LOST = ("checkpoint_stall", "work_lost")
+STARTS = ("start_up", "resume", "idle")
 
 
 def main() -> None:
@@ -144,9 +145,14 @@ def main() -> None:
         f"work undone by a kill: median {statistics.median(undone_s):.2f} s, at most "
         f"{max(undone_s):.2f} s; the interval's median {interval_s:.2f} s (aim: twice that)"
     )
+    accounts = found["accounts"]
+    kept_s, lost_s, starts_s = (
+        sum(accounts[name] for name in names) for names in (KEPT, LOST, STARTS)
+    )
+    print(", ".join(f"{name} {value:.1f} s" for name, value in accounts.items()))
     print(
-        f"goodput {100 * found['goodput']:.1f} %, without starts and idle time "
-        f"{100 * found['goodput_without_starts']:.1f} %"
+        f"kept {100 * kept_s / (kept_s + lost_s + starts_s):.1f} %, without starts and idle time "
+        f"{100 * kept_s / (kept_s + lost_s):.1f} % (aim 97 %)"
     )
 
 

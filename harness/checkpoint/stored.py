@@ -196,9 +196,14 @@ class StoredTensors(Mapping[str, Tensor]):
         devices = {one.device for one in into.values()}
         device = max(devices, key=lambda one: one.type != "cpu")
         mine = owned[ranks.rank]
+        sizes = [chunk.size_bytes for of_rank in owned for chunk in of_rank]
+        largest = max(sizes, default=0)
+        # In one block: of smaller ones malloc keeps some when they are freed
+        rooms = torch.empty(3, largest, dtype=torch.uint8)
+        room = rooms[2] if device.type == "cpu" else torch.empty_like(rooms[2], device=device)
 
         def read(number: int) -> Tensor | None:
-            return self._read_chunk(mine[number]) if number < len(mine) else None
+            return self._read_chunk(mine[number], rooms[number % 2]) if number < len(mine) else None
 
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(read, 0)
@@ -208,13 +213,10 @@ class StoredTensors(Mapping[str, Tensor]):
                 for owner, of_rank in enumerate(owned):
                     if number < len(of_rank):
                         chunk = of_rank[number]
+                        received = room[: chunk.size_bytes]
                         if owner == ranks.rank:
                             assert octets is not None
                             received = octets.to(device)
-                        else:
-                            received = torch.empty(
-                                chunk.size_bytes, dtype=torch.uint8, device=device
-                            )
                         ranks.broadcast_from(owner, received)
                         begin = 0
                         for one in chunk.reads:
@@ -222,8 +224,8 @@ class StoredTensors(Mapping[str, Tensor]):
                             into[one.name].put(received[begin:end], one)
                             begin = end
 
-    def _read_chunk(self, chunk: _Chunk) -> Tensor:
-        octets = torch.empty(chunk.size_bytes, dtype=torch.uint8)
+    def _read_chunk(self, chunk: _Chunk, room: Tensor) -> Tensor:
+        octets = room[: chunk.size_bytes]
         with self._explained(), open_regular(self._path / chunk.file) as file:
             _read_into(file, chunk.begin, bytes_of(octets))
         return octets

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.commands.config import read_whole
 from harness.commands.page import figure_settings, figure_svg, page, section
 from harness.commands.show import say, show
 from harness.commands.sweep import TABLE, objective, places_of
@@ -35,7 +36,7 @@ def folds_command(
     """
     if dealing.group and dealing.stratify is not None:
         raise ConfigError("--group, --stratify: whole groups are not stratified. Leave one out.")
-    config = read_config(path, overrides)
+    config = read_whole(path, overrides)
     each = {}
     for fold in range(1, dealing.k + 1):
         name = override("run.name", f"{config.run.name}-{fold}")
@@ -83,7 +84,8 @@ def write(result: Folds) -> None:
             axes.plot(*zip(*one.curve, strict=True), marker=".", label=f"fold {one.number}")
         more = f" ({result.missing()})" if result.missing() else ""
         axes.set(title=f"{printable(result.metric)[:60]}{more}", xlabel="epoch")
-        axes.legend(frameon=False, fontsize=8)
+        if result.folds:
+            axes.legend(frameon=False, fontsize=8)
         drawn = figure_svg(figure)
     head = ["", "mean", "spread", *(f"fold {one.number}" for one in result.folds)]
     rows = [
@@ -92,6 +94,7 @@ def write(result: Folds) -> None:
         for name, found in result.summary().items()
     ]
     sections = [section("{{ drawn }}", drawn=drawn), section(TABLE, head=head, rows=rows)]
+    sections += [section("<p>{{ said }}", said=one) for one in result.without_mean()]
     try:
         result.write_parquet(result.directory / "folds.parquet")
         replace_file(path, page(f"fermarsi: {result.directory.name}", sections), sync=False)

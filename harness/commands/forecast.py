@@ -11,7 +11,7 @@ from harness.stopping.forecast import Outlook, Point, last_step, look_ahead
 from harness.stopping.history import History, read_history
 from harness.stopping.judge import unknown_metric
 from harness.stopping.judges import best_metric, refuse
-from harness.stopping.replay import metric_infos
+from harness.stopping.replay import metric_infos, unclear
 from harness.stopping.settings import StopSettings
 from harness.stopping.targets import expand
 
@@ -75,13 +75,13 @@ def forecasts(history: History, settings: StopSettings, metric: str | None) -> I
             "a budget of steps, e.g. stop.budget.steps=10000."
         )
     for name, value in wanted:
-        refuse([*unknown_metric(str(history.path), name, infos)])
+        refuse([*unknown_metric(str(history.path), name, infos), *unclear([name], settings)])
         yield look_ahead(name, infos[name], _points(history, name), by, value)
 
 
 def _points(history: History, name: str) -> list[Point]:
     return [
-        Point(one.step, one.metrics[name], 1.0 if one.lr is None else one.lr)
+        Point(one.step, one.metrics[name], one.lr)
         for one in history.evaluations
         if math.isfinite(one.metrics.get(name, math.nan)) and not one.extra
     ]

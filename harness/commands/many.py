@@ -45,8 +45,9 @@ def sweep(
         ),
     ] = "none",
     eta: Annotated[
-        int, typer.Option(min=2, help="hyperband, asha: one in so many trials goes on.")
-    ] = 3,
+        int | None,
+        typer.Option(min=2, help="hyperband, asha: one in so many trials goes on; by default 3."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of what is proposed.")] = 0,
     at_once: Annotated[int, typer.Option(min=1, help="Trials side by side.")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Of each trial; one a GPU.")] = 1,

@@ -1,6 +1,7 @@
 """`fermarsi replay RUNS --suggest`: what patience and rate would have saved most on past runs."""
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from pathlib import Path
 from harness.commands.replay import table
 from harness.errors import ConfigError
 from harness.stopping.history import History, read_history
-from harness.stopping.judges import best_metric
-from harness.stopping.replay import metric_infos, replay
+from harness.stopping.judges import best_metric, refuse
+from harness.stopping.replay import metric_infos, replay, unclear
 from harness.stopping.settings import StopSettings
 
 PATIENCES = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30)
@@ -37,6 +38,8 @@ def suggestion(paths: Sequence[Path], settings: StopSettings, regret: float) -> 
     if len(paths) < 2:
         raise ConfigError("--suggest: one run says nothing of the next. Give at least two runs.")
     histories = [read_history(path) for path in paths]
+    metric = _metric(histories[0], settings)
+    refuse([*unclear([metric], settings)])
     tried = {
         setting: [_try(history, settings, setting) for history in histories]
         for setting in itertools.product(PATIENCES, RATES)
@@ -45,7 +48,6 @@ def suggestion(paths: Sequence[Path], settings: StopSettings, regret: float) -> 
         (one for one in tried if _worst(tried[one]) <= regret),
         key=lambda one: (-_mean_saved(tried[one]), one[0]),
     )
-    metric = _metric(histories[0], settings)
     if not allowed:
         yield (
             f"no setting keeps {metric} of all {len(paths)} runs within {regret:.2%} of its best. "
@@ -89,12 +91,14 @@ def _try(history: History, settings: StopSettings, setting: Setting) -> Trial:
         "warmup": settings.warmup,
     }
     found = replay(history, StopSettings.model_validate(given))
-    assert found.best is not None  # a metric that was never measured is refused by `replay`
-    assert found.best_after is not None
+    best, after = (math.nan if one is None else one.value for one in (found.best, found.best_after))
+    if not (math.isfinite(best) and math.isfinite(after)):
+        raise ConfigError(
+            f"{history.path}: {metric} has no finite value before the run ends. Leave this run out."
+        )
     last = found.evaluations[-1].step
     stop = last if found.stop_index is None else found.evaluations[found.stop_index].step
-    lost = abs(found.best_after.value - found.best.value)
-    return Trial((last - stop) / (last or 1), lost / (abs(found.best_after.value) or 1.0))
+    return Trial((last - stop) / (last or 1), abs(after - best) / (abs(after) or 1.0))
 
 
 def _leave_one_out(

@@ -2,17 +2,18 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
 from harness import components
+from harness.commands.config import read_whole
 from harness.commands.page import figure_settings, figure_svg, page, section
 from harness.commands.show import say, show
 from harness.config.document import to_yaml
-from harness.config.read import plain, read_config
+from harness.config.read import plain
 from harness.config.schema import Config
 from harness.durable import replace_file
 from harness.errors import ConfigError, require_choice
@@ -21,7 +22,7 @@ from harness.rundir.lease import Lease
 from harness.rundir.outcome import INTERRUPTED
 from harness.search.process import Place
 from harness.search.results import Trials
-from harness.search.space import Parameter, Range, check_space, grid, parse_space
+from harness.search.space import Parameter, Range, grid, read_space
 from harness.search.study import (
     FEWEST_EVALUATIONS,
     MEDIAN_OF,
@@ -36,7 +37,7 @@ from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import Task, known_metrics
 from harness.wording import printable
 
-TRIALS = 20
+TRIALS, ETA = 20, 3
 TABLE = """<table><tr>{% for cell in head %}<th>{{ cell }}{% endfor %}
 {% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}{% endfor %}
 {% endfor %}</table>"""
@@ -49,7 +50,7 @@ class Options:
     trials: int | None = None
     sampler: str | None = None
     prune: str = "none"
-    eta: int = 3
+    eta: int | None = None
     seed: int = 0
     at_once: int = 1
     processes: int = 1
@@ -68,9 +69,7 @@ def sweep_command(
     """Run the sweep's trials, or what is left of them, and show them; the exit code. Raises
     HarnessError.
     """
-    space = parse_space(over, overrides)
-    config = read_config(path, overrides)
-    check_space(path, overrides, space, config.to_json())
+    space, config = read_space(path, over, overrides, reader(path))
     design = design_of(config, space, options)
     trials = TRIALS if options.trials is None else options.trials
     if design.sampler == "grid":
@@ -116,6 +115,10 @@ def design_of(config: Config, space: Sequence[Parameter], options: Options) -> D
         sampler = sampler if any(isinstance(one, Range) for one in space) else "grid"
     require_choice("--sampler", sampler, SAMPLERS)
     require_choice("--prune", options.prune, PRUNERS)
+    if options.eta is not None and options.prune not in ("hyperband", "asha"):
+        raise ConfigError(
+            "--eta: no effect without --prune hyperband or asha. Give one, or drop --eta."
+        )
     budget, intervals = config.stop.budget, evaluations_of(config)
     fewest = FEWEST_EVALUATIONS.get(options.prune, 0)
     if intervals is not None and intervals < fewest:
@@ -133,9 +136,8 @@ def design_of(config: Config, space: Sequence[Parameter], options: Options) -> D
         raise ConfigError("--prune forecast: needs a budget to look ahead to. Give stop.budget.")
     metric, info = objective(config)
     base = to_yaml(plain(config.model_dump(by_alias=True)))
-    return Design(
-        space, metric, info, sampler, options.prune, options.eta, options.seed, base, intervals
-    )
+    eta = ETA if options.eta is None else options.eta
+    return Design(space, metric, info, sampler, options.prune, eta, options.seed, base, intervals)
 
 
 def evaluations_of(config: Config) -> int | None:
@@ -146,6 +148,25 @@ def evaluations_of(config: Config) -> int | None:
     unit = "steps" if every.epochs is None else "epochs"
     limit = None if budget is None else getattr(budget, unit)
     return None if limit is None else math.ceil(limit / getattr(every, unit))
+
+
+def reader(path: Path) -> Callable[[Sequence[str]], Config]:
+    """What reads the config of a trial by its overrides: all that can be checked is, and that it is
+    ranked as the first one that was read. Raises ConfigError.
+    """
+    ranked: list[str] = []
+
+    def read(overrides: Sequence[str]) -> Config:
+        config = read_whole(path, overrides)
+        ranked.append(objective(config)[0])
+        if ranked[-1] != ranked[0]:
+            raise ConfigError(
+                f"override {overrides[-1]}: such trials would be ranked by {ranked[-1]}, others by "
+                f"{ranked[0]}. Set stop.best.metric."
+            )
+        return config
+
+    return read
 
 
 def objective(config: Config) -> tuple[str, MetricInfo]:
@@ -195,7 +216,13 @@ def write(result: Trials) -> None:
 def _table(result: Trials) -> Markup:
     keys = result.keys()
     rows = [
-        [one.number, one.state, f"{one.value:.6g}", max(one.curve, default=0), one.reason]
+        [
+            one.number,
+            one.state,
+            "" if math.isnan(one.value) else f"{one.value:.6g}",
+            max(one.curve, default=0),
+            one.reason,
+        ]
         + [one.values.get(key, "") for key in keys]
         for one in result.ranked()
     ]

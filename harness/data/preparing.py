@@ -128,7 +128,9 @@ class Sources:
         return self._built[name]
 
 
-def store_shelf(store: StoreConfig, feedback: Feedback, *, make: bool = True) -> Shelf:
+def store_shelf(
+    store: StoreConfig, feedback: Feedback, *, make: bool = True, otherwise: Shelf | None = None
+) -> Shelf:
     """The shelf of a store, which is made if it is not there. Raises ConfigError."""
     directory = store.dir
     hashes = Hashes(_make_directory(directory) / MEMO)
@@ -138,6 +140,7 @@ def store_shelf(store: StoreConfig, feedback: Feedback, *, make: bool = True) ->
         is_kept=True,
         make=make,
         holds_media=not store.samples,
+        otherwise=otherwise,
         check_leave=feedback.check_leave,
         progress=feedback.progress,
     )

@@ -221,13 +221,10 @@ class Folds:
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Mean, spread, lowest and highest value of each metric that all folds have."""
-        names = [
-            name
-            for name in (self.folds[0].values if self.folds else ())
-            if all(math.isfinite(one.values.get(name, math.nan)) for one in self.folds)
-        ]
         found = {}
-        for name in names:
+        for name in self._names():
+            if name in self.undefined():
+                continue
             values = [one.values[name] for one in self.folds]
             spread = statistics.stdev(values) if len(values) > 1 else math.nan
             found[name] = {
@@ -237,6 +234,27 @@ class Folds:
                 "highest": max(values),
             }
         return found
+
+    def without_mean(self) -> Iterator[str]:
+        """What the table does not have, and why."""
+        for name, folds in self.undefined().items():
+            where = ", ".join(map(str, folds))
+            yield f"{printable(name)}: no finite value in fold {where}, and so no mean"
+
+    def undefined(self) -> dict[str, list[int]]:
+        """The metrics without a finite value in some folds, and those."""
+        found = {
+            name: [
+                one.number
+                for one in self.folds
+                if not math.isfinite(one.values.get(name, math.nan))
+            ]
+            for name in self._names()
+        }
+        return {name: folds for name, folds in found.items() if folds}
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name for one in self.folds for name in one.values))
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -258,6 +276,7 @@ class Folds:
             each = (f"{one.values[name]:.4g}" for one in self.folds)
             table.add_row(printable(name), f"{found['mean']:.4g}", f"{found['spread']:.2g}", *each)
         yield table
+        yield from self.without_mean()
         if self.missing():
             yield self.missing()
         yield f"{self.directory}: folds.parquet, folds.html, and a run a fold"

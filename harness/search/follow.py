@@ -63,10 +63,10 @@ class Prospect:
 
     def take(self, record: dict[str, Any], wanted: float | None) -> bool:
         """Whether the chance to reach `wanted` was below 5 % at three forecasts in a row."""
-        value, rate = record.get(self.metric), record.get("lr")
+        value = record.get(self.metric)
         if value is None or not math.isfinite(value):
             return False
-        self._points.append(Point(record["step"], value, 1.0 if rate is None else rate))
+        self._points.append(Point(record["step"], value, record.get("lr")))
         position = record["step"], record["epoch"], record["samples"], record["elapsed_s"] / 3600
         by = last_step(self.budget, Evaluation(*position, {}))
         if by is None or wanted is None:

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.read import read_config
+from harness.config import reading
 from harness.config.reading import parse_value, raise_all
+from harness.config.schema import Config
 from harness.errors import ConfigError
 from harness.wording import Mistake, some
 
@@ -74,6 +75,52 @@ Parameter = Range | Choice
 
 def parse_space(over: Sequence[str], overrides: Sequence[str]) -> list[Parameter]:
     """What the options `--over` ask for. Raises ConfigError with all their mistakes at once."""
+    space, mistakes = _parse_all(over, overrides)
+    raise_all(mistakes)
+    return space
+
+
+def read_space(
+    path: Path,
+    over: Sequence[str],
+    overrides: Sequence[str],
+    read: Callable[[Sequence[str]], Config],
+) -> tuple[list[Parameter], Config]:
+    """What the options `--over` ask for, and the config that they vary. `read`: the config of a
+    file with overrides.
+
+    Each end of a range and each choice has to make a valid config, and to be of the kind that the
+    config has there. Raises ConfigError with all mistakes at once, also those of the config.
+    """
+    space, mistakes = _parse_all(over, overrides)
+    plain = [text for text in overrides if not _is_range(text)]
+    config = None
+    try:
+        config = read(plain)
+    except ConfigError as error:
+        mistakes += _each(error)
+    tree = reading.read(path, plain).tree if config is None else config.to_json()
+    for one in space:
+        present = _value_at(tree, one.key)
+        for text in one.texts:
+            try:
+                read([*plain, f"{one.key}={text}"])
+            except ConfigError as error:
+                mistakes += _each(error)
+            given = _kind(parse_value(text, f"--over {one.key}"))
+            if present is not None and given is not None and given != _kind(present):
+                message = f"{text} is {given} where the config has {present!r}. Give "
+                message += f"{_kind(present)}."
+                mistakes.append(Mistake((), message, f"--over {one.key}"))
+    raise_all(mistakes)
+    assert config is not None
+    return space, config
+
+
+def _parse_all(
+    over: Sequence[str], overrides: Sequence[str]
+) -> tuple[list[Parameter], list[Mistake]]:
+    """What can be read, and what is wrong with the rest."""
     space: list[Parameter] = []
     mistakes: list[Mistake] = []
     for text in over:
@@ -90,44 +137,29 @@ def parse_space(over: Sequence[str], overrides: Sequence[str]) -> list[Parameter
         if key in given:
             message = "is varied, and has a value too. Leave one of them out."
             mistakes.append(Mistake((), message, key))
-        if key.startswith(_RESERVED):
+        if any(key == one or key.startswith(f"{one}.") for one in _RESERVED):
             message = "cannot be varied: it is the sweep's own, or trials could not be compared."
             mistakes.append(Mistake((), f"{message} Set it as KEY=VALUE, or remove it.", key))
     mistakes += [
         Mistake((), "is a range. Put it behind an --over of its own.", text)
         for text in overrides
-        if _range_of(text.partition("=")[2]) is not None
+        if _is_range(text)
     ]
     if not over:
         mistakes.append(
             Mistake((), "nothing to vary. Give e.g. optimizer.lr=1e-4..1e-2:log.", "--over")
         )
-    raise_all(mistakes)
-    return space
+    return space, mistakes
 
 
-def check_space(
-    path: Path, overrides: Sequence[str], space: Sequence[Parameter], config: Mapping[str, Any]
-) -> None:
-    """That each end of a range and each choice makes a valid config, and is of the kind that the
-    config has there. Raises ConfigError with all mistakes at once.
-    """
-    lines: list[str] = []
-    for one in space:
-        present = _value_at(config, one.key)
-        for text in one.texts:
-            try:
-                read_config(path, [*overrides, f"{one.key}={text}"])
-            except ConfigError as error:
-                found = str(error).splitlines()
-                lines += [line.strip() for line in (found[1:] if len(found) > 1 else found)]
-            given = _kind(parse_value(text, f"--over {one.key}"))
-            if present is not None and given is not None and given != _kind(present):
-                lines.append(
-                    f"--over {one.key}: {text} is {given} where the config has {present!r}. Give "
-                    f"{_kind(present)}."
-                )
-    raise_all([Mistake((), line) for line in lines])
+def _is_range(override: str) -> bool:
+    return _range_of(override.partition("=")[2]) is not None
+
+
+def _each(error: ConfigError) -> list[Mistake]:
+    """The mistakes that an error tells of."""
+    lines = str(error).splitlines()
+    return [Mistake((), line.strip()) for line in (lines[1:] if len(lines) > 1 else lines)]
 
 
 def grid(space: Sequence[Parameter]) -> Iterator[dict[str, str]]:

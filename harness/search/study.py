@@ -141,6 +141,7 @@ class Study:
         scores = {
             one.number: {step: sign * value for step, value in one.intermediate_values.items()}
             for one in self.trials()
+            if one.state.name != "FAIL"  # takes nobody's place
         }
         until = {one.number: self.until(one) or 0 for one in trials}
         chosen = rungs.promoted(scores, until, last=last)

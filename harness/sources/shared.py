@@ -50,7 +50,7 @@ def read_shared(
     """
     shelf, paths = current_shelf(), with_parts(files.present())
     if shelf is not None and media and not shelf.holds_media:
-        shelf = None
+        shelf = shelf.otherwise
     fields = tuple((name, tuple(values)) for name, values in sorted(files.fields.items()))
     states = _states_of(paths)
     key: Hashable = None if states is None else (settings, fields, states)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from harness.stopping.judge import wrong_mode
 from harness.stopping.pairs import Deviations, paired_error
-from harness.stopping.rate import AskedGain, error_of
+from harness.stopping.rate import AskedGain, error_of, unknown_error
 from harness.stopping.verdict import Best, Evaluation, MetricInfo, Mode
 
 
@@ -35,17 +35,23 @@ class BestSoFar:
         self.metric = metric
         self.mode: Mode = mode
         self.best: Best | None = None
+        self.warning = ""
         self._asked = AskedGain(at_least=0.0) if asked is None else asked
         self._error = 0.0
         self._groups: Deviations | None = None
 
     def take(self, evaluation: Evaluation) -> bool:
-        """Whether this evaluation is a new best."""
+        """Whether this evaluation is a new best; `warning`: what was not known for it, or ""."""
+        self.warning = ""
         value = evaluation.metrics.get(self.metric)
         if value is None or math.isnan(value):
             return False
-        error = evaluation.metrics.get(error_of(self.metric), 0.0)
+        error = evaluation.metrics.get(error_of(self.metric), math.nan)
         groups = evaluation.deviations.get(self.metric)
+        if not math.isfinite(error):
+            error = 0.0
+            if self._asked.errors and groups is None and math.isfinite(value):
+                self.warning = unknown_error("best", self.metric, evaluation.step)
         if self.best is not None:
             paired = paired_error(groups, self._groups)
             of_gain = math.hypot(error, self._error) if paired is None else paired

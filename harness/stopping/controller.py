@@ -133,12 +133,16 @@ class StopController:
             outlooks = [one.outlook for one in reversed(findings) if one.outlook]
             detail = "; ".join(outlooks) or "within the budget"
         criteria = [criterion for one in findings for criterion in one.criteria]
+        warnings = [warning for one in findings for warning in one.warnings]
+        new_best = self._best is not None and self._best.take(evaluation)
+        if self._best is not None and self._best.warning:
+            warnings.append(self._best.warning)
         return Verdict(
             action="go_on" if reason is None else "stop",
             reason=reason,
             detail=f"{detail}.",
             improved=any(one.improved for one in criteria),
-            new_best=self._best is not None and self._best.take(evaluation),
+            new_best=new_best,
             criteria=criteria,
-            warnings=[warning for one in findings for warning in one.warnings],
+            warnings=warnings,
         )

@@ -87,11 +87,11 @@ class Forecast(Section):
 
 
 class Point(NamedTuple):
-    """An evaluation of one metric; `rate`: the learning rate."""
+    """An evaluation of one metric; `rate`: the learning rate, of all points or of none."""
 
     step: int
     value: float
-    rate: float
+    rate: float | None
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ def look_ahead(
     """The forecast of a metric from its evaluations so far, up to the step `by`; `value`: the
     chance to reach it is asked for.
     """
+    if all(point.rate is None for point in points):
+        points = [point._replace(rate=1.0) for point in points]
     reason = _why_not(points, by, info.mode)
     if reason:
         return Outlook(metric, by, abstains=reason)
@@ -189,17 +191,18 @@ def _why_not(points: Sequence[Point], by: int, mode: Mode) -> str:
         return f"{len(points)} of at least {FEWEST_POINTS} evaluations are there"
     if by <= points[-1].step:
         return BUDGET_SPENT
-    if not all(0 <= point.rate < _LARGEST for point in points):
+    rates = [math.nan if point.rate is None else point.rate for point in points]
+    if not all(0 <= rate < _LARGEST for rate in rates):
         return "the learning rate is not known at each evaluation"
-    if not any(point.rate for point in points):
+    if not any(rate for rate, point in zip(rates, points, strict=True) if point.step):
         return "the learning rate is 0"
     if not all(abs(point.value) < _LARGEST for point in points):
         return "it has values too large to be squared"
     fell = False
-    for before, after in itertools.pairwise(points):
-        if fell and after.rate > 1.01 * before.rate:
+    for before, after in itertools.pairwise(rates):
+        if fell and after > 1.01 * before:
             return "the learning rate rose again after a fall, as with warm restarts"
-        fell = fell or after.rate < before.rate
+        fell = fell or after < before
     import numpy as np
 
     from harness.stopping.curves import is_monotone
@@ -269,8 +272,7 @@ class ForecastJudge(Judge):
         measured = evaluation.metrics.get(one.name)
         if measured is None or not math.isfinite(measured):
             return Finding()
-        rate = 1.0 if evaluation.lr is None else evaluation.lr
-        self._points.append(Point(evaluation.step, measured, rate))
+        self._points.append(Point(evaluation.step, measured, evaluation.lr))
         by = last_step(self._budget, evaluation)
         if by is None or not self._is_time(evaluation):
             return Finding()

@@ -11,7 +11,7 @@ from harness.settings import item_path
 from harness.stopping.judge import Finding, Judge, Need, enough, problems_of, wrong_mode
 from harness.stopping.pairs import Deviations, paired_error
 from harness.stopping.patience import Patience, RunningPatience
-from harness.stopping.rate import AskedGain, Gain, error_of
+from harness.stopping.rate import AskedGain, Gain, error_of, unknown_error
 from harness.stopping.smoothing import RunningSmooth, Smooth
 from harness.stopping.verdict import (
     CriterionVerdict,
@@ -187,6 +187,8 @@ class RunningCriterion:
         self._crept = False
         # What the reference of the last evaluation is to people
         self._name = ""
+        # Since the metric was measured last
+        self._lr_dropped = False
 
     def take(
         self, evaluation: Evaluation, *, counts: bool, lr_dropped: bool
@@ -196,6 +198,7 @@ class RunningCriterion:
         `counts`: whether it may be stale at all (not during warm-up). `lr_dropped`: the learning
         rate has dropped since the evaluation before.
         """
+        self._lr_dropped = self._lr_dropped or lr_dropped
         raw = evaluation.metrics.get(self._metric)
         value = raw if raw is None or self._smooth is None else self._smooth.take(raw)
         error = evaluation.metrics.get(error_of(self._metric), math.nan)
@@ -219,13 +222,10 @@ class RunningCriterion:
                 self._crept = True
             known = math.isfinite(error) or self._groups is not None
             if self._settings.errors and not known and math.isfinite(value):
-                warning = (
-                    f"{self._metric}: its standard error is not known at step "
-                    f"{evaluation.step:,}, which was evaluated without `se`, or in fewer than 8 "
-                    "micro-batches, and taken as 0 there. If it stays so, lower "
-                    "evaluation.micro_size, or give improvement.at_least as a number."
-                )
-            self._patience.take(evaluation, fresh=improved or not counts, lr_dropped=lr_dropped)
+                warning = unknown_error("improvement", self._metric, evaluation.step)
+            fresh = improved or not counts
+            self._patience.take(evaluation, fresh=fresh, lr_dropped=self._lr_dropped)
+            self._lr_dropped = False
         verdict = CriterionVerdict(
             metric=self._metric,
             value=value,

@@ -18,6 +18,15 @@ def error_of(metric: str) -> str:
     return f"{metric}_se"
 
 
+def unknown_error(setting: str, metric: str, step: int) -> str:
+    """The warning of an evaluation without the standard error that a setting asks for."""
+    return (
+        f"{metric}: its standard error is not known at step {step:,}, which was evaluated without "
+        "`se`, or in fewer than 8 micro-batches, and taken as 0 there. If it stays so, lower "
+        f"evaluation.micro_size, or give {setting}.at_least as a number."
+    )
+
+
 def _rate(value: object) -> float | str:
     """A number (an absolute gain), a text like "5%" (a share of the reference), or one like "2 se"
     (standard errors of the gain).

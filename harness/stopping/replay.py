@@ -6,7 +6,7 @@ What a history does not hold is not replayed: requests to stop, and the losses o
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,19 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_SPLIT = re.compile("^(train|val)/")
 # Words in the names of metrics
 _SMALLER_IS_BETTER = _words(
-    "loss error err mse rmse mae mape nll entropy perplexity ppl wer cer bpc fid brier ece"
+    "loss error err mse rmse rmsle mae mape smape nll entropy crossentropy perplexity ppl wer cer "
+    "bpc fid brier ece cost deviance distance"
 )
 _SHARES = _words(
     "accuracy acc f1 precision recall sensitivity specificity auc auroc ap map iou miou dice top1 "
     "top5"
 )
 _LARGER_IS_BETTER = _SHARES | _words(
-    "r2 mcc kappa bleu rouge psnr ssim reward correlation pearson spearman snr"
+    "r2 mcc kappa bleu rouge psnr ssim reward correlation pearson spearman snr score jaccard "
+    "ndcg mrr"
 )
 
 
@@ -93,9 +96,15 @@ def replay(
     Raises ConfigError for settings that the history cannot answer.
     """
     infos = metric_infos(history, settings)
-    refuse([*problems(settings, infos), *_unanswerable_settings(history, settings, infos)])
-    controller = StopController(settings, infos)
     used = metrics_of(settings, infos)
+    refuse(
+        [
+            *problems(settings, infos),
+            *_unanswerable_settings(history, settings, infos),
+            *unclear(sorted(used & infos.keys()), settings),
+        ]
+    )
+    controller = StopController(settings, infos)
     evaluations = [one for one in history.evaluations if not used or used & one.metrics.keys()]
     verdicts: list[Verdict] = []
     for evaluation in evaluations:
@@ -120,30 +129,15 @@ def replay(
 
 def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricInfo]:
     """What the metrics of a history declare, as far as one can tell: the mode from the settings or
-    else from the name.
+    else from the name, "max" where that is `unclear`.
 
     A share by its name (accuracy, F1, ...) is bounded by 0 and 1 if all its values are.
     """
-    hints = dict(_hints(settings))
     infos = {}
     names = dict.fromkeys(history.metrics)
     for name in names:
-        words = set(re.split(r"[^a-z0-9]+", name.lower()))
-        stated = next(
-            (
-                one.mode
-                for one in (*settings.improvement, settings.best)
-                if one and one.metric == name and one.mode
-            ),
-            None,
-        )
-        mode = stated or (
-            "min"
-            if words & _SMALLER_IS_BETTER
-            else "max"
-            if words & _LARGER_IS_BETTER
-            else hints.get(name, "max")
-        )
+        words = _words_of(name)
+        mode = _mode_of(name, settings) or "max"
         values = [
             value
             for one in history.evaluations
@@ -154,6 +148,31 @@ def metric_infos(history: History, settings: StopSettings) -> dict[str, MetricIn
         known = (chance_of(name) in names, error_of(name) in names)
         infos[name] = MetricInfo(mode, lower, upper, *known)
     return infos
+
+
+def unclear(names: Sequence[str], settings: StopSettings) -> Iterator[str]:
+    """The problems of metrics of which neither settings nor name say whether more is better."""
+    for name in names:
+        if _mode_of(name, settings) is None:
+            yield (
+                f"{name}: its name does not tell whether more or less of it is better. Add "
+                f"stop.best={{metric: {name}, mode: min}}, or mode: max."
+            )
+
+
+def _words_of(name: str) -> frozenset[str]:
+    return frozenset(re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def _mode_of(name: str, settings: StopSettings) -> Mode | None:
+    for one in (*settings.improvement, settings.best):
+        # A metric of the other split is better the same way
+        if one and one.mode and _SPLIT.sub("", one.metric) == _SPLIT.sub("", name):
+            return one.mode
+    words = _words_of(name)
+    if words & _SMALLER_IS_BETTER:
+        return "min"
+    return "max" if words & _LARGER_IS_BETTER else dict(_hints(settings)).get(name)
 
 
 def _hints(settings: StopSettings) -> Iterator[tuple[str, Mode]]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,9 @@ def load_every_way(directory: Path, chunk_bytes: int) -> list[int]:
         stored._TRY_FROM_BYTES = size_bytes
         read: list[str] = []
 
-        def note(self: StoredTensors, chunk: Any, read: list[str] = read) -> Tensor:
+        def note(self: StoredTensors, chunk: Any, room: Tensor, read: list[str] = read) -> Tensor:
             read.append(chunk.file)
-            return usual(self, chunk)
+            return usual(self, chunk, room)
 
         def timed(way: Any, owned: Any, times: list[float] = times) -> float:
             measured_s = fill(way, owned)
@@ -168,3 +169,76 @@ def test_a_file_that_was_cut_since_it_was_looked_at_is_an_error_in_words(tmp_pat
         os.truncate(file, file.stat().st_size - 5)
     with pytest.raises(CheckpointError, match=r"cannot be read: .*ends early.*Resume"):
         loaded.model.read()
+
+
+WIDE = 4096  # a layer of 64 MB, with two moments as large
+
+
+def wide() -> tuple[nn.Module, AdamW]:
+    net = nn.Linear(WIDE, WIDE)
+    return net, AdamW(net.parameters())
+
+
+def save_wide(directory: Path) -> None:
+    net, optimizer = wide()
+    for one in net.parameters():
+        one.grad = torch.ones_like(one)
+    optimizer.step()
+    tensors, rest = optimizer_tensors(optimizer, names_of(net))
+    store = store_in(directory, Ranks.join(20.0))
+    state = snapshot(1, model=net.state_dict(), optimizer=tensors, trainer={"optimizer": rest})
+    store.save(state, None)
+    store.close()
+    assert [one.error for one in store.reports()] == [None]
+
+
+def memory_bytes(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """How much more memory this process holds at most while it calls."""
+    before = memory_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    call()
+    return memory_bytes("VmHWM") - before
+
+
+def peaks_of_loading(directory: Path) -> list[int]:
+    """By itself, and among peers: beyond the weights, which are there, and the moments."""
+    ranks = Ranks.join(20.0)
+    peaks = []
+    for tried_from_bytes in (2**40, 0):
+        stored._TRY_FROM_BYTES = tried_from_bytes
+        times = [2.0, 1.0]  # reading everything takes longer, so that it is not done
+        net, optimizer = wide()
+        loaded = loaded_from(directory / "step-00000001", ranks.rank, ranks.size)
+
+        def timed(way: Any, owned: Any, times: list[float] = times) -> float:
+            way(owned)
+            times.append(times.pop(0))
+            return times[-1]
+
+        stored._seconds_a_byte = timed
+
+        def load(net: nn.Module = net, optimizer: AdamW = optimizer, loaded: Any = loaded) -> None:
+            restore_network(net, loaded, ranks)
+            rest = loaded.trainer["optimizer"]
+            restore_optimizer(optimizer, names_of(net), loaded.optimizer, rest, ranks)
+
+        peak = peak_bytes(load)
+        moments = optimizer_tensors(optimizer, names_of(net))[0]
+        peaks.append(peak - sum(one.nbytes for one in moments.values()))
+        assert all((one == one.flatten()[0]).all() for one in moments.values())
+    return peaks
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is not told here")
+def test_loading_holds_no_second_copy(tmp_path: Path) -> None:
+    """Neither of the 192 MB nor of a layer's 64: less than a chunk, among peers three."""
+    on_ranks(1, save_wide, tmp_path)
+    for alone, among in on_ranks(2, peaks_of_loading, tmp_path):
+        assert alone < stored._CHUNK_BYTES
+        # Its own, the one that it reads ahead, and one of a peer
+        assert among < 3.5 * stored._CHUNK_BYTES

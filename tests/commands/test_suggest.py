@@ -71,3 +71,17 @@ def test_what_is_better_is_as_the_settings_say_and_a_directory_may_be_named_by_a
     asked = ["replay", *map(str, begun), "--config", str(config), "--suggest"]
     assert app(asked, standalone_mode=False) == 0
     assert "saves 0% of its steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("values", [[math.nan] * 9, [math.inf] * 9, [math.nan, *[0.5] * 8]])
+def test_a_run_without_a_value_is_named(values: list[float], tmp_path: Path) -> None:
+    """Diverged at once, or never measured: it ended in a traceback."""
+    config = tmp_path / "config.yaml"
+    config.write_text("stop: {improvement: {metric: val/loss, patience: 9}}\n")
+    rows = [{"step": n, "val/loss": value} for n, value in enumerate(values, 1)]
+    lost, good = tmp_path / "lost.jsonl", tmp_path / "good.jsonl"
+    lost.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good.write_text('{"step": 1, "val/loss": 1.0}\n{"step": 2, "val/loss": 0.5}\n')
+    asked = ["replay", str(good), str(lost), "--config", str(config), "--suggest"]
+    with pytest.raises(ConfigError, match=r"lost\.jsonl: val/loss has no finite value before"):
+        app(asked, standalone_mode=False)

@@ -270,6 +270,26 @@ def test_a_pruner_without_effect_is_told_where_it_shows_only_then(
     assert "--prune median had no effect: no trial was evaluated" in capsys.readouterr().out
 
 
+def test_a_trial_that_failed_on_its_way_takes_nobodys_place_in_asha(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four trials one goes on; the best does not come back from its pause."""
+
+    class Failing(Recorded):
+        def __init__(self, config: Path, overrides: Sequence[str], log: Path, place: Place) -> None:
+            super().__init__(config, overrides, log, place)
+            if [run for run, _ in self.begun].count("trial-0000") == 2 and self.begun[-1][0] == (
+                "trial-0000"
+            ):
+                self.code = 2
+                (tmp_path / "trial-0000" / "metrics.jsonl").unlink()
+
+    monkeypatch.setattr(sweep_module, "Launched", Failing)
+    options = ["--prune", "asha", "--eta", "4", "--sampler", "grid"]
+    sweep(tmp_path, *options, over="optimizer.lr=0.01,0.1,1e-5,1.0")
+    assert [one["state"] for one in result(tmp_path)] == ["failed", "complete", "pruned", "pruned"]
+
+
 @given(st.data())
 def test_asha_promotes_the_best_share_of_a_rung(data: st.DataObject) -> None:
     rungs = Rungs(1, data.draw(st.integers(2, 4)))

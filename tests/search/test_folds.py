@@ -1,6 +1,7 @@
 """Cross-validation: folds are dealt without leaks, and each is a run."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.cli import app
+from harness.commands.folds import write
 from harness.errors import ConfigError, DataError
 from harness.search.folds import Folds
 from harness.sources.split import ByFold, ByGroup, rows_of
@@ -147,6 +149,15 @@ def test_each_fold_is_a_run_and_their_mean_and_spread_are_told(
     found = Folds.read(directory, 3, "val/loss")
     assert [one.number for one in found.folds] == [1, 3]
     assert found.missing() == "2 of 3 folds have ended; run it again to go on"
+    # A metric that one fold does not have has no mean, which is said
+    records = directory / "fold-1" / "metrics.jsonl"
+    records.write_text(re.sub('"val/f1": [^,}]*', '"val/f1": null', records.read_text()))
+    found = Folds.read(directory, 3, "val/loss")
+    assert "val/f1" not in found.summary()
+    write(found)
+    for said in (" ".join(map(str, found.page())), (directory / "folds.html").read_text()):
+        assert "val/f1: no finite value in fold 1, and so no mean" in said
+    write(Folds(config.parent, "val/loss", 3, []))  # interrupted in the first
     # The config's ByGroup keeps subjects together without being asked to
     stored = (directory / "fold-2" / "config.yaml").read_text()
     assert "ByFold" in stored

@@ -100,8 +100,17 @@ def test_all_that_does_not_fit_the_config_is_said_at_once_and_before_anything_ru
         "optimizer.lr=0.1,fast",
         "network.dims=[6,3],7",
         "foo.bar=1,2",
+        "run.seed=3",
+        "stop.improvement.metric=val/loss,val/none",
     ]
-    asked = ["sweep", CONFIG, "--dir", str(tmp_path / "sweep")]
+    of_the_config = [
+        "stop.milestones={metric: val/accuracy, at_least: 0.5, by: {steps: 9999}}",
+        "stop.forecast={target: val/f1}",
+        "stop.improvement={metric: val/accuracy, patience: 3}",
+        "stop.smooth.window=3",
+        "log.every.steps=1..4",
+    ]
+    asked = ["sweep", CONFIG, *of_the_config, "--dir", str(tmp_path / "sweep")]
     with pytest.raises(ConfigError) as caught:
         app([*asked, *(word for one in over for word in ("--over", one))], standalone_mode=False)
     said = str(caught.value)
@@ -112,9 +121,17 @@ def test_all_that_does_not_fit_the_config_is_said_at_once_and_before_anything_ru
         "--over optimizer.lr: fast is a text where the config has 0.01. Give a number.",
         "--over network.dims: 7 is a number where the config has [6, 16, 3]. Give a list.",
         "foo: no such key",
+        "one value to choose from",
+        "there is no metric val/none",
+        "stop.milestones.by: 9999 steps are beyond the budget of 24",
+        "stop.targets has no target for val/f1",
+        "stop.smooth: no such key",
+        "log.every.steps=1..4: is a range",
     ):
         assert part in said
     assert "weight_decay" not in said
+    assert said.startswith(f"{len(said.splitlines()) - 1} mistakes:")
+    assert len(set(said.splitlines())) == len(said.splitlines())
     assert not (tmp_path / "sweep").exists()
 
 
@@ -124,6 +141,16 @@ def test_all_that_does_not_fit_the_config_is_said_at_once_and_before_anything_ru
         (["--prune", "halving"], "--prune: 'halving' is not one of"),
         (["--sampler", "bayes"], "--sampler: 'bayes' is not one of tpe, random, grid"),
         (["--sampler", "grid"], "--sampler grid: optimizer.lr is a range"),
+        (["--prune", "median", "--eta", "2"], "--eta: no effect without --prune hyperband or asha"),
+        (
+            [
+                "stop.best=null",
+                "stop.improvement={metric: val/loss, patience: 3}",
+                *("--over", "stop.improvement.metric=val/loss,val/f1"),
+            ],
+            "override stop.improvement.metric=val/f1: such trials would be ranked by val/f1",
+        ),
+        (["--over", "stop.best.metric=val/loss,val/f1"], "stop.best.metric: cannot be varied"),
         (
             ["--prune", "hyperband", "stop.budget={epochs: 3}"],
             "number of evaluations in the budget",

@@ -126,12 +126,16 @@ def test_a_rate_that_runs_out_ends_the_rise() -> None:
         ),
         (curve(lambda n: 0.5 + 0.2 * math.sin(n / 3), 20), "got worse for a time"),
         ([p._replace(rate=0.0) for p in curve(rising, 20)], "the learning rate is 0"),
+        (
+            [Point(0, 0.1, 0.1), *(p._replace(rate=0.0) for p in curve(rising, 20))],
+            "the learning rate is 0",
+        ),
         *(
             (
                 [*curve(rising, 19), Point(2000, 0.8, rate)],
                 "the learning rate is not known at each",
             )
-            for rate in (math.nan, math.inf, -0.1)
+            for rate in (math.nan, math.inf, -0.1, None)
         ),
         ([p._replace(value=1e200 * p.value) for p in curve(rising, 20)], "values too large"),
     ],
@@ -140,6 +144,12 @@ def test_it_abstains_and_says_why(points: list[Point], words: str) -> None:
     found = look(points, value=0.9)
     assert found.chance is None
     assert words in found.words()
+
+
+def test_a_rate_that_no_evaluation_knows_is_taken_to_be_steady() -> None:
+    points = curve(rising, 20)
+    unknown = [point._replace(rate=None) for point in points]
+    assert look(unknown, value=0.9) == look([p._replace(rate=0.7) for p in points], value=0.9)
 
 
 def test_a_band_stays_within_what_the_metric_can_be() -> None:

@@ -169,6 +169,19 @@ def test_the_best_checkpoint_may_ask_for_a_gain_beyond_noise() -> None:
     assert [one.new_best for one in judged(stop, [first, lucky, better])] == [True, False, True]
 
 
+def test_a_best_of_unknown_noise_is_told() -> None:
+    """Any gain is a new best then."""
+    stop = {"best": {"metric": NAME, "at_least": "2 se"}, "budget": {"steps": 999}}
+    controller = StopController(StopSettings.model_validate(stop), INFOS)
+    for n, value in enumerate([0.5, 0.5001], 1):
+        row = {NAME: value, f"{NAME}_se": math.nan}
+        verdict = controller.judge(Evaluation(n, float(n), n, 0.0, row))
+        assert verdict.new_best
+        (said,) = verdict.warnings
+        assert f"standard error is not known at step {n}," in said
+        assert said.endswith("or give best.at_least as a number.")
+
+
 def test_the_best_that_noise_had_a_say_in_is_kept_and_linked() -> None:
     ranking = ranking_of({"ranked_by": [NAME, "max", 200]})
     assert ranking == Ranking(NAME, "max", 200)

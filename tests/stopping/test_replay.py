@@ -1,6 +1,7 @@
 """`fermarsi replay`: histories read from files, judged as a run would have, and shown."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from harness.commands.forecast import forecasts
 from harness.commands.replay import replay_command
+from harness.commands.suggest import suggestion
 from harness.errors import ConfigError
 from harness.stopping.history import read_history
 from harness.stopping.replay import metric_infos, replay
@@ -390,6 +393,26 @@ def test_the_mode_is_known_from_the_settings_or_the_name(tmp_path: Path) -> None
     )
     infos = metric_infos(history, stop)
     assert {infos[name].mode for name in ("val/ratio", "val/drift", "val/x")} == {"min"}
+
+
+def test_a_metric_of_which_nothing_tells_what_is_better_is_refused_until_it_is_said(
+    tmp_path: Path,
+) -> None:
+    """It was taken to be better the higher it is, in silence."""
+    rows = [{"step": n, "train/drag": 2 / n, "val/drag": 1 / n} for n in range(1, 9)]
+    history = read_history(lines(tmp_path / "h.jsonl", rows))
+    stop = {"improvement": {"metric": "val/drag", "patience": 2}}
+    words = "val/drag: its name does not tell whether more or less of it is better. Add stop.best="
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        replay(history, settings(**stop))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        list(suggestion([history.path] * 2, settings(**stop), 0.1))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        list(forecasts(history, settings(budget={"steps": 99}), "val/drag"))
+    known = {**stop, "best": {"metric": "val/drag", "mode": "min"}}
+    assert replay(history, settings(**known)).stop_index is None
+    gap = {"gap": {"metric": "drag", "above": 0.1, "for": 9}, "train_metrics": "full"}
+    assert replay(history, settings(**known, **gap)).stop_index is None
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,19 @@ def test_an_evaluation_that_did_not_measure_the_metric_leaves_the_count() -> Non
     assert stops == [False] * 11 + [True]
 
 
+def test_a_rate_that_drops_where_the_metric_was_not_measured_pauses_patience_later() -> None:
+    """It was forgotten."""
+    settings = StopSettings.model_validate(
+        {"improvement": {"metric": "val/loss", "patience": 2, "cooldown": 2}}
+    )
+    controller, stops = StopController(settings, INFOS), []
+    for n, value in enumerate([1.0, 1.0, None, 1.0, 1.0, 1.0, 1.0, 1.0]):
+        measured = {} if value is None else {"val/loss": value}
+        lr = 0.1 if n < 2 else 0.01
+        stops.append(controller.judge(Evaluation(n, float(n), n, 0.0, measured, lr)).stops)
+    assert stops == [False] * 7 + [True]
+
+
 def test_what_is_asked_by_a_time_or_from_a_time_on_says_so() -> None:
     """W&B 8158, 10261: a sweep had no way to end what is below a bound after so many steps, or
     what stands still, but only after the 200th; W&B 1975, 7156, 9615: it ended nothing, silently.
