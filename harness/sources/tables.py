@@ -27,11 +27,12 @@ from harness.sources.cells import (
     check_kinds,
 )
 from harness.sources.device_files import with_parts
-from harness.sources.files import Files, OnError, find_files, read_all
+from harness.sources.files import OnError, read_all
+from harness.sources.listing import Files, find_files
 from harness.sources.narrowing import Narrowed, tell_narrowed
-from harness.sources.shared import read_shared
+from harness.sources.shared import read_shared, shared_rows
 from harness.sources.source import BatchSource
-from harness.sources.split import Part, Rule, rows_of
+from harness.sources.split import Part, Rule
 from harness.sources.table_files import read_cells, read_pieces
 
 MOST_REPEATED = 64  # features of a table that stand beside its predictions
@@ -104,7 +105,9 @@ class Table(BatchSource):
             raise DataError(f"{files}: no row holds data. Give a file with rows below its header.")
         # Parts of one table share its values, and differ in their rows
         self._whole = whole
-        self._chosen = rows_of(part, split, whole.known, len(whole.rows))
+        self._chosen = shared_rows(
+            found, reader.settings, part, split, whole.known, len(whole.rows)
+        )
         self._files, self._layout, self._on_error = found, layout, on_error
 
     @staticmethod
