@@ -1,10 +1,11 @@
 """Sheets of Excel and of LibreOffice."""
 
 import datetime
+import re
 import zipfile
-from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -33,6 +34,7 @@ _WAYS = {  # of cells that are told apart by identity
     id(NEGATIVE): "Format it as a number, or as a duration: [h]:mm:ss.",
 }
 _EXACT = 2**53  # floats below hold every integer
+_DIGITS = re.compile("-?[0-9]+")
 # Of the members that a spreadsheet has (Open Document Format 1.3, part 2, 3.2)
 _KINDS = (
     ("xl/workbook.xml", ".xlsx"),
@@ -43,30 +45,40 @@ _KINDS = (
 
 def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> Cells:
     """The columns of a sheet, all of them if None, by calamine, .xls by xlrd. Numbers in a format
-    of zeros (00000) and errors (#N/A) are text, as Excel shows them. Raises DataError with the row.
+    of zeros (00000) and errors (#N/A) are text, as Excel shows them, and so are whole numbers that
+    float64 does not hold. Raises DataError with the row.
     """
     ending = _ending_of(path)
     old = ending == ".xls"
-    grid = read_old(path, layout.sheet) if old else _read_new(path, ending, layout.sheet)
+    member, grid = ("", read_old(path, layout.sheet)) if old else _read_new(path, ending, layout)
     mark = layout.comment
-    lines: Iterator[Line] = (
-        (row, COMMENT if mark and str(cells[0]).lstrip().startswith(mark) else cells)
-        for row, cells in enumerate(grid, start=1)
-    )
+    lines: Iterator[Line] = enumerate(grid, start=1)
+    if mark:
+        lines = (
+            (row, COMMENT if str(cells[0]).lstrip().startswith(mark) else cells)
+            for row, cells in lines
+        )
     head = read_head(path, layout, columns, lines)
     kept = list(lines)
-    found = None if mark or layout.skip_footer else _full_columns(head, kept)
-    if found is None:
+    full = None if mark or layout.skip_footer else _full_columns(head, kept)
+    if full is None:
         kept = list(rows_below(head, layout, iter(kept)))
-        found = by_column(head, [cells for _, cells in kept])
+    found = full or by_column(head, [cells for _, cells in kept])
     rows = [row for row, _ in kept]
+    stored: dict[str, NDArray[np.float64] | list[Any]] = {}
     for name, read in found.items():
-        if not _WAYS.keys().isdisjoint(map(id, read)):
-            row, cell = next(
-                (row, one) for row, one in zip(rows, read, strict=True) if id(one) in _WAYS
-            )
-            raise DataError(f"{path}: row {row}, column {name!r}: {cell}. {_WAYS[id(cell)]}")
-    return Cells(path, {name: _as_stored(of) for name, of in found.items()}, rows, layout)
+        kinds = set(map(type, read))
+        if str in kinds and not _WAYS.keys().isdisjoint(map(id, read)):
+            at = next(at for at, cell in enumerate(read) if id(cell) in _WAYS)
+            raise _refused(path, rows[at], name, read[at])
+        stored[name] = _as_stored(read, kinds)
+    if member and ending != ".ods":
+        _amend(path, member, stored, rows, {name: head.names.index(name) + 1 for name in stored})
+    return Cells(path, stored, rows, layout)
+
+
+def _refused(path: Path, row: int, name: str, cell: str) -> DataError:
+    return DataError(f"{path}: row {row}, column {name!r}: {cell}. {_WAYS[id(cell)]}")
 
 
 def _ending_of(path: Path) -> str:
@@ -79,34 +91,45 @@ def _ending_of(path: Path) -> str:
     return next((kind for member, kind in _KINDS if member in members), path.suffix.lower())
 
 
-def _full_columns(head: Head, kept: Sequence[Line]) -> dict[str, list[Any]] | None:
+def _full_columns(head: Head, kept: Sequence[Line]) -> dict[str, Sequence[Any]] | None:
     """{name: cells} of the columns to read; None if rows may be empty or of another length."""
     columns = list(zip(*(cells for _, cells in kept), strict=True))
-    if len(columns) != len(head.names) or all("" in one or None in one for one in columns):
+    if len(columns) != len(head.names):
         return None
-    return {name: list(columns[head.names.index(name)]) for name in head.wanted}
+    for cells in columns:
+        kinds = set(map(type, cells))
+        if (str in kinds and "" in cells) or NoneType in kinds:
+            return None
+    return {name: columns[head.names.index(name)] for name in head.wanted}
 
 
-def _as_stored(cells: list[Any]) -> NDArray[np.float64] | list[Any]:
+def _as_stored(cells: Sequence[Any], kinds: set[type]) -> NDArray[np.float64] | list[Any]:
     """Numbers, of which all are floats, as an array or with whole ones as integers; dates with
     a time.
     """
-    kinds = set(map(type, cells))
-    if kinds == {float} and np.abs(numbers := np.array(cells)).max() < _EXACT:
-        return np.asarray(numbers + 0.0)  # 0 for -0
+    if kinds == {float}:
+        numbers = np.array(cells)
+        if numbers.min() > -_EXACT and numbers.max() < _EXACT:  # not NaN
+            return np.asarray(numbers + 0.0)  # 0 for -0
+    found = list(cells)
     if float in kinds:
-        cells = [int(one) if type(one) is float and one.is_integer() else one for one in cells]
+        found = [int(one) if _is_exact(one) else one for one in found]
     if datetime.date in kinds:
         clock = datetime.time()
         return [
             datetime.datetime.combine(one, clock) if type(one) is datetime.date else one
-            for one in cells
+            for one in found
         ]
-    return cells
+    return found
 
 
-def _read_new(path: Path, ending: str, named: str | int) -> list[list[Any]]:
-    """The cells of the rows of a sheet, "" where one is empty."""
+def _is_exact(cell: Any) -> bool:
+    """Whether a cell is a float that stands for one integer."""
+    return type(cell) is float and cell.is_integer() and -_EXACT < cell < _EXACT
+
+
+def _read_new(path: Path, ending: str, layout: Layout) -> tuple[str, list[list[Any]]]:
+    """The member of a sheet, and the cells of its rows, "" where one is empty."""
     calamine = need("python_calamine", "tables", f"{path}: Excel")
     unread = check_document(path) if ending == ".ods" else check_workbook(path)
     try:
@@ -115,7 +138,7 @@ def _read_new(path: Path, ending: str, named: str | int) -> list[list[Any]]:
             tables = (
                 one for one in book.sheets_metadata if one.typ == calamine.SheetTypeEnum.WorkSheet
             )
-            sheet = choose_sheet(path, named, [str(one.name) for one in tables])
+            sheet = choose_sheet(path, layout.sheet, [str(one.name) for one in tables])
             rows: list[list[Any]] = book.get_sheet_by_name(sheet).to_python(skip_empty_area=False)
     except BaseException as error:
         known = (calamine.CalamineError, ValueError, KeyError)
@@ -132,27 +155,48 @@ def _read_new(path: Path, ending: str, named: str | int) -> list[list[Any]]:
         for (row, column), digits in find_padded(path, member).items():
             if row <= len(rows) and column <= width:  # others are beside or below the data
                 rows[row - 1][column - 1] = padded(rows[row - 1][column - 1], digits)
-    if ending != ".ods" and datetime.time in set(map(type, chain.from_iterable(rows))):
-        for row, column in _negative(path, member):
-            is_there = row <= len(rows) and column <= width
-            if is_there and type(rows[row - 1][column - 1]) is datetime.time:
-                rows[row - 1][column - 1] = NEGATIVE
-    return rows
+    return member, rows
 
 
-def _negative(path: Path, member: str) -> Iterator[tuple[int, int]]:
-    """(row, column) from 1 of the cells of a sheet that hold negative numbers. The file was
-    checked.
+def _amend(
+    path: Path,
+    member: str,
+    stored: Mapping[str, NDArray[np.float64] | list[Any]],
+    rows: Sequence[int],
+    places: Mapping[str, int],
+) -> None:
+    """Set whole numbers beyond 2^53 to their digits, of which calamine drops the last ones, and
+    raise DataError for times below 0, of which it makes others. `places`: the columns in the
+    sheet, from 1.
+    """
+    asked = {
+        (rows[at], places[name]): (name, at)
+        for name, cells in stored.items()
+        if isinstance(cells, list)
+        for at, one in enumerate(cells)
+        if type(one) is datetime.time or (type(one) is float and not -_EXACT < one < _EXACT)
+    }
+    for place, text in _written(path, member) if asked else ():
+        name, at = asked.get(place, ("", 0))
+        if name and type(stored[name][at]) is datetime.time and text.startswith("-"):
+            raise _refused(path, rows[at], name, NEGATIVE)
+        if name and _DIGITS.fullmatch(text):
+            stored[name][at] = text
+
+
+def _written(path: Path, member: str) -> Iterator[tuple[tuple[int, int], str]]:
+    """((row, column) from 1, value as it is written) of the cells of a sheet, of .xlsb the signs
+    of negative ones. The file was checked.
     """
     with zipfile.ZipFile(path) as book, book.open(member) as file:
         if member.lower().endswith(BINARY):
-            yield from negative_records(file)
+            yield from ((at, "-") for at in negative_records(file))
             return
         for _, cell in ElementTree.iterparse(file):
             if cell.tag.endswith("}c"):
                 at = position(cell.get("r", ""))
-                if at and (cell.findtext("{*}v") or "").startswith("-"):
-                    yield at
+                if at:
+                    yield at, cell.findtext("{*}v") or ""
             elif cell.tag.endswith("}row"):
                 cell.clear()
 

@@ -70,7 +70,7 @@ def _value(book: Any, cell: Any) -> Any:
         return value
     form = book.format_map[book.xf_list[cell.xf_index].format_key].format_str
     if cell.ctype == xlrd.XL_CELL_NUMBER:
-        whole = int(value) if value.is_integer() else value
+        whole = int(value) if value.is_integer() and abs(value) < 2**53 else value
         width = width_of_zeros(form)
         return whole if width is None else padded(whole, width)
     if form.lower().startswith(_DURATIONS):

@@ -15,6 +15,7 @@ _ERROR = re.compile(r"#(?:DIV/0!|N/A|NAME\?|NULL!|NUM!|REF!|VALUE!)|Err:[0-9]{3}
 _CELLS = ("table-cell", "covered-table-cell")
 _TYPE, _VALUE, _FORMULA = "office:value-type", "office:value", "table:formula"
 _PADDED = re.compile(r"0[0-9]+")
+_DIGITS = re.compile(r"-?[1-9][0-9]{15,}")  # more than float64 holds
 
 
 def check_document(path: Path) -> dict[str, Unread]:
@@ -103,5 +104,7 @@ def _unread(cell: dict[str, str], text: str) -> str | None:
             return text
         if _TYPE not in cell:
             return NO_VALUE
+    if cell.get(_TYPE) == "float" and _DIGITS.fullmatch(cell.get(_VALUE, "")):
+        return cell[_VALUE]
     is_padded = cell.get(_TYPE) == "float" and _PADDED.fullmatch(text)
     return text if is_padded and float(cell.get(_VALUE, "nan")) == int(text) else None

@@ -28,6 +28,8 @@ from harness.sources.json_files import json_lines_pieces, read_json, read_json_l
 from harness.sources.mistaken import what_is
 
 _OF_PANDAS = re.compile(r"__index_level_\d+__")  # row numbers that nobody asked pandas to store
+# Without a buffer, which keeps what was read; checksums of pages count, where a file has them
+_CHECKED: dict[str, Any] = {"pre_buffer": False, "page_checksum_verification": True}
 _ROWS_AT_ONCE, _CELLS_AT_ONCE = 2**17, 2**21
 _Reader = Callable[[Path, Layout, Collection[str] | None], Cells]
 
@@ -129,7 +131,7 @@ def _tables(path: Path, file: Any, wanted: dict[str, str]) -> Iterator[Any]:
     if all(file.schema.column(at).physical_type != "INT96" for at in range(len(file.schema))):
         yield from batches(file)
         return
-    with pq.ParquetFile(path, pre_buffer=False, coerce_int96_timestamp_unit="us") as coarse:
+    with pq.ParquetFile(path, **_CHECKED, coerce_int96_timestamp_unit="us") as coarse:
         for fine, wide in zip(batches(file), batches(coarse), strict=True):
             yield widened(path, fine, wide)
 
@@ -142,7 +144,7 @@ def _opened(path: Path, columns: Collection[str] | None) -> Iterator[tuple[Any, 
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:  # which keeps what was read
+        with pq.ParquetFile(path, **_CHECKED) as file:
             stored = names_of_leaves(file.schema_arrow)
             if columns is None:  # as those without a name in CSV
                 stored = [name for name in stored if not _OF_PANDAS.fullmatch(name)]

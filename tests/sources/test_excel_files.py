@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
@@ -405,3 +406,28 @@ def test_a_cell_far_away_in_an_old_workbook_is_refused(
     monkeypatch.setattr(extent, "MAX_EMPTY", 10_000)
     with pytest.raises(DataError, match=r"3 filled cells in a sheet of 15,003, up to row 5001"):
         Table(str(tmp_path / "a.xls"), ["n"], missing="keep")
+
+
+def test_whole_numbers_beyond_those_of_excel_keep_the_digits_of_the_file(tmp_path: Path) -> None:
+    """Numbers of accounts and posts, as programs write them; calamine reads ...464 for ...357."""
+    numbers = [-8086931554011838357, 2**53 + 1, 7]
+    pd.DataFrame({"n": [1.5, 2.5, 7], "x": 0.5}).to_excel(tmp_path / "a.xlsx", index=False)
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as book:
+        members = {one: book.read(one) for one in book.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    for name, first in (("a.xlsx", str(numbers[0])), ("c.xlsx", "-8.086931554011838e+18")):
+        written = members[sheet].replace(b"<v>1.5<", f"<v>{first}<".encode())
+        members_now = members | {sheet: written.replace(b"<v>2.5<", f"<v>{numbers[1]}<".encode())}
+        with zipfile.ZipFile(tmp_path / name, "w") as book:
+            for one, content in members_now.items():
+                book.writestr(one, content)
+    document(tmp_path / "b.ods", row("n") + "".join(map(row, numbers)))
+    for name in ("a.xlsx", "b.ods"):
+        exact = Table(str(tmp_path / name), [], {"n": "integer"}).__getitems__([0, 1, 2])
+        assert exact["n"].tolist() == numbers, name
+        texts = Table(str(tmp_path / name), [], {"n": "text"}).known()["n"]
+        assert texts == list(map(str, numbers))
+        features = Table(str(tmp_path / name), ["n"]).__getitems__([0, 1, 2])["features"]
+        assert features.ravel().tolist() == np.float32(numbers).tolist()
+    with pytest.raises(DataError, match=r"row 2, column 'n': -8\.086\S*e\+18 is too large for an"):
+        Table(str(tmp_path / "c.xlsx"), [], {"n": "integer"})

@@ -585,3 +585,17 @@ def test_half_a_character_is_refused_with_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"t": "a"}\n{"t": "\\ud800"}\n')
     with pytest.raises(DataError, match=r"row 2, column 't': .*surrogates not allowed"):
         Table(str(tmp_path / "a.jsonl"), [], {"t": "text"})
+
+
+def test_a_page_of_parquet_that_its_checksum_belies_is_refused(tmp_path: Path) -> None:
+    """Without a codec, a page of numbers decodes whatever its bytes are."""
+    path, numbers = tmp_path / "a.parquet", np.random.default_rng(0).normal(size=500)
+    plain: dict[str, Any] = {"use_dictionary": False, "compression": "none"}
+    pq.write_table(pa.table({"a": numbers}), path, write_page_checksum=True, **plain)
+    assert len(Table(str(path))) == 500
+    data, number = path.read_bytes(), numbers[250].tobytes()
+    assert data.count(number) == 1
+    path.write_bytes(data.replace(number, numbers[251].tobytes()))
+    assert pq.read_table(path).num_rows == 500, "pyarrow does not look by itself"
+    with pytest.raises(DataError, match=r"a\.parquet: cannot be read: .*page integrity"):
+        Table(str(path))
