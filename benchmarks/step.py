@@ -45,16 +45,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 MICRO_SIZE = 32
 NUM_SAMPLES = 4096
-# Widths of an Mlp, or the width of a transformer, and the steps of a block
+# Widths of an Mlp, or the width of another network, and the steps of a block
 NETWORKS = {
     "tiny": ([64, 64, 10], 200),
     "10ms": ([64, 1024, 1024, 1024, 10], 20),
     "100-tensors": ([64, *[32] * 49, 10], 60),
     "1000-tensors": ([64, *[16] * 499, 10], 10),
     "transformer": ([128], 10),
+    "convnet": ([32], 10),
 }
 SHAPES = {"": (1, 1), "/accumulate": (1, 4), "/ranks": (2, 1)}  # ranks, micro-batches of each
-COMPILED = ("tiny", "10ms", "transformer")
+COMPILED = ("tiny", "10ms", "transformer", "convnet")
 CONFIG = """\
 run: {name: step, dir: DIR/run, seed: 1}
 data: {train: {source: {_target_: step.Noise}}}
@@ -86,13 +87,16 @@ class Case:
     def network(self) -> nn.Module:
         from harness.networks import Mlp
 
-        return Mlp(self.dims) if len(self.dims) > 1 else Transformer(*self.dims)
+        if len(self.dims) > 1:
+            return Mlp(self.dims)
+        return (Convolutions if self.name.startswith("convnet") else Transformer)(*self.dims)
 
     def spec(self) -> str:
         """The network in a config."""
         if len(self.dims) > 1:
             return f"{{_target_: harness.networks.Mlp, dims: {self.dims}}}"
-        return f"{{_target_: step.Transformer, width: {self.dims[0]}}}"
+        kind = "Convolutions" if self.name.startswith("convnet") else "Transformer"
+        return f"{{_target_: step.{kind}, width: {self.dims[0]}}}"
 
 
 CASES = {
@@ -123,6 +127,23 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.layers(self.embed(x.unsqueeze(2))).mean(1))
+        return logits
+
+
+class Convolutions(nn.Module):
+    """Four layers, each with its norm and activation, over 64 numbers as an image of 28 x 28.
+    x: (B, 64) -> (B, 10).
+    """
+
+    def __init__(self, width: int) -> None:
+        from harness.networks import ConvNet
+
+        super().__init__()
+        self.image = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Upsample(size=28))
+        self.net = ConvNet(1, [width, 2 * width], 10, depth=2, norm="layer", activation="GELU")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.image(x))
         return logits
 
 

@@ -41,6 +41,10 @@ class Words(Sequence[str]):
             return [self[at] for at in range(len(self))[index]]
         return self.encoded(range(len(self))[index]).decode(errors="surrogatepass")
 
+    def parts(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """All words in UTF-8, one after another, and where they begin and end."""
+        return self._values, self._ends
+
     def encoded(self, at: int) -> bytes:
         """A word in UTF-8."""
         text: bytes = self._values[self._ends[at] : self._ends[at + 1]].tobytes()

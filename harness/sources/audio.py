@@ -15,6 +15,7 @@ from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.container_sound import is_container, read_container
 from harness.sources.files import OnError, decodable, need
+from harness.sources.held_files import Held
 from harness.sources.mistaken import what_is
 from harness.sources.sound_files import FORMATS, is_cut, is_mp3_frame, is_unmeasured_mp3
 from harness.sources.source import span_columns
@@ -75,34 +76,46 @@ class Recordings(Collection):
                 "sample apart. Increase hop_s, or remove align."
             )
         self._hop = None if hop_s is None else round(hop_s * rate_hz)
-        super().__init__("wave", files, part, split, classes, keep, on_error, columns)
+        settings = (rate_hz, seconds, channels, resample, align, self._hop)
+        super().__init__("wave", files, part, split, classes, keep, on_error, columns, settings)
 
-    def known(self) -> dict[str, list[str]]:
+    def known(self) -> Mapping[str, Sequence[str]]:
         """{field: (N,) texts}: the fields of the paths, and with `hop_s` recording, start, stop."""
         known = super().known()
         if self._hop is None:
             return known
         return {**known, **span_columns(known["path"], self._begins, self._stops)}
 
-    def _read(self, path: Path) -> Wave:
+    def _read_rows(self, path: Path) -> Mapping[str, NDArray[Any]]:
         if self._hop is None:
-            return self.reader.read(path, str(path))
-        return self.reader.whole(path, str(path))
+            return super()._read_rows(path)
+        return {"values": self.reader.whole(path, str(path)).T}
 
     def _check(self, path: Path) -> int:
         return self.reader.check(path, str(path))
 
-    def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
+    def _arrange_held(self, held: Held) -> NDArray[np.int64] | None:
         if self._hop is None:
-            return super()._arrange(read, in_memory=in_memory)
-        self._waves: list[Wave] | None = read if in_memory else None
-        lengths = np.array([wave.shape[1] for wave in read] if in_memory else read, np.int64)
+            return super()._arrange_held(held)
+        self._held: Held | None = held
+        return self._windows(held.lengths())
+
+    def _arrange_checked(self, checked: list[Any]) -> NDArray[np.int64] | None:
+        if self._hop is None:
+            return super()._arrange_checked(checked)
+        self._held = None
+        return self._windows(np.array(checked, dtype=np.int64))
+
+    def _windows(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """lengths (F,) -> the file (N,) of each window."""
+        assert self._hop is not None
         surplus = np.maximum(lengths - self.reader.num_frames, 0)
         # With a hop longer than a window the next may begin after the end
         counts = np.minimum(1 + -(-surplus // self._hop), -(-lengths // self._hop))
         self._begins = np.concatenate([np.arange(count) for count in counts]) * self._hop
-        file_of = np.repeat(np.arange(len(read)), counts)
+        file_of = np.repeat(np.arange(len(lengths)), counts)
         self._stops = np.minimum(self._begins + self.reader.num_frames, lengths[file_of])
+        self._window_of = file_of
         return file_of
 
     def _gather(self, indices: list[int]) -> Wave:
@@ -112,9 +125,10 @@ class Recordings(Collection):
         return np.stack([self._window(index) for index in indices])
 
     def _window(self, index: int) -> Wave:
-        number, begin = int(self._file_of[index]), int(self._begins[index])
-        if self._waves is not None:
-            return self.reader.fit(self._waves[number][:, begin:])
+        number, begin = int(self._window_of[index]), int(self._begins[index])
+        if self._held is not None:
+            first = int(self._held.begins[number])
+            return self.reader.fit(self._held.values[first + begin : first + self._stops[index]].T)
         path = self.files.paths[number]
         return self.reader.window(path, str(path), begin)
 

@@ -3,36 +3,26 @@
 Found by a path pattern, or listed in a table.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from os.path import abspath
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
-from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.texts import Texts
 from harness.data.written import name_of
 from harness.errors import ConfigError, DataError, require_choice
-from harness.sources.cells import Kind, Layout, check_kinds
-from harness.sources.csv_files import ending_of
-from harness.sources.device_files import DEVICES
-from harness.sources.files import (
-    Files,
-    OnError,
-    class_names,
-    files_of,
-    find_files,
-    read_each,
-)
-from harness.sources.source import BatchSource, select
-from harness.sources.split import Part, Rule, rows_of
-from harness.sources.table_files import FORMATS, read_cells
+from harness.sources.cells import Kind, check_kinds
+from harness.sources.files import OnError, class_names, read_each
+from harness.sources.held_files import Held, read_held
+from harness.sources.listed import listed_files
+from harness.sources.listing import Files
+from harness.sources.source import BatchSource
+from harness.sources.split import Part, Rule
 
 Keep = Literal["memory", "disk"]
-_TABLES = {*FORMATS} - {*DEVICES}
-# The column of files in a table that lists them, as in datasets' imagefolder and audiofolder
-FILE_NAME = "file_name"
 
 
 class FileReader(Protocol):
@@ -72,6 +62,7 @@ class Collection(BatchSource):
         keep: Keep,
         on_error: OnError,
         columns: Mapping[str, Kind] | None = None,
+        settings: Hashable = None,
     ) -> None:
         require_choice("keep", keep, get_args(Keep))
         self._what = what
@@ -80,25 +71,36 @@ class Collection(BatchSource):
         asked = [*self._columns, *(() if split is None else split.columns)]
         found, self._tables = listed_files(files, asked)
         labels = found.fields.get("label")
-        if labels is not None and "" in labels:
-            raise DataError(
-                f"{found.paths[labels.index('')]}: no label in its table. Fill it in, or remove "
-                "the file from the table."
-            )
         # Before splitting and before files are skipped, so that class numbers do not depend on
         # either.
-        self.classes = None if labels is None else class_names(classes, labels, "label")
-        found = found.select_rows(rows_of(part, split, found.fields, len(found.paths)))
-        self.files, read, self.skipped = read_each(
-            found, self._read if keep == "memory" else self._check, on_error
-        )
-        self._file_of = self._arrange(read, in_memory=keep == "memory")
+        self.classes = None if labels is None else _class_names(found, labels, classes)
+        self.files = found.part(part, split)
+        self.skipped: list[str] = []
+        if keep == "memory":
+            self._hold(settings, on_error)
+        else:
+            self.files, checked, self.skipped = self._look_at(self.files, on_error)
+            self._file_of = self._arrange_checked(checked)
         self._of_files = {
             name: _column(self.files, name, kind) for name, kind in self._columns.items()
         }
         if self.classes is not None:
-            numbers = [self.classes.index(name) for name in self.files.fields["label"]]
-            self._of_files["label"] = np.array(numbers, dtype=np.int64)
+            self._of_files["label"] = _numbers(self.files.fields["label"], self.classes)
+
+    def _hold(self, settings: Hashable, on_error: OnError) -> None:
+        """Decode all files, or map what this process or another one of its launch has decoded."""
+        what = (type(self).__name__, settings)
+        held = read_held(self.files, what, self._read_rows, self._check, on_error)
+        if held.skipped:
+            left = np.setdiff1d(np.arange(len(self.files.paths)), [*held.skipped])
+            self.files, self.skipped = self.files.select_rows(left), [*held.skipped.values()]
+        self._file_of = self._arrange_held(held)
+
+    def _look_at(self, files: Files, on_error: OnError) -> tuple[Files, list[Any], list[str]]:
+        """Those files that can be read, by their headers, what `_check` gives of each, and messages
+        about the others.
+        """
+        return read_each(files, self._check, on_error)
 
     @staticmethod
     def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
@@ -109,35 +111,40 @@ class Collection(BatchSource):
         return [*tables, *found.present()]
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self.files.paths) if self._file_of is None else len(self._file_of)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """{<what>: (B, ...), label: (B,), a column: (B,) numbers or a list of B texts}"""
-        columns = {name: column[self._file_of[indices]] for name, column in self._of_files.items()}
+        rows = np.asarray(indices) if self._file_of is None else self._file_of[indices]
         return {
             self._what: self._gather(indices),
-            **{name: of.tolist() if of.dtype.kind == "U" else of for name, of in columns.items()},
+            **{name: column(rows) for name, column in self._of_files.items()},
         }
 
     def paths(self) -> list[Path]:
         """Every file that is read, including tables that list files."""
         return [*self._tables, *self.files.paths]
 
-    def known(self) -> dict[str, list[str]]:
+    def known(self) -> Mapping[str, Sequence[str]]:
         """{field: (N,) texts}: what paths and tables state about the samples, and the "path"
         itself.
         """
-        paths = list(map(str, select(self.files.paths, self._file_of)))
-        return {"path": paths, **self.files.fields_at(self._file_of)}
+        files = self.files if self._file_of is None else self.files.select_rows(self._file_of)
+        return {"path": files.paths.texts(), **files.fields}
 
     def class_names(self) -> dict[str, list[str]]:
         """{label: names in the order of their numbers}, if there are labels."""
         return {} if self.classes is None else {"label": list(self.classes)}
 
-    def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
-        """What `_read` or `_check` gave for each file -> the file (N,) of each sample."""
-        self._arrays = np.stack(read) if in_memory else None
-        return np.arange(len(read))
+    def _arrange_held(self, held: Held) -> NDArray[np.int64] | None:
+        """What `_read_rows` gave for all files -> the file (N,) of each sample; None: its own."""
+        self._arrays: NDArray[Any] | None = held.values
+        return None
+
+    def _arrange_checked(self, checked: list[Any]) -> NDArray[np.int64] | None:
+        """The same for what `_check` gave of each file."""
+        self._arrays = None
+        return None
 
     def _gather(self, indices: list[int]) -> NDArray[Any]:
         """The samples' arrays, (B, ...)."""
@@ -146,6 +153,10 @@ class Collection(BatchSource):
             return gathered
         return np.stack([self._read(self.files.paths[index]) for index in indices])
 
+    def _read_rows(self, path: Path) -> Mapping[str, NDArray[Any]]:
+        """The rows that a file adds to columns, of which `values` are the samples' own."""
+        return {"values": self._read(path)[None]}
+
     def _read(self, path: Path) -> Any:
         return self.reader.read(path, str(path))
 
@@ -153,76 +164,54 @@ class Collection(BatchSource):
         return self.reader.check(path, str(path))
 
 
-def listed_files(
-    templates: str | Sequence[str], asked: Iterable[str] = (), *, tell: bool = True
-) -> tuple[Files, list[Path]]:
-    """The files that match the templates, or that the matching tables list, and those tables.
-
-    Bytes in a table that are not text, such as thumbnails, are not a field unless asked for.
-    """
-    found = find_files(templates, tell=tell)
-    if not all(ending_of(path) in _TABLES for path in found.paths):
-        return found, []
-    listed: dict[Path, dict[str, str]] = {}
-    wanted = {"label", *map(name_of, asked)}
-    for number, table in enumerate(found.paths):
-        # Raises, and names the existing columns, if this one is missing
-        read_cells(table, Layout(missing="keep"), [FILE_NAME])
-        frame = read_cells(table, Layout(missing="keep"))
-        of_path = {name: values[number] for name, values in found.fields.items()}
-        names = frame.texts(FILE_NAME, as_stored=True)
-        texts = {
-            name: frame.texts(name)
-            for name in frame.cells
-            if name not in of_path
-            and name != FILE_NAME
-            and (name in wanted or not frame.has_bytes(name))
-        }
-        for index, (row, name) in enumerate(zip(frame.rows, names, strict=True)):
-            path = _as_named(Path(abspath(table.parent / name)))
-            if not name or path in listed:
-                what = f"{name} is listed twice" if name else "no file_name"
-                raise DataError(f"{table}: row {row}: {what}. List each file once.")
-            listed[path] = of_path | {column: values[index] for column, values in texts.items()}
-            if listed[path].keys() != next(iter(listed.values())).keys():
-                raise DataError(
-                    f"{table}: its columns differ from those of {found.paths[0]}. Give all "
-                    "tables the same columns."
-                )
-    if not listed:
-        raise DataError(f"{found.paths[0]}: lists no files. Add a row for each file.")
-    return files_of(listed), found.paths
+def _class_names(found: Files, labels: Texts, classes: Sequence[Any] | None) -> list[str]:
+    words = labels.compact().words
+    if "" in words:
+        raise DataError(
+            f"{found.paths[labels.index('')]}: no label in its table. Fill it in, or remove the "
+            "file from the table."
+        )
+    return class_names(classes, words, "label")
 
 
-def _as_named(path: Path) -> Path:
-    """The file of a name in whichever normal form of Unicode it is stored."""
-    if path.exists():
-        return path
-    forms = (Path(normalize(form, str(path))) for form in ("NFC", "NFD"))
-    return next((form for form in forms if form.exists()), path)
+def _numbers(labels: Texts, classes: Sequence[str]) -> Callable[[NDArray[np.int64]], Any]:
+    """Labels (N,) -> what gives the numbers (B,) of those at indices (B,)."""
+    number_of = {name: number for number, name in enumerate(classes)}
+    numbers = np.array([number_of.get(word, -1) for word in labels.words], dtype=np.int64)
+    return partial(_numbers_at, numbers, labels)
 
 
-def _column(files: Files, name: str, kind: Kind) -> NDArray[Any]:
-    """(number of files,) float32, int64 or text."""
-    found = {name_of(field): texts for field, texts in files.fields.items()}
+def _column(files: Files, name: str, kind: Kind) -> Callable[[NDArray[np.int64]], Any]:
+    """What gives the values of a field at indices (B,): float32, int64 or texts."""
+    found = {name_of(field): field for field in files.fields}
     if name_of(name) not in found:
         raise ConfigError(
             f"columns.{name}: no such field; the fields are {', '.join(files.fields) or 'none'}."
         )
-    texts = found[name_of(name)]
+    texts: Texts = files.fields[found[name_of(name)]].compact()
     if kind == "text":
-        return np.array(texts, dtype=np.str_)
-    values = np.empty(len(texts), dtype=np.float32 if kind == "number" else np.int64)
-    for index, text in enumerate(texts):
+        return partial(_texts_at, texts)
+    values = np.empty(len(texts.words), dtype=np.float32 if kind == "number" else np.int64)
+    for code, text in enumerate(texts.words):
         try:
             # Python reads 12_5 as 125
             plain = text.replace("_", "?")
-            values[index] = float(plain) if kind == "number" else int(plain)
-            if not np.isfinite(values[index]):
+            values[code] = float(plain) if kind == "number" else int(plain)
+            if not np.isfinite(values[code]):
                 raise ValueError
         except (ValueError, OverflowError) as error:
             raise DataError(
-                f"{files.paths[index]}: its {name!r} is {text!r}, not a number. Correct the "
-                f"table, or remove {name} from columns."
+                f"{files.paths[texts.index(text)]}: its {name!r} is {text!r}, not a number. "
+                f"Correct the table, or remove {name} from columns."
             ) from error
-    return values
+    return partial(_numbers_at, values, texts)
+
+
+def _numbers_at(numbers: NDArray[Any], texts: Texts, rows: NDArray[np.int64]) -> NDArray[Any]:
+    """numbers: of each word; rows (B,) -> (B,)"""
+    found: NDArray[Any] = numbers[texts.codes[rows]]
+    return found
+
+
+def _texts_at(texts: Texts, rows: NDArray[np.int64]) -> list[str]:
+    return list(texts.take(rows))

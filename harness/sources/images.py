@@ -13,9 +13,11 @@ from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.arrays import as_image, is_array, load_array
 from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
-from harness.sources.files import OnError, decodable, need
+from harness.sources.files import OnError, decodable, need, read_each
 from harness.sources.fitting import Fit, Fitting
 from harness.sources.flir import MARK, FlirError, read_thermogram
+from harness.sources.listed import listed_files
+from harness.sources.listing import Files, refuse_dangling
 from harness.sources.mistaken import is_heic, what_is
 from harness.sources.pixels import (
     HeaderError,
@@ -93,11 +95,30 @@ class Images(Collection):
             )
         self._checks_all = check == "all"
         self.reader: ImageReader = ImageReader(size, fit, mode, layout, radiometric)
-        super().__init__("image", files, part, split, classes, keep, on_error, columns)
+        sized = None if size is None else tuple(size)
+        settings = (sized, fit, mode, layout, radiometric)
+        super().__init__("image", files, part, split, classes, keep, on_error, columns, settings)
 
-    def _check(self, path: Path) -> None:
-        if self._checks_all or not self.reader.has_first:
-            self.reader.check(path, str(path))
+    @staticmethod
+    def paths_of(
+        files: str | Sequence[str], check: Check = "all", keep: Keep = "memory", **_: Any
+    ) -> list[Path]:
+        """The files that it reads; with `check: first`, of those that tables list the tables."""
+        if check == "first":
+            found, tables = listed_files(files, tell=False)
+            return tables or found.present()
+        return Collection.paths_of(files)
+
+    def paths(self) -> list[Path]:
+        return super().paths() if self._checks_all or not self._tables else list(self._tables)
+
+    def _look_at(self, files: Files, on_error: OnError) -> tuple[Files, list[Any], list[str]]:
+        if self._checks_all:
+            return super()._look_at(files, on_error)
+        for path in files.paths if files.may_dangle else ():
+            refuse_dangling(path)
+        read_each(files.select_rows([0]), self._check, on_error)
+        return files, [], []
 
 
 class ImageReader:
@@ -130,11 +151,6 @@ class ImageReader:
         _decoder()
         # The name, size and mode that all others must match, and whether it can be converted
         self._first: tuple[str, tuple[int, int], str, bool] | None = None
-
-    @property
-    def has_first(self) -> bool:
-        """Whether there is an image that all others must be like."""
-        return self._first is not None
 
     def check(self, file: Path | bytes, name: str) -> None:
         """Refuse an image that, by its header, cannot be read without loss or differs from the

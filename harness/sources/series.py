@@ -14,7 +14,8 @@ from harness.data.written import plain_name
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import MISSING, Layout, TimeUnit
 from harness.sources.device_files import with_parts
-from harness.sources.files import Files, OnError, class_names, find_files, read_all
+from harness.sources.files import OnError, class_names, read_all
+from harness.sources.listing import Files, find_files
 from harness.sources.narrowing import tell_narrowed
 from harness.sources.recording import Bounds, Duplicates, Gaps, Reader, Track
 from harness.sources.shared import read_shared
@@ -239,7 +240,7 @@ class Series(BatchSource):
         self._paths = found.paths
         self._recordings = [one for of_file in tracks for one in of_file]
         file_of = np.repeat(np.arange(len(tracks)), [len(of_file) for of_file in tracks])
-        self._fields = found.fields_at(file_of)
+        self._fields = dict(found.fields_at(file_of))
         for name in reader.recording:
             self._fields[name] = [one.fields[name] for one in self._recordings]
 

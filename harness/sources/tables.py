@@ -3,6 +3,7 @@
 The same data gives the same samples in each of these formats.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,12 @@ from harness.sources.cells import (
     check_kinds,
 )
 from harness.sources.device_files import with_parts
-from harness.sources.files import Files, OnError, find_files, read_all
+from harness.sources.files import OnError, read_all
+from harness.sources.listing import Files, find_files
 from harness.sources.narrowing import Narrowed, tell_narrowed
-from harness.sources.shared import read_shared
+from harness.sources.shared import read_shared, shared_rows
 from harness.sources.source import BatchSource
-from harness.sources.split import Part, Rule, rows_of
+from harness.sources.split import Part, Rule
 from harness.sources.table_files import read_cells, read_pieces
 
 MOST_REPEATED = 64  # features of a table that stand beside its predictions
@@ -104,7 +106,9 @@ class Table(BatchSource):
             raise DataError(f"{files}: no row holds data. Give a file with rows below its header.")
         # Parts of one table share its values, and differ in their rows
         self._whole = whole
-        self._chosen = rows_of(part, split, whole.known, len(whole.rows))
+        self._chosen = shared_rows(
+            found, reader.settings, part, split, whole.known, len(whole.rows)
+        )
         self._files, self._layout, self._on_error = found, layout, on_error
 
     @staticmethod
@@ -131,7 +135,14 @@ class Table(BatchSource):
         """A function of indices (B,): {column: (B,)}, the features, if they are few, and `columns`
         that are numbers; in float64, or int64 if all are whole. Raises DataError.
         """
-        features = self.features or [] if len(self.features or ()) <= MOST_REPEATED else []
+        features = self.features or []
+        if len(features) > MOST_REPEATED:
+            warnings.warn(
+                f"{self._paths[0]}: its {len(features):,} features are not repeated beside the "
+                f"predictions: more than {MOST_REPEATED}. The column row says where they are.",
+                stacklevel=2,
+            )
+            features = []
         numbers = [name for name, kind in self.columns.items() if kind == "number"]
         names = list(dict.fromkeys(map(name_of, [*features, *numbers])))
         if not names:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.csv_files import PACKED, TORN, is_packed
 from harness.sources.encodings import check_encoding, why_undecoded
-from harness.sources.files import refuse_dangling
+from harness.sources.listing import refuse_dangling
 from harness.sources.mistaken import is_pointer, what_is
 from harness.sources.source import BatchSource, select, span_columns
 

@@ -13,6 +13,7 @@ from harness.sources.cells import Kind
 from harness.sources.collection import Collection, Keep
 from harness.sources.decoders import Frames, decoder, read_frames
 from harness.sources.files import OnError
+from harness.sources.held_files import Held
 from harness.sources.source import span_columns
 from harness.sources.split import Part, Rule
 
@@ -74,9 +75,11 @@ class Clips(Collection):
             None  # the file and size that all others must match
         )
         decoder()  # reports a missing decoder before any file is blamed
-        super().__init__("clip", files, part, split, classes, keep, on_error, columns)
+        sized = None if size is None else tuple(size)
+        settings = (frames, stride, clips, step, sized, grey)
+        super().__init__("clip", files, part, split, classes, keep, on_error, columns, settings)
 
-    def known(self) -> dict[str, list[str]]:
+    def known(self) -> Mapping[str, Sequence[str]]:
         """{field: (N,) texts}: the fields of the paths, and recording, start, stop: the file and
         the frames [start, stop) that a clip spans.
         """
@@ -101,13 +104,14 @@ class Clips(Collection):
         self._compare(path, count, first)
         return count, None
 
-    def _read(self, path: Path) -> tuple[int, Frames]:
-        """How many frames there are, and those that are used, (C, N, H, W)."""
+    def _read_rows(self, path: Path) -> Mapping[str, NDArray[Any]]:
+        """The frames that are used, (N, C, H, W), each with how many the file has."""
         count, frames = read_frames(
             path, lambda count: self._clip_frames(count).tolist() or range(min(count, 1))
         )
         self._compare(path, count, frames)
-        return count, self._prepare(frames)
+        values = self._prepare(frames).transpose(1, 0, 2, 3)
+        return {"values": values, "count": np.full(len(values), count)}
 
     def _compare(self, path: Path, count: int, frames: Frames) -> None:
         if not self._begins_of(count):
@@ -124,30 +128,40 @@ class Clips(Collection):
             )
         self._alike = (first, others)
 
-    def _arrange(self, read: list[Any], *, in_memory: bool) -> NDArray[np.int64]:
-        begins = [self._begins_of(count) for count, _ in read]
+    def _arrange_held(self, held: Held) -> NDArray[np.int64]:
+        self._held: Held | None = held
+        counts = held.columns["count"][held.begins].tolist()
+        self._used = [self._clip_frames(count) for count in counts]
+        return self._clips(counts)
+
+    def _arrange_checked(self, checked: list[Any]) -> NDArray[np.int64]:
+        self._held = None
+        return self._clips([count for count, _ in checked])
+
+    def _clips(self, counts: list[int]) -> NDArray[np.int64]:
+        """How many frames each file has -> the file (N,) of each clip."""
+        begins = [self._begins_of(count) for count in counts]
         self._begins = np.array([begin for of_file in begins for begin in of_file], dtype=np.int64)
-        self._decoded: list[tuple[Frames, NDArray[np.int64]]] | None = (
-            [(frames, self._clip_frames(count)) for count, frames in read] if in_memory else None
-        )
-        return np.repeat(np.arange(len(read)), [len(of_file) for of_file in begins])
+        self._clip_of = np.repeat(np.arange(len(counts)), [len(of_file) for of_file in begins])
+        return self._clip_of
 
     def _gather(self, indices: list[int]) -> Frames:
         """(B, C, T, H, W)"""
         return np.stack(
             [
-                self._clip(int(self._file_of[index]), self._begins[index] + self._reach)
+                self._clip(int(self._clip_of[index]), self._begins[index] + self._reach)
                 for index in indices
             ]
         )
 
     def _clip(self, number: int, wanted: NDArray[np.int64]) -> Frames:
-        if self._decoded is None:
+        if self._held is None:
             return self._prepare(
                 read_frames(self.files.paths[number], lambda count: wanted.tolist())[1]
             )
-        frames, used = self._decoded[number]
-        return frames[:, np.searchsorted(used, wanted)]
+        rows = self._held.begins[number] + np.searchsorted(self._used[number], wanted)
+        clip: Frames = self._held.values[rows]
+        return clip.transpose(1, 0, 2, 3)
 
     def _prepare(self, frames: Frames) -> Frames:
         """(N, H, W, 3) -> (C, N, H, W), of the requested size."""

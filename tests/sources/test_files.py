@@ -1,14 +1,21 @@
 """Files found by the form of their paths."""
 
+import errno
 import os
+import re
 from collections import Counter
+from glob import glob
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.errors import ConfigError, DataError
-from harness.sources.files import class_names, find_files
+from harness.sources.files import class_names
+from harness.sources.listing import find_files
 
 
 def lay(folder: Path, *names: str) -> None:
@@ -115,3 +122,46 @@ def test_a_folder_is_listed_once_and_for_plain_paths_not_at_all(
     assert (listed["a"], listed["b"]) == (1, 1)
     assert len(find_files(str(tmp_path / "{label}/*.{png,jpg,jpeg}")).paths) == 3
     assert (listed["a"], listed["b"]) == (2, 2)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path, "a/1.png", "b/2.png")
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if os.path.basename(path) == "b":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"/b: cannot be listed: Permission denied\. Make it read"):
+        find_files(str(tmp_path / "{label}/*.png"))
+
+
+@given(
+    names=st.sets(st.text("ab.-_", min_size=1, max_size=4), min_size=1, max_size=12),
+    template=st.sampled_from(
+        ["*", "a*", "*.b", "?", "*-*", "{x}", "{x}.b", "{x}_{y}", ".*", "a?*"]
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_names_match_as_in_a_shell(names: set[str], template: str) -> None:
+    files = {name for name in names if name.strip(".")}
+    with TemporaryDirectory() as folder:
+        lay(Path(folder), "c/none", *(f"c/{name}" for name in files))
+        shell = re.sub(r"\{\w\}", "*", template)
+        expected = sorted(glob(f"{folder}/c/{shell}"))
+        # A field is at least one letter
+        regex = re.sub(r"\\\{\w\\\}", ".+", re.escape(template).replace(r"\*", ".*"))
+        regex = regex.replace(r"\?", ".")
+        expected = [one for one in expected if re.fullmatch(regex, os.path.basename(one))]
+        if not expected:
+            with pytest.raises(DataError, match="no such file"):
+                find_files(f"{folder}/c/{template}")
+            return
+        for deep in ("c", "**", "?"):
+            found = find_files(f"{folder}/{deep}/{template}", tell=False)
+            assert sorted(map(str, found.paths)) == expected
+            assert list(found.paths) == sorted(found.paths)

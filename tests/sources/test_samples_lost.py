@@ -16,9 +16,9 @@ from PIL import Image
 
 from harness.errors import DataError
 from harness.sources import csv_files
-from harness.sources.files import find_files
 from harness.sources.hub import Hub
 from harness.sources.images import Images
+from harness.sources.listing import find_files
 from harness.sources.series import Series
 from harness.sources.split import ByValue
 from harness.sources.tables import Table

@@ -1,0 +1,231 @@
+"""Media held in memory: decoded once for all processes of a launch; tables of files, mapped."""
+
+import os
+import signal
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from harness.data import readings
+from harness.data import shelf as shelf_module
+from harness.data.preparing import Feedback, store_shelf
+from harness.data.shelf import Shelf, shelved, temporary_shelf
+from harness.sources import csv_files, listed, shared, table_files
+from harness.sources.audio import Recordings
+from harness.sources.collection import Collection
+from harness.sources.images import Images
+from harness.sources.listed import listed_files
+from harness.sources.split import ByGroup
+from harness.sources.video import Clips
+from harness.training.launch import launch
+from tests.data.test_readings import assert_same
+from tests.pool import RanksFailed, on_ranks
+from tests.sources.make_motion import write
+
+COUNT = 12
+
+
+def make_images(folder: Path) -> Callable[[], Images]:
+    for at in range(COUNT):
+        path = folder / f"c{at % 3}" / f"s{at % 4}_{at:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        noise = np.random.default_rng(at).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    (folder / "c0" / "s0_05.png").write_bytes(b"no image")
+    files = str(folder / "c{label}/{who}_*.png")
+    rule = ByGroup("who", val=0, test=0.25)
+    return lambda: Images(files, part="train", split=rule, on_error="skip")
+
+
+def make_sounds(folder: Path) -> Callable[[], Recordings]:
+    for at in range(4):
+        wave = np.random.default_rng(at).uniform(-0.5, 0.5, (900 + 350 * at, 2))
+        soundfile.write(folder / f"{at}.wav", wave, 8000)
+    (folder / "0.wav").write_bytes(b"no sound")
+    files = str(folder / "*.wav")
+    return lambda: Recordings(files, 8000, 0.05, channels=2, hop_s=0.03, on_error="skip")
+
+
+def make_films(folder: Path) -> Callable[[], Clips]:
+    for at in range(3):
+        noise = np.random.default_rng(at).integers(0, 256, (9 + at, 16, 24), dtype=np.uint8)
+        write(folder / f"{at}.mkv", noise, "ffv1", "gray")
+    (folder / "1.mkv").write_bytes(b"no film")
+    return lambda: Clips(str(folder / "*.mkv"), frames=3, stride=2, step=2, on_error="skip")
+
+
+MAKERS: list[Callable[[Path], Callable[[], Collection]]] = [make_images, make_sounds, make_films]
+
+
+@pytest.mark.filterwarnings("ignore:1 of .* files skipped")
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_another_process_decoded_is_mapped_and_the_same(
+    tmp_path: Path, make: Callable[[Path], Callable[[], Collection]], monkeypatch: Any
+) -> None:
+    opened, shelf = make(tmp_path), tmp_path / "shelf"
+    fresh = opened()
+    with shelved(temporary_shelf(shelf)):
+        assert_same(opened(), fresh)
+    monkeypatch.setattr(Collection, "_read_rows", None)  # nothing is decoded again
+    for kind in (Images, Recordings, Clips):
+        monkeypatch.setattr(kind, "_read_rows", None)
+    with shelved(temporary_shelf(shelf)):
+        again = opened()
+    assert_same(again, fresh)
+    assert again.skipped == fresh.skipped
+    assert len(again.skipped) == 1
+    assert again.classes == fresh.classes
+    assert again.paths() == fresh.paths()
+
+
+def count_reads(config: Path, temporary: Path) -> list[Any]:
+    """The image files that a rank decodes in a training, and what it maps of them."""
+    tempfile.tempdir = str(temporary)
+    decoded: Counter[str] = Counter()
+    mapped: list[Path] = []
+    read_rows, read_columns = Images._read_rows, shelf_module.read_columns
+
+    def read(self: Images, path: Path) -> Any:
+        decoded[path.name] += 1
+        return read_rows(self, path)
+
+    def note(directory: Path) -> Any:
+        mapped.append(directory)
+        return read_columns(directory)
+
+    Images._read_rows = read  # type: ignore[method-assign]
+    shelf_module.read_columns = note
+    code = launch(config, [])
+    return [sum(decoded.values()), max(decoded.values(), default=0), len(mapped), code]
+
+
+def test_ranks_without_a_store_decode_each_image_once(tmp_path: Path) -> None:
+    make_images(tmp_path)
+    (tmp_path / "c0" / "s0_05.png").unlink()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    config = tmp_path / "c.yaml"
+    files = tmp_path / "c{label}/{who}_*.png"
+    source = f"""_target_: harness.sources.images.Images, files: '{files}',
+      split: {{_target_: harness.sources.split.ByGroup, column: who, val: 0.25, test: 0}}"""
+    config.write_text(
+        f"""
+run: {{dir: {tmp_path / "run"}}}
+data:
+  train:
+    source: {{{source}, part: train}}
+    treatments: &same [{{_target_: harness.treatments.ToFloat, key: image}}]
+  val: {{source: {{{source}, part: val}}, treatments: *same}}
+network: {{_target_: harness.networks.Mlp, dims: [256, 3]}}
+task: {{_target_: harness.tasks.Classification, input: image, target: label}}
+batch: {{size: 4, micro_size: 2}}
+optimizer: {{_target_: torch.optim.SGD, lr: 0.1}}
+stop: {{every: {{epochs: 1}}, budget: {{epochs: 1}}}}
+"""
+    )
+    first, second = on_ranks(2, count_reads, config, temporary)
+    assert first == [COUNT, 1, 0, 0]
+    assert second == [0, 0, 2, 0]
+    assert not list(temporary.iterdir())
+
+
+def kept(directory: Path) -> Shelf:
+    return store_shelf(directory, Feedback())
+
+
+def make_table(folder: Path, count: int) -> str:
+    """Ends of names and classes in other orders than the rows."""
+    rows = [f"d{at * 7 % 5}/{at * 31 % count:05}.png,k{at % 3},{at}" for at in range(count)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label,age", *rows]) + "\n")
+    return str(folder / "metadata.csv")
+
+
+def in_small_pieces() -> None:
+    readings.SHARD_BYTES, table_files._ROWS_AT_ONCE, readings._FEW = 9000, 40, 16
+    csv_files._BLOCK = 4000
+
+
+def list_and_be_killed(files: str, directory: str, at: int) -> None:
+    in_small_pieces()
+    calls, written = 0, readings._rename
+
+    def rename(made: Path, path: Path, *, sync: bool) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        written(made, path, sync=sync)
+
+    readings._rename = rename
+    with shelved(kept(Path(directory))):
+        listed_files(files)
+
+
+def list_in_small_pieces(files: str, directory: str) -> tuple[int, list[str], list[str]]:
+    in_small_pieces()
+    appended = 0
+    append = readings.OnDisk.append
+
+    def count(self: readings.OnDisk, piece: Any, state: Any) -> None:
+        nonlocal appended
+        appended += len(next(iter(piece.values())))
+        append(self, piece, state)
+
+    readings.OnDisk.append = count  # type: ignore[method-assign]
+    with shelved(kept(Path(directory))):
+        found, _ = listed_files(files)
+        assert isinstance(found.paths._names, readings.Words), "no Python text for each file"
+    return appended, list(map(str, found.paths)), list(found.fields["label"])
+
+
+def test_a_list_of_files_goes_on_after_a_kill_and_is_mapped_afterwards(tmp_path: Path) -> None:
+    count = 1000
+    files, store = make_table(tmp_path, count), str(tmp_path / "store")
+    with pytest.raises(RanksFailed, match=r"signal 9|SIGKILL"):
+        on_ranks(1, list_and_be_killed, files, store, 3)
+    plain, _ = listed_files(files)
+    expected = sorted(
+        (tmp_path / f"d{at * 7 % 5}/{at * 31 % count:05}.png", f"k{at % 3}") for at in range(count)
+    )
+    assert list(plain.paths) == [path for path, _ in expected]
+    assert list(plain.fields["label"]) == [label for _, label in expected]
+    ((appended, paths, labels),) = on_ranks(1, list_in_small_pieces, files, store)
+    assert 0 < appended < count + count, "the order is new, some rows were there"
+    assert (paths, labels) == ([str(one) for one, _ in expected], [of for _, of in expected])
+    ((appended, paths, labels),) = on_ranks(1, list_in_small_pieces, files, store)
+    assert (appended, len(paths)) == (0, count)
+
+
+def test_a_part_of_listed_files_is_chosen_once(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(shared, "_MANY", 50)
+    count = 60
+    files = make_table(tmp_path, count)
+    for at in range(count):
+        path = tmp_path / f"d{at * 7 % 5}/{at * 31 % count:05}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 4), at, np.uint8)).save(path)
+
+    def images() -> Images:
+        rule = ByGroup("age", val=0.25, test=0)
+        columns = {"age": "number"}
+        return Images(files, "train", rule, None, columns, keep="disk", check="first")  # type: ignore[arg-type]
+
+    fresh = images()
+    assert fresh.paths() == [Path(files)], "what the table lists is trusted"
+    assert Images.paths_of(files, check="first") == [Path(files)]
+    assert len(Images.paths_of(files)) == count + 1
+    with shelved(kept(tmp_path / "store")):
+        assert_same(images(), fresh)
+    monkeypatch.setattr(listed, "read_pieces", None)
+    monkeypatch.setattr(ByGroup, "parts", None)
+    with shelved(kept(tmp_path / "store")):
+        again = images()
+    assert_same(again, fresh)
+    assert again[0]["image"][0, 0, 0] == again[0]["age"]
