@@ -2,6 +2,7 @@
 with `resume`.
 
 Run: python benchmarks/elastic.py [--ranks 1 2 4] [--rounds 15] [--width 900] [--block 6]
+     [--parallel fsdp] [--memory]
 
 Both are engines of the same processes, with a network, an optimizer and gradients of their own, and
 take turns, a block of steps in each round: what the machine does meanwhile hits both. 4 slots of 64
@@ -11,6 +12,9 @@ core it says more than the time, in which they wait for each other.
 
 `sums` are the exchanges alone, of a flat tensor as large as the network, without any step: torch's
 all_reduce, and what elastic does.
+
+`--memory` says instead what a process needs at most while it makes its first three steps, of 16
+slots, more than it has before: in bytes, and as a multiple of all gradients.
 
 Aim: 1.05 where a step takes 10 ms or more.
 """
@@ -39,11 +43,17 @@ run: {name: elastic, exactness: EXACTNESS, seed: 1}
 data: {train: {source: {_target_: elastic.Noise}}}
 network: {_target_: harness.networks.Mlp, dims: [64, WIDTH, WIDTH, WIDTH, 10]}
 task: {_target_: harness.tasks.Classification, input: x, target: label}
-batch: {size: 256, micro_size: 64}
+batch: {size: SIZE, micro_size: MICRO}
 optimizer: {_target_: torch.optim.AdamW, lr: 1e-3}
 train: {clip_grad_norm: 1.0}
 stop: {every: {steps: 1000000}, budget: {steps: 1000000}}
+parallel: PARALLEL
 """
+PARALLEL = {
+    "ddp": "{kind: ddp}",
+    "fsdp": "{kind: fsdp, shard: ['0', '2', '4', '6']}",
+    "hsdp": "{kind: hsdp, shard: ['0', '2', '4', '6'], replicate: 2}",
+}
 
 
 class Noise:
@@ -56,7 +66,9 @@ class Noise:
         return {"x": np.zeros(64, np.float32), "label": 0}
 
 
-def step_of(exactness: str, width: int) -> Callable[[], None]:
+def step_of(
+    exactness: str, width: int, parallel: str, slots: int = SLOTS, micro_size: int = MICRO_SIZE
+) -> Callable[[], None]:
     """A step of this rank's."""
     from harness import components
     from harness.config.read import read_config
@@ -67,20 +79,30 @@ def step_of(exactness: str, width: int) -> Callable[[], None]:
 
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "config.yaml"
-        file.write_text(CONFIG.replace("EXACTNESS", exactness).replace("WIDTH", str(width)))
+        words = {
+            "EXACTNESS": exactness,
+            "WIDTH": width,
+            "PARALLEL": PARALLEL[parallel],
+            "SIZE": slots * micro_size,
+            "MICRO": micro_size,
+        }
+        text = CONFIG
+        for word, value in words.items():
+            text = text.replace(word, str(value))
+        file.write_text(text)
         config = read_config(file, [])
     accelerator = start_accelerator("no", exactness, 60.0)
     ranks = Ranks.join(60.0)
-    batch = {"x": torch.randn(MICRO_SIZE, 64), "label": torch.randint(0, 10, (MICRO_SIZE,))}
+    batch = {"x": torch.randn(micro_size, 64), "label": torch.randint(0, 10, (micro_size,))}
     engine = Engine(config, accelerator, components.build(config.task, "task"), batch)
     engine.shard(ranks)
     engine.open()
     engine.warm_up(ranks, batch, batch)
-    share = SLOTS // ranks.size
+    share = slots // ranks.size
 
     def step() -> None:
         for slot in range(share):
-            items = Count(torch.tensor(SLOTS * MICRO_SIZE), engine.sharing.averaged_over)
+            items = Count(torch.tensor(slots * micro_size), engine.sharing.averaged_over)
             with engine.accumulate(last=slot == share - 1):
                 engine.forward_backward(batch, items)
         engine.update()
@@ -112,19 +134,47 @@ def elastic_sum_of(length: int) -> Callable[[], None]:
     return act
 
 
-def rank_process(rank: int, size: int, port: int, width: int, block: int, rounds: int) -> None:
+def rank_process(rank: int, size: int, port: int, arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()} if size > 1 else {}
     os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
-    kinds = {one: step_of(one, width) for one in ("elastic", "resume")}
-    report(rank, size, "step", kinds, block, rounds)
-    if size > 1:
-        length = 64 * width + 2 * width * width + 10 * width
+    width, parallel = arguments.width, arguments.parallel
+    length = 64 * width + 2 * width * width + 10 * width
+    if arguments.memory:
+        weigh(rank, size, step_of(arguments.memory, width, parallel, 16, 4), length, arguments)
+    else:
+        kinds = {one: step_of(one, width, parallel) for one in ("elastic", "resume")}
+        report(rank, size, "step", kinds, arguments.block, arguments.rounds)
+    if size > 1 and parallel == "ddp" and not arguments.memory:
         kinds = {"elastic": elastic_sum_of(length), "all_reduce": all_reduce_of(length)}
-        report(rank, size, "sums", kinds, block, rounds)
+        report(rank, size, "sums", kinds, arguments.block, arguments.rounds)
+    if size > 1:
         dist.barrier()
         os._exit(0)
+
+
+def weigh(
+    rank: int, size: int, step: Callable[[], None], length: int, arguments: argparse.Namespace
+) -> None:
+    """Print the most memory that rank 0's steps took, beyond what it had before."""
+    before = memory_of("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the most so far
+    for _ in range(3):
+        step()
+    peak, all_ranks = memory_of("VmHWM") - before, 4 * length
+    if rank == 0:
+        print(
+            f"{size:<8}{arguments.parallel:<8}{arguments.memory:<10}{peak / 2**20:>8.1f} MiB"
+            f"{peak / all_ranks:>8.2f}",
+            flush=True,
+        )
+
+
+def memory_of(name: str) -> int:
+    """Bytes of this process, as Linux has them."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.partition(f"{name}:")[2].split()[0])
 
 
 def report(
@@ -169,22 +219,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--width", type=int, default=900)
     parser.add_argument("--block", type=int, default=6)
+    parser.add_argument("--parallel", choices=PARALLEL, default="ddp")
+    parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
     print(f"{arguments.rounds} rounds; {os.cpu_count()} CPUs, torch {torch.__version__}\n")
-    print("ranks   what     elastic     other     ratio   quartiles         CPU   (ms)")
-    context = multiprocessing.get_context("spawn")
+    if arguments.memory:
+        print("ranks   parallel  mode       the most   of all gradients")
+    else:
+        print("ranks   what     elastic     other     ratio   quartiles         CPU   (ms)")
+    modes = ("elastic", "resume") if arguments.memory else ("",)
     for size in arguments.ranks:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        rest = (size, port, arguments.width, arguments.block, arguments.rounds)
-        processes = [
-            context.Process(target=rank_process, args=(rank, *rest)) for rank in range(size)
-        ]
-        for one in processes:
-            one.start()
-        for one in processes:
-            one.join()
+        for arguments.memory in modes:
+            run(size, arguments)
+
+
+def run(size: int, arguments: argparse.Namespace) -> None:
+    """Start the ranks, and wait for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=rank_process, args=(rank, size, port, arguments))
+        for rank in range(size)
+    ]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join()
 
 
 if __name__ == "__main__":

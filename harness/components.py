@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from harness.errors import ConfigError, HarnessError
 from harness.hidden import Reference
@@ -22,6 +22,10 @@ from harness.wording import Keys, Mistake, closest, did_you_mean, dotted, origin
 
 TARGET = "_target_"
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+# Whose annotations are true, and of those the ones that no text is
+_TYPED = ("torch.", "harness.")
+_NUMBERS = ("int", "float", "bool", "Tensor", "NoneType")
 
 
 # The code of a component of `__main__`, by a digest (data/notebook.py)
@@ -238,6 +242,17 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Mistake]
     arguments = [name for name in spec if name not in (TARGET, SOURCE)]
     for mistake in _argument_mistakes(path, parameters, arguments, given):
         yield Mistake((*keys, *mistake.keys), mistake.message)
+    for one in parameters if path.startswith(_TYPED) else ():
+        value = spec.get(one.name)
+        if isinstance(value, str) and _is_number(one.annotation):
+            message = f"{short_repr(value)} is no number, and {path} takes one here. Give a number."
+            yield Mistake((*keys, one.name), message)
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether it says numbers and nothing else, such as `float | Tensor`."""
+    kinds = get_args(annotation) or (annotation,)
+    return all(getattr(one, "__name__", str(one)) in _NUMBERS for one in kinds)
 
 
 def _require_callable(target: Any, path: str) -> None:

@@ -91,6 +91,7 @@ def short_repr(value: Any) -> str:
 
 def some(names: Collection[str], most: int = 5, none: str = "none", separator: str = ", ") -> str:
     """`a, b and 3 more`; `none` if there are no names."""
+    most += len(names) == most + 1  # its name is no longer than "and 1 more"
     rest = len(names) - most
     more = f" and {rest:,} more" if rest > 0 else ""
     return (separator.join(list(names)[:most]) or none) + more

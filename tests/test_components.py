@@ -280,3 +280,17 @@ def test_torch_components_are_checked_by_their_own_signatures() -> None:
         "optimizer._target_: torch.optim.adamw is a module, not a class or function. Did you "
         "mean torch.optim.adamw.AdamW?"
     )
+
+
+def test_a_text_where_torch_takes_a_number_is_told_by_its_key() -> None:
+    """Known: "'<=' not supported between instances of 'float' and 'str'", for `lr: 1e-5`, which is
+    a text in YAML 1.1 (ALBEF 128, LlamaFactory 4014).
+    """
+    spec = {"_target_": "torch.optim.AdamW", "lr": "1e-5", "fused": "yes", "betas": [0.9, 0.99]}
+    assert components.check(spec, "optimizer", "params") == [
+        f"optimizer.{key}: {value!r} is no number, and torch.optim.AdamW takes one here. "
+        "Give a number."
+        for key, value in (("lr", "1e-5"), ("fused", "yes"))
+    ]
+    spec = {"_target_": "torch.optim.Muon", "adjust_lr_fn": "original", "lr": 1}
+    assert components.check(spec, "optimizer", "params") == []

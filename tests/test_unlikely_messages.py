@@ -279,8 +279,6 @@ CASES: Cases = [
      "manifest.json: nested too deeply."),
     (lambda here: no_store(), RankError,
      "machine 1: the store of this launch at node-a:29500: refused. Is that machine 0, its port"),
-    (lambda here: machine(reconnect=raising(ConnectionError("reset")))._reconnect(), RankError,
-     "machine 1: machine 0 at node-a:29500 is gone: reset. Launch again to resume from"),
     (lambda here: export_words(), ConfigError,
      "network: it is given other things than tensors. Export a part of it."),
     (lambda here: list(forecasts(no_metrics(here), BUDGET, None)), ConfigError,

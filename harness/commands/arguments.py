@@ -78,6 +78,11 @@ def refuse_extra(context: typer.Context, path: Path) -> None:
     if "=" not in context.args[0]:
         message = "only options follow a run, e.g. --split test; patterns go into quotes."
         raise typer.BadParameter(message, context, param_hint=context.args[0])
+    options = {f"--{one.name}" for one in context.command.params}
+    for key, _, value in (one.partition("=") for one in context.args):
+        if f"--{key}" in options:
+            message = f"an option begins with two dashes: --{key} {value}"
+            raise typer.BadParameter(message, context, param_hint=key)
     from harness.commands.compare import refuse_changes
 
     refuse_changes(path, context.args)

@@ -1,6 +1,7 @@
 """`fermarsi compare`: what differs between runs, in settings, results and time."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from harness.wording import duration, printable
 
 _OWN = ("run.dir", "run.name")  # different by nature
 _MISSING = "-"
+_DURATIONS = (*ACCOUNTS, "all", "saved")
 
 Values = Mapping[str, Any]
 
@@ -49,7 +51,8 @@ class Comparison:
             if rows:
                 table = Table(title, *(printable(str(run)) for run in self.runs))
                 for name, values in rows.items():
-                    shown = (_shown(name, value) for value in values)
+                    times = title == "time" and name in _DURATIONS
+                    shown = (_duration(one) if times else _shown(one) for one in values)
                     table.add_row(printable(name), *map(printable, shown))
                 yield table
 
@@ -72,20 +75,25 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
 
 
 def refuse_changes(path: Path, overrides: Sequence[str]) -> None:
-    """Raise ConfigError: a run or checkpoint is evaluated as it was trained, with which of these
-    settings have no effect.
+    """Raise ConfigError: a run or checkpoint is evaluated as it was trained, so that none of these
+    settings has an effect.
     """
     before = dict(_leaves(_config(path)))
     now = dict(_leaves(read_values(path / "config.yaml", overrides)))
     changed = [
-        f"{name}: {_shown(name, before.get(name))} -> {_shown(name, now.get(name))}"
+        f"{name}: {_shown(before.get(name))} -> {_shown(now.get(name))}"
         for name in {**before, **now}
         if before.get(name) != now.get(name)
     ]
+    for key in (one.partition("=")[0] for one in overrides):
+        if not any(one.startswith(key) for one in changed):
+            changed.append(f"{key}: as it was trained")
+    new = "\nOther samples: fermarsi predict --files or --source."
+    reads = any(re.match(r"data\.(train|val|test)\.source", one) for one in changed)
     raise ConfigError(
         f"{path}: a network is evaluated with the settings that it was trained with, so these "
-        f"have no effect:\n  " + "\n  ".join(changed or overrides) + "\nLeave them out, or train a "
-        "run with them: fermarsi train CONFIG KEY=VALUE run.dir=DIR."
+        f"have no effect:\n  " + "\n  ".join(changed) + "\nLeave them out, or train a run with "
+        f"them: fermarsi train CONFIG KEY=VALUE run.dir=DIR.{new if reads else ''}"
     )
 
 
@@ -149,11 +157,13 @@ def _times(outcome: Outcome | None) -> dict[str, Any]:
     return {**whole, "goodput": outcome.time.get("goodput"), "samples / compute second": per_s}
 
 
-def _shown(name: str, value: Any) -> str:
+def _duration(value: float | None) -> str:
+    return _MISSING if value is None else duration(value)
+
+
+def _shown(value: Any) -> str:
     if value is None:
         return _MISSING
-    if name in (*ACCOUNTS, "all", "saved"):
-        return duration(value)
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value)

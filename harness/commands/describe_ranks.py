@@ -47,8 +47,9 @@ class RankMemory:
     allocators take.
 
     gathered_bytes: of other processes' rows, while they are used; activation_bytes: what the
-    forward pass of a micro-batch keeps for its backward pass; memory_bytes: what a process may
-    have, if that is known; largest_micro_size: that fits into it, None if none does.
+    forward pass of a micro-batch keeps for its backward pass; host_bytes: what is not counted
+    elsewhere, because it stays in the memory of the host; memory_bytes: what a process may have, if
+    that is known; largest_micro_size: that fits into it, None if none does.
     """
 
     ranks: int
@@ -60,6 +61,7 @@ class RankMemory:
     average_bytes: int
     gathered_bytes: int
     activation_bytes: int
+    host_bytes: int = 0
     memory_bytes: int | None = None
     largest_micro_size: int | None = None
     advice: Sequence[str] = ()
@@ -84,6 +86,8 @@ class RankMemory:
             f"{self.ranks} processes, parallel.kind: {self.kind}, micro-batches of "
             f"{self.micro_size} samples; libraries and the allocator take more"
         )
+        if self.host_bytes:
+            yield f"parallel.offload: cpu leaves {size_text(self.host_bytes)} more to its host"
         if self.memory_bytes is not None:
             fits = (
                 "no batch.micro_size fits"
@@ -257,20 +261,30 @@ class _Outlined:
             is_kept = slots > 1 and self._settings.reduce_every == "step"
             kept = trained if is_kept else self._units().get("", [])
             whole = sum(one.nbytes for one in kept if one.requires_grad)
-        ema = self._config.train.ema
-        return RankMemory(
+        ema, offloads = self._config.train.ema, self._settings.offload == "cpu"
+        buffers = sum(one.nbytes for one in self._network.buffers())
+        held = RankMemory(
             ranks=num_ranks,
             kind=self._settings.kind,
             micro_size=micro_size,
-            parameter_bytes=sum(_share(one, one.nbytes, shards) for one in named)
-            + sum(one.nbytes for one in self._network.buffers()),
+            parameter_bytes=sum(_share(one, one.nbytes, shards) for one in named) + buffers,
             gradient_bytes=own_gradients + whole,
             optimizer_bytes=sum(_share(one, size, shards) for one, size in self._state),
             average_bytes=0
             if ema is None
             else sum(_share(one, one.numel() * max(4, one.itemsize), shards) for one in trained),
-            gathered_bytes=self._gathered_bytes() if shards > 1 else 0,
+            gathered_bytes=self._gathered_bytes() if shards > 1 or offloads else 0,
             activation_bytes=0,
+        )
+        if not offloads:
+            return held
+        return replace(
+            held,
+            parameter_bytes=buffers,
+            gradient_bytes=whole,
+            optimizer_bytes=0,
+            average_bytes=0,
+            host_bytes=held.total_bytes - held.gathered_bytes - buffers - whole,
         )
 
     def _gathered_bytes(self) -> int:

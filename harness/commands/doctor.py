@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from harness.commands.doctor_gpus import examine_gpus
 from harness.commands.doctor_machine import examine_machine
 from harness.commands.doctor_trials import try_collective, try_decoders
 from harness.commands.finding import Finding
@@ -56,7 +57,13 @@ def examine(directory: Path) -> list[Finding]:
     packages = [_package(name) for name in REQUIRED]
     findings = [_python(), *packages]
     if all(finding.good for finding in packages):
-        findings += [_processors(), *_devices(), _determinism(), try_collective(), *try_decoders()]
+        findings += [
+            _processors(),
+            *examine_gpus(),
+            _determinism(),
+            try_collective(),
+            *try_decoders(),
+        ]
     return [
         *findings,
         *map(_extra, EXTRAS),
@@ -105,39 +112,6 @@ def _processors() -> Finding:
     )
     used = torch.get_num_threads()
     return Finding("cores", f"{cores}; torch uses {used} thread{'s' if used > 1 else ''}", to_do)
-
-
-def _devices() -> list[Finding]:
-    import torch
-
-    if not torch.cuda.is_available():
-        if shutil.which("nvidia-smi"):
-            built = torch.version.cuda or "none"
-            return [
-                Finding(
-                    "GPU",
-                    f"there is a driver, and torch, built for CUDA {built}, uses none",
-                    "install a torch for the driver's CUDA (nvidia-smi shows it), or train with "
-                    "--cpu",
-                )
-            ]
-        return [
-            Finding(
-                "GPU",
-                "none",
-                "train on the CPU with launch/cpu.sh; precision bf16 works, fp16 does not",
-            )
-        ]
-    findings = []
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        bf16 = "with" if torch.cuda.is_bf16_supported() else "without"
-        findings.append(
-            Finding(
-                f"GPU {index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16} bf16"
-            )
-        )
-    return findings
 
 
 def _determinism() -> Finding:

@@ -89,12 +89,13 @@ def _open_files() -> Finding:
     return Finding("open files", _limit(soft), f"ulimit -n {wanted}" if few else "")
 
 
-def _locked_memory() -> Finding:
+def _locked_memory(adapters: Path = Path("/sys/class/infiniband")) -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     few = soft != resource.RLIM_INFINITY and soft < _LOCKED_BYTES
-    has_rdma = Path("/sys/class/infiniband").is_dir()
     to_do = "ulimit -l unlimited (docker run --ulimit memlock=-1), for NCCL over InfiniBand"
-    return Finding("locked memory", _limit(soft, " bytes"), to_do if few and has_rdma else "")
+    return Finding(
+        "locked memory", _limit(soft, " bytes"), to_do if few and adapters.is_dir() else ""
+    )
 
 
 def _limit(value: int, unit: str = "") -> str:

@@ -71,8 +71,8 @@ class ElasticLaunch:
     _code: int | None = field(default=None, init=False)  # once the training has ended
 
     def run(self) -> int:
-        """Train to the end; the exit code of the training: 0, 2, 3, 75, or 1 if too few processes
-        are left. Raises RankError where the machines do not meet.
+        """Train to the end; the exit code of the training: 0, 2, 3, 75, also where machine 0 is
+        lost, or 1 if too few processes are left. Raises RankError where the machines do not meet.
         """
         coordinator = Coordinator(self.num_slots, self.least) if self.machine == 0 else None
         try:
@@ -109,8 +109,7 @@ class ElasticLaunch:
                     self._wait()
                     return self._code
                 _say(f"machine 0 does not answer ({first_line(error)}): trying again")
-                self._reconnect()
-                code = None
+                code = None if self._reconnects() else INTERRUPTED
             if code is not None:
                 return code
             time.sleep(POLL_S)
@@ -152,24 +151,26 @@ class ElasticLaunch:
                 with suppress(subprocess.TimeoutExpired):
                     place.process.wait(max(0.0, deadline - time.monotonic()))
 
-    def _reconnect(self) -> None:
-        """Raises RankError."""
+    def _reconnects(self) -> bool:
+        """Whether machine 0 is back, also with another launch, which this machine's processes then
+        join.
+        """
         deadline = time.monotonic() + AWAY_S
         while True:
             try:
                 self._gathering.reconnect()
             except ConnectionError as error:
                 if self._asked_s is not None or time.monotonic() > deadline:
-                    raise RankError(
+                    _say(
                         f"machine {self.machine}: machine 0 at {self.host}:{self.port} is gone: "
-                        f"{error}. Launch again to resume from the last checkpoint.",
-                        origin_rank=0,
-                    ) from error
+                        f"{error}. Launch again to resume from the last checkpoint."
+                    )
+                    return False
                 time.sleep(1.0)
             else:
                 for place in self._places:
                     place.early = 0
-                return
+                return True
 
     def _collect(self, now_s: float) -> None:
         """Take note of processes that have ended."""

@@ -50,8 +50,8 @@ def start_project(directory: Path, kind: str, origin: Path, target: str | None =
     except OSError as error:
         raise ConfigError(f"{directory}: {error.strerror}. Give another directory.") from error
     config = directory / "train.yaml"
-    config.write_text(_config_text(plan, directory, origin))
-    (directory / "README.md").write_text(_readme(plan, directory, origin))
+    config.write_text(_config_text(plan, directory, origin), encoding="utf-8")
+    (directory / "README.md").write_text(_readme(plan, directory, origin), encoding="utf-8")
     try:
         read_config(config)
     except HarnessError:
@@ -117,7 +117,12 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc] # yaml has no stubs
 
 def _dump(value: Any) -> str:
     text: str = yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,
+        width=100,
+        allow_unicode=True,
     )
     return text
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import ConfigError
+from harness.sources.cells import MISSING
 from harness.wording import first_line, some
 
 if TYPE_CHECKING:
@@ -200,8 +201,8 @@ def _read(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     readers: Mapping[str, Callable[[Path], Any]] = {
-        ".csv": lambda one: pd.read_csv(one, sep=_separator(one).get("separator", ",")),
-        ".tsv": lambda one: pd.read_csv(one, sep="\t"),
+        ".csv": lambda one: pd.read_csv(one, **_read_like(_dialect(one))),
+        ".tsv": lambda one: pd.read_csv(one, **{"sep": "\t", **_read_like(_dialect(one))}),
         ".parquet": pd.read_parquet,
         ".xlsx": lambda one: pd.read_excel(one, engine="calamine"),
         ".jsonl": lambda one: pd.read_json(one, lines=True),
@@ -222,14 +223,54 @@ def _is_number(column: "pd.Series[Any]") -> bool:
     return column.dtype.kind in "iuf" and not bool(column.isna().all())
 
 
-def _separator(path: Path) -> dict[str, str]:
-    """The setting for a CSV whose cells are not separated by commas."""
-    if path.suffix.lower() != ".csv":
+def _dialect(path: Path) -> dict[str, str]:
+    """The settings for a CSV that a spreadsheet wrote in its country's way: what separates cells,
+    the point of decimals, the encoding. Raises ValueError.
+    """
+    import pandas as pd
+
+    if path.suffix.lower() not in (".csv", ".tsv"):
         return {}
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline()
-    mark = max(",;\t|", key=header.count)
-    return {} if mark == "," else {"separator": mark}
+    with path.open("rb") as file:
+        head = file.read(2**20)
+    first = head.rpartition(b"\n")[0] or head
+    try:
+        header, found = first.decode("utf-8-sig"), {}
+    except UnicodeDecodeError:
+        header, found = first.decode("cp1252", "replace"), {"encoding": "cp1252"}
+    mark = max(",;\t|", key=header.partition("\n")[0].count)
+    if mark != "," and path.suffix.lower() == ".csv":
+        found["separator"] = mark
+    if mark != ",":
+        like = _read_like({**found, "separator": mark})
+        by_point, by_comma = (pd.read_csv(path, **like, decimal=one, nrows=1000) for one in ".,")
+        if _count_numbers(by_comma) > _count_numbers(by_point):
+            found["decimal"] = ","
+    return found
+
+
+def _read_like(dialect: Mapping[str, str]) -> dict[str, Any]:
+    """The same for pandas."""
+    return {{"separator": "sep"}.get(name, name): value for name, value in dialect.items()}
+
+
+def _marks(path: Path, numbers: Sequence[str]) -> dict[str, Any]:
+    """The setting for words in columns of numbers that pandas takes for missing cells, as n/a."""
+    import pandas as pd
+
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return {}
+    sep = "," if path.suffix.lower() == ".csv" else "\t"
+    like = {"sep": sep, **_read_like(_dialect(path))}
+    as_text = pd.read_csv(path, **like, dtype=str, keep_default_na=False, usecols=list(numbers))
+    missing = pd.read_csv(path, **like, usecols=list(numbers)).isna()
+    words = {str(one).strip() for name in numbers for one in as_text[name][missing[name]]}
+    others = sorted(words - {"", *MISSING})
+    return {"missing_marks": [*MISSING, *others]} if others else {}
+
+
+def _count_numbers(table: "pd.DataFrame") -> int:
+    return sum(_is_number(table[name]) for name in table.columns)
 
 
 def _target(table: "pd.DataFrame", target: str | None, path: Path) -> str:
@@ -325,13 +366,13 @@ def plan_table(path: Path, target: str | None) -> Plan:
         {
             "_target_": "harness.sources.tables.Table",
             "files": str(path.resolve()),
-            **_separator(path),
+            **_dialect(path),
             "features": numbers,
             "columns": {
                 **dict.fromkeys(categories, "text"),
                 target: "text" if is_class else "number",
             },
-            **({"missing": "keep"} if holes else {}),
+            **({"missing": "keep", **_marks(path, numbers)} if holes else {}),
         },
         split,
         [*treatments, own],
@@ -360,7 +401,7 @@ def plan_text(path: Path, target: str | None) -> Plan:
         {
             "_target_": "harness.sources.tables.Table",
             "files": str(path.resolve()),
-            **_separator(path),
+            **_dialect(path),
             "features": [],
             "columns": {key: "text", target: "text"},
         },

@@ -6,11 +6,14 @@ all are there: a command that was killed is resumed by the same command.
 
 import glob
 import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -206,7 +209,8 @@ def _write_share(
         torch.cuda.set_device(index % torch.cuda.device_count())
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     try:
-        _, _, tables = request.open()
+        with warnings.catch_warnings(action="ignore"):  # the command has shown them
+            _, _, tables = request.open()
         _write(request, tables, directory, numbers)
     except HarnessError as error:
         return error.to_json()
@@ -266,7 +270,28 @@ def _csv(table: "pd.DataFrame", path: Path, number: int) -> None:
 
 
 def _jsonl(table: "pd.DataFrame", path: Path, number: int) -> None:
-    table.to_json(path, orient="records", lines=True, double_precision=15)
+    columns = {name: column.tolist() for name, column in table.items()}
+    with path.open("x", encoding="ascii") as file:
+        for values in zip(*columns.values(), strict=True):
+            file.write(_line(dict(zip(columns, values, strict=True))) + "\n")
+
+
+def _line(row: Mapping[Hashable, Any]) -> str:
+    """A row in JSON, each float64 by the digits that give it back; null where JSON has no number
+    (NaN, infinite).
+    """
+    try:
+        return json.dumps(row, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(row))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _WRITERS: Mapping[str, Callable[["pd.DataFrame", Path, int], None]] = {

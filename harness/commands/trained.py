@@ -231,15 +231,18 @@ def open_split(
 
 
 def _open(trained: TrainedNetwork, spec: SplitConfig, name: str) -> Any:
-    with shelved(current_shelf() or _shelf(trained)):
+    with shelved(_shelf(trained)):
         return open_source(spec, name)
 
 
 def _shelf(trained: TrainedNetwork) -> Shelf | None:
-    """The readings in the config's store, if there is one here that may be read."""
-    store = trained.config.data.store
-    readable = store is not None and _may_read_store(trained)
-    return store_shelf(store.dir, Feedback(), make=False) if store and readable else None
+    """The readings in the config's store, if there is one here that may be read; what is not there
+    is read for the current shelf.
+    """
+    store, current = trained.config.data.store, current_shelf()
+    if store is None or not _may_read_store(trained):
+        return current
+    return store_shelf(store.dir, Feedback(), make=False, otherwise=current)
 
 
 def _may_read_store(trained: TrainedNetwork) -> bool:

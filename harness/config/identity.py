@@ -1,6 +1,6 @@
 """What may change of a config between the launches of a run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,21 @@ def idle_changes(before: Config, now: Config) -> list[str]:
     has no effect)"; the name of its directory is nothing of the run's.
     """
     old, new = (dict(_sections(one, tuple(Config.model_fields))) for one in (before, now))
-    return [
-        f"{_difference(keys, old, new)} ({_why_idle(keys)})"
-        for keys in _differing(old, new)
-        if keys != ("run", "dir")
-    ]
+    found = [keys for keys in _differing(old, new) if keys != ("run", "dir")]
+    # Of a section that is new or gone, its settings tell, and of these not the empty ones
+    said = [keys for keys in found if not _are_empty(old.get(keys), new.get(keys))]
+    said += [keys for keys in found if keys in old and keys in new and keys not in said]
+    sections = {keys[:-1] for keys in said}
+    told = [keys for keys in found if keys in said or not _is_within(keys[:-1], sections)]
+    return [f"{_difference(keys, old, new)} ({_why_idle(keys)})" for keys in told]
+
+
+def _are_empty(*values: Any) -> bool:
+    return all(one is None or one in ((), {}) for one in values)
+
+
+def _is_within(section: Keys, sections: Collection[Keys]) -> bool:
+    return any(one[: len(section)] == section for one in sections)
 
 
 def _why_idle(keys: Keys) -> str:

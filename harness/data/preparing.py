@@ -128,7 +128,9 @@ class Sources:
         return self._built[name]
 
 
-def store_shelf(directory: Path, feedback: Feedback, *, make: bool = True) -> Shelf:
+def store_shelf(
+    directory: Path, feedback: Feedback, *, make: bool = True, otherwise: Shelf | None = None
+) -> Shelf:
     """The shelf of a store, which is made if it is not there. Raises ConfigError."""
     hashes = Hashes(_make_directory(directory) / MEMO)
     return Shelf(
@@ -136,6 +138,7 @@ def store_shelf(directory: Path, feedback: Feedback, *, make: bool = True) -> Sh
         lambda paths: hashes.of(paths, feedback.check_leave),
         is_kept=True,
         make=make,
+        otherwise=otherwise,
         check_leave=feedback.check_leave,
         progress=feedback.progress,
     )

@@ -35,14 +35,15 @@ class Shelf:
     """A directory of readings.
 
     `identify`: a digest of files' content, or of their sizes and times. `is_kept`: for other
-    launches. `make`: whether a reading that is not there is made. `used`: the keys that were asked
-    for.
+    launches. `make`: whether a reading that is not there is made; else it is on the shelf
+    `otherwise`. `used`: the keys that were asked for.
     """
 
     directory: Path
     identify: Callable[[Sequence[Path]], str]
     is_kept: bool
     make: bool = True
+    otherwise: "Shelf | None" = None
     check_leave: Callable[[], None] = lambda: None
     progress: Callable[[str, int, int], None] = lambda what, done, of: None
     used: set[str] = field(default_factory=set)
@@ -74,7 +75,7 @@ class Shelf:
                 "directory with more space, or data.store.dir.",
                 stacklevel=2,
             )
-        return read_in_memory(read)
+        return read_in_memory(read) if self.otherwise is None else self.otherwise.open(key, read)
 
     def _made(self, path: Path, read: Read) -> tuple[Mapping[str, Column], Any]:
         try:

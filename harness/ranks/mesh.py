@@ -39,7 +39,7 @@ class Mesh:
         self.num_shards = num_shards
         self._mesh = device_mesh
         self._ranks = ranks
-        self._device = device
+        self.device = device
         self._group = device_mesh.get_group(SHARD)
         self.shard_index = ranks.rank % num_shards
 
@@ -111,7 +111,7 @@ class Mesh:
         """Bytes to each of the ranks that share the network, `sent` of them one after another, and
         those that it gets from each, on its device; no host wait on a GPU. Called by every rank.
         """
-        octets = octets.to(self._device)
+        octets = octets.to(self.device)
         if self.num_shards == 1:
             return octets
         found = octets.new_empty(sum(received))
@@ -148,7 +148,10 @@ def num_shards_of(tensor: object) -> int:
 def whole(tensor: Tensor) -> Tensor:
     """All of its rows; a whole tensor as it is. Called by every rank."""
     found = tensor.detach()
-    gathered: Tensor = found.full_tensor() if is_sharded(found) else found
+    if not is_sharded(found):
+        return found
+    # Rows that the host keeps are exchanged on the device
+    gathered: Tensor = found.to(found.device_mesh.device_type).full_tensor()
     return gathered
 
 
@@ -180,6 +183,15 @@ def whole_parameters(network: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
                     found[sharded[name]] = one
             unit.reshard()
     return found
+
+
+def keeps_wide_gradients_aside() -> bool:
+    """Whether torch keeps gradients that are wider than what passes compute with elsewhere than at
+    the parameters of `whole_parameters`, while they are not exchanged: before torch 2.15.
+    """
+    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+
+    return hasattr(FSDPParam, "to_accumulated_grad_if_needed")
 
 
 def give_unused_zeros(network: nn.Module) -> None:

@@ -3,6 +3,7 @@
 The same data gives the same samples in each of these formats.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,7 +135,14 @@ class Table(BatchSource):
         """A function of indices (B,): {column: (B,)}, the features, if they are few, and `columns`
         that are numbers; in float64, or int64 if all are whole. Raises DataError.
         """
-        features = self.features or [] if len(self.features or ()) <= MOST_REPEATED else []
+        features = self.features or []
+        if len(features) > MOST_REPEATED:
+            warnings.warn(
+                f"{self._paths[0]}: its {len(features):,} features are not repeated beside the "
+                f"predictions: more than {MOST_REPEATED}. The column row says where they are.",
+                stacklevel=2,
+            )
+            features = []
         numbers = [name for name, kind in self.columns.items() if kind == "number"]
         names = list(dict.fromkeys(map(name_of, [*features, *numbers])))
         if not names:

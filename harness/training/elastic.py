@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from harness.config.parallel import ParallelConfig
 from harness.errors import ConfigError
-from harness.ranks.mesh import exchange_gradients, whole_parameters
+from harness.ranks.mesh import (
+    exchange_gradients,
+    keeps_wide_gradients_aside,
+    whole_parameters,
+)
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import local_of
 from harness.training.birth import Birth
@@ -35,6 +39,17 @@ def refuse_synchronised(network: nn.Module) -> None:
             f"network: {some(found)} (SyncBatchNorm) computes with the samples that all processes "
             "have at one time, so that a run depends on their number. Use batch normalisation of "
             "micro-batches (BatchNorm), or set run.exactness: resume from the start of a run."
+        )
+
+
+def refuse_precision(settings: ParallelConfig) -> None:
+    """Raise ConfigError where torch would keep gradients from the sums."""
+    precision = settings.precision
+    if (precision.params or precision.reduce) and keeps_wide_gradients_aside():
+        raise ConfigError(
+            f"parallel.precision: with torch {torch.__version__} run.exactness: elastic would not "
+            "find the gradients. Use torch 2.15 or newer, train.precision: bf16, or "
+            "run.exactness: resume from the start of a run."
         )
 
 
@@ -152,6 +167,7 @@ class ElasticShards(Shards):
         """Called by every rank, before there is an optimizer: its parameters are others then.
         Raises ConfigError.
         """
+        refuse_precision(settings)
         refuse_synchronised(birth.network)
         super().__init__(birth, accelerator, ranks, settings, find_unused)
         self.averaged_over = 1
@@ -164,6 +180,7 @@ class ElasticShards(Shards):
 
     def begin(self) -> None:
         """After the trial on each rank, before the warm-up of all. Called by every rank."""
+        super().begin()
         self._steady = SteadyBuffers(self._network, self.ranks)
         sharded = {one: name for name, one in self._network.named_parameters()}
         names = {whole: sharded[one] for whole, one in self._sharded.items()}

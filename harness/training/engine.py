@@ -45,7 +45,7 @@ from harness.training.determinism import (
     settle_in_step,
 )
 from harness.training.items import Count, Items
-from harness.training.machine import is_out_of_memory
+from harness.training.machine import is_out_of_memory, kinds_of_memory
 from harness.training.network_state import (
     NetworkState,
     buffers_in,
@@ -183,6 +183,8 @@ class Engine:
             return self._forward_backward(batch, items)
         except (RuntimeError, MemoryError) as error:
             note_shapes(error, batch)
+            if is_out_of_memory(error):
+                error.add_note(f"beside {kinds_of_memory(self.network, self.optimizer)}")
             raise
 
     def _forward_backward(self, batch: Batch, items: Count) -> tuple[Any, Tensor]:

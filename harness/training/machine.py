@@ -3,13 +3,17 @@
 import math
 import os
 import resource
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from harness.durable import remedy
 from harness.ranks.heartbeat import EVALUATION
+from harness.ranks.rows import local_of
 from harness.wording import first_line
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory")
@@ -28,6 +32,21 @@ def peak_bytes() -> tuple[int, str]:
     if on_device:
         return on_device, "device"
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "host"  # Linux: in KiB
+
+
+def kinds_of_memory(network: nn.Module, optimizer: Optimizer) -> str:
+    """What this process holds of a network from step to step, in words."""
+    parameters = list(network.parameters())
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    kept = [one for state in optimizer.state.values() for one in state.values()]
+    kinds: dict[str, Sequence[Tensor]] = {
+        "parameters": parameters,
+        "gradients": gradients,
+        "the optimizer's state": [one for one in kept if isinstance(one, Tensor)],
+        "buffers": list(network.buffers()),
+    }
+    sizes = {name: sum(local_of(one).nbytes for one in held) for name, held in kinds.items()}
+    return ", ".join(f"{size / 1e9:,.2f} GB of {name}" for name, size in sizes.items())
 
 
 def available_bytes() -> float:
@@ -59,12 +78,15 @@ def explain_machine_error(error: BaseException, phase: str = "") -> str | None:
     if is_out_of_memory(error):
         peak, kind = peak_bytes()
         noted = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-        smaller = "batch.micro_size, which leaves batch.size as it is"
+        smaller = (
+            "batch.micro_size (batch.size and the samples of each step stay as they are; last bits "
+            "and what dropout draws do not), or train.recompute: auto"
+        )
         if phase == EVALUATION:
             smaller = "evaluation.micro_size"
         return (
             f"out of memory{noted} ({first_line(error)}); {peak / 1e9:,.2f} GB of {kind} memory "
-            f"were in use at most. Set a smaller {smaller}, or train.precision: bf16, or give the "
-            "process more memory"
+            f"were in use at most. Set a smaller {smaller}, or train.precision: bf16, or "
+            "give the process more memory"
         )
     return None

@@ -118,10 +118,21 @@ class RowNorms:
         """(n,) norms of sharded gradients, on the ranks' device; no host wait on a GPU. Called by
         every rank that shares them.
         """
-        mesh, rows = self._mesh, [local_of(one) for one in gradients]
+        rows = [local_of(one) for one in gradients]
         shapes = [one.shape for one in gradients]
         if shapes != self._shapes:
             self._plan(shapes)
+        wholes = self._gather(rows) if self._mesh.num_shards > 1 else rows
+        wide = torch.float64 if len({one.dtype for one in rows}) > 1 else rows[0].dtype
+        found = torch.zeros(len(rows), dtype=wide, device=self._mesh.device)
+        if wholes:
+            alike = [one.to(found.device, wide) for one in wholes]
+            found[self._own.to(found.device)] = self._norms.of(alike)
+        return self._mesh.sum_over_shards(found)
+
+    def _gather(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients whose norms this rank takes, whole."""
+        mesh, shapes = self._mesh, self._shapes
         order = [index for owned in self._owned for index in owned]
         octets = [rows[index].reshape(-1).view(torch.uint8) for index in order]
         row_bytes = [one.shape[1:].numel() * one.element_size() for one in rows]
@@ -136,19 +147,15 @@ class RowNorms:
         ]
         received = mesh.exchange(torch.cat(octets), counts, [sum(one) for one in pieces])
         split = torch.split(received, [size for sizes in pieces for size in sizes])
-        wholes = [
+        return [
             torch.cat(split[number :: len(mine)]).view(rows[index].dtype).view(shapes[index])
             for number, index in enumerate(mine)
         ]
-        wide = torch.float64 if len({one.dtype for one in rows}) > 1 else rows[0].dtype
-        found = torch.zeros(len(rows), dtype=wide, device=received.device)
-        if wholes:
-            alike = [one.to(wide) for one in wholes]
-            found[self._own.to(found.device)] = self._norms.of(alike)
-        return mesh.sum_over_shards(found)
 
     def _plan(self, shapes: Sequence[torch.Size]) -> None:
-        """The largest first, each to the rank that has the least so far."""
+        """The largest first, each to the rank that has the least so far; of a rank alone as they
+        come.
+        """
         self._shapes = list(shapes)
         self._owned = [[] for _ in range(self._mesh.num_shards)]
         loads = [0] * self._mesh.num_shards
@@ -156,4 +163,6 @@ class RowNorms:
             least = loads.index(min(loads))
             self._owned[least].append(index)
             loads[least] += shapes[index].numel()
-        self._own = torch.tensor(self._owned[self._mesh.shard_index], dtype=torch.int64)
+        alone = self._mesh.num_shards == 1
+        own = range(len(shapes)) if alone else self._owned[self._mesh.shard_index]
+        self._own = torch.tensor(list(own), dtype=torch.int64)

@@ -22,6 +22,7 @@ from harness.ranks.mesh import (
 from harness.ranks.ranks import Ranks
 from harness.ranks.rows import local_of
 from harness.training.birth import Birth, spread
+from harness.training.block_order import BlockOrder
 from harness.training.buffers import Buffers
 from harness.training.parallel import agree_on_start, require_gradients
 from harness.training.parts import twins_of
@@ -54,8 +55,7 @@ class Shards:
         self._network = network
         self._device = accelerator.device
         self._find_unused = find_unused
-        self._exchange = _EXCHANGES[settings.reduce_every]
-        self._exchanges = True
+        self._exchange, self._exchanges = _EXCHANGES[settings.reduce_every], True
         # Of machines with other numbers of processes each would find another one
         num_replicas = ranks.decide(lambda: num_replicas_of(settings, ranks.size, os.environ))
         num_shards = ranks.size // num_replicas
@@ -96,6 +96,7 @@ class Shards:
             network, device_placement=False, evaluation_mode=True
         )
         self._buffers = Buffers(network, ranks, writes_are_counted)
+        self._order = BlockOrder(network, self.blocks, ranks.rank) if ranks.size > 1 else None
 
     def description(self) -> str:
         """What is shared among how many, in words."""
@@ -108,6 +109,8 @@ class Shards:
 
     def begin(self) -> None:
         """After the trial on each rank, before the warm-up of all. Called by every rank."""
+        if self._order is not None:
+            self._order.fix()
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:

@@ -350,13 +350,15 @@ def test_a_run_tells_its_metrics_verdicts_outcome_and_checkpoints(tmp_path: Path
     assert run.outcome == outcome
     assert [one["step"] for one in run.checkpoints][-1] == 8
     assert fermarsi.replay(tmp_path, overrides={"stop.budget.steps": 4}).stop_index == 0
+    (ahead,) = fermarsi.forecast(tmp_path, metric="val/loss")
+    assert ahead.words() == ("no forecast of val/loss: 2 of at least 6 evaluations are there")
     assert fermarsi.report(tmp_path).read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.torture
 def test_several_processes_train_and_an_interrupt_saves(tmp_path: Path) -> None:
     digits = fermarsi.EXAMPLES / "digits.yaml"
-    changes = {"run.dir": str(tmp_path), "stop.targets": {}, "stop.improvement.patience": 100}
+    changes = {"run.dir": str(tmp_path), "stop.targets": {}, "stop.improvement": None}
     first = fermarsi.launch(digits, {**changes, "stop.budget.epochs": 2}, processes=2, cpu=True)
     assert (first.reason, first.world_size) == ("budget", 2)
     main = threading.get_ident()

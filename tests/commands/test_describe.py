@@ -141,6 +141,11 @@ def test_of_each_of_several_processes_it_says_what_one_counts_by_hand(tmp_path: 
     assert found["optimizer_bytes"] == 4 * (2 * rows + len(parameters))
     assert found["gathered_bytes"] == 4 * (everything - 2 * block + 3 * block)
 
+    host = described(*sharded, "parallel.offload=cpu", config=config)
+    assert host["gradient_bytes"] == 4 * everything
+    assert host["total_bytes"] + host["host_bytes"] == found["total_bytes"]
+    assert host["host_bytes"] == 4 * (rows * 5 + len(parameters))
+
     # One slot each, and so no whole gradients but of what is gathered for a whole pass
     larger = described(*sharded, "batch={size: 32, micro_size: 8}", config=config)
     assert larger["gradient_bytes"] == 4 * (rows + everything - 2 * block)

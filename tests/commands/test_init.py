@@ -13,7 +13,9 @@ from PIL import Image
 from harness.commands.evaluate import evaluate_split
 from harness.commands.init import start_project
 from harness.commands.predict import write_predictions
+from harness.config.read import read_config
 from harness.errors import ConfigError
+from harness.sources.tables import Table
 from tests.pool import command, train_on_ranks
 
 
@@ -179,6 +181,25 @@ def test_mistakes_end_in_words_and_leave_nothing(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             start_project(tmp_path / "project", kind, origin, target)
         assert not (tmp_path / "project").exists(), words
+
+
+def test_a_table_of_a_spreadsheet_in_another_country(tmp_path: Path) -> None:
+    """Semicolons, decimal commas and umlauts in the encoding of Windows: what Excel saves as CSV in
+    Germany, with a word for a missing number. Its sizes were left out as texts.
+    """
+    sizes = np.random.default_rng(0).uniform(20, 150, 60).round(1)
+    rows = [f"{size};{'Köln' if at % 2 else 'Bonn'};{at}" for at, size in enumerate(sizes)]
+    lines = ["Fläche;Stadt;Preis", "n/a;Bonn;60", *rows]
+    (tmp_path / "Preise.csv").write_text("\n".join(lines).replace(".", ","), encoding="cp1252")
+    start_project(tmp_path / "flats", "table", tmp_path / "Preise.csv")
+    source = read_config(tmp_path / "flats" / "train.yaml").data.train.source
+    dialect = {"separator": ";", "decimal": ",", "encoding": "cp1252", "features": ["Fläche"]}
+    assert {key: source[key] for key in dialect} == dialect
+    assert source["missing_marks"][-1] == "n/a"
+    assert "features: [Fläche]" in (tmp_path / "flats" / "train.yaml").read_text("utf-8")
+    kept = {key: value for key, value in source.items() if key not in ("part", "split", "_target_")}
+    assert Table(**kept)[8]["features"][0] == np.float32(sizes[7])
+    assert np.isnan(Table(**kept)[0]["features"]).all()
 
 
 def test_odd_files_and_names_of_a_newcomer(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """`fermarsi predict` writes a table that one can use: names of files and classes, what is true."""
 
+import csv
 import json
+import math
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from harness.commands import predict, report
@@ -142,6 +147,44 @@ def test_tables_are_joined_in_order(tmp_path: Path, suffix: str) -> None:
     assert found["predicted"].fillna("").tolist() == whole["predicted"].tolist()
     assert found["probability"].astype(np.float32).tolist() == whole["probability"].tolist()
     assert found["note"].isna().tolist() == [True] * 4 + [False] * 6
+
+
+def numbers(path: Path, name: str) -> list[float]:
+    """A column, read strictly; NaN where there is no number."""
+    if path.suffix == ".parquet":
+        return [float(one) for one in pd.read_parquet(path)[name]]
+    with path.open(newline="") as file:
+        if path.suffix == ".csv":
+            return [float(row[name] or "nan") for row in csv.DictReader(file)]
+        rows = [json.loads(line, parse_constant=pytest.fail) for line in file]
+    return [math.nan if row[name] is None else row[name] for row in rows]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(), min_size=2, max_size=8))
+@example([1e-20, 5e-324, -0.0, 0.1, math.nan, math.inf, 1.7976931348623157e308])
+@example([1.234567890123456789e-15, 0.2617993877991494, 0.9884619112598676, 1e-11])
+def test_every_bit_of_a_number_comes_back(values: list[float]) -> None:
+    """Known: with 15 decimals, as pandas writes JSON at most, 1e-20 is 0; NaN is no JSON."""
+    for kind, whole in ((np.float64, np.uint64), (np.float32, np.uint32)):
+        with np.errstate(over="ignore"):
+            wanted = np.array(values).astype(kind)
+        table = pd.DataFrame({"one": wanted, "several": [[one, 1] for one in wanted.tolist()]})
+        for suffix in predict.SUFFIXES:
+            with tempfile.TemporaryDirectory() as folder:
+                parts = [Path(folder, f"{number}{suffix}") for number in range(2)]
+                for number, rows in enumerate((table[:1], table[1:])):
+                    predict._WRITERS[suffix](rows, parts[number], number)
+                out = Path(folder, f"found{suffix}")
+                predict.join_tables(parts, out)
+                found = np.array(numbers(out, "one")).astype(kind)
+            if suffix == ".jsonl":
+                wanted = np.where(np.isfinite(wanted), wanted, kind(math.nan))
+            is_nan = np.isnan(wanted)
+            np.testing.assert_array_equal(np.isnan(found), is_nan)
+            np.testing.assert_array_equal(
+                found[~is_nan].view(whole), wanted[~is_nan].view(whole), str(suffix)
+            )
 
 
 PRICES = """
@@ -307,6 +350,20 @@ def test_the_store_is_used_where_it_is_there(prices: Path) -> None:
     assert isinstance(open_split(trained, "val").source, EntrySource)
     elsewhere = load_trained(prices / "run", [f"{prices}/flats.csv/"])
     assert not isinstance(open_split(elsewhere, "val").source, EntrySource)
+
+
+@pytest.mark.parametrize(("allowed", "readings"), [("", 1), ("flats.csv", 2)])
+def test_several_processes_read_from_the_store(
+    prices: Path, tmp_path: Path, allowed: str, readings: int
+) -> None:
+    """Where they may, they read nothing again but the numbers as the file has them."""
+    path, out = prices / "run", tmp_path / "found.csv"
+    (tmp_path / "shelf").mkdir()
+    request = predict.PredictionRequest(
+        path, "val", "", out, (f"{prices}/{allowed}",), tmp_path / "shelf", several=True
+    )
+    request.open()
+    assert len(list((tmp_path / "shelf").iterdir())) == readings
 
 
 def test_the_report_names_the_classes(shades: Path, monkeypatch: pytest.MonkeyPatch) -> None:

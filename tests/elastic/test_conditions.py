@@ -1,5 +1,8 @@
 """What a run on any number of ranks needs of a network: refused or said by name."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from harness import components
+from harness.config.parallel import ParallelConfig
 from harness.config.read import read_config
 from harness.data.code import places_asked
 from harness.data.source import Batch
 from harness.errors import ConfigError
 from harness.ranks.ranks import Ranks
 from harness.training.buckets import Partial, WholeBucket, add, grouped
-from harness.training.elastic import Elastic, refuse_synchronised
+from harness.training.elastic import Elastic, refuse_precision, refuse_synchronised
 from harness.training.engine import Engine
 from harness.training.items import Count
 from harness.training.parallel import start_accelerator
@@ -59,6 +63,18 @@ def test_buffers_that_a_pass_changes_are_refused_by_name() -> None:
 def test_statistics_over_the_samples_of_all_ranks_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"1 \(SyncBatchNorm\)"):
         refuse_synchronised(nn.Sequential(nn.Linear(2, 2), nn.SyncBatchNorm(2)))
+
+
+def test_gradients_that_torch_keeps_elsewhere_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before torch 2.15 those of blocks that compute in another type (pytorch#125191)."""
+    precision = {"params": "bf16", "reduce": "fp32"}
+    settings = ParallelConfig.model_validate({"kind": "fsdp", "precision": precision})
+    refuse_precision(settings)
+    param = "torch.distributed.fsdp._fully_shard._fsdp_param.FSDPParam"
+    monkeypatch.setattr(f"{param}.to_accumulated_grad_if_needed", None, raising=False)
+    refuse_precision(ParallelConfig.model_validate({"kind": "fsdp"}))
+    with pytest.raises(ConfigError, match=r"parallel.precision: with torch .* would not find the"):
+        refuse_precision(settings)
 
 
 def work_on_slot(engine: Engine, sign: float, *, last: bool = False) -> None:
@@ -109,6 +125,35 @@ def test_reasons_are_said(tmp_path: Path) -> None:
     assert "generator keeps a generator of its own" in found["exact_reason"]
     assert "tests.resume.parts: RANK" in found["exact_reason"]  # its source's module
     assert places_asked([{"_target_": f"{PARTS}.Drawing"}]) == []
+
+
+def test_a_network_that_asks_for_its_rank_and_machines_that_differ_are_said(tmp_path: Path) -> None:
+    """In one launch, and where a run goes on."""
+    run, network = tmp_path / "run", "network={_target_: tests.elastic.rank_parts.Ranked}"
+    finish(SMALL, run, 2, network, "stop.budget.steps=2")
+    found = outcome(run)
+    assert found["exact"] is False
+    assert "tests.elastic.rank_parts: RANK" in found["exact_reason"]
+    assert "the processes' machines differ (threads: 1 -> 2)" in found["exact_reason"]
+    finish(SMALL, run, 1, network, "stop.budget.steps=4")
+    found = outcome(run)
+    assert found["exact"] is False
+    assert "other machines from step 2 on (threads: 1, 2 -> 1)" in found["exact_reason"]
+
+
+@pytest.mark.torture
+def test_another_set_of_instructions_is_said(tmp_path: Path) -> None:
+    """Torch's kernels without AVX, in a process of its own."""
+    run = tmp_path / "run"
+    finish(SMALL, run, 2, "stop.budget.steps=2")
+    given = [f"run.dir={run}", "run.exactness=elastic", "stop.budget.steps=4"]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "ACCELERATE_USE_CPU": "true"}
+    train = [sys.executable, "-m", "harness.train", str(SMALL), *given]
+    subprocess.run(train, env=environment, check=True, timeout=120)
+    found = outcome(run)
+    assert found["exact"] is False
+    assert "other machines from step 2 on (CPU capability: " in found["exact_reason"]
+    assert "-> DEFAULT)" in found["exact_reason"]
 
 
 def step_reason(target: str, **options: object) -> str:

@@ -99,6 +99,18 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, precision: str) -
     assert machine["GPU"] == torch.cuda.get_device_name()
 
 
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_a_sharded_network_resumes_to_the_same_bits(tmp_path: Path, offload: str) -> None:
+    """Unrun so far, as docs/large-models.md says; one GPU has all rows."""
+    tower = "network={_target_: tests.parallel.way_parts.Tower}"
+    assert_resumes(tmp_path, tower, f"parallel={{kind: fsdp, offload: {offload}}}")
+
+
+def test_a_sharded_step_makes_the_host_wait_for_nothing(tmp_path: Path) -> None:
+    tower = "network={_target_: tests.parallel.way_parts.Tower}"
+    assert train(tmp_path / "run", tower, "parallel={kind: fsdp}", SYNC="error") == [0]
+
+
 def test_what_is_copied_under_a_step_is_what_the_step_before_left(tmp_path: Path) -> None:
     asked = [
         "network={_target_: tests.training.moving_networks.Still}",

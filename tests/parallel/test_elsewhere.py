@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, MixtralForCausalLM
 
 import fermarsi
 from harness.checkpoint.read import find_checkpoint
@@ -153,6 +153,25 @@ def test_rows_are_refused_where_there_are_none(tmp_path: Path) -> None:
     given = [f"run.dir={tmp_path}", "parallel.kind=ddp", "checkpoint.model_layout=rows"]
     with pytest.raises(ConfigError, match=r"checkpoint: model_layout: rows has no effect with"):
         read_config(tmp_path / "words.yaml", given)
+
+
+def test_experts_that_micro_batches_choose_train_within_blocks_and_are_exported(
+    tmp_path: Path,
+) -> None:
+    """pytorch/pytorch#158719: what only some ranks use in a pass."""
+    network = "{_target_: tests.resume.zoo.mixtral}"
+    (tmp_path / "words.yaml").write_text(CONFIG.replace("NETWORK", network))
+    run = tmp_path / "run"
+    given = [f"run.dir={run}", "train.find_unused_parameters=true"]
+    launched = train_on_ranks(2, tmp_path / "words.yaml", given)
+    assert [one.exit_code for one in launched] == [0, 0], launched[0].stderr
+    assert "gather model.layers.0, model.layers.1 while in use" in launched[0].stdout
+    told = export_network(run, tmp_path / "hf", "hf", ["tests"])
+    assert "differ from the network's by 0 at" in told
+    trained = fermarsi.load(run, allow=["tests"]).network.cpu().eval()
+    again = MixtralForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    tokens = torch.tensor([[1, 2, 0, 1]])
+    assert torch.equal(again(tokens).logits, trained(tokens).logits)
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers and peft

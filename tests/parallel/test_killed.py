@@ -31,6 +31,8 @@ def digests_of(run: Path) -> dict[str, str]:
             [
                 "parallel={kind: hsdp, replicate: 2, reduce_every: micro_batch}",
                 "train.recompute=auto",
+                "network.norm=true",
+                "train.precision=bf16",
             ],
         ),
     ],

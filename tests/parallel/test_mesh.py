@@ -1,15 +1,18 @@
 """What is asked of torch where parameters are shared by rows."""
 
+import functools
 import time
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import fsdp
 
-from harness.ranks.mesh import REPLICATE, SHARD, Mesh
+from harness.ranks.mesh import REPLICATE, SHARD, Mesh, whole
 from harness.ranks.ranks import Ranks
 from harness.training.fused import FusedAdam
+from tests.parallel.way_parts import Tower
 from tests.pool import on_ranks
 
 
@@ -52,3 +55,37 @@ def waited() -> list[bool]:
         found.append(0.4 < time.monotonic() - began < 5)
     time.sleep(0 if ranks.is_first() else 2)
     return found
+
+
+def test_rows_that_the_host_keeps_are_trained_as_others() -> None:
+    # On the CPU the host is the device; tests/gpu has both
+    assert on_ranks(2, trained_offloaded) == [True, True]
+
+
+def trained_offloaded() -> bool:
+    """Whether three steps with `offload` give the bits of those without."""
+    ranks = Ranks.join()
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        # Memory is pinned for a GPU
+        policy = functools.partial(fsdp.CPUOffloadPolicy, pin_memory=False)
+        patch.setattr(fsdp, "CPUOffloadPolicy", policy)
+        for offload in (False, True):
+            torch.manual_seed(0)
+            network = Tower()
+            mesh = Mesh.open(ranks, 1, torch.device("cpu"))
+            mesh.shard(
+                [*network.blocks, network],
+                reshard_after_forward=True,
+                params=None,
+                reduce=None,
+                offload=offload,
+            )
+            optimizer = torch.optim.AdamW(network.parameters())
+            for seed in range(3):
+                torch.manual_seed(seed)
+                network(torch.randn(4, 6)).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            found.append([whole(one) for one in network.parameters()])
+    return all(map(torch.equal, *found))

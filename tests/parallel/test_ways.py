@@ -220,6 +220,31 @@ def test_gradients_are_summed_with_the_last_slot_or_with_each() -> None:
         assert {*on_ranks(2, kept_between_slots, reduce_every)[0]} == found
 
 
+def buffers_after_sharing() -> list[list[float]]:
+    """Of a network whose ranks begin, and go on, with buffers of their own: a plain one twice, and
+    running statistics.
+    """
+    accelerator, ranks = start_accelerator("no", "none", 60.0), Ranks.join()
+    network = Tower(norm=True)
+    network.register_buffer("seen", torch.full((2,), ranks.rank + 1.0))
+    shards = Shards(Birth(network, {}), accelerator, ranks, settings(), find_unused=False)
+    seen: Any = network.seen
+    found = [seen.tolist()]
+    with shards.accumulate(last=True):
+        shards.model(torch.full((2, 6), float(ranks.rank))).sum().backward()
+        seen.fill_(ranks.rank + 5.0)
+    shards.agree_on_buffers()
+    norm: Any = network.blocks[0].norm  # type: ignore[union-attr]  # a module
+    return [*found, seen.tolist(), norm.running_mean.tolist()]
+
+
+def test_buffers_that_differ_between_ranks_become_those_of_rank_0_or_of_all_slots() -> None:
+    first, second = on_ranks(2, buffers_after_sharing)
+    assert first == second
+    assert first[:2] == [[1.0, 1.0], [5.0, 5.0]]
+    assert any(first[2])
+
+
 def shared_on_machines_of(sizes: list[int]) -> str:
     """How ranks share a network whose launchers tell them these numbers of processes."""
     accelerator, ranks = start_accelerator("no", "none", 60.0), Ranks.join()

@@ -56,6 +56,37 @@ class Tower(nn.Module):
         return out
 
 
+class Wayward(Tower):
+    """The same, with passes that go other ways with other samples, as `how` says: blocks that are
+    left out, in another order, one instead of another, reached by no gradient, or used again.
+    """
+
+    def __init__(self, how: str, dtype: str = "float32") -> None:
+        super().__init__(dtype=dtype)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        goes = float(x[0, 0]) > 0
+        x = self.enter(x.double() if self.is_wide else x)
+        path = {
+            "drops": [0, 2],
+            "turns": [1, 0, 2],
+            "routes": [1, 2],
+            "repeats": [0, 1, 2, 2],
+        }.get(self.how, [0, 1, 2])
+        straight = [0, 2] if self.how == "routes" else [0, 1, 2]
+        if self.how == "evaluates" and not self.training:
+            path = [0]
+        for index in path if goes else straight:
+            y: Tensor = self.blocks[index](x)
+            # As a gate that is shut
+            is_cut = self.how == "cuts" and goes and index == 1
+            x = x + (y - x).detach() if is_cut else y
+        x = x.detach() if self.how == "ends" and goes else x
+        out: Tensor = self.head(self.again(self.first(x).tanh()))
+        return out
+
+
 class Traced(Tower):
     """The same, compiled but for kernels, which take a C++ compiler half a minute; the file that
     the environment names gets a line for each graph: the number of its operations.

@@ -303,3 +303,13 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=8))
+
+
+def mixtral() -> nn.Module:
+    """Experts, of which a micro-batch takes some."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_experts_per_tok": 1}
+    config = MixtralConfig(vocab_size=11, num_local_experts=3, **sizes, **heads)
+    return MixtralForCausalLM(config)

@@ -54,11 +54,13 @@ def test_wide_tables_and_parts_and_arrays(tmp_path: Path) -> None:
     frame["price"] = [338600, 0.1, 1e9 + 0.5]
     frame.to_csv(tmp_path / "wide.csv", index=False)
     table = Table(str(tmp_path / "wide.csv"), names, {"price": "number"})
-    own = Subset(table, indices=[2, 1]).own_numbers()(np.array([0, 1]))
+    with pytest.warns(UserWarning, match="its 65 features are not repeated beside the predictions"):
+        own = Subset(table, indices=[2, 1]).own_numbers()(np.array([0, 1]))
     assert {name: values.tolist() for name, values in own.items()} == {"price": [1e9 + 0.5, 0.1]}
     arrays = Arrays(x=np.ones((3, 2)), price=frame["price"].to_numpy(), word=["a", "b", "c"])
     assert arrays.own_numbers()(np.array([2]))["price"].tolist() == [1e9 + 0.5]
     assert list(arrays.own_numbers()(np.array([2]))) == ["price"]
     frame[:2].to_csv(tmp_path / "wide.csv", index=False)
+    table.features = names[:1]
     with pytest.raises(DataError, match="files changed while they were read"):
         table.own_numbers()

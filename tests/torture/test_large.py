@@ -16,8 +16,8 @@ DEPTH, WIDTH = 32, 1024
 STATE_BYTES = 16 * DEPTH * WIDTH**2  # weights, gradients and two moments in float32
 # Threads, buffers of gloo and the like: what a network of a few kilobytes takes
 _BESIDE_BYTES = 190_000_000
-# Of a rank's quarter: itself, three quarters of it copied for a save, and blocks in use
-CAP_BYTES = int(2.4 * STATE_BYTES / 4) + _BESIDE_BYTES
+# Of a rank's quarter: itself without gradients, copied for a save, and blocks in use
+CAP_BYTES = int(1.6 * STATE_BYTES / 4) + _BESIDE_BYTES
 CONFIG = f"""
 run: {{name: tall}}
 data: {{train: {{source: {{_target_: tests.resume.parts.Blobs, count: 64}}}}}}

@@ -1,5 +1,6 @@
 """Mistakes that newcomers make: each ends in one message that says what to write instead."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,10 @@ def test_memory_that_was_refused_is_told_with_step_shapes_and_peak(tmp_path: Pat
     assert said.startswith("RankError: rank 0, step 2: out of memory with a micro-batch of ")
     assert "'x': 'a tensor (2, 6)" in said
     assert "you tried to allocate 4 TB" in said
+    kinds = r"beside [\d.]+ GB of parameters, .* gradients, .* the optimizer's state, .* buffers \("
+    assert re.search(kinds, said), said
     assert "GB of host memory were in use at most. Set a smaller batch.micro_size" in said
+    assert "last bits and what dropout draws do not), or train.recompute: auto" in said
     assert "\n" not in said
     said = end("GreedyWhenEvaluated")
     assert said.startswith("RankError: rank 0, step 4: out of memory (MemoryError); ")
