@@ -15,13 +15,10 @@ stated chance would have reached their target; 30 % of the epochs saved at 1 % o
 below 5 ms over 1,000 evaluations. The constants of harness/stopping/curves.py were chosen on all
 families but fashion and hastie, those of new rises on all six.
 
-Peers: patience, and two rules that compare the runs of a family at the same step, written out:
-Optuna's median pruner (MedianPruner: after 5 runs and 5 evaluations, best so far below the median
-of the others at that step) and successive halving, the bracket of its Hyperband pruner that prunes
-most (at 4, 8 and 16 evaluations only the best third so far goes on).
+Peers: patience, and Optuna's median and Hyperband pruners, asked as `fermarsi sweep --prune` does,
+one run of a family after the other.
 """
 
-import statistics
 import sys
 import time
 from collections import defaultdict
@@ -34,7 +31,7 @@ import numpy as np
 
 from harness.stopping.controller import StopController
 from harness.stopping.curves import effective_times, extrapolate, is_monotone
-from harness.stopping.forecast import Point, look_ahead
+from harness.stopping.forecast import End, Point, look_ahead
 from harness.stopping.pairs import Deviations
 from harness.stopping.settings import StopSettings
 from harness.stopping.verdict import Evaluation, MetricInfo
@@ -45,7 +42,6 @@ HELD_OUT_CURVES = CURVES.with_name("held_out_curves.parquet")
 SHARE = MetricInfo("max", 0.0, 1.0)
 LOSS = MetricInfo("min", 0.0)
 GOOD = 0.6  # the target of a family: what this share of its runs does not reach
-STARTUP, WARMUP = 5, 5
 
 
 @dataclass(frozen=True)
@@ -165,33 +161,36 @@ def by_family(all_curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     return found
 
 
-def median_rule(own: Sequence[Curve]) -> list[int | None]:
-    """One run after the other, as in a sweep; each pruned one is known up to its end."""
-    ends: list[int | None] = []
-    for index, curve in enumerate(own):
-        best = np.maximum.accumulate(curve.ups)
-        end = None
-        for n in range(WARMUP, len(best)):
-            others = [
-                np.maximum.accumulate(other.ups)[n - 1]
-                for other, stop in zip(own[:index], ends, strict=True)
-                if stop is None or stop >= n
-            ]
-            if len(others) >= STARTUP and best[n - 1] < statistics.median(others):
-                end = n
-                break
-        ends.append(end)
-    return ends
+def pruned_by(name: str) -> Callable[[Sequence[Curve]], list[int | None]]:
+    """One run after the other, each asked about at each evaluation, as `fermarsi sweep --prune`."""
 
+    def rule(own: Sequence[Curve]) -> list[int | None]:
+        import optuna
 
-def halving(own: Sequence[Curve]) -> list[int | None]:
-    ends: list[int | None] = [None] * len(own)
-    for rung in (4, 8, 16):
-        alive = [i for i, end in enumerate(ends) if end is None and len(own[i].values) > rung]
-        alive.sort(key=lambda i: own[i].ups[:rung].max())
-        for i in alive[: len(alive) * 2 // 3]:
-            ends[i] = rung
-    return ends
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        pruners: dict[str, Callable[[], Any]] = {
+            "median": lambda: optuna.pruners.MedianPruner(5, n_min_trials=5),
+            "hyperband": lambda: optuna.pruners.HyperbandPruner(1, len(own[0].values), 3),
+        }
+        study = optuna.create_study(
+            study_name="sweep", direction="maximize", pruner=pruners[name]()
+        )
+        ends: list[int | None] = []
+        for curve in own:
+            trial, end = study.ask(), None
+            for n, value in enumerate(curve.ups, 1):
+                trial.report(float(value), n)
+                if n < len(curve.ups) and trial.should_prune():
+                    end = n
+                    break
+            if end is None:
+                study.tell(trial, float(curve.ups.max()))
+            else:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            ends.append(end)
+        return ends
+
+    return rule
 
 
 def gain(chance: float, in_a_row: int) -> dict[str, Any]:
@@ -223,7 +222,7 @@ def savings(all_curves: Sequence[Curve]) -> None:
     rules["forecast of 1 % below 20%, three in a row, or patience 8"] = by_itself(
         forecast=gain(0.2, 3), improvement={"patience": 8}
     )
-    rules |= {"median of the others": median_rule, "successive halving": halving}
+    rules |= {f"Optuna's {name}": pruned_by(name) for name in ("median", "hyperband")}
     for name, rule in rules.items():
         saved, own_regrets, range_regrets, families = [], [], [], []
         for own in by_family(all_curves).values():
@@ -249,7 +248,7 @@ def chances_of_gain(curve: Curve) -> list[float | None]:
         if n < count:
             best = float(curve.ups[:n].max())
             goal = (best + 0.01 * abs(best)) * (1 if curve.info.mode == "max" else -1)
-            outlook = look_ahead(curve.metric, curve.info, points, 100 * count, goal)
+            outlook = look_ahead(curve.metric, curve.info, points, End(100 * count), goal)
             chances.append(outlook.chance)
     return chances
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.api.config import Config
     from harness.api.model import Model, evaluate, load
-    from harness.api.record import RunRecord, read_run, replay, report
+    from harness.api.record import RunRecord, forecast, read_run, replay, report
     from harness.api.training import launch, train
     from harness.errors import (
         CheckpointError,
@@ -42,6 +42,7 @@ __all__ = [
     "RankError",
     "RunRecord",
     "evaluate",
+    "forecast",
     "launch",
     "load",
     "read_run",
@@ -56,7 +57,7 @@ EXAMPLES = Path(__file__).parent / "configs"
 _MODULES = {
     "harness.api.config": ("Config",),
     "harness.api.model": ("Model", "evaluate", "load"),
-    "harness.api.record": ("RunRecord", "read_run", "replay", "report"),
+    "harness.api.record": ("RunRecord", "forecast", "read_run", "replay", "report"),
     "harness.api.training": ("launch", "train"),
     "harness.errors": (
         "CheckpointError",

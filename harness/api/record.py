@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.config import Overrides, texts
+from harness.commands.forecast import forecast_run
 from harness.commands.replay import replay_all
 from harness.commands.report import write_report
 from harness.config.read import read_values
 from harness.errors import ConfigError
 from harness.rundir.outcome import Outcome, read_outcome
+from harness.stopping.forecast import Outlook
 from harness.stopping.replay import Replay
 from harness.tracking.records import METRICS, read_records
 
@@ -101,6 +103,21 @@ def replay(
     """
     changes = texts(overrides, {})
     return replay_all(Path(history), None if config is None else Path(config), changes)[1][0]
+
+
+def forecast(
+    run: str | PathLike[str],
+    config: str | PathLike[str] | None = None,
+    overrides: Overrides = (),
+    *,
+    metric: str | None = None,
+) -> list[Outlook]:
+    """Where the targets of a run, or one metric, will be at the end of its budget: `band` at 95 %,
+    `chance` to reach `value`, `fan` of (step, low, high), `words()`. A run, or a history with a
+    `config`. Raises ConfigError.
+    """
+    changes = texts(overrides, {})
+    return forecast_run(Path(run), None if config is None else Path(config), changes, metric)
 
 
 def report(run: str | PathLike[str]) -> Path:

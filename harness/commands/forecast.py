@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
-from harness.stopping.forecast import Outlook, Point, last_step, look_ahead
+from harness.stopping.forecast import Outlook, Point, end_of, look_ahead
 from harness.stopping.history import History, read_history
 from harness.stopping.judge import unknown_metric
 from harness.stopping.judges import best_metric, refuse
@@ -24,10 +24,26 @@ def forecast_command(
     *,
     as_json: bool = False,
 ) -> int:
-    """Print the forecast of the targets of a run, or of one metric; returns the exit code. `config`
-    is optional for the directory of a run. Raises ConfigError.
+    """Print the forecasts of the targets of a run, or of one metric; returns the exit code.
+    `config` is optional for the directory of a run. Raises ConfigError.
     """
     from harness.commands.show import say
+
+    outlooks = forecast_run(run, config, overrides, metric)
+    if as_json:
+        print(json.dumps([_plain(one) for one in outlooks]))
+    else:
+        say("\n".join(one.words() for one in outlooks))
+    return 0
+
+
+def forecast_run(
+    run: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    metric: str | None = None,
+) -> list[Outlook]:
+    """The forecasts that the command prints. Raises ConfigError."""
     from harness.config.read import read_section
 
     stored = config is None
@@ -36,13 +52,7 @@ def forecast_command(
         if not config.is_file():
             raise ConfigError(f"{run}: no config.yaml in it. Give the settings with --config.")
     settings = read_section(config, StopSettings, overrides, stored=stored)
-    history = read_history(run)
-    outlooks = list(forecasts(history, settings, metric))
-    if as_json:
-        print(json.dumps([_plain(one) for one in outlooks]))
-    else:
-        say("\n".join(one.words() for one in outlooks))
-    return 0
+    return list(forecasts(read_history(run), settings, metric))
 
 
 def forecasts(history: History, settings: StopSettings, metric: str | None) -> Iterator[Outlook]:
@@ -68,15 +78,15 @@ def forecasts(history: History, settings: StopSettings, metric: str | None) -> I
     if not wanted:
         raise ConfigError(f"{history.path}: no metric to forecast. Name one with --metric.")
     last = history.evaluations[-1]
-    by = last_step(settings.budget, last)
-    if by is None:
+    end = end_of(settings.budget, last)
+    if end is None:
         raise ConfigError(
             f"{history.path}: does not have what stop.budget counts, so its end is not known. Add "
             "a budget of steps, e.g. stop.budget.steps=10000."
         )
     for name, value in wanted:
         refuse([*unknown_metric(str(history.path), name, infos), *unclear([name], settings)])
-        yield look_ahead(name, infos[name], _points(history, name), by, value)
+        yield look_ahead(name, infos[name], _points(history, name), end, value)
 
 
 def _points(history: History, name: str) -> list[Point]:

@@ -32,6 +32,7 @@ from harness.search.study import (
     Study,
 )
 from harness.search.sweep import Plan, Sweep
+from harness.stopping.budget import num_evaluations
 from harness.stopping.judges import best_metric
 from harness.stopping.verdict import MetricInfo
 from harness.tasks.task import Task, known_metrics
@@ -119,7 +120,8 @@ def design_of(config: Config, space: Sequence[Parameter], options: Options) -> D
         raise ConfigError(
             "--eta: no effect without --prune hyperband or asha. Give one, or drop --eta."
         )
-    budget, intervals = config.stop.budget, evaluations_of(config)
+    budget = config.stop.budget
+    intervals = num_evaluations(budget, config.stop.every)
     fewest = FEWEST_EVALUATIONS.get(options.prune, 0)
     if intervals is not None and intervals < fewest:
         raise ConfigError(
@@ -138,16 +140,6 @@ def design_of(config: Config, space: Sequence[Parameter], options: Options) -> D
     base = to_yaml(plain(config.model_dump(by_alias=True)))
     eta = ETA if options.eta is None else options.eta
     return Design(space, metric, info, sampler, options.prune, eta, options.seed, base, intervals)
-
-
-def evaluations_of(config: Config) -> int | None:
-    """How many evaluations the budget has, the last of which may follow a shorter interval; None
-    where they are counted in different units.
-    """
-    budget, every = config.stop.budget, config.stop.every
-    unit = "steps" if every.epochs is None else "epochs"
-    limit = None if budget is None else getattr(budget, unit)
-    return None if limit is None else math.ceil(limit / getattr(every, unit))
 
 
 def reader(path: Path) -> Callable[[Sequence[str]], Config]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.stopping.budget import Budget
-from harness.stopping.forecast import Point, last_step, look_ahead
+from harness.stopping.forecast import Point, end_of, look_ahead
 from harness.stopping.history import EXTRA
 from harness.stopping.verdict import Evaluation, MetricInfo
 
@@ -68,10 +68,10 @@ class Prospect:
             return False
         self._points.append(Point(record["step"], value, record.get("lr")))
         position = record["step"], record["epoch"], record["samples"], record["elapsed_s"] / 3600
-        by = last_step(self.budget, Evaluation(*position, {}))
-        if by is None or wanted is None:
+        end = end_of(self.budget, Evaluation(*position, {}))
+        if end is None or wanted is None:
             return False
-        outlook = look_ahead(self.metric, self.info, self._points, by, wanted)
+        outlook = look_ahead(self.metric, self.info, self._points, end, wanted)
         small = outlook.chance is not None and outlook.chance < _CHANCE_BELOW
         self._small = self._small + 1 if small else 0
         return self._small >= _FOR

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -257,12 +258,10 @@ class Cells:
         self, name: str, cell: Any, as_stored: bool, number: int, numbering: NDArray[Any]
     ) -> str:
         try:
-            if as_stored and type(cell) is str:
-                return cell
-            text = "" if is_empty(cell) else text_of(cell, self.layout.decimal)
-            if not text.isascii():
-                text.encode()  # JSON may have half of a character: \ud800
-            return text
+            is_text = type(cell) is str
+            if as_stored and is_text:
+                return str(cell)
+            return (_word if is_text and len(cell) < 64 else _written)(cell, self.layout.decimal)
         except UnicodeError as error:
             what = f"{error}. Store text as UTF-8, or do not read the column."
             self.refuse(name, int((numbering == number).argmax()), what)
@@ -358,6 +357,18 @@ class Cells:
     def refuse(self, name: str, index: int, what: str) -> NoReturn:
         """Raise DataError for a cell."""
         raise DataError(f"{self.path}: row {self.rows[index]}, column {name!r}: {what}")
+
+
+def _written(cell: Any, decimal: str) -> str:
+    """What `text_of` writes; "" for an empty cell. Raises UnicodeError."""
+    text = "" if is_empty(cell) else text_of(cell, decimal)
+    if not text.isascii():
+        text.encode()  # JSON may have half of a character: \ud800
+    return text
+
+
+# Pieces of a file hold the same words again and again
+_word = lru_cache(2**12)(_written)
 
 
 def is_empty(cell: Any) -> bool:

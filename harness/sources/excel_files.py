@@ -4,6 +4,7 @@ import datetime
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -59,12 +60,13 @@ def read_excel(path: Path, layout: Layout, columns: Collection[str] | None) -> C
             for row, cells in lines
         )
     head = read_head(path, layout, columns, lines)
-    kept = list(lines)
-    full = None if mark or layout.skip_footer else _full_columns(head, kept)
-    if full is None:
-        kept = list(rows_below(head, layout, iter(kept)))
-    found = full or by_column(head, [cells for _, cells in kept])
-    rows = [row for row, _ in kept]
+    first, _ = below = next(lines, (len(grid) + 1, []))
+    rows: Sequence[int] = range(first, len(grid) + 1)
+    found = None if mark or layout.skip_footer else _full_columns(head, grid[first - 1 :])
+    if found is None:
+        kept = list(rows_below(head, layout, chain([below], lines)))
+        rows = [row for row, _ in kept]
+        found = by_column(head, [cells for _, cells in kept])
     stored: dict[str, NDArray[np.float64] | list[Any]] = {}
     for name, read in found.items():
         kinds = set(map(type, read))
@@ -91,11 +93,12 @@ def _ending_of(path: Path) -> str:
     return next((kind for member, kind in _KINDS if member in members), path.suffix.lower())
 
 
-def _full_columns(head: Head, kept: Sequence[Line]) -> dict[str, Sequence[Any]] | None:
+def _full_columns(head: Head, rows: Sequence[Sequence[Any]]) -> dict[str, list[Any]] | None:
     """{name: cells} of the columns to read; None if rows may be empty or of another length."""
-    columns = list(zip(*(cells for _, cells in kept), strict=True))
-    if len(columns) != len(head.names):
+    if set(map(len, rows)) != {len(head.names)}:
         return None
+    # Without an object for each row, with which Python would collect garbage in all of its memory
+    columns = [[cells[at] for cells in rows] for at in range(len(head.names))]
     for cells in columns:
         kinds = set(map(type, cells))
         if (str in kinds and "" in cells) or NoneType in kinds:

@@ -13,13 +13,14 @@ from harness.sources.workbook import MAX_XML_BYTES, UNREADABLE
 # What a cell shows whose formula has no result, and what a number in a format of zeros shows
 _ERROR = re.compile(r"#(?:DIV/0!|N/A|NAME\?|NULL!|NUM!|REF!|VALUE!)|Err:[0-9]{3}")
 _CELLS = ("table-cell", "covered-table-cell")
+_BREAKS = {"tab": "\t", "line-break": "\n"}
 _TYPE, _VALUE, _FORMULA = "office:value-type", "office:value", "table:formula"
 _PADDED = re.compile(r"0[0-9]+")
 _DIGITS = re.compile(r"-?[1-9][0-9]{15,}")  # more than float64 holds
 
 
 def check_document(path: Path) -> dict[str, Unread]:
-    """{sheet: cells that readers leave empty, or without the zeros that are shown before them}.
+    """{sheet: cells of which readers leave something out, such as tabs or digits of a number}.
     Raises DataError as `check_workbook`.
     """
     try:
@@ -28,6 +29,9 @@ def check_document(path: Path) -> dict[str, Unread]:
                 raise DataError(f"{path}: too large, unpacked. Give the table as .parquet or .csv.")
             extent = _OdsExtent(file)
             check_sheet(str(path), extent)
+            if extent.has_breaks:
+                file.seek(0)
+                extent = _OdsExtent(file, texts=True)
     except (*UNREADABLE, KeyError) as error:
         raise DataError(
             f"{path}: cannot be read: {error}. It may be truncated, or not a spreadsheet."
@@ -37,10 +41,14 @@ def check_document(path: Path) -> dict[str, Unread]:
 
 class _OdsExtent(Extent):
     """As `Extent`, of content.xml, whose cells and rows say how often they are repeated; of all its
-    sheets together.
+    sheets together. `texts`: whether texts with tabs and line breaks are among what readers leave
+    out, as calamine and pandas do.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, *, texts: bool = False) -> None:
+        self.has_breaks = False
+        self._with_texts = texts
+        self._is_broken = False  # the text of the cell
         self.unread_of: dict[str, Unread] = {}
         self._num_unread = 0
         self._cell: dict[str, str] | None = None  # attributes of one whose text counts
@@ -70,11 +78,25 @@ class _OdsExtent(Extent):
                 self._rows |= {self._row, self._row + self._repeated - 1}
                 self._columns |= {self._column + 1, self._column + self._count}
             is_number = attributes.get(_TYPE) == "float"
-            self._cell, self._text = attributes if is_formula or is_number else None, []
+            is_text = self._with_texts and attributes.get(_TYPE) == "string"
+            self._cell = attributes if is_formula or is_number or is_text else None
+            self._text, self._is_broken = [], False
             self._column += self._count
         elif kind == "annotation":
             self._is_note = True
-        elif kind == "p" and self._cell is not None and not self._is_note:
+        elif not self._is_note:
+            self._add_text(kind, attributes)
+
+    def _add_text(self, kind: str, attributes: dict[str, str]) -> None:
+        """What begins within a cell: a paragraph, or what stands for white space in one."""
+        if kind in _BREAKS:
+            self.has_breaks = self._is_broken = True
+            self._text.append(_BREAKS[kind])
+        elif kind == "s":
+            self._text.append(" " * int(attributes.get("text:c", "1")))
+        elif kind == "p" and self._cell is not None:
+            if self._text:
+                self._text.append("\n")
             self._parser.CharacterDataHandler = self._text.append
 
     def _end(self, name: str) -> None:
@@ -84,8 +106,10 @@ class _OdsExtent(Extent):
         elif kind == "p":
             self._parser.CharacterDataHandler = None
         elif kind in _CELLS and self._cell is not None:
-            if (text := _unread(self._cell, "".join(self._text).strip())) is not None:
-                self._add(text)
+            text = "".join(self._text)
+            unread = text if self._is_broken else _unread(self._cell, text.strip())
+            if unread is not None:
+                self._add(unread)
             self._cell = None
 
     def _add(self, text: str) -> None:

@@ -47,6 +47,15 @@ class Budget(Section):
         }
 
 
+def num_evaluations(budget: Budget | None, every: Every) -> int | None:
+    """How many evaluations a budget has, the last of which may follow a shorter interval; None
+    where they are counted in different units.
+    """
+    unit = "steps" if every.epochs is None else "epochs"
+    limit = None if budget is None else getattr(budget, unit)
+    return None if limit is None else math.ceil(limit / getattr(every, unit))
+
+
 class Moment(Budget):
     """A time of the training, in one unit."""
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from harness.settings import Section
-from harness.stopping.budget import Budget, Moment, position_of
+from harness.stopping.budget import Budget, Every, Moment, num_evaluations, position_of
 from harness.stopping.judge import Finding, Judge, unknown_metric
 from harness.stopping.rate import Rate, share_of
 from harness.stopping.targets import Target, expand
@@ -110,6 +110,7 @@ class Outlook:
     chance: float | None = None
     abstains: str = ""
     fan: Sequence[tuple[int, float, float]] = ()
+    epoch: int | None = None
 
     def words(self) -> str:
         """The forecast for people."""
@@ -120,33 +121,46 @@ class Outlook:
         if self.chance is not None and self.value is not None:
             chance = f"; chance to reach {show(self.value)}: {100 * self.chance:.3g} %"
         ends = f"{show(low, high)} to {show(high, low)}"
-        return f"{self.metric}, {_BAND:.0%}: {ends} by step {self.by:,}{chance}"
+        by = f"step {self.by:,}"
+        if self.epoch is not None:
+            by = f"epoch {self.epoch:,} ({by})"
+        return f"{self.metric}, {_BAND:.0%}: {ends} by {by}{chance}"
 
 
-def last_step(budget: Budget, evaluation: Evaluation) -> int | None:
-    """The step at which the first limit of a budget is met, at the pace so far; None if no limit
-    can be told in steps yet.
+class End(NamedTuple):
+    """Where a budget is spent; `epoch`: None where another of its limits is met first."""
+
+    step: int
+    epoch: int | None = None
+
+
+def end_of(budget: Budget, evaluation: Evaluation) -> End | None:
+    """Where the first limit of a budget is met, at the pace so far; None if no limit can be told in
+    steps yet.
     """
     position = position_of(evaluation)
-    steps = [
-        limit if unit == "steps" else limit * float(evaluation.step) / position[unit]
+    steps = {
+        unit: limit if unit == "steps" else limit * float(evaluation.step) / position[unit]
         for unit, limit in budget.limits().items()
         if unit == "steps" or position[unit] > 0
-    ]
-    first = min(steps, default=math.inf)
-    return round(first) if math.isfinite(first) else None
+    }
+    first = min(steps, key=lambda unit: steps[unit], default="steps")
+    if not math.isfinite(steps.get(first, math.inf)):
+        return None
+    return End(round(steps[first]), budget.epochs if first == "epochs" else None)
 
 
 def look_ahead(
     metric: str,
     info: MetricInfo,
     points: Sequence[Point],
-    by: int,
+    end: End,
     value: float | None = None,
 ) -> Outlook:
-    """The forecast of a metric from its evaluations so far, up to the step `by`; `value`: the
-    chance to reach it is asked for.
+    """The forecast of a metric from its evaluations so far, up to the end of the budget; `value`:
+    the chance to reach it is asked for.
     """
+    by, epoch = end
     if all(point.rate is None for point in points):
         points = [point._replace(rate=1.0) for point in points]
     reason = _why_not(points, by, info.mode)
@@ -182,6 +196,7 @@ def look_ahead(
         value,
         None if value is None else _UNKNOWN + (1 - 2 * _UNKNOWN) * found.chance(sign * value),
         fan=[(round(at), *band) for at, band in zip(future, bands, strict=True)],
+        epoch=epoch,
     )
 
 
@@ -223,6 +238,7 @@ class ForecastJudge(Judge):
         settings: Forecast | None,
         targets: dict[str, Target],
         budget: Budget | None,
+        every: Every,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -230,6 +246,7 @@ class ForecastJudge(Judge):
             metric: target for name, target in targets.items() for metric in expand(name, metrics)
         }
         self._budget = budget
+        self._every = every
         self._metrics = metrics
         self._points: list[Point] = []
         self._next = 0
@@ -243,6 +260,15 @@ class ForecastJudge(Judge):
             yield (
                 "stop.forecast: needs a budget, within which something is to happen. Give "
                 "stop.budget."
+            )
+        there = num_evaluations(self._budget, self._every)
+        # None at the last evaluation: the budget is spent
+        fewest = FEWEST_POINTS + 1
+        if there is not None and there < fewest:
+            yield (
+                f"stop.forecast: nothing can be forecast: there are {there} evaluations in "
+                f"stop.budget, by stop.every, and it needs {fewest}. Evaluate more often, give a "
+                "larger budget, or leave it out."
             )
         name = self._settings.name
         where = f"stop.forecast.{'metric' if self._settings.target is None else 'target'}"
@@ -273,12 +299,12 @@ class ForecastJudge(Judge):
         if measured is None or not math.isfinite(measured):
             return Finding()
         self._points.append(Point(evaluation.step, measured, evaluation.lr))
-        by = last_step(self._budget, evaluation)
-        if by is None or not self._is_time(evaluation):
+        end = end_of(self._budget, evaluation)
+        if end is None or not self._is_time(evaluation):
             return Finding()
         self._next = len(self._points) + max(1, len(self._points) // _EACH_UP_TO)
         info = self._metrics[one.name]
-        outlook = look_ahead(one.name, info, self._points, by, self._goal(info.mode))
+        outlook = look_ahead(one.name, info, self._points, end, self._goal(info.mode))
         small = outlook.chance is not None and outlook.chance < one.chance_below
         self._small = self._small + 1 if small else 0
         words = outlook.words()

@@ -27,7 +27,9 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
         TargetsJudge(settings.targets, settings.targets_need, settings.hold, metrics),
         request,
         MilestonesJudge(settings.milestones, settings.budget, metrics),
-        ForecastJudge(settings.forecast, settings.targets, settings.budget, metrics),
+        ForecastJudge(
+            settings.forecast, settings.targets, settings.budget, settings.every, metrics
+        ),
         OverfittingJudge(settings.gap, metrics),
         ImprovementJudge(
             settings.improvement,

@@ -350,6 +350,8 @@ def test_a_run_tells_its_metrics_verdicts_outcome_and_checkpoints(tmp_path: Path
     assert run.outcome == outcome
     assert [one["step"] for one in run.checkpoints][-1] == 8
     assert fermarsi.replay(tmp_path, overrides={"stop.budget.steps": 4}).stop_index == 0
+    (ahead,) = fermarsi.forecast(tmp_path, metric="val/loss")
+    assert ahead.words() == ("no forecast of val/loss: 2 of at least 6 evaluations are there")
     assert fermarsi.report(tmp_path).read_text().startswith("<!doctype html>")
 
 

@@ -431,3 +431,15 @@ def test_whole_numbers_beyond_those_of_excel_keep_the_digits_of_the_file(tmp_pat
         assert features.ravel().tolist() == np.float32(numbers).tolist()
     with pytest.raises(DataError, match=r"row 2, column 'n': -8\.086\S*e\+18 is too large for an"):
         Table(str(tmp_path / "c.xlsx"), [], {"n": "integer"})
+
+
+def test_white_space_in_texts_of_libreoffice_is_kept(tmp_path: Path) -> None:
+    """As Open Document 1.3, part 3, 6.1 says; calamine and pandas drop tabs and line breaks."""
+    note = "<office:annotation><text:p>a<text:tab/>note</text:p></office:annotation>"
+    written = "x<text:s text:c='2'/>y<text:tab/>z<text:line-break/><text:span>w</text:span>"
+    plain = "one</text:p><text:p>two<text:s/>words"
+    table = document(tmp_path / "a.ods", row("t", "n") + row(written, 1) + row(plain, 2))
+    assert Table(str(table), ["n"], {"t": "text"}).known()["t"] == ["x  y\tz\nw", "one\ntwo words"]
+    noted = row(plain, 1).replace("<text:p>", f"{note}<text:p>", 1)
+    table = document(tmp_path / "b.ods", row("t", "n") + noted)
+    assert Table(str(table), ["n"], {"t": "text"}).known()["t"] == ["one\ntwo words"]

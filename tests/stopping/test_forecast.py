@@ -15,7 +15,7 @@ from harness.cli import app
 from harness.errors import ConfigError
 from harness.stopping import forecast
 from harness.stopping.controller import StopController
-from harness.stopping.forecast import Outlook, Point, last_step, look_ahead
+from harness.stopping.forecast import End, Outlook, Point, end_of, look_ahead
 from harness.stopping.history import read_history
 from harness.stopping.replay import replay
 from harness.stopping.settings import StopSettings
@@ -41,7 +41,7 @@ def rising(n: float) -> float:
 
 
 def look(points: Sequence[Point], by: int = 6000, value: float | None = None) -> Outlook:
-    return look_ahead("val/gain", INFOS["val/gain"], points, by, value)
+    return look_ahead("val/gain", INFOS["val/gain"], points, End(by), value)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,19 @@ def test_the_chance_falls_with_the_value_from_one_to_none() -> None:
     assert chances[0] == pytest.approx(0.99, abs=0.01)
     assert chances[-1] is not None
     assert chances[-1] < 0.2
-    above = look_ahead("val/accuracy", SHARE, points, 6000, 1.5)
+    above = look_ahead("val/accuracy", SHARE, points, End(6000), 1.5)
     # Neither is ever certain
     assert above.chance == pytest.approx(0.01, abs=1e-6)
     assert "chance to reach 1.5: 1 %" in above.words()
     sure = look(points, value=0.1)
     assert sure.chance == pytest.approx(0.99, abs=1e-6)
+
+
+def test_a_budget_that_just_has_the_evaluations_for_a_forecast_is_taken() -> None:
+    """One after the sixth evaluation, before the seventh, at which the budget is spent."""
+    given = {"forecast": {**STOP, "for": 1}, "targets": {"val/accuracy": {"at_least": 1}}}
+    _, verdicts = controller(LOW[:7], budget={"epochs": 7}, **given)
+    assert [one.reason for one in verdicts] == [None] * 5 + ["hopeless", "budget"]
 
 
 def test_units_change_nothing_and_neither_does_the_side_that_is_better() -> None:
@@ -88,7 +95,7 @@ def test_units_change_nothing_and_neither_does_the_side_that_is_better() -> None
     assert other.chance == pytest.approx(known.chance, abs=1e-6)
     assert other.band == pytest.approx([100 * edge - 3 for edge in known.band])
     falls = [Point(p.step, -p.value, p.rate) for p in points]
-    down = look_ahead("val/loss", MetricInfo("min"), falls, 6000, -0.81)
+    down = look_ahead("val/loss", MetricInfo("min"), falls, End(6000), -0.81)
     assert down.chance == pytest.approx(known.chance, abs=1e-9)
     assert down.band == pytest.approx([-edge for edge in reversed(known.band)])
     assert look(points, value=0.81) == known
@@ -101,7 +108,7 @@ def test_a_plateau_may_end_by_a_new_rise() -> None:
         ("val/loss", 3.09, [4.242, 3.709, 3.512, 3.448, 3.404, 3.364, 3.334, 3.313, 3.301]),
     ):
         points = [Point(6 * n, value, 0.1) for n, value in enumerate(values, 1)]
-        chance = look_ahead(metric, INFOS[metric], points, 192, target).chance
+        chance = look_ahead(metric, INFOS[metric], points, End(192), target).chance
         assert chance is not None
         assert chance > 0.1
 
@@ -153,7 +160,7 @@ def test_a_rate_that_no_evaluation_knows_is_taken_to_be_steady() -> None:
 
 
 def test_a_band_stays_within_what_the_metric_can_be() -> None:
-    low, high = look_ahead("val/accuracy", SHARE, curve(lambda n: 1 - 0.5 / n, 12), 6000).band
+    low, high = look_ahead("val/accuracy", SHARE, curve(lambda n: 1 - 0.5 / n, 12), End(6000)).band
     assert 0 <= low < high <= 1
 
 
@@ -164,15 +171,16 @@ def test_warm_up_and_noise_are_no_reason_to_abstain() -> None:
 
 def test_the_budget_met_first_at_the_pace_so_far_ends_it() -> None:
     now = Evaluation(step=100, epoch=2.0, samples=3200, hours=0.5, metrics={})
-    for budget, step in (
-        ({"steps": 900}, 900),
-        ({"epochs": 10}, 500),
-        ({"samples": 9600}, 300),
-        ({"hours": 2.0, "steps": 900}, 400),
+    for budget, end in (
+        ({"steps": 900}, End(900)),
+        ({"epochs": 10}, End(500, 10)),
+        ({"epochs": 10, "steps": 400}, End(400)),
+        ({"samples": 9600}, End(300)),
+        ({"hours": 2.0, "steps": 900}, End(400)),
     ):
         given = StopSettings.model_validate({"budget": budget}).budget
         assert given is not None
-        assert last_step(given, now) == step
+        assert end_of(given, now) == end
 
 
 def controller(values: Sequence[float], **settings: Any) -> tuple[StopController, list[Any]]:
@@ -249,11 +257,11 @@ def test_judging_again_after_a_resume_gives_the_same() -> None:
 def test_a_thousand_evaluations_are_fitted_two_hundred_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[int] = []
+    asked: list[End] = []
     monkeypatch.setattr(
         forecast,
         "look_ahead",
-        lambda metric, info, points, by, value: asked.append(by) or Outlook(metric, by),
+        lambda metric, info, points, end, value: asked.append(end) or Outlook(metric, end.step),
     )
     controller([0.5] * 1000, budget={"epochs": 2000})
     assert 100 < len(asked) < 200
@@ -264,6 +272,14 @@ def test_a_thousand_evaluations_are_fitted_two_hundred_times(
     [
         ({"budget": None, "targets": TARGET}, "stop.forecast: needs a budget"),
         ({"targets": {}}, "stop.targets has no target for val/accuracy, but for nothing"),
+        (
+            {"budget": {"epochs": 6}},
+            "there are 6 evaluations in stop.budget, by stop.every, and it",
+        ),
+        (
+            {"every": {"steps": 100}, "budget": {"steps": 550}},
+            "nothing can be forecast: there are 6 evaluations in stop.budget, by stop.every",
+        ),
         ({"forecast": {**STOP, "target": "val/acuracy"}}, "Did you mean val/accuracy?"),
         ({"forecast": {**STOP, "metric": "val/loss", "gain": 0.1}}, "exactly one of target"),
         ({"forecast": {"metric": "val/loss"}}, "metric and gain belong together"),
@@ -296,7 +312,7 @@ def test_the_command_forecasts_what_the_config_asks_for(
     assert app(asked, standalone_mode=False) == 0
     said = capsys.readouterr().out
     assert said.startswith("val/accuracy, 95%: ")
-    assert "by step 6,000; chance to reach 0.9: " in said
+    assert "by epoch 60 (step 6,000); chance to reach 0.9: " in said
     bare = [*asked, "stop.targets=null", "stop.forecast=null", "--metric", "val/accuracy"]
     assert app([*bare, "--json"], standalone_mode=False) == 0
     (told,) = json.loads(capsys.readouterr().out)

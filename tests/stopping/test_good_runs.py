@@ -41,7 +41,7 @@ def test_few_curves_that_reach_their_target_are_ended_before() -> None:
 
 
 def test_bands_half_way_hold_what_becomes_of_families_that_nothing_was_chosen_by() -> None:
-    """One curve in three, of all four."""
+    """One curve in three, of all six."""
     every = curves(HELD_OUT_CURVES)[::3]
     held = [found for one in every if (found := held_by_band(one, 2)) is not None]
     assert len(held) > 100
