@@ -256,12 +256,12 @@ class _Outlined:
         trained = [one for one in named if one.requires_grad]
         own_gradients = sum(_share(one, one.nbytes, shards) for one in trained)
         # Summed over ranks with the step's last slot, or that of the rest at the end of a pass
-        whole = 0
-        if shards > 1:
+        whole, offloads = 0, self._settings.offload == "cpu"
+        if shards > 1 or offloads:
             is_kept = slots > 1 and self._settings.reduce_every == "step"
             kept = trained if is_kept else self._units().get("", [])
             whole = sum(one.nbytes for one in kept if one.requires_grad)
-        ema, offloads = self._config.train.ema, self._settings.offload == "cpu"
+        ema = self._config.train.ema
         buffers = sum(one.nbytes for one in self._network.buffers())
         held = RankMemory(
             ranks=num_ranks,

@@ -6,7 +6,8 @@ with rows of one block and of another, without a word (pytorch/pytorch#148334, #
 facebookresearch/fairscale#796).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch._compile import _disable_dynamo
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 
+from harness.data.source import Batch
 from harness.errors import ConfigError
+from harness.ranks.ranks import Ranks
 
 _END = "its end"
 
@@ -47,13 +50,18 @@ class _Passes:
 
 class BlockOrder:
     """Compares each pass, as it goes on, with those of the trial, which all ranks made with one
-    micro-batch. A rank looks at its own passes alone: no collectives, no host wait.
+    micro-batch: there a rank looks at its own passes alone, without collectives or host waits.
+    Evaluations are compared with passes of micro-batches of the same shapes (`of_all`).
     """
 
-    def __init__(self, network: nn.Module, blocks: Sequence[str], rank: int) -> None:
-        self._rank = rank
+    def __init__(self, network: nn.Module, blocks: Sequence[str], ranks: Ranks) -> None:
+        self._ranks = ranks
         self._learns = True
         self._passes = {True: _Passes(), False: _Passes()}  # by whether they keep gradients
+        self._evaluations: dict[str, _Passes] = {}  # by the shapes on all ranks
+        self._evaluation: _Passes | None = None  # of the pass under way
+        self._agrees = False  # whether all ranks compare what it comes to
+        self._is_outside = False  # whether blocks are called without the network, in an evaluation
         self._inside: list[bool] = []  # of the network's own forward passes, the kind of each
         self._is_backward = self._was_backward = False
         # Before the hooks of FSDP2, which gather parameters
@@ -70,9 +78,30 @@ class BlockOrder:
             passes.begin(self._learns)
         self._learns = self._was_backward = False
 
+    @contextmanager
+    def of_all(self, batch: Batch) -> Iterator[None]:
+        """Around what an evaluation does with a micro-batch. The first time that ranks have such
+        shapes together, they compare each block before they come to it (one exchange on hosts
+        each), and what they all come to is known from then on. Called by every rank. Raises
+        ConfigError.
+        """
+        tensors = (one for one in tree_leaves(dict(batch)) if isinstance(one, Tensor))
+        shapes = repr(self._ranks.gather([list(one.shape) for one in tensors]))
+        self._agrees = shapes not in self._evaluations
+        self._evaluation = self._evaluations.get(shapes, _Passes())
+        self._evaluation.begin(learns=False)
+        try:
+            yield
+            self._come_to(_END, False)
+        finally:
+            passes, self._evaluation = self._evaluation, None
+        passes.begin(self._agrees)
+        self._evaluations[shapes] = passes
+
     @_disable_dynamo
     def _enter_network(self, *_: object) -> None:
         kind = torch.is_grad_enabled()
+        self._is_outside = False
         if self._was_backward or not kind:
             self._passes[kind].begin(self._learns)
             self._was_backward = self._was_backward and not kind
@@ -85,8 +114,12 @@ class BlockOrder:
 
     @_disable_dynamo
     def _enter(self, name: str, *_: object) -> None:
-        # Outside of the network's own: again, in a backward pass
-        self._come_to(f"the forward pass of {name}", self._inside[-1] if self._inside else True)
+        # Outside of the network's own: again, in a backward pass, or by another method
+        kind = self._inside[-1] if self._inside else torch.is_grad_enabled()
+        if not (kind or self._inside or self._is_outside):
+            self._passes[False].begin(self._learns)
+            self._is_outside = True
+        self._come_to(f"the forward pass of {name}", kind)
 
     @_disable_dynamo
     def _leave(self, name: str, _: nn.Module, __: object, outputs: Any) -> None:
@@ -112,13 +145,23 @@ class BlockOrder:
         self._come_to(_END, True)
 
     def _come_to(self, event: str, kind: bool) -> None:
-        """Raises ConfigError where no pass of the trial went on like this."""
-        wanted = self._passes[kind].come_to(event)
-        if wanted is None or self._learns:
+        """Raises ConfigError where no known pass went on like this, or another rank does not."""
+        passes = self._evaluation or self._passes[kind]
+        wanted = passes.come_to(event)
+        if self._evaluation is not None and self._agrees:
+            found = self._ranks.gather(event)
+            other = next((rank for rank, one in enumerate(found) if one != event), None)
+            if other is None:
+                return
+            instead = f"rank {other} comes to {found[other]}"
+        elif wanted is None or self._learns:
             return
+        else:
+            instead = f"the first one came to {wanted or 'nothing more'}"
         raise ConfigError(
-            f"network: on rank {self._rank} a pass comes to {event}, where the first one came to "
-            f"{wanted or 'nothing more'}. Processes gather the parameters of a block together, so "
-            "that each pass has to use the same blocks in the same order. Leave blocks that only "
-            "some micro-batches use out of parallel.shard: the rest of the network then holds them."
+            f"network: on rank {self._ranks.rank} a pass comes to {event}, where {instead}. "
+            "Processes gather the parameters of a block together, so that each pass has to use the "
+            "same blocks in the same order, as often. Leave blocks that only some micro-batches "
+            "use, or only from some step on, or each time another number of times, out of "
+            "parallel.shard: the rest of the network then holds them."
         )

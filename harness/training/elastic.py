@@ -42,10 +42,14 @@ def refuse_synchronised(network: nn.Module) -> None:
         )
 
 
-def refuse_precision(settings: ParallelConfig) -> None:
-    """Raise ConfigError where torch would keep gradients from the sums."""
-    precision = settings.precision
-    if (precision.params or precision.reduce) and keeps_wide_gradients_aside():
+def refuse_precision(settings: ParallelConfig, network: nn.Module) -> None:
+    """Raise ConfigError where torch would keep gradients from the sums: those that are summed in
+    another type than passes compute in.
+    """
+    params, reduce = DTYPES[settings.precision.params], DTYPES[settings.precision.reduce]
+    own = {one.dtype for one in network.parameters() if one.requires_grad}
+    differs = any((reduce or one) != (params or one) for one in own)
+    if differs and keeps_wide_gradients_aside():
         raise ConfigError(
             f"parallel.precision: with torch {torch.__version__} run.exactness: elastic would not "
             "find the gradients. Use torch 2.15 or newer, train.precision: bf16, or "
@@ -167,7 +171,7 @@ class ElasticShards(Shards):
         """Called by every rank, before there is an optimizer: its parameters are others then.
         Raises ConfigError.
         """
-        refuse_precision(settings)
+        refuse_precision(settings, birth.network)
         refuse_synchronised(birth.network)
         super().__init__(birth, accelerator, ranks, settings, find_unused)
         self.averaged_over = 1

@@ -4,7 +4,7 @@ ranks, without a trace in the training.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,25 +192,33 @@ def evaluate(
     device: torch.device,
     check_leave: Callable[[], None] = lambda: None,
     *,
-    in_step: bool = False,
+    in_step: Callable[[Batch], AbstractContextManager[None]] | None = None,
 ) -> Result:
     """Metrics of the plan's samples, the same bits on every rank and on any number of ranks.
 
     Called by every rank.
 
     `check_leave` is called before each micro-batch; what it raises on one rank all raise;
-    `in_step`: whether forward passes are of all ranks. Raises DataError if a sample cannot be read
-    or a metric is undefined on the split.
+    `in_step`: around each forward pass, where they are of all ranks. Raises DataError if a sample
+    cannot be read or a metric is undefined on the split.
     """
     ranks.heartbeat.enter(EVALUATION_DATA)
     seed = None if draws_nothing(network, task) else seeding_for(network, task)
-    tally, feed = Tally(task, plan, joins=seed is None and not in_step), plan.feed(ranks, device)
+    tally, feed = (
+        Tally(task, plan, joins=seed is None and in_step is None),
+        plan.feed(ranks, device),
+    )
 
     def forward(block: int, batch: Batch) -> Any:
         ranks.heartbeat.enter(EVALUATION)
         if seed is not None:
             seed(seed_for(0, "evaluation forward", block))
         return task.forward(network, batch)
+
+    def forward_of_all(block: int, batch: Batch) -> Any:
+        assert in_step is not None
+        with in_step(batch):
+            return forward(block, batch)
 
     def run_mine() -> None:
         for group in feed.groups():
@@ -221,8 +229,9 @@ def evaluate(
             ranks.heartbeat.enter(EVALUATION_DATA)
 
     with preserve_random(), evaluation_mode(network), torch.no_grad():
-        if in_step:
-            run_in_step(ranks, feed, plan.num_rounds(ranks.size), check_leave, forward, tally.add)
+        if in_step is not None:
+            num_rounds = plan.num_rounds(ranks.size)
+            run_in_step(ranks, feed, num_rounds, check_leave, forward_of_all, tally.add)
             release_parameters(network)
         else:
             ranks.together(run_mine)

@@ -174,7 +174,7 @@ def read_losses(run: Run) -> Verdict:
     with run.ledger.account("compute"):
         window = run.losses.read(run.step)
     verdict = run.ranks.decide(lambda: run.controller.watch(window), Verdict)
-    if run.config.log.trace and (run.trace is not None or run.engine.sharing.in_step):
+    if run.config.log.trace and (run.trace is not None or run.engine.sharing.in_step is not None):
         parameters = digest(run.engine.network)
         if run.trace is not None:
             run.trace.write(run.step, window.losses, run.sampling, parameters)

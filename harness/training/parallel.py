@@ -139,9 +139,9 @@ class Whole:
         return self._alike[len(gradients)]
 
     @property
-    def in_step(self) -> bool:
+    def in_step(self) -> None:
         """A forward pass is a rank's own."""
-        return False
+        return
 
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name, as a checkpoint holds them."""

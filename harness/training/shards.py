@@ -4,14 +4,15 @@ forward pass is one of all ranks.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from harness.config.parallel import ParallelConfig, num_replicas_of
+from harness.data.source import Batch
 from harness.errors import ConfigError
 from harness.ranks.mesh import (
     Mesh,
@@ -32,6 +33,10 @@ from harness.wording import some
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
 # What waits for a step's last slot
 _EXCHANGES = {"step": exchange_gradients, "micro_batch": exchange_between_replicas}
+
+
+def _alone(_: Batch) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class Shards:
@@ -96,7 +101,7 @@ class Shards:
             network, device_placement=False, evaluation_mode=True
         )
         self._buffers = Buffers(network, ranks, writes_are_counted)
-        self._order = BlockOrder(network, self.blocks, ranks.rank) if ranks.size > 1 else None
+        self._order = BlockOrder(network, self.blocks, ranks) if ranks.size > 1 else None
 
     def description(self) -> str:
         """What is shared among how many, in words."""
@@ -141,9 +146,11 @@ class Shards:
         return norm
 
     @property
-    def in_step(self) -> bool:
-        """Every forward pass gathers parameters from all ranks."""
-        return True
+    def in_step(self) -> Callable[[Batch], AbstractContextManager[None]]:
+        """Around what an evaluation does with a micro-batch: it gathers parameters from all ranks,
+        which use the same blocks (`BlockOrder.of_all`).
+        """
+        return _alone if self._order is None else self._order.of_all
 
     def state_dict(self) -> dict[str, Tensor]:
         """The network's tensors by name, as a checkpoint holds them."""

@@ -2,7 +2,7 @@
 for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from harness.config.schema import Config
+from harness.data.source import Batch
 from harness.ranks.ranks import Ranks
 from harness.training.birth import Birth
 from harness.training.elastic import Elastic, ElasticShards
@@ -26,8 +27,10 @@ class Sharing(Protocol):
     averaged_over: int
 
     @property
-    def in_step(self) -> bool:
-        """Whether each forward pass, also of an evaluation, is one of all ranks."""
+    def in_step(self) -> Callable[[Batch], AbstractContextManager[None]] | None:
+        """Around what an evaluation does with a micro-batch, where each forward pass is one of all
+        ranks; None where it is a rank's own.
+        """
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
         """Around one slot's forward and backward pass; the step's last one may exchange gradients

@@ -146,6 +146,13 @@ def test_of_each_of_several_processes_it_says_what_one_counts_by_hand(tmp_path: 
     assert host["total_bytes"] + host["host_bytes"] == found["total_bytes"]
     assert host["host_bytes"] == 4 * (rows * 5 + len(parameters))
 
+    # Of one process the rows are whole, on its host; its GPU has whole gradients beside them
+    one = described(*CHAIN, "parallel={kind: fsdp, offload: cpu}", "--ranks", "1", config=config)
+    assert one["gradient_bytes"] == 4 * everything
+    assert one["parameter_bytes"] == one["optimizer_bytes"] == one["average_bytes"] == 0
+    assert one["gathered_bytes"] == found["gathered_bytes"]
+    assert one["host_bytes"] == 4 * (everything * 4 + len(parameters))
+
     # One slot each, and so no whole gradients but of what is gathered for a whole pass
     larger = described(*sharded, "batch={size: 32, micro_size: 8}", config=config)
     assert larger["gradient_bytes"] == 4 * (rows + everything - 2 * block)

@@ -67,14 +67,31 @@ def test_statistics_over_the_samples_of_all_ranks_are_refused() -> None:
 
 def test_gradients_that_torch_keeps_elsewhere_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before torch 2.15 those of blocks that compute in another type (pytorch#125191)."""
-    precision = {"params": "bf16", "reduce": "fp32"}
-    settings = ParallelConfig.model_validate({"kind": "fsdp", "precision": precision})
-    refuse_precision(settings)
+
+    def settings_of(params: str | None, reduce: str | None) -> ParallelConfig:
+        precision = {"params": params, "reduce": reduce}
+        return ParallelConfig.model_validate({"kind": "fsdp", "precision": precision})
+
+    single, double = nn.Linear(2, 2), nn.Linear(2, 2).double()
+    half = nn.Linear(2, 2).bfloat16()
+    refuse_precision(settings_of("bf16", "fp32"), single)
     param = "torch.distributed.fsdp._fully_shard._fsdp_param.FSDPParam"
     monkeypatch.setattr(f"{param}.to_accumulated_grad_if_needed", None, raising=False)
-    refuse_precision(ParallelConfig.model_validate({"kind": "fsdp"}))
-    with pytest.raises(ConfigError, match=r"parallel.precision: with torch .* would not find the"):
-        refuse_precision(settings)
+    for params, reduce, network in (
+        (None, None, single),
+        (None, "fp32", single),
+        ("bf16", "bf16", double),
+        (None, "bf16", half),
+    ):
+        refuse_precision(settings_of(params, reduce), network)
+    for params, reduce, network in (
+        ("bf16", "fp32", single),
+        ("bf16", None, single),  # summed as the parameters are
+        (None, "bf16", single),
+        (None, "fp32", double),
+    ):
+        with pytest.raises(ConfigError, match=r"precision: with torch .* would not find the"):
+            refuse_precision(settings_of(params, reduce), network)
 
 
 def work_on_slot(engine: Engine, sign: float, *, last: bool = False) -> None:

@@ -87,6 +87,17 @@ class Wayward(Tower):
         return out
 
 
+class Tiled(Tower):
+    """The same, in pieces of `rows` rows: other sizes use blocks another number of times."""
+
+    def __init__(self, rows: int, dtype: str = "float32") -> None:
+        super().__init__(dtype=dtype)
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(Tiled, self).forward(one) for one in x.split(self.rows)])
+
+
 class Traced(Tower):
     """The same, compiled but for kernels, which take a C++ compiler half a minute; the file that
     the environment names gets a line for each graph: the number of its operations.
