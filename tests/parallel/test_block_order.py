@@ -138,7 +138,7 @@ def test_blocks_called_by_themselves_without_gradients_are_no_part_of_a_training
 
 def test_a_training_evaluates_larger_micro_batches_in_more_pieces(tmp_path: Path) -> None:
     given = ["network={_target_: tests.parallel.way_parts.Tiled, rows: 4, dtype: float64}"]
-    given += ["evaluation.micro_size=8"]
+    given += ["evaluation.micro_size=8", "data.val.source.count=32"]
     run_of(tmp_path, "run", 2, *given, FSDP)
 
 
