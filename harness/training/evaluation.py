@@ -215,11 +215,6 @@ def evaluate(
             seed(seed_for(0, "evaluation forward", block))
         return task.forward(network, batch)
 
-    def forward_of_all(block: int, batch: Batch) -> Any:
-        assert in_step is not None
-        with in_step(batch):
-            return forward(block, batch)
-
     def run_mine() -> None:
         for group in feed.groups():
             for block, batch in group:
@@ -230,8 +225,7 @@ def evaluate(
 
     with preserve_random(), evaluation_mode(network), torch.no_grad():
         if in_step is not None:
-            num_rounds = plan.num_rounds(ranks.size)
-            run_in_step(ranks, feed, num_rounds, check_leave, forward_of_all, tally.add)
+            run_in_step(ranks, feed, plan, check_leave, forward, tally.add, in_step)
             release_parameters(network)
         else:
             ranks.together(run_mine)
@@ -256,10 +250,11 @@ def evaluate(
 def run_in_step(
     ranks: Ranks,
     feed: EvaluationFeed,
-    num_rounds: int,
+    plan: EvaluationPlan,
     check_leave: Callable[[], None],
     forward: Callable[[int, Batch], Any],
     add: Callable[[int, Batch, Any], None],
+    in_step: Callable[[Batch], AbstractContextManager[None]],
 ) -> None:
     """The micro-batches of `feed` where a forward pass is one of all ranks: as many rounds on each,
     and a rank that has none left repeats one for the others. What lies between two passes, and may
@@ -279,9 +274,10 @@ def run_in_step(
         spare = feed.spare() if batch is None else batch
         return block, spare
 
-    for _ in range(num_rounds):
+    for _ in range(plan.num_rounds(ranks.size)):
         block, batch = ranks.together(begin_next)
-        outputs = forward(block or 0, batch)
+        with in_step(batch):
+            outputs = forward(block or 0, batch)
         done = None if block is None else (block, batch, outputs)
     ranks.together(lambda: None if done is None else add(*done))
 
