@@ -424,7 +424,7 @@ def peak_of_reading(path: str, store: str) -> int:
     shelf.progress = look
     with shelved(shelf):
         source = Table(path, [f"x{at}" for at in range(8)])
-    assert len(source) == 1_800_000
+    assert len(source) == 2_400_000
     return most
 
 
@@ -434,8 +434,8 @@ def test_a_file_larger_than_memory_is_read_in_little_of_it(tmp_path: Path) -> No
     one = pa.table({f"x{at}": draw.normal(size=100_000) for at in range(8)})
     # Neither is worth its time for random numbers
     with pq.ParquetWriter(path, one.schema, use_dictionary=False, compression="none") as file:
-        for _ in range(18):
+        for _ in range(24):
             file.write_table(one)
     (peak,) = on_ranks(1, peak_of_reading, str(path), str(tmp_path / "store"))
-    values = 1_800_000 * 8 * 8
+    values = 2_400_000 * 8 * 8
     assert peak < 0.75 * values, f"{peak:,} of {values:,} bytes of values"
