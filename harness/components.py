@@ -13,8 +13,8 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
-from types import ModuleType
-from typing import Any, get_args
+from types import ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from harness.errors import ConfigError, HarnessError
 from harness.hidden import Reference
@@ -251,7 +251,8 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Mistake]
 
 def _is_number(annotation: Any) -> bool:
     """Whether it says numbers and nothing else, such as `float | Tensor`."""
-    kinds = get_args(annotation) or (annotation,)
+    is_union = get_origin(annotation) in (Union, UnionType)
+    kinds = get_args(annotation) if is_union else (annotation,)
     return all(getattr(one, "__name__", str(one)) in _NUMBERS for one in kinds)
 
 

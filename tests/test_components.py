@@ -294,3 +294,5 @@ def test_a_text_where_torch_takes_a_number_is_told_by_its_key() -> None:
     ]
     spec = {"_target_": "torch.optim.Muon", "adjust_lr_fn": "original", "lr": 1}
     assert components.check(spec, "optimizer", "params") == []
+    # A list of numbers is no number
+    assert components.check({"_target_": "harness.networks.Mlp", "dims": "64,32"}, "network") == []

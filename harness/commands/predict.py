@@ -281,15 +281,20 @@ def _line(row: Mapping[Hashable, Any]) -> str:
     (NaN, infinite).
     """
     try:
-        return json.dumps(row, allow_nan=False)
+        return json.dumps(row, allow_nan=False, default=_plain)
     except ValueError:
-        return json.dumps(_finite(row))
+        return json.dumps(_finite(row), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What a user's source knows of samples and JSON does not."""
+    return _finite(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -24,11 +24,11 @@ from harness.stopping.verdict import Best, Evaluation, LoggedSteps, Metrics, Mod
 class StopController:
     """Judges the evaluations of one run, on rank 0; any rank would judge the same."""
 
-    def __init__(self, settings: StopSettings, metrics: Metrics) -> None:
-        """`metrics`: those of the evaluations to come, by `split/name`. Raises ConfigError with all
-        settings that do not fit them.
+    def __init__(self, settings: StopSettings, metrics: Metrics, *, replayed: bool = False) -> None:
+        """`metrics`: those of the evaluations to come, by `split/name`; `replayed`: these are a
+        history's. Raises ConfigError with all settings that do not fit them.
         """
-        refuse(problems(settings, metrics))
+        refuse(problems(settings, metrics, replayed=replayed))
         self._settings = settings
         self._metrics = dict(metrics)
         self._best_metric = best_metric(settings, metrics)

@@ -227,6 +227,19 @@ def _why_not(points: Sequence[Point], by: int, mode: Mode) -> str:
     return ""
 
 
+def too_few_evaluations(budget: Budget | None, every: Every) -> Iterator[str]:
+    """Why a training with this budget has none to forecast by, if so."""
+    there = num_evaluations(budget, every)
+    # None at the last evaluation: the budget is spent
+    fewest = FEWEST_POINTS + 1
+    if there is not None and there < fewest:
+        yield (
+            f"stop.forecast: nothing can be forecast: there are {there} evaluations in "
+            f"stop.budget, by stop.every, and it needs {fewest}. Evaluate more often, give a "
+            "larger budget, or leave it out."
+        )
+
+
 class ForecastJudge(Judge):
     """Warns or stops when the chance was too small at so many forecasts in a row."""
 
@@ -238,7 +251,6 @@ class ForecastJudge(Judge):
         settings: Forecast | None,
         targets: dict[str, Target],
         budget: Budget | None,
-        every: Every,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -246,7 +258,6 @@ class ForecastJudge(Judge):
             metric: target for name, target in targets.items() for metric in expand(name, metrics)
         }
         self._budget = budget
-        self._every = every
         self._metrics = metrics
         self._points: list[Point] = []
         self._next = 0
@@ -260,15 +271,6 @@ class ForecastJudge(Judge):
             yield (
                 "stop.forecast: needs a budget, within which something is to happen. Give "
                 "stop.budget."
-            )
-        there = num_evaluations(self._budget, self._every)
-        # None at the last evaluation: the budget is spent
-        fewest = FEWEST_POINTS + 1
-        if there is not None and there < fewest:
-            yield (
-                f"stop.forecast: nothing can be forecast: there are {there} evaluations in "
-                f"stop.budget, by stop.every, and it needs {fewest}. Evaluate more often, give a "
-                "larger budget, or leave it out."
             )
         name = self._settings.name
         where = f"stop.forecast.{'metric' if self._settings.target is None else 'target'}"

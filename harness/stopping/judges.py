@@ -6,7 +6,7 @@ from harness.errors import ConfigError
 from harness.settings import item_path
 from harness.stopping.budget import BudgetJudge
 from harness.stopping.divergence import DivergenceJudge
-from harness.stopping.forecast import ForecastJudge
+from harness.stopping.forecast import ForecastJudge, too_few_evaluations
 from harness.stopping.improvement import ImprovementJudge
 from harness.stopping.judge import Judge, problems_of, unknown_metric
 from harness.stopping.milestones import MilestonesJudge
@@ -27,9 +27,7 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
         TargetsJudge(settings.targets, settings.targets_need, settings.hold, metrics),
         request,
         MilestonesJudge(settings.milestones, settings.budget, metrics),
-        ForecastJudge(
-            settings.forecast, settings.targets, settings.budget, settings.every, metrics
-        ),
+        ForecastJudge(settings.forecast, settings.targets, settings.budget, metrics),
         OverfittingJudge(settings.gap, metrics),
         ImprovementJudge(
             settings.improvement,
@@ -43,12 +41,14 @@ def judges_of(settings: StopSettings, metrics: Metrics, request: RequestJudge) -
     ]
 
 
-def problems(settings: StopSettings, metrics: Metrics) -> list[str]:
+def problems(settings: StopSettings, metrics: Metrics, *, replayed: bool = False) -> list[str]:
     """All problems of the settings, given the available metrics: names without a metric,
-    contradictions, settings without effect.
+    contradictions, settings without effect. replayed: evaluations are a history's, not by `every`.
     """
     judges = judges_of(settings, metrics, RequestJudge())
     found = [problem for judge in judges for problem in judge.problems()]
+    if settings.forecast is not None and not replayed:
+        found += too_few_evaluations(settings.budget, settings.every)
     best = [] if settings.best is None else [settings.best]
     return [*found, *problems_of("best", best, metrics)]
 

@@ -99,12 +99,12 @@ def replay(
     used = metrics_of(settings, infos)
     refuse(
         [
-            *problems(settings, infos),
+            *problems(settings, infos, replayed=True),
             *_unanswerable_settings(history, settings, infos),
             *unclear(sorted(used & infos.keys()), settings),
         ]
     )
-    controller = StopController(settings, infos)
+    controller = StopController(settings, infos, replayed=True)
     evaluations = [one for one in history.evaluations if not used or used & one.metrics.keys()]
     verdicts: list[Verdict] = []
     for evaluation in evaluations:

@@ -3,7 +3,7 @@
 import math
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,10 +35,11 @@ def peak_bytes() -> tuple[int, str]:
 
 
 def kinds_of_memory(network: nn.Module, optimizer: Optimizer) -> str:
-    """What this process holds of a network from step to step, in words."""
+    """What of a network this process is known to hold from step to step, in words."""
     parameters = list(network.parameters())
     gradients = [one.grad for one in parameters if one.grad is not None]
-    kept = [one for state in optimizer.state.values() for one in state.values()]
+    states = [one for one in optimizer.state.values() if isinstance(one, Mapping)]
+    kept = [one for state in states for one in state.values()]
     kinds: dict[str, Sequence[Tensor]] = {
         "parameters": parameters,
         "gradients": gradients,
@@ -46,7 +47,7 @@ def kinds_of_memory(network: nn.Module, optimizer: Optimizer) -> str:
         "buffers": list(network.buffers()),
     }
     sizes = {name: sum(local_of(one).nbytes for one in held) for name, held in kinds.items()}
-    return ", ".join(f"{size / 1e9:,.2f} GB of {name}" for name, size in sizes.items())
+    return ", ".join(f"{size / 1e9:,.2f} GB of {name}" for name, size in sizes.items() if size)
 
 
 def available_bytes() -> float:
@@ -80,7 +81,7 @@ def explain_machine_error(error: BaseException, phase: str = "") -> str | None:
         noted = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
         smaller = (
             "batch.micro_size (batch.size and the samples of each step stay as they are; last bits "
-            "and what dropout draws do not), or train.recompute: auto"
+            "and what dropout draws do not), or train.recompute: auto where it is not set yet"
         )
         if phase == EVALUATION:
             smaller = "evaluation.micro_size"

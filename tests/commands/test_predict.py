@@ -187,6 +187,24 @@ def test_every_bit_of_a_number_comes_back(values: list[float]) -> None:
             )
 
 
+def test_what_json_does_not_know_is_written_as_text_or_numbers(tmp_path: Path) -> None:
+    """A user's source may know more of its samples than texts."""
+    day = pd.Timestamp("2024-05-01")
+    known = [np.int64(3), np.array([1.5, np.nan]), (0.5, math.inf), day.date(), tmp_path]
+    table = pd.DataFrame({"day": [day] * 5, "known": pd.Series(known, dtype=object)})
+    predict._WRITERS[".jsonl"](table, tmp_path / "found.jsonl", 0)
+    lines = (tmp_path / "found.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [row["known"] for row in rows] == [
+        3,
+        [1.5, None],
+        [0.5, None],
+        "2024-05-01",
+        str(tmp_path),
+    ]
+    assert {row["day"] for row in rows} == {str(day)}
+
+
 PRICES = """
 run: {{name: prices, seed: 1}}
 data:

@@ -354,6 +354,12 @@ def test_settings_that_the_history_cannot_answer_are_refused(
     [
         {"budget": {"hours": 1}},
         {"budget": {"epochs": 5}},
+        # The history says how often was evaluated, not `every`
+        {
+            "budget": {"epochs": 5},
+            "targets": {"val/accuracy": {"at_least": 1}},
+            "forecast": {"target": "val/accuracy", "chance_below": "5%", "for": 3},
+        },
         {"improvement": {"metric": "val/accuracy", "at_least": "5%", "patience": {"epochs": 3}}},
     ],
 )

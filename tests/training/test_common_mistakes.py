@@ -129,7 +129,7 @@ def test_memory_that_was_refused_is_told_with_step_shapes_and_peak(tmp_path: Pat
     assert said.startswith("RankError: rank 0, step 2: out of memory with a micro-batch of ")
     assert "'x': 'a tensor (2, 6)" in said
     assert "you tried to allocate 4 TB" in said
-    kinds = r"beside [\d.]+ GB of parameters, .* gradients, .* the optimizer's state, .* buffers \("
+    kinds = r"beside [\d.]+ GB of parameters, .* gradients, .* the optimizer's state \("
     assert re.search(kinds, said), said
     assert "GB of host memory were in use at most. Set a smaller batch.micro_size" in said
     assert "last bits and what dropout draws do not), or train.recompute: auto" in said
