@@ -37,7 +37,8 @@ from pyarrow import json as arrow_json
 from pyarrow import parquet as pq
 
 from harness.commands.data import check_config
-from harness.sources.images import Check, Images
+from harness.sources.collection import Check
+from harness.sources.images import Images
 from harness.sources.tables import Table
 
 IMAGES, LISTED, SIZE, ROUNDS = 2000, 100_000, 256, 3

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import Kind
-from harness.sources.collection import Collection, Keep
+from harness.sources.collection import Check, Collection, Keep, refuse_uncounted
 from harness.sources.container_sound import is_container, read_container
 from harness.sources.files import OnError, decodable, need
 from harness.sources.held_files import Held
@@ -48,7 +48,8 @@ class Recordings(Collection):
     `keep`: "memory" decodes every file at start-up, so that a corrupt file is found then (with
     `on_error: skip` it is skipped and named in `skipped`); "disk" checks headers only and decodes
     a file when it is read: for WAV, FLAC and the like only the window, for others or with another
-    rate the whole file. Raises a DataError that names the file.
+    rate the whole file; with `check`: "first" (not with `hop_s`) that of the first file only, and
+    others when they are read. Raises ConfigError, and a DataError that names the file.
     """
 
     version = 2  # labels as harness.data.written.text_of writes values
@@ -68,6 +69,7 @@ class Recordings(Collection):
         keep: Keep = "memory",
         on_error: OnError = "stop",
         hop_s: float | None = None,
+        check: Check = "all",
     ) -> None:
         self.reader: WaveReader = WaveReader(rate_hz, seconds, channels, resample, align)
         if hop_s is not None and (align != "start" or round(hop_s * rate_hz) < 1):
@@ -75,9 +77,13 @@ class Recordings(Collection):
                 f"hop_s, align: {hop_s} and {align}: windows begin at the start, at least one "
                 "sample apart. Increase hop_s, or remove align."
             )
+        if hop_s is not None:
+            refuse_uncounted(check, "hop_s", "remove hop_s, for the beginning of each recording")
         self._hop = None if hop_s is None else round(hop_s * rate_hz)
         settings = (rate_hz, seconds, channels, resample, align, self._hop)
-        super().__init__("wave", files, part, split, classes, keep, on_error, columns, settings)
+        super().__init__(
+            "wave", files, part, split, classes, keep, on_error, columns, settings, check
+        )
 
     def known(self) -> Mapping[str, Sequence[str]]:
         """{field: (N,) texts}: the fields of the paths, and with `hop_s` recording, start, stop."""

@@ -23,6 +23,7 @@ from harness.sources.source import BatchSource
 from harness.sources.split import Part, Rule
 
 Keep = Literal["memory", "disk"]
+Check = Literal["all", "first"]
 
 
 class FileReader(Protocol):
@@ -46,6 +47,9 @@ class Collection(BatchSource):
     The other columns are fields too: "label" is the class, others are for `split`; `columns` are
     added to samples under their own names, as number (float32), integer (int64) or text.
 
+    `check`, with `keep: disk`: "all" looks at every file at start-up; "first" at the first one, at
+    others when they are read, and files that a table lists are identified by the table alone.
+
     A subclass sets the `reader` of its files, or has its own `_read` and `_check`, before it calls
     this constructor. Raises ConfigError, and DataError that names the file.
     """
@@ -63,8 +67,16 @@ class Collection(BatchSource):
         on_error: OnError,
         columns: Mapping[str, Kind] | None = None,
         settings: Hashable = None,
+        check: Check = "all",
     ) -> None:
         require_choice("keep", keep, get_args(Keep))
+        require_choice("check", check, get_args(Check))
+        if check == "first" and (keep != "disk" or on_error != "stop"):
+            raise ConfigError(
+                "check: first needs keep: disk and on_error: stop: files that are not checked at "
+                "start-up can neither be kept in memory nor be skipped."
+            )
+        self._checks_all = check == "all"
         self._what = what
         self._columns = dict(columns or {})
         check_kinds(self._columns, (what, "label"))
@@ -79,7 +91,7 @@ class Collection(BatchSource):
         if keep == "memory":
             self._hold(settings, on_error)
         else:
-            self.files, checked, self.skipped = self._look_at(self.files, on_error)
+            checked = self._look_at(on_error)
             self._file_of = self._arrange_checked(checked)
         self._of_files = {
             name: _column(self.files, name, kind) for name, kind in self._columns.items()
@@ -89,26 +101,35 @@ class Collection(BatchSource):
 
     def _hold(self, settings: Hashable, on_error: OnError) -> None:
         """Decode all files, or map what this process or another one of its launch has decoded."""
-        what = (f"{type(self).__module__}.{type(self).__qualname__}", settings)
+        kind = type(self)
+        # What a class of somebody else makes of a file follows from more than the settings
+        is_own = kind.__module__.startswith("harness.sources.")
+        what = (f"{kind.__module__}.{kind.__qualname__}", settings) if is_own else None
         held = read_held(self.files, what, self._read_rows, self._check, on_error)
         if held.skipped:
             left = np.setdiff1d(np.arange(len(self.files.paths)), [*held.skipped])
             self.files, self.skipped = self.files.select_rows(left), [*held.skipped.values()]
         self._file_of = self._arrange_held(held)
 
-    def _look_at(self, files: Files, on_error: OnError) -> tuple[Files, list[Any], list[str]]:
-        """Those files that can be read, by their headers, what `_check` gives of each, and messages
-        about the others.
+    def _look_at(self, on_error: OnError) -> list[Any]:
+        """What `_check` gives of each file, those left out that cannot be read by their headers;
+        nothing if only the first is looked at.
         """
-        return read_each(files, self._check, on_error)
+        if self._checks_all:
+            self.files, checked, self.skipped = read_each(self.files, self._check, on_error)
+            return checked
+        for path in self.files.paths if self.files.may_dangle else ():
+            refuse_missing(path)
+        read_each(self.files.select_rows([0]), self._check, on_error)
+        return []
 
     @staticmethod
-    def paths_of(files: str | Sequence[str], **_: Any) -> list[Path]:
-        """The files that a collection with these arguments reads; only tables of files are
-        opened.
+    def paths_of(files: str | Sequence[str], *, check: Check = "all", **_: Any) -> list[Path]:
+        """The files that a collection with these arguments reads, or with `check: first` instead
+        of those that tables list the tables; only tables of files are opened.
         """
         found, tables = listed_files(files, tell=False)
-        return [*tables, *found.present()]
+        return tables if tables and check == "first" else [*tables, *found.present()]
 
     def __len__(self) -> int:
         return len(self.files.paths) if self._file_of is None else len(self._file_of)
@@ -122,8 +143,11 @@ class Collection(BatchSource):
         }
 
     def paths(self) -> list[Path]:
-        """Every file that is read, including tables that list files."""
-        return [*self._tables, *self.files.paths]
+        """Every file that is read, including tables that list files; as `paths_of` says, these
+        alone.
+        """
+        listed = self.files.paths if self._checks_all or not self._tables else ()
+        return [*self._tables, *listed]
 
     def known(self) -> Mapping[str, Sequence[str]]:
         """{field: (N,) texts}: what paths and tables state about the samples, and the "path"
@@ -142,7 +166,7 @@ class Collection(BatchSource):
         return None
 
     def _arrange_checked(self, checked: list[Any]) -> NDArray[np.int64] | None:
-        """The same for what `_check` gave of each file."""
+        """The same for what `_check` gave of each file, or of none with `check: first`."""
         self._arrays = None
         return None
 
@@ -169,6 +193,18 @@ class Collection(BatchSource):
 
     def _check(self, path: Path) -> Any:
         return self.reader.check(path, str(path))
+
+
+def refuse_uncounted(check: Check, option: str, instead: str) -> None:
+    """Raise a ConfigError for `check: first` where an option makes the number of samples of a file
+    depend on its length.
+    """
+    if check == "first":
+        raise ConfigError(
+            f"check: first, {option}: how many samples a file gives depends on its length, so all "
+            "files have to be looked at. Remove check, and set data.store, which keeps what was "
+            f"read; or {instead}."
+        )
 
 
 def _class_names(found: Files, labels: Texts, classes: Sequence[Any] | None) -> list[str]:

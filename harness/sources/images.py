@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.arrays import as_image, is_array, load_array
 from harness.sources.cells import Kind
-from harness.sources.collection import Collection, Keep
-from harness.sources.files import OnError, decodable, need, read_each
+from harness.sources.collection import Check, Collection, Keep
+from harness.sources.files import OnError, decodable, need
 from harness.sources.fitting import Fit, Fitting
 from harness.sources.flir import MARK, FlirError, read_thermogram
-from harness.sources.listed import listed_files
-from harness.sources.listing import Files, refuse_missing
 from harness.sources.mistaken import is_heic, what_is
 from harness.sources.pixels import (
     HeaderError,
@@ -35,7 +33,6 @@ from harness.wording import first_line
 Mode = Literal["RGB", "L"]
 Layout = Literal["HWC", "CHW"]
 Radiometric = Literal["counts", "degC"]
-Check = Literal["all", "first"]
 # Torch supports few operations on uint16
 _HEAD_BYTES = 1024
 _DTYPES = {"uint8": np.uint8, "uint16": np.int32, "int32": np.int32, "float32": np.float32}
@@ -87,38 +84,12 @@ class Images(Collection):
         radiometric: Radiometric | None = None,
         check: Check = "all",
     ) -> None:
-        require_choice("check", check, get_args(Check))
-        if check == "first" and (keep != "disk" or on_error != "stop"):
-            raise ConfigError(
-                "check: first needs keep: disk and on_error: stop: files that are not checked at "
-                "start-up can neither be kept in memory nor be skipped."
-            )
-        self._checks_all = check == "all"
         self.reader: ImageReader = ImageReader(size, fit, mode, layout, radiometric)
         sized = None if size is None else tuple(size)
         settings = (sized, fit, mode, layout, radiometric)
-        super().__init__("image", files, part, split, classes, keep, on_error, columns, settings)
-
-    @staticmethod
-    def paths_of(
-        files: str | Sequence[str], check: Check = "all", keep: Keep = "memory", **_: Any
-    ) -> list[Path]:
-        """The files that it reads; with `check: first`, of those that tables list the tables."""
-        if check == "first":
-            found, tables = listed_files(files, tell=False)
-            return tables or found.present()
-        return Collection.paths_of(files)
-
-    def paths(self) -> list[Path]:
-        return super().paths() if self._checks_all or not self._tables else list(self._tables)
-
-    def _look_at(self, files: Files, on_error: OnError) -> tuple[Files, list[Any], list[str]]:
-        if self._checks_all:
-            return super()._look_at(files, on_error)
-        for path in files.paths if files.may_dangle else ():
-            refuse_missing(path)
-        read_each(files.select_rows([0]), self._check, on_error)
-        return files, [], []
+        super().__init__(
+            "image", files, part, split, classes, keep, on_error, columns, settings, check
+        )
 
 
 class ImageReader:

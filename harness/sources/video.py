@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from harness.errors import ConfigError, DataError
 from harness.sources.cells import Kind
-from harness.sources.collection import Collection, Keep
-from harness.sources.decoders import Frames, decoder, read_frames
+from harness.sources.collection import Check, Collection, Keep, refuse_uncounted
+from harness.sources.decoders import Choose, Frames, decoder, read_frames
 from harness.sources.files import OnError
 from harness.sources.held_files import Held
 from harness.sources.source import span_columns
@@ -35,7 +35,8 @@ class Clips(Collection):
     never in two parts. A file with fewer frames than a clip needs is treated as one that cannot be
     decoded: `on_error` decides. `keep`: "memory" decodes everything at start-up; "disk" counts
     frames and decodes a clip when it is read, from the start of its file: for many short files
-    rather than a few long ones. Raises DataError that names the file.
+    rather than a few long ones; with `check`: "first" (`clips: first` only) those of the first file
+    only, and others when they are read. Raises ConfigError, and DataError that names the file.
     """
 
     version = 2  # by PyAV alone; mirrored films, and of several streams the best
@@ -55,6 +56,7 @@ class Clips(Collection):
         columns: Mapping[str, Kind] | None = None,
         keep: Keep = "memory",
         on_error: OnError = "stop",
+        check: Check = "all",
     ) -> None:
         if frames < 1 or stride < 1 or (step is not None and step < 1):
             raise ConfigError(
@@ -65,6 +67,8 @@ class Clips(Collection):
                 f"clips, step: {clips!r}, {step}: clips is every or first, and step is for every "
                 "only."
             )
+        if clips == "every":
+            refuse_uncounted(check, "clips: every", "set clips: first")
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ConfigError(f"size: {list(size)}: give [height, width].")
         self.frames, self.stride = frames, stride
@@ -77,7 +81,9 @@ class Clips(Collection):
         decoder()  # reports a missing decoder before any file is blamed
         sized = None if size is None else tuple(size)
         settings = (frames, stride, clips, step, sized, grey)
-        super().__init__("clip", files, part, split, classes, keep, on_error, columns, settings)
+        super().__init__(
+            "clip", files, part, split, classes, keep, on_error, columns, settings, check
+        )
 
     def known(self) -> Mapping[str, Sequence[str]]:
         """{field: (N,) texts}: the fields of the paths, and recording, start, stop: the file and
@@ -106,12 +112,17 @@ class Clips(Collection):
 
     def _read_rows(self, path: Path) -> Mapping[str, NDArray[Any]]:
         """The frames that are used, (N, C, H, W), each with how many the file has."""
-        count, frames = read_frames(
-            path, lambda count: self._clip_frames(count).tolist() or range(min(count, 1))
-        )
-        self._compare(path, count, frames)
+        count, frames = self._decode(path, lambda count: self._clip_frames(count).tolist())
         values = self._prepare(frames).transpose(1, 0, 2, 3)
         return {"values": values, "count": np.full(len(values), count)}
+
+    def _decode(self, path: Path, choose: Choose) -> tuple[int, Frames]:
+        """As `read_frames`; raises DataError too for a file that is too short or unlike others."""
+        count, frames = read_frames(
+            path, lambda count: choose(count) if self._begins_of(count) else range(min(count, 1))
+        )
+        self._compare(path, count, frames)
+        return count, frames
 
     def _compare(self, path: Path, count: int, frames: Frames) -> None:
         if not self._begins_of(count):
@@ -139,7 +150,13 @@ class Clips(Collection):
         return self._clips([count for count, _ in checked])
 
     def _clips(self, counts: list[int]) -> NDArray[np.int64]:
-        """How many frames each file has -> the file (N,) of each clip."""
+        """How many frames each file has, which does not matter if each gives one clip -> the file
+        (N,) of each clip.
+        """
+        if self._first_only:
+            self._clip_of = np.arange(len(self.files.paths))
+            self._begins = np.zeros_like(self._clip_of)
+            return self._clip_of
         begins = [self._begins_of(count) for count in counts]
         self._begins = np.array([begin for of_file in begins for begin in of_file], dtype=np.int64)
         self._clip_of = np.repeat(np.arange(len(counts)), [len(of_file) for of_file in begins])
@@ -156,9 +173,8 @@ class Clips(Collection):
 
     def _clip(self, number: int, wanted: NDArray[np.int64]) -> Frames:
         if self._held is None:
-            return self._prepare(
-                read_frames(self.files.paths[number], lambda count: wanted.tolist())[1]
-            )
+            path = self.files.paths[number]
+            return self._prepare(self._decode(path, lambda count: wanted.tolist())[1])
         rows = self._held.begins[number] + np.searchsorted(self._used[number], wanted)
         clip: Frames = self._held.values[rows]
         return clip.transpose(1, 0, 2, 3)

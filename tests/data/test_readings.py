@@ -108,6 +108,19 @@ def test_a_reading_gives_what_memory_gives_and_is_made_once(
     assert again.paths() == fresh.paths()
 
 
+def test_pieces_in_another_order_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards number their columns: those of the first would stand for the others'."""
+    monkeypatch.setattr(readings, "SHARD_BYTES", 1)
+    columns = OnDisk(tmp_path / "r", sync=False)
+    one = {"a": np.zeros(2), "b": np.ones(2)}
+    columns.append(one, None)
+    columns.append(dict(reversed(one.items())), None)
+    with pytest.raises(ValueError, match=r"columns \['b', 'a'\] after \['a', 'b'\]"):
+        columns.finish()
+
+
 def read_and_be_killed(files: str, directory: str, at: int, joining: bool) -> None:
     in_small_pieces()
     calls, written = 0, readings._rename

@@ -3,8 +3,10 @@
 import os
 import signal
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ from harness.data import shelf as shelf_module
 from harness.data.preparing import Feedback, store_shelf
 from harness.data.settings import StoreConfig
 from harness.data.shelf import Shelf, shelved, temporary_shelf
+from harness.errors import DataError
 from harness.sources import csv_files, listed, shared, table_files
 from harness.sources.audio import Recordings
 from harness.sources.collection import Collection
 from harness.sources.images import Images
 from harness.sources.listed import listed_files
+from harness.sources.series import Series
 from harness.sources.split import ByGroup
+from harness.sources.tables import Table
 from harness.sources.video import Clips
 from harness.training.launch import launch
 from tests.data.test_readings import assert_same
@@ -36,7 +41,7 @@ from tests.sources.make_motion import write
 COUNT = 12
 
 
-def make_images(folder: Path) -> Callable[[], Images]:
+def make_images(folder: Path) -> partial[Images]:
     for at in range(COUNT):
         path = folder / f"c{at % 3}" / f"s{at % 4}_{at:02}.png"
         path.parent.mkdir(exist_ok=True)
@@ -45,33 +50,33 @@ def make_images(folder: Path) -> Callable[[], Images]:
     (folder / "c0" / "s0_05.png").write_bytes(b"no image")
     files = str(folder / "c{label}/{who}_*.png")
     rule = ByGroup("who", val=0, test=0.25)
-    return lambda: Images(files, part="train", split=rule, on_error="skip")
+    return partial(Images, files, part="train", split=rule, on_error="skip")
 
 
-def make_sounds(folder: Path) -> Callable[[], Recordings]:
+def make_sounds(folder: Path) -> partial[Recordings]:
     for at in range(4):
         wave = np.random.default_rng(at).uniform(-0.5, 0.5, (900 + 350 * at, 2))
         soundfile.write(folder / f"{at}.wav", wave, 8000)
     (folder / "0.wav").write_bytes(b"no sound")
     files = str(folder / "*.wav")
-    return lambda: Recordings(files, 8000, 0.05, channels=2, hop_s=0.03, on_error="skip")
+    return partial(Recordings, files, 8000, 0.05, channels=2, hop_s=0.03, on_error="skip")
 
 
-def make_films(folder: Path) -> Callable[[], Clips]:
+def make_films(folder: Path) -> partial[Clips]:
     for at in range(3):
         noise = np.random.default_rng(at).integers(0, 256, (9 + at, 16, 24), dtype=np.uint8)
         write(folder / f"{at}.mkv", noise, "ffv1", "gray")
     (folder / "1.mkv").write_bytes(b"no film")
-    return lambda: Clips(str(folder / "*.mkv"), frames=3, stride=2, step=2, on_error="skip")
+    return partial(Clips, str(folder / "*.mkv"), frames=3, stride=2, step=2, on_error="skip")
 
 
-MAKERS: list[Callable[[Path], Callable[[], Collection]]] = [make_images, make_sounds, make_films]
+MAKERS: list[Callable[[Path], partial[Any]]] = [make_images, make_sounds, make_films]
 
 
 @pytest.mark.filterwarnings("ignore:1 of .* files skipped")
 @pytest.mark.parametrize("make", MAKERS)
 def test_what_another_process_decoded_is_mapped_and_the_same(
-    tmp_path: Path, make: Callable[[Path], Callable[[], Collection]], monkeypatch: Any
+    tmp_path: Path, make: Callable[[Path], partial[Any]], monkeypatch: Any
 ) -> None:
     opened, shelf = make(tmp_path), tmp_path / "shelf"
     fresh = opened()
@@ -87,6 +92,47 @@ def test_what_another_process_decoded_is_mapped_and_the_same(
     assert len(again.skipped) == 1
     assert again.classes == fresh.classes
     assert again.paths() == fresh.paths()
+
+
+def hold(opened: partial[Any], directory: str, kill_at: int | None) -> tuple[set[str], Any]:
+    """The files that are decoded, and the source; killed when it would decode one more."""
+    readings.SHARD_BYTES = 1  # each file is written at once
+    decoded, kind = set[str](), opened.func
+    read_rows = kind._read_rows
+
+    def read(self: Any, path: Path) -> Any:
+        if len(decoded) == kill_at and path.name not in decoded:
+            os.kill(os.getpid(), signal.SIGKILL)
+        decoded.add(path.name)
+        return read_rows(self, path)
+
+    kind._read_rows = read
+    store = StoreConfig(dir=Path(directory), samples=False)
+    with shelved(store_shelf(store, Feedback())), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "1 of .* files skipped")
+        source = opened()
+    return decoded, source
+
+
+@pytest.mark.filterwarnings("ignore:1 of .* files skipped")
+@pytest.mark.parametrize("make", MAKERS)
+def test_decoding_goes_on_after_a_kill_and_gives_the_same(
+    tmp_path: Path, make: Callable[[Path], partial[Any]]
+) -> None:
+    opened, store = make(tmp_path), str(tmp_path / "store")
+    fresh = opened()
+    with pytest.raises(RanksFailed, match=r"signal 9|SIGKILL"):
+        on_ranks(1, hold, opened, store, 2)
+    ((decoded, again),) = on_ranks(1, hold, opened, store, None)
+    # Of the two before the kill one may be broken
+    done = {path.name for path in fresh.files.paths} - decoded
+    assert 1 <= len(done) <= 2
+    assert decoded
+    assert_same(again, fresh)
+    assert again.skipped == fresh.skipped
+    ((decoded, mapped),) = on_ranks(1, hold, opened, store, None)
+    assert decoded == set()
+    assert_same(mapped, fresh)
 
 
 def count_reads(config: Path, temporary: Path) -> list[Any]:
@@ -176,6 +222,95 @@ def test_processes_of_a_prediction_decode_once(
     _, second, _ = request.open()
     assert_same(second.source, first.source)
     assert isinstance(second.source._arrays.base, np.memmap)
+
+
+def test_what_was_skipped_is_told_by_each_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the reading is mapped."""
+    for at in range(2):
+        (tmp_path / f"{at}.csv").write_text("x,y\n1,2\n3,4\n5,6\n")
+    (tmp_path / "1.csv").write_text("x,y\n1,word\n")
+    films = tmp_path / "films"
+    films.mkdir()
+    tables = str(tmp_path / "*.csv")
+    for count, opened in (
+        (3, make_films(films)),
+        (2, lambda: Table(tables, ["x", "y"], on_error="skip")),
+        (2, lambda: Series(tables, ["x", "y"], 2, 2, on_error="skip")),
+    ):
+        for _ in range(2):
+            with (
+                shelved(temporary_shelf(tmp_path / "shelf")),
+                pytest.warns(UserWarning, match=f"^1 of {count} files skipped: ") as told,
+            ):
+                opened()
+            assert len(told) == 1
+    assert len(list((tmp_path / "shelf").iterdir())) == 3, "each is read once"
+
+
+class Brighter(Images):
+    """A class of somebody else, whose code and arguments are in no key."""
+
+    def __init__(self, files: str, by: int) -> None:
+        self.by = by
+        super().__init__(files)
+
+    def _read(self, path: Path) -> Any:
+        return super()._read(path) + np.uint8(self.by)
+
+
+def test_what_other_classes_decode_is_not_shared(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    os.utime(tmp_path / "a.png", (1, 1))
+    for by in (3, 9):
+        with shelved(temporary_shelf(tmp_path / "shelf")):
+            source = Brighter(str(tmp_path / "a.png"), by)
+        assert (source[0]["image"] == by).all()
+
+
+@pytest.mark.parametrize("as_kept", [False, True])
+def test_a_row_whose_file_is_gone_is_skipped_with_a_shelf_too(
+    tmp_path: Path, as_kept: bool
+) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text("file_name\na.png\ngone.png\n")
+    files, store = str(tmp_path / "list.csv"), tmp_path / "store"
+    with shelved(kept(store) if as_kept else temporary_shelf(store)):
+        with pytest.raises(DataError, match=r"gone\.png: there is no such file"):
+            Images(files)
+        with pytest.warns(UserWarning, match=r"^1 of 2 files skipped: .*no such file"):
+            assert len(Images(files, on_error="skip")) == 1
+    assert Images.paths_of(files) == [Path(files), tmp_path / "a.png"]
+
+
+def test_lists_of_one_content_in_two_folders_list_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Projects that share a store, each with a path from its own folder."""
+    for at, project in enumerate(("one", "two")):
+        (tmp_path / project).mkdir()
+        monkeypatch.chdir(tmp_path / project)
+        Image.fromarray(np.full((4, 4), at, np.uint8)).save("a.png")
+        Path("list.csv").write_text("file_name\na.png\n")
+        with shelved(kept(tmp_path / "store")):
+            source = Images("list.csv")
+        assert list(source.files.paths) == [tmp_path / project / "a.png"]
+        assert (source[0]["image"] == at).all()
+
+
+def test_lists_may_have_their_columns_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readings, "SHARD_BYTES", 1)  # each table is one shard
+    (tmp_path / "1.csv").write_text("file_name,label,site\na.png,dog,rome\n")
+    (tmp_path / "2.csv").write_text("site,file_name,label\noslo,b.png,cat\n")
+    with shelved(kept(tmp_path / "store")):
+        found, _ = listed_files(str(tmp_path / "*.csv"))
+    assert {name: list(column) for name, column in found.fields.items()} == {
+        "label": ["dog", "cat"],
+        "site": ["rome", "oslo"],
+    }
 
 
 def kept(directory: Path) -> Shelf:
@@ -271,3 +406,46 @@ def test_a_part_of_listed_files_is_chosen_once(tmp_path: Path, monkeypatch: Any)
         again = images()
     assert_same(again, fresh)
     assert again[0]["image"][0, 0, 0] == again[0]["age"]
+
+
+def test_how_far_the_reading_of_a_list_and_of_its_files_is_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name, value in (
+        (readings, "SHARD_BYTES", 9000),
+        (table_files, "_ROWS_AT_ONCE", 40),
+        (csv_files, "_BLOCK", 4000),
+    ):
+        monkeypatch.setattr(module, name, value)
+    files, told = make_table(tmp_path, 1000), list[tuple[str, int, int]]()
+    feedback = Feedback(progress=lambda *progress: told.append(progress))
+    shelf = store_shelf(StoreConfig(dir=tmp_path / "store", samples=False), feedback)
+    with shelved(shelf):
+        listed_files(files)
+    size = Path(files).stat().st_size
+    assert {(what, of) for what, _, of in told} == {(f"reading {files}", size)}
+    done = [done for _, done, _ in told]
+    assert len(done) > 3
+    assert done == sorted(done)
+    assert 0.9 * size < done[-1] <= size
+    assert len({*done}) >= 3, "it moves"
+
+    told.clear()
+    make_images(tmp_path)
+    (tmp_path / "c0" / "s0_05.png").unlink()
+    with shelved(shelf):
+        Images(str(tmp_path / "c{label}" / "*.png"))
+    assert told == [("reading files", number, COUNT) for number in range(COUNT)]
+
+    class LeftError(Exception):
+        pass
+
+    def leave() -> None:
+        if len(told) == 2:
+            raise LeftError
+
+    told.clear()
+    shelf.check_leave = leave
+    with shelved(shelf), pytest.raises(LeftError):
+        listed_files(make_table(tmp_path, 999))
+    assert len(told) == 2
