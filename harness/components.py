@@ -244,7 +244,9 @@ def _misfits(spec: Any, keys: Keys, given: Collection[str]) -> Iterator[Mistake]
         yield Mistake((*keys, *mistake.keys), mistake.message)
     for one in parameters if path.startswith(_TYPED) else ():
         value = spec.get(one.name)
-        if isinstance(value, str) and _is_number(one.annotation):
+        # What a reference stands for is looked up later
+        is_text = isinstance(value, str) and not isinstance(value, Reference)
+        if is_text and _is_number(one.annotation):
             message = f"{short_repr(value)} is no number, and {path} takes one here. Give a number."
             yield Mistake((*keys, one.name), message)
 

@@ -155,6 +155,7 @@ def gone(here: Path) -> Any:
         metric="loss",
         missing=str,
         summary=dict,
+        without_mean=tuple,
     )
 
 

@@ -194,7 +194,11 @@ class _Joining:
         self._made, self._spans, self._sync = made, spans, sync
 
     def write(self) -> list[dict[str, Any]]:
-        kinds = read_json(self._spans[0][0] / MANIFEST)["kinds"] if self._spans else {}
+        several = [read_json(shard / MANIFEST)["kinds"] for shard, _ in self._spans]
+        kinds = several[0] if several else {}
+        # Shards number their columns
+        if other := next((one for one in several if [*one] != [*kinds]), None):
+            raise ValueError(f"columns {[*other]} after {[*kinds]}")
         described = []
         for number, (name, kind) in enumerate(kinds.items()):
             write = self._texts if kind == "text" else self._array

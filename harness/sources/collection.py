@@ -101,7 +101,10 @@ class Collection(BatchSource):
 
     def _hold(self, settings: Hashable, on_error: OnError) -> None:
         """Decode all files, or map what this process or another one of its launch has decoded."""
-        what = (f"{type(self).__module__}.{type(self).__qualname__}", settings)
+        kind = type(self)
+        # What a class of somebody else makes of a file follows from more than the settings
+        is_own = kind.__module__.startswith("harness.sources.")
+        what = (f"{kind.__module__}.{kind.__qualname__}", settings) if is_own else None
         held = read_held(self.files, what, self._read_rows, self._check, on_error)
         if held.skipped:
             left = np.setdiff1d(np.arange(len(self.files.paths)), [*held.skipped])

@@ -45,10 +45,17 @@ def read_each(
 
 
 def read_all(
-    items: Sequence[Item], read: Callable[[Item], Read], on_error: OnError, what: str
+    items: Sequence[Item],
+    read: Callable[[Item], Read],
+    on_error: OnError,
+    what: str,
+    *,
+    tell: bool = True,
 ) -> tuple[list[int], list[Read], list[str]]:
     """As `read_each`, for items of any kind: the indices of the items that were read, what was
     read, and a message for each skipped item. After an error `read` may be called again.
+
+    Without `tell` it does not warn: `tell_skipped` does, for readings that may be mapped later.
     """
     require_choice("on_error", on_error, get_args(OnError))
     kept: list[int] = []
@@ -68,13 +75,21 @@ def read_all(
                     raise
                 raise DataError(f"{error} Or skip such {what} with on_error: skip.") from error
             skipped.append(str(error))
-    if skipped:
-        listed = some(skipped, separator=" ")
-        message = f"{len(skipped)} of {len(items)} {what} skipped: {listed}"
-        if not kept:
-            raise DataError(message)
-        warnings.warn(message, stacklevel=4)
+    if skipped and not kept:
+        raise DataError(_skipped(skipped, len(items), what))
+    if tell:
+        tell_skipped(skipped, len(items), what)
     return kept, values, skipped
+
+
+def tell_skipped(skipped: Sequence[str], count: int, what: str = "files") -> None:
+    """Warn of those items among `count`, by their messages, that were skipped."""
+    if skipped:
+        warnings.warn(_skipped(skipped, count, what), stacklevel=5)
+
+
+def _skipped(skipped: Sequence[str], count: int, what: str) -> str:
+    return f"{len(skipped)} of {count} {what} skipped: {some(skipped, separator=' ')}"
 
 
 class _FaultError(DataError):

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.readings import Column, Columns
-from harness.data.shelf import report
+from harness.data.shelf import read_in_memory, report
 from harness.errors import DataError
-from harness.sources.files import OnError, read_all
+from harness.sources.files import OnError, read_all, tell_skipped
 from harness.sources.listing import Files
 from harness.sources.shared import read_shared
 
@@ -41,18 +41,21 @@ class Held:
 
 def read_held(
     files: Files,
-    settings: Hashable,
+    settings: Hashable | None,
     read_rows: Callable[[Path], Rows],
     check: Callable[[Path], Any],
     on_error: OnError,
 ) -> Held:
     """The rows of all files, which `read_rows` gives of one, `values` among their columns.
 
-    `settings`: what else they depend on. `check` sees the first file before a reading goes on that
-    was interrupted, so that others are compared with it. Raises DataError.
+    `settings`: what else they depend on; if that is not known, None: they are not shared. `check`
+    sees the first file before a reading goes on that was interrupted, so that others are compared
+    with it. Raises DataError.
     """
     plain = Files(files.paths, {})
     read = _reads(files, read_rows, check, on_error)
+    if settings is None:
+        return _formed(*read_in_memory(read))
     return read_shared(plain, (settings, on_error), read, _formed, media=True)
 
 
@@ -87,7 +90,7 @@ def _reads(
             state["done"], state["first"] = number + 1, state["first"] or str(path)
             columns.append({**rows, "begin": marks}, state)
 
-        kept, _, skipped = read_all(paths, read_file, on_error, "files")
+        kept, _, skipped = read_all(paths, read_file, on_error, "files", tell=False)
         left = np.setdiff1d(np.arange(len(paths)), kept).tolist()
         state["failed"] = dict(zip(map(str, left), skipped, strict=True))
         columns.state = state
@@ -98,4 +101,6 @@ def _reads(
 def _formed(columns: Mapping[str, Column], state: Any) -> Held:
     skipped = {int(number): message for number, message in state["failed"].items()}
     rows: dict[str, Any] = dict(columns)
-    return Held(rows, np.flatnonzero(rows.pop("begin")), skipped)
+    begins = np.flatnonzero(rows.pop("begin"))
+    tell_skipped([*skipped.values()], len(begins) + len(skipped))
+    return Held(rows, begins, skipped)

@@ -67,7 +67,9 @@ def listed_files(
     if not all(ending_of(path) in _TABLES for path in found.paths):
         return found, []
     wanted = {"label", *map(name_of, asked)}
-    key = ("listed files", tuple(sorted(wanted)))
+    # Names are relative to their tables: tables of one content in two folders list other files
+    folders = tuple(abspath(path.parent) for path in found.paths)
+    key = ("listed files", tuple(sorted(wanted)), folders)
     table = read_shared(found, key, _reads(found, wanted), _formed)
     _refuse_twice(table)
 
@@ -130,11 +132,12 @@ def _read(
                 state["bytes"] += [name] * (is_bytes and name not in state["bytes"])
                 piece[f"field:{name}"] = Texts([""], none) if is_bytes else frame.texts(name)
         state["names"] = state["names"] or [*piece]
-        if [*piece] != state["names"] and {*piece} != {*state["names"]}:
+        if {*piece} != {*state["names"]}:
             raise DataError(
                 f"{table}: its columns differ from those of the tables before. Give all tables "
                 "the same columns."
             )
+        piece = {name: piece[name] for name in state["names"]}
         state["pieces"] = number + 1
         rows = np.asarray(frame.rows, dtype=np.int64)
         piece |= {"name:": names, "table:": Texts([str(table)], none), "row:": rows}

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from errno import ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
+from errno import EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR
 from itertools import chain, product
 from os.path import exists, isdir, isfile, islink, join, realpath
 from pathlib import Path
@@ -87,8 +87,8 @@ class Files:
         self.may_dangle = may_dangle  # whether a pattern found links that lead nowhere
 
     def present(self) -> list[Path]:
-        """All but dangling links, which are reported or skipped when files are read."""
-        return [path for path in self.paths if not is_dangling(path)]
+        """Those that are there; others are reported or skipped when files are read."""
+        return [path for path in self.paths if exists(path)]
 
     def select_rows(self, rows: Rows) -> "Files":
         """Only those at `rows`, in that order."""
@@ -124,6 +124,9 @@ def find_files(templates: str | Sequence[str], *, tell: bool = True) -> Files:
                 f"those of {several[0]}. Use the same fields in all."
             )
     if tell:
+        if folders.passed:
+            told = some(list(map(str, folders.passed.values())), separator=" ")
+            warnings.warn(f"{several[0]}: folders were passed over: {told}", stacklevel=2)
         _warn_others(several, [one.names for one in found], folders)
     is_sorted = len(found) == 1 and "**" not in several[0] and several[0].isascii()
     names = list(chain.from_iterable(one.names for one in found))
@@ -156,6 +159,7 @@ class _Folders:
     def __init__(self) -> None:
         self._found: dict[str, dict[str, bool]] = {}
         self.dangling, self.num_files = False, 0
+        self.passed: dict[str, DataError] = {}  # folders that ** left out
 
     def entries(self, folder: str) -> dict[str, bool]:
         """{name: whether it is a file}; none of a folder that is not there. Raises DataError for
@@ -164,7 +168,7 @@ class _Folders:
         if folder not in self._found:
             try:
                 with os.scandir(folder or ".") as found:
-                    self._found[folder] = {one.name: one.is_file() for one in found}
+                    self._found[folder] = {one.name: _is_file(one) for one in found}
             except OSError as error:
                 if error.errno not in _ABSENT:
                     raise DataError(
@@ -175,14 +179,38 @@ class _Folders:
         return self._found[folder]
 
     def below(self, folder: str) -> Iterator[str]:
-        """A folder and all in it, but hidden ones and links back to those above."""
+        """A folder and all in it, but hidden ones, links back to those above, and those that this
+        user may not list.
+        """
         yield folder
         for name, is_file in self.entries(folder).items():
             path = join(folder, name)
             if is_file or name.startswith(".") or not isdir(path):
                 continue
-            if not islink(path) or not f"{realpath(folder)}/".startswith(f"{realpath(path)}/"):
+            if islink(path) and f"{realpath(folder)}/".startswith(f"{realpath(path)}/"):
+                continue
+            if self._may_list(path):
                 yield from self.below(path)
+
+    def _may_list(self, folder: str) -> bool:
+        try:
+            self.entries(folder)
+        except DataError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            self.passed[folder] = error
+            return False
+        return True
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file or leads to one; False for a link that leads nowhere."""
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno in (*_ABSENT, EACCES) and entry.is_symlink():
+            return False
+        raise
 
 
 @dataclass
@@ -211,6 +239,8 @@ def _matches(template: str, folders: _Folders) -> _Matches:
             for name, column in zip(fields, columns, strict=bool(names)):
                 found.fields[name].append(column)
     if not found.names:
+        if folders.passed:
+            raise next(iter(folders.passed.values()))
         above = Path(re.split(r"[{*?]", expanded)[0] + "x").absolute().parents
         # The deepest folder that exists
         there = next(folder for folder in above if folder.is_dir())
@@ -340,7 +370,8 @@ def _others(template: str, folders: _Folders) -> dict[str, list[str]]:
 def _warn_others(
     templates: Sequence[str], found: Sequence[Sequence[str]], folders: _Folders
 ) -> None:
-    if len(found) == 1 and len(found[0]) == folders.num_files:
+    is_one = len(found) == 1 and not folders.dangling
+    if is_one and len(found[0]) == folders.num_files == len(set(found[0])):
         return  # nothing is left
     # A path without wildcards is meant literally; looking beside each of many would take forever
     for template in (one for one in templates if _WILD.search(one)):
@@ -387,8 +418,8 @@ def refuse_missing(path: Path) -> None:
         return
     if islink(path):
         raise DataError(
-            f"{path}: a link to {path.readlink()}, where there is no file. Bring the file back, or "
-            "remove the link."
+            f"{path}: a link to {path.readlink()}, where there is no file that can be read. Bring "
+            "the file back, or remove the link."
         )
     raise DataError(
         f"{path}: there is no such file. Bring it back, or correct or remove its row in the table "

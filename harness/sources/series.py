@@ -14,7 +14,7 @@ from harness.data.written import plain_name
 from harness.errors import ConfigError, DataError, require_choice
 from harness.sources.cells import MISSING, Layout, TimeUnit
 from harness.sources.device_files import with_parts
-from harness.sources.files import OnError, class_names, read_all
+from harness.sources.files import OnError, class_names, read_all, tell_skipped
 from harness.sources.listing import Files, find_files
 from harness.sources.narrowing import tell_narrowed
 from harness.sources.recording import Bounds, Duplicates, Gaps, Reader, Track
@@ -65,7 +65,7 @@ def _reads(files: Files, reader: Reader, on_error: OnError) -> Callable[[Columns
                     {name: joined([of[name] for of in pieces]) for name in pieces[0]}, state
                 )
 
-        _, _, skipped = read_all(files.paths, read_file, on_error, "files")
+        _, _, skipped = read_all(files.paths, read_file, on_error, "files", tell=False)
         left = (str(path) for path in files.paths if str(path) not in done)
         done.update(zip(left, skipped, strict=True))
         columns.state = state
@@ -76,6 +76,7 @@ def _reads(files: Files, reader: Reader, on_error: OnError) -> Callable[[Columns
 def _formed(columns: Mapping[str, Column], state: Any) -> _SeriesData:
     """The recordings of these columns, which `_reads` filled."""
     tell_narrowed(state["narrowed"])
+    tell_skipped([of for of in state["done"].values() if isinstance(of, str)], len(state["done"]))
     done = {path: of for path, of in state["done"].items() if not isinstance(of, str)}
     rows: dict[str, Any] = dict(columns)
     tracks: list[list[Track]] = []

@@ -28,7 +28,7 @@ from harness.sources.cells import (
     check_kinds,
 )
 from harness.sources.device_files import with_parts
-from harness.sources.files import OnError, read_all
+from harness.sources.files import OnError, read_all, tell_skipped
 from harness.sources.listing import Files, find_files
 from harness.sources.narrowing import Narrowed, tell_narrowed
 from harness.sources.shared import read_shared, shared_rows
@@ -240,7 +240,7 @@ class _Reader:
                     raise
                 at.leave(path, columns.num_rows)
 
-            _, _, skipped = read_all(files.paths, read_file, self.on_error, "files")
+            _, _, skipped = read_all(files.paths, read_file, self.on_error, "files", tell=False)
             left = (str(path) for path in files.paths if str(path) not in at.done)
             at.done.update(zip(left, skipped, strict=True))
             columns.state = vars(at)
@@ -260,6 +260,7 @@ class _Reader:
         paths = [Path(path) for path, message in at.done.items() if message is None]
         skipped = [message for message in at.done.values() if message is not None]
         rows, path_of = found["row"].get("", np.empty(0, np.int64)), found["path"].get("", none)
+        tell_skipped(skipped, len(at.done))
         return _Whole(at.features or [], values, known, rows, path_of, paths, skipped)
 
     def _read(

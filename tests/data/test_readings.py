@@ -108,6 +108,19 @@ def test_a_reading_gives_what_memory_gives_and_is_made_once(
     assert again.paths() == fresh.paths()
 
 
+def test_pieces_in_another_order_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards number their columns: those of the first would stand for the others'."""
+    monkeypatch.setattr(readings, "SHARD_BYTES", 1)
+    columns = OnDisk(tmp_path / "r", sync=False)
+    one = {"a": np.zeros(2), "b": np.ones(2)}
+    columns.append(one, None)
+    columns.append(dict(reversed(one.items())), None)
+    with pytest.raises(ValueError, match=r"columns \['b', 'a'\] after \['a', 'b'\]"):
+        columns.finish()
+
+
 def read_and_be_killed(files: str, directory: str, at: int, joining: bool) -> None:
     in_small_pieces()
     calls, written = 0, readings._rename
@@ -424,7 +437,7 @@ def peak_of_reading(path: str, store: str) -> int:
     shelf.progress = look
     with shelved(shelf):
         source = Table(path, [f"x{at}" for at in range(8)])
-    assert len(source) == 1_800_000
+    assert len(source) == 2_400_000
     return most
 
 
@@ -434,8 +447,8 @@ def test_a_file_larger_than_memory_is_read_in_little_of_it(tmp_path: Path) -> No
     one = pa.table({f"x{at}": draw.normal(size=100_000) for at in range(8)})
     # Neither is worth its time for random numbers
     with pq.ParquetWriter(path, one.schema, use_dictionary=False, compression="none") as file:
-        for _ in range(18):
+        for _ in range(24):
             file.write_table(one)
     (peak,) = on_ranks(1, peak_of_reading, str(path), str(tmp_path / "store"))
-    values = 1_800_000 * 8 * 8
+    values = 2_400_000 * 8 * 8
     assert peak < 0.75 * values, f"{peak:,} of {values:,} bytes of values"

@@ -23,12 +23,15 @@ from harness.data import shelf as shelf_module
 from harness.data.preparing import Feedback, store_shelf
 from harness.data.settings import StoreConfig
 from harness.data.shelf import Shelf, shelved, temporary_shelf
+from harness.errors import DataError
 from harness.sources import csv_files, listed, shared, table_files
 from harness.sources.audio import Recordings
 from harness.sources.collection import Collection
 from harness.sources.images import Images
 from harness.sources.listed import listed_files
+from harness.sources.series import Series
 from harness.sources.split import ByGroup
+from harness.sources.tables import Table
 from harness.sources.video import Clips
 from harness.training.launch import launch
 from tests.data.test_readings import assert_same
@@ -219,6 +222,95 @@ def test_processes_of_a_prediction_decode_once(
     _, second, _ = request.open()
     assert_same(second.source, first.source)
     assert isinstance(second.source._arrays.base, np.memmap)
+
+
+def test_what_was_skipped_is_told_by_each_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the reading is mapped."""
+    for at in range(2):
+        (tmp_path / f"{at}.csv").write_text("x,y\n1,2\n3,4\n5,6\n")
+    (tmp_path / "1.csv").write_text("x,y\n1,word\n")
+    films = tmp_path / "films"
+    films.mkdir()
+    tables = str(tmp_path / "*.csv")
+    for count, opened in (
+        (3, make_films(films)),
+        (2, lambda: Table(tables, ["x", "y"], on_error="skip")),
+        (2, lambda: Series(tables, ["x", "y"], 2, 2, on_error="skip")),
+    ):
+        for _ in range(2):
+            with (
+                shelved(temporary_shelf(tmp_path / "shelf")),
+                pytest.warns(UserWarning, match=f"^1 of {count} files skipped: ") as told,
+            ):
+                opened()
+            assert len(told) == 1
+    assert len(list((tmp_path / "shelf").iterdir())) == 3, "each is read once"
+
+
+class Brighter(Images):
+    """A class of somebody else, whose code and arguments are in no key."""
+
+    def __init__(self, files: str, by: int) -> None:
+        self.by = by
+        super().__init__(files)
+
+    def _read(self, path: Path) -> Any:
+        return super()._read(path) + np.uint8(self.by)
+
+
+def test_what_other_classes_decode_is_not_shared(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    os.utime(tmp_path / "a.png", (1, 1))
+    for by in (3, 9):
+        with shelved(temporary_shelf(tmp_path / "shelf")):
+            source = Brighter(str(tmp_path / "a.png"), by)
+        assert (source[0]["image"] == by).all()
+
+
+@pytest.mark.parametrize("as_kept", [False, True])
+def test_a_row_whose_file_is_gone_is_skipped_with_a_shelf_too(
+    tmp_path: Path, as_kept: bool
+) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text("file_name\na.png\ngone.png\n")
+    files, store = str(tmp_path / "list.csv"), tmp_path / "store"
+    with shelved(kept(store) if as_kept else temporary_shelf(store)):
+        with pytest.raises(DataError, match=r"gone\.png: there is no such file"):
+            Images(files)
+        with pytest.warns(UserWarning, match=r"^1 of 2 files skipped: .*no such file"):
+            assert len(Images(files, on_error="skip")) == 1
+    assert Images.paths_of(files) == [Path(files), tmp_path / "a.png"]
+
+
+def test_lists_of_one_content_in_two_folders_list_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Projects that share a store, each with a path from its own folder."""
+    for at, project in enumerate(("one", "two")):
+        (tmp_path / project).mkdir()
+        monkeypatch.chdir(tmp_path / project)
+        Image.fromarray(np.full((4, 4), at, np.uint8)).save("a.png")
+        Path("list.csv").write_text("file_name\na.png\n")
+        with shelved(kept(tmp_path / "store")):
+            source = Images("list.csv")
+        assert list(source.files.paths) == [tmp_path / project / "a.png"]
+        assert (source[0]["image"] == at).all()
+
+
+def test_lists_may_have_their_columns_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readings, "SHARD_BYTES", 1)  # each table is one shard
+    (tmp_path / "1.csv").write_text("file_name,label,site\na.png,dog,rome\n")
+    (tmp_path / "2.csv").write_text("site,file_name,label\noslo,b.png,cat\n")
+    with shelved(kept(tmp_path / "store")):
+        found, _ = listed_files(str(tmp_path / "*.csv"))
+    assert {name: list(column) for name, column in found.fields.items()} == {
+        "label": ["dog", "cat"],
+        "site": ["rome", "oslo"],
+    }
 
 
 def kept(directory: Path) -> Shelf:

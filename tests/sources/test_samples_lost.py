@@ -1,9 +1,11 @@
 """No sample is lost, or changed, without a word."""
 
+import errno
 import json
 import os
 import unicodedata
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,73 @@ def test_a_link_that_leads_nowhere_is_named_or_skipped(tmp_path: Path, keep: Any
         source = Images(files, keep=keep, on_error="skip")
     assert len(source) == 2
     assert Images.paths_of(files) == source.paths(), "what the store hashes is what is read"
+
+
+def test_links_that_cannot_be_followed_hide_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "a.png")
+    wrong = {"loop": "loop.png", "through": "a.png/b.png", "long": f"{'n' * 300}.png"}
+    for name, target in wrong.items():
+        (tmp_path / f"{name}.png").symlink_to(target)
+    files = str(tmp_path / "*.png")
+    what = r"a link to .*, where there is no file that can be read\. Bring"
+    with pytest.warns(UserWarning, match=rf"^3 of 4 files skipped: .*{what}"):
+        assert len(Images(files, on_error="skip")) == 1
+    for name in wrong:
+        (tmp_path / f"{name}.png").unlink()
+    (tmp_path / "denied.png").symlink_to(tmp_path / "denied" / "b.png")
+
+    class Denied:
+        """A link into a folder that this user may not enter."""
+
+        name = "denied.png"
+
+        def is_file(self) -> bool:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        def is_symlink(self) -> bool:
+            return True
+
+    monkeypatch.setattr(os, "scandir", lambda folder: nullcontext([Denied()]))
+    with pytest.raises(DataError, match=rf"denied\.png: {what}"):
+        Images(files)
+
+
+def test_a_link_that_leads_nowhere_does_not_hide_other_endings(tmp_path: Path) -> None:
+    picture(tmp_path / "1.jpg")
+    picture(tmp_path / "2.jpg").rename(tmp_path / "2.JPG")
+    (tmp_path / "3.jpg").symlink_to("gone.jpg")
+    with pytest.warns(UserWarning, match=r"1 files beside it end in \.JPG"):
+        find_files(str(tmp_path / "*.jpg"))
+
+
+def test_folders_that_cannot_be_listed_are_passed_over_where_nobody_named_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `lost+found` of a disk."""
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "lost+found" / "2.png")
+    scandir, cause = os.scandir, PermissionError(errno.EACCES, "Permission denied")
+
+    def refusing(path: Any) -> Any:
+        if os.path.basename(path) == "lost+found":
+            raise cause
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    files = str(tmp_path / "**/*.png")
+    message = r"\*\*/\*\.png: folders were passed over: .*/lost\+found: cannot be listed: Perm"
+    with pytest.warns(UserWarning, match=message) as told:
+        assert find_files(files).paths == [tmp_path / "a" / "1.png"]
+    assert len(told) == 1
+    assert find_files(files, tell=False).paths == [tmp_path / "a" / "1.png"]
+    for named in ("lost+found/**/*.png", "*/*.png", "**/*.jpg"):
+        with pytest.raises(DataError, match=r"/lost\+found: cannot be listed: Permission denied"):
+            find_files(str(tmp_path / named))
+    cause = OSError(errno.EIO, "Input/output error")  # type: ignore[assignment] # a disk that fails
+    with pytest.raises(DataError, match="cannot be listed: Input/output error"):
+        find_files(files)
 
 
 def test_tables_texts_and_lists_name_such_a_link_too(tmp_path: Path) -> None:
