@@ -197,7 +197,6 @@ def evaluate(
     """Metrics of the plan's samples, the same bits on every rank and on any number of ranks.
 
     Called by every rank.
-
     `check_leave` is called before each micro-batch; what it raises on one rank all raise;
     `in_step`: around each forward pass, where they are of all ranks. Raises DataError if a sample
     cannot be read or a metric is undefined on the split.
