@@ -188,13 +188,13 @@ def start_peer(case: Case, arm: str, directory: Path) -> subprocess.Popen[str]:
     )
 
 
-def measure(case: Case, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measure(case: Case, rounds: int) -> dict[str, list[tuple[float, ...]]]:
     """Seconds of each block, by arm: (wall, of the processor)."""
     with tempfile.TemporaryDirectory(prefix="fermarsi-peers-") as name:
         directory = Path(name)
         arms = {arm: start(case, arm, directory)[0] for arm in OURS}
         arms |= {arm: start_peer(case, arm, directory) for arm in PEERS}
-        found: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}
+        found: dict[str, list[tuple[float, ...]]] = {arm: [] for arm in arms}
         try:
             for another in (False, True, True):  # the first steps touch memory for the first time
                 for process in arms.values():
@@ -232,7 +232,7 @@ def main() -> None:
             pairs = list(zip(found["fermarsi"], blocks, strict=True))
             low, middle, high = statistics.quantiles([ours[0] / its[0] for ours, its in pairs], n=4)
             used = statistics.median(ours[1] / its[1] for ours, its in pairs)
-            step_us = statistics.median(wall for wall, _ in blocks) / case.block * 1e6
+            step_us = statistics.median(block[0] for block in blocks) / case.block * 1e6
             print(
                 f"{name:<8}{arm:<12}{step_us:>10.0f}{middle:>13.2f}   {low:.2f} to {high:.2f}"
                 f"{used:>11.2f}",
